@@ -1,0 +1,38 @@
+/**
+ * Why a call was refused. The codes are part of the public interface; messages are for people.
+ *
+ * - `HOGWILD_INVALID_ARGUMENT`: a value of the wrong type, shape or range; the message names what is expected.
+ * - `HOGWILD_INVALID_MODEL`: model files that are damaged, incomplete or contradict each other.
+ * - `HOGWILD_UNSUPPORTED`: a model, device or option that this build or machine does not offer; the message names what it does.
+ * - `HOGWILD_OUT_OF_PAGES`: the cache's page pool cannot hold the new tokens.
+ * - `HOGWILD_OUT_OF_MEMORY`: the system or the device has no memory left.
+ * - `HOGWILD_WRITE_CONFLICT`: two workers of one step write to the same block.
+ * - `HOGWILD_BUSY`: the cache is in use by a step that has not ended.
+ * - `HOGWILD_CLOSED`: a model, cache, block, pass or run that was closed before.
+ * - `HOGWILD_ABORTED`: stopped by an AbortSignal (its reason is the `cause`) or by `close()`.
+ * - `HOGWILD_INTERNAL`: a bug in this package.
+ *
+ * After any of them the cache is as it was before the call.
+ */
+export type HogwildErrorCode =
+  | 'HOGWILD_INVALID_ARGUMENT'
+  | 'HOGWILD_INVALID_MODEL'
+  | 'HOGWILD_UNSUPPORTED'
+  | 'HOGWILD_OUT_OF_PAGES'
+  | 'HOGWILD_OUT_OF_MEMORY'
+  | 'HOGWILD_WRITE_CONFLICT'
+  | 'HOGWILD_BUSY'
+  | 'HOGWILD_CLOSED'
+  | 'HOGWILD_ABORTED'
+  | 'HOGWILD_INTERNAL'
+
+/** Every error that this package throws on purpose. Test `code`, not the message. */
+export class HogwildError extends Error {
+  override readonly name = 'HogwildError'
+  readonly code: HogwildErrorCode
+
+  constructor(message: string, code: HogwildErrorCode, options?: ErrorOptions) {
+    super(message, options)
+    this.code = code
+  }
+}

@@ -1,0 +1,241 @@
+// Loads the addon and types it. Nothing else in lib/ touches the addon itself; test/addon.test.ts
+// compares this interface with what the binary exports.
+//
+// The binding is flat functions over opaque handles. Sync functions throw HogwildError; async ones
+// reject with it. Arguments are checked again on the native side (types, ranges, handle kinds), so no
+// call from JavaScript can crash the process.
+
+import { join } from 'node:path'
+import nodeGypBuild from 'node-gyp-build'
+import { HogwildError } from './errors'
+
+declare const kind: unique symbol
+interface Handle<Kind extends string> {
+  readonly [kind]: Kind
+}
+export type DeviceHandle = Handle<'device'>
+export type ModelHandle = Handle<'model'>
+export type CacheHandle = Handle<'cache'>
+export type BlockHandle = Handle<'block'>
+export type PassHandle = Handle<'pass'>
+export type CancelHandle = Handle<'cancel'>
+
+export type Dtype = 'f32' | 'f16' | 'bf16'
+export type SimdLevel = 'baseline' | 'avx2' | 'avx512' | 'avx512bf16' | 'neon'
+
+export interface NativeProbe {
+  version: string
+  /** SIMD levels that this processor can run, best last. */
+  simd: SimdLevel[]
+  /** Threads that a device uses when not told: the processors this process may run on. */
+  threads: number
+  cuda: { compiled: boolean; devices: number; reason: string }
+}
+
+export interface NativeDeviceInfo {
+  type: 'cpu' | 'cuda'
+  name: string
+  simd: string
+  threads: number
+}
+
+/** See native/cache/kv_cache.h. */
+export interface NativeCacheShape {
+  layers: number
+  kvHeads: number
+  headDim: number
+  dtype: Dtype
+  /** Tokens, rounded up to pages. */
+  capacity: number
+  inverseFrequencies: Float64Array
+  attentionFactor: number
+}
+
+export interface NativeCacheStats {
+  pageSize: number
+  pages: number
+  freePages: number
+  peakPages: number
+  bytesPerPage: number
+  keyBytesMoved: number
+}
+
+export interface NativeModelConfig {
+  vocabSize: number
+  hiddenSize: number
+  intermediateSize: number
+  layers: number
+  queryHeads: number
+  kvHeads: number
+  headDim: number
+  rmsNormEps: number
+  normOffset: number
+  embeddingScale: number
+  attentionScale: number
+  activation: 'silu' | 'gelu_tanh'
+  inverseFrequencies: Float64Array
+  attentionFactor: number
+}
+
+/** See native/model/weights.h. */
+export interface NativeTensor {
+  name: string
+  path: string
+  offset: number
+  dtype: Dtype
+  rows: number
+  cols: number
+}
+
+export interface NativeSampler {
+  temperature: number
+  topK: number
+  topP: number
+  minP: number
+  repetitionPenalty: number
+  forbidden: Int32Array
+  seed: bigint
+  draw: bigint
+}
+
+export interface NativeWorkerView {
+  view: BlockHandle[]
+  /** One log-weight per block of the view, or null. -Infinity hides a block. */
+  bias: Float32Array | null
+  target: BlockHandle
+}
+
+export interface NativeStepWorker extends NativeWorkerView {
+  tokens: Int32Array
+  logits: 'none' | 'last' | 'all'
+  /** null: no token is sampled. The repetition penalty applies to the token ids in the view, the new ones included. */
+  sampler: NativeSampler | null
+  logprob: boolean
+}
+
+export interface NativeStepResult {
+  /** -1 where no sampler was given. */
+  token: number
+  /** log-probability of `token` under the raw logits, or NaN where not asked for. */
+  logprob: number
+  /** 'last': [V]; 'all': [new tokens, V]; else empty. */
+  logits: Float32Array
+}
+
+export interface NativePassWorker extends NativeWorkerView {
+  nTokens: number
+}
+
+export interface NativeSegment {
+  length: number
+  rotatedAt: number
+  pages: number
+}
+
+export interface NativeBinding {
+  setErrorClass(errorClass: new (message: string, code: never) => Error): void
+  probe(): NativeProbe
+
+  createDevice(options: { type: 'cpu'; threads: number; simd: string }): DeviceHandle
+  deviceInfo(device: DeviceHandle): NativeDeviceInfo
+  /** Bytes per second, all threads of the device, over a buffer of `bytes`. */
+  deviceReadBandwidth(device: DeviceHandle, bytes: number): Promise<number>
+  deviceClose(device: DeviceHandle): void
+
+  createModel(
+    device: DeviceHandle,
+    config: NativeModelConfig,
+    tensors: NativeTensor[],
+    convertTo: Dtype | null,
+  ): Promise<ModelHandle>
+  modelWeightBytes(model: ModelHandle): number
+  modelClose(model: ModelHandle): void
+
+  createCache(device: DeviceHandle, shape: NativeCacheShape): CacheHandle
+  cacheStats(cache: CacheHandle): NativeCacheStats
+  /** Frees the pool once no step uses it; its blocks are closed with it. */
+  cacheClose(cache: CacheHandle): void
+
+  createBlock(cache: CacheHandle): BlockHandle
+  blockLength(block: BlockHandle): number
+  blockTokens(block: BlockHandle): Int32Array
+  blockSegments(block: BlockHandle): NativeSegment[]
+  blockAppendFrom(target: BlockHandle, source: BlockHandle): void
+  blockInsert(target: BlockHandle, at: number, source: BlockHandle): void
+  blockTruncate(block: BlockHandle, length: number): void
+  blockForget(block: BlockHandle, begin: number, end: number): void
+  blockClear(block: BlockHandle): void
+  blockFork(block: BlockHandle): BlockHandle
+  blockCompact(block: BlockHandle): Promise<{ segmentsBefore: number; segmentsAfter: number; tokensMoved: number }>
+  /** Keys as stored, values, and the position each key was rotated at. */
+  blockRead(block: BlockHandle, layer: number): { k: Float32Array; v: Float32Array; rotatedAt: Float64Array }
+  blockClose(block: BlockHandle): void
+
+  createCancel(): CancelHandle
+  cancel(handle: CancelHandle): void
+
+  /** One forward pass. Refused with HOGWILD_BUSY while another step, pass or compaction uses the cache. */
+  step(
+    model: ModelHandle,
+    cache: CacheHandle,
+    workers: NativeStepWorker[],
+    cancel: CancelHandle | null,
+  ): Promise<NativeStepResult[]>
+
+  /** Reserves room for the new tokens and plans the step; the cache is busy until commit or abort. */
+  beginPass(cache: CacheHandle, workers: NativePassWorker[]): PassHandle
+  /** k, v: [T, Hkv, D], keys before RoPE; T: new tokens of all workers, worker after worker. */
+  passAppend(pass: PassHandle, layer: number, k: Float32Array, v: Float32Array): Promise<void>
+  /** q: [T, Hq, D] before RoPE. Resolves to out [T, Hq, D] and, if asked for, lse [T, Hq]. */
+  passAttend(
+    pass: PassHandle,
+    layer: number,
+    q: Float32Array,
+    queryHeads: number,
+    scale: number,
+    wantLse: boolean,
+  ): Promise<{ out: Float32Array; lse: Float32Array | null }>
+  passCommit(pass: PassHandle): void
+  passAbort(pass: PassHandle): void
+
+  /** Single ops on host arrays, for tests and benchmarks. See native/addon/ops.cc. */
+  ops: NativeOps
+}
+
+/** Each runs synchronously on the calling thread's device handle and returns fresh arrays. */
+export interface NativeOps {
+  /** table: raw little-endian elements of `dtype`, [rows, cols]. */
+  embedding(device: DeviceHandle, tokens: Int32Array, table: Uint8Array, dtype: Dtype, cols: number, scale: number): Float32Array
+  rmsNorm(device: DeviceHandle, x: Float32Array, weight: Float32Array, eps: number): Float32Array
+  /** weights: one to three of [n_i, k] as raw bytes of `dtype`; x: [rows, k]. */
+  matmul(
+    device: DeviceHandle,
+    x: Float32Array,
+    rows: number,
+    weights: { data: Uint8Array; dtype: Dtype; bias: Float32Array | null }[],
+  ): Float32Array[]
+  gatedActivation(device: DeviceHandle, gate: Float32Array, up: Float32Array, activation: 'silu' | 'gelu_tanh'): Float32Array
+  sample(
+    device: DeviceHandle,
+    logits: Float32Array,
+    vocab: number,
+    rows: (NativeSampler & { seen: Int32Array })[],
+  ): { tokens: Int32Array; logprobs: Float32Array }
+}
+
+function load(): NativeBinding {
+  const root = join(__dirname, '..')
+  try {
+    return nodeGypBuild(root) as NativeBinding
+  } catch (cause) {
+    throw new HogwildError(
+      `hogwild: no native addon for ${process.platform}-${process.arch} could be loaded; ` +
+        '`npm rebuild hogwild` compiles it (needs CMake 3.22 and a C++20 compiler)',
+      'HOGWILD_UNSUPPORTED',
+      { cause },
+    )
+  }
+}
+
+export const native = load()
+native.setErrorClass(HogwildError)

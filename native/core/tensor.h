@@ -1,0 +1,37 @@
+// Element types and the plain views that parameters are made of.
+//
+// Shape letters used in comments throughout: W workers, T new tokens of all workers in a step,
+// Hq query heads, Hkv key/value heads, D head_dim, R rotary_dim (<= D), P page_size (tokens),
+// V vocabulary, N pages of the pool.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hogwild {
+
+enum class Dtype : std::uint8_t { kF32, kF16, kBF16 };
+
+constexpr std::size_t dtype_size(Dtype dtype) { return dtype == Dtype::kF32 ? 4 : 2; }
+
+constexpr const char* dtype_name(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kF32:
+      return "f32";
+    case Dtype::kF16:
+      return "f16";
+    case Dtype::kBF16:
+      return "bf16";
+  }
+  return "?";
+}
+
+// A weight matrix where it lies: row-major [rows, cols], `data` aligned to dtype_size(dtype).
+struct Matrix {
+  const void* data = nullptr;
+  Dtype dtype = Dtype::kF32;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+};
+
+}  // namespace hogwild

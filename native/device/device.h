@@ -1,0 +1,103 @@
+// What the model and the cache need of a device. `cpu/cpu_device.cc` implements it everywhere;
+// `cuda/cuda_device.cc` is the place for the same on NVIDIA GPUs. Nothing above this header asks
+// which one it is.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "device/ops.h"
+
+namespace hogwild {
+
+// Device memory, freed with its owner. `data` is zero-filled at first.
+class Buffer {
+ public:
+  using Release = void (*)(void* data, std::size_t bytes);
+
+  Buffer() = default;
+  Buffer(void* data, std::size_t bytes, Release release) : data_(data), bytes_(bytes), release_(release) {}
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer();
+
+  void* data() const { return data_; }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+  Release release_ = nullptr;
+};
+
+struct DeviceInfo {
+  std::string type;  // "cpu" | "cuda"
+  std::string name;  // processor or card
+  std::string simd;  // cpu: level in use, "baseline" | "avx2" | "avx512" | "avx512bf16" | "neon"
+  int threads = 0;   // cpu: threads that compute, the calling one included
+};
+
+// Calls come from one thread at a time (the device's runner, see addon/promise_task.h). Ops may be
+// asynchronous on the device; `synchronize` waits for all of them. `download` waits by itself.
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual DeviceInfo info() const = 0;
+
+  // Throws kOutOfMemory with the size and `purpose` in the message. Memory that is never touched
+  // costs nothing where the system allows it (a page pool is bounded, not pre-paid).
+  virtual Buffer allocate(std::size_t bytes, const char* purpose) = 0;
+  virtual void download(void* host, const void* device, std::size_t bytes) = 0;
+  virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
+  virtual void synchronize() = 0;
+
+  // Makes a weight readable by ops. `host` stays mapped and unchanged while the result is in use.
+  // A CPU returns `host` itself; others copy and keep the copy in `storage`.
+  virtual Matrix adopt_weight(const Matrix& host, std::vector<Buffer>& storage) = 0;
+
+  // Once per step, before the first layer: a device that keeps plans in its own memory copies it here.
+  virtual void begin_step(const AttentionPlanView& plan) = 0;
+
+  virtual void embedding(const EmbeddingParams& params) = 0;
+  virtual void rms_norm(const RmsNormParams& params) = 0;
+  virtual void matmul(const MatmulParams& params) = 0;
+  virtual void gated_activation(const GatedActivationParams& params) = 0;
+  virtual void kv_append(const KvAppendParams& params) = 0;
+  virtual void attention(const AttentionParams& params) = 0;
+  virtual void kv_rebase(const KvRebaseParams& params) = 0;
+  virtual void kv_read(const KvReadParams& params) = 0;
+  virtual void sample(const SampleParams& params) = 0;
+
+  // Bytes per second at which this device reads a buffer of `bytes` (all threads), median of several passes.
+  virtual double measure_read_bandwidth(std::size_t bytes) = 0;
+};
+
+struct CpuOptions {
+  int threads = 0;   // 0: as many as the process may run on
+  std::string simd;  // "": the best that this processor has (HOGWILD_SIMD overrides)
+};
+
+// Throws kUnsupported for a SIMD level that this build or this processor lacks, naming those it has.
+std::shared_ptr<Device> create_cpu_device(const CpuOptions& options);
+
+// SIMD levels that this processor can run, best last.
+std::vector<std::string> available_simd_levels();
+
+// Whether and why (not) CUDA can be used: for `doctor` and for device: 'auto'.
+struct CudaStatus {
+  bool compiled = false;  // this binary holds CUDA kernels
+  int devices = 0;
+  std::string reason;     // why it cannot be used; empty where it can
+};
+CudaStatus cuda_status();
+
+}  // namespace hogwild

@@ -1,0 +1,210 @@
+// The contract between the model and a device: one plain parameter struct per op.
+//
+// The CPU device and the CUDA launchers take the same structs. Activations are f32 and row-major;
+// weights and the KV cache keep their own dtype. Every op is batch-invariant: what it computes for
+// one row (one new token) does not depend, to the last bit, on how many other rows there are, on
+// their order, or on the number of threads.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/tensor.h"
+
+namespace hogwild {
+
+// ---- pointwise and matrix ops ---------------------------------------------------------------------
+
+// out[t] = scale * table[tokens[t]]
+struct EmbeddingParams {
+  std::span<const std::int32_t> tokens;  // [T], each in [0, V)
+  Matrix table;                          // [V, hidden]
+  float scale = 1;                       // 1, or sqrt(hidden) (Gemma)
+  float* out = nullptr;                  // [T, hidden]
+};
+
+// out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight
+struct RmsNormParams {
+  const float* x = nullptr;       // [rows, cols]
+  const float* weight = nullptr;  // [cols]
+  float eps = 0;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  float* out = nullptr;  // [rows, cols], may be x
+};
+
+// y_i = x W_i^T + b_i for up to three matrices that read the same x: (q, k, v), (gate, up), or one.
+// Each weight is read from memory once for all rows.
+struct MatmulParams {
+  struct Output {
+    Matrix weight;                // [n_i, k]
+    const float* bias = nullptr;  // [n_i] or null
+    float* y = nullptr;           // [rows, n_i]
+    bool accumulate = false;      // y += instead of y =  (the residual stream)
+  };
+  static constexpr int kMaxOutputs = 3;
+
+  const float* x = nullptr;  // [rows, k]
+  std::int64_t rows = 0;
+  std::int64_t k = 0;
+  int n_outputs = 0;
+  Output outputs[kMaxOutputs];
+};
+
+enum class Activation : std::uint8_t { kSilu, kGeluTanh };
+
+// out = activation(gate) * up
+struct GatedActivationParams {
+  const float* gate = nullptr;  // [n]
+  const float* up = nullptr;    // [n]
+  std::int64_t n = 0;
+  Activation activation = Activation::kSilu;
+  float* out = nullptr;  // [n], may be gate
+};
+
+// ---- the KV cache as devices see it ---------------------------------------------------------------
+
+// Shape of a page pool. A page holds kPageSize tokens of one layer: keys [Hkv, P, D] and values
+// [Hkv, P, D]. How the elements of a page are arranged inside it is the device's own business.
+inline constexpr std::int64_t kPageSize = 64;
+
+struct KvShape {
+  std::int64_t layers = 0;
+  std::int64_t kv_heads = 0;
+  std::int64_t head_dim = 0;
+  Dtype dtype = Dtype::kF32;
+
+  std::int64_t page_elements() const { return kv_heads * kPageSize * head_dim; }
+  std::int64_t page_bytes() const { return page_elements() * static_cast<std::int64_t>(dtype_size(dtype)); }
+};
+
+// One layer of the pool. 64-bit page offsets: a pool may exceed 2^31 elements.
+struct KvLayer {
+  void* keys = nullptr;    // [N pages]
+  void* values = nullptr;  // [N pages]
+};
+
+// cos and sin of position * inverse_frequency, computed in double precision and rounded once.
+// Row i belongs to the i-th distinct position of the step.
+struct RopeTable {
+  const float* cos = nullptr;   // [rows, R / 2]
+  const float* sin = nullptr;   // [rows, R / 2]
+  std::int64_t rotary_dim = 0;  // R: pairs (u, u + R/2), u < R/2, of the first R dimensions
+};
+
+// Where a new token's key and value go.
+struct AppendSlot {
+  std::int64_t page = 0;
+  std::int32_t slot = 0;   // in [0, P)
+  std::int32_t angle = 0;  // row of the rope table at which its key is rotated
+};
+
+// keys[slot] = rotate(k), values[slot] = v. Keys are rotated in f32 and rounded once.
+struct KvAppendParams {
+  KvShape shape;
+  KvLayer layer;
+  RopeTable rope;
+  std::span<const AppendSlot> slots;  // [T]
+  const float* k = nullptr;           // [T, Hkv, D], before RoPE
+  const float* v = nullptr;           // [T, Hkv, D]
+};
+
+// A run of tokens in storage: it starts at `first_slot` of its first page and goes on through
+// consecutive entries of the plan's page list.
+struct PlanSegment {
+  std::int64_t first_page = 0;  // index into AttentionPlanView::pages
+  std::int32_t first_slot = 0;
+  std::int64_t length = 0;       // tokens
+  std::int64_t first_visit = 0;  // index into AttentionPlanView::visits
+  std::int64_t n_visits = 0;
+};
+
+// One new token looks at one segment. Its query, rotated to row `angle`, meets the segment's keys
+// as they are stored (SEMANTICS, "Rotating the query instead of the keys").
+struct PlanVisit {
+  std::int32_t token = 0;   // row of q, in [0, T)
+  std::int32_t angle = 0;   // row of the rope table
+  std::int64_t limit = 0;   // it sees the first `limit` tokens of the segment, 1 <= limit <= length
+  float bias = 0;           // added to every score of this visit: a log-weight per (worker, block)
+  std::int32_t order = 0;   // place among the token's visits: its view order
+};
+
+// What every layer of a step does, built once per step on the host (cache/attention_plan.h).
+struct AttentionPlanView {
+  std::int64_t n_tokens = 0;                      // T
+  std::span<const std::int64_t> pages;            // page ids, segment after segment
+  std::span<const PlanSegment> segments;          // each segment of storage once, whoever sees it
+  std::span<const PlanVisit> visits;              // grouped by segment, in ascending token order within one
+  std::span<const std::int64_t> token_visits;     // visit indices, grouped by token, in view order
+  std::span<const std::int64_t> token_visits_at;  // [T + 1]: token t's are [at[t], at[t + 1])
+};
+
+// Concurrent attention: for each new token t and query head h, over all visits of t,
+//   out = sum softmax(scale * <rotate(q, angle), key> + bias) value,   lse = log sum exp(...)
+// Each segment's keys and values are read once for all tokens that visit it. A token without
+// visits gets out = 0 and lse = -inf. Query head h reads kv head floor(h * Hkv / Hq).
+struct AttentionParams {
+  KvShape shape;
+  KvLayer layer;
+  RopeTable rope;
+  AttentionPlanView plan;
+  std::int64_t query_heads = 0;  // Hq, a multiple of Hkv
+  float scale = 0;               // normally 1 / sqrt(D)
+  const float* q = nullptr;      // [T, Hq, D], before RoPE
+  float* out = nullptr;          // [T, Hq, D]
+  float* lse = nullptr;          // [T, Hq] or null
+};
+
+// Copies runs of tokens inside one layer's pool; keys are turned on the way by row `angle` of the
+// table (in f32, rounded once), or kept bit for bit where angle < 0.
+struct KvRebaseParams {
+  struct Move {
+    std::int64_t from_page = 0;
+    std::int64_t to_page = 0;
+    std::int32_t from_slot = 0;
+    std::int32_t to_slot = 0;
+    std::int32_t length = 0;  // tokens; the run stays inside both pages
+    std::int32_t angle = -1;
+  };
+  KvShape shape;
+  KvLayer layer;
+  RopeTable rope;  // without attention factor: moving a key multiplies it by nothing
+  std::span<const Move> moves;
+};
+
+// Reads keys and values as they are stored, as f32, in token order.
+struct KvReadParams {
+  KvShape shape;
+  KvLayer layer;
+  std::span<const AppendSlot> slots;  // [n]; angle unused
+  float* k = nullptr;                 // [n, Hkv, D]
+  float* v = nullptr;                 // [n, Hkv, D]
+};
+
+// ---- sampling -------------------------------------------------------------------------------------
+
+// logits -> token, one row at a time. Order: forbidden, repetition penalty (Keskar et al. 2019,
+// arXiv 1909.05858), temperature, top-k, top-p (Holtzman et al. 2020, arXiv 1904.09751), min-p
+// (Nguyen et al. 2024, arXiv 2407.01082), then one draw. The random number of a draw is a function
+// of (seed, draw) alone, so it does not depend on other rows.
+struct SampleParams {
+  struct Row {
+    std::int64_t logits_row = 0;    // row of `logits`
+    float temperature = 0;          // 0: greedy, ties to the lowest id
+    std::int32_t top_k = 0;         // 0: off
+    float top_p = 1;                // 1: off
+    float min_p = 0;                // 0: off
+    float repetition_penalty = 1;   // 1: off
+    std::span<const std::int32_t> seen;       // ids that the repetition penalty applies to
+    std::span<const std::int32_t> forbidden;  // ids that never come out
+    std::uint64_t seed = 0;
+    std::uint64_t draw = 0;
+  };
+  const float* logits = nullptr;  // [rows, V], device memory
+  std::int64_t vocab = 0;
+  std::span<const Row> rows;
+  std::int32_t* tokens = nullptr;  // [rows.size()], host memory
+  float* logprobs = nullptr;       // [rows.size()], host memory: log softmax(raw logits)[token], or null
+};
+
+}  // namespace hogwild
