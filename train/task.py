@@ -1,0 +1,247 @@
+"""The demo task: vocabulary, prompt format, claim policy and the simulator that writes the training traces.
+
+A list of K words is given; the workers give back each word written backwards, together, each word once.
+
+    prompt   <s>A:ynam\\nB:sdnah\\nC:ekam\\n              one item is: label ':' letters '\\n'
+    block    Alice A=many Alice C=make Alice .          what one worker writes (no spaces in the tokens)
+
+* A line is: own name (one token), claimed label, '=', answer. The next name token ends the line.
+* Claim policy: worker number i (Alice 0 ... Dave 3) takes the (i+1)-th free item of the list, or the last one if fewer
+  are free. An item is free while no claim on it is visible in anybody's block. Nothing free: '.' and the worker halts.
+* Claims are optimistic. At its own label token a worker sees what the others wrote in the same step. If the item was
+  already held, or was claimed in the same step by an earlier name, it yields: '~' instead of '=', then a new line.
+* '#' is never generated. The operator appends it to the block of a worker that is taken away; the claim that the worker
+  had not finished is free again.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from dataclasses import dataclass, field
+
+MAX_ITEMS = 16
+LONGEST_WORD = 9
+NAMES = ("Alice", "Bob", "Carol", "Dave")
+LABELS = string.ascii_uppercase[:MAX_ITEMS]
+# '+', '-', '<', '>' and the digits are not used by this task. They keep the ids stable if another one is added.
+VOCABULARY = (
+    ["<pad>", "<s>", "\n", ":", "=", "~", ".", "#", "+", "-", "<", ">"]
+    + list(NAMES)
+    + list(LABELS)
+    + list(string.ascii_lowercase)
+    + list(string.digits)
+)
+TOKEN_ID = {token: index for index, token in enumerate(VOCABULARY)}
+PAD, BOS, NEWLINE, COLON, EQUALS, YIELD, STOP, REMOVED = (
+    TOKEN_ID[token] for token in ("<pad>", "<s>", "\n", ":", "=", "~", ".", "#")
+)
+FIRST_NAME = TOKEN_ID["Alice"]
+FIRST_LABEL = TOKEN_ID["A"]
+FIRST_LETTER = TOKEN_ID["a"]
+
+NO_TARGET = -1
+
+
+def name_token(worker: int) -> int:
+    return FIRST_NAME + worker
+
+
+def is_label(token: int) -> bool:
+    return FIRST_LABEL <= token < FIRST_LABEL + MAX_ITEMS
+
+
+def is_letter(token: int) -> bool:
+    return FIRST_LETTER <= token < FIRST_LETTER + 26
+
+
+def encode_word(word: str) -> list[int]:
+    return [TOKEN_ID[letter] for letter in word]
+
+
+def to_text(tokens: list[int]) -> str:
+    """Tokens for people to read: names are set apart by spaces, which the vocabulary does not have."""
+    return "".join(f" {VOCABULARY[t]} " if VOCABULARY[t] in NAMES else VOCABULARY[t] for t in tokens).strip(" ")
+
+
+@dataclass
+class Task:
+    """A prompt and its answers. Labels are numbers (A = 0), in the order of the list."""
+
+    labels: list[int]
+    prompt: list[int]
+    answers: dict[int, list[int]]
+
+    @staticmethod
+    def from_words(words: list[str], labels: list[int] | None = None) -> Task:
+        """The words as they stand in the prompt; the answers are their reversals."""
+        labels = list(range(len(words))) if labels is None else labels
+        prompt = [BOS]
+        answers = {}
+        for label, word in zip(labels, words, strict=True):
+            letters = encode_word(word)
+            prompt += [FIRST_LABEL + label, COLON, *letters, NEWLINE]
+            answers[label] = letters[::-1]
+        return Task(labels, prompt, answers)
+
+
+# Weights of the lengths 1..9, roughly those of English text.
+_LENGTH_WEIGHTS = (1, 3, 7, 8, 7, 5, 4, 3, 3)
+_LENGTHS = range(1, LONGEST_WORD + 1)
+
+
+def random_words(rng: random.Random, count: int) -> list[str]:
+    """Random strings. Real words never occur on purpose, so every one of them is held out for the evaluation."""
+    weights = _LENGTH_WEIGHTS
+    if rng.random() < 0.25:
+        # Lists of only short or only long words: otherwise a list of twelve long words would never be seen.
+        shortest = rng.randint(1, LONGEST_WORD)
+        longest = rng.randint(shortest, LONGEST_WORD)
+        weights = tuple(int(shortest <= length <= longest) for length in _LENGTHS)
+    repeats = rng.random() < 0.2  # sentences repeat words ("the", "of")
+    words: list[str] = []
+    for length in rng.choices(_LENGTHS, weights, k=count):
+        if repeats and words and rng.random() < 0.15:
+            words.append(rng.choice(words))
+            continue
+        # Three letters only, now and then: repeated letters and shared prefixes are what makes copying hard.
+        alphabet = rng.choices(string.ascii_lowercase, k=3) if rng.random() < 0.3 else string.ascii_lowercase
+        words.append("".join(rng.choices(alphabet, k=length)))
+    return words
+
+
+def random_task(rng: random.Random, count: int) -> Task:
+    labels = list(range(count))
+    if rng.random() < 0.3:
+        labels = sorted(rng.sample(range(MAX_ITEMS), count))
+    if rng.random() < 0.1:
+        rng.shuffle(labels)
+    return Task.from_words(random_words(rng, count), labels)
+
+
+@dataclass
+class Disturbances:
+    """What happens to the workers of a trace besides the policy; all of it can happen in use, or provokes yields."""
+
+    start: dict[int, int] = field(default_factory=dict)  # worker -> step of its first token
+    pause: dict[int, float] = field(default_factory=dict)  # worker -> chance of a rest, per step inside an answer
+    stop: dict[int, int] = field(default_factory=dict)  # worker -> step at which the operator writes '#'
+    taken_claim: float = 0.0  # share of the claims replaced by an item that is held already: must be yielded
+    other_claim: float = 0.0  # share of the claims replaced by any free item: other states, more ties
+
+
+@dataclass
+class Trace:
+    """What each worker wrote, in which step each token was an input, and which token had to follow it."""
+
+    prompt: list[int]
+    tokens: dict[int, list[int]]
+    steps: dict[int, list[int]]
+    targets: dict[int, list[int]]
+
+
+def policy_claim(worker: int, free: list[int]) -> int:
+    return free[min(worker, len(free) - 1)]
+
+
+class _Writer:
+    """One worker of the simulator."""
+
+    def __init__(self, worker: int) -> None:
+        self.name = name_token(worker)
+        self.next_token = self.name
+        self.tokens: list[int] = []
+        self.steps: list[int] = []
+        self.targets: list[int] = []
+        self.label: int | None = None  # the claim of the current line
+        self.claimed_at = -1
+        self.written: int | None = None  # letters of the answer decided so far; None outside of an answer
+
+    def append(self, token: int, step: int) -> None:
+        self.tokens.append(token)
+        self.steps.append(step)
+        self.targets.append(NO_TARGET)
+
+
+def simulate(rng: random.Random, task: Task, workers: list[int], disturb: Disturbances) -> Trace:
+    """Runs the policy in lock step: first everybody's token of the step is appended, then everybody decides."""
+    writers = {worker: _Writer(worker) for worker in sorted(workers)}
+    running = dict(writers)
+    # Claims by label, as (step, worker). Finished ones stay, yielded and abandoned ones are removed; the smallest holds.
+    claims: dict[int, list[tuple[int, int]]] = {label: [] for label in task.labels}
+    step = 0
+    while running:
+        moved: list[int] = []
+        for worker, writer in list(running.items()):
+            if step < disturb.start.get(worker, 0):
+                continue
+            if step >= disturb.stop.get(worker, step + 1) and writer.tokens:
+                writer.append(REMOVED, step)
+                writer.targets[-2] = NO_TARGET  # whatever was decided there was never written
+                if writer.label is not None:
+                    claims[writer.label].remove((writer.claimed_at, worker))
+                del running[worker]
+                continue
+            # Rests are inside an answer only. A claim or a '=' that is appended later than the step in which it was
+            # decided would be stale, and no rule on visible tokens would be safe then.
+            if writer.written is not None and rng.random() < disturb.pause.get(worker, 0.0):
+                continue
+            token = writer.next_token
+            writer.append(token, step)
+            moved.append(worker)
+            if is_label(token):
+                writer.label, writer.claimed_at = token - FIRST_LABEL, step
+                claims[writer.label].append((step, worker))
+            elif token == YIELD:
+                claims[writer.label].remove((writer.claimed_at, worker))
+                writer.label = None
+            elif token == writer.name:
+                writer.label = writer.written = None
+            elif token == STOP:
+                del running[worker]
+        for worker in moved:
+            _decide(rng, task, worker, writers[worker], claims, disturb)
+        step += 1
+    return Trace(
+        task.prompt,
+        {worker: writer.tokens for worker, writer in writers.items()},
+        {worker: writer.steps for worker, writer in writers.items()},
+        {worker: writer.targets for worker, writer in writers.items()},
+    )
+
+
+def _decide(
+    rng: random.Random,
+    task: Task,
+    worker: int,
+    writer: _Writer,
+    claims: dict[int, list[tuple[int, int]]],
+    disturb: Disturbances,
+) -> None:
+    """Sets the worker's next token and, unless it was replaced by a disturbance, the target of its last one."""
+    token = writer.tokens[-1]
+    if token == STOP:
+        return
+    replaced = False
+    if token == writer.name:
+        free = [label for label in task.labels if not claims[label]]
+        following = FIRST_LABEL + policy_claim(worker, free) if free else STOP
+        chance = rng.random()
+        if chance < disturb.taken_claim:
+            taken = [label for label in task.labels if claims[label]]
+            if taken:
+                following, replaced = FIRST_LABEL + rng.choice(taken), True
+        elif chance < disturb.taken_claim + disturb.other_claim and free:
+            following, replaced = FIRST_LABEL + rng.choice(free), True
+    elif is_label(token):
+        holds = min(claims[writer.label]) == (writer.claimed_at, worker)
+        following = EQUALS if holds else YIELD
+    elif token == YIELD:
+        following = writer.name
+    else:
+        writer.written = 0 if writer.written is None else writer.written + 1
+        answer = task.answers[writer.label]
+        following = answer[writer.written] if writer.written < len(answer) else writer.name
+    writer.next_token = following
+    if not replaced:
+        writer.targets[-1] = following
