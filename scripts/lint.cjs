@@ -1,0 +1,58 @@
+// `npm run lint` checks, `npm run format` (--fix) rewrites: TypeScript and JSON with Biome, C++ and
+// CUDA with clang-format, types with tsc, and the two layering rules that a compiler cannot see.
+'use strict'
+const { execFileSync, spawnSync } = require('node:child_process')
+const { existsSync, readFileSync } = require('node:fs')
+const path = require('node:path')
+
+const root = path.join(__dirname, '..')
+const fix = process.argv.includes('--fix')
+let failed = false
+
+function run(name, bin, args) {
+  const entry = path.join(root, 'node_modules', '.bin', bin)
+  const { status } = spawnSync(entry, args, { cwd: root, stdio: 'inherit' })
+  if (status !== 0) {
+    console.error(`lint: ${name} failed`)
+    failed = true
+  }
+}
+
+// What git tracks or would track: build output and node_modules are ignored there already.
+const files = execFileSync('git', ['ls-files', '--cached', '--others', '--exclude-standard'], {
+  cwd: root,
+  encoding: 'utf8',
+})
+  .split('\n')
+  .filter((file) => file && existsSync(path.join(root, file)))
+const native = files.filter((file) => /\.(cc|h|cu|cuh)$/.test(file))
+
+run('biome', 'biome', ['check', ...(fix ? ['--write'] : []), '.'])
+run('clang-format', 'clang-format', [...(fix ? ['-i'] : ['--dry-run', '-Werror']), ...native])
+if (!fix) run('tsc', 'tsc', ['--noEmit'])
+
+// An include points downwards only (see "How it is built" in the README).
+const rules = [
+  { forbidden: /#include\s*<(napi|node_api)[^>]*>/, allowed: /^native\/addon\// },
+  {
+    forbidden: /#include\s*[<"]cuda[^>"]*[>"]/,
+    allowed: /^(cuda|test\/cuda)\/|^native\/device\/cuda\//,
+  },
+  { forbidden: /#include\s*"addon\//, allowed: /^native\/addon\// },
+  { forbidden: /#include\s*"model\//, allowed: /^(native\/(addon|model)|test\/native)\// },
+  { forbidden: /#include\s*"cache\//, allowed: /^(native\/(addon|model|cache)|test\/native)\// },
+]
+for (const file of native) {
+  readFileSync(path.join(root, file), 'utf8')
+    .split('\n')
+    .forEach((line, index) => {
+      for (const { forbidden, allowed } of rules) {
+        if (forbidden.test(line) && !allowed.test(file)) {
+          console.error(`${file}:${index + 1}: ${line.trim()} breaks the layering`)
+          failed = true
+        }
+      }
+    })
+}
+
+process.exit(failed ? 1 : 0)
