@@ -33,10 +33,10 @@ struct ModelConfig {
 enum class LogitsWanted : std::uint8_t { kNone, kLast, kAll };
 
 struct StepWorker {
-  WorkerView view;  // its tokens point into `tokens`
+  WorkerView view;  // its `tokens` need not be set: those below count
   std::vector<std::int32_t> tokens;
   LogitsWanted logits = LogitsWanted::kNone;
-  std::optional<SampleParams::Row> sampler;  // `seen` and `forbidden` point into the two vectors below
+  std::optional<SampleParams::Row> sampler;  // its `logits_row`, `seen` and `forbidden` need not be set
   std::vector<std::int32_t> seen;
   std::vector<std::int32_t> forbidden;
   bool logprob = false;
@@ -44,8 +44,8 @@ struct StepWorker {
 
 struct StepResult {
   struct Worker {
-    std::int32_t token = -1;  // sampled, or -1
-    float logprob = 0;        // of `token`, where asked for
+    std::int32_t token = -1;    // sampled, or -1
+    float logprob = 0;          // of `token`, where asked for
     std::vector<float> logits;  // kLast: [V]; kAll: [new tokens, V]
   };
   std::vector<Worker> workers;
@@ -53,17 +53,19 @@ struct StepResult {
 
 class Transformer {
  public:
-  // Checks that every tensor is there with the right shape. Throws kInvalidModel, kUnsupported.
+  // Checks that every tensor is there with the right shape, and that there is no tensor that this
+  // architecture does not use. Throws kInvalidModel, kUnsupported.
   Transformer(std::shared_ptr<Device> device, ModelConfig config, std::unique_ptr<Weights> weights);
   ~Transformer();
 
   const ModelConfig& config() const;
   Device& device() const;
-  std::int64_t weight_bytes() const;  // that one step reads
+  std::int64_t weight_bytes() const;  // that one decode step reads: all matrices, but no untied embedding
 
   // One forward pass (SEMANTICS, "One step"). In every layer all workers append before any attends.
   // On return the new tokens are in their blocks; on a throw (kAborted once `cancel` is set, looked at
-  // several times per layer) the cache is as it was. A single worker's long input is cut into chunks.
+  // several times per layer) the cache is as it was. A single worker's long input is cut into chunks,
+  // which changes no bit of the result.
   StepResult step(KvCache& cache, std::vector<StepWorker>& workers, const std::atomic<bool>& cancel);
 
  private:

@@ -1,5 +1,20 @@
 // Read-only weights, memory-mapped from safetensors files. lib/ parses the headers (text); this side
 // is told where each tensor lies, checks that it lies inside its file, and maps it.
+//
+// Names are roles, the same for every architecture; lib/ maps the names of a Hugging Face folder to
+// them. V vocabulary, H hidden size, F intermediate size, Q = Hq * D, K = Hkv * D, i a layer:
+//
+//   embed                             [V, H]
+//   lm_head                           [V, H]  absent where `embed` is used instead (tied)
+//   norm                              [H]
+//   layers.i.input_norm               [H]
+//   layers.i.q_proj                   [Q, H]  and q_bias [Q], optional
+//   layers.i.k_proj, v_proj           [K, H]  and k_bias, v_bias [K], optional
+//   layers.i.q_norm, k_norm           [D]     optional (Qwen3): RMSNorm of each head, before RoPE
+//   layers.i.o_proj                   [H, Q]  and o_bias [H], optional
+//   layers.i.post_attention_norm      [H]
+//   layers.i.gate_proj, up_proj       [F, H]  and gate_bias, up_bias [F], optional
+//   layers.i.down_proj                [H, F]  and down_bias [H], optional
 #pragma once
 
 #include <cstdint>
@@ -13,10 +28,10 @@
 
 namespace hogwild {
 
-// Where a tensor lies. `name` is the canonical role ("embed", "layers.3.q_proj", "norm", ...: the
-// list is in transformer.cc); a fused tensor of a file appears as several entries (slices of rows).
+// Where a tensor lies: row-major, little-endian. A fused tensor of a file appears as several entries
+// (slices of rows).
 struct TensorSource {
-  std::string name;
+  std::string name;  // its role, see above
   std::string path;
   std::uint64_t offset = 0;  // bytes from the start of the file
   Dtype dtype = Dtype::kF32;
@@ -26,9 +41,11 @@ struct TensorSource {
 
 class Weights {
  public:
-  // Maps each file once. Throws kInvalidModel where a tensor does not lie inside its file, kOutOfMemory.
-  // `dtype`: matrices are converted to it (rounded to nearest even) and kept in memory; those already
-  // in it, and all of them with `keep`, stay in the file's pages. Vectors become f32.
+  // Maps each file once; the files must not change while the object lives. Throws kInvalidModel
+  // (naming tensor and file) where a tensor does not lie inside its file, a name occurs twice or a
+  // value does not fit `convert_to`; kOutOfMemory.
+  // `convert_to`: matrices are converted to it (rounded to nearest even) and kept in memory; those
+  // already in it, and all of them where it is null, stay in the file's pages. Vectors become f32.
   Weights(Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to);
   ~Weights();
 
@@ -37,7 +54,8 @@ class Weights {
   const float* vector(const std::string& name, std::int64_t size) const;  // device memory, f32
   bool has(const std::string& name) const;
 
-  std::int64_t bytes() const;  // of all matrices, as read by a step
+  std::vector<std::string> names() const;
+  std::int64_t bytes() const;  // of all matrices, in the dtype in which a step reads them
 
  private:
   struct State;

@@ -1,0 +1,286 @@
+#include "model/weights.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <bit>
+#include <cerrno>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <new>
+#include <system_error>
+#include <utility>
+
+#include "core/error.h"
+#include "core/float16.h"
+
+namespace hogwild {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "safetensors is little-endian and is read in place");
+
+constexpr std::size_t kCacheLine = 64;
+
+std::string system_message(int error) { return std::generic_category().message(error); }
+
+// A whole file, mapped read-only.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::string& path) : path_(path) {
+    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (file < 0) throw Error(code::kInvalidModel, "cannot open '" + path + "': " + system_message(errno));
+    struct stat status = {};
+    int error = ::fstat(file, &status) == 0 ? 0 : errno;
+    const bool regular = error == 0 && S_ISREG(status.st_mode);
+    if (regular && status.st_size > 0) {  // an empty mapping is an error to mmap
+      size_ = static_cast<std::uint64_t>(status.st_size);
+      data_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
+      if (data_ == MAP_FAILED) error = errno;
+    }
+    ::close(file);  // the mapping stays
+    if (error != 0) {
+      data_ = nullptr;
+      throw Error(error == ENOMEM ? code::kOutOfMemory : code::kInvalidModel,
+                  "cannot map '" + path + "': " + system_message(error));
+    }
+    if (!regular) throw Error(code::kInvalidModel, "'" + path + "' is not a regular file");
+    // All of it will be read: let the system start now. Advice only, so a failure changes nothing.
+    if (data_ != nullptr) ::madvise(data_, size_, MADV_WILLNEED);
+  }
+  ~MappedFile() {
+    if (data_ != nullptr) ::munmap(data_, size_);
+  }
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  const std::byte* data() const { return static_cast<const std::byte*>(data_); }
+  std::uint64_t size() const { return size_; }
+
+ private:
+  std::string path_;
+  void* data_ = nullptr;
+  std::uint64_t size_ = 0;
+};
+
+// Host memory for converted weights, aligned to cache lines.
+struct AlignedDelete {
+  void operator()(std::byte* data) const { ::operator delete(data, std::align_val_t(kCacheLine)); }
+};
+using HostArray = std::unique_ptr<std::byte, AlignedDelete>;
+
+HostArray allocate_host(std::size_t bytes, const std::string& name) {
+  void* data = ::operator new(bytes, std::align_val_t(kCacheLine), std::nothrow);
+  if (data == nullptr) {
+    throw Error(code::kOutOfMemory, "no memory for tensor '" + name + "' (" + std::to_string(bytes) + " bytes)");
+  }
+  return HostArray(static_cast<std::byte*>(data));
+}
+
+std::string shape_text(std::int64_t rows, std::int64_t cols) {
+  return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
+}
+
+// The tensor's first byte and size; throws where it does not lie inside the file.
+std::pair<const std::byte*, std::size_t> locate(const TensorSource& source, const MappedFile& file) {
+  std::uint64_t bytes = 0;
+  const bool inside = source.rows >= 1 && source.cols >= 1 &&
+                      !__builtin_mul_overflow(source.rows, source.cols, &bytes) &&
+                      !__builtin_mul_overflow(bytes, dtype_size(source.dtype), &bytes) && bytes <= file.size() &&
+                      source.offset <= file.size() - bytes;
+  if (!inside) {
+    throw Error(code::kInvalidModel, "tensor '" + source.name + "' (" + dtype_name(source.dtype) + " " +
+                                         shape_text(source.rows, source.cols) + " at byte " +
+                                         std::to_string(source.offset) + ") does not lie inside '" + file.path() +
+                                         "' (" + std::to_string(file.size()) + " bytes)");
+  }
+  return {file.data() + source.offset, static_cast<std::size_t>(bytes)};
+}
+
+std::uint16_t load_u16(const std::byte* from) {
+  std::uint16_t value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+// `from` need not be aligned.
+void read_as_f32(const std::byte* from, Dtype dtype, std::int64_t n, float* out) {
+  switch (dtype) {
+    case Dtype::kF32:
+      std::memcpy(out, from, static_cast<std::size_t>(n) * sizeof(float));
+      break;
+    case Dtype::kF16:
+      for (std::int64_t i = 0; i < n; ++i) out[i] = f16_to_f32(load_u16(from + 2 * i));
+      break;
+    case Dtype::kBF16:
+      for (std::int64_t i = 0; i < n; ++i) out[i] = bf16_to_f32(load_u16(from + 2 * i));
+      break;
+  }
+}
+
+// False where a finite value became infinite. Infinities and NaNs of the file are kept as they are.
+bool write_from_f32(const float* from, std::int64_t n, Dtype dtype, std::byte* out) {
+  if (dtype == Dtype::kF32) {
+    std::memcpy(out, from, static_cast<std::size_t>(n) * sizeof(float));
+    return true;
+  }
+  bool fits = true;
+  auto* out16 = reinterpret_cast<std::uint16_t*>(out);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::uint16_t rounded = dtype == Dtype::kF16 ? f32_to_f16(from[i]) : f32_to_bf16(from[i]);
+    const float back = dtype == Dtype::kF16 ? f16_to_f32(rounded) : bf16_to_f32(rounded);
+    fits &= !std::isinf(back) || std::isinf(from[i]);
+    out16[i] = rounded;
+  }
+  return fits;
+}
+
+HostArray convert(const TensorSource& source, const std::byte* data, Dtype to) {
+  const std::size_t row_bytes = static_cast<std::size_t>(source.cols) * dtype_size(to);
+  HostArray converted = allocate_host(static_cast<std::size_t>(source.rows) * row_bytes, source.name);
+  std::vector<float> row(static_cast<std::size_t>(source.cols));
+  for (std::int64_t r = 0; r < source.rows; ++r) {
+    read_as_f32(data + r * source.cols * dtype_size(source.dtype), source.dtype, source.cols, row.data());
+    if (!write_from_f32(row.data(), source.cols, to, converted.get() + r * row_bytes)) {
+      throw Error(code::kInvalidModel, "tensor '" + source.name + "' of '" + source.path +
+                                           "' holds a value beyond the range of " + dtype_name(to));
+    }
+  }
+  return converted;
+}
+
+// Vectors share one device buffer; each begins at a cache line.
+constexpr std::size_t kVectorAlignment = kCacheLine / sizeof(float);
+
+std::size_t padded_size(std::int64_t size) {
+  return (static_cast<std::size_t>(size) + kVectorAlignment - 1) / kVectorAlignment * kVectorAlignment;
+}
+
+}  // namespace
+
+struct Weights::State {
+  struct Vector {
+    const float* data = nullptr;
+    std::int64_t size = 0;
+  };
+
+  std::vector<std::unique_ptr<MappedFile>> files;  // those that a matrix still points into
+  std::vector<HostArray> host_arrays;              // copies that a matrix points into
+  std::vector<Buffer> device_matrices;             // what adopt_weight copied
+  Buffer device_vectors;
+  std::map<std::string, Matrix> matrices;
+  std::map<std::string, Vector> vectors;
+};
+
+Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to)
+    : state_(std::make_unique<State>()) {
+  struct File {
+    std::unique_ptr<MappedFile> mapping;
+    bool in_use = false;
+  };
+  std::map<std::string, File> files;
+  std::vector<float> vectors;
+  std::map<std::string, std::size_t> vector_offsets;
+
+  for (const TensorSource& source : sources) {
+    if (has(source.name)) {
+      throw Error(code::kInvalidModel,
+                  "tensor '" + source.name + "' is given twice, the second time in '" + source.path + "'");
+    }
+    File& file = files[source.path];
+    if (file.mapping == nullptr) file.mapping = std::make_unique<MappedFile>(source.path);
+    const auto [data, bytes] = locate(source, *file.mapping);
+
+    if (source.rows == 1) {
+      vector_offsets[source.name] = vectors.size();
+      state_->vectors[source.name] = {nullptr, source.cols};
+      vectors.resize(vectors.size() + padded_size(source.cols));
+      read_as_f32(data, source.dtype, source.cols, vectors.data() + vector_offsets[source.name]);
+      continue;
+    }
+
+    Matrix host = {data, source.dtype, source.rows, source.cols};
+    HostArray copy;
+    if (convert_to != nullptr && *convert_to != source.dtype) {
+      copy = convert(source, data, *convert_to);
+      host.dtype = *convert_to;
+    } else if (reinterpret_cast<std::uintptr_t>(data) % dtype_size(source.dtype) != 0) {
+      copy = allocate_host(bytes, source.name);
+      std::memcpy(copy.get(), data, bytes);
+    }
+    if (copy != nullptr) host.data = copy.get();
+
+    const Matrix adopted = device.adopt_weight(host, state_->device_matrices);
+    const bool in_place = adopted.data == host.data;
+    if (copy == nullptr) {
+      file.in_use |= in_place;
+    } else if (in_place) {
+      state_->host_arrays.push_back(std::move(copy));
+    } else {
+      device.synchronize();  // the device may still be reading the copy, which ends here
+    }
+    state_->matrices[source.name] = adopted;
+  }
+
+  if (!vectors.empty()) {
+    state_->device_vectors = device.allocate(vectors.size() * sizeof(float), "norms and biases");
+    device.upload(state_->device_vectors.data(), vectors.data(), vectors.size() * sizeof(float));
+    for (auto& [name, vector] : state_->vectors) {
+      vector.data = state_->device_vectors.as<float>() + vector_offsets[name];
+    }
+  }
+  device.synchronize();  // before files that nothing points into are unmapped
+  for (auto& [path, file] : files) {
+    if (file.in_use) state_->files.push_back(std::move(file.mapping));
+  }
+}
+
+Weights::~Weights() = default;
+
+Matrix Weights::matrix(const std::string& name, std::int64_t rows, std::int64_t cols) const {
+  const auto found = state_->matrices.find(name);
+  if (found == state_->matrices.end()) {
+    throw Error(code::kInvalidModel, "the model has no matrix '" + name + "' " + shape_text(rows, cols));
+  }
+  if (found->second.rows != rows || found->second.cols != cols) {
+    throw Error(code::kInvalidModel, "tensor '" + name + "': expected shape " + shape_text(rows, cols) + ", found " +
+                                         shape_text(found->second.rows, found->second.cols));
+  }
+  return found->second;
+}
+
+const float* Weights::vector(const std::string& name, std::int64_t size) const {
+  const auto found = state_->vectors.find(name);
+  if (found == state_->vectors.end()) {
+    throw Error(code::kInvalidModel, "the model has no vector '" + name + "' [" + std::to_string(size) + "]");
+  }
+  if (found->second.size != size) {
+    throw Error(code::kInvalidModel, "tensor '" + name + "': expected shape [" + std::to_string(size) + "], found [" +
+                                         std::to_string(found->second.size) + "]");
+  }
+  return found->second.data;
+}
+
+bool Weights::has(const std::string& name) const {
+  return state_->matrices.contains(name) || state_->vectors.contains(name);
+}
+
+std::vector<std::string> Weights::names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, matrix] : state_->matrices) names.push_back(name);
+  for (const auto& [name, vector] : state_->vectors) names.push_back(name);
+  return names;
+}
+
+std::int64_t Weights::bytes() const {
+  std::int64_t total = 0;
+  for (const auto& [name, matrix] : state_->matrices) {
+    total += matrix.rows * matrix.cols * static_cast<std::int64_t>(dtype_size(matrix.dtype));
+  }
+  return total;
+}
+
+}  // namespace hogwild
