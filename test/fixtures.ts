@@ -1,0 +1,483 @@
+// What tests share: seeded random numbers, tiny random models as Hugging Face folders, safetensors,
+// the oracle's goldens, and comparisons that name their seed.
+
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { Dtype } from '../lib/native'
+import {
+  type Block,
+  type HuggingFaceConfig,
+  ReferenceModel,
+  type RopeScaling,
+  type Worker,
+} from './reference'
+
+// ---- random numbers -------------------------------------------------------------------------------
+
+/** mulberry32: a test prints its seed and can be run again with it. */
+export class Random {
+  private state: number
+
+  constructor(readonly seed: number) {
+    this.state = seed >>> 0
+  }
+
+  /** In [0, 1). */
+  next(): number {
+    this.state = (this.state + 0x6d2b79f5) >>> 0
+    let t = this.state
+    t = Math.imul(t ^ (t >>> 15), t | 1)
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
+  }
+
+  /** An integer in [low, high]. */
+  int(low: number, high: number): number {
+    return low + Math.floor(this.next() * (high - low + 1))
+  }
+
+  chance(probability: number): boolean {
+    return this.next() < probability
+  }
+
+  normal(): number {
+    return Math.sqrt(-2 * Math.log(1 - this.next())) * Math.cos(2 * Math.PI * this.next())
+  }
+
+  normals(length: number, deviation = 1): Float64Array {
+    return Float64Array.from({ length }, () => deviation * this.normal())
+  }
+
+  /** Rounded to float32, so that both sides of a comparison start from the same numbers. */
+  floats(length: number, deviation = 1): Float32Array {
+    return Float32Array.from({ length }, () => deviation * this.normal())
+  }
+
+  pick<T>(items: readonly T[]): T {
+    return items[this.int(0, items.length - 1)]!
+  }
+
+  shuffle<T>(items: readonly T[]): T[] {
+    const out = [...items]
+    for (let i = out.length - 1; i > 0; i--) {
+      const j = this.int(0, i)
+      ;[out[i], out[j]] = [out[j]!, out[i]!]
+    }
+    return out
+  }
+
+  tokens(length: number, vocabSize: number): number[] {
+    return Array.from({ length }, () => this.int(0, vocabSize - 1))
+  }
+}
+
+// ---- files ----------------------------------------------------------------------------------------
+
+let temporary: string | undefined
+
+/** A new folder that is gone after the test file. */
+export function temporaryFolder(): string {
+  temporary ??= mkdtempSync(join(tmpdir(), 'hogwild-test-'))
+  return mkdtempSync(join(temporary, 'model-'))
+}
+
+afterAll(() => {
+  if (temporary) rmSync(temporary, { recursive: true, force: true })
+})
+
+export interface Tensor {
+  shape: readonly number[]
+  data: Float64Array
+}
+
+const dtypeNames = { f32: 'F32', f16: 'F16', bf16: 'BF16' } as const
+
+/** Raw little-endian elements, rounded to nearest even. */
+export function encode(values: ArrayLike<number>, dtype: Dtype): Uint8Array {
+  const floats = Float32Array.from(values)
+  if (dtype === 'f32') return new Uint8Array(floats.buffer)
+  const bits = new Uint32Array(floats.buffer)
+  const halves =
+    dtype === 'bf16'
+      ? Uint16Array.from(bits, (b) => (b + 0x7fff + ((b >>> 16) & 1)) >>> 16)
+      : Uint16Array.from(floats, halfBits)
+  return new Uint8Array(halves.buffer)
+}
+
+export function decode(bytes: Uint8Array, dtype: Dtype): Float64Array {
+  const copy = new Uint8Array(bytes).buffer
+  if (dtype === 'f32') return Float64Array.from(new Float32Array(copy))
+  const halves = new Uint16Array(copy)
+  if (dtype === 'f16') return Float64Array.from(halves, halfValue)
+  return Float64Array.from(new Float32Array(Uint32Array.from(halves, (h) => h << 16).buffer))
+}
+
+export function rounded(values: ArrayLike<number>, dtype: Dtype): Float64Array {
+  return decode(encode(values, dtype), dtype)
+}
+
+function halfBits(value: number): number {
+  const sign = value < 0 ? 0x8000 : 0
+  const magnitude = Math.abs(value)
+  if (magnitude >= 65520) return sign | 0x7c00
+  const exponent = Math.max(Math.floor(Math.log2(magnitude || 1e-30)), -14)
+  // In units of the last place; a carry into the next exponent comes out right by itself.
+  const units = roundToEven(magnitude / 2 ** (exponent - 10))
+  return sign | (exponent === -14 ? units : ((exponent + 15) << 10) + (units - 1024))
+}
+
+function halfValue(bits: number): number {
+  const exponent = (bits >> 10) & 31
+  const fraction = bits & 1023
+  const magnitude =
+    exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15)
+  return bits & 0x8000 ? -magnitude : magnitude
+}
+
+function roundToEven(x: number): number {
+  const floor = Math.floor(x)
+  if (x - floor !== 0.5) return Math.round(x)
+  return floor % 2 === 0 ? floor : floor + 1
+}
+
+export function writeSafetensors(
+  path: string,
+  tensors: ReadonlyMap<string, Tensor>,
+  dtype: Dtype,
+): void {
+  const header: Record<string, unknown> = {}
+  const parts: Uint8Array[] = []
+  let offset = 0
+  for (const [name, { shape, data }] of tensors) {
+    const bytes = encode(data, dtype)
+    header[name] = {
+      dtype: dtypeNames[dtype],
+      shape,
+      data_offsets: [offset, offset + bytes.length],
+    }
+    parts.push(bytes)
+    offset += bytes.length
+  }
+  const text = JSON.stringify(header)
+  const json = Buffer.from(text.padEnd(Math.ceil(text.length / 8) * 8))
+  const length = Buffer.alloc(8)
+  length.writeBigUInt64LE(BigInt(json.length))
+  writeFileSync(path, Buffer.concat([length, json, ...parts]))
+}
+
+export function readSafetensors(path: string): Map<string, Tensor> {
+  const file = readFileSync(path)
+  const begin = 8 + Number(file.readBigUInt64LE())
+  const header = JSON.parse(file.toString('utf8', 8, begin)) as Record<
+    string,
+    { dtype: string; shape: number[]; data_offsets: [number, number] }
+  >
+  const tensors = new Map<string, Tensor>()
+  for (const [name, { dtype, shape, data_offsets: at }] of Object.entries(header)) {
+    if (name === '__metadata__') continue
+    const known = (Object.keys(dtypeNames) as Dtype[]).find((key) => dtypeNames[key] === dtype)
+    if (!known) throw new Error(`${path}: dtype ${dtype}`)
+    tensors.set(name, { shape, data: decode(file.subarray(begin + at[0], begin + at[1]), known) })
+  }
+  return tensors
+}
+
+// ---- tiny models ----------------------------------------------------------------------------------
+
+export interface TinyModelOptions {
+  family?: 'llama' | 'qwen2' | 'qwen3'
+  seed?: number
+  dtype?: Dtype
+  layers?: number
+  hiddenSize?: number
+  intermediateSize?: number
+  queryHeads?: number
+  kvHeads?: number
+  headDim?: number
+  vocabSize?: number
+  ropeTheta?: number
+  ropeScaling?: RopeScaling
+  maxPositions?: number
+  /** transformers 5's form of config.json. */
+  ropeParameters?: boolean
+  tied?: boolean
+  shards?: number
+}
+
+/**
+ * A random model as a Hugging Face folder. Its logits have a standard deviation near 4 and its
+ * attention is peaked, so that a wrong position or mask shows.
+ */
+export function writeModel({
+  family = 'llama',
+  seed = 1,
+  dtype = 'f32',
+  layers = 2,
+  hiddenSize = 24,
+  intermediateSize = 40,
+  queryHeads = 4,
+  kvHeads = 2,
+  headDim = 8,
+  vocabSize = 53,
+  ropeTheta = 10000,
+  ropeScaling,
+  maxPositions = 4096,
+  ropeParameters = false,
+  tied = family !== 'llama',
+  shards = 1,
+}: TinyModelOptions = {}): string {
+  const random = new Random(seed)
+  const tensors = new Map<string, Tensor>()
+  const matrix = (name: string, rows: number, cols: number, gain = 1): void => {
+    const data = random.normals(rows * cols, gain / Math.sqrt(cols))
+    tensors.set(`${name}.weight`, { shape: [rows, cols], data })
+  }
+  const vector = (name: string, size: number, mean: number, deviation: number): void => {
+    const data = random.normals(size, deviation).map((x) => mean + x)
+    tensors.set(name, { shape: [size], data })
+  }
+  const queryGain = family === 'qwen3' ? 1 : 1.5
+
+  matrix('model.embed_tokens', vocabSize, hiddenSize, 4)
+  for (let layer = 0; layer < layers; layer++) {
+    const name = `model.layers.${layer}`
+    vector(`${name}.input_layernorm.weight`, hiddenSize, 1, 0.2)
+    vector(`${name}.post_attention_layernorm.weight`, hiddenSize, 1, 0.2)
+    for (const [part, heads, gain] of [
+      ['q_proj', queryHeads, queryGain],
+      ['k_proj', kvHeads, queryGain],
+      ['v_proj', kvHeads, 1],
+    ] as const) {
+      matrix(`${name}.self_attn.${part}`, heads * headDim, hiddenSize, gain)
+      if (family === 'qwen2') vector(`${name}.self_attn.${part}.bias`, heads * headDim, 0, 0.5)
+    }
+    if (family === 'qwen3') {
+      vector(`${name}.self_attn.q_norm.weight`, headDim, 1.5, 0.3)
+      vector(`${name}.self_attn.k_norm.weight`, headDim, 1.5, 0.3)
+    }
+    matrix(`${name}.self_attn.o_proj`, hiddenSize, queryHeads * headDim)
+    matrix(`${name}.mlp.gate_proj`, intermediateSize, hiddenSize)
+    matrix(`${name}.mlp.up_proj`, intermediateSize, hiddenSize)
+    matrix(`${name}.mlp.down_proj`, hiddenSize, intermediateSize)
+  }
+  vector('model.norm.weight', hiddenSize, 1, 0.2)
+  if (!tied) matrix('lm_head', vocabSize, hiddenSize, 4)
+
+  const rope = ropeParameters
+    ? { rope_parameters: { rope_theta: ropeTheta, rope_type: 'default', ...ropeScaling } }
+    : { rope_theta: ropeTheta, rope_scaling: ropeScaling ?? null }
+  const architecture = { llama: 'Llama', qwen2: 'Qwen2', qwen3: 'Qwen3' }[family]
+  const config = {
+    architectures: [`${architecture}ForCausalLM`],
+    model_type: family,
+    vocab_size: vocabSize,
+    hidden_size: hiddenSize,
+    intermediate_size: intermediateSize,
+    num_hidden_layers: layers,
+    num_attention_heads: queryHeads,
+    num_key_value_heads: kvHeads,
+    head_dim: headDim,
+    hidden_act: 'silu',
+    max_position_embeddings: maxPositions,
+    rms_norm_eps: 1e-5,
+    ...rope,
+    tie_word_embeddings: tied,
+    torch_dtype: { f32: 'float32', f16: 'float16', bf16: 'bfloat16' }[dtype],
+  }
+  return writeModelFolder(config, tensors, dtype, shards)
+}
+
+export function writeModelFolder(
+  config: Record<string, unknown>,
+  tensors: ReadonlyMap<string, Tensor>,
+  dtype: Dtype,
+  shards = 1,
+): string {
+  const folder = temporaryFolder()
+  mkdirSync(folder, { recursive: true })
+  writeFileSync(join(folder, 'config.json'), JSON.stringify(config))
+  if (shards === 1) {
+    writeSafetensors(join(folder, 'model.safetensors'), tensors, dtype)
+    return folder
+  }
+  const weightMap: Record<string, string> = {}
+  const names = [...tensors.keys()]
+  for (let shard = 0; shard < shards; shard++) {
+    const number = (n: number): string => String(n).padStart(5, '0')
+    const file = `model-${number(shard + 1)}-of-${number(shards)}.safetensors`
+    const own = names.filter((_, i) => i % shards === shard)
+    for (const name of own) weightMap[name] = file
+    writeSafetensors(join(folder, file), new Map(own.map((n) => [n, tensors.get(n)!])), dtype)
+  }
+  writeFileSync(
+    join(folder, 'model.safetensors.index.json'),
+    JSON.stringify({ metadata: {}, weight_map: weightMap }),
+  )
+  return folder
+}
+
+/** The float64 model with the weights as they are stored. */
+export function loadReference(folder: string): ReferenceModel {
+  const config = JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8')) as HuggingFaceConfig
+  let files = ['model.safetensors']
+  try {
+    const index = readFileSync(join(folder, 'model.safetensors.index.json'), 'utf8')
+    files = [...new Set(Object.values<string>(JSON.parse(index).weight_map))]
+  } catch {
+    // One file: there is no index.
+  }
+  const weights = new Map<string, Float64Array>()
+  for (const file of files) {
+    for (const [name, { data }] of readSafetensors(join(folder, file))) weights.set(name, data)
+  }
+  return new ReferenceModel(config, weights)
+}
+
+// ---- the oracle -----------------------------------------------------------------------------------
+
+export const oracleModels = ['llama', 'llama_yarn', 'qwen2', 'qwen3'] as const
+export const oracleFolder = (model: string): string => join(__dirname, 'oracle', 'models', model)
+
+export type OracleOp =
+  | { op: 'block'; name: string }
+  | { op: 'worker'; name: string; view: string[]; write_to: string }
+  | { op: 'prefill'; block: string; tokens: number[]; logits: string; argmax: number[] }
+  | { op: 'step'; workers: string[]; inputs: number[][]; logits: string; argmax: number[] }
+  | { op: 'append_from'; target: string; source: string; clear_source?: boolean }
+
+export interface Scenario {
+  ops: OracleOp[]
+  /** By number of the op: [workers] of [V]. */
+  exact: Map<string, Float64Array[]>
+}
+
+export function readScenario(model: string, name: string): Scenario {
+  const path = join(__dirname, 'oracle', 'goldens', model, name)
+  const { ops } = JSON.parse(readFileSync(`${path}.json`, 'utf8')) as { ops: OracleOp[] }
+  const exact = new Map<string, Float64Array[]>()
+  for (const [tensor, { shape, data }] of readSafetensors(`${path}.safetensors`)) {
+    if (tensor.startsWith('exact.')) exact.set(tensor.slice(6), rowsOf(data, shape[1]!))
+  }
+  return { ops, exact }
+}
+
+/** An ordinary single sequence: 40 tokens, 24 more chosen greedily, logits after each but the last. */
+export function readPlain(model: string): {
+  tokens: number[]
+  greedy: number[]
+  exact: Float64Array[]
+} {
+  const path = join(__dirname, 'oracle', 'goldens', model, 'plain')
+  const { tokens, greedy } = JSON.parse(readFileSync(`${path}.json`, 'utf8'))
+  const { shape, data } = readSafetensors(`${path}.safetensors`).get('exact')!
+  return { tokens, greedy, exact: rowsOf(data, shape[1]!) }
+}
+
+export function rowsOf(data: Float64Array, width: number): Float64Array[] {
+  return Array.from({ length: data.length / width }, (_, row) =>
+    data.subarray(row * width, (row + 1) * width),
+  )
+}
+
+/** Runs a scenario on the float64 reference: op number -> logits of each worker's last token. */
+export function replayOnReference(
+  model: ReferenceModel,
+  ops: readonly OracleOp[],
+): Map<string, Float64Array[]> {
+  const blocks = new Map<string, Block>()
+  const workers = new Map<string, { view: Block[]; target: Block }>()
+  const block = (name: string): Block => blocks.get(name)!
+  const logits = new Map<string, Float64Array[]>()
+  const step = (number: string, parts: Worker[]): void => {
+    const last = model.step(parts).map((rows) => rows.at(-1)!)
+    logits.set(number, last)
+  }
+  for (const op of ops) {
+    if (op.op === 'block') blocks.set(op.name, [])
+    else if (op.op === 'worker') {
+      workers.set(op.name, { view: op.view.map(block), target: block(op.write_to) })
+    } else if (op.op === 'prefill') {
+      step(op.logits, [{ view: [block(op.block)], tokens: op.tokens }])
+    } else if (op.op === 'step') {
+      const parts = op.workers.map((name, i) => ({ ...workers.get(name)!, tokens: op.inputs[i]! }))
+      step(op.logits, parts)
+    } else {
+      block(op.target).push(...block(op.source))
+      if (op.clear_source) block(op.source).length = 0
+    }
+  }
+  return logits
+}
+
+// ---- comparisons ----------------------------------------------------------------------------------
+
+export interface Difference {
+  /** Largest absolute difference; NaN where one side is not finite and the other not equal to it. */
+  max: number
+  /** Squared error over squared norm of what was expected. */
+  nmse: number
+}
+
+export function difference(actual: ArrayLike<number>, expected: ArrayLike<number>): Difference {
+  if (actual.length !== expected.length) return { max: Number.NaN, nmse: Number.NaN }
+  let max = 0
+  let error = 0
+  let norm = 0
+  for (let i = 0; i < expected.length; i++) {
+    const [a, b] = [actual[i]!, expected[i]!]
+    if (a === b) {
+      norm += Number.isFinite(b) ? b * b : 0
+      continue
+    }
+    // Not Math.max alone: it must keep a NaN once there is one, and Infinity - x is no small error.
+    const gap = Math.abs(a - b)
+    max = gap > max || Number.isNaN(gap) ? gap : max
+    error += gap * gap
+    norm += b * b
+    if (Number.isNaN(max)) break
+  }
+  return { max, nmse: error === 0 ? 0 : error / norm }
+}
+
+/** Fails with `what` (which names the seed) unless the largest difference is within `tolerance`. */
+export function expectClose(
+  actual: ArrayLike<number>,
+  expected: ArrayLike<number>,
+  tolerance: number,
+  what: string,
+): Difference {
+  const found = difference(actual, expected)
+  if (!(found.max <= tolerance)) {
+    const sizes = `${actual.length} values, ${expected.length} expected`
+    throw new Error(
+      `${what}: max error ${found.max} (allowed ${tolerance}), nmse ${found.nmse}; ${sizes}`,
+    )
+  }
+  return found
+}
+
+/** Fails unless both hold the same bits. */
+export function expectSameBits(
+  actual: ArrayLike<number>,
+  expected: ArrayLike<number>,
+  what: string,
+): void {
+  const [a, b] = [actual, expected].map((x) => new Uint32Array(Float32Array.from(x).buffer))
+  const at = a!.findIndex((bits, i) => bits !== b![i])
+  if (at >= 0 || a!.length !== b!.length) {
+    throw new Error(
+      `${what}: element ${at} is ${actual[at]}, not ${expected[at]} (${a!.length} and ${b!.length} elements)`,
+    )
+  }
+}
+
+/** The `code` of what `call` throws or rejects with; a native error is no `instanceof` ours in jest. */
+export async function codeOf(call: () => unknown): Promise<string> {
+  try {
+    await call()
+  } catch (error) {
+    return (error as { code?: string }).code ?? `no code: ${error}`
+  }
+  return 'nothing was thrown'
+}

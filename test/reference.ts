@@ -1,0 +1,397 @@
+// What the package computes, by the definition: float64, plain loops, no cache of rotated keys.
+//
+// A token holds, for every layer, its key before RoPE and its value, made once when it is processed
+// and never again. A block is an array of tokens, so block operations are array operations: append
+// is push, fork is slice, insert and forget are splice. Positions exist only inside a step.
+
+/** A Hugging Face config.json, read here apart from lib/ so that the two check each other. */
+export interface HuggingFaceConfig {
+  model_type: string
+  vocab_size: number
+  hidden_size: number
+  intermediate_size: number
+  num_hidden_layers: number
+  num_attention_heads: number
+  num_key_value_heads?: number
+  head_dim?: number
+  rms_norm_eps: number
+  rope_theta?: number
+  rope_scaling?: RopeScaling | null
+  /** transformers 5 writes rope_theta and rope_scaling as one object. */
+  rope_parameters?: RopeScaling & { rope_theta?: number }
+  partial_rotary_factor?: number
+  tie_word_embeddings?: boolean
+  [key: string]: unknown
+}
+
+export interface RopeScaling {
+  rope_type?: string
+  type?: string
+  factor?: number
+  original_max_position_embeddings?: number
+  low_freq_factor?: number
+  high_freq_factor?: number
+  beta_fast?: number
+  beta_slow?: number
+  attention_factor?: number
+  mscale?: number
+  mscale_all_dim?: number
+}
+
+export interface Rope {
+  /** [R / 2], radians per position. */
+  inverseFrequencies: Float64Array
+  /** Multiplies every rotated query and every rotated key: 1, except for YaRN. */
+  attentionFactor: number
+}
+
+export interface Token {
+  readonly id: number
+  /** Per layer: [Hkv * D], after bias and k-norm, before RoPE. */
+  readonly k: Float64Array[]
+  readonly v: Float64Array[]
+}
+
+export type Block = Token[]
+
+export interface Worker {
+  view: readonly Block[]
+  /** One of the view, by identity; its first occurrence counts. Default: the last. */
+  target?: Block
+  tokens: readonly number[]
+  /** A log-weight per block of the view: added to every score of its keys. Positions do not change. */
+  bias?: readonly number[]
+}
+
+export interface AttentionShape {
+  queryHeads: number
+  kvHeads: number
+  headDim: number
+  scale: number
+}
+
+/** One place of a view: its index there is its view position. */
+export interface Seen {
+  k: Float64Array
+  v: Float64Array
+  bias: number
+}
+
+const clamp01 = (x: number): number => Math.min(Math.max(x, 0), 1)
+
+/** Formulas of transformers' modeling_rope_utils; YaRN: Peng et al. 2023, arXiv 2309.00071. */
+export function ropeOf(config: HuggingFaceConfig): Rope {
+  const headDim = config.head_dim ?? config.hidden_size / config.num_attention_heads
+  const rotaryDim = Math.trunc(headDim * (config.partial_rotary_factor ?? 1))
+  const scaling: RopeScaling = config.rope_parameters ?? config.rope_scaling ?? {}
+  const kind = scaling.rope_type ?? scaling.type ?? 'default'
+  const base = config.rope_parameters?.rope_theta ?? config.rope_theta ?? 10000
+  const plain = Float64Array.from(
+    { length: rotaryDim / 2 },
+    (_, u) => base ** ((-2 * u) / rotaryDim),
+  )
+  if (kind === 'default') return { inverseFrequencies: plain, attentionFactor: 1 }
+
+  const factor = scaling.factor!
+  if (kind === 'linear') {
+    return { inverseFrequencies: plain.map((f) => f / factor), attentionFactor: 1 }
+  }
+  const trainedLength =
+    scaling.original_max_position_embeddings ?? (config.max_position_embeddings as number)
+  if (kind === 'llama3') {
+    const low = scaling.low_freq_factor!
+    const high = scaling.high_freq_factor!
+    return {
+      inverseFrequencies: plain.map((f) => {
+        const turns = (trainedLength * f) / (2 * Math.PI)
+        const keep = clamp01((turns - low) / (high - low))
+        return (1 - keep) * (f / factor) + keep * f
+      }),
+      attentionFactor: 1,
+    }
+  }
+  if (kind === 'yarn') {
+    const pairOf = (turns: number): number =>
+      (rotaryDim * Math.log(trainedLength / (turns * 2 * Math.PI))) / (2 * Math.log(base))
+    const low = Math.max(Math.floor(pairOf(scaling.beta_fast ?? 32)), 0)
+    const high = Math.min(Math.ceil(pairOf(scaling.beta_slow ?? 1)), rotaryDim - 1)
+    const magnitude = (scale: number): number =>
+      factor > 1 ? 0.1 * scale * Math.log(factor) + 1 : 1
+    const { mscale, mscale_all_dim: mscaleAllDim } = scaling
+    const attentionFactor =
+      scaling.attention_factor ??
+      (mscale && mscaleAllDim ? magnitude(mscale) / magnitude(mscaleAllDim) : magnitude(1))
+    return {
+      inverseFrequencies: plain.map((f, u) => {
+        const slow = clamp01((u - low) / Math.max(high - low, 0.001))
+        return slow * (f / factor) + (1 - slow) * f
+      }),
+      attentionFactor,
+    }
+  }
+  throw new Error(`the reference knows no rope type '${kind}'`)
+}
+
+/** R(position) x for each head of x [heads * D]: pairs (u, u + R/2), u < R/2, of the first R dimensions. */
+export function rotate(
+  x: Float64Array,
+  headDim: number,
+  position: number,
+  rope: Rope,
+): Float64Array {
+  const out = Float64Array.from(x)
+  const half = rope.inverseFrequencies.length
+  for (let u = 0; u < half; u++) {
+    const angle = position * rope.inverseFrequencies[u]!
+    const cos = rope.attentionFactor * Math.cos(angle)
+    const sin = rope.attentionFactor * Math.sin(angle)
+    for (let head = 0; head < x.length; head += headDim) {
+      const a = x[head + u]!
+      const b = x[head + u + half]!
+      out[head + u] = a * cos - b * sin
+      out[head + u + half] = b * cos + a * sin
+    }
+  }
+  return out
+}
+
+/**
+ * Queries (each [Hq * D], before RoPE) at their view positions, over the whole view: each sees the
+ * places up to its own. A query that sees nothing gets out 0 and lse -Infinity.
+ */
+export function attend(
+  queries: readonly Float64Array[],
+  positions: readonly number[],
+  view: readonly Seen[],
+  { queryHeads, kvHeads, headDim, scale }: AttentionShape,
+  rope: Rope,
+): { out: Float64Array[]; lse: Float64Array[] } {
+  const keys = view.map(({ k }, position) => rotate(k, headDim, position, rope))
+  const lses: Float64Array[] = []
+  const out = queries.map((query, i) => {
+    const position = positions[i]!
+    const q = rotate(query, headDim, position, rope)
+    const result = new Float64Array(queryHeads * headDim)
+    const lse = new Float64Array(queryHeads)
+    lses.push(lse)
+    for (let head = 0; head < queryHeads; head++) {
+      const kvHead = Math.floor((head * kvHeads) / queryHeads)
+      const scores: number[] = []
+      for (let t = 0; t <= position && t < view.length; t++) {
+        let dot = 0
+        for (let d = 0; d < headDim; d++)
+          dot += q[head * headDim + d]! * keys[t]![kvHead * headDim + d]!
+        scores.push(scale * dot + view[t]!.bias)
+      }
+      const max = scores.reduce((a, b) => Math.max(a, b), -Infinity)
+      if (max === -Infinity) {
+        lse[head] = -Infinity
+        continue
+      }
+      let sum = 0
+      for (const score of scores) sum += Math.exp(score - max)
+      lse[head] = max + Math.log(sum)
+      scores.forEach((score, t) => {
+        const weight = Math.exp(score - max) / sum
+        const { v } = view[t]!
+        for (let d = 0; d < headDim; d++)
+          result[head * headDim + d]! += weight * v[kvHead * headDim + d]!
+      })
+    }
+    return result
+  })
+  return { out, lse: lses }
+}
+
+/** View position of a worker's first new token, its target's length taken after the append. */
+export function firstPosition(view: readonly Block[], target: Block, newTokens: number): number {
+  const before = view.slice(0, view.indexOf(target)).reduce((sum, block) => sum + block.length, 0)
+  return before + target.length - newTokens
+}
+
+/** x [n] -> log softmax(x) [n]. */
+export function logSoftmax(x: ArrayLike<number>): Float64Array {
+  const values = Float64Array.from(x)
+  const max = values.reduce((a, b) => Math.max(a, b), -Infinity)
+  const sum = values.reduce((total, value) => total + Math.exp(value - max), 0)
+  return values.map((value) => value - max - Math.log(sum))
+}
+
+/** Index of the largest value, the lowest where several are equal. */
+export function argmax(x: ArrayLike<number>): number {
+  let best = 0
+  for (let i = 1; i < x.length; i++) if (x[i]! > x[best]!) best = i
+  return best
+}
+
+/** y [rows] = weight [rows, x.length] x + bias. */
+export function linear(weight: Float64Array, x: Float64Array, bias?: Float64Array): Float64Array {
+  const out = new Float64Array(weight.length / x.length)
+  for (let row = 0; row < out.length; row++) {
+    let sum = bias ? bias[row]! : 0
+    for (let i = 0; i < x.length; i++) sum += weight[row * x.length + i]! * x[i]!
+    out[row] = sum
+  }
+  return out
+}
+
+/** Each run of weight.length elements of x: x / sqrt(mean(x²) + eps) * (weight + offset). */
+export function rmsNorm(
+  x: Float64Array,
+  weight: Float64Array,
+  eps: number,
+  offset = 0,
+): Float64Array {
+  const size = weight.length
+  const out = new Float64Array(x.length)
+  for (let begin = 0; begin < x.length; begin += size) {
+    let squares = 0
+    for (let i = 0; i < size; i++) squares += x[begin + i]! ** 2
+    const inverse = 1 / Math.sqrt(squares / size + eps)
+    for (let i = 0; i < size; i++) out[begin + i] = x[begin + i]! * inverse * (weight[i]! + offset)
+  }
+  return out
+}
+
+export const silu = (x: number): number => x / (1 + Math.exp(-x))
+export const geluTanh = (x: number): number =>
+  0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)))
+
+const add = (a: Float64Array, b: Float64Array): Float64Array => a.map((x, i) => x + b[i]!)
+
+/** Llama, Qwen2 and Qwen3, and their relatives with fused projections or Gemma's offsets. */
+export class ReferenceModel {
+  readonly shape: AttentionShape
+  readonly rope: Rope
+  readonly vocabSize: number
+  readonly layers: number
+  private readonly gemma: boolean
+
+  constructor(
+    readonly config: HuggingFaceConfig,
+    private readonly weights: ReadonlyMap<string, Float64Array>,
+  ) {
+    const queryHeads = config.num_attention_heads
+    const headDim = config.head_dim ?? config.hidden_size / queryHeads
+    const kvHeads = config.num_key_value_heads ?? queryHeads
+    this.shape = { queryHeads, kvHeads, headDim, scale: 1 / Math.sqrt(headDim) }
+    this.rope = ropeOf(config)
+    this.vocabSize = config.vocab_size
+    this.layers = config.num_hidden_layers
+    this.gemma = config.model_type === 'gemma'
+  }
+
+  /**
+   * One simultaneous step; the new tokens are pushed to the targets. Returns the logits of every new
+   * token: [workers][tokens] of [V].
+   */
+  step(workers: readonly Worker[]): Float64Array[][] {
+    const parts = workers.map(({ view, target = view.at(-1)!, tokens, bias }) => {
+      const added = tokens.map((id): Token => ({ id, k: [], v: [] }))
+      const embedded = tokens.map((id) => this.embed(id))
+      return { view, target, bias, added, x: embedded, q: [] as Float64Array[] }
+    })
+    for (const { target, added } of parts) target.push(...added)
+    for (let layer = 0; layer < this.layers; layer++) {
+      for (const part of parts) {
+        part.q = part.x.map((x, i) => {
+          const { q, k, v } = this.project(layer, x)
+          part.added[i]!.k.push(k)
+          part.added[i]!.v.push(v)
+          return q
+        })
+      }
+      for (const part of parts) {
+        const first = firstPosition(part.view, part.target, part.added.length)
+        const { out } = attend(
+          part.q,
+          part.added.map((_, i) => first + i),
+          seen(part.view, layer, part.bias),
+          this.shape,
+          this.rope,
+        )
+        part.x = part.x.map((x, i) => this.finish(layer, x, out[i]!))
+      }
+    }
+    return parts.map(({ x }) => x.map((row) => this.logits(row)))
+  }
+
+  private weight(name: string): Float64Array {
+    const weight = this.weights.get(`${name}.weight`)
+    if (!weight) throw new Error(`no tensor ${name}.weight`)
+    return weight
+  }
+
+  private linear(name: string, x: Float64Array): Float64Array {
+    return linear(this.weight(name), x, this.weights.get(`${name}.bias`))
+  }
+
+  private norm(name: string, x: Float64Array): Float64Array {
+    return rmsNorm(x, this.weight(name), this.config.rms_norm_eps, this.gemma ? 1 : 0)
+  }
+
+  private embed(id: number): Float64Array {
+    const size = this.config.hidden_size
+    const row = this.weight('model.embed_tokens').slice(id * size, (id + 1) * size)
+    return this.gemma ? row.map((x) => x * Math.sqrt(size)) : row
+  }
+
+  private project(
+    layer: number,
+    x: Float64Array,
+  ): { q: Float64Array; k: Float64Array; v: Float64Array } {
+    const { queryHeads, kvHeads, headDim } = this.shape
+    const attention = `model.layers.${layer}.self_attn`
+    const h = this.norm(`model.layers.${layer}.input_layernorm`, x)
+    let q: Float64Array
+    let k: Float64Array
+    let v: Float64Array
+    if (this.weights.has(`${attention}.qkv_proj.weight`)) {
+      const qkv = this.linear(`${attention}.qkv_proj`, h)
+      const [kAt, vAt] = [queryHeads * headDim, (queryHeads + kvHeads) * headDim]
+      q = qkv.slice(0, kAt)
+      k = qkv.slice(kAt, vAt)
+      v = qkv.slice(vAt)
+    } else {
+      q = this.linear(`${attention}.q_proj`, h)
+      k = this.linear(`${attention}.k_proj`, h)
+      v = this.linear(`${attention}.v_proj`, h)
+    }
+    if (this.weights.has(`${attention}.q_norm.weight`)) {
+      q = this.norm(`${attention}.q_norm`, q)
+      k = this.norm(`${attention}.k_norm`, k)
+    }
+    return { q, k, v }
+  }
+
+  private finish(layer: number, x: Float64Array, attended: Float64Array): Float64Array {
+    const name = `model.layers.${layer}`
+    const y = add(x, this.linear(`${name}.self_attn.o_proj`, attended))
+    const h = this.norm(`${name}.post_attention_layernorm`, y)
+    let gate: Float64Array
+    let up: Float64Array
+    if (this.weights.has(`${name}.mlp.gate_up_proj.weight`)) {
+      const both = this.linear(`${name}.mlp.gate_up_proj`, h)
+      gate = both.slice(0, both.length / 2)
+      up = both.slice(both.length / 2)
+    } else {
+      gate = this.linear(`${name}.mlp.gate_proj`, h)
+      up = this.linear(`${name}.mlp.up_proj`, h)
+    }
+    const activation = this.gemma ? geluTanh : silu
+    const gated = gate.map((g, i) => activation(g) * up[i]!)
+    return add(y, this.linear(`${name}.mlp.down_proj`, gated))
+  }
+
+  private logits(x: Float64Array): Float64Array {
+    const head = this.weights.get('lm_head.weight') ?? this.weight('model.embed_tokens')
+    return linear(head, this.norm('model.norm', x))
+  }
+}
+
+/** The places of a view, in order. */
+function seen(view: readonly Block[], layer: number, bias?: readonly number[]): Seen[] {
+  return view.flatMap((block, i) =>
+    block.map((token) => ({ k: token.k[layer]!, v: token.v[layer]!, bias: bias?.[i] ?? 0 })),
+  )
+}
