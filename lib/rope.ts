@@ -1,0 +1,118 @@
+// Angles of the rotary position embedding (RoFormer, arXiv 2104.09864) and its context extensions,
+// in double precision. Pure arithmetic: config.ts reads the numbers from a model's files.
+
+/** What rotates q and k. Pair u of R/2 turns by position * inverseFrequencies[u]. */
+export interface RopeOptions {
+  /** [R/2], radians per position; R = rotated dimensions, the first R of each head (pairs u, u + R/2). */
+  inverseFrequencies: Float64Array
+  /** Multiplies q once and k once; default 1. Only YaRN has another. */
+  attentionFactor?: number
+}
+
+interface RopeBase {
+  /** R: even, <= head_dim. */
+  rotaryDim: number
+  /** Base of the frequencies. */
+  theta: number
+}
+
+/** Frequencies theta^(-2u/R), 0 <= u < R/2. */
+export interface DefaultRope extends RopeBase {
+  type: 'default'
+}
+
+/** All frequencies divided by `factor`. */
+export interface LinearRope extends RopeBase {
+  type: 'linear'
+  factor: number
+}
+
+/** Llama 3.1: waves longer than originalMaxPositions / lowFreqFactor are slowed down by `factor`. */
+export interface Llama3Rope extends RopeBase {
+  type: 'llama3'
+  factor: number
+  lowFreqFactor: number
+  highFreqFactor: number
+  originalMaxPositions: number
+}
+
+/** YaRN (arXiv 2309.00071). */
+export interface YarnRope extends RopeBase {
+  type: 'yarn'
+  factor: number
+  originalMaxPositions: number
+  /** Rotations over the original context from which on a pair is left alone; default 32. */
+  betaFast?: number | undefined
+  /** Rotations up to which a pair is slowed down in full; default 1. */
+  betaSlow?: number | undefined
+  /** Default: mscale(factor) = 0.1 ln(factor) + 1, or the quotient of the two below where both are given. */
+  attentionFactor?: number | undefined
+  mscale?: number | undefined
+  mscaleAllDim?: number | undefined
+  /** Whether the bounds of the ramp are rounded to whole pairs; default true. */
+  truncate?: boolean
+}
+
+export type RopeConfig = DefaultRope | LinearRope | Llama3Rope | YarnRope
+
+/** RoPE types that `ropeFrequencies` knows. */
+export const ROPE_TYPES = ['default', 'linear', 'llama3', 'yarn'] as const
+
+/**
+ * Inverse frequencies [R/2] and attention factor of a RoPE configuration, as Hugging Face
+ * transformers 5 computes them (modeling_rope_utils.py), but in float64.
+ */
+export function ropeFrequencies(config: RopeConfig): Required<RopeOptions> {
+  const plain = Float64Array.from(
+    { length: config.rotaryDim / 2 },
+    (_, u) => config.theta ** ((-2 * u) / config.rotaryDim),
+  )
+  switch (config.type) {
+    case 'default':
+      return { inverseFrequencies: plain, attentionFactor: 1 }
+    case 'linear':
+      return { inverseFrequencies: plain.map((f) => f / config.factor), attentionFactor: 1 }
+    case 'llama3':
+      return { inverseFrequencies: plain.map((f) => llama3(f, config)), attentionFactor: 1 }
+    case 'yarn':
+      return { inverseFrequencies: yarn(plain, config), attentionFactor: yarnFactor(config) }
+  }
+}
+
+function clamp(x: number): number {
+  return Math.min(Math.max(x, 0), 1)
+}
+
+function llama3(frequency: number, rope: Llama3Rope): number {
+  const rotations = (rope.originalMaxPositions * frequency) / (2 * Math.PI)
+  const kept = clamp((rotations - rope.lowFreqFactor) / (rope.highFreqFactor - rope.lowFreqFactor))
+  return ((1 - kept) * frequency) / rope.factor + kept * frequency
+}
+
+// Section 3.2 of the paper, "NTK-by-parts": a ramp from pairs that are kept to pairs that are slowed down.
+function yarn(plain: Float64Array, rope: YarnRope): Float64Array {
+  const { rotaryDim, theta, originalMaxPositions, truncate = true } = rope
+  const pairThatTurns = (rotations: number) =>
+    (rotaryDim * Math.log(originalMaxPositions / (rotations * 2 * Math.PI))) / (2 * Math.log(theta))
+  let low = pairThatTurns(rope.betaFast ?? 32)
+  let high = pairThatTurns(rope.betaSlow ?? 1)
+  if (truncate) {
+    low = Math.floor(low)
+    high = Math.ceil(high)
+  }
+  low = Math.max(low, 0)
+  high = Math.min(high, rotaryDim - 1)
+  if (low === high) high += 0.001
+  return plain.map((f, u) => {
+    const slowed = clamp((u - low) / (high - low))
+    return (slowed * f) / rope.factor + (1 - slowed) * f
+  })
+}
+
+function yarnFactor(rope: YarnRope): number {
+  const mscale = (weight: number) =>
+    rope.factor <= 1 ? 1 : 0.1 * weight * Math.log(rope.factor) + 1
+  if (rope.attentionFactor !== undefined) return rope.attentionFactor
+  if (rope.mscale && rope.mscaleAllDim) return mscale(rope.mscale) / mscale(rope.mscaleAllDim)
+  return mscale(1)
+}
