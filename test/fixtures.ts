@@ -4,6 +4,7 @@
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import type * as hogwild from '../lib'
 import type { Dtype } from '../lib/native'
 import {
   type Block,
@@ -408,6 +409,79 @@ export function replayOnReference(
     }
   }
   return logits
+}
+
+// ---- the package and the reference side by side -----------------------------------------------------
+
+/** A block of the package's cache and what it must hold. */
+export interface Twin {
+  block: hogwild.Block
+  expected: Block
+}
+
+export interface TwinWorker {
+  view: readonly Twin[]
+  /** Default: the last of the view. */
+  writeTo?: Twin
+  tokens: readonly number[]
+  bias?: readonly number[]
+}
+
+export const twin = (cache: hogwild.Cache): Twin => ({ block: cache.createBlock(), expected: [] })
+
+export const viewOfTwins = ({ view, writeTo, bias }: Omit<TwinWorker, 'tokens'>): hogwild.View => ({
+  blocks: view.map(({ block }) => block),
+  ...(writeTo && { writeTo: writeTo.block }),
+  ...(bias && { bias }),
+})
+
+/** One step on both sides; returns all logits, [worker][token] of [V], of each. */
+export async function stepTwins(
+  model: hogwild.Model,
+  reference: ReferenceModel,
+  workers: readonly TwinWorker[],
+): Promise<{ actual: Float64Array[][]; expected: Float64Array[][] }> {
+  const outputs = await model.step(
+    workers.map((worker) => ({
+      view: viewOfTwins(worker),
+      tokens: worker.tokens,
+      logits: 'all' as const,
+      sampler: null,
+    })),
+  )
+  const expected = reference.step(
+    workers.map(({ view, writeTo = view.at(-1)!, tokens, bias }) => ({
+      view: view.map((each) => each.expected),
+      target: writeTo.expected,
+      tokens,
+      ...(bias && { bias }),
+    })),
+  )
+  const actual = outputs.map(({ logits }) =>
+    rowsOf(Float64Array.from(logits!), reference.vocabSize),
+  )
+  return { actual, expected }
+}
+
+/** The same, compared: fails with `what` unless every logit is within `tolerance`. Returns the largest error. */
+export async function expectTwinStep(
+  model: hogwild.Model,
+  reference: ReferenceModel,
+  workers: readonly TwinWorker[],
+  tolerance: number,
+  what: string,
+): Promise<number> {
+  const { actual, expected } = await stepTwins(model, reference, workers)
+  let worst = 0
+  expected.forEach((rows, worker) => {
+    if (actual[worker]!.length !== rows.length)
+      throw new Error(`${what}: ${rows.length} rows wanted`)
+    rows.forEach((row, i) => {
+      const place = `${what}, worker ${worker}, token ${i} of ${rows.length}`
+      worst = Math.max(worst, expectClose(actual[worker]![i]!, row, tolerance, place).max)
+    })
+  })
+  return worst
 }
 
 // ---- comparisons ----------------------------------------------------------------------------------
