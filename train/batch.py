@@ -1,4 +1,4 @@
-"""Training batches: random traces of the task, and the arrays that shared-cache attention needs for them (NumPy only)."""
+"""Training batches: random traces of the task and the arrays that shared-cache attention needs for them. NumPy only."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _NEVER = 10**6
 
 
 class Batch(NamedTuple):
-    """B traces with W workers each. All workers' tokens of a trace lie side by side (N), whoever wrote them: padding each
-    block on its own to the longest one would make four times the work. Arrays here, tensors in the model."""
+    """B traces with W workers each. All workers' tokens of a trace lie side by side (N), whoever wrote them: padding
+    each block on its own to the longest one would make four times the work. Arrays here, tensors in the model."""
 
     prompt: Any  # [B, P] token ids
     tokens: Any  # [B, N] token ids of all blocks of the trace

@@ -1,4 +1,4 @@
-"""A small decoder with one cache block per worker, written apart from the training forward so that the two check each other.
+"""A small decoder with one cache block per worker, written apart from the training forward: the two check each other.
 
 Keys are rotated once, at their index in their own block, and never touched again. In a step the tokens of all active
 workers are appended first; then each of them attends to its whole view, with its query rotated once per block.
@@ -150,8 +150,8 @@ def decode(
     stop: list[dict[int, int]] | None = None,
     mark: bool = True,
 ) -> list[Run]:
-    """Greedy decoding in lock step. `names` are the workers' numbers (0 Alice); `start` and `stop` give, per prompt, the
-    steps at which a worker (an index into `names`) begins and is taken away, with a '#' unless `mark` is false."""
+    """Greedy decoding in lock step. `names` are the workers' numbers (0 Alice); `start` and `stop` give, per prompt,
+    the steps at which a worker (an index into `names`) begins and is taken away, with a '#' unless `mark` is false."""
     workers = range(len(names))
     # Enough for one worker that does the whole list, and a half more: who needs longer than that has failed.
     limit = max(int(1.5 * (len(task.prompt) + sum(map(len, task.answers.values())))) + 60 for task in tasks)
@@ -196,8 +196,8 @@ def decode(
 
 @torch.inference_mode()
 def cross_check(model: SharedCacheLlama, order: str) -> tuple[float, float]:
-    """Teacher forced over a trace with late starts, pauses, yields and a removed worker: (largest difference between the
-    training forward and the decoder, largest logit)."""
+    """Teacher forced over a trace with late starts, pauses, yields and a removed worker: the largest difference between
+    the training forward and the decoder, and the largest logit."""
     rng = random.Random(1)
     disturb = Disturbances(start={1: 3, 2: 9}, pause={1: 0.4, 3: 0.2}, stop={3: 17}, taken_claim=0.1)
     trace = simulate(rng, random_task(rng, 7), [0, 1, 2, 3], disturb)

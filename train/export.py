@@ -1,7 +1,4 @@
-"""Writes a checkpoint as a Hugging Face model folder and checks that transformers reads it as the same model.
-
-    python export.py checkpoint.pt ../models/demo
-"""
+"""Writes a checkpoint as a Hugging Face model folder and checks that transformers reads it as the same model."""
 
 from __future__ import annotations
 
@@ -71,8 +68,8 @@ def llama_config(config: LlamaConfig) -> dict[str, Any]:
 
 def tokenizer() -> dict[str, Any]:
     """One token per character, and the names. BPE without merges is the one model type for this that every reader of
-    tokenizer.json knows. Names are added tokens, so they are cut out of a text before anything else; spaces are dropped
-    (the vocabulary has none), so 'Alice A=many' is read as it is shown. Nothing is added to a text: <s> is written out."""
+    tokenizer.json knows. Names are added tokens: they are cut out of a text before anything else. Spaces are dropped,
+    the vocabulary has none, so that 'Alice A=many' is read as it is shown. Nothing is put before a text: write <s>."""
     added = ["<pad>", "<s>", *NAMES]
     return {
         "version": "1.0",
@@ -169,7 +166,7 @@ def check(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()

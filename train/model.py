@@ -1,12 +1,13 @@
 """A plain Llama, trained with exact shared-cache attention.
 
-Parameters have the names and shapes of transformers' LlamaForCausalLM, so a state dict of one is a state dict of the other.
+Parameters have the names and shapes of transformers' LlamaForCausalLM, so the state dicts are interchangeable.
 
 Training needs the attention of every token of a finished trace as it was in the step in which the token was written.
-The view positions of the keys differ from query to query then (other blocks grow), but the score depends on distances only:
-key j of block u, rotated once by its index j, meets the query rotated by D[u], the query's distance to the start of block u
-in its own view at its own step. With W blocks a query has W + 1 rotated copies (one for the prompt). They are concatenated, and
-each key is lifted to the same width, zero outside of its own block's slot: one ordinary product and one mask.
+The view positions of the keys differ from query to query then (other blocks grow), but a score depends on distances
+only: key j of block u, rotated once by its index j, meets the query rotated by D[u], the query's distance to the start
+of block u in its own view at its own step. With W blocks a query has W + 1 rotated copies, one of them for the prompt.
+They are concatenated, and each key is lifted to the same width, zero outside of its own block's slot: that makes one
+ordinary product and one mask of it.
 """
 
 from __future__ import annotations
@@ -94,6 +95,9 @@ class Decoder(nn.Module):
 
 
 class SharedCacheLlama(nn.Module):
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
@@ -161,8 +165,8 @@ class SharedCacheLlama(nn.Module):
             # The workers: the prompt's keys and all blocks' keys in one softmax.
             views = rotate(q[:, :, None, prompt_length:], query_cos, query_sin)  # [B, heads, 1+W, N, head_dim]
             to_prompt = views[:, :, 0].reshape(batch_size, kv_heads, groups * length, head_dim)
-            to_blocks = views[:, :, 1:].transpose(2, 3).reshape(
-                batch_size, kv_heads, groups * length, blocks * head_dim
+            to_blocks = (
+                views[:, :, 1:].transpose(2, 3).reshape(batch_size, kv_heads, groups * length, blocks * head_dim)
             )
             lifted = (k[:, :, prompt_length:, None] * slot).view(batch_size, kv_heads, length, blocks * head_dim)
             scores = torch.cat((to_prompt @ prompt_k, to_blocks @ lifted.transpose(-1, -2)), -1) + bias

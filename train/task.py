@@ -25,13 +25,8 @@ LONGEST_WORD = 9
 NAMES = ("Alice", "Bob", "Carol", "Dave")
 LABELS = string.ascii_uppercase[:MAX_ITEMS]
 # '+', '-', '<', '>' and the digits are not used by this task. They keep the ids stable if another one is added.
-VOCABULARY = (
-    ["<pad>", "<s>", "\n", ":", "=", "~", ".", "#", "+", "-", "<", ">"]
-    + list(NAMES)
-    + list(LABELS)
-    + list(string.ascii_lowercase)
-    + list(string.digits)
-)
+_SIGNS = ("<pad>", "<s>", "\n", ":", "=", "~", ".", "#", "+", "-", "<", ">")
+VOCABULARY = [*_SIGNS, *NAMES, *LABELS, *string.ascii_lowercase, *string.digits]
 TOKEN_ID = {token: index for index, token in enumerate(VOCABULARY)}
 PAD, BOS, NEWLINE, COLON, EQUALS, YIELD, STOP, REMOVED = (
     TOKEN_ID[token] for token in ("<pad>", "<s>", "\n", ":", "=", "~", ".", "#")
@@ -167,7 +162,7 @@ def simulate(rng: random.Random, task: Task, workers: list[int], disturb: Distur
     """Runs the policy in lock step: first everybody's token of the step is appended, then everybody decides."""
     writers = {worker: _Writer(worker) for worker in sorted(workers)}
     running = dict(writers)
-    # Claims by label, as (step, worker). Finished ones stay, yielded and abandoned ones are removed; the smallest holds.
+    # Claims by label, as (step, worker). Finished ones stay, yielded and abandoned ones go. The smallest holds.
     claims: dict[int, list[tuple[int, int]]] = {label: [] for label in task.labels}
     step = 0
     while running:

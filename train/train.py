@@ -1,7 +1,7 @@
-"""Trains the demo model from scratch. See README.md; `python train.py --out runs/demo --minutes 60` is the whole recipe.
+"""Trains the demo model from scratch: `python train.py --out runs/demo --minutes 70` is the whole recipe (README.md).
 
-The schedule (curriculum and learning rate) follows the clock, not the step count, because the machine may be shared. A run is
-therefore not reproducible bit by bit; the seed fixes the initial weights and the stream of traces.
+The schedule (curriculum and learning rate) follows the clock, not the step count, because the machine may be shared. A
+run is therefore not reproducible bit by bit; the seed fixes the initial weights and the stream of traces.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from batch import FINAL_STAGE, Batch, produce
 from model import LlamaConfig, SharedCacheLlama, load_checkpoint, save_checkpoint, to_tensors
@@ -27,7 +27,7 @@ LOG_EVERY = 50
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
-    parser.add_argument("--minutes", type=float, default=60, help="wall-clock time of the whole run")
+    parser.add_argument("--minutes", type=float, default=70, help="wall-clock time of the whole run")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the trainer")
     parser.add_argument("--producers", type=int, default=1, help="processes that make batches; a GPU needs several")
@@ -57,7 +57,8 @@ def learning_rate(progress: float, step: int, warmup: int) -> float:
 
 
 def make_optimizer(model: SharedCacheLlama, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (decayed if parameter.dim() == 2 and "embed_tokens" not in name else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -65,8 +66,8 @@ def make_optimizer(model: SharedCacheLlama, lr: float, weight_decay: float) -> t
 
 
 class Accuracy:
-    """Teacher-forced accuracy by kind of decision. `claim` counts exact agreement with the policy, which is far stricter
-    than success: another free item does no harm."""
+    """Teacher-forced accuracy by kind of decision. `claim` counts exact agreement with the policy, which is far
+    stricter than success: another free item does no harm."""
 
     def __init__(self) -> None:
         self.right: Counter[str] = Counter()
@@ -92,9 +93,7 @@ class Accuracy:
         return f"loss {sum(self.losses) / len(self.losses):.4f}  " + "  ".join(parts)
 
 
-def train_step(
-    model: SharedCacheLlama, optimizer: torch.optim.AdamW, batch: Batch, accuracy: Accuracy
-) -> None:
+def train_step(model: SharedCacheLlama, optimizer: torch.optim.AdamW, batch: Batch, accuracy: Accuracy) -> None:
     hidden = model(batch)
     target = batch.target.view(-1)
     chosen = (target != NO_TARGET).nonzero()[:, 0]
