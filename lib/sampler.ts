@@ -1,0 +1,106 @@
+// How a token is chosen from logits. The arithmetic is the device's (native/device/ops.h, SampleParams).
+
+import type { NativeSampler } from './native'
+import { checkInteger, checkNumber, checkObject, checkTokens, invalid } from './validate'
+
+export interface SamplerOptions {
+  /** Divides the logits; default 1. 0: greedy, the largest logit, ties to the lowest id. */
+  temperature?: number
+  /** Keeps the k most likely tokens; default 0: all. */
+  topK?: number
+  /** Keeps the fewest most likely tokens that reach this probability together, in (0, 1]; default 1: all. */
+  topP?: number
+  /** Drops tokens less likely than this share of the most likely one, in [0, 1]; default 0: none. */
+  minP?: number
+  /** Divides positive and multiplies negative logits of tokens in the worker's view, > 0; default 1: off. */
+  repetitionPenalty?: number
+  /** Token ids that never come out. */
+  forbidden?: ArrayLike<number>
+  /** 64 bits; default: at random. The same seed gives the same draws, whatever else runs beside. */
+  seed?: number | bigint
+}
+
+const SEEDS = 2n ** 64n
+
+/** Greedy: what a step does that is given no sampler. */
+export const GREEDY: NativeSampler = {
+  temperature: 0,
+  topK: 0,
+  topP: 1,
+  minP: 0,
+  repetitionPenalty: 1,
+  forbidden: new Int32Array(0),
+  seed: 0n,
+  draw: 0n,
+}
+
+/**
+ * Chooses one worker's tokens. Owns a seed and a counter of draws; a step that fails or is aborted
+ * leaves the counter where it was, so that trying again gives the same token.
+ *
+ * Order: forbidden, repetition penalty (arXiv 1909.05858), temperature, top-k, top-p (arXiv 1904.09751),
+ * min-p (arXiv 2407.01082), one draw.
+ */
+export class Sampler {
+  /** In [0, 2^64). */
+  readonly seed: bigint
+  readonly #options: Omit<NativeSampler, 'seed' | 'draw'>
+  #draw = 0n
+
+  constructor(options: SamplerOptions = {}) {
+    checkObject(options, 'sampler')
+    this.#options = {
+      temperature: checkNumber(
+        options.temperature ?? 1,
+        'sampler.temperature',
+        'a number >= 0',
+        (x) => x >= 0,
+      ),
+      topK: checkInteger(options.topK ?? 0, 'sampler.topK', 0, 2 ** 31 - 1),
+      topP: checkNumber(
+        options.topP ?? 1,
+        'sampler.topP',
+        'a number in (0, 1]',
+        (x) => x > 0 && x <= 1,
+      ),
+      minP: checkNumber(
+        options.minP ?? 0,
+        'sampler.minP',
+        'a number in [0, 1]',
+        (x) => x >= 0 && x <= 1,
+      ),
+      repetitionPenalty: checkNumber(
+        options.repetitionPenalty ?? 1,
+        'sampler.repetitionPenalty',
+        'a number > 0',
+        (x) => x > 0,
+      ),
+      forbidden: checkTokens(options.forbidden ?? [], 'sampler.forbidden', 2 ** 31 - 1),
+    }
+    this.seed = checkSeed(options.seed)
+  }
+
+  /** Tokens drawn so far. */
+  get draws(): bigint {
+    return this.#draw
+  }
+
+  /** @internal The next draw. */
+  next(): NativeSampler {
+    return { ...this.#options, seed: this.seed, draw: this.#draw }
+  }
+
+  /** @internal The draw was made. */
+  advance(): void {
+    this.#draw++
+  }
+}
+
+function checkSeed(seed: unknown): bigint {
+  if (seed === undefined) return crypto.getRandomValues(new BigUint64Array(1))[0] as bigint
+  const value = Number.isSafeInteger(seed) ? BigInt(seed as number) : seed
+  if (typeof value !== 'bigint' || value < 0n || value >= SEEDS) {
+    throw invalid('sampler.seed', 'an integer in [0, 2^64)', seed)
+  }
+  return value
+}

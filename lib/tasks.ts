@@ -1,0 +1,53 @@
+// Native calls that take their time: aborting them, and waiting for them before something is closed.
+
+import { HogwildError } from './errors'
+import { type CancelHandle, native } from './native'
+
+/** The calls under way of one owner (a cache, a model). */
+export class Tasks {
+  readonly #running = new Map<Promise<unknown>, () => void>()
+
+  /** Remembers a call until it settles. `abort` asks it to end early. */
+  track<T>(task: Promise<T>, abort: () => void = () => {}): Promise<T> {
+    this.#running.set(task, abort)
+    const forget = () => this.#running.delete(task)
+    task.then(forget, forget)
+    return task
+  }
+
+  /** Asks every call to end early and waits until all have settled. */
+  async abort(): Promise<void> {
+    for (const abort of this.#running.values()) abort()
+    await Promise.allSettled(this.#running.keys())
+  }
+}
+
+/**
+ * Runs a native call that an AbortSignal and the closing of its owners can abort. A signal that is
+ * aborted already rejects without calling. Where the call ends before the abort reaches it, it has
+ * simply succeeded.
+ */
+export async function runTask<T>(
+  owners: readonly Tasks[],
+  signal: AbortSignal | undefined,
+  start: (cancel: CancelHandle) => Promise<T>,
+): Promise<T> {
+  if (signal?.aborted) throw aborted(signal)
+  const cancel = native.createCancel()
+  const abort = () => native.cancel(cancel)
+  signal?.addEventListener('abort', abort)
+  try {
+    const task = start(cancel)
+    for (const owner of owners) owner.track(task, abort)
+    return await task
+  } catch (error) {
+    const isAbort = (error as { code?: unknown }).code === 'HOGWILD_ABORTED'
+    throw isAbort && signal?.aborted ? aborted(signal) : error
+  } finally {
+    signal?.removeEventListener('abort', abort)
+  }
+}
+
+function aborted(signal: AbortSignal): HogwildError {
+  return new HogwildError('aborted by the signal', 'HOGWILD_ABORTED', { cause: signal.reason })
+}
