@@ -1,0 +1,90 @@
+// The export table. lib/native.ts types it; test/addon.test.ts compares the two.
+#include <napi.h>
+
+#include "addon/convert.h"
+#include "addon/exports.h"
+
+namespace hogwild::addon {
+namespace {
+
+Napi::Value set_error_class(const Napi::CallbackInfo& info) {
+  const Napi::Function error_class = Argument(info, 0, "errorClass").function();
+  info.Env().GetInstanceData<EnvironmentData>()->error_class = Napi::Persistent(error_class);
+  return info.Env().Undefined();
+}
+
+template <Function kFunction>
+void add(Napi::Object& exports, const char* name) {
+  exports.Set(name, Napi::Function::New<throwing<kFunction>>(exports.Env(), name));
+}
+
+template <Function kFunction>
+void add_async(Napi::Object& exports, const char* name) {
+  exports.Set(name, Napi::Function::New<rejecting<kFunction>>(exports.Env(), name));
+}
+
+}  // namespace
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  auto* data = new EnvironmentData;
+  env.SetInstanceData(data);  // deletes it with the environment
+  const auto constructor = [global = env.Global()](const char* name) {
+    return Napi::Persistent(global.Get(name).As<Napi::Function>());
+  };
+  data->int32_array = constructor("Int32Array");
+  data->float32_array = constructor("Float32Array");
+  data->float64_array = constructor("Float64Array");
+
+  add<set_error_class>(exports, "setErrorClass");
+  add<probe>(exports, "probe");
+
+  add<create_device>(exports, "createDevice");
+  add<device_info>(exports, "deviceInfo");
+  add_async<device_read_bandwidth>(exports, "deviceReadBandwidth");
+  add<device_close>(exports, "deviceClose");
+
+  add_async<create_model>(exports, "createModel");
+  add<model_weight_bytes>(exports, "modelWeightBytes");
+  add<model_close>(exports, "modelClose");
+
+  add<create_cache>(exports, "createCache");
+  add<cache_stats>(exports, "cacheStats");
+  add<cache_close>(exports, "cacheClose");
+
+  add<create_block>(exports, "createBlock");
+  add<block_length>(exports, "blockLength");
+  add<block_tokens>(exports, "blockTokens");
+  add<block_segments>(exports, "blockSegments");
+  add<block_append_from>(exports, "blockAppendFrom");
+  add<block_insert>(exports, "blockInsert");
+  add<block_truncate>(exports, "blockTruncate");
+  add<block_forget>(exports, "blockForget");
+  add<block_clear>(exports, "blockClear");
+  add<block_fork>(exports, "blockFork");
+  add_async<block_compact>(exports, "blockCompact");
+  add<block_read>(exports, "blockRead");
+  add<block_close>(exports, "blockClose");
+
+  add<create_cancel>(exports, "createCancel");
+  add<cancel>(exports, "cancel");
+  add_async<step>(exports, "step");
+
+  add<begin_pass>(exports, "beginPass");
+  add_async<pass_append>(exports, "passAppend");
+  add_async<pass_attend>(exports, "passAttend");
+  add<pass_commit>(exports, "passCommit");
+  add<pass_abort>(exports, "passAbort");
+
+  auto ops = Napi::Object::New(env);
+  add<op_embedding>(ops, "embedding");
+  add<op_rms_norm>(ops, "rmsNorm");
+  add<op_matmul>(ops, "matmul");
+  add<op_gated_activation>(ops, "gatedActivation");
+  add<op_sample>(ops, "sample");
+  exports.Set("ops", ops);
+  return exports;
+}
+
+NODE_API_MODULE(hogwild, init)
+
+}  // namespace hogwild::addon

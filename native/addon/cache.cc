@@ -1,0 +1,255 @@
+// Caches and blocks. Block operations are O(pages) and run at once; compaction moves keys, so it runs
+// on the device's runner.
+#include <napi.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "addon/convert.h"
+#include "addon/exports.h"
+#include "addon/handles.h"
+#include "cache/kv_cache.h"
+
+namespace hogwild::addon {
+
+// ---- handles --------------------------------------------------------------------------------------
+
+BlockHandle::BlockHandle(std::shared_ptr<CacheHandle> cache, std::shared_ptr<CacheBlock> block)
+    : cache_(std::move(cache)), block_(std::move(block)) {
+  cache_->blocks_.insert(this);
+}
+
+BlockHandle::~BlockHandle() { cache_->blocks_.erase(this); }
+
+const std::shared_ptr<CacheBlock>& BlockHandle::open() const {
+  cache_->open();
+  if (!block_) throw Error(code::kClosed, "the block is closed");
+  return block_;
+}
+
+CacheBlock& BlockHandle::idle() const {
+  CacheBlock& block = *open();
+  cache_->idle();
+  return block;
+}
+
+void BlockHandle::close() { block_.reset(); }
+
+const std::shared_ptr<KvCache>& CacheHandle::open() const {
+  if (!cache_) throw Error(code::kClosed, "the cache is closed");
+  device_->open();
+  return cache_;
+}
+
+KvCache& CacheHandle::idle() const {
+  KvCache& cache = *open();
+  if (busy_) throw Error(code::kBusy, "the cache is in use by a step, pass or compaction that has not ended");
+  return cache;
+}
+
+void CacheHandle::close() {
+  for (BlockHandle* block : blocks_) block->close();
+  cache_.reset();
+}
+
+CacheLease::CacheLease(std::shared_ptr<CacheHandle> cache) : cache_(std::move(cache)) {
+  cache_->idle();
+  cache_->busy_ = true;
+}
+
+// ---- arguments ------------------------------------------------------------------------------------
+
+WorkerViewArguments::WorkerViewArguments(const Argument& worker)
+    : blocks(worker.property("view").map([](const Argument& block) { return block.handle<BlockHandle>(); })),
+      target(worker.property("target").handle<BlockHandle>()) {
+  const Argument weights = worker.property("bias");
+  if (!weights.is_null()) bias = weights.floats(static_cast<std::int64_t>(blocks.size()));
+}
+
+WorkerView WorkerViewArguments::open() const {
+  WorkerView view;
+  for (const auto& block : blocks) view.blocks.push_back(block->open());
+  view.bias = bias;
+  view.target = target->open();
+  return view;
+}
+
+RopeSpec read_rope(const Argument& inverse_frequencies, const Argument& attention_factor) {
+  RopeSpec rope;
+  rope.inverse_frequencies = inverse_frequencies.doubles();
+  for (const double frequency : rope.inverse_frequencies) {
+    if (!std::isfinite(frequency)) inverse_frequencies.refuse("finite inverse frequencies");
+  }
+  rope.attention_factor = attention_factor.number();
+  return rope;
+}
+
+// ---- functions ------------------------------------------------------------------------------------
+
+namespace {
+
+std::shared_ptr<BlockHandle> block_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name) {
+  return Argument(info, index, name).handle<BlockHandle>();
+}
+
+class CompactTask : public PromiseTask {
+ public:
+  CompactTask(Napi::Env env, const BlockHandle& block)
+      : PromiseTask(env), block_(block.open()), lease_(block.cache()) {}
+
+ protected:
+  void execute(const std::atomic<bool>&) override { moved_ = block_->compact(); }
+
+  Napi::Value result(Napi::Env env) override {
+    auto moved = Napi::Object::New(env);
+    moved.Set("segmentsBefore", static_cast<double>(moved_.segments_before));
+    moved.Set("segmentsAfter", static_cast<double>(moved_.segments_after));
+    moved.Set("tokensMoved", static_cast<double>(moved_.tokens_moved));
+    return moved;
+  }
+
+ private:
+  std::shared_ptr<CacheBlock> block_;
+  CacheLease lease_;
+  CacheBlock::CompactResult moved_;
+};
+
+}  // namespace
+
+Napi::Value create_cache(const Napi::CallbackInfo& info) {
+  const auto device = Argument(info, 0, "device").handle<DeviceHandle>();
+  const Argument options(info, 1, "shape");
+  KvShape shape;
+  shape.layers = options.property("layers").size();
+  shape.kv_heads = options.property("kvHeads").size();
+  shape.head_dim = options.property("headDim").size();
+  shape.dtype = options.property("dtype").dtype();
+  const std::int64_t capacity = options.property("capacity").size();
+  RopeSpec rope = read_rope(options.property("inverseFrequencies"), options.property("attentionFactor"));
+  auto cache = KvCache::create(device->open(), shape, std::move(rope), capacity);
+  return to_handle(info.Env(), std::make_shared<CacheHandle>(device, std::move(cache)));
+}
+
+Napi::Value cache_stats(const Napi::CallbackInfo& info) {
+  const auto cache = Argument(info, 0, "cache").handle<CacheHandle>();
+  const KvCache::Stats stats = cache->open()->stats();
+  auto result = Napi::Object::New(info.Env());
+  result.Set("pageSize", static_cast<double>(kPageSize));
+  result.Set("pages", static_cast<double>(stats.pages));
+  result.Set("freePages", static_cast<double>(stats.free_pages));
+  result.Set("peakPages", static_cast<double>(stats.peak_pages));
+  result.Set("bytesPerPage", static_cast<double>(stats.bytes_per_page));
+  result.Set("keyBytesMoved", static_cast<double>(stats.key_bytes_moved));
+  return result;
+}
+
+Napi::Value cache_close(const Napi::CallbackInfo& info) {
+  Argument(info, 0, "cache").handle<CacheHandle>()->close();
+  return info.Env().Undefined();
+}
+
+Napi::Value create_block(const Napi::CallbackInfo& info) {
+  const auto cache = Argument(info, 0, "cache").handle<CacheHandle>();
+  return to_handle(info.Env(), std::make_shared<BlockHandle>(cache, cache->idle().create_block()));
+}
+
+Napi::Value block_length(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(block_argument(info, 0, "block")->open()->length()));
+}
+
+Napi::Value block_tokens(const Napi::CallbackInfo& info) {
+  const std::vector<std::int32_t> tokens = block_argument(info, 0, "block")->open()->tokens();
+  auto result = new_int32_array(info.Env(), static_cast<std::int64_t>(tokens.size()));
+  std::copy(tokens.begin(), tokens.end(), result.Data());
+  return result;
+}
+
+Napi::Value block_segments(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto block = block_argument(info, 0, "block");
+  const std::vector<Segment>& segments = block->idle().segments();
+  auto result = Napi::Array::New(env, segments.size());
+  for (std::uint32_t i = 0; i < segments.size(); i++) {
+    auto segment = Napi::Object::New(env);
+    segment.Set("length", static_cast<double>(segments[i].length));
+    segment.Set("rotatedAt", static_cast<double>(segments[i].rotated_at));
+    segment.Set("pages", static_cast<double>(segments[i].pages.size()));
+    result.Set(i, segment);
+  }
+  return result;
+}
+
+Napi::Value block_append_from(const Napi::CallbackInfo& info) {
+  const auto target = block_argument(info, 0, "target");
+  const auto source = block_argument(info, 1, "source");
+  target->idle().append_from(source->idle());
+  return info.Env().Undefined();
+}
+
+Napi::Value block_insert(const Napi::CallbackInfo& info) {
+  const auto target = block_argument(info, 0, "target");
+  const std::int64_t at = Argument(info, 1, "at").count();
+  const auto source = block_argument(info, 2, "source");
+  target->idle().insert(at, source->idle());
+  return info.Env().Undefined();
+}
+
+Napi::Value block_truncate(const Napi::CallbackInfo& info) {
+  const auto block = block_argument(info, 0, "block");
+  const std::int64_t length = Argument(info, 1, "length").count();
+  block->idle().truncate(length);
+  return info.Env().Undefined();
+}
+
+Napi::Value block_forget(const Napi::CallbackInfo& info) {
+  const auto block = block_argument(info, 0, "block");
+  const std::int64_t begin = Argument(info, 1, "begin").count();
+  const std::int64_t end = Argument(info, 2, "end").count();
+  block->idle().forget(begin, end);
+  return info.Env().Undefined();
+}
+
+Napi::Value block_clear(const Napi::CallbackInfo& info) {
+  block_argument(info, 0, "block")->idle().clear();
+  return info.Env().Undefined();
+}
+
+Napi::Value block_fork(const Napi::CallbackInfo& info) {
+  const auto block = block_argument(info, 0, "block");
+  return to_handle(info.Env(), std::make_shared<BlockHandle>(block->cache(), block->idle().fork()));
+}
+
+Napi::Value block_compact(const Napi::CallbackInfo& info) {
+  const auto block = block_argument(info, 0, "block");
+  return block->cache()->device()->schedule(std::make_unique<CompactTask>(info.Env(), *block));
+}
+
+Napi::Value block_read(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto handle = block_argument(info, 0, "block");
+  const KvShape shape = handle->cache()->open()->shape();
+  const std::int64_t layer = Argument(info, 1, "layer").integer(0, shape.layers - 1);
+  const std::int64_t length = handle->idle().length();
+  auto k = new_float32_array(env, length * shape.kv_heads * shape.head_dim);
+  auto v = new_float32_array(env, length * shape.kv_heads * shape.head_dim);
+  auto positions = new_float64_array(env, length);
+
+  const CacheBlock& block = handle->idle();
+  handle->cache()->device()->idle();
+  std::vector<std::int64_t> rotated_at(static_cast<std::size_t>(length));
+  block.read(layer, k.Data(), v.Data(), rotated_at.data());
+  std::copy(rotated_at.begin(), rotated_at.end(), positions.Data());
+
+  auto result = Napi::Object::New(env);
+  result.Set("k", k);
+  result.Set("v", v);
+  result.Set("rotatedAt", positions);
+  return result;
+}
+
+Napi::Value block_close(const Napi::CallbackInfo& info) {
+  block_argument(info, 0, "block")->close();
+  return info.Env().Undefined();
+}
+
+}  // namespace hogwild::addon

@@ -1,0 +1,99 @@
+// Devices: the handle, its runner, what was found on this machine.
+#include "device/device.h"
+
+#include <napi.h>
+
+#include "addon/convert.h"
+#include "addon/exports.h"
+#include "addon/handles.h"
+#include "device/cpu/thread_pool.h"
+
+namespace hogwild::addon {
+
+const std::shared_ptr<Device>& DeviceHandle::open() const {
+  if (closed()) throw Error(code::kClosed, "the device is closed");
+  return device_;
+}
+
+Device& DeviceHandle::idle() const {
+  Device& device = *open();
+  if (!runner_.idle()) throw Error(code::kBusy, "the device is computing: wait for the calls under way");
+  return device;
+}
+
+void DeviceHandle::close() {
+  runner_.close();
+  device_.reset();
+}
+
+namespace {
+
+class ReadBandwidthTask : public PromiseTask {
+ public:
+  ReadBandwidthTask(Napi::Env env, std::shared_ptr<Device> device, std::int64_t bytes)
+      : PromiseTask(env), device_(std::move(device)), bytes_(bytes) {}
+
+ protected:
+  void execute(const std::atomic<bool>&) override {
+    bytes_per_second_ = device_->measure_read_bandwidth(static_cast<std::size_t>(bytes_));
+  }
+  Napi::Value result(Napi::Env env) override { return Napi::Number::New(env, bytes_per_second_); }
+
+ private:
+  std::shared_ptr<Device> device_;
+  std::int64_t bytes_;
+  double bytes_per_second_ = 0;
+};
+
+}  // namespace
+
+Napi::Value probe(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const std::vector<std::string> levels = available_simd_levels();
+  auto simd = Napi::Array::New(env, levels.size());
+  for (std::uint32_t i = 0; i < levels.size(); i++) simd.Set(i, levels[i]);
+  const CudaStatus status = cuda_status();
+  auto cuda = Napi::Object::New(env);
+  cuda.Set("compiled", status.compiled);
+  cuda.Set("devices", status.devices);
+  cuda.Set("reason", status.reason);
+  auto found = Napi::Object::New(env);
+  found.Set("version", HOGWILD_VERSION);
+  found.Set("simd", simd);
+  found.Set("threads", ThreadPool::available_processors());
+  found.Set("cuda", cuda);
+  return found;
+}
+
+Napi::Value create_device(const Napi::CallbackInfo& info) {
+  const Argument options(info, 0, "options");
+  options.property("type").one_of<int>({{"cpu", 0}});
+  CpuOptions cpu;
+  cpu.threads = static_cast<int>(options.property("threads").integer(0, 1024));
+  cpu.simd = options.property("simd").string();
+  return to_handle(info.Env(), std::make_shared<DeviceHandle>(info.Env(), create_cpu_device(cpu)));
+}
+
+Napi::Value device_info(const Napi::CallbackInfo& info) {
+  const auto device = Argument(info, 0, "device").handle<DeviceHandle>();
+  const DeviceInfo about = device->open()->info();
+  auto result = Napi::Object::New(info.Env());
+  result.Set("type", about.type);
+  result.Set("name", about.name);
+  result.Set("simd", about.simd);
+  result.Set("threads", about.threads);
+  return result;
+}
+
+Napi::Value device_read_bandwidth(const Napi::CallbackInfo& info) {
+  const auto device = Argument(info, 0, "device").handle<DeviceHandle>();
+  const std::int64_t bytes = Argument(info, 1, "bytes").integer(1 << 16, std::int64_t{1} << 36);
+  return device->schedule(std::make_unique<ReadBandwidthTask>(info.Env(), device->open(), bytes));
+}
+
+Napi::Value device_close(const Napi::CallbackInfo& info) {
+  Argument(info, 0, "device").handle<DeviceHandle>()->close();
+  return info.Env().Undefined();
+}
+
+}  // namespace hogwild::addon

@@ -1,0 +1,135 @@
+// What the handles stand for, and who may do what when. All of it belongs to the JavaScript thread:
+// tasks hold shared_ptrs to the engine's own objects and touch these only in their destructors.
+//
+// Closing is explicit and idempotent; a handle that is collected closes what it stood for. Closed
+// objects answer with kClosed. A cache in use by a step, a pass or a compaction answers with kBusy.
+#pragma once
+
+#include <napi.h>
+
+#include <cstdint>
+#include <memory>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "addon/convert.h"
+#include "addon/promise_task.h"
+#include "cache/attention_plan.h"
+#include "cache/kv_cache.h"
+#include "device/device.h"
+#include "model/transformer.h"
+
+namespace hogwild::addon {
+
+class CacheHandle;
+
+class DeviceHandle {
+ public:
+  static constexpr const char* kKind = "device";
+  static constexpr napi_type_tag kTag{0x686f6777696c6402, 0x9d5c1f0b7a3e4c02};
+
+  DeviceHandle(Napi::Env env, std::shared_ptr<Device> device) : device_(std::move(device)), runner_(env) {}
+
+  const std::shared_ptr<Device>& open() const;  // throws kClosed
+  // For calls that compute on the JavaScript thread. Throws kClosed, or kBusy while tasks are scheduled:
+  // a device computes for one thread at a time, and the event loop does not wait for a step.
+  Device& idle() const;
+  bool closed() const { return runner_.closed(); }
+  Napi::Promise schedule(std::unique_ptr<PromiseTask> task) { return runner_.schedule(std::move(task)); }
+  void close();
+
+ private:
+  std::shared_ptr<Device> device_;
+  Runner runner_;
+};
+
+class ModelHandle {
+ public:
+  static constexpr const char* kKind = "model";
+  static constexpr napi_type_tag kTag{0x686f6777696c6403, 0x9d5c1f0b7a3e4c03};
+
+  ModelHandle(std::shared_ptr<DeviceHandle> device, std::shared_ptr<Transformer> transformer)
+      : device_(std::move(device)), transformer_(std::move(transformer)) {}
+
+  const std::shared_ptr<DeviceHandle>& device() const { return device_; }
+  const std::shared_ptr<Transformer>& open() const;  // throws kClosed
+  void close() { transformer_.reset(); }
+
+ private:
+  std::shared_ptr<DeviceHandle> device_;
+  std::shared_ptr<Transformer> transformer_;
+};
+
+class BlockHandle {
+ public:
+  static constexpr const char* kKind = "block";
+  static constexpr napi_type_tag kTag{0x686f6777696c6404, 0x9d5c1f0b7a3e4c04};
+
+  BlockHandle(std::shared_ptr<CacheHandle> cache, std::shared_ptr<CacheBlock> block);
+  ~BlockHandle();
+  BlockHandle(const BlockHandle&) = delete;
+  BlockHandle& operator=(const BlockHandle&) = delete;
+
+  const std::shared_ptr<CacheHandle>& cache() const { return cache_; }
+  const std::shared_ptr<CacheBlock>& open() const;  // throws kClosed
+  CacheBlock& idle() const;                         // throws kClosed, kBusy
+  void close();
+
+ private:
+  std::shared_ptr<CacheHandle> cache_;
+  std::shared_ptr<CacheBlock> block_;  // null once closed
+};
+
+class CacheHandle {
+ public:
+  static constexpr const char* kKind = "cache";
+  static constexpr napi_type_tag kTag{0x686f6777696c6405, 0x9d5c1f0b7a3e4c05};
+
+  CacheHandle(std::shared_ptr<DeviceHandle> device, std::shared_ptr<KvCache> cache)
+      : device_(std::move(device)), cache_(std::move(cache)) {}
+
+  const std::shared_ptr<DeviceHandle>& device() const { return device_; }
+  const std::shared_ptr<KvCache>& open() const;  // throws kClosed
+  KvCache& idle() const;                         // throws kClosed, kBusy
+  // Closes all blocks. What a task uses is freed when the task ends.
+  void close();
+
+ private:
+  friend class BlockHandle;
+  friend class CacheLease;
+
+  std::shared_ptr<DeviceHandle> device_;
+  std::shared_ptr<KvCache> cache_;  // null once closed
+  std::unordered_set<BlockHandle*> blocks_;
+  bool busy_ = false;
+};
+
+// The exclusive use of a cache by a step, a pass or a compaction.
+class CacheLease {
+ public:
+  explicit CacheLease(std::shared_ptr<CacheHandle> cache);  // throws kClosed, kBusy
+  ~CacheLease() { cache_->busy_ = false; }
+  CacheLease(const CacheLease&) = delete;
+  CacheLease& operator=(const CacheLease&) = delete;
+
+  const CacheHandle& cache() const { return *cache_; }
+
+ private:
+  std::shared_ptr<CacheHandle> cache_;
+};
+
+// What a worker of a step or a pass brings: NativeWorkerView of lib/native.ts.
+struct WorkerViewArguments {
+  std::vector<std::shared_ptr<BlockHandle>> blocks;
+  std::vector<float> bias;
+  std::shared_ptr<BlockHandle> target;
+
+  explicit WorkerViewArguments(const Argument& worker);
+  // The blocks themselves, without tokens. Throws kClosed where one is closed.
+  WorkerView open() const;
+};
+
+RopeSpec read_rope(const Argument& inverse_frequencies, const Argument& attention_factor);
+
+}  // namespace hogwild::addon

@@ -1,0 +1,221 @@
+// Passes: one step of an engine that brings its own model and hands over q, k and v layer by layer.
+#include <napi.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "addon/convert.h"
+#include "addon/exports.h"
+#include "addon/handles.h"
+#include "cache/attention_plan.h"
+
+namespace hogwild::addon {
+
+// What the tasks of a pass share. Whoever holds the last reference (on the JavaScript thread) gives
+// back what was not committed, then the cache.
+struct OpenPass {
+  CacheLease lease;
+  std::shared_ptr<KvCache> cache;
+  std::vector<std::vector<std::int32_t>> tokens;  // an engine's tokens have no ids: -1 each
+  std::unique_ptr<StepReservation> reservation;
+  Buffer q, k, v, out, lse;  // device memory, used by one task at a time
+
+  OpenPass(const std::shared_ptr<CacheHandle>& handle, const std::vector<WorkerViewArguments>& views,
+           const std::vector<std::int64_t>& n_tokens)
+      : lease(handle), cache(handle->open()) {
+    const KvCache::Stats stats = cache->stats();
+    std::vector<WorkerView> workers;
+    for (std::size_t i = 0; i < views.size(); i++) {
+      if (n_tokens[i] > stats.pages * kPageSize) {
+        throw Error(code::kOutOfPages, "workers[" + std::to_string(i) + "].nTokens: " + std::to_string(n_tokens[i]) +
+                                           " new tokens do not fit into a cache of " + std::to_string(stats.pages) +
+                                           " pages of " + std::to_string(kPageSize) + " tokens");
+      }
+      tokens.emplace_back(static_cast<std::size_t>(n_tokens[i]), -1);
+      workers.push_back(views[i].open());
+      workers.back().tokens = tokens.back();
+    }
+    reservation = std::make_unique<StepReservation>(*cache, std::move(workers));
+  }
+
+  // A buffer that holds at least `values` floats.
+  float* scratch(Buffer& buffer, std::int64_t values, const char* purpose) {
+    const std::size_t bytes = static_cast<std::size_t>(values) * sizeof(float);
+    if (buffer.bytes() < bytes) {
+      buffer = Buffer();
+      buffer = cache->device().allocate(bytes, purpose);
+    }
+    return buffer.as<float>();
+  }
+
+  const float* upload(Buffer& buffer, const std::vector<float>& values, const char* purpose) {
+    float* data = scratch(buffer, static_cast<std::int64_t>(values.size()), purpose);
+    cache->device().upload(data, values.data(), values.size() * sizeof(float));
+    return data;
+  }
+};
+
+class PassHandle {
+ public:
+  static constexpr const char* kKind = "pass";
+  static constexpr napi_type_tag kTag{0x686f6777696c6406, 0x9d5c1f0b7a3e4c06};
+
+  PassHandle(std::shared_ptr<CacheHandle> cache, std::shared_ptr<OpenPass> pass)
+      : cache_(std::move(cache)), pass_(std::move(pass)) {}
+
+  // Throws kClosed after commit or abort, and when the cache is closed.
+  const std::shared_ptr<OpenPass>& open() const {
+    if (!pass_) throw Error(code::kClosed, "the pass was committed or aborted before");
+    cache_->open();
+    return pass_;
+  }
+
+  void commit() {
+    if (open().use_count() > 1) throw Error(code::kBusy, "calls of this pass have not ended: wait for them");
+    pass_->reservation->commit();
+    pass_.reset();
+  }
+
+  void abort() { pass_.reset(); }
+
+  Napi::Promise schedule(std::unique_ptr<PromiseTask> task) { return cache_->device()->schedule(std::move(task)); }
+
+ private:
+  std::shared_ptr<CacheHandle> cache_;
+  std::shared_ptr<OpenPass> pass_;  // null once committed or aborted
+};
+
+namespace {
+
+class AppendTask : public PromiseTask {
+ public:
+  AppendTask(Napi::Env env, std::shared_ptr<OpenPass> pass, std::int64_t layer, std::vector<float> k,
+             std::vector<float> v)
+      : PromiseTask(env), pass_(std::move(pass)), layer_(layer), k_(std::move(k)), v_(std::move(v)) {}
+
+ protected:
+  void execute(const std::atomic<bool>&) override {
+    KvCache& cache = *pass_->cache;
+    KvAppendParams params;
+    params.shape = cache.shape();
+    params.layer = cache.layer(layer_);
+    params.rope = pass_->reservation->rope();
+    params.slots = pass_->reservation->slots();
+    params.k = pass_->upload(pass_->k, k_, "new keys");
+    params.v = pass_->upload(pass_->v, v_, "new values");
+    cache.device().kv_append(params);
+    cache.device().synchronize();
+  }
+  Napi::Value result(Napi::Env env) override { return env.Undefined(); }
+
+ private:
+  std::shared_ptr<OpenPass> pass_;
+  std::int64_t layer_;
+  std::vector<float> k_, v_;
+};
+
+class AttendTask : public PromiseTask {
+ public:
+  AttendTask(Napi::Env env, std::shared_ptr<OpenPass> pass, std::int64_t layer, std::vector<float> q,
+             std::int64_t query_heads, double scale, bool want_lse)
+      : PromiseTask(env),
+        pass_(std::move(pass)),
+        layer_(layer),
+        q_(std::move(q)),
+        query_heads_(query_heads),
+        scale_(static_cast<float>(scale)),
+        n_lse_(want_lse ? pass_->reservation->n_tokens() * query_heads : 0) {
+    auto out = new_float32_array(env, static_cast<std::int64_t>(q_.size()));
+    auto lse = new_float32_array(env, n_lse_);
+    out_ = out.Data();
+    lse_ = lse.Data();
+    auto result = Napi::Object::New(env);
+    result.Set("out", out);
+    result.Set("lse", want_lse ? lse : env.Null());
+    keep(result);
+  }
+
+ protected:
+  void execute(const std::atomic<bool>&) override {
+    KvCache& cache = *pass_->cache;
+    Device& device = cache.device();
+    float* out = pass_->scratch(pass_->out, static_cast<std::int64_t>(q_.size()), "attention output");
+    float* lse = n_lse_ > 0 ? pass_->scratch(pass_->lse, n_lse_, "log-sum-exp") : nullptr;
+    AttentionParams params;
+    params.shape = cache.shape();
+    params.layer = cache.layer(layer_);
+    params.rope = pass_->reservation->rope();
+    params.plan = pass_->reservation->plan();
+    params.query_heads = query_heads_;
+    params.scale = scale_;
+    params.q = pass_->upload(pass_->q, q_, "queries");
+    params.out = out;
+    params.lse = lse;
+    device.begin_step(params.plan);  // a pass of another cache may have come between two layers
+    device.attention(params);
+    device.download(out_, out, q_.size() * sizeof(float));
+    if (lse != nullptr) device.download(lse_, lse, static_cast<std::size_t>(n_lse_) * sizeof(float));
+  }
+  Napi::Value result(Napi::Env) override { return kept(); }
+
+ private:
+  std::shared_ptr<OpenPass> pass_;
+  std::int64_t layer_;
+  std::vector<float> q_;
+  std::int64_t query_heads_;
+  float scale_;
+  std::int64_t n_lse_;
+  float* out_;  // memory of the arrays in kept()
+  float* lse_;
+};
+
+}  // namespace
+
+// ---- functions ------------------------------------------------------------------------------------
+
+Napi::Value begin_pass(const Napi::CallbackInfo& info) {
+  const auto cache = Argument(info, 0, "cache").handle<CacheHandle>();
+  std::vector<std::int64_t> n_tokens;
+  const auto views = Argument(info, 1, "workers").map([&n_tokens](const Argument& worker) {
+    n_tokens.push_back(worker.property("nTokens").size());
+    return WorkerViewArguments(worker);
+  });
+  return to_handle(info.Env(), std::make_shared<PassHandle>(cache, std::make_shared<OpenPass>(cache, views, n_tokens)));
+}
+
+Napi::Value pass_append(const Napi::CallbackInfo& info) {
+  const auto pass = Argument(info, 0, "pass").handle<PassHandle>();
+  const KvShape shape = pass->open()->cache->shape();
+  const std::int64_t values = pass->open()->reservation->n_tokens() * shape.kv_heads * shape.head_dim;
+  const std::int64_t layer = Argument(info, 1, "layer").integer(0, shape.layers - 1);
+  std::vector<float> k = Argument(info, 2, "k").floats(values);
+  std::vector<float> v = Argument(info, 3, "v").floats(values);
+  return pass->schedule(std::make_unique<AppendTask>(info.Env(), pass->open(), layer, std::move(k), std::move(v)));
+}
+
+Napi::Value pass_attend(const Napi::CallbackInfo& info) {
+  const auto pass = Argument(info, 0, "pass").handle<PassHandle>();
+  const KvShape shape = pass->open()->cache->shape();
+  const std::int64_t layer = Argument(info, 1, "layer").integer(0, shape.layers - 1);
+  const Argument heads(info, 3, "queryHeads");
+  const std::int64_t query_heads = heads.integer(1, 1 << 16);
+  if (query_heads % shape.kv_heads != 0) heads.refuse("a multiple of " + std::to_string(shape.kv_heads) + " (kvHeads)");
+  const std::int64_t values = pass->open()->reservation->n_tokens() * query_heads * shape.head_dim;
+  std::vector<float> q = Argument(info, 2, "q").floats(values);
+  const double scale = Argument(info, 4, "scale").number();
+  const bool want_lse = Argument(info, 5, "wantLse").boolean();
+  return pass->schedule(
+      std::make_unique<AttendTask>(info.Env(), pass->open(), layer, std::move(q), query_heads, scale, want_lse));
+}
+
+Napi::Value pass_commit(const Napi::CallbackInfo& info) {
+  Argument(info, 0, "pass").handle<PassHandle>()->commit();
+  return info.Env().Undefined();
+}
+
+Napi::Value pass_abort(const Napi::CallbackInfo& info) {
+  Argument(info, 0, "pass").handle<PassHandle>()->abort();
+  return info.Env().Undefined();
+}
+
+}  // namespace hogwild::addon
