@@ -37,8 +37,8 @@ class StepReservation {
   std::int64_t n_tokens() const;
   std::int64_t first_row(std::size_t worker) const;
   AttentionPlanView plan() const;
-  RopeTable rope() const;                       // host memory
-  std::span<const AppendSlot> slots() const;    // [T]
+  RopeTable rope() const;                     // host memory
+  std::span<const AppendSlot> slots() const;  // [T]
   std::int64_t view_position(std::int64_t row) const;
 
  private:

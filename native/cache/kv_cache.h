@@ -7,44 +7,41 @@
 // O(pages) and moves no key. Only `compact` moves keys, and only when asked.
 //
 // Pages are shared (`fork`, `append_from`, `insert`) and counted. A page's slots are handed out in
-// order; a slot once written is never written again while anybody can see it. A block may go on
-// writing behind its last token in a shared page only if that slot has not been handed out yet;
-// otherwise its next tokens start a new page (a new segment): copy on write without the copy.
+// order; a slot once written is never written again while anybody can see it. Of several blocks that
+// end in one page, only the one that wrote its newest token goes on writing behind it; the next tokens
+// of the others start a new page (a new segment): copy on write without the copy.
 //
-// Threads: one at a time (the addon refuses a call with kBusy while a step runs), except that the
-// last reference to a CacheBlock may be dropped on any thread.
+// Threads: one at a time, except that `length`, `tokens` and `stats` may be read, and the last
+// reference to a CacheBlock may be dropped, on any thread at any time. Whatever would change a block
+// while a step is under way (a StepReservation exists) throws kBusy.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
+#include "cache/page_pool.h"
+#include "cache/rope_rows.h"
+#include "cache/segment.h"
 #include "device/device.h"
 
 namespace hogwild {
-
-struct RopeSpec {
-  std::vector<double> inverse_frequencies;  // [R / 2], radians per position
-  double attention_factor = 1;              // `a` of SEMANTICS: once through q, once through k
-
-  std::int64_t rotary_dim() const { return 2 * static_cast<std::int64_t>(inverse_frequencies.size()); }
-};
 
 class CacheBlock;
 
 class KvCache : public std::enable_shared_from_this<KvCache> {
  public:
   struct Stats {
-    std::int64_t pages = 0;            // of the pool
+    std::int64_t pages = 0;  // of the pool
     std::int64_t free_pages = 0;
     std::int64_t bytes_per_page = 0;   // keys and values, all layers
     std::int64_t key_bytes_moved = 0;  // by compact(), since creation
     std::int64_t peak_pages = 0;       // most pages in use at once
   };
 
-  // `capacity` in tokens, rounded up to pages. Throws kInvalidArgument (shape) or kOutOfMemory.
+  // `capacity` in tokens, rounded up to pages. Throws kInvalidArgument (shape, rope, capacity) or kOutOfMemory.
   static std::shared_ptr<KvCache> create(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope,
                                          std::int64_t capacity);
 
@@ -55,45 +52,66 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   Device& device() { return *device_; }
   KvLayer layer(std::int64_t index) const;
   Stats stats() const;
+  const PagePool& pool() const { return pool_; }
 
  private:
   friend class CacheBlock;
-  // (pool bookkeeping: see kv_cache.cc)
+  friend class StepReservation;
+
+  // Held while a step or a compaction is under way.
+  class Lease {
+   public:
+    explicit Lease(KvCache& cache);  // throws kBusy
+    ~Lease() { cache_.leased_.store(false); }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+
+   private:
+    KvCache& cache_;
+  };
+
+  KvCache(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope, std::int64_t pages, Buffer keys,
+          Buffer values);
+
   std::shared_ptr<Device> device_;
   KvShape shape_;
   RopeSpec rope_;
+  RopeAngles angles_;
+  mutable PagePool pool_;
+  Buffer keys_;    // [layers, N pages]
+  Buffer values_;  // [layers, N pages]
+  std::atomic<std::int64_t> key_bytes_moved_ = 0;
+  std::atomic<std::int64_t> next_block_id_ = 1;
+  std::atomic<bool> leased_ = false;
 };
 
-// A run of tokens in storage. pages[0] holds the first token at `first_slot`.
-struct Segment {
-  std::vector<std::int64_t> pages;
-  std::int32_t first_slot = 0;
-  std::int64_t length = 0;
-  std::int64_t rotated_at = 0;
-};
-
-// An ordered list of tokens with one writer (SEMANTICS, "Objects"). Every operation either takes
-// place as a whole or throws and changes nothing. Blocks of different caches never mix
+// An ordered list of tokens with one writer (SEMANTICS, "Objects"): segment after segment. Every operation
+// either takes place as a whole or throws and changes nothing. Blocks of different caches never mix
 // (kInvalidArgument). Token ids are kept beside the keys; -1 where the caller gave none.
 class CacheBlock {
  public:
   ~CacheBlock();  // gives its pages back
+  CacheBlock(const CacheBlock&) = delete;
+  CacheBlock& operator=(const CacheBlock&) = delete;
 
   KvCache& cache() const { return *cache_; }
-  std::int64_t length() const;
+  std::int64_t length() const { return length_.load(std::memory_order_acquire); }
   std::vector<std::int32_t> tokens() const;
-  const std::vector<Segment>& segments() const;
+  const std::vector<Segment>& segments() const { return segments_; }
 
-  void append_from(const CacheBlock& source);                 // source may be this block
-  void insert(std::int64_t at, const CacheBlock& source);     // source's tokens before local position `at`, 0 <= at <= length
-  void truncate(std::int64_t length);                         // keeps the first `length`, 0 <= length <= length()
-  void forget(std::int64_t begin, std::int64_t end);          // removes [begin, end)
+  // `source` may be this block. insert: before local position `at`, 0 <= at <= length().
+  void append_from(const CacheBlock& source);
+  void insert(std::int64_t at, const CacheBlock& source);
+  void truncate(std::int64_t length);                 // keeps the first `length`, 0 <= length <= length()
+  void forget(std::int64_t begin, std::int64_t end);  // removes [begin, end), 0 <= begin <= end <= length()
   void clear();
   std::shared_ptr<CacheBlock> fork() const;
 
-  // Joins the block's segments into one. Leading full pages stay where they are; keys behind them are
-  // turned to their new position in f32 and rounded once (relative error of a key <= 2^-9 for bf16,
-  // 2^-12 for f16, 2^-24 for f32, beside the rounding at append); values are copied bit for bit.
+  // Joins the block's segments into one. The first segment stays where it is, but for the tokens of a
+  // partly filled last page that the block may not write on in; what comes behind is copied there. Keys
+  // are turned to their new position in f32 and rounded once (relative error of a key <= 2^-9 for bf16,
+  // 2^-12 for f16, 2^-24 for f32, beside the rounding at append); those already turned to it, and all
+  // values, are copied bit for bit.
   // Runs on the device. Throws kOutOfPages and changes nothing where the copy does not fit.
   struct CompactResult {
     std::int64_t segments_before = 0;
@@ -109,7 +127,18 @@ class CacheBlock {
  private:
   friend class KvCache;
   friend class StepReservation;
+
+  explicit CacheBlock(std::shared_ptr<KvCache> cache);
+
+  void require_idle() const;
+  void require_same_cache(const CacheBlock& other) const;
+  // The block's tokens are now those of `next`, whose pages it refers to from here on.
+  void replace_segments(std::vector<Segment> next) noexcept;
+
   std::shared_ptr<KvCache> cache_;
+  std::int64_t id_;
+  std::vector<Segment> segments_;  // changed with the pool's mutex held
+  std::atomic<std::int64_t> length_ = 0;
 };
 
 }  // namespace hogwild

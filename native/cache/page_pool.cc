@@ -1,0 +1,119 @@
+#include "cache/page_pool.h"
+
+#include <algorithm>
+#include <string>
+
+#include "core/error.h"
+
+namespace hogwild {
+
+void PagePool::require_free(std::int64_t count) const {
+  const std::int64_t free = size_ - in_use_;
+  if (count <= free) return;
+  throw Error(code::kOutOfPages, "the cache is full: " + std::to_string(count) + " more pages of " +
+                                     std::to_string(kPageSize) + " tokens are needed, " + std::to_string(free) +
+                                     " of " + std::to_string(size_) + " are free");
+}
+
+void PagePool::take(std::int64_t count, std::vector<std::int64_t>& taken) {
+  const auto known = static_cast<std::int64_t>(pages_.size());
+  const std::int64_t recycled = known - in_use_;
+  if (count > recycled) {
+    tokens_.resize(known + count - recycled);
+    pages_.resize(known + count - recycled);
+    for (auto id = static_cast<std::int64_t>(pages_.size()) - 1; id >= known; --id) {
+      pages_[id].next_free = first_free_;
+      first_free_ = id;
+    }
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    taken.push_back(first_free_);
+    Page& page = pages_[first_free_];
+    first_free_ = page.next_free;
+    page = Page{.references = 1};
+  }
+  in_use_ += count;
+}
+
+void PagePool::add_references(std::span<const Segment> segments) noexcept {
+  for (const Segment& segment : segments) {
+    for (const std::int64_t page : segment.pages) ++pages_[page].references;
+  }
+}
+
+void PagePool::drop_references(std::span<const Segment> segments) noexcept {
+  for (const Segment& segment : segments) {
+    for (const std::int64_t page : segment.pages) drop_reference(page);
+  }
+}
+
+void PagePool::drop_reference(std::int64_t id) noexcept {
+  Page& page = pages_[id];
+  if (--page.references > 0) return;
+  page.next_free = first_free_;
+  first_free_ = id;
+  --in_use_;
+}
+
+bool PagePool::writable(std::int64_t id, std::int64_t end, std::int64_t writer) const {
+  const Page& page = pages_[id];
+  return page.references == 1 || (page.writer == writer && page.used == end);
+}
+
+void PagePool::hand_out(std::int64_t id, std::int64_t used, std::int64_t writer) noexcept {
+  pages_[id].used = used;
+  pages_[id].writer = writer;
+}
+
+void PagePool::record_peak() noexcept { peak_ = std::max(peak_, in_use_); }
+
+Growth::Growth(PagePool& pool, std::span<const Request> requests) : pool_(pool) {
+  const std::scoped_lock lock(pool.mutex);
+  extents_.reserve(requests.size());
+  std::int64_t pages = 0;
+  for (const Request& request : requests) {
+    Extent extent;
+    extent.writer = request.writer;
+    extent.segment.rotated_at = request.position;
+    if (request.last != nullptr) {
+      const std::int64_t end = request.last->end_slot() % kPageSize;
+      extent.replaces = end == 0 || pool.writable(request.last->pages.back(), end, request.writer);
+      if (extent.replaces) extent.segment = *request.last;
+    }
+    extent.first = extent.segment.length;
+    extent.segment.length += request.tokens;
+    const std::int64_t needed = pages_for(extent.segment.end_slot());
+    pages += needed - static_cast<std::int64_t>(extent.segment.pages.size());
+    extents_.push_back(std::move(extent));
+  }
+  // Asked for before memory is set aside for it: an absurd number of tokens is kOutOfPages as well.
+  pool.require_free(pages);
+  new_pages_.reserve(pages);
+  for (Extent& extent : extents_) extent.segment.pages.reserve(pages_for(extent.segment.end_slot()));
+  pool.take(pages, new_pages_);
+  auto next = new_pages_.begin();
+  for (Extent& extent : extents_) {
+    std::vector<std::int64_t>& list = extent.segment.pages;
+    while (static_cast<std::int64_t>(list.size()) < pages_for(extent.segment.end_slot())) list.push_back(*next++);
+  }
+}
+
+Growth::~Growth() {
+  if (new_pages_.empty()) return;
+  const std::scoped_lock lock(pool_.mutex);
+  // Last taken, first given back: the free list is as it was.
+  for (auto page = new_pages_.rbegin(); page != new_pages_.rend(); ++page) pool_.drop_reference(*page);
+}
+
+void Growth::commit() noexcept {
+  for (const Extent& extent : extents_) {
+    for_each_run(extent.segment, extent.first, extent.segment.length,
+                 [&](std::int64_t page, std::int32_t slot, std::int64_t count, std::int64_t) {
+                   pool_.hand_out(page, slot + count, extent.writer);
+                 });
+  }
+  pool_.record_peak();
+  new_pages_.clear();
+}
+
+}  // namespace hogwild

@@ -1,0 +1,102 @@
+// The host's books of a page pool: who refers to a page, which of its slots are handed out, and the
+// token ids in them. Keys and values themselves lie in device memory (kv_cache.h).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "cache/segment.h"
+
+namespace hogwild {
+
+// Every member function but size() is called with `mutex` held.
+class PagePool {
+ public:
+  struct Page {
+    std::int64_t references = 0;  // places in segment lists that name this page; 0: free
+    std::int64_t writer = 0;      // id of the block that wrote the page's newest token
+    std::int64_t next_free = 0;   // while free: the next free page
+    std::int64_t used = 0;        // slots handed out, from slot 0 on
+  };
+  using TokenIds = std::array<std::int32_t, kPageSize>;
+
+  explicit PagePool(std::int64_t pages) : size_(pages) {}
+
+  std::mutex mutex;
+
+  std::int64_t size() const { return size_; }
+  std::int64_t in_use() const { return in_use_; }
+  std::int64_t peak() const { return peak_; }
+  const Page& page(std::int64_t id) const { return pages_[id]; }
+  TokenIds& tokens(std::int64_t page) { return tokens_[page]; }
+  const TokenIds& tokens(std::int64_t page) const { return tokens_[page]; }
+
+  // Throws kOutOfPages unless `count` pages are free.
+  void require_free(std::int64_t count) const;
+  // Appends `count` of the free pages, with one reference each, to `taken`, which has room for them.
+  void take(std::int64_t count, std::vector<std::int64_t>& taken);
+
+  // One reference more, or less, for every page that the segments name, as often as they name it.
+  void add_references(std::span<const Segment> segments) noexcept;
+  void drop_references(std::span<const Segment> segments) noexcept;
+  void drop_reference(std::int64_t page) noexcept;
+
+  // Whether block `writer` may write on behind slot `end` - 1 of `page`, which ends its last segment:
+  // either nothing else refers to the page, or the block wrote the page's newest token and stands right
+  // behind it. This depends on nothing that happens elsewhere in the same step, so a worker's storage
+  // (and with it the last bit of its logits) does not depend on its company.
+  bool writable(std::int64_t page, std::int64_t end, std::int64_t writer) const;
+
+  // Records that `writer` has filled the page up to slot `used` - 1.
+  void hand_out(std::int64_t page, std::int64_t used, std::int64_t writer) noexcept;
+  void record_peak() noexcept;
+
+ private:
+  static constexpr std::int64_t kNone = -1;
+
+  std::int64_t size_;  // most pages there may be; `pages_` grows up to it as they are first taken
+  std::int64_t in_use_ = 0;
+  std::int64_t peak_ = 0;
+  std::int64_t first_free_ = kNone;  // list through Page::next_free, last freed first
+  std::vector<Page> pages_;
+  std::vector<TokenIds> tokens_;  // beside pages_, so that counting references stays in few cache lines
+};
+
+// Room for new tokens behind several blocks at once, all or nothing. The books change at `commit`;
+// without it the destructor gives the pages back.
+class Growth {
+ public:
+  struct Request {
+    const Segment* last = nullptr;  // the block's last segment, or null
+    std::int64_t position = 0;      // rotated_at of a segment, should a new one begin
+    std::int64_t writer = 0;        // id of the block
+    std::int64_t tokens = 0;        // how many, > 0
+  };
+  struct Extent {
+    Segment segment;         // last segment of the grown block
+    bool replaces = false;   // it is the present last segment and more; else it comes behind that one
+    std::int64_t first = 0;  // index in `segment` of the first new token
+    std::int64_t writer = 0;
+  };
+
+  // Throws kOutOfPages. The blocks are distinct. Takes the mutex.
+  Growth(PagePool& pool, std::span<const Request> requests);
+  ~Growth();
+  Growth(const Growth&) = delete;
+  Growth& operator=(const Growth&) = delete;
+
+  std::vector<Extent>& extents() { return extents_; }
+
+  // With the mutex held. The references of the new pages now belong to whoever takes the segments.
+  void commit() noexcept;
+
+ private:
+  PagePool& pool_;
+  std::vector<Extent> extents_;
+  std::vector<std::int64_t> new_pages_;
+};
+
+}  // namespace hogwild
