@@ -1,0 +1,203 @@
+// `hogwild bench`: workers share a prompt and each generates into its own block.
+
+import { cpus } from 'node:os'
+import { type Block, createDevice, type Device, type Dtype, loadModel, type Model } from '../index'
+import { writeRandomLlama } from './bench/random-llama'
+import { packageVersion } from './package'
+import { formatTable } from './table'
+import { print } from './terminal'
+
+export interface BenchOptions {
+  model?: string
+  workers: number[]
+  prompt: number
+  generate: number
+  repeat: number
+  device: 'auto' | 'cpu' | 'cuda'
+  dtype: 'auto' | Dtype
+  threads?: number
+  json?: boolean
+}
+
+interface Sample {
+  prefillSeconds: number
+  stepSeconds: number[]
+}
+
+interface BenchRun {
+  workers: number
+  prefill_tokens_per_s: number
+  decode_tokens_per_s: number
+  step_ms: number
+  /** Weights and the keys and values that any worker sees, each counted once, per second of a step. */
+  gb_per_s: number
+  /** Time of a step over that of one worker; null where one worker was not measured. */
+  step_over_one: number | null
+  /** gb_per_s over read_gb_per_s. */
+  read_share: number
+}
+
+const BYTES: Record<Dtype, number> = { f32: 4, f16: 2, bf16: 2 }
+/** Larger than the caches of processors, about the size of the random model. */
+const BANDWIDTH_BUFFER = 256 * 2 ** 20
+const RANDOM_MODEL = 'random Llama of 135 M parameters'
+
+export async function bench(options: BenchOptions): Promise<void> {
+  const random = options.model === undefined ? await writeRandomLlama() : undefined
+  try {
+    const { device: type, threads, dtype } = options
+    using device = createDevice({ type, ...(threads && { threads }) })
+    const folder = options.model ?? (random?.folder as string)
+    const model = await loadModel(folder, { device, dtype })
+    try {
+      await measure(model, device, options)
+    } finally {
+      await model.close()
+    }
+  } finally {
+    await random?.remove()
+  }
+}
+
+async function measure(model: Model, device: Device, options: BenchOptions): Promise<void> {
+  const { workers: counts, prompt, generate, repeat } = options
+  const samples = new Map<number, Sample[]>(counts.map((count) => [count, []]))
+  // The first run, not counted, brings the weights into memory.
+  await generateTogether(model, 1, prompt, 4)
+  const bandwidths = [await device.readBandwidth(BANDWIDTH_BUFFER)]
+  // All counts in turn, several times: a change of the machine's speed meets all of them.
+  for (let round = 0; round < repeat; round++) {
+    for (const count of counts) {
+      samples.get(count)?.push(await generateTogether(model, count, prompt, generate))
+    }
+    bandwidths.push(await device.readBandwidth(BANDWIDTH_BUFFER))
+  }
+  const readBandwidth = median(bandwidths)
+  const stepOf = (count: number) =>
+    median((samples.get(count) ?? []).flatMap((sample) => sample.stepSeconds))
+  const one = counts.includes(1) ? stepOf(1) : undefined
+  const runs = counts.map((workers): BenchRun => {
+    const step = stepOf(workers)
+    const prefill = median((samples.get(workers) ?? []).map((sample) => sample.prefillSeconds))
+    const bytesPerSecond = bytesPerStep(model, workers, prompt, generate) / step
+    return {
+      workers,
+      prefill_tokens_per_s: round(prompt / prefill, 1),
+      decode_tokens_per_s: round(workers / step, 1),
+      step_ms: round(step * 1e3, 3),
+      gb_per_s: round(bytesPerSecond / 1e9, 2),
+      step_over_one: one === undefined ? null : round(step / one, 3),
+      read_share: round(bytesPerSecond / readBandwidth, 3),
+    }
+  })
+  const { type, name, simd, threads } = device.info
+  const report = {
+    runs,
+    read_gb_per_s: round(readBandwidth / 1e9, 2),
+    model: options.model ?? RANDOM_MODEL,
+    dtype: model.dtype,
+    weight_bytes: model.weightBytes,
+    prompt,
+    generate,
+    repeat,
+    device: type,
+    device_name: name,
+    processor: cpus()[0]?.model.trim() ?? 'unknown',
+    simd,
+    threads,
+    version: packageVersion,
+    node: process.versions.node,
+    date: new Date().toISOString().slice(0, 10),
+  }
+  if (options.json) print(JSON.stringify(report))
+  else printReport(report)
+}
+
+/** One prompt for all, then `steps` steps of all workers. */
+async function generateTogether(
+  model: Model,
+  count: number,
+  promptLength: number,
+  steps: number,
+): Promise<Sample> {
+  // Every worker's block may end in a page that is partly empty.
+  const cache = model.createCache({ capacity: promptLength + count * (steps + 64) + 64 })
+  try {
+    const prompt = cache.createBlock()
+    const blocks = Array.from({ length: count }, () => cache.createBlock())
+    const { vocabSize } = model.config
+    const tokens = Array.from({ length: promptLength }, (_, index) => (index * 7919) % vocabSize)
+    const begin = performance.now()
+    await model.prefill(prompt, tokens)
+    const prefillSeconds = (performance.now() - begin) / 1e3
+    // The contiguous layout: each sees the prompt, the others, itself.
+    const views = blocks.map((own) => [prompt, ...others(blocks, own), own])
+    let last = blocks.map((_, worker) => worker % vocabSize)
+    const stepSeconds: number[] = []
+    for (let step = 0; step < steps; step++) {
+      const start = performance.now()
+      const outputs = await model.step(
+        views.map((view, worker) => ({ view: { blocks: view }, tokens: [last[worker] as number] })),
+      )
+      stepSeconds.push((performance.now() - start) / 1e3)
+      last = outputs.map(({ token }) => token as number)
+    }
+    return { prefillSeconds, stepSeconds }
+  } finally {
+    await cache.close()
+  }
+}
+
+function others(blocks: readonly Block[], own: Block): Block[] {
+  return blocks.filter((block) => block !== own)
+}
+
+/** In the middle of the run, when each worker has written half of its tokens. */
+function bytesPerStep(model: Model, workers: number, prompt: number, generate: number): number {
+  const { layers, kvHeads, headDim } = model.config
+  const visibleTokens = prompt + (workers * generate) / 2
+  const bytesPerToken = 2 * layers * kvHeads * headDim * BYTES[model.dtype]
+  return model.weightBytes + visibleTokens * bytesPerToken
+}
+
+function printReport(report: {
+  runs: BenchRun[]
+  read_gb_per_s: number
+  [detail: string]: unknown
+}): void {
+  print(`${report.model}, ${report.dtype}; prompt ${report.prompt}, generate ${report.generate}`)
+  print(`${report.processor}, ${report.threads} threads, ${report.simd}`)
+  print(`reads ${report.read_gb_per_s} GB/s`)
+  print()
+  const header = [
+    'workers',
+    'prefill tok/s',
+    'decode tok/s',
+    'step ms',
+    'GB/s',
+    'of read',
+    'step / one',
+  ]
+  const rows = report.runs.map((run) => [
+    String(run.workers),
+    run.prefill_tokens_per_s.toFixed(1),
+    run.decode_tokens_per_s.toFixed(1),
+    run.step_ms.toFixed(2),
+    run.gb_per_s.toFixed(2),
+    `${(100 * run.read_share).toFixed(0)} %`,
+    run.step_over_one?.toFixed(2) ?? '-',
+  ])
+  for (const line of formatTable(header, rows)) print(line)
+}
+
+function median(values: readonly number[]): number {
+  const sorted = [...values].sort((one, other) => one - other)
+  const middle = sorted.length / 2
+  const low = sorted[Math.ceil(middle) - 1] ?? Number.NaN
+  const high = sorted[Math.floor(middle)] ?? Number.NaN
+  return (low + high) / 2
+}
+
+function round(value: number, digits: number): number {
+  return Number(value.toFixed(digits))
+}

@@ -1,0 +1,104 @@
+// A Llama of random weights, of the shape of SmolLM2-135M: for timing, where no model is given.
+
+import { createWriteStream } from 'node:fs'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { pipeline } from 'node:stream/promises'
+
+const HIDDEN = 576
+const LAYERS = 30
+const HEADS = 9
+const KV_HEADS = 3
+const HEAD_DIM = 64
+const INTERMEDIATE = 1536
+const VOCABULARY = 49152
+
+const CONFIG = {
+  architectures: ['LlamaForCausalLM'],
+  model_type: 'llama',
+  vocab_size: VOCABULARY,
+  hidden_size: HIDDEN,
+  intermediate_size: INTERMEDIATE,
+  num_hidden_layers: LAYERS,
+  num_attention_heads: HEADS,
+  num_key_value_heads: KV_HEADS,
+  head_dim: HEAD_DIM,
+  hidden_act: 'silu',
+  max_position_embeddings: 8192,
+  rms_norm_eps: 1e-5,
+  rope_theta: 100000,
+  tie_word_embeddings: true,
+  attention_bias: false,
+  mlp_bias: false,
+  torch_dtype: 'bfloat16',
+}
+
+function tensorShapes(): [string, number[]][] {
+  const layers = Array.from({ length: LAYERS }, (_, layer): [string, number[]][] => {
+    const name = (part: string) => `model.layers.${layer}.${part}.weight`
+    return [
+      [name('input_layernorm'), [HIDDEN]],
+      [name('self_attn.q_proj'), [HEADS * HEAD_DIM, HIDDEN]],
+      [name('self_attn.k_proj'), [KV_HEADS * HEAD_DIM, HIDDEN]],
+      [name('self_attn.v_proj'), [KV_HEADS * HEAD_DIM, HIDDEN]],
+      [name('self_attn.o_proj'), [HIDDEN, HEADS * HEAD_DIM]],
+      [name('post_attention_layernorm'), [HIDDEN]],
+      [name('mlp.gate_proj'), [INTERMEDIATE, HIDDEN]],
+      [name('mlp.up_proj'), [INTERMEDIATE, HIDDEN]],
+      [name('mlp.down_proj'), [HIDDEN, INTERMEDIATE]],
+    ]
+  })
+  return [
+    ['model.embed_tokens.weight', [VOCABULARY, HIDDEN]],
+    ...layers.flat(),
+    ['model.norm.weight', [HIDDEN]],
+  ]
+}
+
+/** Writes the model, 269 MB, into a folder of its own. */
+export async function writeRandomLlama(): Promise<{ folder: string; remove: () => Promise<void> }> {
+  const folder = await mkdtemp(join(tmpdir(), 'hogwild-bench-'))
+  const remove = () => rm(folder, { recursive: true, force: true })
+  try {
+    await writeFile(join(folder, 'config.json'), JSON.stringify(CONFIG))
+    await pipeline(serialize, createWriteStream(join(folder, 'model.safetensors')))
+  } catch (error) {
+    await remove()
+    throw error
+  }
+  return { folder, remove }
+}
+
+async function* serialize() {
+  let offset = 0
+  const entries = tensorShapes().map(([name, shape]) => {
+    const begin = offset
+    offset += shape.reduce((product, size) => product * size, 2)
+    return [name, { dtype: 'BF16', shape, data_offsets: [begin, offset] }]
+  })
+  const json = JSON.stringify(Object.fromEntries(entries))
+  const header = Buffer.from(json.padEnd(Math.ceil(json.length / 8) * 8))
+  const length = Buffer.alloc(8)
+  length.writeBigUInt64LE(BigInt(header.length))
+  yield length
+  yield header
+  const chunk = randomWeights(1 << 20)
+  for (let written = 0; written < offset; written += chunk.length) {
+    yield chunk.subarray(0, Math.min(chunk.length, offset - written))
+  }
+}
+
+/** bf16 numbers, uniform within ±0.04, as trained weights are in size. The same ones on every call. */
+function randomWeights(count: number): Buffer {
+  const values = new Float32Array(count)
+  let state = 1
+  for (let index = 0; index < count; index++) {
+    // Linear congruential generator of Numerical Recipes: quality does not matter here.
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0
+    values[index] = (state / 2 ** 32 - 0.5) * 0.08
+  }
+  // bf16 is the upper half of a float32.
+  const halves = new Uint16Array(values.buffer)
+  return Buffer.from(Uint16Array.from(values, (_, index) => halves[2 * index + 1] as number).buffer)
+}

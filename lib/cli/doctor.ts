@@ -1,0 +1,43 @@
+// `hogwild doctor`: what was found on this machine and what will be used.
+
+import { availableParallelism, cpus, release, totalmem } from 'node:os'
+import { createDevice, probe } from '../index'
+import { packageVersion } from './package'
+import { colors, print } from './terminal'
+
+export function doctor(options: { json?: boolean }): void {
+  const found = probe()
+  const device = createDevice({ type: 'auto' })
+  const used = device.info
+  device.close()
+  const report = {
+    version: packageVersion,
+    platform: `${process.platform}-${process.arch}`,
+    release: release(),
+    node: process.versions.node,
+    processor: cpus()[0]?.model.trim() ?? 'unknown',
+    processors: availableParallelism(),
+    memory_gb: Number((totalmem() / 1e9).toFixed(1)),
+    device: used,
+    simd_available: found.simd,
+    cuda: found.cuda,
+  }
+  if (options.json) {
+    print(JSON.stringify(report))
+    return
+  }
+  const cuda =
+    found.cuda.devices > 0 ? `${found.cuda.devices} devices` : `not used: ${found.cuda.reason}`
+  const rows = [
+    ['hogwild', report.version],
+    ['platform', `${report.platform}, ${report.release}`],
+    ['node', report.node],
+    ['processor', `${report.processor}, ${report.processors} available to this process`],
+    ['memory', `${report.memory_gb} GB`],
+    ['device', `${used.type} (${used.name})`],
+    ['SIMD', `${used.simd} in use; available: ${found.simd.join(', ')}`],
+    ['threads', String(used.threads)],
+    ['CUDA', cuda],
+  ]
+  for (const [name = '', value = ''] of rows) print(`${colors.bold(name.padEnd(10))} ${value}`)
+}

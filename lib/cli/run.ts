@@ -1,0 +1,102 @@
+// `hogwild run`: workers solve a problem together on a model of the user's.
+
+import {
+  type Dtype,
+  type LayoutName,
+  loadModel,
+  loadTokenizer,
+  runWorkers,
+  type SamplerOptions,
+  type Tokenizer,
+} from '../index'
+import { LinePrinter } from './run/line-printer'
+import {
+  collaborationPrompt,
+  OTHERS_HEADING,
+  OWN_HEADING,
+  RECORD_HEADING,
+  turnOpening,
+  WORKER_NAMES,
+} from './run/prompt'
+import { colors, print } from './terminal'
+
+export interface RunCommandOptions {
+  model: string
+  workers: number
+  layout: LayoutName
+  share: boolean
+  maxTokens: number
+  temperature: number
+  topK?: number
+  topP?: number
+  minP?: number
+  seed: number
+  device: 'auto' | 'cpu' | 'cuda'
+  dtype: 'auto' | Dtype
+  threads?: number
+  capacity?: number
+  json?: boolean
+}
+
+export async function run(problem: string, options: RunCommandOptions): Promise<void> {
+  const { device, dtype, threads, layout, share, maxTokens, capacity } = options
+  const names = WORKER_NAMES.slice(0, options.workers)
+  const tokenizer = await loadTokenizer(options.model)
+  const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false })
+  const model = await loadModel(options.model, { device, dtype, ...(threads && { threads }) })
+  try {
+    await using session = runWorkers({
+      model,
+      tokenizer,
+      prompt: encodePrompt(tokenizer, collaborationPrompt(problem, names, share)),
+      workers: names.map((name, index) => ({
+        name,
+        prompt: encode(turnOpening(name, 1)),
+        header: encode(OWN_HEADING),
+        sampler: samplerOptions(options, index),
+      })),
+      layout,
+      share,
+      ...(layout === 'combined' && { sharedHeader: encode(OTHERS_HEADING) }),
+      stopTokens: tokenizer.eosTokenIds,
+      turnEnds: (ids) => /\n\s*\n\s*$/.test(tokenizer.decode(ids.slice(-2))),
+      turnHeader: (name, turn) => encode(turnOpening(name, turn)),
+      maxTokens,
+      ...(capacity && { capacity }),
+    })
+    const printer = new LinePrinter(names)
+    for await (const event of session) {
+      if (options.json) print(JSON.stringify(event))
+      else if (event.type === 'token') printer.write(event.worker, event.text)
+      else if (event.type === 'stop') {
+        printer.flush(event.worker)
+        printer.remark(event.worker, `stopped: ${event.reason}`)
+      } else if (event.type === 'end') {
+        const { steps, tokens, milliseconds } = event
+        print(
+          colors.dim(`${tokens} tokens in ${steps} steps, ${(milliseconds / 1e3).toFixed(1)} s`),
+        )
+      }
+    }
+  } finally {
+    await model.close()
+  }
+}
+
+function encodePrompt(tokenizer: Tokenizer, text: string): number[] {
+  if (!tokenizer.hasChatTemplate) return tokenizer.encode(`${text}\n\n${RECORD_HEADING}`)
+  const chat = tokenizer.chat([{ role: 'user', content: text }], { addGenerationPrompt: true })
+  return tokenizer.encode(chat + RECORD_HEADING, { addSpecialTokens: false })
+}
+
+/** The same for all but for the seed. */
+function samplerOptions(options: RunCommandOptions, index: number): SamplerOptions {
+  const { temperature, topK, topP, minP, seed } = options
+  return {
+    temperature,
+    seed: seed + index,
+    ...(topK !== undefined && { topK }),
+    ...(topP !== undefined && { topP }),
+    ...(minP !== undefined && { minP }),
+  }
+}
