@@ -318,8 +318,11 @@ export function writeModelFolder(
   return folder
 }
 
-/** The float64 model with the weights as they are stored. */
-export function loadReference(folder: string): ReferenceModel {
+/** The float64 model with the weights as they are stored, or as `change` makes them. */
+export function loadReference(
+  folder: string,
+  change: (name: string, values: Float64Array) => Float64Array = (_, values) => values,
+): ReferenceModel {
   const config = JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8')) as HuggingFaceConfig
   let files = ['model.safetensors']
   try {
@@ -330,7 +333,9 @@ export function loadReference(folder: string): ReferenceModel {
   }
   const weights = new Map<string, Float64Array>()
   for (const file of files) {
-    for (const [name, { data }] of readSafetensors(join(folder, file))) weights.set(name, data)
+    for (const [name, { data }] of readSafetensors(join(folder, file))) {
+      weights.set(name, change(name, data))
+    }
   }
   return new ReferenceModel(config, weights)
 }
