@@ -12,7 +12,7 @@ import {
   native,
   type PassHandle,
 } from './native'
-import type { RopeOptions } from './rope'
+import type { Rope, RopeOptions } from './rope'
 import { Tasks } from './tasks'
 import {
   checkArray,
@@ -45,11 +45,11 @@ export interface CacheShape {
 export interface CacheOptions extends Omit<CacheShape, 'dtype'> {
   rope: RopeOptions
   /** Tokens, rounded up to pages; default 8192. */
-  capacity?: number
+  capacity?: number | undefined
   /** Of keys and values as stored; default 'f32'. */
-  dtype?: Dtype
+  dtype?: Dtype | undefined
   /** Default 'auto': a device of its own, closed with the cache. */
-  device?: Device | 'auto' | DeviceType
+  device?: Device | 'auto' | DeviceType | undefined
 }
 
 /**
@@ -74,9 +74,9 @@ export interface View {
   /** At least one; blocks may be empty, shared with other views, and occur twice. All of one cache. */
   blocks: readonly Block[]
   /** The block that receives the new tokens, one of `blocks` (its first place counts); default: the last. */
-  writeTo?: Block
+  writeTo?: Block | undefined
   /** Log-weight per block, added to its scores; -Infinity hides it. Default: none. */
-  bias?: readonly number[]
+  bias?: readonly number[] | undefined
 }
 
 export interface PassWorker {
@@ -87,9 +87,9 @@ export interface PassWorker {
 
 export interface AttendOptions {
   /** Multiplies the scores; default 1 / sqrt(headDim). */
-  scale?: number
+  scale?: number | undefined
   /** Whether the log-sum-exp of the scores is wanted too; default false. */
-  lse?: boolean
+  lse?: boolean | undefined
 }
 
 export interface Attended {
@@ -143,7 +143,7 @@ export function checkCapacity(capacity: number | undefined): number {
   return checkInteger(capacity ?? DEFAULT_CAPACITY, 'options.capacity', 1, 2 ** 40)
 }
 
-function checkRope(rope: RopeOptions, headDim: number): Required<RopeOptions> {
+function checkRope(rope: RopeOptions, headDim: number): Rope {
   const { inverseFrequencies, attentionFactor = 1 } = checkObject(
     rope,
     'options.rope',
@@ -184,7 +184,7 @@ export class Cache {
     device: Device,
     ownsDevice: boolean,
     shape: CacheShape,
-    rope: Required<RopeOptions>,
+    rope: Rope,
     capacity: number,
   ) {
     this.handle = native.createCache(device.handle, { ...shape, ...rope, capacity })
@@ -283,7 +283,7 @@ export class Block {
   }
 
   /** Appends the source's tokens. `clearSource` empties it afterwards: both happen, or neither. */
-  appendFrom(source: Block, options: { clearSource?: boolean } = {}): void {
+  appendFrom(source: Block, options: { clearSource?: boolean | undefined } = {}): void {
     const from = checkInstance(source, 'source', Block)
     const clearSource = checkBoolean(options.clearSource ?? false, 'options.clearSource')
     if (clearSource && from === this) {

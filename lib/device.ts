@@ -14,11 +14,11 @@ export type DeviceType = 'cpu' | 'cuda'
 
 export interface DeviceOptions {
   /** Default 'auto': the best device that this machine has. */
-  type?: 'auto' | DeviceType
+  type?: 'auto' | DeviceType | undefined
   /** CPU threads that compute, the runner's own included; default: the processors this process may use. */
-  threads?: number
+  threads?: number | undefined
   /** SIMD level of the CPU's kernels; default: the best that the processor has. */
-  simd?: SimdLevel
+  simd?: SimdLevel | undefined
 }
 
 /** What a device is: its type, the processor or card, the SIMD level in use, the threads that compute. */

@@ -24,7 +24,7 @@ export interface LayoutBlocks<B> {
 
 export interface ViewOptions {
   /** false leaves the other workers' blocks out; default true. */
-  share?: boolean
+  share?: boolean | undefined
 }
 
 /**

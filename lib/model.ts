@@ -24,11 +24,11 @@ import { modelTensors } from './weights'
 
 export interface LoadModelOptions {
   /** Default 'auto': a device of its own, closed with the model. */
-  device?: Device | 'auto' | DeviceType
+  device?: Device | 'auto' | DeviceType | undefined
   /** Threads of that device of its own. */
-  threads?: number
+  threads?: number | undefined
   /** Of matrices in memory. Default 'auto': as stored, mapped from the files; another one is converted to. */
-  dtype?: 'auto' | Dtype
+  dtype?: 'auto' | Dtype | undefined
 }
 
 /** What one worker brings to a step. */
@@ -37,11 +37,11 @@ export interface StepWorker {
   /** New token ids, at least one, each in [0, vocabSize). They go to the end of the view's write target. */
   tokens: ArrayLike<number>
   /** How the next token is chosen; default: greedily. null: none is. A sampler serves one worker of a step. */
-  sampler?: Sampler | null
+  sampler?: Sampler | null | undefined
   /** Which logits come back; default 'none'. */
-  logits?: 'none' | 'last' | 'all'
+  logits?: 'none' | 'last' | 'all' | undefined
   /** Whether the chosen token's log-probability comes back; default false. */
-  logprob?: boolean
+  logprob?: boolean | undefined
 }
 
 /** What one worker gets from a step. */
@@ -56,7 +56,7 @@ export interface StepOutput {
 
 export interface StepOptions {
   /** Aborts the step: HOGWILD_ABORTED with the signal's reason as `cause`, and the cache as it was before. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
 export type PrefillOptions = StepOptions & Pick<StepWorker, 'sampler' | 'logits' | 'logprob'>
@@ -142,7 +142,7 @@ export class Model {
   }
 
   /** A cache of this model's shape, on its device. `capacity` in tokens, default 8192; `dtype` default: the model's. */
-  createCache(options: { capacity?: number; dtype?: Dtype } = {}): Cache {
+  createCache(options: { capacity?: number | undefined; dtype?: Dtype | undefined } = {}): Cache {
     this.#open()
     checkObject(options, 'options')
     const { layers, kvHeads, headDim, rope } = this.config

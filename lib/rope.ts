@@ -6,7 +6,12 @@ export interface RopeOptions {
   /** [R/2], radians per position; R = rotated dimensions, the first R of each head (pairs u, u + R/2). */
   inverseFrequencies: Float64Array
   /** Multiplies q once and k once; default 1. Only YaRN has another. */
-  attentionFactor?: number
+  attentionFactor?: number | undefined
+}
+
+/** RopeOptions with everything said. */
+export interface Rope extends RopeOptions {
+  attentionFactor: number
 }
 
 interface RopeBase {
@@ -50,7 +55,7 @@ export interface YarnRope extends RopeBase {
   mscale?: number | undefined
   mscaleAllDim?: number | undefined
   /** Whether the bounds of the ramp are rounded to whole pairs; default true. */
-  truncate?: boolean
+  truncate?: boolean | undefined
 }
 
 export type RopeConfig = DefaultRope | LinearRope | Llama3Rope | YarnRope
@@ -62,7 +67,7 @@ export const ROPE_TYPES = ['default', 'linear', 'llama3', 'yarn'] as const
  * Inverse frequencies [R/2] and attention factor of a RoPE configuration, as Hugging Face
  * transformers 5 computes them (modeling_rope_utils.py), but in float64.
  */
-export function ropeFrequencies(config: RopeConfig): Required<RopeOptions> {
+export function ropeFrequencies(config: RopeConfig): Rope {
   const plain = Float64Array.from(
     { length: config.rotaryDim / 2 },
     (_, u) => config.theta ** ((-2 * u) / config.rotaryDim),

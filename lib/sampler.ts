@@ -5,19 +5,19 @@ import { checkInteger, checkNumber, checkObject, checkTokens, invalid } from './
 
 export interface SamplerOptions {
   /** Divides the logits; default 1. 0: greedy, the largest logit, ties to the lowest id. */
-  temperature?: number
+  temperature?: number | undefined
   /** Keeps the k most likely tokens; default 0: all. */
-  topK?: number
+  topK?: number | undefined
   /** Keeps the fewest most likely tokens that reach this probability together, in (0, 1]; default 1: all. */
-  topP?: number
+  topP?: number | undefined
   /** Drops tokens less likely than this share of the most likely one, in [0, 1]; default 0: none. */
-  minP?: number
+  minP?: number | undefined
   /** Divides positive and multiplies negative logits of tokens in the worker's view, > 0; default 1: off. */
-  repetitionPenalty?: number
+  repetitionPenalty?: number | undefined
   /** Token ids that never come out. */
-  forbidden?: ArrayLike<number>
+  forbidden?: ArrayLike<number> | undefined
   /** 64 bits; default: at random. The same seed gives the same draws, whatever else runs beside. */
-  seed?: number | bigint
+  seed?: number | bigint | undefined
 }
 
 const SEEDS = 2n ** 64n

@@ -32,7 +32,7 @@ export async function runTask<T>(
   signal: AbortSignal | undefined,
   start: (cancel: CancelHandle) => Promise<T>,
 ): Promise<T> {
-  if (signal?.aborted) throw aborted(signal)
+  throwIfAborted(signal)
   const cancel = native.createCancel()
   const abort = () => native.cancel(cancel)
   signal?.addEventListener('abort', abort)
@@ -46,6 +46,11 @@ export async function runTask<T>(
   } finally {
     signal?.removeEventListener('abort', abort)
   }
+}
+
+/** Throws HOGWILD_ABORTED with the signal's reason as `cause`. */
+export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw aborted(signal)
 }
 
 function aborted(signal: AbortSignal): HogwildError {

@@ -29,9 +29,9 @@ export interface ChatMessage {
 
 export interface ChatOptions {
   /** Ends the text with the opening of an assistant's message; default true. */
-  addGenerationPrompt?: boolean
+  addGenerationPrompt?: boolean | undefined
   /** Further variables that the template knows, e.g. { enable_thinking: false }. */
-  variables?: Record<string, unknown>
+  variables?: Record<string, unknown> | undefined
 }
 
 /**
@@ -107,7 +107,7 @@ export class Tokenizer {
   }
 
   /** addSpecialTokens (default true): what the model puts around a text, e.g. a token for its beginning. */
-  encode(text: string, options: { addSpecialTokens?: boolean } = {}): number[] {
+  encode(text: string, options: { addSpecialTokens?: boolean | undefined } = {}): number[] {
     checkString(text, 'text')
     const { ids } = this.#tokenizer.encode(text, {
       add_special_tokens: options.addSpecialTokens ?? true,
@@ -119,7 +119,10 @@ export class Tokenizer {
   }
 
   /** skipSpecialTokens (default false) leaves them out of the text. Ids without a token give no text. */
-  decode(ids: ArrayLike<number>, options: { skipSpecialTokens?: boolean } = {}): string {
+  decode(
+    ids: ArrayLike<number>,
+    options: { skipSpecialTokens?: boolean | undefined } = {},
+  ): string {
     const known = Array.from(ids).filter((id) => this.#tokenizer.id_to_token(id) !== undefined)
     if (known.length === 0) return ''
     return this.#tokenizer.decode(known, {
