@@ -50,7 +50,8 @@ std::string describe(const Napi::Value& value) {
       return value.ToString().Utf8Value();
     case napi_string: {
       const std::string text = value.As<Napi::String>().Utf8Value();
-      return text.size() <= 40 ? "'" + text + "'" : "a string of " + std::to_string(text.size()) + " bytes";
+      if (text.size() > 40) return "a string of " + std::to_string(text.size()) + " bytes";
+      return std::string("'").append(text).append("'");
     }
     case napi_bigint:
       return "a bigint";

@@ -116,7 +116,10 @@ class Argument {
       }
     }
     std::string expected;
-    for (const auto& [name, choice] : choices) expected += (expected.empty() ? "'" : " or '") + std::string(name) + "'";
+    for (const auto& [name, choice] : choices) {
+      if (!expected.empty()) expected += " or ";
+      expected += name;
+    }
     refuse(expected);
   }
   Napi::Function function() const;

@@ -195,7 +195,8 @@ Napi::Value create_model(const Napi::CallbackInfo& info) {
   ModelConfig config = read_config(Argument(info, 1, "config"));
   std::vector<TensorSource> tensors = Argument(info, 2, "tensors").map(read_tensor);
   const Argument dtype(info, 3, "convertTo");
-  const auto convert_to = dtype.is_null() ? std::nullopt : std::optional(dtype.dtype());
+  std::optional<Dtype> convert_to;
+  if (!dtype.is_null()) convert_to = dtype.dtype();
   return device->schedule(
       std::make_unique<LoadTask>(info.Env(), device, std::move(config), std::move(tensors), convert_to));
 }
