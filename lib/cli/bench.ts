@@ -22,7 +22,11 @@ export interface BenchOptions {
 interface Sample {
   prefillSeconds: number
   stepSeconds: number[]
+  /** Of the cache: keys and values of all layers. */
+  bytesPerToken: number
 }
+
+type Report = Awaited<ReturnType<typeof measure>>
 
 interface BenchRun {
   workers: number
@@ -37,7 +41,7 @@ interface BenchRun {
   read_share: number
 }
 
-const BYTES: Record<Dtype, number> = { f32: 4, f16: 2, bf16: 2 }
+const PAGE_TOKENS = 64
 /** Larger than the caches of processors, about the size of the random model. */
 const BANDWIDTH_BUFFER = 256 * 2 ** 20
 const RANDOM_MODEL = 'random Llama of 135 M parameters'
@@ -50,7 +54,9 @@ export async function bench(options: BenchOptions): Promise<void> {
     const folder = options.model ?? (random?.folder as string)
     const model = await loadModel(folder, { device, dtype })
     try {
-      await measure(model, device, options)
+      const report = await measure(model, device, options)
+      if (options.json) print(JSON.stringify(report))
+      else printReport(report)
     } finally {
       await model.close()
     }
@@ -59,7 +65,7 @@ export async function bench(options: BenchOptions): Promise<void> {
   }
 }
 
-async function measure(model: Model, device: Device, options: BenchOptions): Promise<void> {
+async function measure(model: Model, device: Device, options: BenchOptions) {
   const { workers: counts, prompt, generate, repeat } = options
   const samples = new Map<number, Sample[]>(counts.map((count) => [count, []]))
   // The first run, not counted, brings the weights into memory.
@@ -76,10 +82,13 @@ async function measure(model: Model, device: Device, options: BenchOptions): Pro
   const stepOf = (count: number) =>
     median((samples.get(count) ?? []).flatMap((sample) => sample.stepSeconds))
   const one = counts.includes(1) ? stepOf(1) : undefined
-  const runs = counts.map((workers): BenchRun => {
+  const runs = [...samples].map(([workers, rounds]): BenchRun => {
     const step = stepOf(workers)
-    const prefill = median((samples.get(workers) ?? []).map((sample) => sample.prefillSeconds))
-    const bytesPerSecond = bytesPerStep(model, workers, prompt, generate) / step
+    const prefill = median(rounds.map((sample) => sample.prefillSeconds))
+    // In the middle of the run, when each worker has written half of its tokens.
+    const visibleTokens = prompt + (workers * generate) / 2
+    const bytes = model.weightBytes + visibleTokens * (rounds[0]?.bytesPerToken ?? 0)
+    const bytesPerSecond = bytes / step
     return {
       workers,
       prefill_tokens_per_s: round(prompt / prefill, 1),
@@ -91,7 +100,7 @@ async function measure(model: Model, device: Device, options: BenchOptions): Pro
     }
   })
   const { type, name, simd, threads } = device.info
-  const report = {
+  return {
     runs,
     read_gb_per_s: round(readBandwidth / 1e9, 2),
     model: options.model ?? RANDOM_MODEL,
@@ -109,8 +118,6 @@ async function measure(model: Model, device: Device, options: BenchOptions): Pro
     node: process.versions.node,
     date: new Date().toISOString().slice(0, 10),
   }
-  if (options.json) print(JSON.stringify(report))
-  else printReport(report)
 }
 
 /** One prompt for all, then `steps` steps of all workers. */
@@ -121,7 +128,9 @@ async function generateTogether(
   steps: number,
 ): Promise<Sample> {
   // Every worker's block may end in a page that is partly empty.
-  const cache = model.createCache({ capacity: promptLength + count * (steps + 64) + 64 })
+  const cache = model.createCache({
+    capacity: promptLength + count * steps + (count + 1) * PAGE_TOKENS,
+  })
   try {
     const prompt = cache.createBlock()
     const blocks = Array.from({ length: count }, () => cache.createBlock())
@@ -142,7 +151,8 @@ async function generateTogether(
       stepSeconds.push((performance.now() - start) / 1e3)
       last = outputs.map(({ token }) => token as number)
     }
-    return { prefillSeconds, stepSeconds }
+    const { bytesPerPage, pageSize } = cache.stats
+    return { prefillSeconds, stepSeconds, bytesPerToken: bytesPerPage / pageSize }
   } finally {
     await cache.close()
   }
@@ -152,19 +162,7 @@ function others(blocks: readonly Block[], own: Block): Block[] {
   return blocks.filter((block) => block !== own)
 }
 
-/** In the middle of the run, when each worker has written half of its tokens. */
-function bytesPerStep(model: Model, workers: number, prompt: number, generate: number): number {
-  const { layers, kvHeads, headDim } = model.config
-  const visibleTokens = prompt + (workers * generate) / 2
-  const bytesPerToken = 2 * layers * kvHeads * headDim * BYTES[model.dtype]
-  return model.weightBytes + visibleTokens * bytesPerToken
-}
-
-function printReport(report: {
-  runs: BenchRun[]
-  read_gb_per_s: number
-  [detail: string]: unknown
-}): void {
+function printReport(report: Report): void {
   print(`${report.model}, ${report.dtype}; prompt ${report.prompt}, generate ${report.generate}`)
   print(`${report.processor}, ${report.threads} threads, ${report.simd}`)
   print(`reads ${report.read_gb_per_s} GB/s`)

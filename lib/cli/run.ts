@@ -59,8 +59,11 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
       share,
       ...(layout === 'combined' && { sharedHeader: encode(OTHERS_HEADING) }),
       stopTokens: tokenizer.eosTokenIds,
-      turnEnds: (ids) => /\n\s*\n\s*$/.test(tokenizer.decode(ids.slice(-2))),
-      turnHeader: (name, turn) => encode(turnOpening(name, turn)),
+      ...(layout !== 'contiguous' && {
+        // A paragraph ends with a blank line, in one token or in two.
+        turnEnds: (ids: readonly number[]) => /\n\s*\n$/.test(tokenizer.decode(ids.slice(-2))),
+        turnHeader: (name: string, turn: number) => encode(turnOpening(name, turn + 1)),
+      }),
       maxTokens,
       ...(capacity && { capacity }),
     })

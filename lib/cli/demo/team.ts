@@ -99,10 +99,7 @@ export async function finishTask(
       for (const name of names) {
         if (start[name] === next) demo.join(run, name)
       }
-      const active = run.workers.some(
-        (worker) => worker.name === stop?.name && worker.state === 'active',
-      )
-      if (stop && stop.step === next && active) demo.takeAway(run, stop.name, stop.mark)
+      if (stop?.step === next) demo.takeAway(run, stop.name, stop.mark)
     }
   }
   return { blocks, milliseconds: performance.now() - begin }

@@ -1,6 +1,6 @@
 // A row of the evaluation: the same workers on many lists.
 
-import { type DemoTask, score } from '../demo/task'
+import { type DemoTask, type Score, score } from '../demo/task'
 import { type DemoModel, type Disturbances, finishTask } from '../demo/team'
 
 export interface RowOptions {
@@ -37,7 +37,7 @@ export interface Row {
 
 export async function measure(demo: DemoModel, options: RowOptions): Promise<Row> {
   const { section, title, tasks, names, share = true, disturbances, alone } = options
-  const scores = []
+  const scores: Score[] = []
   for (const [index, task] of tasks.entries()) {
     const { blocks } = await finishTask(demo, task, names, share, disturbances?.[index])
     scores.push(score(task, blocks))

@@ -121,8 +121,7 @@ class Stage {
   }
 }
 
-// A page holds at most this many tokens.
-const PAGE_ALLOWANCE = 64
+const PAGE_TOKENS = 64
 
 /**
  * An upper bound. Every block may leave its last page part empty, and so may both sides of an
@@ -138,7 +137,7 @@ function tokensNeeded(ops: readonly ReplayOp[]): number {
     else if (op.op === 'compact') copies += 1
     else if (op.op !== 'worker') partPages += 2
   }
-  return written * copies + partPages * PAGE_ALLOWANCE
+  return written * copies + partPages * PAGE_TOKENS
 }
 
 function invalid(message: string): HogwildError {

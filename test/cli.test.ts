@@ -1,0 +1,443 @@
+// The command line as a user meets it: built, in a process of its own, without a terminal.
+
+import { spawn } from 'node:child_process'
+import { existsSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { createColors } from 'picocolors'
+import { drawFrame } from '../lib/cli/demo/frame'
+import {
+  createTask,
+  holderOf,
+  parseSentence,
+  readLines,
+  score,
+  type WrittenToken,
+} from '../lib/cli/demo/task'
+import { codeOf, oracleFolder, readSafetensors, temporaryFolder, writeModel } from './fixtures'
+
+const main = join(__dirname, '..', 'dist', 'cli', 'main.js')
+const ESCAPE = '\x1b'
+
+interface Result {
+  code: number | null
+  stdout: string
+  stderr: string
+}
+
+function hogwild(...args: string[]): Promise<Result> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', 'pipe'] })
+    let stdout = ''
+    let stderr = ''
+    child.stdout.on('data', (chunk) => {
+      stdout += chunk
+    })
+    child.stderr.on('data', (chunk) => {
+      stderr += chunk
+    })
+    child.on('error', reject)
+    child.on('close', (code) => resolve({ code, stdout, stderr }))
+  })
+}
+
+function jsonLines(text: string): Record<string, never>[] {
+  return text
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+}
+
+beforeAll(() => {
+  if (!existsSync(main)) throw new Error('npm run build:ts first: the tests run the built command')
+})
+
+describe('usage', () => {
+  test.each(['demo', 'run', 'replay', 'bench', 'doctor', 'demo-eval'])(
+    '%s --help',
+    async (name) => {
+      const { code, stdout } = await hogwild(name, '--help')
+      expect(code).toBe(0)
+      expect(stdout).toContain(`Usage: hogwild ${name}`)
+    },
+  )
+
+  test('--help lists the commands for users, --version the version', async () => {
+    const { code, stdout } = await hogwild('--help')
+    expect(code).toBe(0)
+    for (const name of ['demo', 'run', 'replay', 'bench', 'doctor'])
+      expect(stdout).toContain(`  ${name} `)
+    expect(stdout).not.toContain('demo-eval')
+    expect((await hogwild('--version')).stdout.trim()).toBe(require('../package.json').version)
+  })
+
+  test.each([
+    [['demo', '--workers', '5'], 'Expected an integer from 1 to 4'],
+    [['demo', '--pace', 'fast'], 'Expected a number of at least 0'],
+    [['demo', 'one', 'two'], 'too many arguments'],
+    [['run', 'a problem'], "required option '--model"],
+    [['run', 'a problem', '--model', '.', '--layout', 'star'], 'contiguous, interleaved, combined'],
+    [['bench', '--workers', '1,,2'], 'Expected an integer of at least 1'],
+    [['replay'], "missing required argument 'script'"],
+    [['fly'], "unknown command 'fly'"],
+    [[], 'Usage: hogwild'],
+  ])('%j: exit code 2 and the reason', async (args, reason) => {
+    const { code, stderr, stdout } = await hogwild(...args)
+    expect(stderr).toContain(reason)
+    expect(stdout).toBe('')
+    expect(code).toBe(2)
+  })
+})
+
+describe('demo', () => {
+  const sentence = 'Many hands make light work!'
+
+  test('plain lines, the sentence and the race where there is no terminal', async () => {
+    const { code, stdout, stderr } = await hogwild('demo', sentence)
+    expect(stderr).toBe('')
+    expect(code).toBe(0)
+    expect(stdout).not.toContain(ESCAPE)
+    expect(stdout).toContain('A:ynam  B:sdnah  C:ekam  D:thgil  E:krow')
+    expect(stdout).toMatch(/^ {2}step +\d+ {2}Alice A=many$/m)
+    expect(stdout).toMatch(/^ {2}many hands make light work$/m)
+    const race = stdout.slice(stdout.indexOf('workers  shared'))
+    expect(race.match(/^ {2}[124] .*5\/5/gm)).toHaveLength(4)
+  })
+
+  test('--json: the figures of the race', async () => {
+    const { code, stdout } = await hogwild('demo', sentence, '--json')
+    expect(code).toBe(0)
+    const { runs } = JSON.parse(stdout)
+    const alone = { workers: 1, shared: true, done_twice: 0, undone: 0, right: 5, items: 5 }
+    const off = { workers: 4, shared: false, done_twice: 5, undone: 0, right: 5 }
+    expect(runs).toMatchObject([alone, { ...alone, workers: 2 }, { ...alone, workers: 4 }, off])
+    const [one, two, four, unshared] = runs
+    expect(two.steps).toBeLessThan(one.steps)
+    expect(four.steps).toBeLessThan(two.steps)
+    expect(unshared).toMatchObject({ steps: one.steps, tokens: 4 * one.tokens })
+  })
+
+  test('--no-share: everybody writes the whole list', async () => {
+    const { code, stdout } = await hogwild('demo', sentence, '--workers', '2', '--no-share')
+    expect(code).toBe(0)
+    expect(stdout.match(/A=many/g)).toHaveLength(2)
+  })
+
+  test.each([
+    ['twenty words', 'a '.repeat(20), '1 to 16 words, received 20'],
+    ['no word', ' , ', '1 to 16 words, received 0'],
+    ['a long word', 'incomprehensible', 'received "incomprehensible"'],
+    ['a digit', 'route 66', 'received "66"'],
+    ['an umlaut', 'größe', 'received "größe"'],
+  ])('%s: a coded error that names the limits', async (_, text, reason) => {
+    const { code, stderr, stdout } = await hogwild('demo', text)
+    expect(stderr).toContain(reason)
+    expect(stderr).toContain('1 to 16 words of 1 to 9 letters a-z')
+    expect(stderr).toContain('[HOGWILD_INVALID_ARGUMENT]')
+    expect(stderr).not.toContain('    at ')
+    expect(stdout).toBe('')
+    expect(code).toBe(1)
+  })
+
+  test('a reader that leaves early is no error', async () => {
+    const child = spawn(process.execPath, [main, 'demo', '--pace', '50'], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+    })
+    let stderr = ''
+    child.stderr.on('data', (chunk) => {
+      stderr += chunk
+    })
+    child.stdout.once('data', () => child.stdout.destroy())
+    const code = await new Promise((resolve) => child.on('close', resolve))
+    expect(stderr).toBe('')
+    expect(code).toBe(0)
+  })
+})
+
+describe("the demo's task", () => {
+  const written = (text: string, start = 0): WrittenToken[] =>
+    (text.match(/Alice|Bob|Carol|Dave|./g) ?? []).map((part, index) => ({
+      text: part,
+      step: start + index,
+    }))
+  const blocks = (texts: Record<string, string>) =>
+    new Map(Object.entries(texts).map(([name, text]) => [name, written(text)]))
+
+  test('a sentence becomes words, a prompt and labels', () => {
+    const words = parseSentence("  Don't panic: it is well-known… ")
+    expect(words).toEqual(['dont', 'panic', 'it', 'is', 'well', 'known'])
+    expect(createTask(['ab', 'c']).prompt).toBe('<s>A:ba\nB:c\n')
+    expect(createTask(['ab', 'c'], ['P', 'D']).prompt).toBe('<s>P:ba\nD:c\n')
+  })
+
+  test('lines: answered, yielded, open, taken away, halted', () => {
+    const states = (text: string) =>
+      readLines('Alice', written(text)).map(({ label, answer, state }) => [label, answer, state])
+    expect(states('AliceA=abAliceB~AliceC=d')).toEqual([
+      ['A', 'ab', 'answered'],
+      ['B', undefined, 'yielded'],
+      ['C', 'd', 'open'],
+    ])
+    expect(states('AliceA=a#')).toEqual([['A', 'a', 'taken away']])
+    expect(states('AliceA=aAlice.')).toEqual([
+      ['A', 'a', 'answered'],
+      [undefined, undefined, 'halted'],
+    ])
+    expect(states('AliceAAlice.')[0]).toEqual(['A', undefined, 'open'])
+    expect(states('')).toEqual([])
+  })
+
+  test('the score of a good run', () => {
+    const run = blocks({ Alice: 'AliceA=abAlice.', Bob: 'BobB=cBobA~Bob.' })
+    expect(score(createTask(['ab', 'c']), run)).toEqual({
+      items: 2,
+      answeredIn: 5,
+      steps: 9,
+      tokens: 16,
+      yields: 1,
+      twice: 0,
+      undone: 0,
+      right: 2,
+    })
+  })
+
+  test('the score of a bad run: wrong, twice, undone, unfinished, a label that is not in the list', () => {
+    const run = blocks({ Alice: 'AliceA=baAliceC=x#', Bob: 'BobA=abBobK=zBob.' })
+    const found = score(createTask(['ab', 'c', 'x']), run)
+    expect(found).toMatchObject({ answeredIn: undefined, twice: 1, undone: 2, right: 0 })
+  })
+
+  test('who holds a claim: the earlier one, in the same step the first in the list', () => {
+    const run = blocks({ Alice: 'AliceB~', Bob: 'BobB=', Carol: 'CarolA=' })
+    const [line] = readLines('Alice', run.get('Alice') ?? [])
+    if (!line) throw new Error('a line was expected')
+    expect(holderOf(line, 'Alice', run)).toBe('Bob')
+    expect(holderOf({ ...line, label: 'C' }, 'Alice', run)).toBeUndefined()
+  })
+
+  test('a frame fits the terminal, with and without colour', () => {
+    const words = parseSentence('one two three four five six seven eight nine ten eleven twelve')
+    const scene = {
+      task: createTask(words),
+      members: [
+        { name: 'Alice', state: 'active' as const },
+        { name: 'Bob', state: 'active' as const },
+        { name: 'Carol', state: 'halted' as const },
+        { name: 'Dave', state: 'absent' as const },
+      ],
+      blocks: blocks({
+        Alice: `${'AliceC=three'.repeat(30)}AliceA=on`,
+        Bob: 'BobB=twoBobC~',
+        Carol: 'Carol.',
+      }),
+      notes: ['  a', '  b', '  c'],
+      status: 'step 1',
+    }
+    for (const [width, height] of [
+      [60, 16],
+      [80, 24],
+      [200, 50],
+    ] as const) {
+      const plain = drawFrame(scene, createColors(false), width, height)
+      expect(plain.join('\n')).not.toContain(ESCAPE)
+      expect(Math.max(...plain.map((line) => line.length))).toBeLessThanOrEqual(width)
+      expect(plain.length).toBeLessThan(height)
+      const text = plain.join('\n')
+      for (const part of ['C:eerht', 'three', 'A=on▌', 'C~', 'key 4 calls'])
+        expect(text).toContain(part)
+      const painted = drawFrame(scene, createColors(true), width, height).join('\n')
+      // biome-ignore lint/suspicious/noControlCharactersInRegex: escape codes are what is looked for
+      expect(painted.replace(/\x1b\[\d+m/g, '')).toBe(text)
+    }
+  })
+
+  test('an error has a code', async () => {
+    expect(await codeOf(() => parseSentence(''))).toBe('HOGWILD_INVALID_ARGUMENT')
+  })
+})
+
+describe('run', () => {
+  /** A tiny model with a tokenizer whose tokens are bytes, and a chat template. */
+  function writeChatModel(chatTemplate?: string): string {
+    const folder = writeModel({ vocabSize: 257, seed: 3 })
+    // The usual mapping of bytes to printable characters (GPT-2's).
+    const printable = (byte: number) =>
+      (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174
+    let next = 256
+    const vocab: Record<string, number> = {}
+    for (let byte = 0; byte < 256; byte++) {
+      vocab[String.fromCodePoint(printable(byte) ? byte : next++)] = byte
+    }
+    const end = { id: 256, content: '<end>', single_word: false, lstrip: false, rstrip: false }
+    const byteLevel = {
+      type: 'ByteLevel',
+      add_prefix_space: false,
+      trim_offsets: true,
+      use_regex: true,
+    }
+    const tokenizer = {
+      version: '1.0',
+      truncation: null,
+      padding: null,
+      added_tokens: [{ ...end, normalized: false, special: true }],
+      normalizer: null,
+      pre_tokenizer: byteLevel,
+      post_processor: null,
+      decoder: byteLevel,
+      model: { type: 'BPE', vocab, merges: [], unk_token: null },
+    }
+    const settings = { tokenizer_class: 'PreTrainedTokenizerFast', eos_token: '<end>' }
+    writeFileSync(join(folder, 'tokenizer.json'), JSON.stringify(tokenizer))
+    writeFileSync(
+      join(folder, 'tokenizer_config.json'),
+      JSON.stringify({ ...settings, ...(chatTemplate && { chat_template: chatTemplate }) }),
+    )
+    return folder
+  }
+  const template =
+    '{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}{% if add_generation_prompt %}[me] {% endif %}'
+
+  test.each([
+    ['contiguous', undefined],
+    ['interleaved', template],
+    ['combined', template],
+  ])('%s: every worker writes its tokens', async (layout, chatTemplate) => {
+    const model = writeChatModel(chatTemplate)
+    const args = ['run', 'What is 2 + 2?', '--model', model, '--layout', layout, '--workers', '3']
+    const { code, stdout, stderr } = await hogwild(...args, '--max-tokens', '30', '--json')
+    expect(stderr).toBe('')
+    expect(code).toBe(0)
+    const events = jsonLines(stdout)
+    for (const name of ['Alice', 'Bob', 'Carol']) {
+      const tokens = events.filter(({ type, worker }) => type === 'token' && worker === name)
+      expect(tokens.length).toBeGreaterThan(10)
+      const text = tokens.map((event) => event.text).join('')
+      expect(text.startsWith(`**${name} [1]:** `)).toBe(true)
+      expect(events.some(({ type, worker }) => type === 'stop' && worker === name)).toBe(true)
+    }
+    expect(events.at(-1)).toMatchObject({ type: 'end' })
+  })
+
+  test('a seed decides what is sampled; lines carry names and no escape codes', async () => {
+    const model = writeChatModel(template)
+    const run = (seed: string) =>
+      hogwild(
+        ...['run', 'Hello', '--model', model, '--temperature', '1', '--top-k', '50'],
+        ...['--seed', seed, '--max-tokens', '40'],
+      )
+    const [one, same, other] = await Promise.all([run('1'), run('1'), run('2')])
+    const text = ({ stdout }: Result) => stdout.replace(/[\d.]+ s$/m, '')
+    expect(one.code).toBe(0)
+    expect(one.stdout).not.toContain(ESCAPE)
+    expect(one.stdout).toMatch(/^Alice \| \*\*Alice \[1\]:\*\*/m)
+    expect(one.stdout).toMatch(/^Bob {3}· stopped: max-tokens$/m)
+    expect(text(same)).toBe(text(one))
+    expect(text(other)).not.toBe(text(one))
+  })
+
+  test('a folder without a model: a coded error', async () => {
+    const { code, stderr } = await hogwild('run', 'Hello', '--model', temporaryFolder())
+    expect(stderr).toMatch(/^hogwild: .*\[HOGWILD_\w+\]\n$/)
+    expect(code).toBe(1)
+  })
+})
+
+describe('replay', () => {
+  const scenario = join(__dirname, 'oracle', 'goldens', 'llama', 'join_leave.json')
+
+  test('a line per prefill and step, and the logits as a file', async () => {
+    const out = join(temporaryFolder(), 'logits.safetensors')
+    const model = oracleFolder('llama')
+    const { code, stdout, stderr } = await hogwild(
+      ...['replay', scenario, '--model', model, '--dtype', 'f32', '--device', 'cpu', '--out', out],
+    )
+    expect(stderr).toBe('')
+    expect(code).toBe(0)
+    const { ops } = require(scenario)
+    const golden = ops.filter(({ op }: { op: string }) => op === 'prefill' || op === 'step')
+    const lines = jsonLines(stdout)
+    const tensors = readSafetensors(out)
+    expect(lines).toHaveLength(golden.length)
+    lines.forEach((line, index) => {
+      const { op, logits, argmax, top8_ids, top8_values } = golden[index]
+      expect(line).toMatchObject({ op: Number(logits), kind: op, argmax, top8_ids })
+      const values = (line.top8_values as unknown as number[][]).flat()
+      values.forEach((value, place) => {
+        expect(Math.abs(value - top8_values.flat()[place])).toBeLessThan(2e-4)
+      })
+      const { shape, data } = tensors.get(logits) ?? { shape: [], data: [] }
+      expect(shape[0]).toBe(argmax.length)
+      expect(data[top8_ids[0][0]]).toBeCloseTo(values[0] ?? Number.NaN, 5)
+    })
+  })
+
+  test('errors: no such script, no JSON, an op that fails', async () => {
+    const model = oracleFolder('llama')
+    const file = join(temporaryFolder(), 'script.json')
+    const run = (path: string) => hogwild('replay', path, '--model', model)
+    expect(await run('nowhere.json')).toMatchObject({ code: 1, stdout: '' })
+    writeFileSync(file, '{')
+    expect((await run(file)).stderr).toContain('expected a JSON file')
+    writeFileSync(file, JSON.stringify({ ops: [{ op: 'clear', block: 'x' }] }))
+    const { code, stderr } = await run(file)
+    expect(stderr).toContain('op 0 (clear): unknown block "x"')
+    expect(stderr).toContain('[HOGWILD_INVALID_ARGUMENT]')
+    expect(code).toBe(1)
+  })
+})
+
+describe('figures', () => {
+  test('doctor', async () => {
+    const { code, stdout } = await hogwild('doctor', '--json')
+    expect(code).toBe(0)
+    const report = JSON.parse(stdout)
+    expect(report.device).toMatchObject({
+      type: expect.stringMatching(/cpu|cuda/),
+      threads: expect.any(Number),
+    })
+    expect(report.simd_available).toContain(report.device.simd)
+    expect(report.cuda.devices > 0 || report.cuda.reason.length > 0).toBe(true)
+    const text = (await hogwild('doctor')).stdout
+    expect(text).toContain(report.device.simd)
+    expect(text).not.toContain(ESCAPE)
+  })
+
+  test('bench on a model of our own', async () => {
+    const model = writeModel({ vocabSize: 300 })
+    const sizes = [
+      '--workers',
+      '1,3',
+      '--prompt',
+      '20',
+      '--generate',
+      '5',
+      '--repeat',
+      '2',
+      '--threads',
+      '1',
+    ]
+    const { code, stdout, stderr } = await hogwild('bench', '--model', model, ...sizes, '--json')
+    expect(stderr).toBe('')
+    expect(code).toBe(0)
+    const report = JSON.parse(stdout)
+    expect(report).toMatchObject({ prompt: 20, generate: 5, repeat: 2, threads: 1 })
+    expect(report.read_gb_per_s).toBeGreaterThan(0)
+    expect(report.runs.map(({ workers }: { workers: number }) => workers)).toEqual([1, 3])
+    for (const run of report.runs) {
+      for (const value of Object.values(run)) expect(value).toBeGreaterThanOrEqual(0)
+      expect(run.decode_tokens_per_s).toBeCloseTo((run.workers * 1e3) / run.step_ms, -1)
+    }
+    expect(report.runs[0].step_over_one).toBe(1)
+  })
+
+  test('demo-eval', async () => {
+    const { code, stdout } = await hogwild('demo-eval', '--prompts', '2', '--json')
+    expect(code).toBe(0)
+    const { rows, prompts } = JSON.parse(stdout)
+    expect(prompts).toBe(2)
+    const row = (section: string, title: string) =>
+      rows.find((one: Record<string, string>) => one.section === section && one.title === title)
+    expect(row('shared cache', '12 words, 4 workers').speed_up).toBeGreaterThan(2)
+    expect(row('cache off', '12 words, 4 workers').done_twice).toBeGreaterThan(0.9)
+    expect(row('a worker stopped', '12 words, 2 workers, one stopped with `#`')).toBeDefined()
+  })
+})
