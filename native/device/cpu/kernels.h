@@ -1,0 +1,95 @@
+// The CPU kernels: a table of functions, one table per SIMD level (kernels.cc is compiled once for
+// each). They compute slices of ops; cpu_device.cc cuts an op into slices for its threads. What a
+// kernel computes for one row does not depend on the slice it comes in.
+#pragma once
+
+#include <stdint.h>
+
+#include "device/ops.h"
+
+namespace hogwild {
+
+// Outputs [begin, end) of one matrix, for all rows. Slices that begin at multiples of
+// kMatmulOutputBlock and are not shorter run fastest.
+constexpr int64_t kMatmulOutputBlock = 12;
+struct MatmulSlice {
+  const float* x;  // [rows, k]
+  int64_t rows;
+  int64_t k;
+  const MatmulParams::Output* output;
+  int64_t begin;
+  int64_t end;
+};
+
+// Attention works on spans: runs of kSpanPages pages of a segment, counted from its first page. A
+// row is one (visit, query head); for each span it sees it gets a softmax state. Spans begin and end
+// at the same keys whoever else is in the step, and a row's states are merged in its view order: so
+// its result does not depend, to the last bit, on how the work was cut or who shared it.
+constexpr int64_t kSpanPages = 4;
+
+// Floats of a state: maximum of the scores, sum of exp(score - maximum), padding, then at
+// kStateValues the sum of exp(score - maximum) * value [D], padded to whole vectors of any level.
+constexpr int64_t kStateMax = 0;
+constexpr int64_t kStateSum = 1;
+constexpr int64_t kStateValues = 16;
+constexpr int64_t kMaxHeadDim = 256;
+static inline int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+static inline int64_t state_size(int64_t head_dim) { return kStateValues + padded_head_dim(head_dim); }
+
+struct AttentionRow {
+  const PlanVisit* visit;
+  const float* q;  // [D], before RoPE
+  float* state;    // [state_size(D)], written
+};
+
+struct AttentionSpan {
+  const KvShape* shape;
+  const KvLayer* layer;
+  const RopeTable* rope;
+  float scale;
+  int64_t kv_head;
+  const int64_t* pages;  // of the segment, from its first page
+  int64_t first_slot;
+  int64_t first_page;  // of the span; it ends kSpanPages later or with the segment
+  const AttentionRow* rows;
+  int64_t n_rows;
+  float* scratch;  // [span_scratch_size(n_rows, D)], aligned to 64 bytes
+};
+
+// The rows' rotated queries, one page's keys and values in f32, and the scores of a few rows.
+constexpr int64_t kSpanRowBlock = 3;
+static inline int64_t span_scratch_size(int64_t n_rows, int64_t head_dim) {
+  return (n_rows + 2 * kPageSize) * padded_head_dim(head_dim) + kSpanRowBlock * kPageSize;
+}
+
+struct CpuKernels {
+  const char* name;  // of the SIMD level
+
+  // out[t] = scale * table[tokens[t]], t < n
+  void (*embedding)(const Matrix& table, const int32_t* tokens, int64_t n, float scale, float* out);
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t rows, int64_t cols, float* out);
+  void (*matmul)(const MatmulSlice& slice);
+  void (*gated_activation)(const float* gate, const float* up, int64_t n, Activation activation, float* out);
+
+  void (*kv_append)(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots,
+                    int64_t n, const float* k, const float* v);
+  void (*kv_rebase)(const KvShape& shape, const KvLayer& layer, const RopeTable& rope,
+                    const KvRebaseParams::Move* moves, int64_t n);
+  void (*kv_read)(const KvShape& shape, const KvLayer& layer, const AppendSlot* slots, int64_t n, float* k, float* v);
+
+  void (*attention_span)(const AttentionSpan& span);
+  // into = into joined with state; both [state_size(D)]
+  void (*merge_state)(float* into, const float* state, int64_t head_dim);
+  // out [D] = values / sum (zeros where nothing was seen); returns the log-sum-exp
+  float (*finish_state)(const float* state, int64_t head_dim, float* out);
+
+  // The greatest of x[n] and the lowest index that has it; false if one is NaN or +inf.
+  bool (*find_max)(const float* x, int64_t n, float* max, int64_t* index);
+  // Sum of exp((x[i] - max) * scale), in double; the terms go to `terms` [n] unless it is null.
+  double (*sum_exp)(const float* x, int64_t n, float max, float scale, float* terms);
+
+  // Reads n floats and returns a value that depends on all of them: to measure bandwidth.
+  float (*read)(const float* data, int64_t n);
+};
+
+}  // namespace hogwild

@@ -1,0 +1,130 @@
+// Embedding, RMS norm, gated activation, and what sampling and measuring need. Part of kernels.cc.
+#pragma once
+
+namespace hogwild {
+namespace {
+
+template <typename T>
+void embedding_typed(const T* table, int64_t hidden, const int32_t* tokens, int64_t n, float scale, float* out) {
+  for (int64_t t = 0; t < n; t++) {
+    const T* row = table + tokens[t] * hidden;
+    int64_t i = 0;
+    for (; i + kLanes <= hidden; i += kLanes) store(out + t * hidden + i, load(row + i) * scale);
+    for (; i < hidden; i++) out[t * hidden + i] = to_f32(row[i]) * scale;
+  }
+}
+
+void embedding(const Matrix& table, const int32_t* tokens, int64_t n, float scale, float* out) {
+  switch (table.dtype) {
+    case Dtype::kF32:
+      return embedding_typed((const float*)table.data, table.cols, tokens, n, scale, out);
+    case Dtype::kF16:
+      return embedding_typed((const F16*)table.data, table.cols, tokens, n, scale, out);
+    case Dtype::kBF16:
+      return embedding_typed((const Bf16*)table.data, table.cols, tokens, n, scale, out);
+  }
+}
+
+void rms_norm(const float* x, const float* weight, float eps, int64_t rows, int64_t cols, float* out) {
+  for (int64_t r = 0; r < rows; r++, x += cols, out += cols) {
+    Vec squares = {};
+    int64_t i = 0;
+    for (; i + kLanes <= cols; i += kLanes) squares = fma(load(x + i), load(x + i), squares);
+    if (i < cols) {
+      const Vec rest = load_partial(x + i, cols - i);
+      squares = fma(rest, rest, squares);
+    }
+    const float scale = 1 / sqrtf(sum(squares) / cols + eps);
+    for (i = 0; i + kLanes <= cols; i += kLanes) store(out + i, load(x + i) * scale * load(weight + i));
+    for (; i < cols; i++) out[i] = x[i] * scale * weight[i];
+  }
+}
+
+// x * sigmoid(x)
+HOGWILD_INLINE Vec silu(Vec x) { return x / (exp(-x) + 1.0f); }
+
+// 0.5 x (1 + tanh(u)) = x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3): Hendrycks and Gimpel 2016,
+// arXiv 1606.08415.
+HOGWILD_INLINE Vec gelu_tanh(Vec x) {
+  const Vec u = x * 0.797884560802865f * fma(x * 0.044715f, x, broadcast(1));
+  return x / (exp(u * -2.0f) + 1.0f);
+}
+
+template <Vec (*kActivation)(Vec)>
+void gated(const float* gate, const float* up, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(out + i, kActivation(load(gate + i)) * load(up + i));
+  if (i < n) store_partial(out + i, kActivation(load_partial(gate + i, n - i)) * load_partial(up + i, n - i), n - i);
+}
+
+void gated_activation(const float* gate, const float* up, int64_t n, Activation activation, float* out) {
+  switch (activation) {
+    case Activation::kSilu:
+      return gated<silu>(gate, up, n, out);
+    case Activation::kGeluTanh:
+      return gated<gelu_tanh>(gate, up, n, out);
+  }
+}
+
+bool find_max(const float* x, int64_t n, float* max_value, int64_t* index) {
+  Vec best = broadcast(-INFINITY);
+  IntVec finite = ~IntVec{};  // or -inf
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vec v = load(x + i);
+    best = max(best, v);
+    finite &= v < INFINITY;
+  }
+  float greatest = max_lane(best);
+  bool all_finite = true;
+  for (int lane = 0; lane < kLanes; lane++) all_finite &= finite[lane] != 0;
+  for (; i < n; i++) {
+    greatest = x[i] > greatest ? x[i] : greatest;
+    all_finite &= x[i] < INFINITY;
+  }
+  if (!all_finite) return false;
+  *max_value = greatest;
+  int64_t first = 0;
+  while (first < n && x[first] != greatest) first++;
+  *index = first;
+  return true;
+}
+
+double sum_exp(const float* x, int64_t n, float max_value, float scale, float* terms) {
+  constexpr int64_t kRun = 256 * kLanes;  // summed in f32, then in double
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kRun) {
+    const int64_t end = begin + kRun < n ? begin + kRun : n;
+    Vec partial = {};
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      const Vec e = exp((load(x + i) - max_value) * scale);
+      if (terms) store(terms + i, e);
+      partial += e;
+    }
+    total += sum(partial);
+    if (i < end) {
+      const Vec e = exp((load_partial(x + i, end - i) - max_value) * scale);
+      if (terms) store_partial(terms + i, e, end - i);
+      for (int lane = 0; lane < end - i; lane++) total += e[lane];
+    }
+  }
+  return total;
+}
+
+float read(const float* data, int64_t n) {
+  constexpr int kStreams = 8;
+  Vec acc[kStreams] = {};
+  int64_t i = 0;
+  for (; i + kStreams * kLanes <= n; i += kStreams * kLanes) {
+    for (int s = 0; s < kStreams; s++) acc[s] += load(data + i + s * kLanes);
+  }
+  Vec all = {};
+  for (int s = 0; s < kStreams; s++) all += acc[s];
+  float total = sum(all);
+  for (; i < n; i++) total += data[i];
+  return total;
+}
+
+}  // namespace
+}  // namespace hogwild

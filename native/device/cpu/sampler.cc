@@ -1,0 +1,171 @@
+#include "device/cpu/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <span>
+#include <string>
+
+#include "core/error.h"
+
+namespace hogwild {
+namespace {
+
+constexpr float kHidden = -std::numeric_limits<float>::infinity();
+
+void check_ids(std::span<const std::int32_t> ids, std::int64_t vocab, const char* what) {
+  for (const std::int32_t id : ids) {
+    if (id < 0 || id >= vocab) {
+      throw Error(code::kInvalidArgument, std::string(what) + " token id " + std::to_string(id) +
+                                              " is outside the vocabulary of " + std::to_string(vocab));
+    }
+  }
+}
+
+void check(bool good, const char* what, double value) {
+  if (!good) throw Error(code::kInvalidArgument, std::string(what) + ", received " + std::to_string(value));
+}
+
+// Where the tokens that stay end, in the order of descending logits, equal ones by ascending id: the
+// last token that stays. Top-k, top-p and min-p each can only move it forward.
+struct Cut {
+  float logit = kHidden;
+  std::int32_t id = std::numeric_limits<std::int32_t>::max();
+
+  bool keeps(float other_logit, std::int32_t other_id) const {
+    return other_logit > logit || (other_logit == logit && other_id <= id);
+  }
+};
+
+// The cut after `top_k` tokens, then after as few as together have the share `top_p` of those.
+Cut find_cut(const float* logits, const float* weights, std::int64_t vocab, const SampleParams::Row& row,
+             std::vector<std::int32_t>& order) {
+  const auto before = [logits](std::int32_t a, std::int32_t b) {
+    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+  };
+  order.resize(vocab);
+  std::iota(order.begin(), order.end(), 0);
+  auto begin = order.begin(), end = order.end();
+  if (row.top_k > 0 && row.top_k < vocab) {
+    end = begin + row.top_k;
+    std::nth_element(begin, end - 1, order.end(), before);
+  }
+  if (row.top_p < 1) {
+    const auto mass = [weights](auto first, auto last) {
+      return std::accumulate(first, last, 0.0, [weights](double sum, std::int32_t id) { return sum + weights[id]; });
+    };
+    // Halves the range that the cut lies in; its heavier elements come first.
+    double wanted = row.top_p * mass(begin, end);
+    while (end - begin > 1) {
+      const auto middle = begin + (end - begin) / 2;
+      std::nth_element(begin, middle, end, before);
+      const double first_half = mass(begin, middle);
+      if (first_half >= wanted) {
+        end = middle;
+      } else {
+        wanted -= first_half;
+        begin = middle;
+      }
+    }
+    return {logits[*begin], *begin};
+  }
+  const std::int32_t last = *std::max_element(begin, end, before);
+  return {logits[last], last};
+}
+
+std::int32_t draw(const float* logits, const float* weights, std::int64_t vocab, const Cut& cut, float min_weight,
+                  double uniform) {
+  const auto keeps = [&](std::int32_t id) {
+    return weights[id] > 0 && weights[id] >= min_weight && cut.keeps(logits[id], id);
+  };
+  double total = 0;
+  for (std::int32_t id = 0; id < vocab; id++) {
+    if (keeps(id)) total += weights[id];
+  }
+  const double target = uniform * total;
+  double sum = 0;
+  std::int32_t last = -1;
+  for (std::int32_t id = 0; id < vocab; id++) {
+    if (!keeps(id)) continue;
+    last = id;
+    sum += weights[id];
+    if (sum > target) break;
+  }
+  return last;
+}
+
+}  // namespace
+
+double uniform_random(std::uint64_t seed, std::uint64_t draw) {
+  std::uint32_t counter[4] = {static_cast<std::uint32_t>(draw), static_cast<std::uint32_t>(draw >> 32), 0, 0};
+  std::uint32_t key[2] = {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
+  for (int round = 0; round < 10; round++) {
+    const std::uint64_t a = std::uint64_t{0xD2511F53} * counter[0];
+    const std::uint64_t b = std::uint64_t{0xCD9E8D57} * counter[2];
+    const std::uint32_t next[4] = {
+        static_cast<std::uint32_t>(b >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(b),
+        static_cast<std::uint32_t>(a >> 32) ^ counter[3] ^ key[1], static_cast<std::uint32_t>(a)};
+    std::copy(next, next + 4, counter);
+    key[0] += 0x9E3779B9;
+    key[1] += 0xBB67AE85;
+  }
+  const std::uint64_t bits = std::uint64_t{counter[1]} << 32 | counter[0];
+  return static_cast<double>(bits >> 11) * 0x1p-53;
+}
+
+SampledToken sample_row(const CpuKernels& kernels, const float* raw, std::int64_t vocab, const SampleParams::Row& row,
+                        bool want_logprob, SamplerScratch& scratch) {
+  check(row.temperature >= 0 && std::isfinite(row.temperature), "temperature must be finite and >= 0", row.temperature);
+  check(row.top_k >= 0, "top-k must be >= 0", row.top_k);
+  check(row.top_p > 0 && row.top_p <= 1, "top-p must be in (0, 1]", row.top_p);
+  check(row.min_p >= 0 && row.min_p <= 1, "min-p must be in [0, 1]", row.min_p);
+  check(row.repetition_penalty > 0 && std::isfinite(row.repetition_penalty),
+        "repetition penalty must be finite and > 0", row.repetition_penalty);
+  check_ids(row.seen, vocab, "seen");
+  check_ids(row.forbidden, vocab, "forbidden");
+
+  float raw_max = 0;
+  std::int64_t best = 0;
+  if (!kernels.find_max(raw, vocab, &raw_max, &best)) {
+    throw Error(code::kInternal, "the logits contain NaN or +infinity");
+  }
+  if (raw_max == kHidden) throw Error(code::kInternal, "no logit is finite");
+
+  const float* logits = raw;
+  float max = raw_max;
+  const bool penalised = row.repetition_penalty != 1 && !row.seen.empty();
+  if (penalised || !row.forbidden.empty()) {
+    scratch.logits.assign(raw, raw + vocab);
+    if (penalised) {
+      for (const std::int32_t id : row.seen) {  // (from the raw logit: an id seen twice is penalised once)
+        scratch.logits[id] = raw[id] > 0 ? raw[id] / row.repetition_penalty : raw[id] * row.repetition_penalty;
+      }
+    }
+    for (const std::int32_t id : row.forbidden) scratch.logits[id] = kHidden;
+    logits = scratch.logits.data();
+    if (!kernels.find_max(logits, vocab, &max, &best)) {
+      throw Error(code::kInternal, "a logit overflows under the repetition penalty");
+    }
+    if (max == kHidden) throw Error(code::kInvalidArgument, "every token with a finite logit is forbidden");
+  }
+
+  SampledToken result;
+  if (row.temperature == 0) {
+    result.token = static_cast<std::int32_t>(best);
+  } else {
+    scratch.weights.resize(vocab);
+    float* weights = scratch.weights.data();
+    kernels.sum_exp(logits, vocab, max, 1 / row.temperature, weights);
+    Cut cut;
+    if (row.top_k > 0 || row.top_p < 1) cut = find_cut(logits, weights, vocab, row, scratch.order);
+    result.token = draw(logits, weights, vocab, cut, row.min_p, uniform_random(row.seed, row.draw));
+  }
+  if (want_logprob) {
+    const double log_sum = std::log(kernels.sum_exp(raw, vocab, raw_max, 1, nullptr));
+    result.logprob = static_cast<float>(raw[result.token] - raw_max - log_sum);
+  }
+  return result;
+}
+
+}  // namespace hogwild

@@ -1,0 +1,33 @@
+// logits -> token on the host: see SampleParams.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "device/cpu/kernels.h"
+#include "device/ops.h"
+
+namespace hogwild {
+
+// Buffers of one thread, kept from row to row.
+struct SamplerScratch {
+  std::vector<float> logits;        // [V], penalised
+  std::vector<float> weights;       // [V]
+  std::vector<std::int32_t> order;  // [V]
+};
+
+struct SampledToken {
+  std::int32_t token = 0;
+  float logprob = 0;  // under the raw logits; only where asked for
+};
+
+// `logits` [vocab]. Throws kInvalidArgument (a parameter out of its range, an id outside the
+// vocabulary, every token forbidden) or kInternal (a logit that is NaN or +inf, or none that is finite).
+SampledToken sample_row(const CpuKernels& kernels, const float* logits, std::int64_t vocab,
+                        const SampleParams::Row& row, bool want_logprob, SamplerScratch& scratch);
+
+// Uniform in [0, 1), 53 bits: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
+// 1, 2, 3") with key `seed` and counter `draw`.
+double uniform_random(std::uint64_t seed, std::uint64_t draw);
+
+}  // namespace hogwild

@@ -1,0 +1,208 @@
+// Vectors of f32 as wide as the instruction set that this file is compiled for, so that each kernel is
+// written once. GCC's and Clang's vector extensions give the arithmetic; intrinsics only what they lack.
+//
+// For kernels.cc alone: everything is internal to the translation unit (see the rule there).
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace hogwild {
+namespace {
+
+#define HOGWILD_INLINE inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+constexpr int kMaxLanes = 16;  // of any level: what buffers are padded to
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t BitVec __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+
+// Elements of weights and of the KV cache. An int8 type with its scale would join them here.
+struct F16 {
+  uint16_t bits;
+};
+struct Bf16 {
+  uint16_t bits;
+};
+
+// ---- load and store ---------------------------------------------------------------------------------
+
+HOGWILD_INLINE Vec broadcast(float value) { return value - Vec{}; }
+
+HOGWILD_INLINE Vec load(const float* from) {
+  Vec v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+HOGWILD_INLINE void store(float* to, Vec v) { memcpy(to, &v, sizeof v); }
+
+HOGWILD_INLINE HalfVec load_bits(const void* from) {
+  HalfVec v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+HOGWILD_INLINE Vec load(const Bf16* from) { return (Vec)(__builtin_convertvector(load_bits(from), BitVec) << 16); }
+
+HOGWILD_INLINE Vec load(const F16* from) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps((__m256i)load_bits(from));
+#elif defined(__F16C__)
+  return (Vec)_mm256_cvtph_ps((__m128i)load_bits(from));
+#elif defined(__ARM_NEON)
+  return (Vec)vcvt_f32_f16((float16x4_t)load_bits(from));
+#else
+  // Exponent and mantissa moved into place and re-biased by a product: exact, subnormals included.
+  const BitVec h = __builtin_convertvector(load_bits(from), BitVec);
+  const Vec magnitude = (Vec)((h & 0x7fff) << 13) * 0x1p112f;
+  const BitVec special = (BitVec)((h & 0x7c00) == 0x7c00) & 0x7f800000;  // infinity or NaN
+  return (Vec)((BitVec)magnitude | special | ((h & 0x8000) << 16));
+#endif
+}
+
+// The first `n` < kLanes elements; zeros behind them.
+template <typename T>
+HOGWILD_INLINE Vec load_partial(const T* from, int64_t n) {
+  T padded[kLanes];
+  memset(padded, 0, sizeof padded);
+  memcpy(padded, from, n * sizeof(T));
+  return load(padded);
+}
+
+HOGWILD_INLINE void store_partial(float* to, Vec v, int64_t n) { memcpy(to, &v, n * sizeof(float)); }
+
+// One element at a time, rounded to nearest even.
+HOGWILD_INLINE float to_f32(float v) { return v; }
+
+HOGWILD_INLINE float to_f32(Bf16 v) {
+  const uint32_t bits = (uint32_t)v.bits << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+HOGWILD_INLINE float to_f32(F16 v) { return load_partial(&v, 1)[0]; }
+
+HOGWILD_INLINE void put(float* to, float v) { *to = v; }
+
+HOGWILD_INLINE void put(Bf16* to, float v) {
+  uint32_t bits;
+  memcpy(&bits, &v, 4);
+  const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+  to->bits = (uint16_t)(is_nan ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+HOGWILD_INLINE void put(F16* to, float v) {
+#if defined(__F16C__)
+  to->bits = (uint16_t)_cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT);
+#else
+  uint32_t bits;
+  memcpy(&bits, &v, 4);
+  const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits >= 0x47800000) {  // 2^16 and more
+    to->bits = sign | (bits > 0x7f800000 ? 0x7e00 : 0x7c00);
+  } else if (bits < 0x38800000) {  // subnormal: adding 1/2 rounds at its last bit
+    float magnitude;
+    memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    memcpy(&bits, &magnitude, 4);
+    to->bits = (uint16_t)(sign | (bits - 0x3f000000));
+  } else {
+    to->bits = (uint16_t)(sign | (bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13);
+  }
+#endif
+}
+
+HOGWILD_INLINE void prefetch(const void* address) { __builtin_prefetch(address); }
+
+// ---- arithmetic -------------------------------------------------------------------------------------
+
+// a * b + c: rounded once where the level has fused multiply-add, twice in the baseline.
+HOGWILD_INLINE Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+  return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+HOGWILD_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+// {sum of a, sum of b, sum of c, sum of d}, the lanes of each added in one fixed order.
+HOGWILD_INLINE void sum_each(Vec a, Vec b, Vec c, Vec d, float* to) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const auto half = [](Vec v) __attribute__((always_inline)) {
+    return _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+  };
+#else
+  const auto half = [](Vec v) __attribute__((always_inline)) { return (__m256)v; };
+#endif
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(half(a), half(b)), _mm256_hadd_ps(half(c), half(d)));
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+#elif defined(__SSSE3__)
+  _mm_storeu_ps(to, _mm_hadd_ps(_mm_hadd_ps((__m128)a, (__m128)b), _mm_hadd_ps((__m128)c, (__m128)d)));
+#else
+  const Vec rows[4] = {a, b, c, d};
+  for (int i = 0; i < 4; i++) to[i] = (rows[i][0] + rows[i][1]) + (rows[i][2] + rows[i][3]);
+#endif
+}
+
+HOGWILD_INLINE float sum(Vec v) {
+  float sums[4];
+  sum_each(v, Vec{}, Vec{}, Vec{}, sums);
+  return sums[0];
+}
+
+HOGWILD_INLINE float max_lane(Vec v) {
+  float best = v[0];
+  for (int i = 1; i < kLanes; i++) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+// e^x within 2 ulp. exp(0) = 1, exp(-inf) = 0, exp(+inf) = +inf, exp(NaN) = NaN.
+// Cephes' expf: x = n ln 2 + r, |r| <= ln(2) / 2, e^r by a polynomial. 2^n is applied in two halves,
+// so that results near both ends of the range come out right.
+HOGWILD_INLINE Vec exp(Vec x) {
+  x = x < -104.0f ? broadcast(-104.0f) : x;  // rounds to 0
+  x = x > 89.0f ? broadcast(89.0f) : x;      // overflows to +inf
+  const Vec kRound = broadcast(0x1.8p23f);   // adding it leaves an integer in the last bits
+  const Vec n = fma(x, broadcast(1.44269504088896341f), kRound) - kRound;
+  Vec r = fma(n, broadcast(-0.693359375f), x);
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  Vec p = broadcast(1.9875691500e-4f);
+  p = fma(p, r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  p = fma(p * r, r, r) + 1.0f;
+  const IntVec exponent = __builtin_convertvector(n, IntVec);
+  const IntVec first = exponent >> 1;
+  return p * (Vec)((first + 127) << 23) * (Vec)((exponent - first + 127) << 23);
+}
+
+}  // namespace
+}  // namespace hogwild
