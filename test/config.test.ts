@@ -1,0 +1,248 @@
+import { readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { type ModelConfig, parseConfig, readConfig } from '../lib/config'
+import { ropeFrequencies } from '../lib/rope'
+import { codeOf, oracleFolder, oracleModels, temporaryFolder } from './fixtures'
+import rope from './fixtures/rope.json'
+
+const base = {
+  architectures: ['LlamaForCausalLM'],
+  model_type: 'llama',
+  vocab_size: 100,
+  hidden_size: 64,
+  intermediate_size: 160,
+  num_hidden_layers: 3,
+  num_attention_heads: 4,
+  num_key_value_heads: 2,
+  hidden_act: 'silu',
+  rms_norm_eps: 1e-5,
+  rope_theta: 10000,
+  max_position_embeddings: 1024,
+  sliding_window: null,
+}
+const architecture = (name: string) => ({ architectures: [name] })
+const without = (...fields: string[]) => Object.fromEntries(fields.map((f) => [f, undefined]))
+/** As it would be written: fields that are undefined are not there. */
+const parse = (patch: object): ModelConfig =>
+  parseConfig(JSON.parse(JSON.stringify({ ...base, ...patch })))
+
+describe('config.json', () => {
+  test.each(oracleModels)('%s: the forms of transformers 4 and 5 say the same', (model) => {
+    const [v4, v5] = ['config.json', 'config.v5.json'].map((file) =>
+      parseConfig(JSON.parse(readFileSync(join(oracleFolder(model), file), 'utf8'))),
+    )
+    expect(v5).toEqual(v4)
+    expect(v4!.rope.type).toBe(model === 'llama_yarn' ? 'yarn' : 'default')
+  })
+
+  test('fields of a Llama', () => {
+    expect(parse({ eos_token_id: [7, 8] })).toEqual({
+      architecture: 'LlamaForCausalLM',
+      vocabSize: 100,
+      hiddenSize: 64,
+      intermediateSize: 160,
+      layers: 3,
+      queryHeads: 4,
+      kvHeads: 2,
+      headDim: 16,
+      rmsNormEps: 1e-5,
+      normOffset: 0,
+      embeddingScale: 1,
+      activation: 'silu',
+      tiedEmbeddings: false,
+      biases: { qkv: false, o: false, mlp: false },
+      qkNorm: false,
+      fusedProjections: false,
+      rope: { type: 'default', rotaryDim: 16, theta: 10000 },
+      maxPositions: 1024,
+      eosTokenIds: [7, 8],
+    })
+  })
+
+  test.each<[string, object, Partial<ModelConfig>]>([
+    ['no key/value heads: as many as query heads', { num_key_value_heads: null }, { kvHeads: 4 }],
+    ['own head_dim', { head_dim: 40 }, { headDim: 40 }],
+    ['tied', { tie_word_embeddings: true }, { tiedEmbeddings: true }],
+    [
+      'biases of attention',
+      { attention_bias: true },
+      { biases: { qkv: true, o: true, mlp: false } },
+    ],
+    ['biases of the MLP', { mlp_bias: true }, { biases: { qkv: false, o: false, mlp: true } }],
+    [
+      'Qwen2',
+      { ...architecture('Qwen2ForCausalLM'), sliding_window: 4096, use_sliding_window: false },
+      { biases: { qkv: true, o: false, mlp: false }, qkNorm: false },
+    ],
+    ['Qwen3', architecture('Qwen3ForCausalLM'), { headDim: 128, qkNorm: true }],
+    ['Mistral', architecture('MistralForCausalLM'), { architecture: 'MistralForCausalLM' }],
+    [
+      'Gemma',
+      { ...architecture('GemmaForCausalLM'), hidden_act: 'gelu_pytorch_tanh' },
+      {
+        normOffset: 1,
+        embeddingScale: 8,
+        activation: 'gelu_tanh',
+        headDim: 256,
+        tiedEmbeddings: true,
+      },
+    ],
+    [
+      'Phi-3',
+      { ...architecture('Phi3ForCausalLM'), partial_rotary_factor: 0.5 },
+      { fusedProjections: true, rope: { type: 'default', rotaryDim: 8, theta: 10000 } },
+    ],
+    [
+      'model_type alone',
+      { ...without('architectures'), model_type: 'qwen3' },
+      { architecture: 'Qwen3ForCausalLM' },
+    ],
+    [
+      'no rope_theta: 10000',
+      without('rope_theta'),
+      { rope: { type: 'default', rotaryDim: 16, theta: 10000 } },
+    ],
+    ['no position bound', without('max_position_embeddings'), { maxPositions: undefined }],
+  ])('%s', (_, patch, expected) => {
+    expect(parse(patch)).toMatchObject(expected)
+  })
+
+  test.each<[string, object, RegExp]>([
+    ['unknown architecture', architecture('MixtralForCausalLM'), /Mixtral.*LlamaForCausalLM/],
+    ['unknown model_type', { ...without('architectures'), model_type: 'bert' }, /bert.*llama/],
+    ['several architectures', { architectures: ['LlamaForCausalLM', 'X'] }, /architectures/],
+    ['activation', { hidden_act: 'relu' }, /hidden_act.*relu.*silu, gelu_pytorch_tanh/],
+    ['activation by the name of a method', { hidden_act: 'toString' }, /hidden_act.*toString/],
+    ['quantisation', { quantization_config: { bits: 4 } }, /quantization_config/],
+    ['experts', { num_local_experts: 8 }, /num_local_experts/],
+    ['soft cap', { attn_logit_softcapping: 50 }, /attn_logit_softcapping/],
+    ['interleaved RoPE', { rope_interleaved: true }, /rope_interleaved/],
+    ['head_dim 12', { head_dim: 12 }, /head_dim.*12.*multiples of 8/],
+    ['head_dim 264', { head_dim: 264 }, /head_dim.*264/],
+    ['heads', { num_key_value_heads: 3 }, /num_attention_heads.*multiple/],
+    ['dynamic RoPE', { rope_scaling: { type: 'dynamic', factor: 2 } }, /dynamic.*yarn/],
+    [
+      'longrope',
+      { ...architecture('Phi3ForCausalLM'), rope_scaling: { rope_type: 'longrope' } },
+      /longrope/,
+    ],
+    [
+      'RoPE by layer type',
+      { rope_parameters: { full_attention: { rope_theta: 1e6 } } },
+      /by layer type/,
+    ],
+    ['sliding window', { sliding_window: 4096 }, /sliding_window.*4096/],
+    [
+      'sliding window by default',
+      { ...architecture('MistralForCausalLM'), ...without('sliding_window') },
+      /sliding_window.*4096.*absence/,
+    ],
+    [
+      'sliding window of Qwen',
+      { ...architecture('Qwen2ForCausalLM'), use_sliding_window: true },
+      /use_sliding_window/,
+    ],
+    [
+      'sliding layers',
+      { layer_types: ['full_attention', 'sliding_attention'] },
+      /sliding_attention.*layer_types/,
+    ],
+    [
+      'biases in a family without',
+      { ...architecture('MistralForCausalLM'), attention_bias: true },
+      /attention_bias.*mistral/,
+    ],
+  ])('refused as unsupported: %s', async (_, patch, message) => {
+    expect(() => parse(patch)).toThrow(message)
+    expect(await codeOf(() => parse(patch))).toBe('HOGWILD_UNSUPPORTED')
+  })
+
+  test.each<[string, object, RegExp]>([
+    ...['vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'hidden_act'].map(
+      (field): [string, object, RegExp] => [
+        `${field} is missing`,
+        without(field),
+        new RegExp(`"${field}" of config.json`),
+      ],
+    ),
+    ['a count that is a string', { vocab_size: '100' }, /"vocab_size".*"100"/],
+    ['a count of 2^60', { num_hidden_layers: 2 ** 60 }, /num_hidden_layers/],
+    ['a negative epsilon', { rms_norm_eps: -1 }, /rms_norm_eps.*-1/],
+    ['heads that do not divide', { num_attention_heads: 5, num_key_value_heads: 5 }, /head_dim/],
+    ['architectures is no list', { architectures: 'LlamaForCausalLM' }, /architectures/],
+    ['rope_scaling is no object', { rope_scaling: 'yarn' }, /rope_scaling/],
+    ['a factor without a type', { rope_scaling: { factor: 2 } }, /rope_type/],
+    ['linear without factor', { rope_scaling: { type: 'linear' } }, /factor/],
+    ['theta 1', { rope_theta: 1 }, /rope_theta/],
+    [
+      'llama3 with crossed bounds',
+      {
+        rope_scaling: { rope_type: 'llama3', factor: 8, low_freq_factor: 4, high_freq_factor: 4 },
+      },
+      /high_freq_factor.*> 4/,
+    ],
+    ['an odd number of rotated dimensions', { partial_rotary_factor: 0.2 }, /partial_rotary/],
+    ['more than all dimensions', { partial_rotary_factor: 1.5 }, /partial_rotary/],
+    ['eos that is no token', { eos_token_id: -2 }, /eos_token_id/],
+  ])('refused as invalid: %s', async (_, patch, message) => {
+    expect(() => parse(patch)).toThrow(message)
+    expect(await codeOf(() => parse(patch))).toBe('HOGWILD_INVALID_MODEL')
+  })
+
+  test.each([['null'], ['[]'], ['"x"'], ['{'], ['']])('a file that holds %p', async (text) => {
+    const folder = temporaryFolder()
+    writeFileSync(join(folder, 'config.json'), text)
+    await expect(readConfig(folder)).rejects.toThrow(/config\.json/)
+    expect(await codeOf(() => readConfig(folder))).toBe('HOGWILD_INVALID_MODEL')
+  })
+
+  test('no file', async () => {
+    const folder = temporaryFolder()
+    expect(await codeOf(() => readConfig(folder))).toBe('HOGWILD_INVALID_MODEL')
+  })
+
+  test('the ends of a text come from generation_config.json first', async () => {
+    const folder = temporaryFolder()
+    writeFileSync(join(folder, 'config.json'), JSON.stringify({ ...base, eos_token_id: 1 }))
+    expect((await readConfig(folder)).eosTokenIds).toEqual([1])
+    writeFileSync(join(folder, 'generation_config.json'), '{"eos_token_id": [2, 3]}')
+    expect((await readConfig(folder)).eosTokenIds).toEqual([2, 3])
+  })
+})
+
+describe('RoPE frequencies', () => {
+  test.each(rope.cases)('$name', ({ config, inverseFrequencies, attentionFactor }) => {
+    const { rope_scaling: scaling, ...rest } = { rope_scaling: undefined, ...config }
+    const forms = [
+      { ...base, ...config },
+      { ...base, ...rest, rope_theta: undefined, rope_parameters: ropeParameters(rest, scaling) },
+    ]
+    for (const form of forms) {
+      const found = ropeFrequencies(parse(form).rope)
+      expect(found.attentionFactor).toBeCloseTo(attentionFactor, 12)
+      expect(found.inverseFrequencies).toHaveLength(inverseFrequencies.length)
+      // transformers computes in float32: a few roundings of 6e-8.
+      inverseFrequencies.forEach((expected, i) => {
+        expect(Math.abs(found.inverseFrequencies[i]! / expected - 1)).toBeLessThan(5e-7)
+      })
+    }
+  })
+
+  /** rope_parameters of transformers 5 from the fields of transformers 4. */
+  function ropeParameters(fields: object, scaling: object | undefined): object {
+    const { rope_theta, partial_rotary_factor } = fields as Record<string, unknown>
+    return { rope_theta, partial_rotary_factor, ...scaling }
+  }
+
+  test('yarn without a factor: the ratio of the contexts', () => {
+    const scaling = { rope_type: 'yarn', original_max_position_embeddings: 256 }
+    const explicit = parse({ rope_scaling: { ...scaling, factor: 4 } })
+    expect(parse({ rope_scaling: scaling }).rope).toEqual(explicit.rope)
+  })
+
+  test('are computed in double precision', () => {
+    const { inverseFrequencies } = ropeFrequencies({ type: 'default', rotaryDim: 16, theta: 1e4 })
+    expect(inverseFrequencies[1]).toBeCloseTo(0.31622776601683794, 15)
+    expect(inverseFrequencies[2]).toBeCloseTo(0.1, 15)
+  })
+})
