@@ -7,7 +7,7 @@ import { Template } from '@huggingface/jinja'
 import * as huggingFace from '@huggingface/tokenizers'
 import { readEosTokenIds, readJson } from './config'
 import { HogwildError } from './errors'
-import { checkArray, checkObject, checkString, invalid } from './validate'
+import { checkArray, checkObject, checkString } from './validate'
 
 // Written down here because the package's types do not resolve under "module": "node20" (relative
 // imports without file extensions).
@@ -106,16 +106,14 @@ export class Tokenizer {
     this.eosTokenIds = eosTokenIds
   }
 
-  /** addSpecialTokens (default true): what the model puts around a text, e.g. a token for its beginning. */
+  /**
+   * addSpecialTokens (default true): what the model puts around a text, e.g. a token for its beginning.
+   * Characters that a vocabulary without an unknown token lacks are dropped, as in Hugging Face's library.
+   */
   encode(text: string, options: { addSpecialTokens?: boolean | undefined } = {}): number[] {
     checkString(text, 'text')
-    const { ids } = this.#tokenizer.encode(text, {
-      add_special_tokens: options.addSpecialTokens ?? true,
-    })
-    if (!ids.every((id) => Number.isSafeInteger(id))) {
-      throw invalid('text', 'made of what the vocabulary has', text)
-    }
-    return ids
+    const add_special_tokens = options.addSpecialTokens ?? true
+    return this.#tokenizer.encode(text, { add_special_tokens }).ids
   }
 
   /** skipSpecialTokens (default false) leaves them out of the text. Ids without a token give no text. */
