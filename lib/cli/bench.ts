@@ -3,6 +3,7 @@
 import { cpus } from 'node:os'
 import { type Block, createDevice, type Device, type Dtype, loadModel, type Model } from '../index'
 import { writeRandomLlama } from './bench/random-llama'
+import { median } from './median'
 import { packageVersion } from './package'
 import { formatTable } from './table'
 import { print } from './terminal'
@@ -186,14 +187,6 @@ function printReport(report: Report): void {
     run.step_over_one?.toFixed(2) ?? '-',
   ])
   for (const line of formatTable(header, rows)) print(line)
-}
-
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((one, other) => one - other)
-  const middle = sorted.length / 2
-  const low = sorted[Math.ceil(middle) - 1] ?? Number.NaN
-  const high = sorted[Math.floor(middle)] ?? Number.NaN
-  return (low + high) / 2
 }
 
 function round(value: number, digits: number): number {

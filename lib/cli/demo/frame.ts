@@ -13,9 +13,10 @@ export interface Scene {
   readonly task: DemoTask
   readonly members: readonly Member[]
   readonly blocks: Blocks
-  /** The latest remarks, in full colour. */
+  /** Remarks, in full colour; the latest are shown. */
   readonly notes: readonly string[]
-  readonly status: string
+  /** Steps done. */
+  readonly step: number
 }
 
 export type Paint = (text: string) => string
@@ -34,44 +35,59 @@ export function palette(colors: Colors): (name: string) => Paint {
 const MARGIN = '  '
 const COLUMN_GAP = 2
 const WIDEST_COLUMN = 20
+const BLOCK_TITLE = 2
+const NOTES = 2
 
+/** At most `height - 1` lines of at most `width` characters. */
 export function drawFrame(scene: Scene, colors: Colors, width: number, height: number): string[] {
   const list = drawList(scene, colors, width)
-  const notes = ['', ...scene.notes.slice(-2)]
-  const footer = [
-    ...Array<string>(3 - notes.length).fill(''),
-    '',
-    colors.dim(MARGIN + scene.status),
-  ]
-  const above = [...list, '']
-  const rows = height - above.length - notes.length - footer.length - 3
-  return [...above, ...drawBlocks(scene, colors, width, Math.max(1, rows)), ...notes, ...footer]
+  const notes = Array.from({ length: NOTES }, (_, index) => {
+    const note = scene.notes[Math.max(0, scene.notes.length - NOTES) + index]
+    return note === undefined ? '' : MARGIN + note
+  })
+  const around = list.length + 1 + BLOCK_TITLE + 1 + notes.length
+  const rows = Math.max(1, height - 1 - around)
+  return [...list, '', ...drawBlocks(scene, colors, width, rows), '', ...notes]
 }
 
 /** The items as they stand in the prompt and, below each, what has been written of it and by whom. */
-function drawList(scene: Scene, colors: Colors, width: number): string[] {
+function drawList({ task, blocks }: Scene, colors: Colors, width: number): string[] {
   const paint = palette(colors)
-  const written = writtenWords(scene.blocks)
-  const lines: string[] = []
-  let prompt = MARGIN
-  let answers = MARGIN
-  let used = MARGIN.length
-  scene.task.words.forEach((word, index) => {
-    const label = scene.task.labels[index] ?? ''
-    const cell = label.length + 1 + word.length + COLUMN_GAP
-    if (used + cell > width) {
-      lines.push(prompt, answers)
-      prompt = answers = MARGIN
-      used = MARGIN.length
-    }
+  const written = writtenWords(blocks)
+  const gap = ' '.repeat(COLUMN_GAP)
+  const items = task.words.map((word, index) => {
+    const label = task.labels[index] ?? ''
     const { text, name } = written.get(label) ?? { text: '', name: '' }
-    const gap = ' '.repeat(COLUMN_GAP)
-    prompt += `${colors.dim(`${label}:`)}${reversed(word)}${gap}`
-    answers += `  ${colors.bold(paint(name)(text))}${' '.repeat(Math.max(0, word.length - text.length))}${gap}`
-    used += cell
+    const room = ' '.repeat(Math.max(0, word.length - text.length))
+    return {
+      width: label.length + 1 + word.length + COLUMN_GAP,
+      prompt: `${colors.dim(`${label}:`)}${reversed(word)}${gap}`,
+      answer: `  ${colors.bold(paint(name)(text))}${room}${gap}`,
+    }
   })
-  lines.push(prompt, answers)
-  return lines
+  return wrap(items, width - MARGIN.length).flatMap((row) => [
+    MARGIN + row.map(({ prompt }) => prompt).join(''),
+    MARGIN + row.map(({ answer }) => answer).join(''),
+  ])
+}
+
+/** Rows of about equally many items, none of them wider than `width`. */
+function wrap<T extends { width: number }>(items: readonly T[], width: number): T[][] {
+  const total = items.reduce((sum, item) => sum + item.width, 0)
+  const perRow = Math.ceil(items.length / Math.ceil(total / width))
+  const rows: T[][] = [[]]
+  let used = 0
+  for (const item of items) {
+    const row = rows.at(-1) as T[]
+    if (row.length > 0 && (row.length === perRow || used + item.width > width)) {
+      rows.push([item])
+      used = item.width
+    } else {
+      row.push(item)
+      used += item.width
+    }
+  }
+  return rows
 }
 
 /** The first answer to each item, or one that is being written, cut where the next item begins. */
@@ -97,19 +113,19 @@ function drawBlocks(scene: Scene, colors: Colors, width: number, rows: number): 
     const style = paint(name)
     const lines = readLines(name, scene.blocks.get(name) ?? [])
     const cells = lines.map((line) => drawLine(line, colors, style, column))
-    if (state === 'absent') cells.push(colors.dim(`key ${index + 1} calls`.padEnd(column)))
+    if (state === 'absent') cells.push(colors.dim(`(press ${index + 1})`.padEnd(column)))
     const title = style(colors.bold(name.padEnd(column)))
     const rule = (state === 'active' ? style : colors.dim)('─'.repeat(column))
     return { title, rule, cells }
   })
-  const longest = Math.max(1, ...columns.map(({ cells }) => cells.length))
-  const shown = Math.min(longest, rows)
+  const shown = Math.min(rows, Math.max(1, ...columns.map(({ cells }) => cells.length)))
+  const latest = columns.map(({ cells }) => cells.slice(-shown))
   const row = (cells: readonly string[]) => MARGIN + cells.join(' '.repeat(COLUMN_GAP))
   return [
     row(columns.map(({ title }) => title)),
     row(columns.map(({ rule }) => rule)),
     ...Array.from({ length: shown }, (_, index) =>
-      row(columns.map(({ cells }) => cells[longest - shown + index] ?? ' '.repeat(column))),
+      row(latest.map((cells) => cells[index] ?? ' '.repeat(column))),
     ),
   ]
 }
