@@ -1,0 +1,930 @@
+// Weights and the step against their definitions: a naive decoder in double precision, built on lists
+// of tokens, with its own attention; files with every defect; aborts at every op of a step.
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <limits>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "core/float16.h"
+#include "model/transformer.h"
+#include "model/weights.h"
+
+namespace hogwild {
+namespace {
+
+using BlockPtr = std::shared_ptr<CacheBlock>;
+using Rng = std::mt19937_64;
+
+// ---- tensors and their file -------------------------------------------------------------------------
+
+struct Tensor {
+  std::int64_t rows = 1;
+  std::int64_t cols = 0;
+  std::vector<float> values;
+};
+using Tensors = std::map<std::string, Tensor>;
+
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(const std::vector<unsigned char>& bytes) {
+    const int file = ::mkstemp(path_.data());
+    if (file < 0) throw std::runtime_error("no temporary file");
+    const bool written = ::write(file, bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size());
+    ::close(file);
+    if (!written) throw std::runtime_error("cannot write the temporary file");
+  }
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() { ::unlink(path_.c_str()); }
+
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_ = "/tmp/hogwild_model_test_XXXXXX";
+};
+
+// The tensors one after the other behind `padding` bytes: an odd number misaligns them all.
+struct TensorFile {
+  std::unique_ptr<TemporaryFile> file;
+  std::vector<TensorSource> sources;
+
+  explicit TensorFile(const Tensors& tensors, Dtype dtype = Dtype::kF32, std::size_t padding = 16) {
+    std::vector<unsigned char> bytes(padding);
+    const auto append = [&](auto value) {
+      const auto raw = std::bit_cast<std::array<unsigned char, sizeof value>>(value);
+      bytes.insert(bytes.end(), raw.begin(), raw.end());
+    };
+    for (const auto& [name, tensor] : tensors) {
+      sources.push_back(
+          {.name = name, .path = "", .offset = bytes.size(), .dtype = dtype, .rows = tensor.rows, .cols = tensor.cols});
+      for (const float value : tensor.values) {
+        if (dtype == Dtype::kF32) append(value);
+        if (dtype == Dtype::kF16) append(f32_to_f16(value));
+        if (dtype == Dtype::kBF16) append(f32_to_bf16(value));
+      }
+    }
+    file = std::make_unique<TemporaryFile>(bytes);
+    for (TensorSource& source : sources) source.path = file->path();
+  }
+
+  TensorSource& operator[](const std::string& name) {
+    return *std::find_if(sources.begin(), sources.end(), [&](const TensorSource& s) { return s.name == name; });
+  }
+};
+
+// ---- a small random model ---------------------------------------------------------------------------
+
+struct Architecture {
+  bool tied = true;
+  bool biases = false;      // of every projection
+  bool head_norms = false;  // q_norm and k_norm
+  bool gemma = false;       // norm offset, embedding scale, GELU
+};
+
+ModelConfig tiny_config(const Architecture& architecture) {
+  ModelConfig config;
+  config.vocab_size = 37;
+  config.hidden_size = 24;
+  config.intermediate_size = 40;
+  config.layers = 2;
+  config.query_heads = 6;
+  config.kv_heads = 2;
+  config.head_dim = 8;
+  config.rms_norm_eps = 1e-5f;
+  config.attention_scale = 1 / std::sqrt(8.0f);
+  config.rope = {.inverse_frequencies = {1.0, 0.3, 0.1, 0.02}, .attention_factor = 1.1};
+  if (architecture.gemma) {
+    config.norm_offset = 1;
+    config.embedding_scale = std::sqrt(24.0f);
+    config.activation = Activation::kGeluTanh;
+  }
+  return config;
+}
+
+Tensors random_tensors(const ModelConfig& config, const Architecture& architecture, std::uint64_t seed) {
+  Rng rng(seed);
+  Tensors tensors;
+  const auto add = [&](const std::string& name, std::int64_t rows, std::int64_t cols, double mean, double deviation) {
+    std::normal_distribution<double> normal(mean, deviation);
+    Tensor tensor{rows, cols, std::vector<float>(rows * cols)};
+    for (float& value : tensor.values) value = static_cast<float>(normal(rng));
+    tensors[name] = std::move(tensor);
+  };
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t q = config.query_heads * config.head_dim;
+  const std::int64_t kv = config.kv_heads * config.head_dim;
+  const std::int64_t intermediate = config.intermediate_size;
+  const double norm_mean = architecture.gemma ? 0 : 1;
+  const auto add_norm = [&](const std::string& name, std::int64_t size) { add(name, 1, size, norm_mean, 0.2); };
+  const auto add_projection = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
+    add(name + "_proj", rows, cols, 0, 1.5 / std::sqrt(static_cast<double>(cols)));
+    if (architecture.biases) add(name + "_bias", 1, rows, 0, 0.3);
+  };
+  add("embed", config.vocab_size, hidden, 0, 1);
+  if (!architecture.tied) add("lm_head", config.vocab_size, hidden, 0, 1);
+  add_norm("norm", hidden);
+  for (std::int64_t i = 0; i < config.layers; ++i) {
+    const std::string layer = "layers." + std::to_string(i) + ".";
+    add_norm(layer + "input_norm", hidden);
+    add_norm(layer + "post_attention_norm", hidden);
+    add_projection(layer + "q", q, hidden);
+    add_projection(layer + "k", kv, hidden);
+    add_projection(layer + "v", kv, hidden);
+    add_projection(layer + "o", hidden, q);
+    if (architecture.head_norms) {
+      add_norm(layer + "q_norm", config.head_dim);
+      add_norm(layer + "k_norm", config.head_dim);
+    }
+    add_projection(layer + "gate", intermediate, hidden);
+    add_projection(layer + "up", intermediate, hidden);
+    add_projection(layer + "down", hidden, intermediate);
+  }
+  return tensors;
+}
+
+// ---- the definition, in double precision ------------------------------------------------------------
+
+using Row = std::vector<double>;
+
+struct ReferenceBlock {
+  std::vector<std::vector<Row>> keys, values;  // [layer][token]: [Hkv * D], keys before RoPE
+};
+
+struct ReferenceWorker {
+  std::vector<ReferenceBlock*> view;
+  ReferenceBlock* target = nullptr;
+  std::vector<std::int32_t> tokens;
+};
+
+class Reference {
+ public:
+  Reference(const ModelConfig& config, const Tensors& tensors) : config_(config), tensors_(tensors) {}
+
+  ReferenceBlock block() const {
+    ReferenceBlock block;
+    block.keys.resize(config_.layers);
+    block.values.resize(config_.layers);
+    return block;
+  }
+
+  // Logits of every new token: [worker][token][V].
+  std::vector<std::vector<Row>> step(const std::vector<ReferenceWorker>& workers) const {
+    std::vector<std::vector<Row>> x(workers.size());
+    for (std::size_t w = 0; w < workers.size(); ++w) {
+      for (const std::int32_t token : workers[w].tokens) {
+        Row row = row_of("embed", token);
+        for (double& value : row) value *= config_.embedding_scale;
+        x[w].push_back(row);
+      }
+    }
+    for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
+      const std::string name = "layers." + std::to_string(layer) + ".";
+      std::vector<std::vector<Row>> queries(workers.size());
+      for (std::size_t w = 0; w < workers.size(); ++w) {
+        for (const Row& row : x[w]) {
+          const Row input = norm(name + "input_norm", row);
+          queries[w].push_back(head_norm(name + "q_norm", project(name + "q", input)));
+          workers[w].target->keys[layer].push_back(head_norm(name + "k_norm", project(name + "k", input)));
+          workers[w].target->values[layer].push_back(project(name + "v", input));
+        }
+      }
+      for (std::size_t w = 0; w < workers.size(); ++w) {
+        for (std::size_t i = 0; i < x[w].size(); ++i) {
+          Row& row = x[w][i];
+          add(row, project(name + "o", attend(workers[w], layer, i, queries[w][i])));
+          const Row input = norm(name + "post_attention_norm", row);
+          Row gate = project(name + "gate", input);
+          const Row up = project(name + "up", input);
+          for (std::size_t j = 0; j < gate.size(); ++j) gate[j] = activate(gate[j]) * up[j];
+          add(row, project(name + "down", gate));
+        }
+      }
+    }
+    for (std::vector<Row>& rows : x) {
+      for (Row& row : rows) row = multiply(tensors_.contains("lm_head") ? "lm_head" : "embed", norm("norm", row));
+    }
+    return x;
+  }
+
+ private:
+  static void add(Row& to, const Row& from) {
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] += from[i];
+  }
+
+  Row row_of(const std::string& name, std::int64_t index) const {
+    const Tensor& tensor = tensors_.at(name);
+    const auto begin = tensor.values.begin() + index * tensor.cols;
+    return Row(begin, begin + tensor.cols);
+  }
+
+  Row multiply(const std::string& name, const Row& x) const {
+    const Tensor& tensor = tensors_.at(name);
+    Row y(tensor.rows);
+    for (std::int64_t r = 0; r < tensor.rows; ++r) {
+      for (std::int64_t c = 0; c < tensor.cols; ++c) y[r] += tensor.values[r * tensor.cols + c] * x[c];
+    }
+    return y;
+  }
+
+  Row project(const std::string& name, const Row& x) const {
+    Row y = multiply(name + "_proj", x);
+    if (tensors_.contains(name + "_bias")) add(y, row_of(name + "_bias", 0));
+    return y;
+  }
+
+  Row norm(const std::string& name, Row x) const {
+    double squares = 0;
+    for (const double value : x) squares += value * value;
+    const double factor = 1 / std::sqrt(squares / x.size() + config_.rms_norm_eps);
+    const Row weight = row_of(name, 0);
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] *= factor * (weight[i] + config_.norm_offset);
+    return x;
+  }
+
+  Row head_norm(const std::string& name, Row x) const {
+    if (!tensors_.contains(name)) return x;
+    for (std::size_t h = 0; h < x.size(); h += config_.head_dim) {
+      const Row head = norm(name, Row(x.begin() + h, x.begin() + h + config_.head_dim));
+      std::copy(head.begin(), head.end(), x.begin() + h);
+    }
+    return x;
+  }
+
+  double activate(double x) const {
+    if (config_.activation == Activation::kSilu) return x / (1 + std::exp(-x));
+    return 0.5 * x * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
+  }
+
+  Row rotate(Row x, std::int64_t position) const {
+    const std::size_t half = config_.rope.inverse_frequencies.size();
+    for (std::size_t u = 0; u < half; ++u) {
+      const double angle = position * config_.rope.inverse_frequencies[u];
+      const double cos = config_.rope.attention_factor * std::cos(angle);
+      const double sin = config_.rope.attention_factor * std::sin(angle);
+      const double a = x[u], b = x[u + half];
+      x[u] = a * cos - b * sin;
+      x[u + half] = b * cos + a * sin;
+    }
+    return x;
+  }
+
+  Row attend(const ReferenceWorker& worker, std::int64_t layer, std::size_t token, const Row& query) const {
+    std::int64_t position = 0;  // of this token in its view
+    for (const ReferenceBlock* block : worker.view) {
+      position += static_cast<std::int64_t>(block->keys[layer].size());
+      if (block == worker.target) break;
+    }
+    position -= static_cast<std::int64_t>(worker.tokens.size() - token);
+
+    const std::int64_t d = config_.head_dim;
+    Row out;
+    for (std::int64_t head = 0; head < config_.query_heads; ++head) {
+      const std::int64_t at = head * config_.kv_heads / config_.query_heads * d;
+      const Row q = rotate(Row(query.begin() + head * d, query.begin() + (head + 1) * d), position);
+      std::vector<double> scores;
+      std::vector<const double*> values;
+      std::int64_t key_position = 0;
+      for (const ReferenceBlock* block : worker.view) {
+        for (std::size_t j = 0; j < block->keys[layer].size(); ++j, ++key_position) {
+          if (key_position > position) continue;
+          const Row& key = block->keys[layer][j];
+          const Row k = rotate(Row(key.begin() + at, key.begin() + at + d), key_position);
+          double score = 0;
+          for (std::int64_t i = 0; i < d; ++i) score += q[i] * k[i];
+          scores.push_back(score * config_.attention_scale);
+          values.push_back(block->values[layer][j].data() + at);
+        }
+      }
+      const double greatest = *std::max_element(scores.begin(), scores.end());
+      double total = 0;
+      Row mean(d);
+      for (std::size_t j = 0; j < scores.size(); ++j) {
+        const double weight = std::exp(scores[j] - greatest);
+        total += weight;
+        for (std::int64_t i = 0; i < d; ++i) mean[i] += weight * values[j][i];
+      }
+      for (const double value : mean) out.push_back(value / total);
+    }
+    return out;
+  }
+
+  const ModelConfig& config_;
+  const Tensors& tensors_;
+};
+
+// ---- a device that notices every op -----------------------------------------------------------------
+
+// Forwards to the CPU device; `before_op` may set a cancel flag or throw.
+class WatchedDevice : public Device {
+ public:
+  std::function<void()> before_op = [] {};
+
+  DeviceInfo info() const override { return cpu_->info(); }
+  Buffer allocate(std::size_t bytes, const char* purpose) override {
+    before_op();
+    return cpu_->allocate(bytes, purpose);
+  }
+  void download(void* host, const void* device, std::size_t bytes) override { cpu_->download(host, device, bytes); }
+  void upload(void* device, const void* host, std::size_t bytes) override { cpu_->upload(device, host, bytes); }
+  void synchronize() override { cpu_->synchronize(); }
+  Matrix adopt_weight(const Matrix& host, std::vector<Buffer>& storage) override {
+    return cpu_->adopt_weight(host, storage);
+  }
+  void begin_step(const AttentionPlanView& plan) override { cpu_->begin_step(plan); }
+  void embedding(const EmbeddingParams& p) override { run(&Device::embedding, p); }
+  void rms_norm(const RmsNormParams& p) override { run(&Device::rms_norm, p); }
+  void matmul(const MatmulParams& p) override { run(&Device::matmul, p); }
+  void gated_activation(const GatedActivationParams& p) override { run(&Device::gated_activation, p); }
+  void kv_append(const KvAppendParams& p) override { run(&Device::kv_append, p); }
+  void attention(const AttentionParams& p) override { run(&Device::attention, p); }
+  void kv_rebase(const KvRebaseParams& p) override { run(&Device::kv_rebase, p); }
+  void kv_read(const KvReadParams& p) override { cpu_->kv_read(p); }
+  void sample(const SampleParams& p) override { run(&Device::sample, p); }
+  double measure_read_bandwidth(std::size_t bytes) override { return cpu_->measure_read_bandwidth(bytes); }
+
+ private:
+  template <typename Params>
+  void run(void (Device::*op)(const Params&), const Params& params) {
+    before_op();
+    (cpu_.get()->*op)(params);
+  }
+
+  std::shared_ptr<Device> cpu_ = create_cpu_device({.threads = 2});
+};
+
+// ---- a model and its cache --------------------------------------------------------------------------
+
+struct World {
+  Architecture architecture;
+  ModelConfig config;
+  Tensors tensors;
+  std::shared_ptr<WatchedDevice> device = std::make_shared<WatchedDevice>();
+  std::unique_ptr<Transformer> model;
+  std::shared_ptr<KvCache> cache;
+  std::atomic<bool> cancel = false;
+
+  explicit World(const Architecture& architecture = {}, std::int64_t capacity = 4096)
+      : architecture(architecture),
+        config(tiny_config(architecture)),
+        tensors(random_tensors(config, architecture, 7)) {
+    TensorFile file(tensors);  // mapped until the model ends, though its name goes
+    model = std::make_unique<Transformer>(device, config, std::make_unique<Weights>(*device, file.sources, nullptr));
+    cache = create_cache(capacity);
+  }
+
+  KvShape shape() const {
+    return {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim, .dtype = Dtype::kF32};
+  }
+  std::shared_ptr<KvCache> create_cache(std::int64_t capacity) const {
+    return KvCache::create(device, shape(), config.rope, capacity);
+  }
+
+  StepWorker worker(std::vector<BlockPtr> view, BlockPtr target, std::vector<std::int32_t> tokens,
+                    LogitsWanted logits = LogitsWanted::kAll) const {
+    StepWorker worker;
+    worker.view.blocks = std::move(view);
+    worker.view.target = std::move(target);
+    worker.tokens = std::move(tokens);
+    worker.logits = logits;
+    return worker;
+  }
+
+  StepResult step(std::vector<StepWorker> workers) { return model->step(*cache, workers, cancel); }
+
+  std::vector<float> prefill(const BlockPtr& block, const std::vector<std::int32_t>& tokens) {
+    return step({worker({block}, block, tokens)}).workers[0].logits;
+  }
+
+  std::vector<std::int32_t> random_tokens(std::size_t count, std::uint64_t seed) const {
+    Rng rng(seed);
+    std::vector<std::int32_t> tokens(count);
+    for (std::int32_t& token : tokens) token = static_cast<std::int32_t>(rng() % config.vocab_size);
+    return tokens;
+  }
+};
+
+// Everything that can be seen of a block, bit for bit.
+struct BlockContents {
+  std::vector<std::int32_t> tokens;
+  std::vector<std::uint32_t> bits;
+  std::vector<std::int64_t> rotated_at;
+  std::vector<std::vector<std::int64_t>> pages;
+
+  bool operator==(const BlockContents&) const = default;
+};
+
+BlockContents contents(const CacheBlock& block, const KvShape& shape) {
+  BlockContents contents{.tokens = block.tokens(), .bits = {}, .rotated_at = {}, .pages = {}};
+  for (const Segment& segment : block.segments()) contents.pages.push_back(segment.pages);
+  const std::size_t n = block.length() * shape.kv_heads * shape.head_dim;
+  for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
+    std::vector<float> k(n), v(n);
+    std::vector<std::int64_t> rotated_at(block.length());
+    block.read(layer, k.data(), v.data(), rotated_at.data());
+    for (const std::vector<float>* values : {&k, &v}) {
+      for (const float value : *values) contents.bits.push_back(std::bit_cast<std::uint32_t>(value));
+    }
+    contents.rotated_at.insert(contents.rotated_at.end(), rotated_at.begin(), rotated_at.end());
+  }
+  return contents;
+}
+
+double greatest_difference(const std::vector<float>& logits, const std::vector<Row>& expected) {
+  double greatest = 0;
+  std::size_t at = 0;
+  for (const Row& row : expected) {
+    for (const double value : row) greatest = std::max(greatest, std::abs(logits.at(at++) - value));
+  }
+  return at == logits.size() ? greatest : std::numeric_limits<double>::infinity();
+}
+
+std::vector<float> slice(const std::vector<float>& values, std::size_t first, std::size_t count) {
+  return {values.begin() + first, values.begin() + first + count};
+}
+
+// Bits, so that -0 and 0 differ and NaN equals itself.
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](float x, float y) {
+    return std::bit_cast<std::uint32_t>(x) == std::bit_cast<std::uint32_t>(y);
+  });
+}
+
+// ---- the step ---------------------------------------------------------------------------------------
+
+// float32 against float64 where logits have a standard deviation of about 5; seen: 2e-5.
+constexpr double kTolerance = 1e-4;
+
+void compare_with_definition(const Architecture& architecture) {
+  World world(architecture);
+  const Reference reference(world.config, world.tensors);
+  constexpr std::size_t kBlocks = 4;  // common, and one per worker
+  std::vector<BlockPtr> blocks;
+  std::vector<ReferenceBlock> lists;
+  for (std::size_t b = 0; b < kBlocks; ++b) {
+    blocks.push_back(world.cache->create_block());
+    lists.push_back(reference.block());
+  }
+  const auto check_step = [&](const std::vector<std::pair<std::vector<int>, std::vector<std::int32_t>>>& parts) {
+    std::vector<StepWorker> workers;
+    std::vector<ReferenceWorker> expected;
+    for (const auto& [view, tokens] : parts) {  // the first of `view` is the target, the rest the view
+      StepWorker worker = world.worker({}, blocks[view[0]], tokens);
+      ReferenceWorker other{{}, &lists[view[0]], tokens};
+      for (std::size_t i = 1; i < view.size(); ++i) {
+        worker.view.blocks.push_back(blocks[view[i]]);
+        other.view.push_back(&lists[view[i]]);
+      }
+      workers.push_back(worker);
+      expected.push_back(other);
+    }
+    const StepResult result = world.step(workers);
+    const auto logits = reference.step(expected);
+    for (std::size_t w = 0; w < parts.size(); ++w) {
+      const double difference = greatest_difference(result.workers[w].logits, logits[w]);
+      CHECK_MESSAGE(difference < kTolerance, std::to_string(difference));
+    }
+  };
+  check_step({{{0, 0}, world.random_tokens(70, 1)}});  // longer than a page
+  check_step({{{1, 1}, {3}}, {{2, 2}, {5, 6}}});       // headers on their own
+  check_step({{{1, 0, 2, 3, 1}, {1, 2, 3}},            // ragged, each view in its own order
+              {{2, 0, 1, 3, 2}, {7}},
+              {{3, 0, 2, 1, 3}, {4, 4}}});
+  check_step({{{3, 0, 1, 2, 3}, {9}}, {{1, 0, 2, 3, 1}, {8, 1}}});   // one worker idle, another order
+  check_step({{{1, 0, 1, 2, 3}, {6, 5}}, {{2, 0, 1, 2, 3}, {4}}});   // targets in mid-view
+  check_step({{{2, 2, 0, 1, 3}, {11, 12, 13}}, {{3, 0, 3}, {14}}});  // target first; a view without others
+}
+
+TEST(step_of_a_llama_equals_the_definition) { compare_with_definition({}); }
+TEST(step_with_biases_and_untied_head_equals_the_definition) {
+  compare_with_definition({.tied = false, .biases = true});
+}
+TEST(step_with_head_norms_equals_the_definition) { compare_with_definition({.head_norms = true}); }
+TEST(step_with_norm_offset_and_gelu_equals_the_definition) { compare_with_definition({.gemma = true}); }
+
+TEST(a_long_input_in_chunks_equals_one_pass_bit_for_bit) {
+  World world;
+  const std::vector<std::int32_t> tokens = world.random_tokens(1100, 3);  // chunks of 512, 512 and 76
+  const BlockPtr common = world.cache->create_block();
+  world.prefill(common, world.random_tokens(90, 4));
+
+  const BlockPtr alone = world.cache->create_block();
+  const std::vector<float> in_chunks = world.step({world.worker({common, alone}, alone, tokens)}).workers[0].logits;
+  // In company a step goes through each layer as a whole. The other worker is not in the view.
+  const BlockPtr accompanied = world.cache->create_block();
+  const BlockPtr other = world.cache->create_block();
+  const std::vector<float> in_one =
+      world.step({world.worker({common, accompanied}, accompanied, tokens), world.worker({other}, other, {1, 2, 3})})
+          .workers[0]
+          .logits;
+  CHECK(same_bits(in_chunks, in_one));
+
+  // Tokens of one's own may come in any number of steps.
+  const BlockPtr stepwise = world.cache->create_block();
+  std::vector<float> in_steps;
+  for (std::size_t first = 0; first < tokens.size();) {
+    const std::size_t n = std::min<std::size_t>(first % 7 == 0 ? 1 : 130, tokens.size() - first);
+    const std::vector<float> logits =
+        world.step({world.worker({common, stepwise}, stepwise, {tokens.begin() + first, tokens.begin() + first + n})})
+            .workers[0]
+            .logits;
+    in_steps.insert(in_steps.end(), logits.begin(), logits.end());
+    first += n;
+  }
+  CHECK(same_bits(in_chunks, in_steps));
+  const BlockContents expected = contents(*alone, world.shape());
+  for (const BlockPtr& block : {accompanied, stepwise}) {
+    const BlockContents found = contents(*block, world.shape());
+    CHECK(found.tokens == expected.tokens && found.bits == expected.bits && found.rotated_at == expected.rotated_at);
+  }
+}
+
+TEST(company_order_and_number_of_workers_change_no_bit) {
+  World world;
+  const BlockPtr common = world.cache->create_block();
+  world.prefill(common, world.random_tokens(40, 5));
+  const auto run = [&](const std::vector<std::int32_t>& seeds) {  // logits by seed; nobody sees the others
+    std::vector<StepWorker> workers;
+    for (const std::int32_t seed : seeds) {
+      const BlockPtr own = world.cache->create_block();
+      workers.push_back(world.worker({common, own}, own, world.random_tokens(seed % 3 + 1, seed)));
+    }
+    const StepResult result = world.step(workers);
+    std::map<std::int32_t, std::vector<float>> logits;
+    for (std::size_t w = 0; w < seeds.size(); ++w) logits[seeds[w]] = result.workers[w].logits;
+    return logits;
+  };
+  auto together = run({1, 2, 3, 4, 5});
+  auto reversed = run({5, 4, 3, 2, 1});
+  for (std::int32_t seed = 1; seed <= 5; ++seed) {
+    CHECK(same_bits(together[seed], reversed[seed]));
+    CHECK(same_bits(together[seed], run({seed})[seed]));
+  }
+}
+
+TEST(only_what_is_wanted_comes_back) {
+  World world;
+  const std::size_t vocab = world.config.vocab_size;
+  const std::vector<std::int32_t> tokens = world.random_tokens(80, 6);  // more rows than one group of logits
+  const BlockPtr whole = world.cache->create_block();
+  const std::vector<float> all = world.prefill(whole, tokens);
+  CHECK(all.size() == tokens.size() * vocab);
+  const std::vector<float> last = slice(all, all.size() - vocab, vocab);
+
+  std::vector<StepWorker> workers;
+  for (const LogitsWanted wanted : {LogitsWanted::kNone, LogitsWanted::kLast, LogitsWanted::kAll}) {
+    for (const bool sampled : {false, true}) {
+      const BlockPtr block = world.cache->create_block();
+      workers.push_back(world.worker({block}, block, tokens, wanted));
+      if (!sampled) continue;
+      workers.back().sampler.emplace();  // greedy
+      workers.back().logprob = wanted == LogitsWanted::kLast;
+    }
+  }
+  workers.back().forbidden = {static_cast<std::int32_t>(std::max_element(last.begin(), last.end()) - last.begin())};
+  const StepResult result = world.step(workers);
+  const std::size_t expected_sizes[] = {0, 0, vocab, vocab, all.size(), all.size()};
+  const auto best = static_cast<std::int32_t>(std::max_element(last.begin(), last.end()) - last.begin());
+  double total = 0;
+  for (const float logit : last) total += std::exp(static_cast<double>(logit) - last[best]);
+  for (std::size_t w = 0; w < workers.size(); ++w) {
+    const StepResult::Worker& got = result.workers[w];
+    CHECK(got.logits.size() == expected_sizes[w]);
+    if (got.logits.size() == vocab) CHECK(same_bits(got.logits, last));
+    if (got.logits.size() == all.size()) CHECK(same_bits(got.logits, all));
+    const bool forbidden = w + 1 == workers.size();
+    CHECK(workers[w].sampler ? (got.token == best) != forbidden : got.token == -1);
+    if (workers[w].logprob) CHECK(std::abs(got.logprob + std::log(total)) < 1e-5);
+  }
+}
+
+TEST(an_abort_or_a_failure_at_any_op_leaves_the_cache_as_it_was) {
+  World world({}, 2048);
+  const BlockPtr common = world.cache->create_block();
+  const BlockPtr first = world.cache->create_block();
+  const BlockPtr second = world.cache->create_block();
+  world.prefill(common, world.random_tokens(30, 7));
+  world.prefill(first, {1, 2, 3});
+  const auto several = [&] {
+    std::vector<StepWorker> workers = {world.worker({common, second, first}, first, {4, 5}),
+                                       world.worker({common, first, second}, second, {6}, LogitsWanted::kNone)};
+    workers[1].sampler.emplace();
+    return workers;
+  };
+  const auto chunked = [&] {
+    return std::vector<StepWorker>{
+        world.worker({common, first}, first, world.random_tokens(1030, 8), LogitsWanted::kLast)};
+  };
+  const auto state = [&] {
+    return std::tuple(contents(*common, world.shape()), contents(*first, world.shape()),
+                      contents(*second, world.shape()), world.cache->stats().free_pages);
+  };
+  const auto before = state();
+
+  // `interrupt` runs before op number n, for every n until the step gets through.
+  const auto try_every_op = [&](const std::function<std::vector<StepWorker>()>& make_step, const char* code,
+                                const std::function<void()>& interrupt) {
+    int interrupted = 0;
+    for (;; ++interrupted) {
+      int ops = 0;
+      world.cancel = false;
+      world.device->before_op = [&] {
+        if (ops++ == interrupted) interrupt();
+      };
+      std::vector<StepWorker> workers = make_step();
+      const std::string thrown =
+          hogwild::testing::code_of([&] { world.model->step(*world.cache, workers, world.cancel); });
+      world.device->before_op = [] {};
+      if (thrown.empty()) break;
+      CHECK(thrown == code);
+      CHECK(state() == before);
+    }
+    world.cancel = false;
+    CHECK(interrupted > 15);
+    CHECK(state() != before);
+    first->truncate(3);
+    second->clear();
+    CHECK(state() == before);
+  };
+  const auto cancel = [&] { world.cancel = true; };
+  const auto fail = [] { throw Error(code::kInternal, "the device failed"); };
+  try_every_op(several, code::kAborted, cancel);
+  try_every_op(chunked, code::kAborted, cancel);
+  try_every_op(several, code::kInternal, fail);
+  try_every_op(chunked, code::kInternal, fail);
+
+  world.cancel = true;  // before the step begins
+  CHECK_CODE(code::kAborted, world.step(several()));
+  CHECK(state() == before);
+}
+
+TEST(a_step_that_is_refused_names_the_reason_and_changes_nothing) {
+  World world({}, 640);
+  const BlockPtr block = world.cache->create_block();
+  world.prefill(block, {1, 2, 3});
+  const BlockContents before = contents(*block, world.shape());
+  const std::int64_t free_pages = world.cache->stats().free_pages;
+  const auto refused = [&](const char* code, const std::string& part, std::vector<StepWorker> workers) {
+    try {
+      world.step(std::move(workers));
+      CHECK_MESSAGE(false, part);
+    } catch (const Error& error) {
+      CHECK(error.code() == std::string(code));
+      CHECK_MESSAGE(std::string(error.what()).find(part) != std::string::npos, error.what());
+    }
+    CHECK(contents(*block, world.shape()) == before);
+    CHECK(world.cache->stats().free_pages == free_pages);
+  };
+  refused(code::kInvalidArgument, "workers", {});
+  refused(code::kInvalidArgument, "workers[0].tokens", {world.worker({block}, block, {})});
+  refused(code::kInvalidArgument, "received 37", {world.worker({block}, block, {1, 37})});
+  refused(code::kInvalidArgument, "received -1", {world.worker({block}, block, {-1})});
+  refused(code::kInvalidArgument, "[0, 37)", {world.worker({block}, block, {INT32_MAX})});
+  const BlockPtr other = world.cache->create_block();
+  refused(code::kInvalidArgument, "workers[1].tokens",
+          {world.worker({block}, block, {1}), world.worker({other}, other, {99})});
+  StepWorker forbidding = world.worker({block}, block, {1});
+  forbidding.sampler.emplace();
+  forbidding.forbidden = {37};
+  refused(code::kInvalidArgument, "workers[0].forbidden", {forbidding});
+  refused(code::kWriteConflict, "", {world.worker({block}, block, {1}), world.worker({block}, block, {2})});
+  // Room for the first chunk, but not for all: nothing is computed, nothing stays.
+  refused(code::kOutOfPages, "", {world.worker({block}, block, world.random_tokens(700, 1))});
+
+  KvShape other_shape = world.shape();
+  other_shape.kv_heads = 3;
+  RopeSpec other_rope = world.config.rope;
+  other_rope.attention_factor = 1;
+  for (const std::shared_ptr<KvCache>& cache :
+       {KvCache::create(world.device, other_shape, world.config.rope, 64),
+        KvCache::create(world.device, world.shape(), other_rope, 64),
+        KvCache::create(create_cpu_device({}), world.shape(), world.config.rope, 64)}) {
+    const BlockPtr elsewhere = cache->create_block();
+    std::vector<StepWorker> workers = {world.worker({elsewhere}, elsewhere, {1})};
+    CHECK_CODE(code::kInvalidArgument, world.model->step(*cache, workers, world.cancel));
+  }
+}
+
+// ---- loading ----------------------------------------------------------------------------------------
+
+std::string load_error(TensorFile& file, const ModelConfig& config, const std::string& expected_code) {
+  const std::shared_ptr<Device> device = create_cpu_device({});
+  try {
+    Transformer(device, config, std::make_unique<Weights>(*device, file.sources, nullptr));
+  } catch (const Error& error) {
+    CHECK(error.code() == expected_code);
+    return error.what();
+  }
+  CHECK_MESSAGE(false, "loaded");
+  return "";
+}
+
+TEST(a_model_that_does_not_fit_its_description_is_refused_by_name) {
+  const ModelConfig config = tiny_config({});
+  const Tensors tensors = random_tensors(config, {}, 1);
+  const auto contains = [](const std::string& text, const std::string& part) {
+    CHECK_MESSAGE(text.find(part) != std::string::npos, text);
+  };
+  const auto change_tensor = [&](const std::string& name, const std::function<void(TensorSource&)>& change) {
+    TensorFile file(tensors);
+    change(file[name]);
+    const std::string message = load_error(file, config, code::kInvalidModel);
+    contains(message, name);
+    return message;
+  };
+  const std::string name = "layers.1.k_proj";
+  contains(change_tensor(name, [](TensorSource& s) { s.rows += 1; }), "[16, 24]");
+  change_tensor("norm", [](TensorSource& s) { s.cols -= 1; });
+  // Outside the file, or sizes that overflow.
+  for (const std::uint64_t offset : {std::uint64_t{1} << 20, std::uint64_t{1} << 63, ~std::uint64_t{0}}) {
+    contains(change_tensor(name, [&](TensorSource& s) { s.offset = offset; }), "/tmp/hogwild_model_test_");
+  }
+  for (const std::int64_t size : {std::int64_t{0}, std::int64_t{-1}, std::int64_t{1} << 60,
+                                  std::numeric_limits<std::int64_t>::max(), std::numeric_limits<std::int64_t>::min()}) {
+    change_tensor(name, [&](TensorSource& s) { s.rows = size; });
+    change_tensor(name, [&](TensorSource& s) { s.cols = size; });
+    change_tensor("norm", [&](TensorSource& s) { s.cols = size; });
+  }
+
+  TensorFile missing(tensors);
+  std::erase_if(missing.sources, [&](const TensorSource& s) { return s.name == name; });
+  contains(load_error(missing, config, code::kInvalidModel), name);
+  TensorFile twice(tensors);
+  twice.sources.push_back(twice[name]);
+  contains(load_error(twice, config, code::kInvalidModel), name);
+  TensorFile unknown(tensors);
+  unknown.sources.push_back(unknown["norm"]);
+  unknown.sources.back().name = "layers.0.pre_feedforward_norm";
+  contains(load_error(unknown, config, code::kUnsupported), "layers.0.pre_feedforward_norm");
+  TensorFile no_file(tensors);
+  no_file[name].path = "/tmp/no such file";
+  contains(load_error(no_file, config, code::kInvalidModel), "/tmp/no such file");
+  TensorFile folder(tensors);
+  folder[name].path = "/tmp";
+  contains(load_error(folder, config, code::kInvalidModel), "/tmp");
+  const TemporaryFile empty({});
+  TensorFile in_empty(tensors);
+  in_empty[name].path = empty.path();
+  contains(load_error(in_empty, config, code::kInvalidModel), empty.path());
+
+  TensorFile good(tensors);
+  const auto change_config = [&](const char* part, const char* expected_code, const auto& change) {
+    ModelConfig changed = config;
+    change(changed);
+    contains(load_error(good, changed, expected_code), part);
+  };
+  change_config("head_dim", code::kUnsupported, [](ModelConfig& c) { c.head_dim = 12; });
+  change_config("head_dim", code::kUnsupported, [](ModelConfig& c) { c.head_dim = 264; });
+  change_config("kv_heads", code::kInvalidModel, [](ModelConfig& c) { c.kv_heads = 4; });
+  change_config("vocab_size", code::kInvalidModel, [](ModelConfig& c) { c.vocab_size = std::int64_t{1} << 60; });
+  change_config("layers", code::kInvalidModel, [](ModelConfig& c) { c.layers = 0; });
+  change_config("layers.2.", code::kInvalidModel, [](ModelConfig& c) { c.layers = 3; });
+  change_config("layers.1.", code::kUnsupported, [](ModelConfig& c) { c.layers = 1; });
+  change_config("attention_scale", code::kInvalidModel, [](ModelConfig& c) { c.attention_scale = 0; });
+  change_config("rope", code::kInvalidModel, [](ModelConfig& c) { c.rope.inverse_frequencies.resize(5); });
+}
+
+TEST(weights_are_read_in_place_copied_or_converted) {
+  const std::shared_ptr<Device> device = create_cpu_device({});
+  Rng rng(5);
+  std::normal_distribution<float> normal;
+  Tensor matrix{3, 5, std::vector<float>(15)};
+  for (float& value : matrix.values) value = normal(rng);
+  matrix.values[0] = 1e-7f;  // a subnormal f16
+  const Tensors tensors = {{"m", matrix}, {"v", {1, 15, matrix.values}}};
+
+  const auto widen = [](const Matrix& m, std::int64_t i) {
+    if (m.dtype == Dtype::kF32) return static_cast<const float*>(m.data)[i];
+    const std::uint16_t bits = static_cast<const std::uint16_t*>(m.data)[i];
+    return m.dtype == Dtype::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+  };
+  const auto round = [](float x, Dtype dtype) {
+    if (dtype == Dtype::kF16) return f16_to_f32(f32_to_f16(x));
+    if (dtype == Dtype::kBF16) return bf16_to_f32(f32_to_bf16(x));
+    return x;
+  };
+  constexpr Dtype kDtypes[] = {Dtype::kF32, Dtype::kF16, Dtype::kBF16};
+  for (const Dtype stored : kDtypes) {
+    for (const std::size_t padding : {16, 17}) {  // 17: not aligned to any element
+      const TensorFile file(tensors, stored, padding);
+      const auto check_weights = [&](const Dtype* convert_to) {
+        const Weights weights(*device, file.sources, convert_to);
+        const Dtype dtype = convert_to == nullptr ? stored : *convert_to;
+        const Matrix m = weights.matrix("m", 3, 5);
+        CHECK(m.dtype == dtype);
+        CHECK(reinterpret_cast<std::uintptr_t>(m.data) % dtype_size(dtype) == 0);
+        CHECK(weights.bytes() == 15 * static_cast<std::int64_t>(dtype_size(dtype)));
+        const float* v = weights.vector("v", 15);
+        for (std::int64_t i = 0; i < 15; ++i) {
+          const float in_file = round(matrix.values[i], stored);
+          CHECK(v[i] == in_file);
+          CHECK(widen(m, i) == round(in_file, dtype));
+        }
+      };
+      check_weights(nullptr);
+      for (const Dtype& convert_to : kDtypes) check_weights(&convert_to);
+    }
+  }
+
+  Tensors large = tensors;
+  const Dtype f16 = Dtype::kF16;
+  large["m"].values[7] = 65519.f;  // rounds to 65504, the largest f16
+  CHECK(widen(Weights(*device, TensorFile(large).sources, &f16).matrix("m", 3, 5), 7) == 65504.f);
+  large["m"].values[7] = std::numeric_limits<float>::infinity();  // infinite in the file
+  CHECK(std::isinf(widen(Weights(*device, TensorFile(large).sources, &f16).matrix("m", 3, 5), 7)));
+  large["m"].values[7] = 65520.f;
+  CHECK_CODE(code::kInvalidModel, Weights(*device, TensorFile(large).sources, &f16));
+}
+
+TEST(weight_bytes_are_those_of_a_decode_step) {
+  for (const bool tied : {false, true}) {
+    World world({.tied = tied, .biases = true});
+    std::int64_t expected = 0;
+    for (const auto& [name, tensor] : world.tensors) {
+      if (tensor.rows > 1 && (tied || name != "embed")) expected += tensor.rows * tensor.cols * 4;
+    }
+    CHECK(world.model->weight_bytes() == expected);
+  }
+}
+
+// ---- 16-bit floats ----------------------------------------------------------------------------------
+
+// The two neighbours of x and the nearest, by the definition: ties to the even bit pattern.
+std::uint16_t nearest(float x, const std::function<double(std::uint16_t)>& value_of, std::uint16_t infinity) {
+  std::uint16_t low = 0, high = infinity;  // magnitudes grow with their bit pattern
+  const double magnitude = std::abs(static_cast<double>(x));
+  while (high - low > 1) {
+    const auto middle = static_cast<std::uint16_t>((low + high) / 2);
+    (value_of(middle) <= magnitude ? low : high) = middle;
+  }
+  // The value behind the largest finite one, had the format one more binade.
+  const double above =
+      high == infinity ? 2 * value_of(low) - value_of(static_cast<std::uint16_t>(low - 1)) : value_of(high);
+  const double to_low = magnitude - value_of(low), to_high = above - magnitude;
+  const bool up = to_high < to_low || (to_high == to_low && low % 2 == 1);
+  return static_cast<std::uint16_t>((up ? high : low) | (std::signbit(x) ? 0x8000 : 0));
+}
+
+TEST(sixteen_bit_floats_round_to_nearest_even) {
+  const auto half = [](std::uint16_t bits) {  // IEEE 754 binary16, from its definition
+    const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    return exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+  };
+  const auto brain = [](std::uint16_t bits) {
+    const int exponent = bits >> 7 & 255, mantissa = bits & 127;
+    return exponent == 0 ? std::ldexp(mantissa, -133) : std::ldexp(128 + mantissa, exponent - 134);
+  };
+  bool exact = true;
+  for (int bits = 0; bits < 1 << 16; ++bits) {
+    const auto word = static_cast<std::uint16_t>(bits);
+    const std::uint16_t magnitude = word & 0x7fff;
+    const double sign = word >> 15 ? -1 : 1;
+    if (magnitude < 0x7c00) exact &= f16_to_f32(word) == sign * half(magnitude) && f32_to_f16(f16_to_f32(word)) == word;
+    if (magnitude > 0x7c00)
+      exact &= std::isnan(f16_to_f32(word)) && std::isnan(f16_to_f32(f32_to_f16(f16_to_f32(word))));
+    if (magnitude < 0x7f80)
+      exact &= bf16_to_f32(word) == sign * brain(magnitude) && f32_to_bf16(bf16_to_f32(word)) == word;
+    if (magnitude > 0x7f80)
+      exact &= std::isnan(bf16_to_f32(word)) && std::isnan(bf16_to_f32(f32_to_bf16(bf16_to_f32(word))));
+  }
+  CHECK(exact);
+
+  Rng rng(9);
+  bool rounded = true;
+  const auto check_value = [&](float x) {
+    if (!std::isfinite(x)) return;
+    rounded &= f32_to_f16(x) == nearest(x, half, 0x7c00);
+    rounded &= f32_to_bf16(x) == nearest(x, brain, 0x7f80);
+  };
+  for (int i = 0; i < 200'000; ++i) check_value(std::bit_cast<float>(static_cast<std::uint32_t>(rng())));
+  for (int i = 0; i < 200'000; ++i) {  // around the values and the ties of f16
+    const float x = f16_to_f32(static_cast<std::uint16_t>(rng()));
+    const float y = f16_to_f32(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(x) >> 13 & 0x7fff));
+    for (const float value : {x, (x + y) / 2, std::nextafter((x + y) / 2, 0.f), std::nextafter((x + y) / 2, 1e30f)}) {
+      check_value(value);
+    }
+  }
+  CHECK(rounded);
+  const float infinity = std::numeric_limits<float>::infinity();
+  CHECK(f32_to_f16(infinity) == 0x7c00 && f32_to_f16(-infinity) == 0xfc00);
+  CHECK(f32_to_bf16(infinity) == 0x7f80 && f32_to_bf16(-infinity) == 0xff80);
+  CHECK(f16_to_f32(0x7c00) == infinity && bf16_to_f32(0xff80) == -infinity);
+}
+
+}  // namespace
+}  // namespace hogwild
+
+HOGWILD_TEST_MAIN
