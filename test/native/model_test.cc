@@ -552,6 +552,24 @@ TEST(a_long_input_in_chunks_equals_one_pass_bit_for_bit) {
   }
 }
 
+// Workers that see each other cannot go in chunks: all must append before any attends.
+TEST(long_inputs_of_several_workers_equal_the_definition) {
+  World world;
+  const Reference reference(world.config, world.tensors);
+  const BlockPtr first = world.cache->create_block();
+  const BlockPtr second = world.cache->create_block();
+  ReferenceBlock first_list = reference.block();
+  ReferenceBlock second_list = reference.block();
+  const std::vector<std::int32_t> long_input = world.random_tokens(300, 11);
+  const std::vector<std::int32_t> other_input = world.random_tokens(230, 12);
+  const StepResult result = world.step(
+      {world.worker({second, first}, first, long_input), world.worker({first, second}, second, other_input)});
+  const auto logits = reference.step({{{&second_list, &first_list}, &first_list, long_input},
+                                      {{&first_list, &second_list}, &second_list, other_input}});
+  CHECK(greatest_difference(result.workers[0].logits, logits[0]) < kTolerance);
+  CHECK(greatest_difference(result.workers[1].logits, logits[1]) < kTolerance);
+}
+
 TEST(company_order_and_number_of_workers_change_no_bit) {
   World world;
   const BlockPtr common = world.cache->create_block();
