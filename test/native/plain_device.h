@@ -1,0 +1,133 @@
+// The cache's ops in plain double-precision loops, for tests of what stands above the device. Its pages
+// are arranged [P, Hkv, D], unlike those of the CPU device: nothing above may rely on an arrangement.
+#pragma once
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "core/error.h"
+#include "device/device.h"
+
+namespace hogwild {
+
+class PlainDevice : public Device {
+ public:
+  std::int64_t rebases_until_failure = -1;  // that many kv_rebase succeed, the next one throws; -1: none does
+
+  DeviceInfo info() const override { return {.type = "plain", .name = "plain", .simd = "", .threads = 1}; }
+
+  Buffer allocate(std::size_t bytes, const char* purpose) override {
+    void* data = std::calloc(1, bytes);
+    if (data == nullptr) throw Error(code::kOutOfMemory, std::string("no memory for ") + purpose);
+    return Buffer(data, bytes, [](void* memory, std::size_t) { std::free(memory); });
+  }
+  void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
+  void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
+  void synchronize() override {}
+  void begin_step(const AttentionPlanView&) override {}
+
+  void kv_append(const KvAppendParams& p) override {
+    for (std::size_t t = 0; t < p.slots.size(); ++t) {
+      for (std::int64_t i = 0; i < row(p.shape); i += p.shape.head_dim) {
+        const std::int64_t to = at(p.shape, p.slots[t].page, p.slots[t].slot) + i;
+        rotate(p.rope, p.slots[t].angle, p.k + t * row(p.shape) + i, p.shape.head_dim, keys(p.layer) + to);
+        std::copy_n(p.v + t * row(p.shape) + i, p.shape.head_dim, values(p.layer) + to);
+      }
+    }
+  }
+
+  void kv_rebase(const KvRebaseParams& p) override {
+    if (rebases_until_failure == 0) throw Error(code::kInternal, "the device failed");
+    if (rebases_until_failure > 0) --rebases_until_failure;
+    for (const KvRebaseParams::Move& move : p.moves) {
+      for (std::int64_t i = 0; i < move.length * row(p.shape); i += p.shape.head_dim) {
+        const std::int64_t from = at(p.shape, move.from_page, move.from_slot) + i;
+        const std::int64_t to = at(p.shape, move.to_page, move.to_slot) + i;
+        if (move.angle < 0) {
+          std::copy_n(keys(p.layer) + from, p.shape.head_dim, keys(p.layer) + to);
+        } else {
+          rotate(p.rope, move.angle, keys(p.layer) + from, p.shape.head_dim, keys(p.layer) + to);
+        }
+        std::copy_n(values(p.layer) + from, p.shape.head_dim, values(p.layer) + to);
+      }
+    }
+  }
+
+  void kv_read(const KvReadParams& p) override {
+    for (std::size_t t = 0; t < p.slots.size(); ++t) {
+      const std::int64_t from = at(p.shape, p.slots[t].page, p.slots[t].slot);
+      std::copy_n(keys(p.layer) + from, row(p.shape), p.k + t * row(p.shape));
+      std::copy_n(values(p.layer) + from, row(p.shape), p.v + t * row(p.shape));
+    }
+  }
+
+  void attention(const AttentionParams& p) override {
+    const std::int64_t dim = p.shape.head_dim;
+    const AttentionPlanView& plan = p.plan;
+    std::vector<const PlanSegment*> segment_of(plan.visits.size());
+    for (const PlanSegment& segment : plan.segments) {
+      std::fill_n(segment_of.begin() + segment.first_visit, segment.n_visits, &segment);
+    }
+    for (std::int64_t t = 0; t < plan.n_tokens; ++t) {
+      for (std::int64_t h = 0; h < p.query_heads; ++h) {
+        const std::int64_t kv_head = h * p.shape.kv_heads / p.query_heads;
+        double sum = 0;
+        std::vector<double> out(dim);
+        for (std::int64_t i = plan.token_visits_at[t]; i < plan.token_visits_at[t + 1]; ++i) {
+          const PlanVisit& visit = plan.visits[plan.token_visits[i]];
+          const PlanSegment& segment = *segment_of[plan.token_visits[i]];
+          float query[256];
+          rotate(p.rope, visit.angle, p.q + (t * p.query_heads + h) * dim, dim, query);
+          for (std::int64_t j = segment.first_slot; j < segment.first_slot + visit.limit; ++j) {
+            const std::int64_t page = plan.pages[segment.first_page + j / kPageSize];
+            const std::int64_t key = at(p.shape, page, j % kPageSize) + kv_head * dim;
+            double score = 0;
+            for (std::int64_t d = 0; d < dim; ++d) score += double{query[d]} * keys(p.layer)[key + d];
+            const double weight = std::exp(p.scale * score + visit.bias);
+            sum += weight;
+            for (std::int64_t d = 0; d < dim; ++d) out[d] += weight * values(p.layer)[key + d];
+          }
+        }
+        for (std::int64_t d = 0; d < dim; ++d) {
+          p.out[(t * p.query_heads + h) * dim + d] = static_cast<float>(sum == 0 ? 0 : out[d] / sum);
+        }
+        if (p.lse != nullptr) p.lse[t * p.query_heads + h] = static_cast<float>(std::log(sum));
+      }
+    }
+  }
+
+  Matrix adopt_weight(const Matrix& host, std::vector<Buffer>&) override { return host; }
+  void embedding(const EmbeddingParams&) override { refuse(); }
+  void rms_norm(const RmsNormParams&) override { refuse(); }
+  void matmul(const MatmulParams&) override { refuse(); }
+  void gated_activation(const GatedActivationParams&) override { refuse(); }
+  void sample(const SampleParams&) override { refuse(); }
+  double measure_read_bandwidth(std::size_t) override { refuse(); }
+
+ private:
+  [[noreturn]] static void refuse() { throw Error(code::kUnsupported, "the plain device has the cache's ops only"); }
+
+  static std::int64_t row(const KvShape& shape) { return shape.kv_heads * shape.head_dim; }
+  static std::int64_t at(const KvShape& shape, std::int64_t page, std::int64_t slot) {
+    return (page * kPageSize + slot) * row(shape);
+  }
+  static float* keys(const KvLayer& layer) { return static_cast<float*>(layer.keys); }
+  static float* values(const KvLayer& layer) { return static_cast<float*>(layer.values); }
+
+  static void rotate(const RopeTable& rope, std::int64_t angle, const float* from, std::int64_t dim, float* to) {
+    const std::int64_t half = rope.rotary_dim / 2;
+    const float* cos = rope.cos + angle * half;
+    const float* sin = rope.sin + angle * half;
+    std::copy_n(from, dim, to);
+    for (std::int64_t u = 0; u < half; ++u) {
+      const double a = from[u], b = from[half + u];
+      to[u] = static_cast<float>(a * cos[u] - b * sin[u]);
+      to[half + u] = static_cast<float>(b * cos[u] + a * sin[u]);
+    }
+  }
+};
+
+}  // namespace hogwild
