@@ -17,10 +17,13 @@ const dtype = () =>
     .default('auto')
 const threads = () =>
   new Option('--threads <n>', 'CPU threads; default: all processors').argParser(integer(1, 1024))
-const capacity = () => new Option('--capacity <tokens>', 'room of the cache').argParser(integer(1))
+const capacity = (byDefault: string) =>
+  new Option('--capacity <tokens>', `room of the cache; default: ${byDefault}`).argParser(
+    integer(1),
+  )
 const json = () => new Option('--json', 'print figures as JSON')
 
-const SENTENCE = 'many hands make light work when each can see what the others do'
+const SENTENCE = 'many hands make light work when they see at once what is done already'
 
 const program = new Command('hogwild')
   .description('Several workers of one language model write into one shared KV cache.')
@@ -41,6 +44,7 @@ program
     ).argParser(number(0)),
   )
   .addOption(new Option('--json', 'only the race, its figures as JSON'))
+  .addHelpText('after', '\nKeys while the workers write: 1-4 stop a worker or call one, q quits.')
   .action(async (sentence, options) => {
     const { demo } = await import('./demo.js')
     process.exitCode = await demo(sentence, options)
@@ -78,7 +82,7 @@ program
   .addOption(device())
   .addOption(dtype())
   .addOption(threads())
-  .addOption(capacity())
+  .addOption(capacity('8192'))
   .addOption(new Option('--json', 'print every event as a line of JSON'))
   .action(async (prompt, options) => {
     const { run } = await import('./run.js')
@@ -94,7 +98,7 @@ program
   .addOption(device())
   .addOption(dtype())
   .addOption(threads())
-  .addOption(capacity())
+  .addOption(capacity('what the script can need'))
   .action(async (script, options) => {
     const { replayScript } = await import('./replay.js')
     await replayScript(script, options)
@@ -107,7 +111,9 @@ program
   )
   .option('--model <folder>', 'Hugging Face folder: config.json, safetensors')
   .addOption(
-    new Option('--workers <list>', 'numbers of workers').argParser(integers(1)).default([1, 2, 4]),
+    new Option('--workers <list>', 'numbers of workers')
+      .argParser(integers(1))
+      .default([1, 2, 4], '1,2,4'),
   )
   .addOption(
     new Option('--prompt <tokens>', 'length of the shared prompt')

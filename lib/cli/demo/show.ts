@@ -101,8 +101,8 @@ export class Show {
     const lines = readLines(name, block)
     const last = lines.at(-1)
     const ended = lines.length > linesBefore ? lines.at(-2) : undefined
-    if (ended?.state === 'answered') this.view.line(name, ended)
-    if (last && last.state !== 'open') this.view.line(name, last)
+    if (ended?.state === 'answered') this.view.line(name, ended, token.step)
+    if (last && last.state !== 'open') this.view.line(name, last, token.step)
     if (last?.state === 'yielded') this.noteYield(name, last)
   }
 

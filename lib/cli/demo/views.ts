@@ -8,8 +8,8 @@ export { palette } from './frame'
 
 export interface ShowView {
   open(scene: Scene): void
-  /** A line of a worker is complete. */
-  line(name: string, line: Line): void
+  /** A line of a worker is complete, as this step shows. */
+  line(name: string, line: Line, step: number): void
   note(text: string): void
   /** A step has ended. */
   show(scene: Scene): void
@@ -51,9 +51,9 @@ export class PlainView implements ShowView {
     print()
   }
 
-  line(name: string, line: Line): void {
-    const step = colors.dim(`step ${String(line.lastStep + 1).padStart(3)}`)
-    print(`  ${step}  ${this.paint(name)(`${name.padEnd(5)} ${lineText(line)}`)}`)
+  line(name: string, line: Line, step: number): void {
+    const when = colors.dim(`step ${String(step + 1).padStart(3)}`)
+    print(`  ${when}  ${this.paint(name)(`${name.padEnd(5)} ${lineText(line)}`)}`)
   }
 
   note(text: string): void {
