@@ -33,6 +33,11 @@ CacheBlock& BlockHandle::idle() const {
   return block;
 }
 
+std::int64_t BlockHandle::length() const {
+  const CacheBlock& block = *open();
+  return cache_->busy() ? length_before_ : block.length();
+}
+
 void BlockHandle::close() { block_.reset(); }
 
 const std::shared_ptr<KvCache>& CacheHandle::open() const {
@@ -54,6 +59,9 @@ void CacheHandle::close() {
 
 CacheLease::CacheLease(std::shared_ptr<CacheHandle> cache) : cache_(std::move(cache)) {
   cache_->idle();
+  for (BlockHandle* block : cache_->blocks_) {
+    if (block->block_) block->length_before_ = block->block_->length();
+  }
   cache_->busy_ = true;
 }
 
@@ -154,13 +162,15 @@ Napi::Value create_block(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value block_length(const Napi::CallbackInfo& info) {
-  return Napi::Number::New(info.Env(), static_cast<double>(block_argument(info, 0, "block")->open()->length()));
+  return Napi::Number::New(info.Env(), static_cast<double>(block_argument(info, 0, "block")->length()));
 }
 
 Napi::Value block_tokens(const Napi::CallbackInfo& info) {
-  const std::vector<std::int32_t> tokens = block_argument(info, 0, "block")->open()->tokens();
-  auto result = new_int32_array(info.Env(), static_cast<std::int64_t>(tokens.size()));
-  std::copy(tokens.begin(), tokens.end(), result.Data());
+  const auto block = block_argument(info, 0, "block");
+  const std::vector<std::int32_t> tokens = block->open()->tokens();
+  const std::int64_t length = block->length();
+  auto result = new_int32_array(info.Env(), length);
+  std::copy_n(tokens.begin(), length, result.Data());
   return result;
 }
 

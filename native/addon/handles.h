@@ -74,11 +74,16 @@ class BlockHandle {
   const std::shared_ptr<CacheHandle>& cache() const { return cache_; }
   const std::shared_ptr<CacheBlock>& open() const;  // throws kClosed
   CacheBlock& idle() const;                         // throws kClosed, kBusy
+  // In tokens. While the cache is in use: as before, although a step may have ended already on its thread.
+  std::int64_t length() const;
   void close();
 
  private:
+  friend class CacheLease;
+
   std::shared_ptr<CacheHandle> cache_;
   std::shared_ptr<CacheBlock> block_;  // null once closed
+  std::int64_t length_before_ = 0;     // when the cache was leased
 };
 
 class CacheHandle {
@@ -92,6 +97,7 @@ class CacheHandle {
   const std::shared_ptr<DeviceHandle>& device() const { return device_; }
   const std::shared_ptr<KvCache>& open() const;  // throws kClosed
   KvCache& idle() const;                         // throws kClosed, kBusy
+  bool busy() const { return busy_; }
   // Closes all blocks. What a task uses is freed when the task ends.
   void close();
 

@@ -1,0 +1,696 @@
+// The binding alone: it exports what lib/native.ts says, and no misuse crashes it or changes anything.
+
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { types } from 'node:util'
+import ts from 'typescript'
+import { HogwildError } from '../lib/errors'
+import {
+  type BlockHandle,
+  type CacheHandle,
+  type DeviceHandle,
+  type ModelHandle,
+  type NativeBinding,
+  type NativeStepWorker,
+  native,
+  type PassHandle,
+} from '../lib/native'
+
+type Arguments<Name extends keyof NativeBinding> = NativeBinding[Name] extends (
+  ...args: infer A
+) => unknown
+  ? A
+  : never
+
+const { cacheShape, random, randomModel, stepWorker } = require('./lifetime/random-model.cjs') as {
+  cacheShape(config: unknown, capacity: number): Arguments<'createCache'>[1]
+  random(seed: number): () => number
+  randomModel(): {
+    config: Arguments<'createModel'>[1]
+    tensors: Arguments<'createModel'>[2]
+    remove(): void
+  }
+  stepWorker(
+    view: BlockHandle[],
+    tokens: number[],
+    rest?: Partial<NativeStepWorker>,
+  ): NativeStepWorker
+}
+
+const { config, tensors, remove } = randomModel()
+const kvSize = config.kvHeads * config.headDim
+const qSize = config.queryHeads * config.headDim
+
+let device: DeviceHandle
+let model: ModelHandle
+let cache: CacheHandle
+let a: BlockHandle // tokens 1 2 3
+let b: BlockHandle // tokens 4 5
+
+beforeAll(async () => {
+  device = native.createDevice({ type: 'cpu', threads: 2, simd: '' })
+  model = await native.createModel(device, config, tensors, null)
+  cache = newCache()
+  a = native.createBlock(cache)
+  b = native.createBlock(cache)
+  await native.step(model, cache, [stepWorker([a], [1, 2, 3]), stepWorker([b], [4, 5])], null)
+})
+
+afterAll(() => {
+  native.deviceClose(device)
+  remove()
+})
+
+function newCache(): CacheHandle {
+  return native.createCache(device, cacheShape(config, 1024))
+}
+
+function passWorker(target: BlockHandle, nTokens = 2) {
+  return { view: [target], bias: Float32Array.of(0), target, nTokens }
+}
+
+/** A pass of two tokens on a cache of its own. */
+function newPass(): PassHandle {
+  const own = newCache()
+  return native.beginPass(own, [passWorker(native.createBlock(own))])
+}
+
+function floats(length: number, seed = 1): Float32Array {
+  const next = random(seed)
+  return Float32Array.from({ length }, () => next() - 0.5)
+}
+
+/** The code with which a call throws or rejects, 'done', or the error itself where it has no code. */
+async function outcome(call: () => unknown): Promise<unknown> {
+  try {
+    await call()
+    return 'done'
+  } catch (error) {
+    return (error as { code?: unknown }).code ?? error
+  }
+}
+
+/** What a call must not change when it is refused. */
+function snapshot(): unknown {
+  const { peakPages: _, ...stats } = native.cacheStats(cache)
+  const block = (handle: BlockHandle) => [
+    Array.from(native.blockTokens(handle)),
+    native.blockSegments(handle),
+    native.blockRead(handle, 1),
+  ]
+  return [stats, block(a), block(b)]
+}
+
+test('exports exactly what the interface says', () => {
+  const file = join(__dirname, '..', 'lib', 'native.ts')
+  const source = ts.createSourceFile(file, readFileSync(file, 'utf8'), ts.ScriptTarget.Latest)
+  const members = (name: string) =>
+    source.statements
+      .filter(ts.isInterfaceDeclaration)
+      .find((declaration) => declaration.name.text === name)!
+      .members.map((member) => (member.name as ts.Identifier).text)
+      .sort()
+  expect(Object.keys(native).sort()).toEqual(members('NativeBinding'))
+  expect(Object.keys(native.ops).sort()).toEqual(members('NativeOps'))
+})
+
+// ---- wrong values everywhere ----------------------------------------------------------------------
+
+const ASYNCHRONOUS = new Set([
+  'deviceReadBandwidth',
+  'createModel',
+  'blockCompact',
+  'step',
+  'passAppend',
+  'passAttend',
+])
+
+/** For each function with parameters: arguments that work, none of them null. */
+const WORKING: Record<string, () => unknown[] | Promise<unknown[]>> = {
+  setErrorClass: () => [HogwildError],
+  createDevice: () => [{ type: 'cpu', threads: 1, simd: 'baseline' }],
+  deviceInfo: () => [device],
+  deviceReadBandwidth: () => [device, 1 << 20],
+  deviceClose: () => [native.createDevice({ type: 'cpu', threads: 1, simd: '' })],
+  createModel: () => [device, config, tensors, 'f32'],
+  modelWeightBytes: () => [model],
+  modelClose: async () => [await native.createModel(device, config, tensors, null)],
+  createCache: () => [device, cacheShape(config, 64)],
+  cacheStats: () => [cache],
+  cacheClose: () => [newCache()],
+  createBlock: () => [cache],
+  blockLength: () => [a],
+  blockTokens: () => [a],
+  blockSegments: () => [a],
+  blockAppendFrom: () => [native.createBlock(cache), a],
+  blockInsert: () => [native.blockFork(b), 1, a],
+  blockTruncate: () => [native.blockFork(a), 1],
+  blockForget: () => [native.blockFork(a), 1, 2],
+  blockClear: () => [native.blockFork(a)],
+  blockFork: () => [a],
+  blockCompact: () => [native.blockFork(a)],
+  blockRead: () => [a, 1],
+  blockClose: () => [native.blockFork(a)],
+  cancel: () => [native.createCancel()],
+  step: () => {
+    const own = newCache()
+    const block = native.createBlock(own)
+    const sampler = { ...stepWorker([block], [1]).sampler!, forbidden: Int32Array.of(3) }
+    const bias = Float32Array.of(0)
+    return [model, own, [stepWorker([block], [1, 2], { bias, sampler })], native.createCancel()]
+  },
+  beginPass: () => {
+    const own = newCache()
+    return [own, [passWorker(native.createBlock(own))]]
+  },
+  passAppend: () => [newPass(), 1, floats(2 * kvSize), floats(2 * kvSize)],
+  passAttend: () => [newPass(), 1, floats(2 * qSize), config.queryHeads, 0.25, true],
+  passCommit: () => [newPass()],
+  passAbort: () => [newPass()],
+  'ops.embedding': () => [device, Int32Array.of(0, 2), new Uint8Array(3 * 4 * 4), 'f32', 4, 1],
+  'ops.rmsNorm': () => [device, floats(16), floats(8), 1e-5],
+  'ops.matmul': () => {
+    const weight = { data: new Uint8Array(3 * 4 * 4), dtype: 'f32', bias: floats(3) }
+    return [device, floats(8), 2, [weight, weight]]
+  },
+  'ops.gatedActivation': () => [device, floats(8), floats(8), 'silu'],
+  'ops.sample': () => {
+    const sampler = { ...stepWorker([a], [1]).sampler!, forbidden: Int32Array.of(3) }
+    return [device, floats(8), 8, [{ ...sampler, seen: Int32Array.of(1) }]]
+  },
+}
+
+// Parameters that take any finite number (or any in a range): the rest are integers.
+const FRACTIONS =
+  /rmsNormEps|normOffset|embeddingScale|attentionScale|attentionFactor|temperature|topP|minP|repetitionPenalty|^passAttend\[4\]|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
+
+// Parameters that take one of some words.
+const CHOICES = /type$|activation$|logits$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
+
+function kindOf(value: unknown): string {
+  if (types.isExternal(value)) return 'handle'
+  if (ArrayBuffer.isView(value)) return Object.prototype.toString.call(value)
+  if (Array.isArray(value)) return 'array'
+  return value === null ? 'null' : typeof value
+}
+
+/** Which kind of handle it is: the one kind that this function takes. */
+function handleKind(handle: unknown): string {
+  const takes = {
+    device: native.deviceInfo,
+    model: native.modelWeightBytes,
+    cache: native.cacheStats,
+    block: native.blockLength,
+    cancel: native.cancel,
+  } as unknown as Record<string, (handle: unknown) => unknown>
+  for (const [kind, call] of Object.entries(takes)) {
+    try {
+      call(handle)
+      return kind
+    } catch {}
+  }
+  return 'pass'
+}
+
+/** Every place in `value`, as a path, what is there, and a copy of `value` with something else there. */
+function* places(
+  value: unknown,
+  path: string,
+): Generator<{ path: string; there: unknown; put(other: unknown): unknown }> {
+  yield { path, there: value, put: (other) => other }
+  if (Array.isArray(value)) {
+    for (const i of new Set([0, value.length - 1])) {
+      for (const place of places(value[i], `${path}[${i}]`)) {
+        yield { ...place, put: (other) => value.with(i, place.put(other)) }
+      }
+    }
+  } else if (kindOf(value) === 'object') {
+    for (const key of Object.keys(value as object)) {
+      for (const place of places((value as Record<string, unknown>)[key], `${path}.${key}`)) {
+        yield { ...place, put: (other) => ({ ...(value as object), [key]: place.put(other) }) }
+      }
+    }
+  }
+}
+
+test('wrong values in any place are refused with a code, and nothing changes', async () => {
+  const otherHandles: unknown[] = [device, model, cache, a, newPass(), native.createCancel()]
+  const detached = Float32Array.of(1, 2)
+  structuredClone(detached, { transfer: [detached.buffer] })
+  const wrong: unknown[] = [
+    undefined,
+    null,
+    true,
+    7,
+    '',
+    'f32 ',
+    Symbol('x'),
+    1n,
+    {},
+    [],
+    [undefined],
+    () => 1,
+    class {},
+    new Date(),
+    new Int32Array(1),
+    new Float32Array(3),
+    new Float64Array(2),
+    new Uint8Array(5),
+    new DataView(new ArrayBuffer(4)),
+    new ArrayBuffer(4),
+    detached,
+    new Proxy({}, {}),
+    Object.assign([], { length: 2 ** 32 - 1 }),
+    ...otherHandles,
+  ]
+  const wrongNumbers = (path: string): unknown[] =>
+    FRACTIONS.test(path)
+      ? [Number.NaN, Number.POSITIVE_INFINITY]
+      : [Number.NaN, Number.POSITIVE_INFINITY, -1, 1.5, 2 ** 60]
+  const wrongOfKind = (there: unknown, path: string): unknown[] => {
+    if (typeof there === 'number') return wrongNumbers(path)
+    if (typeof there === 'bigint') return [-1n, 2n ** 64n]
+    if (CHOICES.test(path)) return ['', 'f32 ', 'constructor']
+    if (kindOf(there) !== 'handle') return []
+    return otherHandles.filter((other) => handleKind(other) !== handleKind(there))
+  }
+
+  const before = snapshot()
+  const wrongly: string[] = []
+  let calls = 0
+  for (const [name, working] of Object.entries(WORKING)) {
+    const owner = (name.startsWith('ops.') ? native.ops : native) as unknown as Record<
+      string,
+      (...args: unknown[]) => unknown
+    >
+    const call = owner[name.replace('ops.', '')]!
+    const args = await working()
+    for (const { path, there, put } of places(args, name)) {
+      const kind = kindOf(there)
+      // An array is also refused by what is in it, and some objects may lack everything.
+      const bad = wrong.filter((value) => kindOf(value) !== kind || (kind === 'array' && value))
+      for (const value of [...bad, ...wrongOfKind(there, path)]) {
+        if (path === name) continue // not an argument
+        if (value === null && /bias|sampler$|convertTo|step\[3\]|createModel\[3\]/.test(path))
+          continue
+        if (kind === 'array' && Array.isArray(value) && value.length === 0) continue // see below
+        if (kind === 'function' && typeof value === 'function') continue
+        const given = put(value) as unknown[]
+        let returned: unknown
+        const code = await outcome(() => {
+          returned = call(...given)
+          return returned
+        })
+        calls++
+        if (code !== 'HOGWILD_INVALID_ARGUMENT') {
+          wrongly.push(
+            `${path} = ${String(kindOf(value))} ${JSON.stringify(value)}: ${String(code)}`,
+          )
+        }
+        if (ASYNCHRONOUS.has(name) && !types.isPromise(returned)) wrongly.push(`${path} threw`)
+      }
+    }
+    // The arguments from which all this was made do work.
+    const worked = await outcome(async () => call(...(await working())))
+    if (worked !== 'done') wrongly.push(`${name} itself: ${String(worked)}`)
+  }
+  expect(wrongly).toEqual([])
+  expect(Object.keys(WORKING).length).toBe(
+    Object.keys(native).length + Object.keys(native.ops).length - 3, // ops, probe, createCancel
+  )
+  expect(calls).toBeGreaterThan(2000)
+  expect(snapshot()).toEqual(before)
+})
+
+test('lengths and ranges that do not fit are refused, and nothing changes', async () => {
+  const { ops } = native
+  const pass = newPass()
+  const matrix = (n: number) => ({ data: new Uint8Array(n), dtype: 'f32' as const, bias: null })
+  const sampler = stepWorker([a], [1]).sampler!
+  const row = { ...sampler, seen: new Int32Array(0) }
+  const step = (...workers: NativeStepWorker[]) => native.step(model, cache, workers, null)
+  const refused: Record<string, () => unknown> = {
+    'no workers': () => step(),
+    'no tokens': () => step(stepWorker([a], [])),
+    'empty view': () => step({ ...stepWorker([a], [1]), view: [] }),
+    'target not in view': () => step({ ...stepWorker([a], [1]), target: b }),
+    'bias too short': () => step(stepWorker([a, b], [1], { bias: new Float32Array(1) })),
+    'bias NaN': () => step(stepWorker([a], [1], { bias: Float32Array.of(Number.NaN) })),
+    'token too large': () => step(stepWorker([a], [config.vocabSize])),
+    'token negative': () => step(stepWorker([a], [-1])),
+    'forbidden too large': () =>
+      step(stepWorker([a], [1], { sampler: { ...sampler, forbidden: Int32Array.of(1e6) } })),
+    'block of another cache': () => step(stepWorker([native.createBlock(newCache())], [1])),
+    'no pass workers': () => native.beginPass(cache, []),
+    'insert behind the end': () => native.blockInsert(a, 4, b),
+    'truncate to more': () => native.blockTruncate(a, 4),
+    'forget behind the end': () => native.blockForget(a, 0, 4),
+    'forget backwards': () => native.blockForget(a, 2, 1),
+    'append from another cache': () => native.blockAppendFrom(a, native.createBlock(newCache())),
+    'read a layer too many': () => native.blockRead(a, config.layers),
+    'append to a layer too many': () =>
+      native.passAppend(pass, config.layers, floats(2 * kvSize), floats(2 * kvSize)),
+    'k too short': () => native.passAppend(pass, 0, floats(2 * kvSize - 1), floats(2 * kvSize)),
+    'v too long': () => native.passAppend(pass, 0, floats(2 * kvSize), floats(2 * kvSize + 1)),
+    'q too short': () => native.passAttend(pass, 0, floats(qSize), config.queryHeads, 1, false),
+    'query heads not a multiple': () =>
+      native.passAttend(pass, 0, floats(2 * 3 * config.headDim), 3, 1, false),
+    'embedding id': () => ops.embedding(device, Int32Array.of(3), new Uint8Array(48), 'f32', 4, 1),
+    'embedding table': () =>
+      ops.embedding(device, Int32Array.of(0), new Uint8Array(47), 'f32', 4, 1),
+    'norm rows': () => ops.rmsNorm(device, floats(15), floats(8), 1e-5),
+    'norm without weight': () => ops.rmsNorm(device, floats(15), floats(0), 1e-5),
+    'matmul rows': () => ops.matmul(device, floats(9), 2, [matrix(48)]),
+    'no matrix': () => ops.matmul(device, floats(8), 2, []),
+    'four matrices': () => ops.matmul(device, floats(8), 2, Array(4).fill(matrix(48))),
+    'matrix not in rows': () => ops.matmul(device, floats(8), 2, [matrix(40)]),
+    'empty matrix': () => ops.matmul(device, floats(8), 2, [matrix(0)]),
+    'matmul bias': () => ops.matmul(device, floats(8), 2, [{ ...matrix(48), bias: floats(2) }]),
+    'gate and up': () => ops.gatedActivation(device, floats(8), floats(7), 'silu'),
+    'logits rows': () => ops.sample(device, floats(9), 8, [row]),
+    'sample forbidden': () =>
+      ops.sample(device, floats(8), 8, [{ ...row, forbidden: Int32Array.of(8) }]),
+    'sample seen': () => ops.sample(device, floats(8), 8, [{ ...row, seen: Int32Array.of(-1) }]),
+  }
+  const before = snapshot()
+  const codes: Record<string, unknown> = {}
+  for (const [name, call] of Object.entries(refused)) codes[name] = await outcome(call)
+  const expected = Object.keys(refused).map((name) => [name, 'HOGWILD_INVALID_ARGUMENT'])
+  expect(codes).toEqual(Object.fromEntries(expected))
+  expect(await outcome(() => step(stepWorker([a], [1]), stepWorker([b, a], [1])))).toBe(
+    'HOGWILD_WRITE_CONFLICT',
+  )
+  const tooMany = new Array(1100).fill(1)
+  expect(await outcome(() => step(stepWorker([a], tooMany)))).toBe('HOGWILD_OUT_OF_PAGES')
+  for (const nTokens of [1100, 2 ** 52]) {
+    expect(await outcome(() => native.beginPass(cache, [passWorker(a, nTokens)]))).toBe(
+      'HOGWILD_OUT_OF_PAGES',
+    )
+  }
+  expect(await outcome(() => native.createCache(device, cacheShape(config, 2 ** 52)))).toMatch(
+    /HOGWILD_(OUT_OF_MEMORY|INVALID_ARGUMENT)/,
+  )
+  expect(snapshot()).toEqual(before)
+})
+
+// ---- closed, busy ---------------------------------------------------------------------------------
+
+test('closed handles answer HOGWILD_CLOSED, and closing again does nothing', async () => {
+  const own = newCache()
+  const block = native.createBlock(own)
+  const other = native.createBlock(own)
+  native.blockClose(block)
+  native.blockClose(block)
+  const ownModel = await native.createModel(device, config, tensors, null)
+  const pass = native.beginPass(own, [passWorker(other)])
+  native.passAbort(pass)
+  native.passAbort(pass)
+  const onBlock: (() => unknown)[] = [
+    () => native.blockLength(block),
+    () => native.blockTokens(block),
+    () => native.blockSegments(block),
+    () => native.blockAppendFrom(block, other),
+    () => native.blockAppendFrom(other, block),
+    () => native.blockInsert(other, 0, block),
+    () => native.blockTruncate(block, 0),
+    () => native.blockForget(block, 0, 0),
+    () => native.blockClear(block),
+    () => native.blockFork(block),
+    () => native.blockCompact(block),
+    () => native.blockRead(block, 0),
+    () => native.beginPass(own, [passWorker(block)]),
+    () => native.step(model, own, [stepWorker([block, other], [1])], null),
+    () => native.passCommit(pass),
+    () => native.passAppend(pass, 0, floats(2 * kvSize), floats(2 * kvSize)),
+    () => native.passAttend(pass, 0, floats(2 * qSize), config.queryHeads, 1, false),
+  ]
+  for (const call of onBlock) expect([await outcome(call), call]).toEqual(['HOGWILD_CLOSED', call])
+
+  native.modelClose(ownModel)
+  native.modelClose(ownModel)
+  const step = () => native.step(ownModel, own, [stepWorker([other], [1])], null)
+  expect(await outcome(step)).toBe('HOGWILD_CLOSED')
+  expect(await outcome(() => native.modelWeightBytes(ownModel))).toBe('HOGWILD_CLOSED')
+
+  const open = native.beginPass(own, [passWorker(other)])
+  native.cacheClose(own)
+  native.cacheClose(own)
+  const onCache: (() => unknown)[] = [
+    () => native.cacheStats(own),
+    () => native.createBlock(own),
+    () => native.blockLength(other),
+    () => native.step(model, own, [stepWorker([other], [1])], null),
+    () => native.beginPass(own, [passWorker(other)]),
+    () => native.passAppend(open, 0, floats(2 * kvSize), floats(2 * kvSize)),
+    () => native.passCommit(open),
+  ]
+  for (const call of onCache) expect([await outcome(call), call]).toEqual(['HOGWILD_CLOSED', call])
+  native.passAbort(open)
+
+  const ownDevice = native.createDevice({ type: 'cpu', threads: 1, simd: '' })
+  const onIt = native.createCache(ownDevice, cacheShape(config, 64))
+  const itsBlock = native.createBlock(onIt)
+  native.deviceClose(ownDevice)
+  native.deviceClose(ownDevice)
+  const onDevice: (() => unknown)[] = [
+    () => native.deviceInfo(ownDevice),
+    () => native.deviceReadBandwidth(ownDevice, 1 << 20),
+    () => native.createCache(ownDevice, cacheShape(config, 64)),
+    () => native.createModel(ownDevice, config, tensors, null),
+    () => native.createBlock(onIt),
+    () => native.blockCompact(itsBlock),
+    () => native.ops.rmsNorm(ownDevice, floats(8), floats(8), 1),
+  ]
+  for (const call of onDevice) expect([await outcome(call), call]).toEqual(['HOGWILD_CLOSED', call])
+  native.blockClose(itsBlock)
+  native.cacheClose(onIt)
+})
+
+test('a model and a cache of different devices do not mix', async () => {
+  const other = native.createDevice({ type: 'cpu', threads: 1, simd: '' })
+  const itsCache = native.createCache(other, cacheShape(config, 64))
+  const block = native.createBlock(itsCache)
+  expect(await outcome(() => native.step(model, itsCache, [stepWorker([block], [1])], null))).toBe(
+    'HOGWILD_INVALID_ARGUMENT',
+  )
+  native.deviceClose(other)
+})
+
+test('while a step, pass or compaction uses a cache, all that would change it is refused', async () => {
+  const own = newCache()
+  const block = native.createBlock(own)
+  const other = native.createBlock(own)
+  const step = (tokens: number[]) => native.step(model, own, [stepWorker([block], tokens)], null)
+  await step([1, 2, 3])
+  const refused: (() => unknown)[] = [
+    () => native.createBlock(own),
+    () => native.blockSegments(block),
+    () => native.blockAppendFrom(other, block),
+    () => native.blockInsert(other, 0, block),
+    () => native.blockTruncate(block, 0),
+    () => native.blockForget(other, 0, 0),
+    () => native.blockClear(other),
+    () => native.blockFork(block),
+    () => native.blockCompact(other),
+    () => native.blockRead(block, 0),
+    () => native.beginPass(own, [passWorker(other)]),
+    () => step([9]),
+  ]
+  const check = async (length: number) => {
+    for (const call of refused) expect([await outcome(call), call]).toEqual(['HOGWILD_BUSY', call])
+    expect(native.blockLength(block)).toBe(length)
+    expect(native.blockTokens(block).length).toBe(length)
+    expect(native.cacheStats(own).pages).toBe(16)
+  }
+
+  // The checks below come before a result can be delivered: they await nothing but settled promises.
+  const running = step([4])
+  expect(await outcome(() => native.blockClear(block))).toBe('HOGWILD_BUSY')
+  expect(await outcome(() => native.ops.rmsNorm(device, floats(8), floats(8), 1))).toBe(
+    'HOGWILD_BUSY',
+  )
+  await check(3)
+  await running
+  expect(native.blockLength(block)).toBe(4)
+
+  const pass = native.beginPass(own, [passWorker(block)])
+  await check(4)
+  // Another cache is free, for steps too.
+  expect(await outcome(() => native.step(model, cache, [stepWorker([a], [1])], null))).toBe('done')
+  native.blockTruncate(a, 3)
+  native.passAbort(pass)
+  expect(native.blockLength(block)).toBe(4)
+
+  const compacting = native.blockCompact(block)
+  await check(4)
+  await compacting
+  native.blockClear(block)
+})
+
+test('steps on two caches wait for each other', async () => {
+  const caches = [newCache(), newCache()]
+  const results = await Promise.all(
+    caches.map((own) =>
+      native.step(
+        model,
+        own,
+        [stepWorker([native.createBlock(own)], [1, 2, 3], { logits: 'last' })],
+        null,
+      ),
+    ),
+  )
+  expect(results[0]).toEqual(results[1])
+  expect(results[0]![0]!.logits.length).toBe(config.vocabSize)
+})
+
+// ---- passes ---------------------------------------------------------------------------------------
+
+test('calls of a pass run in order, may be many, and must end before the commit', async () => {
+  const own = newCache()
+  const block = native.createBlock(own)
+  const pass = native.beginPass(own, [passWorker(block)])
+  const calls: Promise<unknown>[] = []
+  for (let layer = 0; layer < config.layers; layer++) {
+    const [k, v, q] = [floats(2 * kvSize, layer), floats(2 * kvSize, layer + 9), floats(2 * qSize)]
+    calls.push(native.passAppend(pass, layer, k, v))
+    calls.push(native.passAttend(pass, layer, q, config.queryHeads, 0.25, layer > 0))
+  }
+  expect(await outcome(() => native.passCommit(pass))).toBe('HOGWILD_BUSY')
+  const attended = (await Promise.all(calls)) as { out: Float32Array; lse: Float32Array | null }[]
+  expect(attended[1]!.lse).toBeNull()
+  expect(attended[3]!.lse!.length).toBe(2 * config.queryHeads)
+  // The first token sees only itself, so its output is its own value, for every head of the group.
+  const value = floats(kvSize, 9)
+  const group = config.queryHeads / config.kvHeads
+  for (let head = 0; head < config.queryHeads; head++) {
+    const at = Math.floor(head / group) * config.headDim
+    const out = attended[1]!.out.subarray(head * config.headDim, (head + 1) * config.headDim)
+    expect(Array.from(out)).toEqual(Array.from(value.subarray(at, at + config.headDim)))
+  }
+  expect(native.blockLength(block)).toBe(0)
+  native.passCommit(pass)
+  expect(Array.from(native.blockTokens(block))).toEqual([-1, -1])
+  expect(await outcome(() => native.passCommit(pass))).toBe('HOGWILD_CLOSED')
+})
+
+test('an abort while calls of the pass are under way takes effect when they have ended', async () => {
+  const own = newCache()
+  const block = native.createBlock(own)
+  const free = native.cacheStats(own).freePages
+  const pass = native.beginPass(own, [passWorker(block)])
+  const call = native.passAppend(pass, 0, floats(2 * kvSize), floats(2 * kvSize))
+  native.passAbort(pass)
+  expect(await outcome(() => native.createBlock(own))).toBe('HOGWILD_BUSY')
+  expect(await outcome(() => call)).toBe('done')
+  native.createBlock(own)
+  expect(native.cacheStats(own).freePages).toBe(free)
+})
+
+// ---- arguments that change under the call ---------------------------------------------------------
+
+test('arguments are copied: changing or transferring them afterwards has no effect', async () => {
+  const run = async (spoil: (array: Int32Array | Float32Array) => void) => {
+    const own = newCache()
+    const block = native.createBlock(own)
+    const worker = stepWorker([block], [1, 2, 3, 4], { logits: 'all', bias: Float32Array.of(0.5) })
+    const stepping = native.step(model, own, [worker], null)
+    spoil(worker.tokens)
+    spoil(worker.bias!)
+    const [{ logits }] = (await stepping) as [{ logits: Float32Array }]
+    const pass = native.beginPass(own, [passWorker(block)])
+    const [k, v, q] = [floats(2 * kvSize, 1), floats(2 * kvSize, 2), floats(2 * qSize, 3)]
+    const calls = [
+      native.passAppend(pass, 0, k, v),
+      native.passAttend(pass, 0, q, config.queryHeads, 1, true),
+    ]
+    for (const array of [k, v, q]) spoil(array)
+    const [, attended] = await Promise.all(calls)
+    native.passAbort(pass)
+    return { logits, attended }
+  }
+  const expected = await run(() => {})
+  expect(await run((array) => array.fill(7))).toEqual(expected)
+  expect(await run((array) => structuredClone(array, { transfer: [array.buffer] }))).toEqual(
+    expected,
+  )
+})
+
+test('JavaScript that runs while arguments are read can close what they name', async () => {
+  const own = newCache()
+  const block = native.createBlock(own)
+  const worker = stepWorker([block], [1])
+  const closing = Object.defineProperty({ ...worker }, 'logprob', {
+    get: () => {
+      native.blockClose(block)
+      return false
+    },
+  })
+  expect(await outcome(() => native.step(model, own, [closing], null))).toBe('HOGWILD_CLOSED')
+
+  const stepping = Object.defineProperty({ ...passWorker(native.createBlock(own)) }, 'nTokens', {
+    get: () => {
+      void native.step(model, own, [stepWorker([native.createBlock(own)], [1])], null)
+      return 1
+    },
+  })
+  expect(await outcome(() => native.beginPass(own, [stepping]))).toBe('HOGWILD_BUSY')
+
+  const thrown = new Error('from a getter')
+  const throwing = new Proxy(worker, {
+    get: () => {
+      throw thrown
+    },
+  })
+  expect(await outcome(() => native.step(model, own, [throwing], null))).toBe(thrown)
+  expect(await outcome(() => native.beginPass(own, [throwing as never]))).toBe(thrown)
+})
+
+test('errors are of the registered class, with the message for people', () => {
+  try {
+    native.createDevice({ type: 'tpu' as 'cpu', threads: 1, simd: '' })
+    throw new Error('not refused')
+  } catch (error) {
+    expect(error).toBeInstanceOf(HogwildError)
+    expect((error as Error).message).toBe("options.type: expected cpu, received 'tpu'")
+  }
+})
+
+// ---- sampling -------------------------------------------------------------------------------------
+
+test('the repetition penalty applies to every token in view: new ones and those of others too', async () => {
+  const own = newCache()
+  const [common, mine, theirs] = [1, 2, 3].map(() => native.createBlock(own)) as BlockHandle[]
+  const ids = (first: number) => Array.from({ length: 12 }, (_, i) => first + i)
+  await native.step(model, own, [stepWorker([common!], ids(10))], null)
+  const greedy = stepWorker([common!], [1]).sampler!
+  // A penalty below 1 prefers what it applies to: such ids come first, while their logits are positive.
+  const sample = async (bias: Float32Array, forbidden: number[]) => {
+    const sampler = { ...greedy, repetitionPenalty: 1e-6, forbidden: Int32Array.from(forbidden) }
+    const view = [common!, theirs!, mine!]
+    const workers = [
+      stepWorker(view, ids(40), { bias, logits: 'last', sampler }),
+      stepWorker([common!, theirs!], ids(70)),
+    ]
+    const [result] = await native.step(model, own, workers, null)
+    native.blockClear(mine!)
+    native.blockClear(theirs!)
+    return result!
+  }
+  const cases = [
+    { bias: Float32Array.of(0, 0, 0), seen: [...ids(10), ...ids(40), ...ids(70)] },
+    // A hidden block is not seen.
+    { bias: Float32Array.of(Number.NEGATIVE_INFINITY, 0, 0), seen: [...ids(40), ...ids(70)] },
+  ]
+  for (const { bias, seen } of cases) {
+    const { logits } = await sample(bias, [])
+    const order = seen.filter((id) => logits[id]! > 0).sort((x, y) => logits[y]! - logits[x]!)
+    for (let first = 10; first <= 70; first += 30) {
+      const preferred = ids(first).some((id) => order.includes(id))
+      expect(preferred).toBe(seen.includes(first))
+    }
+    for (let k = 0; k < order.length; k++) {
+      expect((await sample(bias, order.slice(0, k))).token).toBe(order[k])
+    }
+    expect(seen).not.toContain((await sample(bias, order)).token)
+  }
+})
