@@ -121,8 +121,9 @@ void bulk_copy(void* to, const void* from, int bytes, Mbarrier* barrier, Site si
   }
   if (m.n_bulk_copies == kMaxBulkCopies) fail("bulk copy: too many in flight", site);
   stats.bytes_copied += static_cast<std::uint64_t>(bytes);
-  SIMT_TSAN_ONLY(__tsan_write_range(to, static_cast<unsigned long>(bytes)); __tsan_release(&m.tsan_copies);)
+  SIMT_TSAN_ONLY(__tsan_write_range(to, static_cast<unsigned long>(bytes));)
   std::memset(to, kPoison, static_cast<std::size_t>(bytes));
+  SIMT_TSAN_ONLY(__tsan_release(&m.tsan_copies);)
   m.bulk_copies[m.n_bulk_copies++] = {to, from, bytes, barrier};
   if (options.copies == CopyTiming::kEager) finish_bulk_copy(m.n_bulk_copies - 1);
 }

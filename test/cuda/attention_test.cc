@@ -11,6 +11,7 @@
 #include <limits>
 #include <numeric>
 #include <random>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -338,10 +339,17 @@ int cases_per_shape() {
   return text != nullptr ? std::atoi(text) : 3;
 }
 
-constexpr std::int64_t kHeadDims[] = {64, 80, 96, 112, 128, 192, 256};
+// HOGWILD_TEST_HEAD_DIMS: those to test, separated by commas (default all).
+std::vector<std::int64_t> head_dims() {
+  const char* text = std::getenv("HOGWILD_TEST_HEAD_DIMS");
+  std::stringstream list(text != nullptr ? text : "64,80,96,112,128,192,256");
+  std::vector<std::int64_t> dims;
+  for (std::string dim; std::getline(list, dim, ',');) dims.push_back(std::stoll(dim));
+  return dims;
+}
 
 void check_random(const Limits& limits, std::uint64_t first_seed) {
-  for (const std::int64_t head_dim : kHeadDims) {
+  for (const std::int64_t head_dim : head_dims()) {
     for (const Dtype dtype : {Dtype::kBF16, Dtype::kF16}) {
       for (int i = 0; i < cases_per_shape(); ++i) check_case(random_case(first_seed + i, head_dim, dtype, limits));
     }

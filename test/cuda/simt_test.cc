@@ -369,7 +369,8 @@ TEST(mbarriers_and_bulk_copies) {
 
 // ---- broken kernels are reported (only the CPU can) -------------------------------------------------
 
-#if SIMT_HOST
+// Not under ThreadSanitizer: these kernels have the very races that it looks for.
+#if SIMT_HOST && !defined(__SANITIZE_THREAD__)
 
 // What is reported for a block of `threads` that runs `body`, "" where nothing is.
 template <typename Body>
@@ -451,7 +452,7 @@ TEST(divergence_is_reported) {
                         if (threadIdx.x < 16) __shfl_sync(0xffffu, 1, 20, 32);
                       }),
                "outside the mask");
-  check_report(report(32, [] { __syncwarp(threadIdx.x < 16 ? 0xffffu : kAll); }), "disagree about the mask");
+  check_report(report(32, [] { __syncwarp(threadIdx.x < 16 ? kAll : 0xffff0000u); }), "disagree about the mask");
 }
 
 TEST(a_deadlock_says_who_waits_where) {
@@ -591,7 +592,7 @@ TEST(after_an_error_the_next_launch_is_clean) {
   }
 }
 
-#endif  // SIMT_HOST
+#endif
 
 }  // namespace
 
