@@ -1,18 +1,23 @@
-// Concurrent attention: the new tokens of all workers against a shared, paged KV cache.
+// Concurrent attention: the new tokens of all workers against a shared, paged
+// KV cache.
 //
-//   plan     1 CTA, once per step: counts tiles and cuts the work into equal shares
-//   main     a fixed grid, once per layer: each CTA walks its share of K and V tiles
-//   combine  once per layer: joins the pieces of what was cut between CTAs
+//   plan     1 CTA, once per step: counts tiles and cuts the work into equal
+//   shares main     a fixed grid, once per layer: each CTA walks its share of K
+//   and V tiles combine  once per layer: joins the pieces of what was cut
+//   between CTAs
 //
-// Letters: T new tokens, S segments, Hq and Hkv heads, G = Hq / Hkv, D head dim, R rotary dim.
-// Row r = t G + g of a kv head is query head g of its group at token t. Rows are taken in row tiles of
-// 16, 32 or 64, so that one read of K and V serves all workers and all heads of the group.
+// Letters: T new tokens, S segments, Hq and Hkv heads, G = Hq / Hkv, D head
+// dim, R rotary dim. Row r = t G + g of a kv head is query head g of its group
+// at token t. Rows are taken in row tiles of 16, 32 or 64, so that one read of
+// K and V serves all workers and all heads of the group.
 //
-// Order of the work: (kv head, row tile, segment, tile of keys). An *output* is one (kv head, row tile):
-// a run of consecutive tiles. CTA i of n takes tiles [i N / n, (i + 1) N / n) of all N. It keeps its
-// softmax state from segment to segment, where only the queries are rotated anew, and gives it away
-// where the output changes: as the result if it has seen the whole run, else as a partial state in slot
-// (CTA + output), which grows along the order and so is never used twice.
+// Order of the work: (kv head, row tile, segment, tile of keys). An *output* is
+// one (kv head, row tile): a run of consecutive tiles. CTA i of n takes tiles
+// [i N / n, (i + 1) N / n) of all N. It keeps its softmax state from segment to
+// segment, where only the queries are rotated anew, and gives it away where the
+// output changes: as the result if it has seen the whole run, else as a partial
+// state in slot (CTA + output), which grows along the order and so is never
+// used twice.
 #include <climits>
 
 #include "dispatch.cuh"
@@ -39,8 +44,10 @@ struct Arguments {
   int min_tiles;
   float scale_log2;  // scale * log2(e): scores are in units of log 2
 
-  std::int32_t* tiles_before;  // [row tiles * S + 1]: tiles of the (row tile, segment) pairs before each
-  int4* shares;                // [1 + CTAs]: {CTAs used, tiles per kv head}, then {kv head, pair, tile, tiles} each
+  std::int32_t* tiles_before;  // [row tiles * S + 1]: tiles of the (row tile,
+                               // segment) pairs before each
+  int4* shares;                // [1 + CTAs]: {CTAs used, tiles per kv head}, then {kv head,
+                               // pair, tile, tiles} each
   float* partial_out;          // [slots, rows_per_tile, D]
   float2* partial_state;       // [slots, rows_per_tile]: (max, sum)
 };
@@ -50,22 +57,26 @@ constexpr int kWarps = kThreads / 32;
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
-// Keys per tile: a page, or half of one where the tile would fill shared memory.
+// Keys per tile: a page, or half of one where the tile would fill shared
+// memory.
 SIMT_HOST_DEVICE constexpr int tile_keys(int head_dim) { return head_dim <= 128 ? 64 : 32; }
 
 SIMT_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 SIMT_DEVICE long long share_begin(long long total, int cta, int ctas) { return total * cta / ctas; }
 
-// ---- plan -------------------------------------------------------------------------------------------
+// ---- plan
+// -------------------------------------------------------------------------------------------
 
-// A position in the order of the work. A *pair* is (row tile, segment): row_tile * S + segment.
+// A position in the order of the work. A *pair* is (row tile, segment):
+// row_tile * S + segment.
 struct WorkCursor {
   int kv_head, pair, tile, tiles;  // `tiles`: of this pair
 
   SIMT_DEVICE void seek(const std::int32_t* tiles_before, int pairs, int tiles_per_head, long long position) {
     kv_head = static_cast<int>(position / tiles_per_head);
     const int within = static_cast<int>(position - static_cast<long long>(kv_head) * tiles_per_head);
-    int low = 0;  // the last pair that begins at or before `within`, hence one that has tiles
+    int low = 0;  // the last pair that begins at or before `within`, hence one
+                  // that has tiles
     int high = pairs - 1;
     while (low < high) {
       const int middle = (low + high + 1) / 2;
@@ -94,17 +105,20 @@ struct WorkCursor {
   }
 };
 
-// Tiles from the start of the segment's first page to the last key that a row of the row tile sees.
+// Tiles from the start of the segment's first page to the last key that a row
+// of the row tile sees.
 SIMT_DEVICE int count_tiles(const Arguments& p, int tokens, int row_tile, int segment, int keys_per_tile) {
   const int first = row_tile * p.rows_per_tile / p.group;
   const int end = min(tokens, ceil_div((row_tile + 1) * p.rows_per_tile, p.group));
   int limit = 0;
-  for (int t = first; t < end; ++t)
+  for (int t = first; t < end; ++t) {
     limit = max(limit, p.plan.visits[static_cast<std::size_t>(segment) * tokens + t].limit);
+  }
   const Segment s = p.plan.segments[segment];
   limit = min(limit, s.length);
   if (limit == 0) return 0;
-  // Whole tiles before the first slot are left out too: with half-page tiles there may be one.
+  // Whole tiles before the first slot are left out too: with half-page tiles
+  // there may be one.
   return ceil_div(s.first_slot + limit, keys_per_tile) - s.first_slot / keys_per_tile;
 }
 
@@ -154,39 +168,63 @@ __global__ void __launch_bounds__(kThreads) plan_attention(const __grid_constant
   }
 }
 
-// ---- main -------------------------------------------------------------------------------------------
+// ---- main
+// -------------------------------------------------------------------------------------------
 
-// How the four warps and shared memory are used, for a head dim and a number of rows per row tile.
+// How the four warps and shared memory are used, for a head dim and a number of
+// rows per row tile. The warps stand side by side along the rows, 16 each;
+// along the columns of the output where all of them would be too many registers
+// for one warp (both halves then compute the same scores); and along the keys
+// of a tile.
 template <int kHeadDimension, int kRowsPerTile>
 struct Tiling {
   static constexpr int kHeadDim = kHeadDimension;
   static constexpr int kRows = kRowsPerTile;
-  static constexpr int kRowWarps = kRows / 16;          // warps side by side along rows, 16 each
-  static constexpr int kKeyWarps = kWarps / kRowWarps;  // and along the keys of a tile
   static constexpr int kKeys = tile_keys(kHeadDim);
+  static constexpr int kRowWarps = kRows / 16;
+  static constexpr int kColumnWarps = kHeadDim <= 128 ? 1 : 2;
+  static constexpr int kKeyWarps = kWarps / kRowWarps / kColumnWarps;
   static constexpr int kWarpKeys = kKeys / kKeyWarps;
+  static constexpr int kWarpColumns = kHeadDim / kColumnWarps;
   static_assert(kWarpKeys % 16 == 0, "one ldmatrix.x4 brings 16 keys");
+  static_assert(kColumnWarps == 1 || kKeyWarps == 1, "merge_key_warps knows no columns");
   static constexpr int kChunks = kHeadDim / kChunkElements;  // of 16 bytes, per row
+  using State = SoftmaxState<kWarpColumns>;
+
+  // Two column warps take turns at kColumnStep columns: so the part of a chunk's number that is a warp's own
+  // is a bit of its own, as swizzled_chunk wants it. First column of an 8-column tile of the first of them:
+  static constexpr int kColumnStep = 32;
+  SIMT_HOST_DEVICE static constexpr int first_column(int tile) {
+    constexpr int kTilesPerStep = kColumnStep / 8;
+    return kColumnWarps == 1 ? 8 * tile : tile / kTilesPerStep * (2 * kColumnStep) + tile % kTilesPerStep * 8;
+  }
+  static_assert(kColumnWarps == 1 || kWarpColumns % kColumnStep == 0, "whole steps");
 
   static constexpr int kQueryBytes = kRows * kHeadDim * 2;
   static constexpr int kStageBytes = 2 * kKeys * kHeadDim * 2;  // K and V
-  // (max, sum) of the rows of the warps that give their state to others: at most half of them.
+  // (max, sum) of the rows of the warps that give their state to others: at
+  // most half of them.
   static constexpr int kMergeBytes = kWarps / 2 * 32 * static_cast<int>(sizeof(float4));
-  // Three stages where two CTAs' worth of loads may be in flight; else two. 99 KiB per CTA is what the
-  // smallest supported cards (8.6, 8.9, 12.0) have.
+  // Three stages where they fit, else two. 99 KiB per CTA is what the smallest
+  // supported cards (8.6, 8.9, 12.0) have.
   static constexpr int kSharedLimit = 99 * 1024;
   static constexpr int kStages = kQueryBytes + 3 * kStageBytes + kMergeBytes <= kSharedLimit ? 3 : 2;
   static constexpr int kSharedBytes = kQueryBytes + kStages * kStageBytes + kMergeBytes;
   static_assert(kSharedBytes <= kSharedLimit, "does not fit");
-  // A stage is also where warps along the keys exchange their output: half of them, 16 rows of f32.
-  static_assert(kWarps / 2 * 16 * kHeadDim * 4 <= kStageBytes, "the exchange must fit into a stage");
-  // D / 4 registers for query fragments are there up to 128; above, they are read again for each tile.
-  static constexpr bool kQueryInRegisters = kHeadDim <= 128;
-  // Steps of 16 dims of a score. All where fragments are registers; else one period of the swizzle.
-  static constexpr int kStepsUnrolled = kQueryInRegisters ? kHeadDim / 16 : 4;
+  // A stage is also where warps along the keys exchange their output: half of
+  // them, 16 rows of f32.
+  static_assert(kKeyWarps == 1 || kWarps / 2 * 16 * kHeadDim * 4 <= kStageBytes, "the exchange must fit into a stage");
 };
 
-// Rotates and scales the queries of one row tile for one segment, into shared memory, rounded once.
+// First element of (row, kv head) in q and out.
+SIMT_DEVICE std::size_t row_offset(const Arguments& p, int row, int kv_head, int head_dim) {
+  const std::size_t token = static_cast<std::size_t>(row / p.group);
+  const std::size_t head = static_cast<std::size_t>(kv_head) * p.group + row % p.group;
+  return (token * p.shape.kv_heads * p.group + head) * head_dim;
+}
+
+// Rotates and scales the queries of one row tile for one segment, into shared
+// memory, rounded once.
 template <typename T, typename Shape>
 SIMT_DEVICE void rotate_queries(const Arguments& p, const Visit* visits, int rows, int first_row, int kv_head,
                                 uint4* queries) {
@@ -206,9 +244,7 @@ SIMT_DEVICE void rotate_queries(const Arguments& p, const Visit* visits, int row
     Visit visit;
     if (row < rows) visit = load_constant_16(visits + row / p.group);
     if (row < rows && visit.limit > 0) {
-      const std::size_t head = static_cast<std::size_t>(row / p.group) * p.shape.kv_heads * p.group +
-                               static_cast<std::size_t>(kv_head) * p.group + row % p.group;
-      const float* q = p.q + head * Shape::kHeadDim;
+      const float* q = p.q + row_offset(p, row, kv_head, Shape::kHeadDim);
       float a[8], b[8];
       load8(q + first_chunk * kChunkElements, a);
       load8(q + second_chunk * kChunkElements, b);
@@ -233,8 +269,9 @@ SIMT_DEVICE void rotate_queries(const Arguments& p, const Visit* visits, int row
   }
 }
 
-// Copies a tile of keys and values of one (segment, kv head) to a stage. Slots of its pages that are not
-// the segment's become zero: they may hold anything, and 0 * NaN is NaN.
+// Copies a tile of keys and values of one (segment, kv head) to a stage. Slots
+// of its pages that are not the segment's become zero: they may hold anything,
+// and 0 * NaN is NaN.
 template <typename T, typename Shape>
 SIMT_DEVICE void load_tile(const Arguments& p, const WorkCursor& at, int segments, uint4* stage) {
   const Segment segment = load_constant_16(p.plan.segments + at.pair % segments);
@@ -257,10 +294,11 @@ SIMT_DEVICE void load_tile(const Arguments& p, const WorkCursor& at, int segment
 
 // Where a thread of the main kernel stands in its CTA.
 struct Place {
-  int lane, row_warp, key_warp;
+  int lane, row_warp, column_warp, key_warp;
 };
 
-// What a thread's two rows see of a segment, in slots counted from the segment's first page.
+// What a thread's two rows see of a segment, in slots counted from the
+// segment's first page.
 struct Sight {
   int begin;   // first slot of the segment
   int end[2];  // first slot that row g, g + 8 does not see; 0 where it sees none
@@ -291,11 +329,11 @@ SIMT_DEVICE void load_query_fragment(const uint4* queries, const Place& place, i
   simt::ldmatrix_x4(fragment, queries + swizzled_chunk<Shape::kHeadDim>(row, 2 * step, place.lane / 16));
 }
 
-// One tile for one warp: scores of its 16 rows and kWarpKeys keys, softmax, product with the values.
+// One tile for one warp: scores of its 16 rows and kWarpKeys keys, softmax,
+// product with the values.
 template <typename T, typename Shape>
-SIMT_DEVICE void attend_tile(const uint4* stage, const uint4* queries, const std::uint32_t (*query_fragments)[4],
-                             const Place& place, const Sight& sight, int first_slot,
-                             SoftmaxState<Shape::kHeadDim>& state) {
+SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[Shape::kHeadDim / 16][4],
+                             const Place& place, const Sight& sight, int first_slot, typename Shape::State& state) {
   constexpr int kWarpKeys = Shape::kWarpKeys;
   const uint4* keys = stage;
   const uint4* values = stage + Shape::kKeys * Shape::kChunks;
@@ -308,15 +346,8 @@ SIMT_DEVICE void attend_tile(const uint4* stage, const uint4* queries, const std
 #pragma unroll
     for (int j = 0; j < 4; ++j) scores[i][j] = sight.bias[j / 2];
   }
-#pragma unroll Shape::kStepsUnrolled
-  for (int step = 0; step < Shape::kHeadDim / 16; ++step) {
-    std::uint32_t query[4];
-    if constexpr (Shape::kQueryInRegisters) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) query[i] = query_fragments[step][i];
-    } else {
-      load_query_fragment<Shape>(queries, place, step, query);
-    }
+  for (int step = 0; step < Shape::kHeadDim / 16; ++step) {
 #pragma unroll
     for (int i = 0; i < kWarpKeys / 16; ++i) {
       // Keys are [key][dim], which is a column-major B: no transposition.
@@ -324,8 +355,8 @@ SIMT_DEVICE void attend_tile(const uint4* stage, const uint4* queries, const std
       std::uint32_t fragment[4];
       simt::ldmatrix_x4(fragment,
                         keys + swizzled_chunk<Shape::kHeadDim>(key, 2 * step, lane / 8 % 2) + 16 * i * Shape::kChunks);
-      simt::mma_m16n8k16<T>(scores[2 * i], query, fragment[0], fragment[1]);
-      simt::mma_m16n8k16<T>(scores[2 * i + 1], query, fragment[2], fragment[3]);
+      simt::mma_m16n8k16<T>(scores[2 * i], queries[step], fragment[0], fragment[1]);
+      simt::mma_m16n8k16<T>(scores[2 * i + 1], queries[step], fragment[2], fragment[3]);
     }
   }
 
@@ -341,7 +372,8 @@ SIMT_DEVICE void attend_tile(const uint4* stage, const uint4* queries, const std
     }
   }
 
-  // The scores' accumulator layout is that of A: probabilities go into the next product as they lie.
+  // The scores' accumulator layout is that of A: probabilities go into the next
+  // product as they lie.
   std::uint32_t probabilities[kWarpKeys / 16][4];
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
@@ -360,23 +392,26 @@ SIMT_DEVICE void attend_tile(const uint4* stage, const uint4* queries, const std
 #pragma unroll
   for (int i = 0; i < kWarpKeys / 16; ++i) {
 #pragma unroll
-    for (int column = 0; column < Shape::kHeadDim / 16; ++column) {
+    for (int column = 0; column < Shape::kWarpColumns / 16; ++column) {
       const int key = first_key + lane % 16;
+      const int even_chunk = Shape::first_column(2 * column) / kChunkElements;
+      const int own_chunk = Shape::kColumnStep / kChunkElements * place.column_warp + lane / 16;
       std::uint32_t fragment[4];
       simt::ldmatrix_x4_transposed(
-          fragment, values + swizzled_chunk<Shape::kHeadDim>(key, 2 * column, lane / 16) + 16 * i * Shape::kChunks);
+          fragment, values + swizzled_chunk<Shape::kHeadDim>(key, even_chunk, own_chunk) + 16 * i * Shape::kChunks);
       simt::mma_m16n8k16<T>(state.out[2 * column], probabilities[i], fragment[0], fragment[1]);
       simt::mma_m16n8k16<T>(state.out[2 * column + 1], probabilities[i], fragment[2], fragment[3]);
     }
   }
 }
 
-// Joins the states of the warps along the keys in those of key warp 0, pairwise through shared memory.
-// All threads; `exchange` may still be read as a tile by others when it is called.
+// Joins the states of the warps along the keys in those of key warp 0, pairwise
+// through shared memory. All threads; `exchange` may still be read as a tile by
+// others when it is called.
 template <typename Shape>
 SIMT_DEVICE void merge_key_warps(const Place& place, float4* exchange, float4* row_exchange,
-                                 SoftmaxState<Shape::kHeadDim>& state) {
-  constexpr int kTiles = SoftmaxState<Shape::kHeadDim>::kTiles;
+                                 typename Shape::State& state) {
+  constexpr int kTiles = Shape::State::kTiles;
 #pragma unroll
   for (int half = Shape::kKeyWarps / 2; half >= 1; half /= 2) {
     const bool gives = place.key_warp >= half && place.key_warp < 2 * half;
@@ -401,23 +436,19 @@ SIMT_DEVICE void merge_key_warps(const Place& place, float4* exchange, float4* r
   }
 }
 
-// First element of (row, kv head) in q and out.
-SIMT_DEVICE std::size_t row_offset(const Arguments& p, int row, int kv_head, int head_dim) {
-  const std::size_t token = static_cast<std::size_t>(row / p.group);
-  const std::size_t head = static_cast<std::size_t>(kv_head) * p.group + row % p.group;
-  return (token * p.shape.kv_heads * p.group + head) * head_dim;
-}
-
 SIMT_DEVICE void write_lse(const Arguments& p, int row, int kv_head, float max, float sum) {
   if (p.lse == nullptr) return;
   p.lse[row_offset(p, row, kv_head, 1)] = sum > 0.f ? (max + simt::log2_approx(sum)) * kLn2 : -INFINITY;
 }
 
-// The rows of one warp: the result if this CTA saw all of the output's tiles, else a partial state.
+// The rows of one warp: the result if this CTA saw all of the output's tiles,
+// else a partial state.
 template <typename Shape>
 SIMT_DEVICE void write_rows(const Arguments& p, const Place& place, int kv_head, int rows, int first_row, bool whole,
-                            int slot, const SoftmaxState<Shape::kHeadDim>& state) {
-  constexpr int kTiles = SoftmaxState<Shape::kHeadDim>::kTiles;
+                            int slot, const typename Shape::State& state) {
+  constexpr int kTiles = Shape::State::kTiles;
+  const int own_column = Shape::kColumnStep * place.column_warp + 2 * (place.lane % 4);
+  const bool is_first = own_column == 0;  // of the threads that hold a row
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int r = place.row_warp * 16 + place.lane / 4 + 8 * i;
@@ -428,15 +459,15 @@ SIMT_DEVICE void write_rows(const Arguments& p, const Place& place, int kv_head,
     if (whole) {
       out = p.out + row_offset(p, first_row + r, kv_head, Shape::kHeadDim);
       factor = sum > 0.f ? 1.f / sum : 0.f;
-      if (place.lane % 4 == 0) write_lse(p, first_row + r, kv_head, state.max[i], sum);
+      if (is_first) write_lse(p, first_row + r, kv_head, state.max[i], sum);
     } else {
       const std::size_t at = static_cast<std::size_t>(slot) * Shape::kRows + r;
       out = p.partial_out + at * Shape::kHeadDim;
-      if (place.lane % 4 == 0) p.partial_state[at] = make_float2(state.max[i], sum);
+      if (is_first) p.partial_state[at] = make_float2(state.max[i], sum);
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      *reinterpret_cast<float2*>(out + 8 * tile + 2 * (place.lane % 4)) =
+      *reinterpret_cast<float2*>(out + Shape::first_column(tile) + own_column) =
           make_float2(state.out[tile][2 * i] * factor, state.out[tile][2 * i + 1] * factor);
     }
   }
@@ -451,7 +482,8 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
   float4* row_exchange = reinterpret_cast<float4*>(stages + Shape::kStages * kStageChunks);
 
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const Place place = {static_cast<int>(threadIdx.x) % 32, warp % Shape::kRowWarps, warp / Shape::kRowWarps};
+  const Place place = {static_cast<int>(threadIdx.x) % 32, warp % Shape::kRowWarps,
+                       warp / Shape::kRowWarps % Shape::kColumnWarps, warp / Shape::kRowWarps / Shape::kColumnWarps};
   const int tokens = simt::load_constant(p.plan.counts);
   const int segments = simt::load_constant(p.plan.counts + 1);
   const int rows = tokens * p.group;
@@ -478,9 +510,9 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
     simt::cp_async_commit();
   }
 
-  SoftmaxState<Shape::kHeadDim> state;
+  typename Shape::State state;
   state.clear();
-  std::uint32_t query_fragments[Shape::kQueryInRegisters ? Shape::kHeadDim / 16 : 1][4];
+  std::uint32_t query_fragments[Shape::kHeadDim / 16][4];
   Sight sight = {};
   int segment_start = 0;  // first slot of the segment's first tile
   bool new_pair = true;
@@ -488,7 +520,8 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
   for (int i = 0; i < n_tiles; ++i) {
     uint4* stage = stages + i % Shape::kStages * kStageChunks;
     simt::cp_async_wait<Shape::kStages - 2>();
-    __syncthreads();  // this tile is there for all; all are done with the one before, and with `queries`
+    __syncthreads();  // this tile is there for all; all are done with the one
+                      // before, and with `queries`
     if (begun < n_tiles) {
       loading.next(p.tiles_before, pairs);
       load_tile<T, Shape>(p, loading, segments, stages + begun % Shape::kStages * kStageChunks);
@@ -504,18 +537,15 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
       const Segment segment = load_constant_16(p.plan.segments + index);
       rotate_queries<T, Shape>(p, visits, rows, first_row, at.kv_head, queries);
       __syncthreads();
-      if constexpr (Shape::kQueryInRegisters) {
 #pragma unroll
-        for (int step = 0; step < Shape::kHeadDim / 16; ++step) {
-          load_query_fragment<Shape>(queries, place, step, query_fragments[step]);
-        }
+      for (int step = 0; step < Shape::kHeadDim / 16; ++step) {
+        load_query_fragment<Shape>(queries, place, step, query_fragments[step]);
       }
       sight = look(p, visits, segment, rows, first_row, place);
       segment_start = segment.first_slot / Shape::kKeys * Shape::kKeys;
     }
     if (first_row + place.row_warp * 16 < rows) {  // else this warp's rows are padding
-      attend_tile<T, Shape>(stage, queries, query_fragments, place, sight, segment_start + at.tile * Shape::kKeys,
-                            state);
+      attend_tile<T, Shape>(stage, query_fragments, place, sight, segment_start + at.tile * Shape::kKeys, state);
     }
 
     const WorkCursor done = at;
@@ -537,10 +567,12 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
   }
 }
 
-// ---- combine ----------------------------------------------------------------------------------------
+// ---- combine
+// ----------------------------------------------------------------------------------------
 
-// One warp per (row, kv head): joins the partial states of the CTAs that share its output, in the order
-// of the work, so that the result does not depend on timing. Rows of outputs without tiles become 0.
+// One warp per (row, kv head): joins the partial states of the CTAs that share
+// its output, in the order of the work, so that the result does not depend on
+// timing. Rows of outputs without tiles become 0.
 __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_constant__ Arguments p) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
@@ -559,7 +591,8 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
   const long long run_end = head_position + simt::load_constant(p.tiles_before + (row_tile + 1) * segments);
   int first_cta = 0;
   int last_cta = -1;
-  if (run_end > run_begin) {  // the CTA of tile x is the last whose share begins at or before x
+  if (run_end > run_begin) {  // the CTA of tile x is the last whose share begins
+                              // at or before x
     first_cta = static_cast<int>(((run_begin + 1) * ctas - 1) / total);
     last_cta = static_cast<int>((run_end * ctas - 1) / total);
     if (first_cta == last_cta) return;  // it has written the result
@@ -596,15 +629,17 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
 
 }  // namespace
 
-// ---- launchers --------------------------------------------------------------------------------------
+// ---- launchers
+// --------------------------------------------------------------------------------------
 
 namespace {
 
-// Rows per row tile: as few as hold all rows of the step, at most 64 (four warps of 16). With half-page
-// tiles there are only 32 keys for the warps to share, hence at least two warps along the rows.
+// Rows per row tile: as few as hold all rows of the step, at most four warps'
+// worth of 16. Head dims of half-page tiles take two warps for the columns,
+// hence two for the rows.
 int rows_per_tile(std::int64_t rows, std::int64_t head_dim) {
-  if (rows <= 16 && head_dim <= 128) return 16;
-  return rows <= 32 ? 32 : 64;
+  if (head_dim > 128) return 32;
+  return rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
 }
 
 // The launch's bounds are sane, so that nothing below overflows.
@@ -622,7 +657,8 @@ bool is_valid(const AttentionLaunch& launch) {
 }
 
 struct Workspace {
-  std::size_t shares, partial_state, partial_out, bytes;  // offsets from tiles_before, and the size of all
+  std::size_t shares, partial_state, partial_out,
+      bytes;  // offsets from tiles_before, and the size of all
 };
 
 Workspace lay_out(const AttentionLaunch& launch) {
@@ -687,7 +723,7 @@ cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream)
   const cudaError_t error = dispatch_dtype(launch.shape.dtype, [&]<typename T>() {
     return dispatch_int<64, 80, 96, 112, 128, 192, 256>(launch.shape.head_dim, [&]<int kHeadDim>() {
       return dispatch_int<16, 32, 64>(p.rows_per_tile, [&]<int kRows>() {
-        if constexpr (kRows == 16 && kHeadDim > 128) {
+        if constexpr (kHeadDim > 128 && kRows != 32) {
           return cudaErrorInvalidValue;  // see rows_per_tile
         } else {
           using Shape = Tiling<kHeadDim, kRows>;

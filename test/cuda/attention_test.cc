@@ -238,7 +238,7 @@ Expected expect(const Case& c) {
   const FlatPlan flat = flatten(c.plan());
   const std::int64_t rows = c.tokens * c.group;
   const std::int64_t tile_keys = c.shape.head_dim <= 128 ? 64 : 32;
-  const std::int64_t tile_rows = rows <= 16 && c.shape.head_dim <= 128 ? 16 : rows <= 32 ? 32 : 64;
+  const std::int64_t tile_rows = c.shape.head_dim > 128 || (rows > 16 && rows <= 32) ? 32 : rows <= 16 ? 16 : 64;
   std::int64_t tokens_read = 0;
   for (std::int64_t first = 0; first < rows; first += tile_rows) {
     for (std::size_t s = 0; s < flat.segments.size(); ++s) {
@@ -366,6 +366,18 @@ TEST(single_tokens_equal_the_definition) {
 // Short segments, as headers and fresh steps are.
 TEST(many_short_segments_equal_the_definition) {
   check_random({.max_tokens = 5, .max_group = 3, .max_kv_heads = 2, .max_segments = 40, .max_length = 20}, 200);
+}
+
+// More (row tile, segment) pairs than the plan counts in one round.
+TEST(plans_of_several_rounds_equal_the_definition) {
+  const Limits limits = {.max_tokens = 60, .max_group = 8, .max_kv_heads = 1, .max_segments = 40, .max_length = 20};
+  bool several = false;
+  for (std::uint64_t seed = 300; seed < 304; ++seed) {
+    const Case c = random_case(seed, head_dims().front(), Dtype::kBF16, limits);
+    several |= (c.tokens * c.group + 63) / 64 * static_cast<std::int64_t>(c.segments.size()) > 128;
+    check_case(c);
+  }
+  CHECK(several);
 }
 
 TEST(what_is_not_supported_is_refused) {
