@@ -505,7 +505,8 @@ export function difference(actual: ArrayLike<number>, expected: ArrayLike<number
   let error = 0
   let norm = 0
   for (let i = 0; i < expected.length; i++) {
-    const [a, b] = [actual[i]!, expected[i]!]
+    const a = actual[i]!
+    const b = expected[i]!
     if (a === b) {
       norm += Number.isFinite(b) ? b * b : 0
       continue
