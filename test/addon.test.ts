@@ -596,7 +596,7 @@ test('arguments are copied: changing or transferring them afterwards has no effe
     const stepping = native.step(model, own, [worker], null)
     spoil(worker.tokens)
     spoil(worker.bias!)
-    const [{ logits }] = (await stepping) as [{ logits: Float32Array }]
+    const logits = (await stepping)[0]!.logits
     const pass = native.beginPass(own, [passWorker(block)])
     const [k, v, q] = [floats(2 * kvSize, 1), floats(2 * kvSize, 2), floats(2 * qSize, 3)]
     const calls = [
@@ -610,9 +610,9 @@ test('arguments are copied: changing or transferring them afterwards has no effe
   }
   const expected = await run(() => {})
   expect(await run((array) => array.fill(7))).toEqual(expected)
-  expect(await run((array) => structuredClone(array, { transfer: [array.buffer] }))).toEqual(
-    expected,
-  )
+  const transfer = (array: Int32Array | Float32Array) =>
+    structuredClone(array, { transfer: [array.buffer as ArrayBuffer] })
+  expect(await run(transfer)).toEqual(expected)
 })
 
 test('JavaScript that runs while arguments are read can close what they name', async () => {
