@@ -59,7 +59,15 @@ HOGWILD_INLINE HalfVec load_bits(const void* from) {
   return v;
 }
 
-HOGWILD_INLINE Vec load(const Bf16* from) { return (Vec)(__builtin_convertvector(load_bits(from), BitVec) << 16); }
+HOGWILD_INLINE Vec load(const Bf16* from) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)load_bits(from)), 16);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)load_bits(from)), 16);
+#else
+  return (Vec)(__builtin_convertvector(load_bits(from), BitVec) << 16);
+#endif
+}
 
 HOGWILD_INLINE Vec load(const F16* from) {
 #if defined(__AVX512F__)
