@@ -48,7 +48,7 @@ let a: BlockHandle // tokens 1 2 3
 let b: BlockHandle // tokens 4 5
 
 beforeAll(async () => {
-  device = native.createDevice({ type: 'cpu', threads: 2, simd: '' })
+  device = native.createDevice({ type: 'cpu', threads: 2, simd: '', profile: true })
   model = await native.createModel(device, config, tensors, null)
   cache = newCache()
   a = native.createBlock(cache)
@@ -128,10 +128,11 @@ const ASYNCHRONOUS = new Set([
 /** For each function with parameters: arguments that work, none of them null. */
 const WORKING: Record<string, () => unknown[] | Promise<unknown[]>> = {
   setErrorClass: () => [HogwildError],
-  createDevice: () => [{ type: 'cpu', threads: 1, simd: 'baseline' }],
+  createDevice: () => [{ type: 'cpu', threads: 1, simd: 'baseline', profile: false }],
   deviceInfo: () => [device],
   deviceReadBandwidth: () => [device, 1 << 20],
-  deviceClose: () => [native.createDevice({ type: 'cpu', threads: 1, simd: '' })],
+  deviceProfile: () => [device],
+  deviceClose: () => [native.createDevice({ type: 'cpu', threads: 1, simd: '', profile: false })],
   createModel: () => [device, config, tensors, 'f32'],
   modelWeightBytes: () => [model],
   modelClose: async () => [await native.createModel(device, config, tensors, null)],
@@ -447,7 +448,7 @@ test('closed handles answer HOGWILD_CLOSED, and closing again does nothing', asy
   for (const call of onCache) expect([await outcome(call), call]).toEqual(['HOGWILD_CLOSED', call])
   native.passAbort(open)
 
-  const ownDevice = native.createDevice({ type: 'cpu', threads: 1, simd: '' })
+  const ownDevice = native.createDevice({ type: 'cpu', threads: 1, simd: '', profile: false })
   const onIt = native.createCache(ownDevice, cacheShape(config, 64))
   const itsBlock = native.createBlock(onIt)
   native.deviceClose(ownDevice)
@@ -467,7 +468,7 @@ test('closed handles answer HOGWILD_CLOSED, and closing again does nothing', asy
 })
 
 test('a model and a cache of different devices do not mix', async () => {
-  const other = native.createDevice({ type: 'cpu', threads: 1, simd: '' })
+  const other = native.createDevice({ type: 'cpu', threads: 1, simd: '', profile: false })
   const itsCache = native.createCache(other, cacheShape(config, 64))
   const block = native.createBlock(itsCache)
   expect(await outcome(() => native.step(model, itsCache, [stepWorker([block], [1])], null))).toBe(
@@ -647,7 +648,7 @@ test('JavaScript that runs while arguments are read can close what they name', a
 
 test('errors are of the registered class, with the message for people', () => {
   try {
-    native.createDevice({ type: 'tpu' as 'cpu', threads: 1, simd: '' })
+    native.createDevice({ type: 'tpu' as 'cpu', threads: 1, simd: '', profile: false })
     throw new Error('not refused')
   } catch (error) {
     expect(error).toBeInstanceOf(HogwildError)

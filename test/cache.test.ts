@@ -281,7 +281,7 @@ class Sequence {
 
 describe('random sequences of operations', () => {
   const SEQUENCES = 1000
-  const OPERATIONS = 11
+  const OPERATIONS = 16
   const batches = 10
 
   it.each(Array.from({ length: batches }, (_, i) => i))(
@@ -293,7 +293,7 @@ describe('random sequences of operations', () => {
       for (let i = 0; i < SEQUENCES / batches; i++) {
         const seed = 1 + batch * (SEQUENCES / batches) + i
         const random = new Random(seed)
-        const cache = openCache(random.pick([6, 12, 40]) * PAGE)
+        const cache = openCache(random.pick([4, 7, 40]) * PAGE)
         const sequence = new Sequence(cache, random)
         const done: string[] = []
         for (let op = 0; op < OPERATIONS; op++) {
