@@ -30,8 +30,7 @@ namespace {
 
 class ReadBandwidthTask : public PromiseTask {
  public:
-  ReadBandwidthTask(Napi::Env env, std::shared_ptr<Device> device, std::int64_t bytes)
-      : PromiseTask(env), device_(std::move(device)), bytes_(bytes) {}
+  ReadBandwidthTask(std::shared_ptr<Device> device, std::int64_t bytes) : device_(std::move(device)), bytes_(bytes) {}
 
  protected:
   void execute(const std::atomic<bool>&) override {
@@ -88,7 +87,7 @@ Napi::Value device_info(const Napi::CallbackInfo& info) {
 Napi::Value device_read_bandwidth(const Napi::CallbackInfo& info) {
   const auto device = Argument(info, 0, "device").handle<DeviceHandle>();
   const std::int64_t bytes = Argument(info, 1, "bytes").integer(1 << 16, std::int64_t{1} << 36);
-  return device->schedule(std::make_unique<ReadBandwidthTask>(info.Env(), device->open(), bytes));
+  return device->schedule(std::make_unique<ReadBandwidthTask>(device->open(), bytes));
 }
 
 Napi::Value device_close(const Napi::CallbackInfo& info) {
