@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { types } from 'node:util'
+import { inspect, types } from 'node:util'
 import ts from 'typescript'
 import { HogwildError } from '../lib/errors'
 import {
@@ -304,9 +304,7 @@ test('wrong values in any place are refused with a code, and nothing changes', a
         })
         calls++
         if (code !== 'HOGWILD_INVALID_ARGUMENT') {
-          wrongly.push(
-            `${path} = ${String(kindOf(value))} ${JSON.stringify(value)}: ${String(code)}`,
-          )
+          wrongly.push(`${path} = ${inspect(value)}: ${String(code)}`)
         }
         if (ASYNCHRONOUS.has(name) && !types.isPromise(returned)) wrongly.push(`${path} threw`)
       }
