@@ -473,7 +473,9 @@ describe('figures', () => {
       '--threads',
       '1',
     ]
-    const { code, stdout, stderr } = await hogwild('bench', '--model', model, ...sizes, '--json')
+    const { code, stdout, stderr } = await hogwild(
+      ...['bench', '--model', model, ...sizes, '--profile', '--json'],
+    )
     expect(stderr).toBe('')
     expect(code).toBe(0)
     const report = JSON.parse(stdout)
@@ -481,7 +483,11 @@ describe('figures', () => {
     expect(report.read_gb_per_s).toBeGreaterThan(0)
     expect(report.runs.map(({ workers }: { workers: number }) => workers)).toEqual([1, 3])
     for (const run of report.runs) {
-      for (const value of Object.values(run)) expect(value).toBeGreaterThanOrEqual(0)
+      const { profile, ...figures } = run
+      for (const value of Object.values(figures)) expect(value).toBeGreaterThanOrEqual(0)
+      const share = profile.reduce((sum: number, op: { share: number }) => sum + op.share, 0)
+      expect(share).toBeCloseTo(1, 2)
+      expect(profile.map(({ op }: { op: string }) => op)).toContain('attention')
       const perSecond = (run.workers * 1e3) / run.step_ms
       expect(run.decode_tokens_per_s / perSecond).toBeCloseTo(1, 1)
     }

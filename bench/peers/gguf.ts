@@ -3,23 +3,10 @@
 // runs on token ids.
 
 import { createWriteStream } from 'node:fs'
-import { open, readFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { open } from 'node:fs/promises'
 import { pipeline } from 'node:stream/promises'
+import { type ModelConfig, readConfig } from '../../lib/config'
 import { readTensors, type TensorEntry } from '../../lib/safetensors'
-
-interface LlamaConfig {
-  vocab_size: number
-  hidden_size: number
-  intermediate_size: number
-  num_hidden_layers: number
-  num_attention_heads: number
-  num_key_value_heads: number
-  head_dim: number
-  max_position_embeddings: number
-  rms_norm_eps: number
-  rope_theta: number
-}
 
 /** A value of the metadata with its type; the numbers are GGUF's own. */
 type Value =
@@ -67,13 +54,16 @@ const OTHER_NAMES: Record<string, string> = {
 
 /** Writes `folder`, a Llama whose tensors are BF16, to the file `path`. */
 export async function writeGguf(folder: string, path: string): Promise<void> {
-  const config = JSON.parse(await readFile(join(folder, 'config.json'), 'utf8')) as LlamaConfig
+  const config = await readConfig(folder)
+  if (config.architecture !== 'LlamaForCausalLM' || config.rope.type !== 'default') {
+    throw new Error(`${folder}: expected a Llama without scaled positions`)
+  }
   const entries = await readTensors(folder)
   const tensors = [...entries.values()].map((entry) => toTensor(entry, config))
   await pipeline(() => serialize(metadataOf(config), tensors), createWriteStream(path))
 }
 
-function toTensor(entry: TensorEntry, config: LlamaConfig): Tensor {
+function toTensor(entry: TensorEntry, config: ModelConfig): Tensor {
   const { name, shape, dtype } = entry
   if (dtype !== 'BF16') throw new Error(`${name}: expected BF16, found ${dtype}`)
   const [, layer, part] = /^model\.layers\.(\d+)\.(.+)$/.exec(name) ?? []
@@ -90,8 +80,8 @@ function toTensor(entry: TensorEntry, config: LlamaConfig): Tensor {
     async read() {
       const data = await readData(entry, 2 * elements)
       if (type === 'F32') return toFloat32(data)
-      if (part === 'self_attn.q_proj.weight') return interleave(data, config.head_dim)
-      if (part === 'self_attn.k_proj.weight') return interleave(data, config.head_dim)
+      if (part === 'self_attn.q_proj.weight') return interleave(data, config.headDim)
+      if (part === 'self_attn.k_proj.weight') return interleave(data, config.headDim)
       return data
     },
   }
@@ -128,22 +118,22 @@ function toFloat32(data: Buffer): Buffer {
   return wide
 }
 
-function metadataOf(config: LlamaConfig): [string, Value][] {
-  const { tokens, types } = vocabulary(config.vocab_size)
+function metadataOf(config: ModelConfig): [string, Value][] {
+  const { tokens, types } = vocabulary(config.vocabSize)
   return [
     ['general.architecture', string('llama')],
     ['general.name', string('random Llama')],
     ['general.alignment', uint32(ALIGNMENT)],
-    ['llama.vocab_size', uint32(config.vocab_size)],
-    ['llama.context_length', uint32(config.max_position_embeddings)],
-    ['llama.embedding_length', uint32(config.hidden_size)],
-    ['llama.block_count', uint32(config.num_hidden_layers)],
-    ['llama.feed_forward_length', uint32(config.intermediate_size)],
-    ['llama.attention.head_count', uint32(config.num_attention_heads)],
-    ['llama.attention.head_count_kv', uint32(config.num_key_value_heads)],
-    ['llama.attention.layer_norm_rms_epsilon', float32(config.rms_norm_eps)],
-    ['llama.rope.dimension_count', uint32(config.head_dim)],
-    ['llama.rope.freq_base', float32(config.rope_theta)],
+    ['llama.vocab_size', uint32(config.vocabSize)],
+    ['llama.context_length', uint32(config.maxPositions ?? 0)],
+    ['llama.embedding_length', uint32(config.hiddenSize)],
+    ['llama.block_count', uint32(config.layers)],
+    ['llama.feed_forward_length', uint32(config.intermediateSize)],
+    ['llama.attention.head_count', uint32(config.queryHeads)],
+    ['llama.attention.head_count_kv', uint32(config.kvHeads)],
+    ['llama.attention.layer_norm_rms_epsilon', float32(config.rmsNormEps)],
+    ['llama.rope.dimension_count', uint32(config.headDim)],
+    ['llama.rope.freq_base', float32(config.rope.theta)],
     ['tokenizer.ggml.model', string('llama')],
     ['tokenizer.ggml.tokens', { type: 'array', of: 'string', values: tokens }],
     ['tokenizer.ggml.scores', { type: 'array', of: 'float32', values: tokens.map(() => 0) }],
@@ -159,6 +149,8 @@ function vocabulary(size: number): { tokens: string[]; types: number[] } {
   const special = ['<unk>', '<s>', '</s>']
   const byte = (value: number) => `<0x${value.toString(16).toUpperCase().padStart(2, '0')}>`
   const bytes = Array.from({ length: 256 }, (_, value) => byte(value))
+  if (size < special.length + bytes.length)
+    throw new Error(`no vocabulary of ${size} has all bytes`)
   const words = Array.from({ length: size - special.length - bytes.length }, (_, i) => `word${i}`)
   const types = [
     ...[TOKEN.unknown, TOKEN.control, TOKEN.control],
