@@ -4,11 +4,12 @@ import { HogwildError } from './errors'
 import {
   type DeviceHandle,
   type NativeDeviceInfo,
+  type NativeOpProfile,
   type NativeProbe,
   native,
   type SimdLevel,
 } from './native'
-import { checkInteger, checkObject, checkOneOf, invalid } from './validate'
+import { checkBoolean, checkInteger, checkObject, checkOneOf, invalid } from './validate'
 
 export type DeviceType = 'cpu' | 'cuda'
 
@@ -19,10 +20,18 @@ export interface DeviceOptions {
   threads?: number | undefined
   /** SIMD level of the CPU's kernels; default: the best that the processor has. */
   simd?: SimdLevel | undefined
+  /** Whether it measures its ops, for `takeProfile`; default false. */
+  profile?: boolean | undefined
 }
 
 /** What a device is: its type, the processor or card, the SIMD level in use, the threads that compute. */
 export type DeviceInfo = NativeDeviceInfo
+
+/**
+ * One kind of op: its calls, their wall time in seconds, and the bytes that come from memory or go there
+ * (weights, keys and values, sampled logits). Matrix products are told apart by their sizes.
+ */
+export type OpProfile = NativeOpProfile
 
 /** What this build and this machine offer; see `probe`. */
 export type Probe = NativeProbe
@@ -46,11 +55,12 @@ export function createDevice(options: DeviceOptions = {}): Device {
   if (options.threads !== undefined) checkInteger(threads, 'options.threads', 1, 1024)
   const simd = options.simd ?? ''
   if (options.simd !== undefined) checkOneOf(simd, 'options.simd', SIMD_LEVELS)
+  const profile = checkBoolean(options.profile ?? false, 'options.profile')
   if (type === 'cuda') {
     const { reason } = native.probe().cuda
     throw new HogwildError(`device 'cuda' cannot be used: ${reason}`, 'HOGWILD_UNSUPPORTED')
   }
-  return new Device(native.createDevice({ type: 'cpu', threads, simd }))
+  return new Device(native.createDevice({ type: 'cpu', threads, simd, profile }))
 }
 
 /** What computes. Calls of all models and caches on one device run one after another, off the JS thread. */
@@ -73,6 +83,14 @@ export class Device {
   async readBandwidth(bytes: number = 2 ** 28): Promise<number> {
     checkInteger(bytes, 'bytes', 2 ** 16, 2 ** 36)
     return native.deviceReadBandwidth(this.handle, bytes)
+  }
+
+  /**
+   * What its ops took since the last call, the most time first. Throws HOGWILD_INVALID_ARGUMENT on a
+   * device made without `profile`, HOGWILD_BUSY while the device computes.
+   */
+  takeProfile(): OpProfile[] {
+    return native.deviceProfile(this.handle)
   }
 
   get closed(): boolean {

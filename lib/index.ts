@@ -23,6 +23,7 @@ export {
   type DeviceInfo,
   type DeviceOptions,
   type DeviceType,
+  type OpProfile,
   type Probe,
   probe,
 } from './device'

@@ -16,6 +16,7 @@ import {
   checkInstance,
   checkObject,
   checkOneOf,
+  checkSignal,
   checkString,
   checkTokens,
   invalid,
@@ -164,7 +165,7 @@ export class Model {
    */
   async step(workers: readonly StepWorker[], options: StepOptions = {}): Promise<StepOutput[]> {
     const model = this.#open()
-    const { signal } = checkObject(options, 'options') as StepOptions
+    const signal = checkSignal(checkObject(options, 'options').signal, 'options.signal')
     const list = checkArray(workers, 'workers') as StepWorker[]
     const cache = list[0]?.view?.blocks?.[0]?.cache
     if (cache === undefined) {

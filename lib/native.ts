@@ -39,6 +39,14 @@ export interface NativeDeviceInfo {
   threads: number
 }
 
+/** See native/device/profile_device.h. */
+export interface NativeOpProfile {
+  op: string
+  calls: number
+  seconds: number
+  bytes: number
+}
+
 /** See native/cache/kv_cache.h. */
 export interface NativeCacheShape {
   layers: number
@@ -136,10 +144,18 @@ export interface NativeBinding {
   setErrorClass(errorClass: new (message: string, code: never) => Error): void
   probe(): NativeProbe
 
-  createDevice(options: { type: 'cpu'; threads: number; simd: string }): DeviceHandle
+  /** profile: the device measures its ops, for `deviceProfile`. */
+  createDevice(options: {
+    type: 'cpu'
+    threads: number
+    simd: string
+    profile: boolean
+  }): DeviceHandle
   deviceInfo(device: DeviceHandle): NativeDeviceInfo
   /** Bytes per second, all threads of the device, over a buffer of `bytes`. */
   deviceReadBandwidth(device: DeviceHandle, bytes: number): Promise<number>
+  /** Since the last call, the most time first. Refused with HOGWILD_BUSY while the device computes. */
+  deviceProfile(device: DeviceHandle): NativeOpProfile[]
   deviceClose(device: DeviceHandle): void
 
   createModel(
@@ -153,10 +169,11 @@ export interface NativeBinding {
 
   createCache(device: DeviceHandle, shape: NativeCacheShape): CacheHandle
   cacheStats(cache: CacheHandle): NativeCacheStats
-  /** Frees the pool once no step uses it; its blocks are closed with it. */
+  /** Frees the pool once no step or pass uses it; its blocks are closed with it. */
   cacheClose(cache: CacheHandle): void
 
   createBlock(cache: CacheHandle): BlockHandle
+  /** While a step runs, this and `blockTokens` answer as before it; all else on the cache is refused. */
   blockLength(block: BlockHandle): number
   blockTokens(block: BlockHandle): Int32Array
   blockSegments(block: BlockHandle): NativeSegment[]
@@ -166,9 +183,17 @@ export interface NativeBinding {
   blockForget(block: BlockHandle, begin: number, end: number): void
   blockClear(block: BlockHandle): void
   blockFork(block: BlockHandle): BlockHandle
-  blockCompact(block: BlockHandle): Promise<{ segmentsBefore: number; segmentsAfter: number; tokensMoved: number }>
-  /** Keys as stored, values, and the position each key was rotated at. */
-  blockRead(block: BlockHandle, layer: number): { k: Float32Array; v: Float32Array; rotatedAt: Float64Array }
+  blockCompact(
+    block: BlockHandle,
+  ): Promise<{ segmentsBefore: number; segmentsAfter: number; tokensMoved: number }>
+  /**
+   * Keys as stored, values, and the position each key was rotated at. Runs at once, so it is refused with
+   * HOGWILD_BUSY while the device computes, for whatever cache.
+   */
+  blockRead(
+    block: BlockHandle,
+    layer: number,
+  ): { k: Float32Array; v: Float32Array; rotatedAt: Float64Array }
   blockClose(block: BlockHandle): void
 
   createCancel(): CancelHandle
@@ -184,7 +209,10 @@ export interface NativeBinding {
 
   /** Reserves room for the new tokens and plans the step; the cache is busy until commit or abort. */
   beginPass(cache: CacheHandle, workers: NativePassWorker[]): PassHandle
-  /** k, v: [T, Hkv, D], keys before RoPE; T: new tokens of all workers, worker after worker. */
+  /**
+   * k, v: [T, Hkv, D], keys before RoPE; T: new tokens of all workers, worker after worker. Calls of a pass
+   * run in the order in which they were made; `passAttend` expects its layer to be appended.
+   */
   passAppend(pass: PassHandle, layer: number, k: Float32Array, v: Float32Array): Promise<void>
   /** q: [T, Hq, D] before RoPE. Resolves to out [T, Hq, D] and, if asked for, lse [T, Hq]. */
   passAttend(
@@ -195,17 +223,26 @@ export interface NativeBinding {
     scale: number,
     wantLse: boolean,
   ): Promise<{ out: Float32Array; lse: Float32Array | null }>
+  /** Refused with HOGWILD_BUSY while calls of the pass are under way. */
   passCommit(pass: PassHandle): void
+  /** Takes effect once the calls under way have ended. A pass that is collected is aborted. */
   passAbort(pass: PassHandle): void
 
   /** Single ops on host arrays, for tests and benchmarks. See native/addon/ops.cc. */
   ops: NativeOps
 }
 
-/** Each runs synchronously on the calling thread's device handle and returns fresh arrays. */
+/** Each runs at once and returns fresh arrays; refused with HOGWILD_BUSY while the device computes. */
 export interface NativeOps {
   /** table: raw little-endian elements of `dtype`, [rows, cols]. */
-  embedding(device: DeviceHandle, tokens: Int32Array, table: Uint8Array, dtype: Dtype, cols: number, scale: number): Float32Array
+  embedding(
+    device: DeviceHandle,
+    tokens: Int32Array,
+    table: Uint8Array,
+    dtype: Dtype,
+    cols: number,
+    scale: number,
+  ): Float32Array
   rmsNorm(device: DeviceHandle, x: Float32Array, weight: Float32Array, eps: number): Float32Array
   /** weights: one to three of [n_i, k] as raw bytes of `dtype`; x: [rows, k]. */
   matmul(
@@ -214,7 +251,12 @@ export interface NativeOps {
     rows: number,
     weights: { data: Uint8Array; dtype: Dtype; bias: Float32Array | null }[],
   ): Float32Array[]
-  gatedActivation(device: DeviceHandle, gate: Float32Array, up: Float32Array, activation: 'silu' | 'gelu_tanh'): Float32Array
+  gatedActivation(
+    device: DeviceHandle,
+    gate: Float32Array,
+    up: Float32Array,
+    activation: 'silu' | 'gelu_tanh',
+  ): Float32Array
   sample(
     device: DeviceHandle,
     logits: Float32Array,

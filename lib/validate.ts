@@ -83,6 +83,16 @@ export function checkOneOf<const T extends string>(
   return value as T
 }
 
+/** Duck-typed, since realms have classes of their own. */
+export function checkSignal(value: unknown, name: string): AbortSignal | undefined {
+  if (value === undefined) return undefined
+  const signal = value as Partial<AbortSignal> | null
+  if (typeof signal?.aborted !== 'boolean' || typeof signal.addEventListener !== 'function') {
+    throw invalid(name, 'an AbortSignal', value)
+  }
+  return signal as AbortSignal
+}
+
 /** A plain object: not null, not an array. */
 export function checkObject(
   value: unknown,

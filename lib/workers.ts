@@ -16,6 +16,7 @@ import {
   checkInteger,
   checkObject,
   checkOneOf,
+  checkSignal,
   checkString,
   checkTokens,
   invalid,
@@ -187,6 +188,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
       throw invalid('options.turnEnds', `absent in layout '${this.#layout}'`, turnEnds)
     }
     checkMaxTokens(options.maxTokens, 'options.maxTokens')
+    checkSignal(options.signal, 'options.signal')
     this.#stopTokens = new Set(
       checkTokens(
         options.stopTokens ?? tokenizer?.eosTokenIds ?? eosTokenIds,

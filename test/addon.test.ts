@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { types } from 'node:util'
+import { inspect, types } from 'node:util'
 import ts from 'typescript'
 import { HogwildError } from '../lib/errors'
 import {
@@ -48,7 +48,7 @@ let a: BlockHandle // tokens 1 2 3
 let b: BlockHandle // tokens 4 5
 
 beforeAll(async () => {
-  device = native.createDevice({ type: 'cpu', threads: 2, simd: '' })
+  device = native.createDevice({ type: 'cpu', threads: 2, simd: '', profile: true })
   model = await native.createModel(device, config, tensors, null)
   cache = newCache()
   a = native.createBlock(cache)
@@ -128,10 +128,11 @@ const ASYNCHRONOUS = new Set([
 /** For each function with parameters: arguments that work, none of them null. */
 const WORKING: Record<string, () => unknown[] | Promise<unknown[]>> = {
   setErrorClass: () => [HogwildError],
-  createDevice: () => [{ type: 'cpu', threads: 1, simd: 'baseline' }],
+  createDevice: () => [{ type: 'cpu', threads: 1, simd: 'baseline', profile: false }],
   deviceInfo: () => [device],
   deviceReadBandwidth: () => [device, 1 << 20],
-  deviceClose: () => [native.createDevice({ type: 'cpu', threads: 1, simd: '' })],
+  deviceProfile: () => [device],
+  deviceClose: () => [native.createDevice({ type: 'cpu', threads: 1, simd: '', profile: false })],
   createModel: () => [device, config, tensors, 'f32'],
   modelWeightBytes: () => [model],
   modelClose: async () => [await native.createModel(device, config, tensors, null)],
@@ -303,9 +304,7 @@ test('wrong values in any place are refused with a code, and nothing changes', a
         })
         calls++
         if (code !== 'HOGWILD_INVALID_ARGUMENT') {
-          wrongly.push(
-            `${path} = ${String(kindOf(value))} ${JSON.stringify(value)}: ${String(code)}`,
-          )
+          wrongly.push(`${path} = ${inspect(value)}: ${String(code)}`)
         }
         if (ASYNCHRONOUS.has(name) && !types.isPromise(returned)) wrongly.push(`${path} threw`)
       }
@@ -447,7 +446,7 @@ test('closed handles answer HOGWILD_CLOSED, and closing again does nothing', asy
   for (const call of onCache) expect([await outcome(call), call]).toEqual(['HOGWILD_CLOSED', call])
   native.passAbort(open)
 
-  const ownDevice = native.createDevice({ type: 'cpu', threads: 1, simd: '' })
+  const ownDevice = native.createDevice({ type: 'cpu', threads: 1, simd: '', profile: false })
   const onIt = native.createCache(ownDevice, cacheShape(config, 64))
   const itsBlock = native.createBlock(onIt)
   native.deviceClose(ownDevice)
@@ -467,7 +466,7 @@ test('closed handles answer HOGWILD_CLOSED, and closing again does nothing', asy
 })
 
 test('a model and a cache of different devices do not mix', async () => {
-  const other = native.createDevice({ type: 'cpu', threads: 1, simd: '' })
+  const other = native.createDevice({ type: 'cpu', threads: 1, simd: '', profile: false })
   const itsCache = native.createCache(other, cacheShape(config, 64))
   const block = native.createBlock(itsCache)
   expect(await outcome(() => native.step(model, itsCache, [stepWorker([block], [1])], null))).toBe(
@@ -596,7 +595,7 @@ test('arguments are copied: changing or transferring them afterwards has no effe
     const stepping = native.step(model, own, [worker], null)
     spoil(worker.tokens)
     spoil(worker.bias!)
-    const [{ logits }] = (await stepping) as [{ logits: Float32Array }]
+    const logits = (await stepping)[0]!.logits
     const pass = native.beginPass(own, [passWorker(block)])
     const [k, v, q] = [floats(2 * kvSize, 1), floats(2 * kvSize, 2), floats(2 * qSize, 3)]
     const calls = [
@@ -610,9 +609,9 @@ test('arguments are copied: changing or transferring them afterwards has no effe
   }
   const expected = await run(() => {})
   expect(await run((array) => array.fill(7))).toEqual(expected)
-  expect(await run((array) => structuredClone(array, { transfer: [array.buffer] }))).toEqual(
-    expected,
-  )
+  const transfer = (array: Int32Array | Float32Array) =>
+    structuredClone(array, { transfer: [array.buffer as ArrayBuffer] })
+  expect(await run(transfer)).toEqual(expected)
 })
 
 test('JavaScript that runs while arguments are read can close what they name', async () => {
@@ -647,7 +646,7 @@ test('JavaScript that runs while arguments are read can close what they name', a
 
 test('errors are of the registered class, with the message for people', () => {
   try {
-    native.createDevice({ type: 'tpu' as 'cpu', threads: 1, simd: '' })
+    native.createDevice({ type: 'tpu' as 'cpu', threads: 1, simd: '', profile: false })
     throw new Error('not refused')
   } catch (error) {
     expect(error).toBeInstanceOf(HogwildError)

@@ -1,6 +1,7 @@
 // Block operations against lists of tokens: whatever is done to blocks, they hold the tokens, keys and
 // values that the same operations on arrays give, and a step sees exactly those.
 
+import { createHash } from 'node:crypto'
 import {
   type Block,
   type Cache,
@@ -33,6 +34,8 @@ const options = {
   hiddenSize: 8,
   intermediateSize: 8,
   vocabSize: 17,
+  queryHeads: 2,
+  kvHeads: 2,
   headDim: 8,
 }
 
@@ -67,36 +70,41 @@ function expectContents({ block, expected }: Twin, what: string): void {
   for (let layer = 0; layer < reference.layers; layer++) {
     const { k, v, rotatedAt } = block.read(layer)
     expect(rotatedAt).toHaveLength(expected.length)
+    const keys: number[] = []
+    const before: number[] = []
+    const values: number[] = []
     expected.forEach((token, i) => {
-      const place = `${what}, layer ${layer}, token ${i}`
       const stored = Float64Array.from(k.subarray(i * width, (i + 1) * width))
-      const key = rotate(stored, headDim, -rotatedAt[i]!, reference.rope)
-      expectClose(key, token.k[layer]!, 1e-4, `${place}, key`)
-      expectClose(v.subarray(i * width, (i + 1) * width), token.v[layer]!, 1e-4, `${place}, value`)
+      keys.push(...rotate(stored, headDim, -rotatedAt[i]!, reference.rope))
+      before.push(...token.k[layer]!)
+      values.push(...token.v[layer]!)
     })
+    expectClose(keys, before, 1e-4, `${what}, layer ${layer}, keys`)
+    expectClose(v, values, 1e-4, `${what}, layer ${layer}, values`)
   }
 }
 
 function expectTokens({ block, expected }: Twin, what: string): void {
-  const ids = expected.map(({ id }) => id)
-  expect([what, block.length, ...block.tokens()]).toEqual([what, ids.length, ...ids])
+  const ids = expected.map(({ id }) => id).join()
   const inSegments = block.segments.reduce((sum, { length }) => sum + length, 0)
-  expect([what, inSegments]).toEqual([what, ids.length])
+  if (block.tokens().join() !== ids || block.length !== expected.length) {
+    throw new Error(`${what}: holds [${block.tokens()}], not [${ids}]`)
+  }
+  if (inSegments !== expected.length) throw new Error(`${what}: ${inSegments} tokens in segments`)
 }
 
-/** Everything about a cache and some of its blocks that a call could change. */
+/** Everything about a cache and some of its blocks that a call could change: a description and a hash of the bytes. */
 function dump(cache: Cache, blocks: readonly Block[]): string {
   const { peakPages: _, ...stats } = cache.stats
-  const contents = blocks.map((block) => ({
-    length: block.length,
-    segments: block.segments,
-    tokens: [...block.tokens()],
-    layers: Array.from({ length: cache.shape.layers }, (_, layer) => {
+  const bytes = createHash('sha1')
+  const described = blocks.map((block) => {
+    for (let layer = 0; layer < cache.shape.layers; layer++) {
       const { k, v, rotatedAt } = block.read(layer)
-      return [k, v, rotatedAt].map((array) => Buffer.from(array.buffer).toString('base64'))
-    }),
-  }))
-  return JSON.stringify({ stats, contents })
+      for (const array of [k, v, rotatedAt]) bytes.update(new Uint8Array(array.buffer))
+    }
+    return { length: block.length, segments: block.segments, tokens: [...block.tokens()] }
+  })
+  return JSON.stringify({ stats, described, bytes: bytes.digest('hex') })
 }
 
 // ---- random operations ----------------------------------------------------------------------------
@@ -125,7 +133,7 @@ class Sequence {
 
   /** Lengths at and beside page boundaries, and short ones. */
   private count(): number {
-    return this.random.chance(0.25)
+    return this.random.chance(0.1)
       ? this.random.pick([PAGE - 2, PAGE - 1, PAGE, PAGE + 1])
       : this.random.int(1, 5)
   }
@@ -141,12 +149,12 @@ class Sequence {
     const block = this.pick()
     const source = this.pick()
     const { length } = block.expected
-    const fits = length + source.expected.length <= 4 * PAGE
+    const fits = length + source.expected.length <= 3 * PAGE
     const draw = random.next()
     if (draw < 0.4 || length === 0) {
       const targets = random.shuffle(this.blocks).slice(0, random.int(1, 3))
       const workers = targets.map((writeTo): TwinWorker => {
-        const others = Array.from({ length: random.int(0, 3) }, () => this.pick())
+        const others = Array.from({ length: random.int(0, 2) }, () => this.pick())
         const view = random.shuffle([writeTo, ...others])
         return { view, writeTo, tokens: random.tokens(this.count(), reference.vocabSize) }
       })
@@ -273,36 +281,40 @@ class Sequence {
 
 describe('random sequences of operations', () => {
   const SEQUENCES = 1000
-  const OPERATIONS = 12
+  const OPERATIONS = 16
   const batches = 10
 
-  it.each(Array.from({ length: batches }, (_, i) => i))('batch %i', async (batch) => {
-    let operations = 0
-    let steps = 0
-    let refused = 0
-    for (let i = 0; i < SEQUENCES / batches; i++) {
-      const seed = 1 + batch * (SEQUENCES / batches) + i
-      const random = new Random(seed)
-      const cache = openCache(random.pick([6, 12, 40]) * PAGE)
-      const sequence = new Sequence(cache, random)
-      const done: string[] = []
-      for (let op = 0; op < OPERATIONS; op++) {
-        done.push(await sequence.next(`seed ${seed} after [${done.join(', ')}]`))
+  it.each(Array.from({ length: batches }, (_, i) => i))(
+    'batch %i',
+    async (batch) => {
+      let operations = 0
+      let steps = 0
+      let refused = 0
+      for (let i = 0; i < SEQUENCES / batches; i++) {
+        const seed = 1 + batch * (SEQUENCES / batches) + i
+        const random = new Random(seed)
+        const cache = openCache(random.pick([4, 7, 40]) * PAGE)
+        const sequence = new Sequence(cache, random)
+        const done: string[] = []
+        for (let op = 0; op < OPERATIONS; op++) {
+          done.push(await sequence.next(`seed ${seed} after [${done.join(', ')}]`))
+        }
+        for (const each of sequence.blocks) expectContents(each, `seed ${seed}: ${done.join(', ')}`)
+        operations += done.length
+        steps += sequence.steps
+        refused += sequence.refused
+        for (const { block } of sequence.blocks) block.close()
+        const { pages, freePages } = cache.stats
+        expect([seed, freePages]).toEqual([seed, pages])
+        await cache.close()
       }
-      for (const each of sequence.blocks) expectContents(each, `seed ${seed}: ${done.join(', ')}`)
-      operations += done.length
-      steps += sequence.steps
-      refused += sequence.refused
-      for (const { block } of sequence.blocks) block.close()
-      const { pages, freePages } = cache.stats
-      expect([seed, freePages]).toEqual([seed, pages])
-      await cache.close()
-    }
-    process.stdout.write(
-      `batch ${batch}: ${operations} operations, ${steps} of them steps, ${refused} refused\n`,
-    )
-    expect(steps).toBeGreaterThan(operations / 10)
-  })
+      process.stdout.write(
+        `batch ${batch}: ${operations} operations, ${steps} of them steps, ${refused} refused\n`,
+      )
+      expect(steps).toBeGreaterThan(operations / 10)
+    },
+    300_000,
+  )
 })
 
 // ---- page boundaries ------------------------------------------------------------------------------
@@ -442,9 +454,9 @@ describe('compact', () => {
     return block
   }
 
-  // Relative to the norm of the pair that is turned: one rounding of the result, and for f32 those of
-  // the two products and of sine and cosine too.
-  const errors = { f32: 4 * 2 ** -24, f16: 2 ** -11 * 1.01, bf16: 2 ** -8 * 1.01 }
+  // What `compact` states, relative to the norm of the pair that is turned: half a unit in the last
+  // place, and for f32 the roundings of products, sine and cosine as well.
+  const errors = { f32: 2 ** -22, f16: 2 ** -11, bf16: 2 ** -8 }
 
   it.each(['f32', 'f16', 'bf16'] as const)(
     'turns %s keys once and copies values',
@@ -502,9 +514,9 @@ describe('compact', () => {
     const cache = openCache(2000)
     const block = await fragmented(cache)
     const copy = block.fork()
-    const before = JSON.parse(dump(cache, [copy])).contents
+    const { described, bytes } = JSON.parse(dump(cache, [copy]))
     await block.compact()
-    expect(JSON.parse(dump(cache, [copy])).contents).toEqual(before)
+    expect(JSON.parse(dump(cache, [copy]))).toMatchObject({ described, bytes })
     const [a, b] = await model.step(
       [block, copy].map((each) => ({
         view: { blocks: [each] },
@@ -772,11 +784,11 @@ describe('a refused call leaves the cache byte for byte as it was', () => {
       ['clear', () => block.clear()],
       ['compact', () => other.compact()],
       ['read', () => other.read(0)],
-      ['tokens', () => other.tokens()],
       ['segments', () => other.segments],
     ]
     const codes = await Promise.all(busy.map(async ([name, call]) => [name, await codeOf(call)]))
-    expect(block.length).toBe(0)
+    // What one may ask for is as it was before the step.
+    expect([block.length, [...block.tokens()], [...other.tokens()]]).toEqual([0, [], [1, 2, 3]])
     const { logits } = await running
     expect(codes).toEqual(busy.map(([name]) => [name, 'HOGWILD_BUSY']))
     expect([block.length, other.length]).toEqual([tokens.length, 3])

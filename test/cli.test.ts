@@ -153,6 +153,64 @@ describe('demo', () => {
   })
 })
 
+// A terminal of util-linux's `script`, where there is one.
+const terminal = process.platform === 'linux' && existsSync('/usr/bin/script')
+
+;(terminal ? describe : describe.skip)('demo in a terminal', () => {
+  const SHOW_CURSOR = `${ESCAPE}[?25h`
+
+  /** Presses the keys, each when its text has appeared. */
+  async function play(columns: number, environment: NodeJS.ProcessEnv, keys: [RegExp, string][]) {
+    const command = `stty cols ${columns} rows 30; exec "${process.execPath}" "${main}" demo --pace 30`
+    const child = spawn('/usr/bin/script', ['-qfec', command, '/dev/null'], {
+      env: { ...process.env, TERM: 'xterm', ...environment },
+    })
+    let output = ''
+    child.stdout.on('data', (chunk) => {
+      output += chunk
+      const [next] = keys
+      if (next?.[0].test(output)) {
+        child.stdin.write(next[1])
+        keys.shift()
+      }
+    })
+    const code = await new Promise((resolve) => child.on('close', resolve))
+    return { code, output }
+  }
+
+  test('draws in place, in colour, and shows the cursor again', async () => {
+    const { code, output } = await play(100, { NO_COLOR: undefined, FORCE_COLOR: '1' }, [])
+    expect(code).toBe(0)
+    expect(output).toContain(`${ESCAPE}[36m`)
+    expect(output).toContain('keys: 1-4')
+    expect(output.lastIndexOf(SHOW_CURSOR)).toBeGreaterThan(output.lastIndexOf(`${ESCAPE}[J`))
+    expect(output.lastIndexOf('workers  shared')).toBeGreaterThan(output.lastIndexOf(SHOW_CURSOR))
+  })
+
+  test('keys stop a worker and quit', async () => {
+    const { code, output } = await play(100, {}, [
+      [/B=h/, '2'],
+      [/Bob is taken away/, 'q'],
+    ])
+    expect(code).toBe(0)
+    expect(output).toMatch(/B=h\w*#/)
+    expect(output.trimEnd().endsWith(SHOW_CURSOR)).toBe(true)
+  })
+
+  test('Ctrl-C: exit code 130 and a terminal as it was', async () => {
+    const { code, output } = await play(100, {}, [[/A=m/, '\x03']])
+    expect(code).toBe(130)
+    expect(output.trimEnd().endsWith(SHOW_CURSOR)).toBe(true)
+  })
+
+  test('plain lines where it is narrow, no colour where NO_COLOR is set', async () => {
+    const { code, output } = await play(50, { NO_COLOR: '1', FORCE_COLOR: undefined }, [])
+    expect(code).toBe(0)
+    expect(output).toMatch(/step +\d+ {2}Alice A=many/)
+    expect(output).not.toContain(ESCAPE)
+  })
+})
+
 describe("the demo's task", () => {
   const written = (text: string, start = 0): WrittenToken[] =>
     (text.match(/Alice|Bob|Carol|Dave|./g) ?? []).map((part, index) => ({
@@ -415,7 +473,9 @@ describe('figures', () => {
       '--threads',
       '1',
     ]
-    const { code, stdout, stderr } = await hogwild('bench', '--model', model, ...sizes, '--json')
+    const { code, stdout, stderr } = await hogwild(
+      ...['bench', '--model', model, ...sizes, '--profile', '--json'],
+    )
     expect(stderr).toBe('')
     expect(code).toBe(0)
     const report = JSON.parse(stdout)
@@ -423,7 +483,11 @@ describe('figures', () => {
     expect(report.read_gb_per_s).toBeGreaterThan(0)
     expect(report.runs.map(({ workers }: { workers: number }) => workers)).toEqual([1, 3])
     for (const run of report.runs) {
-      for (const value of Object.values(run)) expect(value).toBeGreaterThanOrEqual(0)
+      const { profile, ...figures } = run
+      for (const value of Object.values(figures)) expect(value).toBeGreaterThanOrEqual(0)
+      const share = profile.reduce((sum: number, op: { share: number }) => sum + op.share, 0)
+      expect(share).toBeCloseTo(1, 2)
+      expect(profile.map(({ op }: { op: string }) => op)).toContain('attention')
       const perSecond = (run.workers * 1e3) / run.step_ms
       expect(run.decode_tokens_per_s / perSecond).toBeCloseTo(1, 1)
     }

@@ -1,91 +1,131 @@
-// The demo's workers: the same tokens from the package as from the float64 reference.
+// The demo model: the same tokens from the CPU device as from the float64 reference, worker by worker
+// and step by step, and the words that were asked for.
 
-import { loadTokenizer } from '../lib'
-import { createTask, type WrittenToken } from '../lib/cli/demo/task'
-import { DemoModel, type Disturbances, demoModelFolder, finishTask } from '../lib/cli/demo/team'
-import { randomStarts, wordTasks } from '../lib/cli/eval/tasks'
+import { join } from 'node:path'
+import { loadModel, loadTokenizer, type Model, runWorkers, type Tokenizer } from '../lib'
 import { loadReference } from './fixtures'
-import { argmax, type Block } from './reference'
+import { argmax, type Block, type ReferenceModel } from './reference'
 
-const names = ['Alice', 'Bob', 'Carol', 'Dave']
+const folder = join(__dirname, '..', 'models', 'demo')
+const NAMES = ['Alice', 'Bob', 'Carol', 'Dave']
 
-async function onReference(
-  prompt: string,
-  share: boolean,
-  { start = {}, stop }: Disturbances,
-): Promise<Map<string, WrittenToken[]>> {
-  const model = loadReference(demoModelFolder)
-  const tokenizer = await loadTokenizer(demoModelFolder)
-  const common: Block = []
-  model.step([{ view: [common], tokens: tokenizer.encode(prompt) }])
-  const workers = names.map((name) => ({
-    name,
-    own: [] as Block,
-    next: tokenizer.encode(name),
-    start: start[name] ?? 0,
-    written: [] as WrittenToken[],
-    done: false,
-  }))
-  for (let step = 0; workers.some(({ done }) => !done); step++) {
-    const active = workers.filter((worker) => !worker.done && step >= worker.start)
-    for (const worker of active) {
-      if (stop?.name === worker.name && stop.step === step) worker.next = tokenizer.encode('#')
-    }
-    const started = workers.filter((worker) => step >= worker.start)
-    // In the order in which they joined.
-    started.sort((one, other) => one.start - other.start)
-    const logits = model.step(
-      active.map(({ own, next }) => {
-        const others = started.map((worker) => worker.own).filter((block) => block !== own)
-        return { view: share ? [common, ...others, own] : [common, own], tokens: next }
-      }),
-    )
-    active.forEach((worker, index) => {
-      const text = tokenizer.decode(worker.next)
-      worker.written.push({ text, step })
-      worker.done = text === '.' || text === '#'
-      worker.next = [argmax(logits[index]!.at(-1)!)]
-    })
-  }
-  return new Map(workers.map(({ name, written }) => [name, written]))
-}
+let model: Model
+let reference: ReferenceModel
+let tokenizer: Tokenizer
 
-describe('the same tokens in the same steps as the float64 reference', () => {
-  let demo: DemoModel
-  beforeAll(async () => {
-    demo = await DemoModel.load()
-  })
-  afterAll(() => demo.close())
-
-  const words = 'open the window and listen to wind over water before daylight fades'.split(' ')
-  const cases: [string, boolean, Disturbances][] = [
-    ['shared cache', true, {}],
-    ['cache off', false, {}],
-    ['late starts', true, { start: { Bob: 5, Carol: 17, Dave: 11 } }],
-    ['Bob taken away', true, { stop: { name: 'Bob', step: 6, mark: true } }],
-  ]
-  test.each(cases)('%s', async (_, share, disturbances) => {
-    const task = createTask(words.slice(0, 8))
-    const { blocks } = await finishTask(demo, task, names, share, disturbances)
-    const expected = await onReference(task.prompt, share, disturbances)
-    for (const name of names) expect(blocks.get(name)).toEqual(expected.get(name))
-  })
+beforeAll(async () => {
+  model = await loadModel(folder, { device: 'cpu', threads: 1 })
+  reference = loadReference(folder)
+  tokenizer = await loadTokenizer(folder)
 })
 
-test('the lists of the evaluation depend on the seed alone', () => {
-  const words = ['one', 'two', 'three', 'four', 'five']
-  const lists = (seed: number) => wordTasks(words, 3, 4, seed, true).map(({ prompt }) => prompt)
-  expect(lists(1)).toEqual(lists(1))
-  expect(lists(1)).not.toEqual(lists(2))
-  for (const { words: list, labels } of wordTasks(words, 5, 10, 1, true)) {
-    expect([...list].sort()).toEqual([...words].sort())
-    expect(new Set(labels).size).toBe(5)
+afterAll(() => model.close())
+
+const id = (token: string): number => tokenizer.tokenId(token)!
+const reversed = (word: string): string => [...word].reverse().join('')
+const promptOf = (words: readonly string[]): number[] =>
+  tokenizer.encode(
+    `<s>${words.map((word, i) => `${String.fromCharCode(65 + i)}:${reversed(word)}\n`).join('')}`,
+    { addSpecialTokens: false },
+  )
+
+interface Schedule {
+  words: readonly string[]
+  workers: number
+  /** Step at which a worker starts, by name; default 0. */
+  starts?: Record<string, number>
+  /** Step at which a worker writes '#' and is gone. */
+  stops?: Record<string, number>
+}
+
+/** What each worker writes: token and step, in order. */
+type Written = Record<string, [step: number, token: number][]>
+
+function onReference({ words, workers, starts = {}, stops = {} }: Schedule): Written {
+  const prompt: Block = []
+  reference.step([{ view: [prompt], tokens: promptOf(words) }])
+  const team = NAMES.slice(0, workers).map((name) => ({
+    name,
+    own: [] as Block,
+    next: id(name),
+    active: true,
+  }))
+  const written: Written = Object.fromEntries(team.map(({ name }) => [name, []]))
+  for (let step = 0; team.some(({ active }) => active); step++) {
+    const movers = team.filter(({ name, active }) => active && step >= (starts[name] ?? 0))
+    for (const mover of movers) if (stops[mover.name] === step) mover.next = id('#')
+    const logits = reference.step(
+      movers.map(({ own, next }) => ({
+        view: [prompt, ...team.filter((other) => other.own !== own).map((other) => other.own), own],
+        tokens: [next],
+      })),
+    )
+    movers.forEach((mover, i) => {
+      written[mover.name]!.push([step, mover.next])
+      mover.active = mover.next !== id('.') && mover.next !== id('#')
+      mover.next = argmax(logits[i]![0]!)
+    })
   }
-  const starts = randomStarts(names, 50, 30, 2).flatMap(({ start = {} }) => Object.entries(start))
-  expect(starts).toHaveLength(150)
-  for (const [name, step] of starts) {
-    expect(name).not.toBe('Alice')
-    expect(step).toBeGreaterThanOrEqual(1)
-    expect(step).toBeLessThanOrEqual(30)
+  return written
+}
+
+async function onDevice({ words, workers, starts = {}, stops = {} }: Schedule): Promise<Written> {
+  const team = NAMES.slice(0, workers)
+  const spec = (name: string): { name: string; prompt: number[] } => ({ name, prompt: [id(name)] })
+  const written: Written = Object.fromEntries(team.map((name) => [name, []]))
+  await using run = runWorkers({
+    model,
+    prompt: promptOf(words),
+    workers: team.filter((name) => (starts[name] ?? 0) === 0).map(spec),
+    layout: 'contiguous',
+    stopTokens: [id('.')],
+  })
+  for await (const event of run) {
+    if (event.type === 'token') written[event.worker]!.push([event.step, event.token])
+    if (event.type !== 'step') continue
+    for (const name of team) {
+      if (starts[name] === event.step + 1) run.join(spec(name))
+      if (stops[name] === event.step + 1) run.stop(name, { append: [id('#')] })
+    }
   }
+  return written
+}
+
+/** Words by label, as all workers wrote them: a line is name, label, '=', letters. */
+function answers(written: Written): Map<string, string[]> {
+  const found = new Map<string, string[]>()
+  for (const [name, tokens] of Object.entries(written)) {
+    const text = tokenizer.decode(tokens.map(([, token]) => token))
+    for (const line of text.split(name)) {
+      const [, label, word] = /^([A-P])=([a-z]+)$/.exec(line) ?? []
+      if (label) found.set(label, [...(found.get(label) ?? []), word!])
+    }
+  }
+  return found
+}
+
+const sentence = 'many hands make light work if they see what is done'.split(' ')
+const short = 'the quick brown fox'.split(' ')
+const cases: [string, Schedule][] = [
+  ['one worker', { words: short, workers: 1 }],
+  ['two workers', { words: sentence, workers: 2 }],
+  ['four workers', { words: sentence, workers: 4 }],
+  ['four workers and one word', { words: ['hello'], workers: 4 }],
+  ['a late start', { words: sentence, workers: 3, starts: { Bob: 7, Carol: 4 } }],
+  ['a worker that is taken away', { words: sentence, workers: 4, stops: { Bob: 4 } }],
+]
+
+it.each(cases)('%s', async (_, schedule) => {
+  const written = await onDevice(schedule)
+  expect(written).toEqual(onReference(schedule))
+  const labels = schedule.words.map((word, i) => [String.fromCharCode(65 + i), [word]])
+  expect(Object.fromEntries(answers(written))).toEqual(Object.fromEntries(labels))
+})
+
+it('four workers need less than half the steps of one', async () => {
+  const steps = async (workers: number): Promise<number> => {
+    const written = await onDevice({ words: sentence, workers })
+    return Math.max(...Object.values(written).flatMap((tokens) => tokens.map(([step]) => step)))
+  }
+  expect(await steps(4)).toBeLessThan((await steps(1)) / 2)
 })

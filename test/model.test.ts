@@ -40,7 +40,8 @@ const tolerance = 2e-4
 const opened: { close(): unknown }[] = []
 
 async function open(folder: string, options?: LoadModelOptions): Promise<Model> {
-  const model = await loadModel(folder, { device: 'cpu', threads: 2, ...options })
+  const device = options?.device ? {} : { device: 'cpu' as const, threads: 2 }
+  const model = await loadModel(folder, { ...device, ...options })
   opened.push(model)
   return model
 }
@@ -159,6 +160,71 @@ describe('random layouts against the reference', () => {
   })
 })
 
+describe('unusual layouts against the reference', () => {
+  it('seventy workers on one prompt, some of them forks of it', async () => {
+    const { model, cache, reference } = await setUp({ seed: 50 }, 20_000)
+    const random = new Random(50)
+    const prompt = twin(cache)
+    const prefill = { view: [prompt], tokens: random.tokens(90, reference.vocabSize) }
+    await expectTwinStep(model, reference, [prefill], tolerance, 'prefill')
+    const own = Array.from({ length: 70 }, (_, i): Twin => {
+      if (i % 3 > 0) return twin(cache)
+      return { block: prompt.block.fork(), expected: [...prompt.expected] }
+    })
+    for (let step = 0; step < 3; step++) {
+      const workers = own.map((block, i) => ({
+        view: i % 3 > 0 ? [prompt, own[(i + 30) % 70]!, block] : [block],
+        tokens: random.tokens(random.int(1, 3), reference.vocabSize),
+      }))
+      await expectTwinStep(model, reference, workers, tolerance, `step ${step}`)
+    }
+  })
+
+  it('long inputs of workers that see each other', async () => {
+    // More rows together than go through a layer's matrices at once.
+    const { model, cache, reference } = await setUp({ seed: 51, queryHeads: 2, kvHeads: 1 })
+    const random = new Random(51)
+    const [a, b, c] = [twin(cache), twin(cache), twin(cache)]
+    const tokens = (count: number): number[] => random.tokens(count, reference.vocabSize)
+    const first = [
+      { view: [c, b, a], tokens: tokens(300) },
+      { view: [a, b, c], writeTo: b, tokens: tokens(259) },
+      { view: [b, c], tokens: tokens(1) },
+    ]
+    await expectTwinStep(model, reference, first, tolerance, 'long')
+    const then = [a, b, c].map((block) => ({ view: [a, b, c, block], writeTo: block, tokens: [1] }))
+    await expectTwinStep(model, reference, then, tolerance, 'after it')
+  })
+
+  it('a block in hundreds of segments', async () => {
+    const { model, cache, reference } = await setUp({ seed: 52, layers: 1 }, 20_000)
+    const random = new Random(52)
+    const [block, one, own] = [twin(cache), twin(cache), twin(cache)]
+    for (const [view, count] of [
+      [[block], 70],
+      [[one], 1],
+    ] as const) {
+      const worker = { view, tokens: random.tokens(count, reference.vocabSize) }
+      await expectTwinStep(model, reference, [worker], tolerance, 'prefill')
+    }
+    for (let i = 0; i < 150; i++) {
+      const at = random.int(0, block.expected.length)
+      block.block.insert(at, one.block)
+      block.expected.splice(at, 0, ...one.expected)
+    }
+    expect(block.block.segments.length).toBeGreaterThan(150)
+    const workers = [
+      { view: [block, own], tokens: random.tokens(2, reference.vocabSize) },
+      { view: [own, block], tokens: random.tokens(3, reference.vocabSize) },
+    ]
+    await expectTwinStep(model, reference, workers, tolerance, 'segments')
+    expect(cache.stats.keyBytesMoved).toBe(0)
+    await block.block.compact()
+    const after = { view: [one, block], tokens: random.tokens(2, reference.vocabSize) }
+    await expectTwinStep(model, reference, [after], tolerance, 'compacted')
+  })
+})
+
 describe('shapes', () => {
   const gqa: [number, number][] = [
     [1, 1],
@@ -195,7 +261,7 @@ describe('shapes', () => {
     },
   )
 
-  it.each([1, 19, 99, 204])('hidden and intermediate size %i', async (size) => {
+  it.each([2, 19, 99, 204])('hidden and intermediate size %i', async (size) => {
     const { model, cache, reference } = await setUp({
       hiddenSize: size,
       intermediateSize: size,
@@ -451,6 +517,31 @@ describe('the same bits', () => {
     for (const order of orders) {
       for (const [worker, logits] of await run(order)) {
         expectSameBits(logits, expected.get(worker)!, `worker ${worker} of [${order}]`)
+      }
+    }
+  })
+
+  it('whatever a fork that shares its pages has written, and whoever looks at it', async () => {
+    const model = await open(writeModel({ seed: 37 }))
+    const run = async (longer: number, company: boolean): Promise<Float32Array> => {
+      const cache = openCache(model)
+      const random = new Random(37)
+      const text = cache.createBlock()
+      await model.prefill(text, random.tokens(100, vocab))
+      // The fork keeps 100 tokens; the original goes on in the same page, and beyond.
+      const fork = text.fork()
+      const own = cache.createBlock()
+      if (longer > 0) await model.prefill(text, random.tokens(longer, vocab))
+      const worker = { view: { blocks: [fork, own] }, tokens: [1, 2, 3] }
+      const other = { view: { blocks: [text] }, tokens: [4, 5] }
+      const logits = await lastLogits(model, company ? [other, worker] : [worker])
+      return logits.at(-1)!
+    }
+    const expected = await run(0, false)
+    for (const longer of [0, 1, 28, 29, 200]) {
+      for (const company of [false, true]) {
+        const what = `the original ${longer} tokens longer, ${company ? 'with' : 'without'} company`
+        expectSameBits(await run(longer, company), expected, what)
       }
     }
   })

@@ -29,7 +29,9 @@ it('names the levels that were tested', () => {
 })
 
 describe.each(levels)('%s', (simd) => {
-  const devices = threadCounts.map((threads) => native.createDevice({ type: 'cpu', threads, simd }))
+  const devices = threadCounts.map((threads) =>
+    native.createDevice({ type: 'cpu', threads, simd, profile: false }),
+  )
   const [device] = devices
   afterAll(() => {
     for (const each of devices) native.deviceClose(each)

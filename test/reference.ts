@@ -77,6 +77,9 @@ export interface Seen {
   bias: number
 }
 
+// The inner loops' own: a global is slow to reach from inside a test.
+const { cos, exp, sin } = Math
+
 const clamp01 = (x: number): number => Math.min(Math.max(x, 0), 1)
 
 /** Formulas of transformers' modeling_rope_utils; YaRN: Peng et al. 2023, arXiv 2309.00071. */
@@ -139,17 +142,17 @@ export function rotate(
   position: number,
   rope: Rope,
 ): Float64Array {
-  const out = Float64Array.from(x)
+  const out = new Float64Array(x)
   const half = rope.inverseFrequencies.length
   for (let u = 0; u < half; u++) {
     const angle = position * rope.inverseFrequencies[u]!
-    const cos = rope.attentionFactor * Math.cos(angle)
-    const sin = rope.attentionFactor * Math.sin(angle)
+    const c = rope.attentionFactor * cos(angle)
+    const s = rope.attentionFactor * sin(angle)
     for (let head = 0; head < x.length; head += headDim) {
       const a = x[head + u]!
       const b = x[head + u + half]!
-      out[head + u] = a * cos - b * sin
-      out[head + u + half] = b * cos + a * sin
+      out[head + u] = a * c - b * s
+      out[head + u + half] = b * c + a * s
     }
   }
   return out
@@ -166,41 +169,47 @@ export function attend(
   { queryHeads, kvHeads, headDim, scale }: AttentionShape,
   rope: Rope,
 ): { out: Float64Array[]; lse: Float64Array[] } {
-  const keys = view.map(({ k }, position) => rotate(k, headDim, position, rope))
-  const lses: Float64Array[] = []
-  const out = queries.map((query, i) => {
+  const width = kvHeads * headDim
+  const keys = new Float64Array(view.length * width)
+  const values = new Float64Array(view.length * width)
+  view.forEach(({ k, v }, position) => {
+    keys.set(rotate(k, headDim, position, rope), position * width)
+    values.set(v, position * width)
+  })
+  const out: Float64Array[] = []
+  const lse: Float64Array[] = []
+  queries.forEach((query, i) => {
     const position = positions[i]!
     const q = rotate(query, headDim, position, rope)
     const result = new Float64Array(queryHeads * headDim)
-    const lse = new Float64Array(queryHeads)
-    lses.push(lse)
+    const logSums = new Float64Array(queryHeads).fill(-Infinity)
+    out.push(result)
+    lse.push(logSums)
+    const weights = new Float64Array(Math.min(position + 1, view.length))
     for (let head = 0; head < queryHeads; head++) {
-      const kvHead = Math.floor((head * kvHeads) / queryHeads)
-      const scores: number[] = []
-      for (let t = 0; t <= position && t < view.length; t++) {
+      const at = head * headDim
+      const from = Math.floor((head * kvHeads) / queryHeads) * headDim
+      let max = -Infinity
+      for (let t = 0; t < weights.length; t++) {
         let dot = 0
-        for (let d = 0; d < headDim; d++)
-          dot += q[head * headDim + d]! * keys[t]![kvHead * headDim + d]!
-        scores.push(scale * dot + view[t]!.bias)
+        for (let d = 0; d < headDim; d++) dot += q[at + d]! * keys[t * width + from + d]!
+        weights[t] = scale * dot + view[t]!.bias
+        if (weights[t]! > max) max = weights[t]!
       }
-      const max = scores.reduce((a, b) => Math.max(a, b), -Infinity)
-      if (max === -Infinity) {
-        lse[head] = -Infinity
-        continue
-      }
+      if (max === -Infinity) continue
       let sum = 0
-      for (const score of scores) sum += Math.exp(score - max)
-      lse[head] = max + Math.log(sum)
-      scores.forEach((score, t) => {
-        const weight = Math.exp(score - max) / sum
-        const { v } = view[t]!
-        for (let d = 0; d < headDim; d++)
-          result[head * headDim + d]! += weight * v[kvHead * headDim + d]!
-      })
+      for (let t = 0; t < weights.length; t++) {
+        weights[t] = exp(weights[t]! - max)
+        sum += weights[t]!
+      }
+      logSums[head] = max + Math.log(sum)
+      for (let t = 0; t < weights.length; t++) {
+        const weight = weights[t]! / sum
+        for (let d = 0; d < headDim; d++) result[at + d]! += weight * values[t * width + from + d]!
+      }
     }
-    return result
   })
-  return { out, lse: lses }
+  return { out, lse }
 }
 
 /** View position of a worker's first new token, its target's length taken after the append. */
@@ -213,7 +222,7 @@ export function firstPosition(view: readonly Block[], target: Block, newTokens: 
 export function logSoftmax(x: ArrayLike<number>): Float64Array {
   const values = Float64Array.from(x)
   const max = values.reduce((a, b) => Math.max(a, b), -Infinity)
-  const sum = values.reduce((total, value) => total + Math.exp(value - max), 0)
+  const sum = values.reduce((total, value) => total + exp(value - max), 0)
   return values.map((value) => value - max - Math.log(sum))
 }
 
@@ -253,7 +262,7 @@ export function rmsNorm(
   return out
 }
 
-export const silu = (x: number): number => x / (1 + Math.exp(-x))
+export const silu = (x: number): number => x / (1 + exp(-x))
 export const geluTanh = (x: number): number =>
   0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)))
 

@@ -621,6 +621,7 @@ test.each<[string, Partial<RunOptions> | (() => unknown), RegExp]>([
   ['an unknown layout', { layout: 'round' as LayoutName }, /'contiguous'.*"round"/],
   ['a shared header elsewhere', { sharedHeader: [1] }, /sharedHeader.*combined/],
   ['turns in contiguous', { turnEnds: () => true }, /turnEnds.*contiguous/],
+  ['what is no signal', { signal: {} as AbortSignal }, /options\.signal.*AbortSignal/],
   ['no tokens at all', { maxTokens: 0 }, /maxTokens.*>= 1/],
   ['a sampler out of range', { workers: [{ ...alice, sampler: { topP: 2 } }] }, /topP.*\(0, 1\]/],
   ['an unknown worker', () => start().stop('Eve'), /one of 'Alice', 'Bob', received "Eve"/],

@@ -152,4 +152,5 @@ def produce(out: mp.Queue, stage: Any, tokens: int, seed: int) -> None:
                 pool.pop()
             except queue.Full:
                 if os.getppid() != parent:
+                    out.cancel_join_thread()  # nobody is left to read what is in the pipe
                     return

@@ -94,10 +94,20 @@ def random_words(rng: random.Random, count: int) -> list[str]:
         longest = rng.randint(shortest, LONGEST_WORD)
         weights = tuple(int(shortest <= length <= longest) for length in _LENGTHS)
     repeats = rng.random() < 0.2  # sentences repeat words ("the", "of")
+    # Words of one list that are put together from the same few syllables. Real words share beginnings and endings, and
+    # who copies by the last few letters alone takes a wrong turn there: "reaction" and "peaceful" make "reaceful".
+    syllables: list[str] = []
+    if rng.random() < 0.4:
+        for _ in range(rng.randint(3, 12)):
+            syllables.append("".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 3))))
     words: list[str] = []
     for length in rng.choices(_LENGTHS, weights, k=count):
         if repeats and words and rng.random() < 0.15:
             words.append(rng.choice(words))
+            continue
+        if syllables and rng.random() < 0.8:
+            word = "".join(rng.choices(syllables, k=length))
+            words.append(word[:length] if rng.random() < 0.5 else word[-length:])
             continue
         # Three letters only, now and then: repeated letters and shared prefixes are what makes copying hard.
         alphabet = rng.choices(string.ascii_lowercase, k=3) if rng.random() < 0.3 else string.ascii_lowercase
@@ -109,7 +119,7 @@ def random_task(rng: random.Random, count: int) -> Task:
     labels = list(range(count))
     if rng.random() < 0.3:
         labels = sorted(rng.sample(range(MAX_ITEMS), count))
-    if rng.random() < 0.1:
+    if rng.random() < 0.15:
         rng.shuffle(labels)
     return Task.from_words(random_words(rng, count), labels)
 

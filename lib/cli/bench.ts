@@ -1,7 +1,15 @@
 // `hogwild bench`: workers share a prompt and each generates into its own block.
 
 import { cpus } from 'node:os'
-import { type Block, createDevice, type Device, type Dtype, loadModel, type Model } from '../index'
+import {
+  type Block,
+  createDevice,
+  type Device,
+  type Dtype,
+  loadModel,
+  type Model,
+  type OpProfile,
+} from '../index'
 import { writeRandomLlama } from './bench/random-llama'
 import { median } from './median'
 import { packageVersion } from './package'
@@ -17,6 +25,7 @@ export interface BenchOptions {
   device: 'auto' | 'cpu' | 'cuda'
   dtype: 'auto' | Dtype
   threads?: number
+  profile?: boolean
   json?: boolean
 }
 
@@ -25,6 +34,8 @@ interface Sample {
   stepSeconds: number[]
   /** Of the cache: keys and values of all layers. */
   bytesPerToken: number
+  /** Of the steps; empty where no profile is wanted. */
+  ops: OpProfile[]
 }
 
 type Report = Awaited<ReturnType<typeof measure>>
@@ -40,6 +51,18 @@ interface BenchRun {
   step_over_one: number | null
   /** gb_per_s over read_gb_per_s. */
   read_share: number
+  profile?: OpShare[]
+}
+
+/** What an op takes of a step. */
+interface OpShare {
+  op: string
+  calls_per_step: number
+  ms_per_step: number
+  /** Of the time of a step. */
+  share: number
+  gb_per_s: number
+  read_share: number
 }
 
 const PAGE_TOKENS = 64
@@ -51,7 +74,7 @@ export async function bench(options: BenchOptions): Promise<void> {
   const random = options.model === undefined ? await writeRandomLlama() : undefined
   try {
     const { device: type, threads, dtype } = options
-    using device = createDevice({ type, ...(threads && { threads }) })
+    using device = createDevice({ type, threads, profile: options.profile })
     const folder = options.model ?? (random?.folder as string)
     const model = await loadModel(folder, { device, dtype })
     try {
@@ -75,7 +98,9 @@ async function measure(model: Model, device: Device, options: BenchOptions) {
   // All counts in turn, several times: a change of the machine's speed meets all of them.
   for (let round = 0; round < repeat; round++) {
     for (const count of counts) {
-      samples.get(count)?.push(await generateTogether(model, count, prompt, generate))
+      samples
+        .get(count)
+        ?.push(await generateTogether(model, count, prompt, generate, options.profile))
     }
     bandwidths.push(await device.readBandwidth(BANDWIDTH_BUFFER))
   }
@@ -98,6 +123,7 @@ async function measure(model: Model, device: Device, options: BenchOptions) {
       gb_per_s: round(bytesPerSecond / 1e9, 2),
       step_over_one: one === undefined ? null : round(step / one, 3),
       read_share: round(bytesPerSecond / readBandwidth, 3),
+      ...(options.profile && { profile: profileOf(rounds, readBandwidth) }),
     }
   })
   const { type, name, simd, threads } = device.info
@@ -121,12 +147,35 @@ async function measure(model: Model, device: Device, options: BenchOptions) {
   }
 }
 
+/** Ops over all steps; the last row is the time between ops: planning, and the way from JavaScript and back. */
+function profileOf(samples: readonly Sample[], readBandwidth: number): OpShare[] {
+  const steps = samples.flatMap((sample) => sample.stepSeconds)
+  const total = sum(steps)
+  const ops = samples.flatMap((sample) => sample.ops)
+  const row = (op: string, calls: number, seconds: number, bytes: number): OpShare => ({
+    op,
+    calls_per_step: round(calls / steps.length, 1),
+    ms_per_step: round((seconds / steps.length) * 1e3, 3),
+    share: round(seconds / total, 4),
+    gb_per_s: round(bytes / seconds / 1e9, 2),
+    read_share: round(bytes / seconds / readBandwidth, 3),
+  })
+  const rows = [...new Set(ops.map(({ op }) => op))].map((name) => {
+    const same = ops.filter(({ op }) => op === name)
+    const total = (key: 'calls' | 'seconds' | 'bytes') => sum(same.map((op) => op[key]))
+    return row(name, total('calls'), total('seconds'), total('bytes'))
+  })
+  rows.sort((one, other) => other.share - one.share)
+  return [...rows, row('between ops', steps.length, total - sum(ops.map((op) => op.seconds)), 0)]
+}
+
 /** One prompt for all, then `steps` steps of all workers. */
 async function generateTogether(
   model: Model,
   count: number,
   promptLength: number,
   steps: number,
+  profile = false,
 ): Promise<Sample> {
   // Every worker's block may end in a page that is partly empty.
   const cache = model.createCache({
@@ -144,6 +193,7 @@ async function generateTogether(
     const views = blocks.map((own) => [prompt, ...others(blocks, own), own])
     let last = blocks.map((_, worker) => worker % vocabSize)
     const stepSeconds: number[] = []
+    if (profile) model.device.takeProfile()
     for (let step = 0; step < steps; step++) {
       const start = performance.now()
       const outputs = await model.step(
@@ -153,7 +203,8 @@ async function generateTogether(
       last = outputs.map(({ token }) => token as number)
     }
     const { bytesPerPage, pageSize } = cache.stats
-    return { prefillSeconds, stepSeconds, bytesPerToken: bytesPerPage / pageSize }
+    const ops = profile ? model.device.takeProfile() : []
+    return { prefillSeconds, stepSeconds, bytesPerToken: bytesPerPage / pageSize, ops }
   } finally {
     await cache.close()
   }
@@ -187,6 +238,25 @@ function printReport(report: Report): void {
     run.step_over_one?.toFixed(2) ?? '-',
   ])
   for (const line of formatTable(header, rows)) print(line)
+  for (const { workers, profile } of report.runs) {
+    if (profile === undefined) continue
+    print()
+    print(`A step of ${workers === 1 ? 'one worker' : `${workers} workers`}, op by op`)
+    const header = ['op', 'calls', 'ms', 'of step', 'GB/s', 'of read']
+    const rows = profile.map((op) => [
+      op.op,
+      String(op.calls_per_step),
+      op.ms_per_step.toFixed(2),
+      `${(100 * op.share).toFixed(1)} %`,
+      op.gb_per_s === 0 ? '-' : op.gb_per_s.toFixed(2),
+      op.gb_per_s === 0 ? '-' : `${(100 * op.read_share).toFixed(0)} %`,
+    ])
+    for (const line of formatTable(header, rows)) print(line)
+  }
+}
+
+function sum(values: readonly number[]): number {
+  return values.reduce((total, value) => total + value, 0)
 }
 
 function round(value: number, digits: number): number {

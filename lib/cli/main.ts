@@ -127,6 +127,7 @@ program
   .addOption(device())
   .addOption(dtype())
   .addOption(threads())
+  .option('--profile', 'also what each op takes of a step and of the bandwidth')
   .addOption(json())
   .action(async (options) => {
     const { bench } = await import('./bench.js')

@@ -9,13 +9,15 @@ const CLEAR_REST_OF_LINE = '\x1b[K'
 const CLEAR_BELOW = '\x1b[J'
 const up = (lines: number) => (lines > 0 ? `\x1b[${lines}A` : '')
 
-const NARROWEST_LIVE = 60
+const LEAST_COLUMNS = 60
+const LEAST_ROWS = 20
 
 const stdout = process.stdout
 
-/** A live picture needs a terminal of some width that understands cursor movements. */
+/** A live picture needs a terminal of some size that understands cursor movements. */
 export function canDrawLive(): boolean {
-  return stdout.isTTY && stdout.columns >= NARROWEST_LIVE && process.env.TERM !== 'dumb'
+  const { isTTY, columns, rows } = stdout
+  return isTTY && columns >= LEAST_COLUMNS && rows >= LEAST_ROWS && process.env.TERM !== 'dumb'
 }
 
 /** Colours for stdout: none without a terminal or where NO_COLOR is set. */

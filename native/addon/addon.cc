@@ -41,6 +41,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add<create_device>(exports, "createDevice");
   add<device_info>(exports, "deviceInfo");
   add_async<device_read_bandwidth>(exports, "deviceReadBandwidth");
+  add<device_profile>(exports, "deviceProfile");
   add<device_close>(exports, "deviceClose");
 
   add_async<create_model>(exports, "createModel");

@@ -102,8 +102,7 @@ std::shared_ptr<BlockHandle> block_argument(const Napi::CallbackInfo& info, std:
 
 class CompactTask : public PromiseTask {
  public:
-  CompactTask(Napi::Env env, const BlockHandle& block)
-      : PromiseTask(env), block_(block.open()), lease_(block.cache()) {}
+  explicit CompactTask(const BlockHandle& block) : block_(block.open()), lease_(block.cache()) {}
 
  protected:
   void execute(const std::atomic<bool>&) override { moved_ = block_->compact(); }
@@ -231,7 +230,7 @@ Napi::Value block_fork(const Napi::CallbackInfo& info) {
 
 Napi::Value block_compact(const Napi::CallbackInfo& info) {
   const auto block = block_argument(info, 0, "block");
-  return block->cache()->device()->schedule(std::make_unique<CompactTask>(info.Env(), *block));
+  return block->cache()->device()->schedule(std::make_unique<CompactTask>(*block));
 }
 
 Napi::Value block_read(const Napi::CallbackInfo& info) {

@@ -7,6 +7,7 @@
 #include "addon/exports.h"
 #include "addon/handles.h"
 #include "device/cpu/thread_pool.h"
+#include "device/profile_device.h"
 
 namespace hogwild::addon {
 
@@ -30,8 +31,7 @@ namespace {
 
 class ReadBandwidthTask : public PromiseTask {
  public:
-  ReadBandwidthTask(Napi::Env env, std::shared_ptr<Device> device, std::int64_t bytes)
-      : PromiseTask(env), device_(std::move(device)), bytes_(bytes) {}
+  ReadBandwidthTask(std::shared_ptr<Device> device, std::int64_t bytes) : device_(std::move(device)), bytes_(bytes) {}
 
  protected:
   void execute(const std::atomic<bool>&) override {
@@ -71,7 +71,10 @@ Napi::Value create_device(const Napi::CallbackInfo& info) {
   CpuOptions cpu;
   cpu.threads = static_cast<int>(options.property("threads").integer(0, 1024));
   cpu.simd = options.property("simd").string();
-  return to_handle(info.Env(), std::make_shared<DeviceHandle>(info.Env(), create_cpu_device(cpu)));
+  const bool profile = options.property("profile").boolean();
+  std::shared_ptr<Device> device = create_cpu_device(cpu);
+  if (profile) device = std::make_shared<ProfileDevice>(std::move(device));
+  return to_handle(info.Env(), std::make_shared<DeviceHandle>(info.Env(), std::move(device)));
 }
 
 Napi::Value device_info(const Napi::CallbackInfo& info) {
@@ -88,7 +91,24 @@ Napi::Value device_info(const Napi::CallbackInfo& info) {
 Napi::Value device_read_bandwidth(const Napi::CallbackInfo& info) {
   const auto device = Argument(info, 0, "device").handle<DeviceHandle>();
   const std::int64_t bytes = Argument(info, 1, "bytes").integer(1 << 16, std::int64_t{1} << 36);
-  return device->schedule(std::make_unique<ReadBandwidthTask>(info.Env(), device->open(), bytes));
+  return device->schedule(std::make_unique<ReadBandwidthTask>(device->open(), bytes));
+}
+
+Napi::Value device_profile(const Napi::CallbackInfo& info) {
+  const Argument argument(info, 0, "device");
+  auto* device = dynamic_cast<ProfileDevice*>(&argument.handle<DeviceHandle>()->idle());
+  if (!device) argument.refuse("a device created with profile: true");
+  const std::vector<OpProfile> ops = device->take_profile();
+  auto result = Napi::Array::New(info.Env(), ops.size());
+  for (std::uint32_t i = 0; i < ops.size(); i++) {
+    auto op = Napi::Object::New(info.Env());
+    op.Set("op", ops[i].op);
+    op.Set("calls", static_cast<double>(ops[i].calls));
+    op.Set("seconds", ops[i].seconds);
+    op.Set("bytes", ops[i].bytes);
+    result.Set(i, op);
+  }
+  return result;
 }
 
 Napi::Value device_close(const Napi::CallbackInfo& info) {

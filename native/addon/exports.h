@@ -10,6 +10,7 @@ Napi::Value probe(const Napi::CallbackInfo& info);
 Napi::Value create_device(const Napi::CallbackInfo& info);
 Napi::Value device_info(const Napi::CallbackInfo& info);
 Napi::Value device_read_bandwidth(const Napi::CallbackInfo& info);
+Napi::Value device_profile(const Napi::CallbackInfo& info);
 Napi::Value device_close(const Napi::CallbackInfo& info);
 
 // model.cc

@@ -54,10 +54,9 @@ TensorSource read_tensor(const Argument& tensor) {
 
 class LoadTask : public PromiseTask {
  public:
-  LoadTask(Napi::Env env, std::shared_ptr<DeviceHandle> device, ModelConfig config, std::vector<TensorSource> tensors,
+  LoadTask(std::shared_ptr<DeviceHandle> device, ModelConfig config, std::vector<TensorSource> tensors,
            std::optional<Dtype> convert_to)
-      : PromiseTask(env),
-        handle_(std::move(device)),
+      : handle_(std::move(device)),
         device_(handle_->open()),
         config_(std::move(config)),
         tensors_(std::move(tensors)),
@@ -106,7 +105,7 @@ class StepTask : public PromiseTask {
  public:
   StepTask(Napi::Env env, const ModelHandle& model, const std::shared_ptr<CacheHandle>& cache,
            std::vector<StepWorkerArguments> workers)
-      : PromiseTask(env), transformer_(model.open()), cache_(cache->open()), lease_(cache) {
+      : transformer_(model.open()), cache_(cache->open()), lease_(cache) {
     const std::int64_t vocab = transformer_->config().vocab_size;
     auto results = Napi::Array::New(env, workers.size());
     workers_.reserve(workers.size());
@@ -197,8 +196,7 @@ Napi::Value create_model(const Napi::CallbackInfo& info) {
   const Argument dtype(info, 3, "convertTo");
   std::optional<Dtype> convert_to;
   if (!dtype.is_null()) convert_to = dtype.dtype();
-  return device->schedule(
-      std::make_unique<LoadTask>(info.Env(), device, std::move(config), std::move(tensors), convert_to));
+  return device->schedule(std::make_unique<LoadTask>(device, std::move(config), std::move(tensors), convert_to));
 }
 
 Napi::Value model_weight_bytes(const Napi::CallbackInfo& info) {

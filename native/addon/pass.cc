@@ -89,9 +89,8 @@ namespace {
 
 class AppendTask : public PromiseTask {
  public:
-  AppendTask(Napi::Env env, std::shared_ptr<OpenPass> pass, std::int64_t layer, std::vector<float> k,
-             std::vector<float> v)
-      : PromiseTask(env), pass_(std::move(pass)), layer_(layer), k_(std::move(k)), v_(std::move(v)) {}
+  AppendTask(std::shared_ptr<OpenPass> pass, std::int64_t layer, std::vector<float> k, std::vector<float> v)
+      : pass_(std::move(pass)), layer_(layer), k_(std::move(k)), v_(std::move(v)) {}
 
  protected:
   void execute(const std::atomic<bool>&) override {
@@ -118,8 +117,7 @@ class AttendTask : public PromiseTask {
  public:
   AttendTask(Napi::Env env, std::shared_ptr<OpenPass> pass, std::int64_t layer, std::vector<float> q,
              std::int64_t query_heads, double scale, bool want_lse)
-      : PromiseTask(env),
-        pass_(std::move(pass)),
+      : pass_(std::move(pass)),
         layer_(layer),
         q_(std::move(q)),
         query_heads_(query_heads),
@@ -190,7 +188,7 @@ Napi::Value pass_append(const Napi::CallbackInfo& info) {
   const std::int64_t layer = Argument(info, 1, "layer").integer(0, shape.layers - 1);
   std::vector<float> k = Argument(info, 2, "k").floats(values);
   std::vector<float> v = Argument(info, 3, "v").floats(values);
-  return pass->schedule(std::make_unique<AppendTask>(info.Env(), pass->open(), layer, std::move(k), std::move(v)));
+  return pass->schedule(std::make_unique<AppendTask>(pass->open(), layer, std::move(k), std::move(v)));
 }
 
 Napi::Value pass_attend(const Napi::CallbackInfo& info) {

@@ -10,8 +10,6 @@ namespace hogwild::addon {
 
 // ---- PromiseTask ----------------------------------------------------------------------------------
 
-PromiseTask::PromiseTask(Napi::Env env) : deferred_(Napi::Promise::Deferred::New(env)) {}
-
 void PromiseTask::keep(Napi::Object value) { kept_ = Napi::Persistent(value); }
 
 void PromiseTask::run() noexcept {
@@ -35,9 +33,9 @@ void PromiseTask::settle(Napi::Env env) {
     }
   }
   if (failure_) {
-    deferred_.Reject(to_error(env, failure_).Value());
+    deferred_->Reject(to_error(env, failure_).Value());
   } else {
-    deferred_.Resolve(value);
+    deferred_->Resolve(value);
   }
 }
 
@@ -143,7 +141,7 @@ Runner::Runner(Napi::Env env) : core_(std::make_shared<Core>()) {
 
 Napi::Promise Runner::schedule(std::unique_ptr<PromiseTask> task) {
   if (core_->closed) throw Error(code::kClosed, "the device is closed");
-  const Napi::Promise promise = task->deferred_.Promise();
+  const Napi::Promise promise = task->deferred_.emplace(Napi::Promise::Deferred::New(core_->env)).Promise();
   {
     const std::lock_guard lock(core_->mutex);
     core_->queue.push_back(std::move(task));

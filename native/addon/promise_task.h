@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "addon/convert.h"
@@ -19,7 +20,7 @@ using CancelFlag = std::shared_ptr<std::atomic<bool>>;
 // JavaScript may close or drop any handle meanwhile. It is made and destroyed on the JavaScript thread.
 class PromiseTask {
  public:
-  explicit PromiseTask(Napi::Env env);
+  PromiseTask() = default;
   virtual ~PromiseTask() = default;
   PromiseTask(const PromiseTask&) = delete;
   PromiseTask& operator=(const PromiseTask&) = delete;
@@ -47,7 +48,7 @@ class PromiseTask {
   void settle(Napi::Env env);
   void abandon() noexcept;
 
-  Napi::Promise::Deferred deferred_;
+  std::optional<Napi::Promise::Deferred> deferred_;  // from schedule() on: one that is never settled leaks
   Napi::ObjectReference kept_;
   CancelFlag cancelled_ = std::make_shared<std::atomic<bool>>(false);
   Failure failure_;

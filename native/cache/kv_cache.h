@@ -109,8 +109,8 @@ class CacheBlock {
 
   // Joins the block's segments into one. The first segment stays where it is, but for the tokens of a
   // partly filled last page that the block may not write on in; what comes behind is copied there. Keys
-  // are turned to their new position in f32 and rounded once (relative error of a key <= 2^-9 for bf16,
-  // 2^-12 for f16, 2^-24 for f32, beside the rounding at append); those already turned to it, and all
+  // are turned to their new position in f32 and rounded once (relative error of a key <= 2^-8 for bf16,
+  // 2^-11 for f16, 2^-22 for f32, beside the rounding at append); those already turned to it, and all
   // values, are copied bit for bit.
   // Runs on the device. Throws kOutOfPages and changes nothing where the copy does not fit.
   struct CompactResult {

@@ -96,7 +96,7 @@ std::vector<std::string> available_simd_levels();
 struct CudaStatus {
   bool compiled = false;  // this binary holds CUDA kernels
   int devices = 0;
-  std::string reason;     // why it cannot be used; empty where it can
+  std::string reason;  // why it cannot be used; empty where it can
 };
 CudaStatus cuda_status();
 

@@ -122,11 +122,11 @@ struct PlanSegment {
 // One new token looks at one segment. Its query, rotated to row `angle`, meets the segment's keys
 // as they are stored (SEMANTICS, "Rotating the query instead of the keys").
 struct PlanVisit {
-  std::int32_t token = 0;   // row of q, in [0, T)
-  std::int32_t angle = 0;   // row of the rope table
-  std::int64_t limit = 0;   // it sees the first `limit` tokens of the segment, 1 <= limit <= length
-  float bias = 0;           // added to every score of this visit: a log-weight per (worker, block)
-  std::int32_t order = 0;   // place among the token's visits: its view order
+  std::int32_t token = 0;  // row of q, in [0, T)
+  std::int32_t angle = 0;  // row of the rope table
+  std::int64_t limit = 0;  // it sees the first `limit` tokens of the segment, 1 <= limit <= length
+  float bias = 0;          // added to every score of this visit: a log-weight per (worker, block)
+  std::int32_t order = 0;  // place among the token's visits: its view order
 };
 
 // What every layer of a step does, built once per step on the host (cache/attention_plan.h).
@@ -189,12 +189,12 @@ struct KvReadParams {
 // of (seed, draw) alone, so it does not depend on other rows.
 struct SampleParams {
   struct Row {
-    std::int64_t logits_row = 0;    // row of `logits`
-    float temperature = 0;          // 0: greedy, ties to the lowest id
-    std::int32_t top_k = 0;         // 0: off
-    float top_p = 1;                // 1: off
-    float min_p = 0;                // 0: off
-    float repetition_penalty = 1;   // 1: off
+    std::int64_t logits_row = 0;              // row of `logits`
+    float temperature = 0;                    // 0: greedy, ties to the lowest id
+    std::int32_t top_k = 0;                   // 0: off
+    float top_p = 1;                          // 1: off
+    float min_p = 0;                          // 0: off
+    float repetition_penalty = 1;             // 1: off
     std::span<const std::int32_t> seen;       // ids that the repetition penalty applies to
     std::span<const std::int32_t> forbidden;  // ids that never come out
     std::uint64_t seed = 0;

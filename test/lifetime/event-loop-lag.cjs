@@ -1,9 +1,11 @@
 // How late the event loop is while steps run: `node event-loop-lag.cjs [SECONDS]`. Prints percentiles of
-// the loop's delay in milliseconds, first idle, then during decoding, prefill (with all logits, the
+// the loop's delay in milliseconds: idle; beside as many threads as the device has that do nothing but
+// compute (what this machine's scheduler costs); then during decoding, prefill (with all logits, the
 // largest result there is) and passes. The model has 29 M parameters in f32.
 'use strict'
 const { monitorEventLoopDelay } = require('node:perf_hooks')
 const { setTimeout: sleep } = require('node:timers/promises')
+const { Worker } = require('node:worker_threads')
 const { cacheShape, loadAddon, randomModel, stepWorker } = require('./random-model.cjs')
 
 // The histogram counts whole intervals between wake-ups of a timer of this many milliseconds.
@@ -41,7 +43,7 @@ async function main() {
     headDim: 64,
   })
   process.on('exit', remove)
-  const device = native.createDevice({ type: 'cpu', threads: 0, simd: '' })
+  const device = native.createDevice({ type: 'cpu', threads: 0, simd: '', profile: false })
   const model = await native.createModel(device, config, tensors, null)
   const cache = native.createCache(device, cacheShape(config, 8192))
   const block = () => native.createBlock(cache)
@@ -73,11 +75,15 @@ async function main() {
     native.passAbort(handle)
     native.blockClose(scratch)
   }
+  const { threads } = native.deviceInfo(device)
   const lag = { idle: await measure(seconds / 3, () => sleep(20)) }
+  const spinning = Array.from({ length: threads }, () => new Worker('for (;;);', { eval: true }))
+  lag.spinning = await measure(seconds / 3, () => sleep(20))
+  await Promise.all(spinning.map((worker) => worker.terminate()))
   for (const [name, work] of Object.entries({ decode, prefill, pass })) {
     lag[name] = await measure(seconds / 3, work)
   }
-  console.log(JSON.stringify({ unit: 'ms', threads: native.deviceInfo(device).threads, ...lag }))
+  console.log(JSON.stringify({ unit: 'ms', threads, ...lag }))
 }
 
 main()

@@ -43,7 +43,12 @@ async function interleave(native, model, next) {
     )
   }
 
-  const device = native.createDevice({ type: 'cpu', threads: 1 + below(2), simd: '' })
+  const device = native.createDevice({
+    type: 'cpu',
+    threads: 1 + below(2),
+    simd: '',
+    profile: false,
+  })
   const loading = native.createModel(device, config, model.tensors, pick([null, null, 'bf16']))
   if (next() < 0.05) {
     native.deviceClose(device) // while the model loads

@@ -599,12 +599,12 @@ void random_sequences(const std::function<std::shared_ptr<Device>()>& make_devic
 }
 
 TEST(random_sequences_on_a_plain_device) {
-  random_sequences([] { return std::make_shared<PlainDevice>(); }, 3000);
+  random_sequences([] { return std::make_shared<PlainDevice>(); }, 1500);
 }
 
 TEST(random_sequences_on_the_cpu) {
   const std::shared_ptr<Device> device = create_cpu_device({.threads = 2, .simd = ""});
-  random_sequences([&] { return device; }, 300);
+  random_sequences([&] { return device; }, 150);
 }
 
 // ---- single properties ----------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 // are arranged [P, Hkv, D], unlike those of the CPU device: nothing above may rely on an arrangement.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
+#include <string>
 #include <vector>
 
 #include "core/error.h"
@@ -20,7 +21,8 @@ class PlainDevice : public Device {
   DeviceInfo info() const override { return {.type = "plain", .name = "plain", .simd = "", .threads = 1}; }
 
   Buffer allocate(std::size_t bytes, const char* purpose) override {
-    void* data = std::calloc(1, bytes);
+    // The sanitizers' allocators end the process where others return null.
+    void* data = bytes <= std::size_t{1} << 38 ? std::calloc(1, bytes) : nullptr;
     if (data == nullptr) throw Error(code::kOutOfMemory, std::string("no memory for ") + purpose);
     return Buffer(data, bytes, [](void* memory, std::size_t) { std::free(memory); });
   }

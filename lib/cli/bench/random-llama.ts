@@ -72,7 +72,8 @@ export async function writeRandomLlama(): Promise<{ folder: string; remove: () =
 
 async function* serialize() {
   let offset = 0
-  const entries = tensorShapes().map(([name, shape]) => {
+  const shapes = tensorShapes()
+  const entries = shapes.map(([name, shape]) => {
     const begin = offset
     offset += shape.reduce((product, size) => product * size, 2)
     return [name, { dtype: 'BF16', shape, data_offsets: [begin, offset] }]
@@ -83,20 +84,32 @@ async function* serialize() {
   length.writeBigUInt64LE(BigInt(header.length))
   yield length
   yield header
-  const chunk = randomWeights(1 << 20)
-  for (let written = 0; written < offset; written += chunk.length) {
-    yield chunk.subarray(0, Math.min(chunk.length, offset - written))
+  const norms = randomNumbers(HIDDEN, 1)
+  const weights = randomNumbers(1 << 20, 0)
+  let at = 0
+  for (const [, shape] of shapes) {
+    if (shape.length === 1) {
+      yield norms
+      continue
+    }
+    let left = shape.reduce((product, size) => product * size, 2)
+    while (left > 0) {
+      const part = weights.subarray(at, at + left)
+      yield part
+      left -= part.length
+      at = (at + part.length) % weights.length
+    }
   }
 }
 
-/** bf16 numbers, uniform within ±0.04, as trained weights are in size. The same ones on every call. */
-function randomWeights(count: number): Buffer {
+/** bf16 numbers, uniform within 0.04 of `center`, as trained weights are in size. The same ones on every call. */
+function randomNumbers(count: number, center: number): Buffer {
   const values = new Float32Array(count)
   let state = 1
   for (let index = 0; index < count; index++) {
     // Linear congruential generator of Numerical Recipes: quality does not matter here.
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0
-    values[index] = (state / 2 ** 32 - 0.5) * 0.08
+    values[index] = center + (state / 2 ** 32 - 0.5) * 0.08
   }
   // bf16 is the upper half of a float32.
   const halves = new Uint16Array(values.buffer)

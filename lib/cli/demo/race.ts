@@ -3,7 +3,7 @@
 import { median } from '../median'
 import { formatTable } from '../table'
 import { type DemoTask, score, WORKER_NAMES } from './task'
-import { type DemoModel, finishTask } from './team'
+import { type DemoModel, type FinishedTask, finishTask } from './team'
 
 export interface RaceRun {
   workers: number
@@ -34,15 +34,15 @@ const ROUNDS = 5
 export async function race(demo: DemoModel, task: DemoTask): Promise<RaceRun[]> {
   // A first run, not counted, brings the weights into the processor's caches.
   await finishTask(demo, task, WORKER_NAMES, true)
-  const runs: RaceRun[] = []
-  for (const { workers, shared } of ENTRIES) {
-    const names = WORKER_NAMES.slice(0, workers)
-    const rounds = []
-    for (let round = 0; round < ROUNDS; round++) {
-      rounds.push(await finishTask(demo, task, names, shared))
+  const entries = ENTRIES.map((entry) => ({ ...entry, results: [] as FinishedTask[] }))
+  for (let round = 0; round < ROUNDS; round++) {
+    for (const { workers, shared, results } of entries) {
+      results.push(await finishTask(demo, task, WORKER_NAMES.slice(0, workers), shared))
     }
-    const result = score(task, rounds[0]?.blocks ?? new Map())
-    runs.push({
+  }
+  return entries.map(({ workers, shared, results }) => {
+    const result = score(task, results[0]?.blocks ?? new Map())
+    return {
       workers,
       shared,
       steps: result.steps,
@@ -52,10 +52,9 @@ export async function race(demo: DemoModel, task: DemoTask): Promise<RaceRun[]> 
       undone: result.undone,
       right: result.right,
       items: result.items,
-      milliseconds: Number(median(rounds.map(({ milliseconds }) => milliseconds)).toFixed(1)),
-    })
-  }
-  return runs
+      milliseconds: Number(median(results.map(({ milliseconds }) => milliseconds)).toFixed(1)),
+    }
+  })
 }
 
 /** A table and what it says. */
@@ -85,7 +84,7 @@ export function formatRace(runs: readonly RaceRun[]): { table: string[]; summary
   const ratio = (stepsOf(1, true) / stepsOf(4, true)).toFixed(1)
   const summary = [
     'steps: until all workers had stopped, one token of each worker per step',
-    `4 workers need ${ratio} times fewer steps than one, because each sees what the others write`,
+    `4 workers need ${ratio} times fewer steps than one: each sees what the others write`,
   ]
   return { table: formatTable(header, rows), summary }
 }

@@ -76,6 +76,11 @@ export interface Disturbances {
   readonly stop?: { readonly name: string; readonly step: number; readonly mark: boolean }
 }
 
+export interface FinishedTask {
+  readonly blocks: Blocks
+  readonly milliseconds: number
+}
+
 /** Lets the workers do the whole job, as fast as they can. */
 export async function finishTask(
   demo: DemoModel,
@@ -83,7 +88,7 @@ export async function finishTask(
   names: readonly string[],
   share: boolean,
   disturbances: Disturbances = {},
-): Promise<{ blocks: Blocks; milliseconds: number }> {
+): Promise<FinishedTask> {
   const { start = {}, stop } = disturbances
   const blocks = new Map<string, WrittenToken[]>()
   const begin = performance.now()

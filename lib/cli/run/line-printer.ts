@@ -1,5 +1,6 @@
 // Texts that grow at the same time, printed as lines with the writer's name in front.
 
+import { stripVTControlCharacters } from 'node:util'
 import { colors, print } from '../terminal'
 
 const LONGEST = 100
@@ -41,6 +42,8 @@ export class LinePrinter {
   private print(name: string, line: string): void {
     if (line.trim() === '') return
     const paint = this.paints[this.names.indexOf(name) % this.paints.length] ?? String
-    print(`${paint(name.padEnd(this.width))} | ${line.trimEnd()}`)
+    // What a model writes must not steer the terminal.
+    const text = stripVTControlCharacters(line).trimEnd()
+    print(`${paint(name.padEnd(this.width))} | ${text}`)
   }
 }

@@ -9,16 +9,33 @@
 namespace hogwild {
 namespace {
 
+// Rows in a block of the products; with the columns they fill the registers of AVX2.
+constexpr int64_t kSpanRowBlock = 3;
+
+// Memory that will be read soon, asked for evenly while products keep the core busy: with two lines in
+// each iteration of an inner loop, one in each half, so that the core never waits for a free miss buffer.
+struct Prefetch {
+  const char* first;
+  const char* second;
+  int64_t step;  // bytes per iteration
+};
+
 // c[r][j] = (kAccumulate ? c[r][j] : 0) + sum_i a[r][i] * b[i][j] for j < cols, i ascending. Every
 // element is one chain of fma's, so the shape of the block does not show in the result.
 template <int R, int J, bool kAccumulate>
 HOGWILD_INLINE void product_block(const float* const* a, const float* b, int64_t b_stride, float* const* c, int64_t n,
-                                  int64_t col) {
+                                  int64_t col, Prefetch& soon) {
   Vec acc[R][J];
   for (int r = 0; r < R; r++) {
     for (int j = 0; j < J; j++) acc[r][j] = kAccumulate ? load(c[r] + col + j * kLanes) : Vec{};
   }
+  const char* first = soon.first;
+  const char* second = soon.second;
   for (int64_t i = 0; i < n; i++) {
+    prefetch(first);
+    prefetch(second);
+    first += soon.step;
+    second += soon.step;
     Vec as[R];
     for (int r = 0; r < R; r++) as[r] = broadcast(a[r][i]);
     for (int j = 0; j < J; j++) {
@@ -26,102 +43,112 @@ HOGWILD_INLINE void product_block(const float* const* a, const float* b, int64_t
       for (int r = 0; r < R; r++) acc[r][j] = fma(as[r], bs, acc[r][j]);
     }
   }
+  soon.first = first;
+  soon.second = second;
   for (int r = 0; r < R; r++) {
     for (int j = 0; j < J; j++) store(c[r] + col + j * kLanes, acc[r][j]);
   }
 }
 
 template <int R, bool kAccumulate>
-void product_rows(const float* const* a, const float* b, int64_t b_stride, float* const* c, int64_t n, int64_t cols) {
+void product_rows(const float* const* a, const float* b, int64_t b_stride, float* const* c, int64_t n, int64_t cols,
+                  Prefetch& soon) {
   constexpr int J = R == 1 ? 8 : 4;  // enough independent fma's to hide their latency
   int64_t col = 0;
-  for (; col + J * kLanes <= cols; col += J * kLanes) product_block<R, J, kAccumulate>(a, b, b_stride, c, n, col);
-  for (; col < cols; col += kLanes) product_block<R, 1, kAccumulate>(a, b, b_stride, c, n, col);
+  for (; col + J * kLanes <= cols; col += J * kLanes) product_block<R, J, kAccumulate>(a, b, b_stride, c, n, col, soon);
+  for (; col < cols; col += kLanes) product_block<R, 1, kAccumulate>(a, b, b_stride, c, n, col, soon);
 }
 
+// `rows` <= kSpanRowBlock
 template <bool kAccumulate>
 HOGWILD_INLINE void product(int64_t rows, const float* const* a, const float* b, int64_t b_stride, float* const* c,
-                            int64_t n, int64_t cols) {
+                            int64_t n, int64_t cols, Prefetch& soon) {
   switch (rows) {
     case 1:
-      return product_rows<1, kAccumulate>(a, b, b_stride, c, n, cols);
+      return product_rows<1, kAccumulate>(a, b, b_stride, c, n, cols, soon);
     case 2:
-      return product_rows<2, kAccumulate>(a, b, b_stride, c, n, cols);
+      return product_rows<2, kAccumulate>(a, b, b_stride, c, n, cols, soon);
     case 3:
-      return product_rows<3, kAccumulate>(a, b, b_stride, c, n, cols);
+      return product_rows<3, kAccumulate>(a, b, b_stride, c, n, cols, soon);
   }
   static_assert(kSpanRowBlock == 3);
 }
 
-// Converts columns [0, cols) of `rows` rows to f32, filled up with zeros to whole vectors. Meanwhile
-// the same rows at `next` (or null) are asked for from memory.
+// Converts columns [0, cols) of `rows` rows to f32, filled up with zeros to whole vectors.
 template <typename T>
-HOGWILD_INLINE void stage(const T* from, int64_t rows, int64_t cols, int64_t stride, float* to, int64_t to_stride,
-                          const T* next) {
+HOGWILD_INLINE void stage(const T* from, int64_t rows, int64_t cols, int64_t stride, float* to, int64_t to_stride) {
   for (int64_t r = 0; r < rows; r++, from += stride, to += to_stride) {
-    if (next) {
-      for (int64_t c = 0; c < stride; c += (int64_t)(64 / sizeof(T))) prefetch(next + r * stride + c);
-    }
     int64_t c = 0;
     for (; c + kLanes <= cols; c += kLanes) store(to + c, load(from + c));
     if (c < cols) store(to + c, load_partial(from + c, cols - c));
   }
 }
 
-// Turns one row's scores [begin, end) into weights exp(score - maximum) and brings its state to the
-// new maximum. The other lanes up to whole vectors become exact zeros: keys that it must not see.
-HOGWILD_INLINE void softmax_update(float* scores, int64_t begin, int64_t end, float bias, float* state,
-                                   int64_t value_cols) {
+// One row of a block, on one page: it sees the keys [begin, end).
+struct BlockRow {
+  float* scores;  // [P], whole vectors of them valid
+  float* state;
+  int64_t end;
+  float bias;
+};
+
+// Turns the scores of a block of rows into weights exp(score + bias - maximum) and brings the rows' states
+// to the new maximum. The other lanes up to whole vectors become exact zeros: keys that a row must not
+// see. The rows go through each pass together, so that the latency of one hides behind the others.
+HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, int64_t begin, int64_t value_cols) {
   const int64_t first = begin / kLanes * kLanes;
-  const int64_t last = (end + kLanes - 1) / kLanes * kLanes;
-  for (int64_t i = first; i < begin; i++) scores[i] = -INFINITY;
-  for (int64_t i = end; i < last; i++) scores[i] = -INFINITY;
-
-  Vec best = broadcast(-INFINITY);
-  for (int64_t i = first; i < last; i += kLanes) {
-    const Vec s = load(scores + i) + bias;
-    store(scores + i, s);
-    best = max(s, best);
+  float base[kSpanRowBlock];
+  for (int64_t r = 0; r < n; r++) {
+    const BlockRow& row = rows[r];
+    const int64_t last = (row.end + kLanes - 1) / kLanes * kLanes;
+    for (int64_t i = first; i < begin; i++) row.scores[i] = -INFINITY;
+    for (int64_t i = row.end; i < last; i++) row.scores[i] = -INFINITY;
+    Vec best = broadcast(-INFINITY);
+    for (int64_t i = first; i < last; i += kLanes) best = max(load(row.scores + i), best);
+    const float page_max = max_lane(best) + row.bias;
+    base[r] = page_max > row.state[kStateMax] ? page_max : row.state[kStateMax];
   }
-  const float old_max = state[kStateMax];
-  const float page_max = max_lane(best);
-  const float new_max = page_max > old_max ? page_max : old_max;
-  const float base = new_max == -INFINITY ? 0 : new_max;  // nothing seen yet: exp(-inf - 0) = 0
-
-  Vec total = {};
-  for (int64_t i = first; i < last; i += kLanes) {
-    const Vec weight = exp(load(scores + i) - base);
-    store(scores + i, weight);
-    total += weight;
+  Vec totals[4] = {};
+  for (int64_t r = 0; r < n; r++) {
+    const BlockRow& row = rows[r];
+    const float old_max = row.state[kStateMax], new_max = base[r];
+    if (new_max == -INFINITY) base[r] = 0;  // nothing seen yet: exp(-inf - 0) = 0
+    if (new_max != old_max) {
+      const float factor = exp_not_positive(broadcast(old_max - base[r]))[0];
+      row.state[kStateMax] = new_max;
+      row.state[kStateSum] *= factor;
+      float* values = row.state + kStateValues;
+      for (int64_t d = 0; d < value_cols; d += kLanes) store(values + d, load(values + d) * factor);
+    }
+    for (int64_t i = first; i < row.end; i += kLanes) {
+      const Vec weight = exp_not_positive((load(row.scores + i) + row.bias) - base[r]);
+      store(row.scores + i, weight);
+      totals[r] += weight;
+    }
   }
-  if (new_max != old_max) {
-    const float factor = exp(broadcast(old_max - base))[0];
-    state[kStateMax] = new_max;
-    state[kStateSum] *= factor;
-    float* values = state + kStateValues;
-    for (int64_t d = 0; d < value_cols; d += kLanes) store(values + d, load(values + d) * factor);
-  }
-  state[kStateSum] += sum(total);
+  float sums[4];
+  sum_each(totals[0], totals[1], totals[2], totals[3], sums);
+  for (int64_t r = 0; r < n; r++) rows[r].state[kStateSum] += sums[r];
 }
 
 template <typename T>
 void attention_span_typed(const AttentionSpan& span) {
   const KvShape& shape = *span.shape;
   const int64_t head_dim = shape.head_dim;
-  const int64_t value_stride = padded_head_dim(head_dim);
+  const int64_t row_stride = padded_head_dim(head_dim);
   const int64_t value_cols = (head_dim + kLanes - 1) / kLanes * kLanes;
-  float* queries = span.scratch;
-  float* keys = queries + span.n_rows * value_stride;
-  float* values = keys + kPageSize * value_stride;
-  float* scores = values + kPageSize * value_stride;
+  const int64_t tile_bytes = kPageSize * head_dim * (int64_t)sizeof(T);
+  float* queries = span.scratch;                     // [n_rows, row_stride]
+  float* tile = queries + span.n_rows * row_stride;  // keys [D, P], then values [P, row_stride]
+  float* scores = tile + kPageSize * row_stride;     // [n_rows, P], then weights
 
   int64_t last_slot = 0;  // slots of the segment that some row sees, counted from its first page
   for (int64_t r = 0; r < span.n_rows; r++) {
     const AttentionRow& row = span.rows[r];
-    rotate(*span.rope, row.visit->angle, row.q, head_dim, span.scale, queries + r * value_stride);
+    rotate(*span.rope, row.visit->angle, row.q, head_dim, span.scale, queries + r * row_stride);
     row.state[kStateMax] = -INFINITY;
     row.state[kStateSum] = 0;
-    memset(row.state + kStateValues, 0, value_stride * sizeof(float));
+    memset(row.state + kStateValues, 0, row_stride * sizeof(float));
     const int64_t limit = span.first_slot + row.visit->limit;
     last_slot = limit > last_slot ? limit : last_slot;
   }
@@ -132,52 +159,66 @@ void attention_span_typed(const AttentionSpan& span) {
     const int64_t begin = page == 0 ? span.first_slot : 0;
     const int64_t left = last_slot - page * kPageSize;
     const int64_t end = left < kPageSize ? left : kPageSize;
-    const int64_t at = head_offset(shape, span.pages[page], span.kv_head);
-    const T* next_keys = page + 1 < seen_pages
-                             ? (const T*)span.layer->keys + head_offset(shape, span.pages[page + 1], span.kv_head)
-                             : NULL;
-    const T* page_values = (const T*)span.layer->values + at;
     const int64_t key_cols = (end + kLanes - 1) / kLanes * kLanes;
-    stage((const T*)span.layer->keys + at, head_dim, key_cols, kPageSize, keys, kPageSize, page_values);
-    stage(page_values, end, head_dim, head_dim, values, value_stride, next_keys);
+    const T* page_keys = (const T*)span.layer->keys + head_offset(shape, span.pages[page], span.kv_head);
+    const T* page_values = (const T*)span.layer->values + head_offset(shape, span.pages[page], span.kv_head);
 
-    // Blocks of rows that see something of this page.
-    int64_t r = 0;
-    while (r < span.n_rows) {
-      const float* q[kSpanRowBlock];
-      float* s[kSpanRowBlock];
-      float* out[kSpanRowBlock];
-      int64_t row_end[kSpanRowBlock];
-      float bias[kSpanRowBlock];
-      int64_t rows = 0;
-      int64_t common = kPageSize;  // keys that all rows of the block see: [begin, common)
-      for (; r < span.n_rows && rows < kSpanRowBlock; r++) {
-        const AttentionRow& row = span.rows[r];
-        const int64_t visible = span.first_slot + row.visit->limit - page * kPageSize;
-        if (visible <= begin) continue;
-        q[rows] = queries + r * value_stride;
-        s[rows] = scores + rows * kPageSize;
-        out[rows] = row.state;
-        row_end[rows] = visible < kPageSize ? visible : kPageSize;
-        bias[rows] = row.visit->bias;
-        common = row_end[rows] < common ? row_end[rows] : common;
-        rows++;
-      }
-      if (rows == 0) break;
-      product<false>(rows, q, keys, kPageSize, s, head_dim, key_cols);
+    // The rows that see something of this page.
+    const float* q[kMaxSpanRows];
+    float* s[kMaxSpanRows];
+    const AttentionRow* seeing[kMaxSpanRows];
+    int64_t row_end[kMaxSpanRows];
+    int64_t rows = 0;
+    for (int64_t r = 0; r < span.n_rows; r++) {
+      const int64_t visible = span.first_slot + span.rows[r].visit->limit - page * kPageSize;
+      if (visible <= begin) continue;
+      q[rows] = queries + r * row_stride;
+      s[rows] = scores + r * kPageSize;
+      seeing[rows] = &span.rows[r];
+      row_end[rows] = visible < kPageSize ? visible : kPageSize;
+      rows++;
+    }
+
+    // Spread over the products of all rows, each of `n` iterations for every 4 vectors of `cols`.
+    const auto prefetch_tile = [&](const T* from, int64_t n, int64_t cols) __attribute__((always_inline)) {
+      const int64_t blocks = (rows + kSpanRowBlock - 1) / kSpanRowBlock;
+      const int64_t iterations = blocks * n * ((cols + 4 * kLanes - 1) / (4 * kLanes));
+      const char* first = (const char*)from;
+      return Prefetch{first, first + tile_bytes / 2, tile_bytes / 2 / iterations};
+    };
+
+    stage(page_keys, head_dim, key_cols, kPageSize, tile, kPageSize);
+    Prefetch soon = prefetch_tile(page_values, head_dim, key_cols);
+    for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
+      const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
+      product<false>(n, q + r, tile, kPageSize, s + r, head_dim, key_cols, soon);
+    }
+
+    stage(page_values, end, head_dim, head_dim, tile, row_stride);
+    const int64_t next = span.pages[page + 1 < seen_pages ? page + 1 : page];
+    soon = prefetch_tile((const T*)span.layer->keys + head_offset(shape, next, span.kv_head), end - begin, value_cols);
+    for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
+      const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
+      BlockRow block[kSpanRowBlock];
       const float* weights[kSpanRowBlock];
-      for (int64_t i = 0; i < rows; i++) {
-        softmax_update(s[i], begin, row_end[i], bias[i], out[i], value_cols);
-        out[i] += kStateValues;
-        weights[i] = s[i] + begin;
+      float* out[kSpanRowBlock];
+      int64_t common = kPageSize;  // keys that all rows of the block see: [begin, common)
+      for (int64_t i = 0; i < n; i++) {
+        const AttentionRow& row = *seeing[r + i];
+        block[i] = {s[r + i], row.state, row_end[r + i], row.visit->bias};
+        weights[i] = s[r + i] + begin;
+        out[i] = row.state + kStateValues;
+        common = row_end[r + i] < common ? row_end[r + i] : common;
       }
-      product<true>(rows, weights, values + begin * value_stride, value_stride, out, common - begin, value_cols);
+      softmax_update(block, n, begin, value_cols);
+      product<true>(n, weights, tile + begin * row_stride, row_stride, out, common - begin, value_cols, soon);
       // What only some of them see is left to each alone: a value that a row must not see does not
       // touch it, not even as 0 * NaN.
-      for (int64_t i = 0; i < rows; i++) {
-        weights[i] = s[i] + common;
-        product<true>(1, weights + i, values + common * value_stride, value_stride, out + i, row_end[i] - common,
-                      value_cols);
+      for (int64_t i = 0; i < n; i++) {
+        if (block[i].end == common) continue;
+        weights[i] = s[r + i] + common;
+        product<true>(1, weights + i, tile + common * row_stride, row_stride, out + i, block[i].end - common,
+                      value_cols, soon);
       }
     }
   }

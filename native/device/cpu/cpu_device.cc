@@ -25,9 +25,6 @@ namespace {
 // Elements of pointwise work below which one thread is done before a second has begun.
 constexpr std::int64_t kMinParallelElements = 8192;
 
-// Rows of attention that share a staged page at most: their queries and states stay in the L2 cache.
-constexpr std::int64_t kRowsPerTile = 96;
-
 // Partial softmax states that a call may keep. Beyond (long prefills) each tile of rows goes through
 // its spans in order and merges at once.
 constexpr std::size_t kMaxStateBytes = std::size_t{16} << 20;
@@ -301,8 +298,8 @@ void CpuDevice::attend_by_span(const AttentionParams& p, std::int64_t n_states) 
   for (std::int64_t s = 0; s < std::ssize(p.plan.segments); s++) {
     const PlanSegment& segment = p.plan.segments[s];
     for (std::int64_t kv_head = 0; kv_head < p.shape.kv_heads; kv_head++) {
-      for (std::int64_t row = 0; row < segment.n_visits * group; row += kRowsPerTile) {
-        const std::int64_t row_end = std::min(row + kRowsPerTile, segment.n_visits * group);
+      for (std::int64_t row = 0; row < segment.n_visits * group; row += kMaxSpanRows) {
+        const std::int64_t row_end = std::min(row + kMaxSpanRows, segment.n_visits * group);
         std::int64_t spans = 0;
         for (std::int64_t v = row / group; v * group < row_end; v++) {
           spans = std::max(spans, spans_seen(segment, p.plan.visits[segment.first_visit + v]));
@@ -312,8 +309,8 @@ void CpuDevice::attend_by_span(const AttentionParams& p, std::int64_t n_states) 
     }
   }
   for (PerThread& thread : threads_) {
-    thread.floats.floats(span_scratch_size(kRowsPerTile, head_dim));
-    thread.rows.reserve(kRowsPerTile);
+    thread.floats.floats(span_scratch_size(kMaxSpanRows, head_dim));
+    thread.rows.reserve(kMaxSpanRows);
   }
 
   pool_.run(std::ssize(units_), [&](std::int64_t begin, std::int64_t end, int thread_index) {
@@ -374,17 +371,17 @@ void CpuDevice::attend_by_rows(const AttentionParams& p) {
   for (std::int64_t t = 0, next = 0; t < p.plan.n_tokens; t = next) {
     for (next = t + 1; next < p.plan.n_tokens && same_segments(t, next); next++) {
     }
-    for (std::int64_t row = t * group; row < next * group; row += kRowsPerTile) {
-      const std::int64_t row_end = std::min(row + kRowsPerTile, next * group);
+    for (std::int64_t row = t * group; row < next * group; row += kMaxSpanRows) {
+      const std::int64_t row_end = std::min(row + kMaxSpanRows, next * group);
       for (std::int64_t kv_head = 0; kv_head < p.shape.kv_heads; kv_head++) {
         units_.push_back({.kv_head = kv_head, .row_begin = row, .row_end = row_end});
       }
     }
   }
-  const std::int64_t span_scratch = span_scratch_size(kRowsPerTile, head_dim);
+  const std::int64_t span_scratch = span_scratch_size(kMaxSpanRows, head_dim);
   for (PerThread& thread : threads_) {
-    thread.floats.floats(span_scratch + 2 * kRowsPerTile * size);
-    thread.rows.reserve(kRowsPerTile);
+    thread.floats.floats(span_scratch + 2 * kMaxSpanRows * size);
+    thread.rows.reserve(kMaxSpanRows);
   }
 
   pool_.run(std::ssize(units_), [&](std::int64_t begin, std::int64_t end, int thread_index) {
@@ -394,8 +391,8 @@ void CpuDevice::attend_by_rows(const AttentionParams& p) {
       const std::int64_t first_token = unit.row_begin / group;
       float* scratch = thread.floats.floats(0);
       float* merged_states = scratch + span_scratch;
-      float* span_states = merged_states + kRowsPerTile * size;
-      float* merged[kRowsPerTile] = {};
+      float* span_states = merged_states + kMaxSpanRows * size;
+      float* merged[kMaxSpanRows] = {};
       for (std::int64_t i = 0; i < n_visits(first_token); i++) {
         const PlanSegment& segment = p.plan.segments[visit_segment_[visit_of(first_token, i)]];
         for (std::int64_t span_index = 0;; span_index++) {

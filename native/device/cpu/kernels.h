@@ -27,6 +27,9 @@ struct MatmulSlice {
 // its result does not depend, to the last bit, on how the work was cut or who shared it.
 constexpr int64_t kSpanPages = 4;
 
+// Rows that share a page in f32 at most: their queries, scores and states stay in the L2 cache.
+constexpr int64_t kMaxSpanRows = 96;
+
 // Floats of a state: maximum of the scores, sum of exp(score - maximum), padding, then at
 // kStateValues the sum of exp(score - maximum) * value [D], padded to whole vectors of any level.
 constexpr int64_t kStateMax = 0;
@@ -52,14 +55,13 @@ struct AttentionSpan {
   int64_t first_slot;
   int64_t first_page;  // of the span; it ends kSpanPages later or with the segment
   const AttentionRow* rows;
-  int64_t n_rows;
+  int64_t n_rows;  // <= kMaxSpanRows
   float* scratch;  // [span_scratch_size(n_rows, D)], aligned to 64 bytes
 };
 
-// The rows' rotated queries, one page's keys and values in f32, and the scores of a few rows.
-constexpr int64_t kSpanRowBlock = 3;
+// The rows' rotated queries, one page's keys or values in f32, and the rows' scores.
 static inline int64_t span_scratch_size(int64_t n_rows, int64_t head_dim) {
-  return (n_rows + 2 * kPageSize) * padded_head_dim(head_dim) + kSpanRowBlock * kPageSize;
+  return (n_rows + kPageSize) * padded_head_dim(head_dim) + n_rows * kPageSize;
 }
 
 struct CpuKernels {

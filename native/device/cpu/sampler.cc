@@ -156,7 +156,9 @@ SampledToken sample_row(const CpuKernels& kernels, const float* raw, std::int64_
   } else {
     scratch.weights.resize(vocab);
     float* weights = scratch.weights.data();
-    kernels.sum_exp(logits, vocab, max, 1 / row.temperature, weights);
+    // (finite even where the quotient is not: infinity times the largest logit's distance of 0 would be NaN)
+    const float factor = std::min(1 / row.temperature, std::numeric_limits<float>::max());
+    kernels.sum_exp(logits, vocab, max, factor, weights);
     Cut cut;
     if (row.top_k > 0 || row.top_p < 1) cut = find_cut(logits, weights, vocab, row, scratch.order);
     result.token = draw(logits, weights, vocab, cut, row.min_p, uniform_random(row.seed, row.draw));

@@ -59,7 +59,15 @@ HOGWILD_INLINE HalfVec load_bits(const void* from) {
   return v;
 }
 
-HOGWILD_INLINE Vec load(const Bf16* from) { return (Vec)(__builtin_convertvector(load_bits(from), BitVec) << 16); }
+HOGWILD_INLINE Vec load(const Bf16* from) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)load_bits(from)), 16);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)load_bits(from)), 16);
+#else
+  return (Vec)(__builtin_convertvector(load_bits(from), BitVec) << 16);
+#endif
+}
 
 HOGWILD_INLINE Vec load(const F16* from) {
 #if defined(__AVX512F__)
@@ -148,7 +156,16 @@ HOGWILD_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
-HOGWILD_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+// a > b ? a : b, lane by lane.
+HOGWILD_INLINE Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // {sum of a, sum of b, sum of c, sum of d}, the lanes of each added in one fixed order.
 HOGWILD_INLINE void sum_each(Vec a, Vec b, Vec c, Vec d, float* to) {
@@ -177,19 +194,31 @@ HOGWILD_INLINE float sum(Vec v) {
 }
 
 HOGWILD_INLINE float max_lane(Vec v) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const __m256 half = _mm256_max_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+#else
+  const __m256 half = (__m256)v;
+#endif
+  __m128 best = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  best = _mm_max_ps(best, _mm_movehl_ps(best, best));
+  return _mm_cvtss_f32(_mm_max_ss(best, _mm_movehdup_ps(best)));
+#else
   float best = v[0];
   for (int i = 1; i < kLanes; i++) best = v[i] > best ? v[i] : best;
   return best;
+#endif
 }
 
-// e^x within 2 ulp. exp(0) = 1, exp(-inf) = 0, exp(+inf) = +inf, exp(NaN) = NaN.
-// Cephes' expf: x = n ln 2 + r, |r| <= ln(2) / 2, e^r by a polynomial. 2^n is applied in two halves,
-// so that results near both ends of the range come out right.
-HOGWILD_INLINE Vec exp(Vec x) {
-  x = x < -104.0f ? broadcast(-104.0f) : x;  // rounds to 0
-  x = x > 89.0f ? broadcast(89.0f) : x;      // overflows to +inf
-  const Vec kRound = broadcast(0x1.8p23f);   // adding it leaves an integer in the last bits
-  const Vec n = fma(x, broadcast(1.44269504088896341f), kRound) - kRound;
+// Cephes' expf: x = n ln 2 + r, |r| <= ln(2) / 2; e^r by a polynomial, 2^n through the exponent.
+struct ExpParts {
+  Vec power;        // e^r
+  IntVec exponent;  // n
+};
+
+HOGWILD_INLINE ExpParts exp_parts(Vec x) {
+  const Vec round = broadcast(0x1.8p23f);  // adding it leaves an integer in the last bits
+  const Vec n = fma(x, broadcast(1.44269504088896341f), round) - round;
   Vec r = fma(n, broadcast(-0.693359375f), x);
   r = fma(n, broadcast(2.12194440e-4f), r);
   Vec p = broadcast(1.9875691500e-4f);
@@ -198,10 +227,24 @@ HOGWILD_INLINE Vec exp(Vec x) {
   p = fma(p, r, broadcast(4.1665795894e-2f));
   p = fma(p, r, broadcast(1.6666665459e-1f));
   p = fma(p, r, broadcast(5.0000001201e-1f));
-  p = fma(p * r, r, r) + 1.0f;
-  const IntVec exponent = __builtin_convertvector(n, IntVec);
-  const IntVec first = exponent >> 1;
-  return p * (Vec)((first + 127) << 23) * (Vec)((exponent - first + 127) << 23);
+  return {fma(p * r, r, r) + 1.0f, __builtin_convertvector(n, IntVec)};
+}
+
+// e^x within 2 ulp, also where it is subnormal. exp(0) = 1, exp(-inf) = 0, exp(+inf) = +inf, exp(NaN) = NaN.
+HOGWILD_INLINE Vec exp(Vec x) {
+  x = x < -104.0f ? broadcast(-104.0f) : x;  // rounds to 0
+  x = x > 89.0f ? broadcast(89.0f) : x;      // overflows to +inf
+  const ExpParts parts = exp_parts(x);
+  const IntVec first = parts.exponent >> 1;  // 2^n alone may be out of range
+  return parts.power * (Vec)((first + 127) << 23) * (Vec)((parts.exponent - first + 127) << 23);
+}
+
+// The same for x <= 0, in fewer instructions: 0 where e^x would be below 2^-126.
+HOGWILD_INLINE Vec exp_not_positive(Vec x) {
+  constexpr float kLeast = -87.33654f;
+  const ExpParts parts = exp_parts(max(broadcast(kLeast), x));
+  const Vec e = parts.power * (Vec)((parts.exponent + 127) << 23);
+  return (Vec)((IntVec)e & ~(x < kLeast));
 }
 
 }  // namespace

@@ -1,0 +1,84 @@
+// One measurement of hogwild in a process of its own; run.ts starts it and reads the line of JSON.
+// node-llama-cpp/measure.mjs does the same.
+
+import { readFileSync } from 'node:fs'
+import { loadModel } from 'hogwild'
+import type { Measurement, Task } from './task'
+
+const BANDWIDTH_BUFFER = 256 * 2 ** 20
+/** Tokens of the prompt, and steps, before anything is measured. */
+const WARM_UP = 4
+const PAGE_TOKENS = 64
+
+async function measure(task: Task): Promise<Measurement> {
+  const { workers, prompt, generate, threads } = task
+  await using model = await loadModel(task.folder, { threads })
+  const { vocabSize } = model.config
+
+  async function run(prompt: number[], steps: number) {
+    const pages = Math.ceil(prompt.length / PAGE_TOKENS) + workers * Math.ceil(steps / PAGE_TOKENS)
+    await using cache = model.createCache({ capacity: pages * PAGE_TOKENS })
+    const shared = cache.createBlock()
+    const blocks = Array.from({ length: workers }, () => cache.createBlock())
+    // Everyone sees the prompt, the others, itself.
+    const views = blocks.map((own) => [shared, ...blocks.filter((block) => block !== own), own])
+    const prefillBegin = performance.now()
+    await model.prefill(shared, prompt)
+    const decodeBegin = performance.now()
+    let tokens = blocks.map((_, worker) => (worker + 3) % vocabSize)
+    for (let step = 0; step < steps; step++) {
+      const outputs = await model.step(
+        views.map((blocks, worker) => ({ view: { blocks }, tokens: [tokens[worker] as number] })),
+      )
+      tokens = outputs.map(({ token }) => token as number)
+    }
+    const end = performance.now()
+    const { bytesPerPage, pageSize, pages: poolPages } = cache.stats
+    return {
+      prefillSeconds: (decodeBegin - prefillBegin) / 1e3,
+      decodeSeconds: (end - decodeBegin) / 1e3,
+      bytesPerToken: bytesPerPage / pageSize,
+      cacheBytes: poolPages * bytesPerPage,
+    }
+  }
+
+  const baseline = peakMemory()
+  await run(prompt.slice(0, WARM_UP), WARM_UP)
+  const { prefillSeconds, decodeSeconds, bytesPerToken, cacheBytes } = await run(prompt, generate)
+  const peakBytes = peakMemory()
+  // Half way, when each worker has written half of its tokens.
+  const visible = prompt.length + (workers * generate) / 2
+  return {
+    prefillSeconds,
+    decodeSeconds,
+    peakBytes,
+    baselineBytes: baseline,
+    cacheBytes,
+    weightBytes: model.weightBytes,
+    stepBytes: model.weightBytes + visible * bytesPerToken,
+    readBandwidth: await model.device.readBandwidth(BANDWIDTH_BUFFER),
+  }
+}
+
+/** [vocabulary]: the logits of the prompt's last token. */
+async function answer({ folder, prompt, threads }: Task): Promise<number[]> {
+  await using model = await loadModel(folder, { threads })
+  await using cache = model.createCache({ capacity: prompt.length })
+  const view = { blocks: [cache.createBlock()] }
+  const [output] = await model.step([{ view, tokens: prompt, logits: 'last' }])
+  return Array.from(output?.logits as Float32Array)
+}
+
+/** Most memory that this process has had, in bytes. */
+function peakMemory(): number {
+  const [, kilobytes] = /VmHWM:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8')) ?? []
+  return Number(kilobytes) * 1024
+}
+
+async function main(): Promise<void> {
+  const task = JSON.parse(process.argv[2] as string) as Task
+  const result = task.answer ? await answer(task) : await measure(task)
+  process.stdout.write(JSON.stringify(result))
+}
+
+main()

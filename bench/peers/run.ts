@@ -1,0 +1,278 @@
+// `npm run bench:peers`: hogwild and node-llama-cpp on the same weights, in alternating rounds, each
+// measurement in a process of its own. Writes bench/results/peers-cpu.json and peers-cpu.svg.
+
+import { execFile, execFileSync } from 'node:child_process'
+import { existsSync, readFileSync } from 'node:fs'
+import { mkdir, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { parseArgs, promisify } from 'node:util'
+import { writeRandomLlama } from '../../lib/cli/bench/random-llama'
+import { median } from '../../lib/cli/median'
+import { formatTable } from '../../lib/cli/table'
+import { machine, root, round, type Spread, spread } from '../machine'
+import { barChart } from './chart'
+import { writeGguf } from './gguf'
+import type { Measurement, Task } from './task'
+
+const peerFolder = join(root, 'bench/peers/node-llama-cpp')
+
+/** What is measured. Flash attention is on in some cases and off in others the faster: both are run. */
+const ENGINES = {
+  hogwild: { script: join(__dirname, 'hogwild.js'), flashAttention: false },
+  'node-llama-cpp, flash attention': {
+    script: join(peerFolder, 'measure.mjs'),
+    flashAttention: true,
+  },
+  'node-llama-cpp': { script: join(peerFolder, 'measure.mjs'), flashAttention: false },
+}
+type Engine = keyof typeof ENGINES
+const engines = Object.keys(ENGINES) as Engine[]
+const PEERS = engines.filter((engine) => engine !== 'hogwild')
+
+type Sample = Measurement & { engine: Engine; workers: number; round: number }
+
+/** Normalized mean squared error of the logits, above which the engines do not compute the same. */
+const MOST_NMSE = 1e-3
+
+const { values } = parseArgs({
+  options: {
+    workers: { type: 'string', default: '1,2,4,8' },
+    prompt: { type: 'string', default: '256' },
+    generate: { type: 'string', default: '64' },
+    threads: { type: 'string', default: '2' },
+    rounds: { type: 'string', default: '5' },
+    out: { type: 'string', default: 'bench/results' },
+  },
+})
+const counts = values.workers.split(',').map(Number)
+const [promptLength, generate, threads, rounds] = [
+  values.prompt,
+  values.generate,
+  values.threads,
+  values.rounds,
+].map(Number) as [number, number, number, number]
+
+async function main(): Promise<void> {
+  const about = machine()
+  install()
+  const model = await writeRandomLlama()
+  try {
+    await writeGguf(model.folder, join(model.folder, 'model.gguf'))
+    const logitsNmse = await compareLogits(model.folder)
+    const samples = await measureAll(model.folder)
+    const report = {
+      ...evaluate(samples),
+      logits_nmse: logitsNmse,
+      ...describe(),
+      machine: about,
+      samples,
+    }
+    await mkdir(values.out, { recursive: true })
+    const path = join(values.out, 'peers-cpu')
+    await writeFile(`${path}.json`, `${JSON.stringify(report, null, 1)}\n`)
+    await writeFile(`${path}.svg`, chartOf(report.runs, about.processor))
+    print(report.runs)
+  } finally {
+    await model.remove()
+  }
+}
+
+function install(): void {
+  if (existsSync(join(peerFolder, 'node_modules/node-llama-cpp'))) return
+  process.stderr.write('installing node-llama-cpp into bench/peers/node-llama-cpp/node_modules\n')
+  // Its prebuilt binaries for GPUs, hundreds of megabytes, are optional dependencies.
+  const flags = ['--omit=optional', '--ignore-scripts', '--no-package-lock', '--no-audit']
+  execFileSync('npm', ['install', ...flags], { cwd: peerFolder, stdio: ['ignore', 2, 2] })
+}
+
+async function ask<Result>(engine: Engine, task: Omit<Task, 'flashAttention'>): Promise<Result> {
+  const { script, flashAttention } = ENGINES[engine]
+  const { stdout } = await promisify(execFile)(
+    process.execPath,
+    [script, JSON.stringify({ ...task, flashAttention } satisfies Task)],
+    { maxBuffer: 2 ** 26 },
+  )
+  return JSON.parse(stdout)
+}
+
+function promptOf(length: number): number[] {
+  return Array.from({ length }, (_, index) => 259 + ((index * 7919) % 40_000))
+}
+
+/** The engines must agree on what comes next: else they would not be doing the same work. */
+async function compareLogits(folder: string): Promise<number> {
+  const task = { folder, prompt: promptOf(24), generate: 0, workers: 1, threads, answer: true }
+  const ours = await ask<number[]>('hogwild', task)
+  const theirs = await ask<number[]>('node-llama-cpp', task)
+  const squares = (values: number[]) => values.reduce((sum, value) => sum + value * value, 0)
+  const differences = ours.map((logit, token) => logit - (theirs[token] as number))
+  const nmse = squares(differences) / squares(ours)
+  // Written so that NaN fails too.
+  if (!(nmse <= MOST_NMSE)) throw new Error(`the engines disagree: NMSE of the logits is ${nmse}`)
+  return Number(nmse.toExponential(2))
+}
+
+async function measureAll(folder: string): Promise<Sample[]> {
+  const samples: Sample[] = []
+  const prompt = promptOf(promptLength)
+  for (let round = 0; round < rounds; round++) {
+    for (const workers of counts) {
+      // Back and forth, so that none always comes first.
+      for (const engine of round % 2 === 0 ? engines : engines.toReversed()) {
+        const task = { folder, prompt, generate, workers, threads, answer: false }
+        const measurement = await ask<Measurement>(engine, task)
+        samples.push({ engine, workers, round, ...measurement })
+      }
+    }
+    process.stderr.write(`round ${round + 1} of ${rounds}\n`)
+  }
+  return samples
+}
+
+interface Run {
+  engine: Engine
+  workers: number
+  prefill_tokens_per_s: Spread
+  decode_tokens_per_s: Spread
+  step_ms: Spread
+  peak_memory_mb: Spread
+}
+
+function evaluate(samples: readonly Sample[]) {
+  const of = (engine: Engine, workers: number) =>
+    samples.filter((sample) => sample.engine === engine && sample.workers === workers)
+  const stepSeconds = (sample: Sample) => sample.decodeSeconds / generate
+  const runs = engines.flatMap((engine) =>
+    counts.map((workers): Run => {
+      const own = of(engine, workers)
+      return {
+        engine,
+        workers,
+        prefill_tokens_per_s: spread(
+          own.map((sample) => promptLength / sample.prefillSeconds),
+          1,
+        ),
+        decode_tokens_per_s: spread(
+          own.map((sample) => workers / stepSeconds(sample)),
+          1,
+        ),
+        step_ms: spread(
+          own.map((sample) => stepSeconds(sample) * 1e3),
+          2,
+        ),
+        peak_memory_mb: spread(
+          own.map((sample) => sample.peakBytes / 1e6),
+          0,
+        ),
+      }
+    }),
+  )
+
+  const decode = (engine: Engine, workers: number) =>
+    median(of(engine, workers).map((sample) => workers / stepSeconds(sample)))
+  const prefill = (engine: Engine) =>
+    median(
+      samples
+        .filter((sample) => sample.engine === engine)
+        .map((sample) => promptLength / sample.prefillSeconds),
+    )
+  const ourStep = (workers: number) => median(of('hogwild', workers).map(stepSeconds))
+  const ours = samples.filter(({ engine }) => engine === 'hogwild')
+  return {
+    /** Tokens per second over those of node-llama-cpp, with whichever setting is faster there. */
+    decode_ratio: Object.fromEntries(
+      counts.map((workers) => [
+        workers,
+        round(
+          decode('hogwild', workers) / Math.max(...PEERS.map((peer) => decode(peer, workers))),
+          2,
+        ),
+      ]),
+    ),
+    prefill_ratio: round(prefill('hogwild') / Math.max(...PEERS.map(prefill)), 2),
+    /** One worker: bytes of weights, keys and values per second over the bandwidth read in the same process. */
+    read_share: round(
+      median(
+        of('hogwild', 1).map(
+          (sample) =>
+            (sample.stepBytes as number) / stepSeconds(sample) / (sample.readBandwidth as number),
+        ),
+      ),
+      3,
+    ),
+    step_4_over_1: round(ourStep(4) / ourStep(1), 3),
+    /** Peak memory of hogwild's process beyond weights and cache, the most of all samples. */
+    memory_overhead_mb: round(
+      Math.max(
+        ...ours.map(
+          (sample) =>
+            sample.peakBytes - (sample.weightBytes as number) - (sample.cacheBytes as number),
+        ),
+      ) / 1e6,
+      1,
+    ),
+    read_gb_per_s: spread(
+      ours.map((sample) => (sample.readBandwidth as number) / 1e9),
+      2,
+    ),
+    runs,
+  }
+}
+
+function describe() {
+  const manifest = JSON.parse(readFileSync(join(peerFolder, 'package.json'), 'utf8'))
+  return {
+    model: 'random Llama of 135 M parameters (the shape of SmolLM2-135M), bf16',
+    threads,
+    prompt: promptLength,
+    generate,
+    rounds,
+    command: `npm run bench:peers -- ${process.argv.slice(2).join(' ')}`.replace(/ -- $/, ''),
+    engines: {
+      hogwild: 'workers share the prompt, see each other, and step together; bf16 cache; greedy',
+      'node-llama-cpp': {
+        version: manifest.dependencies['node-llama-cpp'],
+        binary: 'its own prebuilt one (@node-llama-cpp/linux-x64), no GPU',
+        how:
+          'independent sequences of one context, each with the whole prompt, evaluated at once; ' +
+          'LlamaContextSequence.evaluate, greedy; batchSize 512, f16 cache, flash attention on and off',
+      },
+    },
+  }
+}
+
+function chartOf(runs: readonly Run[], processor: string): string {
+  const best = (workers: number) =>
+    runs
+      .filter((run) => run.engine !== 'hogwild' && run.workers === workers)
+      .map((run) => run.decode_tokens_per_s)
+      .reduce((one, other) => (one.median >= other.median ? one : other))
+  const own = (workers: number) =>
+    runs.find((run) => run.engine === 'hogwild' && run.workers === workers)
+      ?.decode_tokens_per_s as Spread
+  return barChart({
+    title: 'Decoding, tokens per second',
+    subtitle: `135 M parameters in bf16, ${threads} threads, ${processor}`,
+    groups: counts.map((workers) => (workers === 1 ? '1 worker' : `${workers} workers`)),
+    series: [
+      { name: 'hogwild', color: '#2f6feb', values: counts.map(own) },
+      { name: 'node-llama-cpp', color: '#9aa4b2', values: counts.map(best) },
+    ],
+  })
+}
+
+function print(runs: readonly Run[]): void {
+  const show = ({ median, min, max }: Spread) => `${median} (${min}-${max})`
+  const rows = runs.map((run) => [
+    run.engine,
+    String(run.workers),
+    show(run.prefill_tokens_per_s),
+    show(run.decode_tokens_per_s),
+    show(run.step_ms),
+    String(run.peak_memory_mb.median),
+  ])
+  const header = ['engine', 'workers', 'prefill tok/s', 'decode tok/s', 'step ms', 'peak MB']
+  for (const line of formatTable(header, rows)) process.stdout.write(`${line}\n`)
+}
+
+main()

@@ -1,0 +1,93 @@
+#include "device/profile_device.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+namespace hogwild {
+namespace {
+
+std::int64_t element_bytes(Dtype dtype) { return static_cast<std::int64_t>(dtype_size(dtype)); }
+
+// Key and value of one token in one layer.
+std::int64_t token_bytes(const KvShape& shape) {
+  return 2 * shape.kv_heads * shape.head_dim * element_bytes(shape.dtype);
+}
+
+}  // namespace
+
+template <typename Op>
+void ProfileDevice::measure(const Key& key, std::int64_t bytes, Op&& op) {
+  const auto begin = std::chrono::steady_clock::now();
+  op();
+  device_->synchronize();
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+  OpProfile& profile = profiles_[key];
+  profile.calls++;
+  profile.seconds += elapsed.count();
+  profile.bytes += static_cast<double>(bytes);
+}
+
+std::vector<OpProfile> ProfileDevice::take_profile() {
+  std::vector<OpProfile> taken;
+  for (auto& [key, profile] : profiles_) {
+    const auto& [op, k, outputs] = key;
+    profile.op = op;
+    if (k > 0) profile.op += " " + std::to_string(k) + " x " + std::to_string(outputs);
+    taken.push_back(std::move(profile));
+  }
+  profiles_.clear();
+  std::sort(taken.begin(), taken.end(), [](const OpProfile& a, const OpProfile& b) { return a.seconds > b.seconds; });
+  return taken;
+}
+
+void ProfileDevice::embedding(const EmbeddingParams& p) {
+  const std::int64_t bytes = std::ssize(p.tokens) * p.table.cols * element_bytes(p.table.dtype);
+  measure({"embedding", 0, 0}, bytes, [&] { device_->embedding(p); });
+}
+
+void ProfileDevice::rms_norm(const RmsNormParams& p) {
+  measure({"rms_norm", 0, 0}, 0, [&] { device_->rms_norm(p); });
+}
+
+void ProfileDevice::matmul(const MatmulParams& p) {
+  std::int64_t outputs = 0;
+  std::int64_t bytes = 0;
+  for (int i = 0; i < p.n_outputs; i++) {
+    const Matrix& weight = p.outputs[i].weight;
+    outputs += weight.rows;
+    bytes += weight.rows * weight.cols * element_bytes(weight.dtype);
+  }
+  measure({"matmul", p.k, outputs}, bytes, [&] { device_->matmul(p); });
+}
+
+void ProfileDevice::gated_activation(const GatedActivationParams& p) {
+  measure({"gated_activation", 0, 0}, 0, [&] { device_->gated_activation(p); });
+}
+
+void ProfileDevice::kv_append(const KvAppendParams& p) {
+  measure({"kv_append", 0, 0}, std::ssize(p.slots) * token_bytes(p.shape), [&] { device_->kv_append(p); });
+}
+
+void ProfileDevice::attention(const AttentionParams& p) {
+  std::int64_t tokens = 0;
+  for (const PlanSegment& segment : p.plan.segments) tokens += segment.length;
+  measure({"attention", 0, 0}, tokens * token_bytes(p.shape), [&] { device_->attention(p); });
+}
+
+void ProfileDevice::kv_rebase(const KvRebaseParams& p) {
+  std::int64_t tokens = 0;
+  for (const KvRebaseParams::Move& move : p.moves) tokens += move.length;
+  measure({"kv_rebase", 0, 0}, 2 * tokens * token_bytes(p.shape), [&] { device_->kv_rebase(p); });
+}
+
+void ProfileDevice::kv_read(const KvReadParams& p) {
+  measure({"kv_read", 0, 0}, std::ssize(p.slots) * token_bytes(p.shape), [&] { device_->kv_read(p); });
+}
+
+void ProfileDevice::sample(const SampleParams& p) {
+  const std::int64_t bytes = std::ssize(p.rows) * p.vocab * static_cast<std::int64_t>(sizeof(float));
+  measure({"sample", 0, 0}, bytes, [&] { device_->sample(p); });
+}
+
+}  // namespace hogwild

@@ -1,0 +1,63 @@
+// A device that measures another: it forwards every call and adds up what each op takes.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "device/device.h"
+
+namespace hogwild {
+
+// An op over all its calls. The matrix products of a model are told apart by their sizes.
+struct OpProfile {
+  std::string op;  // e.g. "attention", "matmul 576 x 1536": k x the outputs of all matrices
+  std::int64_t calls = 0;
+  double seconds = 0;
+  // What must come from memory or go there: weights, cached keys and values (each counted once per
+  // call, whoever sees them), logits that are sampled. Other activations stay in the processor's caches.
+  double bytes = 0;
+};
+
+class ProfileDevice final : public Device {
+ public:
+  explicit ProfileDevice(std::shared_ptr<Device> device) : device_(std::move(device)) {}
+
+  // What was measured since the last call, the most time first.
+  std::vector<OpProfile> take_profile();
+
+  DeviceInfo info() const override { return device_->info(); }
+  Buffer allocate(std::size_t bytes, const char* purpose) override { return device_->allocate(bytes, purpose); }
+  void download(void* host, const void* device, std::size_t bytes) override { device_->download(host, device, bytes); }
+  void upload(void* device, const void* host, std::size_t bytes) override { device_->upload(device, host, bytes); }
+  void synchronize() override { device_->synchronize(); }
+  Matrix adopt_weight(const Matrix& host, std::vector<Buffer>& storage) override {
+    return device_->adopt_weight(host, storage);
+  }
+  void begin_step(const AttentionPlanView& plan) override { device_->begin_step(plan); }
+  double measure_read_bandwidth(std::size_t bytes) override { return device_->measure_read_bandwidth(bytes); }
+
+  void embedding(const EmbeddingParams& params) override;
+  void rms_norm(const RmsNormParams& params) override;
+  void matmul(const MatmulParams& params) override;
+  void gated_activation(const GatedActivationParams& params) override;
+  void kv_append(const KvAppendParams& params) override;
+  void attention(const AttentionParams& params) override;
+  void kv_rebase(const KvRebaseParams& params) override;
+  void kv_read(const KvReadParams& params) override;
+  void sample(const SampleParams& params) override;
+
+ private:
+  using Key = std::tuple<const char*, std::int64_t, std::int64_t>;  // op, k, outputs; sizes 0 where there is one kind
+
+  template <typename Op>
+  void measure(const Key& key, std::int64_t bytes, Op&& op);
+
+  std::shared_ptr<Device> device_;
+  std::map<Key, OpProfile> profiles_;  // `op` is filled in by take_profile
+};
+
+}  // namespace hogwild

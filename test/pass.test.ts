@@ -1,0 +1,407 @@
+// Passes: the cache for engines that bring their own model, on q, k and v of their own.
+
+import {
+  type Block,
+  type Cache,
+  type CacheOptions,
+  createCache,
+  createDevice,
+  type Device,
+  type Pass,
+  type View,
+} from '../lib'
+import { codeOf, expectClose, expectSameBits, Random } from './fixtures'
+import { attend, type Rope, rotate, type Seen } from './reference'
+
+// Scores have a standard deviation near 1 and values are near 1: a few roundings of 2^-24 each.
+const tolerance = { f32: 2e-5, f16: 4e-3, bf16: 3e-2 }
+
+let device: Device
+const caches: Cache[] = []
+
+beforeAll(() => {
+  device = createDevice({ type: 'cpu', threads: 2 })
+})
+
+afterEach(async () => {
+  for (const cache of caches.splice(0)) await cache.close()
+})
+
+afterAll(() => device.close())
+
+function ropeFor(headDim: number, attentionFactor = 1): Rope {
+  const pairs = headDim / 2
+  const inverseFrequencies = Float64Array.from({ length: pairs }, (_, u) => 1000 ** (-u / pairs))
+  return { inverseFrequencies, attentionFactor }
+}
+
+function openCache(options: Partial<CacheOptions> = {}): Cache {
+  const headDim = options.headDim ?? 16
+  const cache = createCache({
+    layers: 2,
+    kvHeads: 2,
+    headDim,
+    rope: ropeFor(headDim),
+    capacity: 2048,
+    device,
+    ...options,
+  })
+  caches.push(cache)
+  return cache
+}
+
+/** What a block must hold: per token and layer its key before RoPE and its value. */
+interface Expected {
+  k: Float64Array[]
+  v: Float64Array[]
+}
+
+class Engine {
+  readonly expected = new Map<Block, Expected[]>()
+
+  constructor(
+    readonly cache: Cache,
+    readonly rope: Rope,
+    readonly queryHeads: number,
+    readonly random: Random,
+  ) {}
+
+  block(): Block {
+    const block = this.cache.createBlock()
+    this.expected.set(block, [])
+    return block
+  }
+
+  /** One pass of random q, k, v, compared with the reference in every layer. */
+  async pass(
+    workers: { view: View; tokens: number }[],
+    { scale, what = '' }: { scale?: number; what?: string } = {},
+  ): Promise<void> {
+    const { layers, kvHeads, headDim, dtype } = this.cache.shape
+    const target = (view: View): Block => view.writeTo ?? view.blocks.at(-1)!
+    const pass = this.cache.beginPass(workers)
+    expect(pass.tokens).toBe(workers.reduce((sum, { tokens }) => sum + tokens, 0))
+    for (const { view, tokens } of workers) {
+      const list = this.expected.get(target(view))!
+      for (let i = 0; i < tokens; i++) list.push({ k: [], v: [] })
+    }
+    const width = kvHeads * headDim
+    for (let layer = 0; layer < layers; layer++) {
+      const k = this.random.floats(pass.tokens * width)
+      const v = this.random.floats(pass.tokens * width)
+      const q = this.random.floats(pass.tokens * this.queryHeads * headDim)
+      let row = 0
+      for (const { view, tokens } of workers) {
+        const list = this.expected.get(target(view))!
+        for (const token of list.slice(-tokens)) {
+          token.k.push(Float64Array.from(k.subarray(row * width, (row + 1) * width)))
+          token.v.push(Float64Array.from(v.subarray(row * width, (row + 1) * width)))
+          row++
+        }
+      }
+      await pass.append(layer, k, v)
+      const options = scale === undefined ? { lse: true } : { lse: true, scale }
+      const { out, lse } = await pass.attend(layer, q, options)
+      const plain = await pass.attend(layer, q, scale === undefined ? {} : { scale })
+      expectSameBits(plain.out, out, 'with and without lse')
+      expect(plain.lse).toBeUndefined()
+
+      row = 0
+      for (const { view, tokens } of workers) {
+        const places = view.blocks.flatMap((block, i) =>
+          this.expected.get(block)!.map(
+            (token): Seen => ({
+              k: token.k[layer]!,
+              v: token.v[layer]!,
+              bias: view.bias?.[i] ?? 0,
+            }),
+          ),
+        )
+        const before = view.blocks
+          .slice(0, view.blocks.indexOf(target(view)))
+          .reduce((sum, block) => sum + this.expected.get(block)!.length, 0)
+        const end = before + this.expected.get(target(view))!.length
+        const size = this.queryHeads * headDim
+        const queries = Array.from({ length: tokens }, (_, i) =>
+          Float64Array.from(q.subarray((row + i) * size, (row + i + 1) * size)),
+        )
+        const shape = {
+          queryHeads: this.queryHeads,
+          kvHeads,
+          headDim,
+          scale: scale ?? 1 / Math.sqrt(headDim),
+        }
+        const positions = queries.map((_, i) => end - tokens + i)
+        const wanted = attend(queries, positions, places, shape, this.rope)
+        wanted.out.forEach((expected, i) => {
+          const place = `${what} layer ${layer} row ${row + i}`
+          const actual = out.subarray((row + i) * size, (row + i + 1) * size)
+          expectClose(actual, expected, tolerance[dtype], `${place}, out`)
+          const heads = lse!.subarray((row + i) * this.queryHeads, (row + i + 1) * this.queryHeads)
+          expectClose(heads, wanted.lse[i]!, tolerance[dtype], `${place}, lse`)
+        })
+        row += tokens
+      }
+    }
+    pass.commit()
+  }
+}
+
+const shapes = [
+  [2, 2, 8, 1],
+  [4, 2, 16, 1],
+  [5, 1, 24, 1.3],
+  [14, 2, 40, 1],
+  [16, 1, 64, 1],
+  [6, 3, 128, 1.1],
+  [4, 1, 256, 1],
+] as const
+
+describe.each(['f32', 'f16', 'bf16'] as const)('%s', (dtype) => {
+  // Half precision is a matter of the conversion, so few shapes say all.
+  const cases = dtype === 'f32' ? shapes : shapes.slice(1, 4)
+
+  it.each(cases)(
+    '%i query heads, %i kv heads, head_dim %i, attention factor %f',
+    async (queryHeads, kvHeads, headDim, factor) => {
+      const rope = ropeFor(headDim, factor)
+      const layers = headDim < 64 ? 2 : 1
+      const cache = openCache({ kvHeads, headDim, rope, dtype, layers })
+      const engine = new Engine(cache, rope, queryHeads, new Random(headDim))
+      const [prompt, a, b, tail] = [engine.block(), engine.block(), engine.block(), engine.block()]
+      await engine.pass([{ view: { blocks: [prompt] }, tokens: 63 }])
+      await engine.pass([{ view: { blocks: [tail] }, tokens: 5 }])
+      await engine.pass([
+        { view: { blocks: [prompt, b, a] }, tokens: 1 },
+        { view: { blocks: [prompt, a, b, tail], writeTo: b }, tokens: 3 },
+      ])
+      await engine.pass([
+        { view: { blocks: [a, tail, prompt, a] }, tokens: 2 },
+        { view: { blocks: [b, b], bias: [-1, 2] }, tokens: 2 },
+        { view: { blocks: [prompt, tail], bias: [-Infinity, 0.5] }, tokens: 9 },
+      ])
+    },
+  )
+})
+
+describe('views', () => {
+  it.each(Array.from({ length: 12 }, (_, i) => 200 + i))('random ones, seed %i', async (seed) => {
+    const random = new Random(seed)
+    const rope = ropeFor(8)
+    const engine = new Engine(openCache({ kvHeads: 1, headDim: 8, layers: 1 }), rope, 3, random)
+    const blocks = [engine.block(), engine.block(), engine.block(), engine.block()]
+    for (let step = 0; step < 6; step++) {
+      const workers = random
+        .shuffle(blocks)
+        .slice(0, random.int(1, 4))
+        .map((writeTo) => {
+          const others = Array.from({ length: random.int(0, 4) }, () => random.pick(blocks))
+          const list = random.shuffle([writeTo, ...others])
+          const bias = list.map(() => random.pick([0, 1, -Infinity, random.normal()]))
+          const view = { blocks: list, writeTo, ...(random.chance(0.5) && { bias }) }
+          return { view, tokens: random.pick([1, 1, 2, 7, 64, 66]) }
+        })
+      await engine.pass(workers, { what: `seed ${seed}, step ${step}` })
+    }
+  })
+
+  it('a token that sees nothing gets 0 and a log-sum-exp of -Infinity', async () => {
+    const cache = openCache({ layers: 1, kvHeads: 1, headDim: 8 })
+    const block = cache.createBlock()
+    const pass = cache.beginPass([{ view: { blocks: [block], bias: [-Infinity] }, tokens: 2 }])
+    const rows = new Random(1).floats(16)
+    await pass.append(0, rows, rows)
+    const { out, lse } = await pass.attend(0, rows, { lse: true })
+    expect([...out]).toEqual(Array(16).fill(0))
+    expect([...lse!]).toEqual([-Infinity, -Infinity])
+    pass.commit()
+  })
+
+  it('takes a scale, and scores far beyond the range of exp', async () => {
+    const random = new Random(2)
+    const engine = new Engine(openCache(), ropeFor(16), 4, random)
+    const block = engine.block()
+    await engine.pass([{ view: { blocks: [block] }, tokens: 70 }], { scale: 0.01 })
+    const cache = openCache({ layers: 1, kvHeads: 1, headDim: 8 })
+    const own = cache.createBlock()
+    const pass = cache.beginPass([{ view: { blocks: [own] }, tokens: 3 }])
+    // Scores of +-8e5: the largest wins outright; an exp without its maximum taken off would overflow.
+    const k = new Float32Array(24).fill(1000)
+    const q = Float32Array.from({ length: 24 }, (_, i) => (i < 8 ? 0 : i < 16 ? 100 : -100))
+    await pass.append(
+      0,
+      k,
+      Float32Array.from({ length: 24 }, (_, i) => Math.floor(i / 8)),
+    )
+    const { out, lse } = await pass.attend(0, q, { lse: true, scale: 1 })
+    for (const value of [...out, ...lse!]) expect(Number.isFinite(value)).toBe(true)
+    pass.commit()
+  })
+
+  it('stores keys turned to their place in the block, values as they are, and no token ids', async () => {
+    const rope = ropeFor(16)
+    const engine = new Engine(openCache(), rope, 2, new Random(3))
+    const block = engine.block()
+    await engine.pass([{ view: { blocks: [block] }, tokens: 66 }])
+    await engine.pass([{ view: { blocks: [engine.block(), block] }, tokens: 1 }])
+    expect([...block.tokens()]).toEqual(Array(67).fill(-1))
+    const tokens = engine.expected.get(block)!
+    for (const layer of [0, 1]) {
+      const { k, v, rotatedAt } = block.read(layer)
+      expect([...rotatedAt]).toEqual(tokens.map((_, i) => i))
+      tokens.forEach((token, i) => {
+        const turned = rotate(token.k[layer]!, 16, i, rope)
+        expectClose(k.subarray(i * 32, (i + 1) * 32), turned, 1e-6, `key ${i}`)
+        expectSameBits(v.subarray(i * 32, (i + 1) * 32), token.v[layer]!, `value ${i}`)
+      })
+    }
+  })
+})
+
+describe('rules', () => {
+  const rows = (tokens: number): Float32Array => new Random(4).floats(tokens * 32)
+
+  async function started(): Promise<{ cache: Cache; block: Block; pass: Pass }> {
+    const cache = openCache()
+    const block = cache.createBlock()
+    const first = cache.beginPass([{ view: { blocks: [block] }, tokens: 63 }])
+    for (const layer of [0, 1]) await first.append(layer, rows(63), rows(63))
+    first.commit()
+    return { cache, block, pass: cache.beginPass([{ view: { blocks: [block] }, tokens: 3 }]) }
+  }
+
+  const state = (cache: Cache, block: Block): unknown => {
+    const { peakPages: _, ...stats } = cache.stats
+    return { stats, segments: block.segments, contents: [block.read(0), block.read(1)] }
+  }
+
+  it.each(['abort', 'dispose'] as const)('%s leaves the cache as it was', async (how) => {
+    const { cache, block, pass } = await started()
+    pass.abort()
+    const before = state(cache, block)
+    for (const append of [[], [0], [0, 1]]) {
+      const again = cache.beginPass([
+        { view: { blocks: [cache.createBlock(), block] }, tokens: 200 },
+      ])
+      for (const layer of append) await again.append(layer, rows(200), rows(200))
+      expect(block.length).toBe(63)
+      if (how === 'abort') again.abort()
+      else again[Symbol.dispose]()
+      again.abort()
+      expect(state(cache, block)).toEqual(before)
+    }
+  })
+
+  it('keeps the cache busy until it has ended', async () => {
+    const { cache, block, pass } = await started()
+    const calls = [
+      () => cache.beginPass([{ view: { blocks: [block] }, tokens: 1 }]),
+      () => cache.createBlock(),
+      () => block.fork(),
+      () => block.truncate(0),
+      () => block.clear(),
+      () => block.compact(),
+      () => block.read(0),
+    ]
+    for (const call of calls) expect(await codeOf(call)).toBe('HOGWILD_BUSY')
+    expect(block.length).toBe(63)
+    for (const layer of [0, 1]) await pass.append(layer, rows(3), rows(3))
+    pass.commit()
+    expect(block.length).toBe(66)
+    block.truncate(65)
+  })
+
+  it('answers HOGWILD_CLOSED after its end and after the cache is closed', async () => {
+    const { cache, block, pass } = await started()
+    pass.abort()
+    for (const call of [
+      () => pass.append(0, rows(3), rows(3)),
+      () => pass.attend(0, rows(3)),
+      () => pass.commit(),
+    ]) {
+      expect(await codeOf(call)).toBe('HOGWILD_CLOSED')
+    }
+    const open = cache.beginPass([{ view: { blocks: [block] }, tokens: 1 }])
+    await cache.close()
+    for (const call of [() => open.append(0, rows(1), rows(1)), () => open.commit()]) {
+      expect(await codeOf(call)).toBe('HOGWILD_CLOSED')
+    }
+    expect(await codeOf(() => block.length)).toBe('HOGWILD_CLOSED')
+  })
+
+  it('refuses arrays of other sizes and types', async () => {
+    const { cache, block, pass } = await started()
+    const calls = [
+      () => pass.append(0, rows(2), rows(3)),
+      () => pass.append(0, rows(3), rows(4)),
+      () => pass.append(2, rows(3), rows(3)),
+      () => pass.append(-1, rows(3), rows(3)),
+      () => pass.append(0, new Float64Array(96) as never, rows(3)),
+      () => pass.attend(0, rows(3).subarray(1)),
+      () => pass.attend(0, new Float32Array(0)),
+      // 3 query heads over 2 kv heads
+      () => pass.attend(0, new Float32Array(3 * 3 * 16)),
+      () => pass.attend(0, [...rows(3)] as never),
+      () => pass.attend(0, rows(3), { scale: Number.NaN }),
+      () => pass.attend(0, rows(3), { scale: -1 }),
+    ]
+    for (const call of calls) expect(await codeOf(call)).toBe('HOGWILD_INVALID_ARGUMENT')
+    pass.abort()
+    expect(block.length).toBe(63)
+    const workers: [string, () => unknown][] = [
+      ['HOGWILD_INVALID_ARGUMENT', () => cache.beginPass([])],
+      [
+        'HOGWILD_INVALID_ARGUMENT',
+        () => cache.beginPass([{ view: { blocks: [block] }, tokens: 0 }]),
+      ],
+      [
+        'HOGWILD_INVALID_ARGUMENT',
+        () => cache.beginPass([{ view: { blocks: [block] }, tokens: 1.5 }]),
+      ],
+      [
+        'HOGWILD_OUT_OF_PAGES',
+        () => cache.beginPass([{ view: { blocks: [block] }, tokens: 2 ** 31 - 1 }]),
+      ],
+      [
+        'HOGWILD_OUT_OF_PAGES',
+        () => cache.beginPass([{ view: { blocks: [block] }, tokens: 2048 }]),
+      ],
+    ]
+    for (const [code, call] of workers) expect(await codeOf(call)).toBe(code)
+  })
+
+  it('refuses to attend to, or to commit, keys that were not appended', async () => {
+    const { block, pass } = await started()
+    expect(await codeOf(() => pass.attend(0, rows(3)))).toBe('HOGWILD_INVALID_ARGUMENT')
+    await pass.append(0, rows(3), rows(3))
+    await pass.attend(0, rows(3))
+    expect(await codeOf(() => pass.attend(1, rows(3)))).toBe('HOGWILD_INVALID_ARGUMENT')
+    expect(await codeOf(() => pass.commit())).toBe('HOGWILD_INVALID_ARGUMENT')
+    expect(block.length).toBe(63)
+    await pass.append(1, rows(3), rows(3))
+    pass.commit()
+    expect(block.length).toBe(66)
+  })
+
+  it('takes the arrays as they are at the call', async () => {
+    const { block, pass } = await started()
+    const k = rows(3)
+    const appended = pass.append(0, k, k)
+    expect(await codeOf(() => pass.commit())).toBe('HOGWILD_BUSY')
+    k.fill(7)
+    await appended
+    await pass.append(1, rows(3), rows(3))
+    pass.commit()
+    expectSameBits(block.read(0).v.subarray(63 * 32), rows(3), 'values')
+  })
+
+  it('aborts once the call under way has ended', async () => {
+    const { cache, block, pass } = await started()
+    const running = pass.append(0, rows(3), rows(3))
+    pass.abort()
+    expect(await codeOf(() => block.clear())).toBe('HOGWILD_BUSY')
+    await codeOf(() => running)
+    block.clear()
+    expect(cache.stats.freePages).toBe(cache.stats.pages)
+  })
+})
