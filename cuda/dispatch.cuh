@@ -1,0 +1,26 @@
+// The only place where run-time values become template constants. A value that is not listed is
+// cudaErrorInvalidValue.
+#pragma once
+
+#include "core/tensor.h"
+#include "simt/simt.h"
+
+namespace hogwild::cuda {
+
+// Calls `body.template operator()<T>()` with the 16-bit type.
+template <typename Body>
+cudaError_t dispatch_dtype(Dtype dtype, Body&& body) {
+  if (dtype == Dtype::kBF16) return body.template operator()<simt::bf16>();
+  if (dtype == Dtype::kF16) return body.template operator()<simt::f16>();
+  return cudaErrorInvalidValue;
+}
+
+// Calls `body.template operator()<kValue>()` with the listed value that equals `value`.
+template <int... kValues, typename Body>
+cudaError_t dispatch_int(std::int64_t value, Body&& body) {
+  cudaError_t error = cudaErrorInvalidValue;
+  static_cast<void>(((value == kValues && (error = body.template operator()<kValues>(), true)) || ...));
+  return error;
+}
+
+}  // namespace hogwild::cuda

@@ -1,0 +1,37 @@
+#include "plan.h"
+
+#include <limits>
+#include <string>
+
+#include "core/error.h"
+
+namespace hogwild::cuda {
+
+FlatPlan flatten(const AttentionPlanView& plan) {
+  const auto tokens = static_cast<std::size_t>(plan.n_tokens);
+  FlatPlan flat;
+  flat.pages.assign(plan.pages.begin(), plan.pages.end());
+  for (const PlanSegment& segment : plan.segments) {
+    if (segment.length > std::numeric_limits<std::int32_t>::max() - kPageSize) {
+      throw Error(code::kUnsupported, "a segment of " + std::to_string(segment.length) +
+                                          " tokens: the CUDA device supports less than 2^31 - 64");
+    }
+    const std::size_t first = flat.segments.size();
+    for (const PlanVisit& visit : plan.visits.subspan(segment.first_visit, segment.n_visits)) {
+      std::size_t copy = first;  // the first copy of the segment that this token does not visit yet
+      while (copy < flat.segments.size() && flat.visits[copy * tokens + visit.token].limit > 0) ++copy;
+      if (copy == flat.segments.size()) {
+        flat.segments.push_back({.first_page = segment.first_page,
+                                 .first_slot = segment.first_slot,
+                                 .length = static_cast<std::int32_t>(segment.length)});
+        flat.visits.resize(flat.visits.size() + tokens);
+      }
+      flat.visits[copy * tokens + visit.token] = {
+          .angle = visit.angle, .limit = static_cast<std::int32_t>(visit.limit), .bias = visit.bias, .unused = 0};
+    }
+  }
+  flat.counts = {static_cast<std::int32_t>(tokens), static_cast<std::int32_t>(flat.segments.size())};
+  return flat;
+}
+
+}  // namespace hogwild::cuda

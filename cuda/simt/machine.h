@@ -1,0 +1,133 @@
+// What the parts of the runtime share: one Machine per OS thread that launches kernels.
+//
+// Under ThreadSanitizer this code is compiled without instrumentation (-DSIMT_TSAN) and tells the
+// sanitizer itself what is ordered and what is accessed. Hence two rules: no std:: containers (the
+// linker may take an instrumented copy of their code from a test), no allocation inside a fiber (its
+// stack may be abandoned).
+#pragma once
+
+#include "simt/fiber.h"
+#include "simt/runtime.h"
+
+#if defined(SIMT_TSAN)
+#include <sanitizer/tsan_interface.h>
+extern "C" void __tsan_read_range(void* from, unsigned long bytes);
+extern "C" void __tsan_write_range(void* from, unsigned long bytes);
+#define SIMT_TSAN_ONLY(...) __VA_ARGS__
+#else
+#define SIMT_TSAN_ONLY(...)
+#endif
+
+namespace simt {
+
+inline constexpr int kWarpSize = 32;
+inline constexpr int kMaxThreads = 1024;  // per block
+inline constexpr int kMaxWarps = kMaxThreads / kWarpSize;
+inline constexpr unsigned kFullMask = 0xffffffffu;
+
+// Limits of the runtime, not of CUDA; exceeding one is reported.
+inline constexpr int kMaxCpAsync = 512;       // in flight per thread
+inline constexpr int kMaxBulkCopies = 256;    // in flight per block
+inline constexpr int kMaxWarpOperations = 8;  // under way in one warp, with disjoint masks
+
+// What uninitialised shared memory and the target of an unfinished copy hold: NaN in every format.
+inline constexpr unsigned char kPoison = 0xff;
+
+struct CpAsync {
+  void* to;
+  const void* from;
+  bool valid;
+  int group;
+};
+
+struct BulkCopy {
+  void* to;
+  const void* from;
+  int bytes;
+  Mbarrier* barrier;
+};
+
+struct Thread : ThreadContext {
+  Thread() : ThreadContext{} {}  // the OS thread
+  Thread(void (*entry)(), int number) : ThreadContext{}, fiber(entry, number) {}
+
+  Fiber fiber;
+  bool exited = true;
+  const char* waits_in = "";  // for the report of a deadlock
+  Site waits_at;
+  const Mbarrier* waits_for = nullptr;
+  int waits_for_parity = 0;
+  CpAsync copies[kMaxCpAsync];
+  int n_copies = 0;
+  int copy_group = 0;  // the group that new copies belong to
+};
+
+// Executed by the last lane to arrive, for all lanes of the mask; `arguments` has what each lane left.
+using ExecuteForWarp = void (*)(void** arguments, unsigned mask);
+
+struct WarpOperation {
+  unsigned mask = 0;
+  unsigned arrived = 0;
+  ExecuteForWarp execute = nullptr;
+  Site site;
+  void* arguments[kWarpSize];
+};
+
+struct Warp {
+  unsigned ready = 0;  // lanes that can run
+  unsigned alive = 0;  // lanes that have not exited
+  int n_operations = 0;
+  WarpOperation operations[kMaxWarpOperations];
+  unsigned sync_phase = 0;
+  char tsan_sync[2];  // happens-before of __syncwarp, alternating
+};
+
+struct BlockBarrier {
+  int arrived = 0;
+  Site site;
+  unsigned phase = 0;
+  char tsan_sync[2];
+};
+
+struct Machine {
+  Machine() = default;
+  ~Machine();
+
+  Thread os_thread;
+  Thread* threads[kMaxThreads] = {};
+  int threads_made = 0;
+  Warp warps[kMaxWarps];
+  unsigned warps_ready = 0;  // warps with a ready lane
+  BlockBarrier barrier;
+  int n_threads = 0;  // of this launch
+  int alive = 0;
+  int current_warp = 0;
+
+  void (*body)(void*) = nullptr;
+  void* argument = nullptr;
+  unsigned char* shared = nullptr;
+  std::size_t shared_bytes = 0;
+  BulkCopy bulk_copies[kMaxBulkCopies];
+  int n_bulk_copies = 0;
+
+  char error[2048] = {};
+  std::uint64_t random_state = 1;
+
+  void* tsan_copy_engine = nullptr;
+  char tsan_start, tsan_end, tsan_fence, tsan_copies;
+};
+
+Machine& machine();
+inline Thread& current_thread() { return *static_cast<Thread*>(current); }
+
+std::uint64_t random_number();
+void set_ready(const Thread& thread);
+// Goes on with some thread that can run, perhaps the caller; returns when it is the caller's turn.
+void schedule();
+
+bool in_shared_memory(const void* from, std::size_t bytes);
+
+// Lets the bulk copy with this index land.
+void finish_bulk_copy(int index);
+
+}  // namespace simt

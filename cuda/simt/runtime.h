@@ -1,0 +1,111 @@
+// Runs kernels on the CPU: what target_host.h maps CUDA's names to, and what tests control and read.
+//
+// One OS thread runs a grid. The threads of a block are fibers: each runs until it meets a barrier, a
+// warp operation or an mbarrier, then hands over to another thread that can run. Blocks run one after
+// another. See README.md.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <source_location>
+#include <type_traits>
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+namespace simt {
+
+// ---- for tests --------------------------------------------------------------------------------------
+
+// Which thread, warp and block runs next, of those that can.
+enum class Order { kForward, kReverse, kRandom };
+// When copies land: at once, or as late as the semantics allow.
+enum class CopyTiming { kEager, kLazy };
+
+struct Options {
+  Order order = Order::kForward;
+  CopyTiming copies = CopyTiming::kLazy;
+  std::uint64_t seed = 1;                      // of Order::kRandom
+  std::size_t max_shared_memory = 227 * 1024;  // per block; that of sm_90
+};
+
+// Counted over all launches of this OS thread; tests reset it by assignment.
+struct Stats {
+  std::uint64_t blocks = 0;
+  std::uint64_t barriers = 0;         // __syncthreads, per thread
+  std::uint64_t warp_operations = 0;  // per lane
+  std::uint64_t switches = 0;
+  std::uint64_t mma = 0;                 // mma.sync, per warp
+  std::uint64_t ldmatrix = 0;            // 8x8 matrices
+  std::uint64_t ldmatrix_conflicts = 0;  // additional shared memory wavefronts
+  std::uint64_t bytes_copied = 0;        // by cp.async and bulk copies, from global memory
+  std::uint64_t bytes_zero_filled = 0;   // by cp.async
+};
+
+extern thread_local Options options;
+extern thread_local Stats stats;
+
+// ---- launching --------------------------------------------------------------------------------------
+
+// Runs `body(argument)` once per thread of the grid. Throws std::runtime_error with the first error that
+// was found: which thread, what, and where in the source.
+void run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, void (*body)(void*), void* argument);
+
+template <typename Body>
+void launch(dim3 grid, dim3 block, std::size_t shared_bytes, Body&& body) {
+  // Plain pointers: the runtime takes no std:: types, see README.md on ThreadSanitizer.
+  run_grid(
+      grid, block, shared_bytes, [](void* argument) { (*static_cast<std::remove_reference_t<Body>*>(argument))(); },
+      const_cast<void*>(static_cast<const void*>(std::addressof(body))));
+}
+
+// ---- for kernels, through target_host.h -------------------------------------------------------------
+
+using Site = std::source_location;  // where a kernel calls
+
+struct ThreadContext {
+  uint3 thread_index, block_index;
+  dim3 block_dim, grid_dim;
+  int linear;  // number in the block: warp * 32 + lane
+  int lane, warp;
+};
+extern thread_local ThreadContext* current;
+
+unsigned char* shared_memory();
+[[noreturn]] void fail(const char* what, Site site);
+
+void block_barrier(Site site);
+void memory_fence();
+
+void warp_barrier(unsigned mask, Site site);
+std::uint64_t warp_exchange(unsigned mask, std::uint64_t value, int source_lane, Site site);
+unsigned warp_ballot(unsigned mask, bool vote, Site site);
+// All 32 lanes of a warp: everybody's ldmatrix row address.
+void warp_rows(const void* mine, const void* (&all)[32], Site site);
+// All 32 lanes: d += a b on fragments (see mma_m16n8k16), elements widened by `to_f32`.
+using WidenElement = float (*)(std::uint16_t);
+void warp_mma(float* d, const std::uint32_t* a, std::uint32_t b0, std::uint32_t b1, WidenElement to_f32, Site site);
+
+void cp_async(void* to, const void* from, bool valid, Site site);
+void cp_async_commit_group();
+void cp_async_wait_group(int pending);
+
+// 8 bytes, as on the device; its fields are the runtime's business.
+struct Mbarrier {
+  std::uint32_t bytes_due;
+  std::uint16_t arrivals_due;
+  std::uint16_t count_and_phase;
+};
+void mbarrier_init(Mbarrier* barrier, int count, Site site = Site::current());
+void mbarrier_arrive(Mbarrier* barrier, Site site = Site::current());
+void mbarrier_arrive_expect(Mbarrier* barrier, int bytes, Site site = Site::current());
+void mbarrier_wait(Mbarrier* barrier, int parity, Site site = Site::current());
+void bulk_copy(void* to, const void* from, int bytes, Mbarrier* barrier, Site site = Site::current());
+
+}  // namespace simt

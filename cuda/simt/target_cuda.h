@@ -1,0 +1,242 @@
+// The names of simt.h under nvcc: PTX wrappers, one instruction each. Keep in step with target_host.h;
+// test/cuda/simt_test.cc runs on both targets.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#define SIMT_HOST 0
+#define SIMT_DEVICE __device__ __forceinline__
+#define SIMT_HOST_DEVICE __host__ __device__ __forceinline__
+
+// All of a block's dynamic shared memory. The only shared memory that kernels use.
+#define SIMT_SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
+
+// Launches and evaluates to a cudaError_t. `kernel` in parentheses where it holds a comma.
+#define SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                   \
+  ([&]() -> cudaError_t {                                                                             \
+    auto* simt_kernel = &kernel;                                                                      \
+    if (const cudaError_t error = simt::allow_shared_memory(simt_kernel, shared_bytes)) return error; \
+    simt_kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__);                          \
+    return cudaGetLastError();                                                                        \
+  }())
+
+namespace simt {
+
+// ---- launching --------------------------------------------------------------------------------------
+
+// More than 48 KiB of dynamic shared memory needs the kernel's consent.
+template <typename Kernel>
+cudaError_t allow_shared_memory(Kernel* kernel, std::size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(bytes));
+}
+
+inline void check_launch(cudaError_t error) {
+  if (error == cudaSuccess) error = cudaDeviceSynchronize();
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+// A device copy of a host array, for tests.
+template <typename T>
+class DeviceArray {
+ public:
+  explicit DeviceArray(const std::vector<T>& host) : size_(host.size()) {
+    check_launch(cudaMalloc(&data_, size_ * sizeof(T) + 1));
+    check_launch(cudaMemcpy(data_, host.data(), size_ * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  DeviceArray(const DeviceArray&) = delete;
+  DeviceArray& operator=(const DeviceArray&) = delete;
+  ~DeviceArray() { cudaFree(data_); }
+
+  T* data() const { return data_; }
+  std::vector<T> to_host() const {
+    std::vector<T> host(size_);
+    check_launch(cudaMemcpy(host.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));
+    return host;
+  }
+
+ private:
+  T* data_ = nullptr;
+  std::size_t size_;
+};
+
+// ---- numbers ----------------------------------------------------------------------------------------
+
+struct bf16 {
+  std::uint16_t bits;
+};
+struct f16 {
+  std::uint16_t bits;
+};
+
+// 2^x, relative error about 2^-22; subnormal results become 0.
+SIMT_DEVICE float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+SIMT_DEVICE float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Two values rounded to nearest even, `low` in the lower half.
+template <typename T>
+SIMT_DEVICE std::uint32_t pack2(float low, float high);
+template <>
+SIMT_DEVICE std::uint32_t pack2<bf16>(float low, float high) {
+  std::uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+template <>
+SIMT_DEVICE std::uint32_t pack2<f16>(float low, float high) {
+  std::uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+// The lower and the upper half of a packed pair.
+template <typename T>
+SIMT_DEVICE float2 unpack2(std::uint32_t packed);
+template <>
+SIMT_DEVICE float2 unpack2<bf16>(std::uint32_t packed) {
+  return make_float2(__uint_as_float(packed << 16), __uint_as_float(packed & 0xffff0000u));
+}
+template <>
+SIMT_DEVICE float2 unpack2<f16>(std::uint32_t packed) {
+  float2 pair;
+  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
+      : "=f"(pair.x), "=f"(pair.y)
+      : "r"(packed));
+  return pair;
+}
+
+// ---- loads ------------------------------------------------------------------------------------------
+
+// ld.global.nc: only for data that no thread of the launch writes.
+template <typename T>
+SIMT_DEVICE T load_constant(const T* from) {
+  return __ldg(from);
+}
+
+// ---- warp matrix operations -------------------------------------------------------------------------
+
+SIMT_DEVICE std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Four 8x8 matrices of 16-bit elements. Lane l gives the address of row l % 8 of matrix l / 8 (16 bytes,
+// aligned to 16) and receives of each matrix row l / 4, columns 2 (l % 4) and 2 (l % 4) + 1.
+SIMT_DEVICE void ldmatrix_x4(std::uint32_t (&fragment)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+// The same of the transposed matrices: rows 2 (l % 4) and 2 (l % 4) + 1, column l / 4.
+SIMT_DEVICE void ldmatrix_x4_transposed(std::uint32_t (&fragment)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// d [16, 8] f32 += a [16, 16] b [16, 8]. With g = lane / 4, t = lane % 4 a lane holds, pairs packed,
+//   a0 (g, 2t..)  a1 (g + 8, 2t..)  a2 (g, 2t + 8..)  a3 (g + 8, 2t + 8..)   rows, columns of a
+//   b0 (2t.., g)  b1 (2t + 8.., g)                                           rows, columns of b
+//   d0, d1 (g, 2t..)  d2, d3 (g + 8, 2t..)                                   rows, columns of d
+template <typename T>
+SIMT_DEVICE void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
+template <>
+SIMT_DEVICE void mma_m16n8k16<bf16>(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+SIMT_DEVICE void mma_m16n8k16<f16>(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- asynchronous copies, global to shared memory ---------------------------------------------------
+
+// 16 bytes, both addresses aligned to 16. Where `valid` is false it writes zeros and reads nothing.
+SIMT_DEVICE void cp_async_16(void* to, const void* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
+               :
+               : "r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
+}
+SIMT_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most kPending of this thread's committed groups are unfinished.
+template <int kPending>
+SIMT_DEVICE void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" : : "n"(kPending) : "memory");
+}
+
+// ---- mbarriers and bulk copies: sm_90 and newer -----------------------------------------------------
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define SIMT_SM90(...) __trap()
+#else
+#define SIMT_SM90(...) __VA_ARGS__
+#endif
+
+// In shared memory, aligned to 8. A phase completes when `count` threads have arrived and all bytes that
+// they announced have been copied.
+struct Mbarrier {
+  unsigned long long state;
+};
+
+SIMT_DEVICE void mbarrier_init(Mbarrier* barrier, int count) {
+  SIMT_SM90(
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(shared_address(barrier)), "r"(count) : "memory"));
+}
+// Between the inits and the first use by others, beside a __syncthreads.
+SIMT_DEVICE void mbarrier_init_fence() {
+  SIMT_SM90(asm volatile("fence.mbarrier_init.release.cluster;" :: : "memory"));
+}
+SIMT_DEVICE void mbarrier_arrive(Mbarrier* barrier) {
+  SIMT_SM90(asm volatile(
+      "{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" : : "r"(shared_address(barrier)) : "memory"));
+}
+// Arrives and announces `bytes` of copies.
+SIMT_DEVICE void mbarrier_arrive_expect(Mbarrier* barrier, int bytes) {
+  SIMT_SM90(asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1; }" : : "r"(
+                             shared_address(barrier)),
+                         "r"(bytes) : "memory"));
+}
+// Waits for the end of the phase of this parity (the first phase has parity 0).
+SIMT_DEVICE void mbarrier_wait(Mbarrier* barrier, int parity) {
+  SIMT_SM90(
+      asm volatile("{ .reg .pred done; WAIT_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; "
+                   "@!done bra WAIT_%=; }" : : "r"(shared_address(barrier)),
+                   "r"(parity) : "memory"));
+}
+// `bytes` a multiple of 16, both addresses aligned to 16; reports to `barrier`.
+SIMT_DEVICE void bulk_copy(void* to, const void* from, int bytes, Mbarrier* barrier) {
+  SIMT_SM90(
+      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" : : "r"(
+                       shared_address(to)),
+                   "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory"));
+}
+// Between ordinary accesses to shared memory and bulk copies into the same place.
+SIMT_DEVICE void fence_proxy_async() { SIMT_SM90(asm volatile("fence.proxy.async.shared::cta;" :: : "memory")); }
+
+}  // namespace simt

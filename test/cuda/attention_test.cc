@@ -1,0 +1,412 @@
+// The attention kernels against float64, on random plans: any number of tokens, heads and segments,
+// pages full and partial, hidden and half seen segments, biases. Under g++ each case also runs under
+// three schedules, which must agree bit for bit, and the bytes read are counted.
+//
+// Also compiles for a GPU (nvcc -x cu).
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "../native/check.h"
+#include "core/float16.h"
+#include "kernels.h"
+#include "plan.h"
+#include "simt/simt.h"
+
+namespace hogwild::cuda {
+namespace {
+
+using Rng = std::mt19937_64;
+constexpr double kLog2E = 1.4426950408889634;
+
+// ---- pages as page.cuh arranges them, written down a second time ------------------------------------
+
+std::int64_t element_in_page(std::int64_t head_dim, std::int64_t kv_head, std::int64_t slot, std::int64_t dim) {
+  const std::int64_t chunks = head_dim / 8;
+  const std::int64_t shared = std::gcd(chunks, std::int64_t{8});
+  const std::int64_t chunk = dim / 8 ^ slot / (8 / shared) % shared;
+  return ((kv_head * kPageSize + slot) * chunks + chunk) * 8 + dim % 8;
+}
+
+// ---- a random step ----------------------------------------------------------------------------------
+
+struct Limits {
+  int max_tokens = 12;
+  int max_group = 16;
+  int max_kv_heads = 3;
+  int max_segments = 8;
+  int max_length = 300;
+};
+
+struct Case {
+  std::string name;
+  KvShape shape;
+  std::int64_t group = 0;
+  std::int64_t tokens = 0;
+  std::int64_t rotary_dim = 0;
+  std::int32_t ctas = 0;
+  std::int32_t min_tiles = 0;
+
+  std::vector<std::int64_t> pages;
+  std::vector<PlanSegment> segments;
+  std::vector<PlanVisit> visits;
+  std::vector<std::int64_t> token_visits, token_visits_at;
+  std::vector<float> cos, sin;
+  std::vector<std::uint16_t> keys, values;
+  std::vector<float> q;
+
+  std::int64_t query_heads() const { return shape.kv_heads * group; }
+  AttentionPlanView plan() const {
+    AttentionPlanView view;
+    view.n_tokens = tokens;
+    view.pages = pages;
+    view.segments = segments;
+    view.visits = visits;
+    view.token_visits = token_visits;
+    view.token_visits_at = token_visits_at;
+    return view;
+  }
+  float widen(std::uint16_t bits) const { return shape.dtype == Dtype::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits); }
+  std::uint16_t round(float x) const { return shape.dtype == Dtype::kF16 ? f32_to_f16(x) : f32_to_bf16(x); }
+  std::int64_t element(const PlanSegment& segment, std::int64_t token, std::int64_t kv_head, std::int64_t dim) const {
+    const std::int64_t slot = segment.first_slot + token;
+    return pages[segment.first_page + slot / kPageSize] * shape.page_elements() +
+           element_in_page(shape.head_dim, kv_head, slot % kPageSize, dim);
+  }
+};
+
+Case random_case(std::uint64_t seed, std::int64_t head_dim, Dtype dtype, const Limits& limits) {
+  Rng rng(seed * 1000 + head_dim);
+  const auto random = [&](std::int64_t low, std::int64_t high) {
+    return low + static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(high - low + 1));
+  };
+  std::normal_distribution<float> normal;
+  Case c;
+  c.shape = {.layers = 1, .kv_heads = random(1, limits.max_kv_heads), .head_dim = head_dim, .dtype = dtype};
+  c.group = random(1, limits.max_group);
+  c.tokens = random(1, limits.max_tokens);
+  c.rotary_dim = random(0, 3) > 0 ? head_dim : 16 * random(0, head_dim / 16);
+  c.ctas = static_cast<std::int32_t>(std::vector<int>{1, 2, 3, 5, 8, 13, 40}[random(0, 6)]);
+  c.min_tiles = static_cast<std::int32_t>(random(1, 3));
+  c.name = "seed " + std::to_string(seed) + ", head dim " + std::to_string(head_dim) + ", " + dtype_name(dtype) + ", " +
+           std::to_string(c.tokens) + " tokens, " + std::to_string(c.shape.kv_heads) + " kv heads of " +
+           std::to_string(c.group) + ", " + std::to_string(c.ctas) + " CTAs";
+
+  const std::int64_t angles = random(1, 40);
+  for (std::int64_t i = 0; i < angles; ++i) {
+    const double position = static_cast<double>(random(0, 100'000));
+    for (std::int64_t u = 0; u < c.rotary_dim / 2; ++u) {
+      const double angle = position * std::pow(1e6, -2.0 * static_cast<double>(u) / static_cast<double>(c.rotary_dim));
+      c.cos.push_back(static_cast<float>(std::cos(angle)));
+      c.sin.push_back(static_cast<float>(std::sin(angle)));
+    }
+  }
+
+  std::int64_t used_pages = 0;
+  const std::int64_t segments = random(0, limits.max_segments);
+  std::vector<std::vector<std::int64_t>> visits_of(c.tokens);
+  for (std::int64_t s = 0; s < segments; ++s) {
+    PlanSegment segment;
+    segment.first_page = static_cast<std::int64_t>(c.pages.size());
+    segment.first_slot = static_cast<std::int32_t>(random(0, 1) * random(0, kPageSize - 1));
+    segment.length = random(0, 4) > 0 ? random(1, limits.max_length) : kPageSize * random(1, 2) - segment.first_slot;
+    segment.first_visit = static_cast<std::int64_t>(c.visits.size());
+    for (std::int64_t t = 0; t < c.tokens; ++t) {
+      // Hidden, seen once, or, with the block twice in the view, seen twice.
+      for (std::int64_t n = random(0, 9) < 2 ? 0 : random(0, 9) < 1 ? 2 : 1; n > 0; --n) {
+        visits_of[t].push_back(static_cast<std::int64_t>(c.visits.size()));
+        c.visits.push_back({.token = static_cast<std::int32_t>(t),
+                            .angle = static_cast<std::int32_t>(random(0, angles - 1)),
+                            .limit = random(0, 2) > 0 ? segment.length : random(1, segment.length),
+                            .bias = random(0, 2) > 0 ? 0 : normal(rng),
+                            .order = static_cast<std::int32_t>(visits_of[t].size()) - 1});
+      }
+    }
+    segment.n_visits = static_cast<std::int64_t>(c.visits.size()) - segment.first_visit;
+    if (segment.n_visits == 0) continue;
+    for (std::int64_t slot = 0; slot < segment.first_slot + segment.length; slot += kPageSize) {
+      c.pages.push_back(used_pages++);
+    }
+    c.segments.push_back(segment);
+  }
+  c.token_visits_at.push_back(0);
+  for (const std::vector<std::int64_t>& visits : visits_of) {
+    c.token_visits.insert(c.token_visits.end(), visits.begin(), visits.end());
+    c.token_visits_at.push_back(static_cast<std::int64_t>(c.token_visits.size()));
+  }
+
+  // Pages in any order in the pool, and NaN wherever there is no token.
+  std::vector<std::int64_t> order(used_pages + 2);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), rng);
+  for (std::int64_t& page : c.pages) page = order[page];
+  c.keys.assign(order.size() * c.shape.page_elements(), 0x7fff);
+  c.values = c.keys;
+  for (const PlanSegment& segment : c.segments) {
+    for (std::int64_t t = 0; t < segment.length; ++t) {
+      for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
+        for (std::int64_t d = 0; d < head_dim; ++d) {
+          c.keys[c.element(segment, t, h, d)] = c.round(normal(rng));
+          c.values[c.element(segment, t, h, d)] = c.round(normal(rng));
+        }
+      }
+    }
+  }
+  c.q.resize(c.tokens * c.query_heads() * head_dim);
+  for (float& x : c.q) x = 1.5f * normal(rng);
+  return c;
+}
+
+// ---- the definition ---------------------------------------------------------------------------------
+
+struct Expected {
+  std::vector<double> out, tolerance;  // [T, Hq, D]
+  std::vector<double> lse;             // [T, Hq]
+};
+
+float scale_log2(const Case& c) {
+  return static_cast<float>(1 / std::sqrt(static_cast<double>(c.shape.head_dim))) * static_cast<float>(kLog2E);
+}
+
+// In float64, but for the one rounding of the rotated queries, which is part of what is computed.
+Expected expect(const Case& c) {
+  const std::int64_t d = c.shape.head_dim;
+  const std::int64_t half = c.rotary_dim / 2;
+  // Probabilities are rounded to the 16-bit type, half a unit in the last place each; a query's element
+  // may fall to the other side of a tie.
+  const double unit = c.shape.dtype == Dtype::kF16 ? std::ldexp(1, -11) : std::ldexp(1, -8);
+  Expected expected;
+  for (std::int64_t t = 0; t < c.tokens; ++t) {
+    for (std::int64_t head = 0; head < c.query_heads(); ++head) {
+      const float* q = c.q.data() + (t * c.query_heads() + head) * d;
+      std::vector<double> scores;
+      std::vector<std::pair<const PlanSegment*, std::int64_t>> at;
+      for (const PlanSegment& segment : c.segments) {
+        for (std::int64_t v = segment.first_visit; v < segment.first_visit + segment.n_visits; ++v) {
+          const PlanVisit& visit = c.visits[v];
+          if (visit.token != t) continue;
+          std::vector<float> rotated(q, q + d);
+          for (std::int64_t u = 0; u < half; ++u) {
+            const float cos = c.cos[visit.angle * half + u], sin = c.sin[visit.angle * half + u];
+            rotated[u] = q[u] * cos - q[u + half] * sin;
+            rotated[u + half] = q[u + half] * cos + q[u] * sin;
+          }
+          for (float& x : rotated) x = c.widen(c.round(x * scale_log2(c)));
+          for (std::int64_t j = 0; j < visit.limit; ++j) {
+            double score = visit.bias * kLog2E;
+            for (std::int64_t i = 0; i < d; ++i) {
+              score += static_cast<double>(rotated[i]) * c.widen(c.keys[c.element(segment, j, head / c.group, i)]);
+            }
+            scores.push_back(score);
+            at.emplace_back(&segment, j);
+          }
+        }
+      }
+      const double greatest = scores.empty() ? 0 : *std::max_element(scores.begin(), scores.end());
+      double total = 0;
+      std::vector<double> mean(d), magnitude(d);
+      for (std::size_t i = 0; i < scores.size(); ++i) {
+        const double weight = std::exp2(scores[i] - greatest);
+        total += weight;
+        for (std::int64_t j = 0; j < d; ++j) {
+          const double value = c.widen(c.values[c.element(*at[i].first, at[i].second, head / c.group, j)]);
+          mean[j] += weight * value;
+          magnitude[j] += weight * std::abs(value);
+        }
+      }
+      expected.lse.push_back(scores.empty() ? -std::numeric_limits<double>::infinity()
+                                            : (greatest + std::log2(total)) / kLog2E);
+      for (std::int64_t j = 0; j < d; ++j) {
+        expected.out.push_back(scores.empty() ? 0 : mean[j] / total);
+        expected.tolerance.push_back((scores.empty() ? 0 : magnitude[j] / total) * 1.2 * unit + 1e-6);
+      }
+    }
+  }
+  return expected;
+}
+
+// Keys and values of every tile that some row of a row tile sees, once per kv head, and nothing else.
+[[maybe_unused]] std::uint64_t expected_bytes(const Case& c) {
+  const FlatPlan flat = flatten(c.plan());
+  const std::int64_t rows = c.tokens * c.group;
+  const std::int64_t tile_keys = c.shape.head_dim <= 128 ? 64 : 32;
+  const std::int64_t tile_rows = c.shape.head_dim > 128 || (rows > 16 && rows <= 32) ? 32 : rows <= 16 ? 16 : 64;
+  std::int64_t tokens_read = 0;
+  for (std::int64_t first = 0; first < rows; first += tile_rows) {
+    for (std::size_t s = 0; s < flat.segments.size(); ++s) {
+      std::int64_t limit = 0;
+      for (std::int64_t t = first / c.group; t < c.tokens && t * c.group < first + tile_rows; ++t) {
+        limit = std::max<std::int64_t>(limit, flat.visits[s * c.tokens + t].limit);
+      }
+      const std::int64_t begin = flat.segments[s].first_slot;
+      const std::int64_t whole_tiles = (begin + limit + tile_keys - 1) / tile_keys * tile_keys;
+      if (limit > 0) tokens_read += std::min<std::int64_t>(whole_tiles, begin + flat.segments[s].length) - begin;
+    }
+  }
+  return static_cast<std::uint64_t>(tokens_read * c.shape.kv_heads * c.shape.head_dim * 2 * 2);
+}
+
+// ---- running ----------------------------------------------------------------------------------------
+
+struct Result {
+  std::vector<float> out, lse;
+};
+
+Result run(const Case& c) {
+  const FlatPlan flat = flatten(c.plan());
+  const simt::DeviceArray<std::int32_t> counts(flat.counts);
+  const simt::DeviceArray<Segment> segments(flat.segments);
+  const simt::DeviceArray<Visit> visits(flat.visits);
+  const simt::DeviceArray<std::int64_t> pages(flat.pages);
+  const simt::DeviceArray<float> cos(c.cos), sin(c.sin), q(c.q);
+  const simt::DeviceArray<std::uint16_t> keys(c.keys), values(c.values);
+  const float nan = std::numeric_limits<float>::quiet_NaN();  // whatever is read must have been written
+  const simt::DeviceArray<float> out(std::vector<float>(c.q.size(), nan));
+  const simt::DeviceArray<float> lse(std::vector<float>(c.tokens * c.query_heads(), nan));
+
+  AttentionLaunch launch;
+  launch.shape = c.shape;
+  launch.layer = {.keys = keys.data(), .values = values.data()};
+  launch.plan = {.counts = counts.data(), .segments = segments.data(), .visits = visits.data(), .pages = pages.data()};
+  launch.rope = {.cos = cos.data(), .sin = sin.data(), .rotary_dim = c.rotary_dim};
+  launch.query_heads = c.query_heads();
+  launch.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(c.shape.head_dim)));
+  launch.q = q.data();
+  launch.out = out.data();
+  launch.lse = lse.data();
+  launch.max_tokens = flat.counts[0];
+  launch.max_segments = flat.counts[1];
+  launch.max_ctas = c.ctas;
+  launch.min_tiles = c.min_tiles;
+  const simt::DeviceArray<std::uint8_t> workspace(std::vector<std::uint8_t>(attention_workspace_bytes(launch), 0xff));
+  launch.workspace = workspace.data();
+  simt::check_launch(launch_attention_plan(launch, nullptr));
+  simt::check_launch(launch_attention(launch, nullptr));
+  return {out.to_host(), lse.to_host()};
+}
+
+bool same_bits(const Result& a, const Result& b) {
+  return a.out.size() == b.out.size() && std::memcmp(a.out.data(), b.out.data(), a.out.size() * sizeof(float)) == 0 &&
+         std::memcmp(a.lse.data(), b.lse.data(), a.lse.size() * sizeof(float)) == 0;
+}
+
+void check_case(const Case& c) {
+#if SIMT_HOST
+  simt::options = {.order = simt::Order::kForward, .copies = simt::CopyTiming::kLazy};
+  simt::stats = {};
+#endif
+  const Result result = run(c);
+#if SIMT_HOST
+  CHECK_MESSAGE(simt::stats.bytes_copied == expected_bytes(c), c.name);
+  CHECK_MESSAGE(simt::stats.ldmatrix_conflicts == 0, c.name);
+  const simt::Options schedules[] = {{.order = simt::Order::kReverse, .copies = simt::CopyTiming::kEager},
+                                     {.order = simt::Order::kRandom, .copies = simt::CopyTiming::kLazy, .seed = 5}};
+  for (const simt::Options& schedule : schedules) {
+    simt::options = schedule;
+    CHECK_MESSAGE(same_bits(run(c), result), c.name);
+  }
+#else
+  CHECK_MESSAGE(same_bits(run(c), result), c.name);
+#endif
+  const Expected expected = expect(c);
+  double worst = 0;
+  for (std::size_t i = 0; i < expected.out.size(); ++i) {
+    const double error = std::abs(result.out[i] - expected.out[i]) / expected.tolerance[i];
+    worst = std::max(worst, std::isnan(error) ? 1e9 : error);
+  }
+  CHECK_MESSAGE(worst <= 1, c.name + ": error / tolerance " + std::to_string(worst));
+  double worst_lse = 0;
+  for (std::size_t i = 0; i < expected.lse.size(); ++i) {
+    if (result.lse[i] == expected.lse[i]) continue;  // -inf
+    const double error = std::abs(result.lse[i] - expected.lse[i]);
+    worst_lse = std::max(worst_lse, std::isnan(error) ? 1e9 : error);
+  }
+  CHECK_MESSAGE(worst_lse < 1e-4 * static_cast<double>(std::sqrt(c.shape.head_dim)),
+                c.name + ": lse " + std::to_string(worst_lse));
+}
+
+// HOGWILD_TEST_CASES: random cases per head dim and type (default 3).
+int cases_per_shape() {
+  const char* text = std::getenv("HOGWILD_TEST_CASES");
+  return text != nullptr ? std::atoi(text) : 3;
+}
+
+// HOGWILD_TEST_HEAD_DIMS: those to test, separated by commas (default all).
+std::vector<std::int64_t> head_dims() {
+  const char* text = std::getenv("HOGWILD_TEST_HEAD_DIMS");
+  std::stringstream list(text != nullptr ? text : "64,80,96,112,128,192,256");
+  std::vector<std::int64_t> dims;
+  for (std::string dim; std::getline(list, dim, ',');) dims.push_back(std::stoll(dim));
+  return dims;
+}
+
+void check_random(const Limits& limits, std::uint64_t first_seed) {
+  for (const std::int64_t head_dim : head_dims()) {
+    for (const Dtype dtype : {Dtype::kBF16, Dtype::kF16}) {
+      for (int i = 0; i < cases_per_shape(); ++i) check_case(random_case(first_seed + i, head_dim, dtype, limits));
+    }
+  }
+}
+
+TEST(random_steps_equal_the_definition) { check_random({}, 1); }
+
+// All rows in one tile of 16 or 32.
+TEST(single_tokens_equal_the_definition) {
+  check_random({.max_tokens = 3, .max_group = 5, .max_kv_heads = 2, .max_segments = 12, .max_length = 150}, 100);
+}
+
+// Short segments, as headers and fresh steps are.
+TEST(many_short_segments_equal_the_definition) {
+  check_random({.max_tokens = 5, .max_group = 3, .max_kv_heads = 2, .max_segments = 40, .max_length = 20}, 200);
+}
+
+// More (row tile, segment) pairs than the plan counts in one round.
+TEST(plans_of_several_rounds_equal_the_definition) {
+  const Limits limits = {.max_tokens = 60, .max_group = 8, .max_kv_heads = 1, .max_segments = 40, .max_length = 20};
+  bool several = false;
+  for (std::uint64_t seed = 300; seed < 304; ++seed) {
+    const Case c = random_case(seed, head_dims().front(), Dtype::kBF16, limits);
+    several |= (c.tokens * c.group + 63) / 64 * static_cast<std::int64_t>(c.segments.size()) > 128;
+    check_case(c);
+  }
+  CHECK(several);
+}
+
+TEST(what_is_not_supported_is_refused) {
+  AttentionLaunch launch;
+  launch.shape = {.layers = 1, .kv_heads = 2, .head_dim = 128, .dtype = Dtype::kBF16};
+  launch.query_heads = 8;
+  launch.rope.rotary_dim = 128;
+  launch.max_tokens = launch.max_segments = launch.max_ctas = 4;
+  CHECK(attention_workspace_bytes(launch) > 0);
+  const auto refused = [&](const auto& change) {
+    AttentionLaunch changed = launch;
+    change(changed);
+    std::vector<std::uint8_t> memory(1 << 20);
+    changed.workspace = memory.data();
+    CHECK(launch_attention(changed, nullptr) == cudaErrorInvalidValue);
+  };
+  refused([](AttentionLaunch& l) { l.shape.dtype = Dtype::kF32; });
+  refused([](AttentionLaunch& l) {
+    l.shape.head_dim = 72;
+    l.rope.rotary_dim = 64;
+  });
+  refused([](AttentionLaunch& l) { l.rope.rotary_dim = 24; });
+  refused([](AttentionLaunch& l) { l.rope.rotary_dim = 144; });
+  refused([](AttentionLaunch& l) { l.query_heads = 7; });
+  refused([](AttentionLaunch& l) { l.max_ctas = 0; });
+  refused([](AttentionLaunch& l) { l.max_tokens = 1 << 30; });
+}
+
+}  // namespace
+}  // namespace hogwild::cuda
+
+HOGWILD_TEST_MAIN

@@ -1,0 +1,599 @@
+// The layer that runs CUDA source on the CPU: every wrapper does what its instruction is documented to
+// do, in every schedule, and broken kernels are reported. The first part also compiles for a GPU
+// (nvcc -x cu) and shows there that the wrappers' PTX is right.
+#include "simt/simt.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../native/check.h"
+#include "core/float16.h"
+
+namespace {
+
+using simt::DeviceArray;
+
+// Runs `body` in every schedule; on a GPU, once.
+template <typename Body>
+void in_every_schedule(Body&& body) {
+#if SIMT_HOST
+  for (const simt::Order order : {simt::Order::kForward, simt::Order::kReverse, simt::Order::kRandom}) {
+    for (const simt::CopyTiming copies : {simt::CopyTiming::kEager, simt::CopyTiming::kLazy}) {
+      simt::options = {.order = order, .copies = copies};
+      body();
+    }
+  }
+  simt::options = {};
+#else
+  body();
+#endif
+}
+
+// ---- barriers and indices ---------------------------------------------------------------------------
+
+// Each thread passes its number round the block through shared memory.
+__global__ void rotate_block(int* out) {
+  SIMT_SHARED_MEMORY(shared);
+  int* numbers = reinterpret_cast<int*>(shared);
+  const int n = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
+  const int i = static_cast<int>(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z));
+  const int block = static_cast<int>(blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z));
+  numbers[i] = block * n + i;
+  __syncthreads();
+  out[block * n + i] = numbers[(i + 1) % n];
+}
+
+TEST(barriers_order_shared_memory_and_indices_cover_the_grid) {
+  in_every_schedule([] {
+    const DeviceArray<int> out(std::vector<int>(2 * 3 * 2 * 90, -1));
+    simt::check_launch(SIMT_LAUNCH(rotate_block, dim3(2, 3, 2), dim3(9, 5, 2), 90 * sizeof(int), nullptr, out.data()));
+    const std::vector<int> got = out.to_host();
+    bool good = true;
+    for (int i = 0; i < static_cast<int>(got.size()); ++i) good &= got[i] == i / 90 * 90 + (i % 90 + 1) % 90;
+    CHECK(good);
+  });
+}
+
+// ---- shuffles and votes -----------------------------------------------------------------------------
+
+__global__ void shuffle(int* out) {
+  const unsigned lane = threadIdx.x % 32;
+  int* to = out + threadIdx.x * 8;
+  const unsigned all = 0xffffffffu;
+  const int value = static_cast<int>(threadIdx.x) + 100;
+  to[0] = __shfl_sync(all, value, 5);
+  to[1] = __shfl_sync(all, value, 5, 8);
+  to[2] = __shfl_xor_sync(all, value, 3);
+  to[3] = __shfl_up_sync(all, value, 3, 16);
+  to[4] = __shfl_down_sync(all, value, 3, 16);
+  to[5] = static_cast<int>(__ballot_sync(all, lane % 3 == 0));
+  to[6] = __any_sync(all, threadIdx.x == 40) + 2 * __all_sync(all, threadIdx.x >= 32);
+  to[7] = 0;
+  if (lane < 16) {  // half a warp may work alone
+    to[7] = __shfl_xor_sync(0x0000ffffu, value, 8) + (__all_sync(0x0000ffffu, true) ? 1000 : 0);
+  }
+}
+
+TEST(shuffles_and_votes) {
+  in_every_schedule([] {
+    const DeviceArray<int> out(std::vector<int>(64 * 8, -1));
+    simt::check_launch(SIMT_LAUNCH(shuffle, dim3(1), dim3(64), 0, nullptr, out.data()));
+    const std::vector<int> got = out.to_host();
+    bool good = true;
+    for (int t = 0; t < 64; ++t) {
+      const int lane = t % 32, first = t - lane + 100;
+      const int* row = got.data() + 8 * t;
+      good &= row[0] == first + 5;
+      good &= row[1] == first + lane / 8 * 8 + 5;
+      good &= row[2] == first + (lane ^ 3);
+      good &= row[3] == first + (lane % 16 < 3 ? lane : lane - 3);
+      good &= row[4] == first + (lane % 16 > 12 ? lane : lane + 3);
+      good &= static_cast<unsigned>(row[5]) == 0x49249249u;
+      good &= row[6] == (t < 32 ? 0 : 3);
+      good &= row[7] == (lane < 16 ? first + (lane ^ 8) + 1000 : 0);
+    }
+    CHECK(good);
+  });
+}
+
+// ---- atomics ----------------------------------------------------------------------------------------
+
+// The last block to finish adds up what all have left.
+__global__ void last_block_adds(int* ticket, int* sum, const int* in, int* left, int* extremes) {
+  left[blockIdx.x] = in[blockIdx.x];
+  atomicMax(extremes, in[blockIdx.x]);
+  atomicMin(extremes + 1, in[blockIdx.x]);
+  __threadfence();
+  if (atomicAdd(ticket, 1) != static_cast<int>(gridDim.x) - 1) return;
+  __threadfence();
+  int total = 0;
+  for (unsigned i = 0; i < gridDim.x; ++i) total += left[i];
+  atomicExch(sum, total);
+  atomicCAS(extremes + 2, 7, 8);
+  atomicCAS(extremes + 3, 7, 8);
+}
+
+TEST(atomics_and_the_last_block) {
+  in_every_schedule([] {
+    const DeviceArray<int> ticket({0}), sum({0}), in({3, 1, 4, 1, 5, 9}), left(std::vector<int>(6));
+    const DeviceArray<int> extremes({0, 100, 7, 6});
+    simt::check_launch(SIMT_LAUNCH(last_block_adds, dim3(6), dim3(1), 0, nullptr, ticket.data(), sum.data(), in.data(),
+                                   left.data(), extremes.data()));
+    CHECK(sum.to_host()[0] == 23);
+    CHECK((extremes.to_host() == std::vector<int>{9, 1, 8, 6}));
+  });
+}
+
+// ---- numbers ----------------------------------------------------------------------------------------
+
+template <typename T>
+__global__ void convert(const float* in, std::uint32_t* packed, float2* unpacked) {
+  const unsigned i = threadIdx.x;
+  packed[i] = simt::pack2<T>(in[2 * i], in[2 * i + 1]);
+  unpacked[i] = simt::unpack2<T>(packed[i]);
+}
+
+template <typename T>
+void check_conversion(std::uint16_t (*narrow)(float), float (*widen)(std::uint16_t)) {
+  std::vector<float> in = {0.f,     -0.f,    1.f,         -2.5f,       1e-8f,  3e-6f,
+                           65504.f, 65519.f, 1.00390625f, 1.01171875f, 1e-30f, -3e4f};
+  std::mt19937 rng(3);
+  std::normal_distribution<float> normal;
+  while (in.size() < 512) in.push_back(normal(rng) * std::exp2(static_cast<float>(rng() % 30) - 20));
+  const DeviceArray<float> from(in);
+  const DeviceArray<std::uint32_t> packed(std::vector<std::uint32_t>(256));
+  const DeviceArray<float2> unpacked(std::vector<float2>(256));
+  simt::check_launch(
+      SIMT_LAUNCH((convert<T>), dim3(1), dim3(256), 0, nullptr, from.data(), packed.data(), unpacked.data()));
+  const std::vector<std::uint32_t> bits = packed.to_host();
+  const std::vector<float2> back = unpacked.to_host();
+  bool good = true;
+  for (std::size_t i = 0; i < 256; ++i) {
+    good &= static_cast<std::uint16_t>(bits[i]) == narrow(in[2 * i]);
+    good &= bits[i] >> 16 == narrow(in[2 * i + 1]);
+    good &= back[i].x == widen(narrow(in[2 * i])) && back[i].y == widen(narrow(in[2 * i + 1]));
+  }
+  CHECK(good);
+}
+
+TEST(pairs_of_16_bit_floats) {
+  check_conversion<simt::bf16>(hogwild::f32_to_bf16, hogwild::bf16_to_f32);
+  check_conversion<simt::f16>(hogwild::f32_to_f16, hogwild::f16_to_f32);
+}
+
+__global__ void powers(const float* in, float* out) {
+  out[2 * threadIdx.x] = simt::exp2_approx(in[threadIdx.x]);
+  out[2 * threadIdx.x + 1] = simt::log2_approx(simt::load_constant(in + threadIdx.x));
+}
+
+TEST(exp2_and_log2) {
+  const std::vector<float> in = {0.5f, 1.f, 3.25f, 20.f, 0.001f, 100.f, 7.f, -INFINITY};
+  const DeviceArray<float> from(in), to(std::vector<float>(16));
+  simt::check_launch(SIMT_LAUNCH(powers, dim3(1), dim3(8), 0, nullptr, from.data(), to.data()));
+  const std::vector<float> out = to.to_host();
+  for (std::size_t i = 0; i < 7; ++i) {
+    CHECK(std::abs(out[2 * i] / std::exp2(in[i]) - 1) < 1e-6);
+    CHECK(std::abs(out[2 * i + 1] - std::log2(in[i])) < 1e-6 * std::max(1.f, std::abs(std::log2(in[i]))));
+  }
+  CHECK(out[14] == 0);  // 2^-inf, on which masks rely
+}
+
+// ---- matrices ---------------------------------------------------------------------------------------
+
+// d = a b + c with fragments taken from their documented places.
+template <typename T>
+__global__ void multiply(const float* a, const float* b, const float* c, float* d) {
+  const int g = static_cast<int>(threadIdx.x) / 4;
+  const int t = static_cast<int>(threadIdx.x) % 4;
+  const auto a_pair = [&](int row, int k) { return simt::pack2<T>(a[row * 16 + k], a[row * 16 + k + 1]); };
+  const auto b_pair = [&](int k) { return simt::pack2<T>(b[k * 8 + g], b[(k + 1) * 8 + g]); };
+  const std::uint32_t fragment[4] = {a_pair(g, 2 * t), a_pair(g + 8, 2 * t), a_pair(g, 2 * t + 8),
+                                     a_pair(g + 8, 2 * t + 8)};
+  float sum[4];
+  for (int i = 0; i < 4; ++i) sum[i] = c[(g + i / 2 * 8) * 8 + 2 * t + i % 2];
+  simt::mma_m16n8k16<T>(sum, fragment, b_pair(2 * t), b_pair(2 * t + 8));
+  for (int i = 0; i < 4; ++i) d[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sum[i];
+}
+
+template <typename T>
+void check_multiply() {
+  std::mt19937 rng(4);
+  const auto integers = [&](std::size_t n) {  // small: every sum is exact in any order
+    std::vector<float> values(n);
+    for (float& value : values) value = static_cast<float>(static_cast<int>(rng() % 17) - 8);
+    return values;
+  };
+  const std::vector<float> a = integers(256), b = integers(128), c = integers(128);
+  const DeviceArray<float> da(a), db(b), dc(c), dd(std::vector<float>(128));
+  simt::check_launch(
+      SIMT_LAUNCH((multiply<T>), dim3(1), dim3(32), 0, nullptr, da.data(), db.data(), dc.data(), dd.data()));
+  const std::vector<float> got = dd.to_host();
+  bool good = true;
+  for (std::size_t m = 0; m < 16; ++m) {
+    for (std::size_t n = 0; n < 8; ++n) {
+      float sum = c[m * 8 + n];
+      for (std::size_t k = 0; k < 16; ++k) sum += a[m * 16 + k] * b[k * 8 + n];
+      good &= got[m * 8 + n] == sum;
+    }
+  }
+  CHECK(good);
+}
+
+TEST(mma) {
+  in_every_schedule([] {
+    check_multiply<simt::bf16>();
+    check_multiply<simt::f16>();
+  });
+}
+
+__global__ void load_matrices(int* out) {
+  SIMT_SHARED_MEMORY(shared);
+  std::uint16_t* tile = reinterpret_cast<std::uint16_t*>(shared);  // [16][16]
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = lane; i < 256; i += 32) tile[i] = static_cast<std::uint16_t>(i);
+  __syncwarp();
+  std::uint32_t plain[4], transposed[4];
+  const void* row = tile + lane % 16 * 16 + lane / 16 * 8;
+  simt::ldmatrix_x4(plain, row);
+  simt::ldmatrix_x4_transposed(transposed, row);
+  for (int m = 0; m < 4; ++m) {
+    int* to = out + lane * 16 + 4 * m;
+    to[0] = static_cast<int>(plain[m] & 0xffff);
+    to[1] = static_cast<int>(plain[m] >> 16);
+    to[2] = static_cast<int>(transposed[m] & 0xffff);
+    to[3] = static_cast<int>(transposed[m] >> 16);
+  }
+}
+
+TEST(ldmatrix) {
+  in_every_schedule([] {
+    const DeviceArray<int> out(std::vector<int>(32 * 16));
+    simt::check_launch(SIMT_LAUNCH(load_matrices, dim3(1), dim3(32), 512, nullptr, out.data()));
+    const std::vector<int> got = out.to_host();
+    bool good = true;
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int m = 0; m < 4; ++m) {
+        for (int e = 0; e < 2; ++e) {
+          const int row = m % 2 * 8, column = m / 2 * 8, g = lane / 4, t = 2 * (lane % 4) + e;
+          good &= got[lane * 16 + 4 * m + e] == (row + g) * 16 + column + t;
+          good &= got[lane * 16 + 4 * m + 2 + e] == (row + t) * 16 + column + g;
+        }
+      }
+    }
+    CHECK(good);
+  });
+}
+
+// ---- asynchronous copies ----------------------------------------------------------------------------
+
+// Two groups in flight; every third chunk is filled with zeros.
+__global__ void copy_reversed(const uint4* in, uint4* out) {
+  SIMT_SHARED_MEMORY(shared);
+  uint4* chunks = reinterpret_cast<uint4*>(shared);  // [2][64]
+  const int i = static_cast<int>(threadIdx.x);
+  for (int group = 0; group < 2; ++group) {
+    simt::cp_async_16(chunks + 64 * group + i, in + 64 * group + i, i % 3 != 0);
+    simt::cp_async_commit();
+  }
+  simt::cp_async_wait<1>();
+  __syncthreads();
+  out[i] = chunks[63 - i];
+  simt::cp_async_wait<0>();
+  __syncthreads();
+  out[64 + i] = chunks[64 + 63 - i];
+}
+
+TEST(cp_async) {
+  in_every_schedule([] {
+    std::vector<uint4> in(128);
+    for (unsigned i = 0; i < 128; ++i) in[i] = make_uint4(i, i * i, 7, 9);
+    const DeviceArray<uint4> from(in), to(std::vector<uint4>(128));
+    simt::check_launch(SIMT_LAUNCH(copy_reversed, dim3(1), dim3(64), 2048, nullptr, from.data(), to.data()));
+    const std::vector<uint4> got = to.to_host();
+    bool good = true;
+    for (unsigned i = 0; i < 128; ++i) {
+      const unsigned source = i / 64 * 64 + 63 - i % 64;
+      const uint4 expected = source % 64 % 3 != 0 ? in[source] : make_uint4(0, 0, 0, 0);
+      good &= std::memcmp(&got[i], &expected, sizeof expected) == 0;
+    }
+    CHECK(good);
+  });
+}
+
+// A producer thread fills a ring of two stages by bulk copies, three warps consume it.
+__global__ void ring(const int* in, int* out, int rounds) {
+  constexpr int kConsumers = 96;
+  SIMT_SHARED_MEMORY(shared);
+  int* stages = reinterpret_cast<int*>(shared);  // [2][kConsumers]
+  auto* full = reinterpret_cast<simt::Mbarrier*>(stages + 2 * kConsumers);
+  simt::Mbarrier* empty = full + 2;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) {
+      simt::mbarrier_init(full + i, 1);
+      simt::mbarrier_init(empty + i, kConsumers);
+    }
+    simt::mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    if (threadIdx.x > 0) return;
+    for (int i = 0; i < rounds; ++i) {
+      if (i >= 2) simt::mbarrier_wait(empty + i % 2, (i / 2 - 1) % 2);
+      simt::fence_proxy_async();
+      simt::mbarrier_arrive_expect(full + i % 2, kConsumers * sizeof(int));
+      simt::bulk_copy(stages + i % 2 * kConsumers, in + i * kConsumers, kConsumers * sizeof(int), full + i % 2);
+    }
+    return;
+  }
+  const int consumer = static_cast<int>(threadIdx.x) - 32;
+  int sum = 0;
+  for (int i = 0; i < rounds; ++i) {
+    simt::mbarrier_wait(full + i % 2, i / 2 % 2);
+    sum += stages[i % 2 * kConsumers + (consumer * 7 + i) % kConsumers];
+    simt::mbarrier_arrive(empty + i % 2);
+  }
+  out[consumer] = sum;
+}
+
+TEST(mbarriers_and_bulk_copies) {
+#if !SIMT_HOST
+  int major = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+  if (major < 9) {
+    std::printf("  skipped: needs compute capability 9.0\n");
+    return;
+  }
+#endif
+  in_every_schedule([] {
+    std::vector<int> in(7 * 96);
+    for (int i = 0; i < static_cast<int>(in.size()); ++i) in[i] = i * i % 1009;
+    const DeviceArray<int> from(in), to(std::vector<int>(96));
+    simt::check_launch(SIMT_LAUNCH(ring, dim3(2), dim3(128), 2 * 384 + 32, nullptr, from.data(), to.data(), 7));
+    const std::vector<int> got = to.to_host();
+    bool good = true;
+    for (int t = 0; t < 96; ++t) {
+      int sum = 0;
+      for (int i = 0; i < 7; ++i) sum += in[i * 96 + (t * 7 + i) % 96];
+      good &= got[t] == sum;
+    }
+    CHECK(good);
+  });
+}
+
+// ---- broken kernels are reported (only the CPU can) -------------------------------------------------
+
+// Not under ThreadSanitizer: these kernels have the very races that it looks for.
+#if SIMT_HOST && !defined(__SANITIZE_THREAD__)
+
+// What is reported for a block of `threads` that runs `body`, "" where nothing is.
+template <typename Body>
+std::string report(unsigned threads, Body body, std::size_t shared_bytes = 1024) {
+  try {
+    simt::launch(dim3(1), dim3(threads), shared_bytes, body);
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+void check_report(const std::string& report, const std::string& part) {
+  CHECK_MESSAGE(report.find(part) != std::string::npos, "'" + part + "' in '" + report + "'");
+}
+
+constexpr unsigned kAll = 0xffffffffu;
+
+TEST(a_missing_barrier_shows_as_dependence_on_order) {
+  const auto reverse = [](bool with_barrier, simt::Order order) {
+    std::vector<int> out(64);
+    simt::options = {.order = order};
+    simt::launch(dim3(1), dim3(64), 256, [&] {
+      SIMT_SHARED_MEMORY(shared);
+      int* numbers = reinterpret_cast<int*>(shared);
+      numbers[threadIdx.x] = static_cast<int>(threadIdx.x);
+      if (with_barrier) __syncthreads();
+      out[threadIdx.x] = numbers[63 - threadIdx.x];
+    });
+    simt::options = {};
+    return out;
+  };
+  CHECK(reverse(true, simt::Order::kForward) == reverse(true, simt::Order::kReverse));
+  CHECK(reverse(true, simt::Order::kForward) == reverse(true, simt::Order::kRandom));
+  CHECK(reverse(false, simt::Order::kForward) != reverse(false, simt::Order::kReverse));
+}
+
+TEST(divergence_is_reported) {
+  check_report(report(64,
+                      [] {
+                        if (threadIdx.x < 32) {
+                          __syncthreads();
+                        } else {
+                          __syncthreads();
+                        }
+                      }),
+               "divergent __syncthreads");
+  check_report(report(32,
+                      [] {
+                        if (threadIdx.x % 2 == 0) {
+                          __shfl_xor_sync(kAll, 1, 1);
+                        } else {
+                          __shfl_xor_sync(kAll, 1, 2);
+                        }
+                      }),
+               "meet at different operations");
+  check_report(report(32,
+                      [] {
+                        if (threadIdx.x % 2 == 0) {
+                          __syncthreads();
+                        } else {
+                          __shfl_xor_sync(kAll, 1, 1);
+                        }
+                      }),
+               "deadlock");
+  check_report(report(64,
+                      [] {
+                        if (threadIdx.x % 32 >= 8) __syncwarp();
+                      }),
+               "lanes that exited");
+  check_report(report(24, [] { __syncwarp(); }), "do not exist");
+  check_report(report(32,
+                      [] {
+                        if (threadIdx.x >= 16) __shfl_sync(0xffffu, 1, 3);
+                      }),
+               "not in its own mask");
+  check_report(report(32,
+                      [] {
+                        if (threadIdx.x < 16) __shfl_sync(0xffffu, 1, 20, 32);
+                      }),
+               "outside the mask");
+  check_report(report(32, [] { __syncwarp(threadIdx.x < 16 ? kAll : 0xffff0000u); }), "disagree about the mask");
+}
+
+TEST(a_deadlock_says_who_waits_where) {
+  const std::string text = report(64, [] {
+    SIMT_SHARED_MEMORY(shared);
+    auto* barrier = reinterpret_cast<simt::Mbarrier*>(shared);
+    if (threadIdx.x == 0) simt::mbarrier_init(barrier, 2);
+    __syncthreads();
+    if (threadIdx.x == 3) simt::mbarrier_arrive(barrier);
+    if (threadIdx.x == 5) simt::mbarrier_wait(barrier, 0);
+  });
+  check_report(text, "deadlock");
+  check_report(text, "thread (5, 0, 0) and on: in an mbarrier wait at ");
+  check_report(text, "simt_test.cc:");
+}
+
+TEST(wrong_addresses_and_sizes_are_reported) {
+  static unsigned char global[256] = {};
+  check_report(report(32,
+                      [] {
+                        std::uint32_t fragment[4];
+                        simt::ldmatrix_x4(fragment, simt::shared_memory() + 8);
+                      }),
+               "not aligned to 16 bytes");
+  check_report(report(32,
+                      [] {
+                        std::uint32_t fragment[4];
+                        simt::ldmatrix_x4(fragment, simt::shared_memory() + 1024);
+                      }),
+               "not inside dynamic shared memory");
+  check_report(report(1, [] { simt::cp_async_16(simt::shared_memory(), global + 4, true); }),
+               "not aligned to 16 bytes");
+  check_report(report(1, [] { simt::cp_async_16(global, simt::shared_memory(), true); }),
+               "not inside dynamic shared memory");
+  check_report(report(1, [] { simt::mbarrier_init(reinterpret_cast<simt::Mbarrier*>(global), 1); }),
+               "not inside dynamic shared memory");
+  const auto bulk_copy = [](int offset, int bytes) {
+    return report(1, [=] {
+      auto* barrier = reinterpret_cast<simt::Mbarrier*>(simt::shared_memory());
+      simt::mbarrier_init(barrier, 1);
+      simt::bulk_copy(simt::shared_memory() + offset, global, bytes, barrier);
+    });
+  };
+  check_report(bulk_copy(16, 24), "multiples of 16");
+  check_report(bulk_copy(8, 32), "multiples of 16");
+  check_report(bulk_copy(1008, 32), "not inside dynamic shared memory");
+  check_report(report(32, [] {}, 300 * 1024), "too much dynamic shared memory");
+  check_report(report(1025, [] {}), "1 to 1024 threads");
+}
+
+TEST(missing_waits_are_seen) {
+  alignas(16) static const std::uint32_t source[4] = {7, 7, 7, 7};
+  check_report(report(32,
+                      [] {
+                        simt::cp_async_16(simt::shared_memory(), source, true);
+                        simt::cp_async_commit();
+                      }),
+               "copies in flight");
+  std::uint32_t seen = 0;
+  CHECK(report(1, [&] {
+          simt::cp_async_16(simt::shared_memory(), source, true);
+          simt::cp_async_commit();
+          seen = *reinterpret_cast<const std::uint32_t*>(simt::shared_memory());
+          simt::cp_async_wait<0>();
+        }).empty());
+  CHECK(seen == 0xffffffffu);
+  CHECK(report(1,
+               [&] {  // a group that was not committed is not waited for
+                 simt::cp_async_16(simt::shared_memory(), source, true);
+                 simt::cp_async_wait<0>();
+                 seen = *reinterpret_cast<const std::uint32_t*>(simt::shared_memory());
+                 simt::cp_async_commit();
+                 simt::cp_async_wait<0>();
+               })
+            .empty());
+  CHECK(seen == 0xffffffffu);
+  CHECK(report(1, [&] {
+          auto* barrier = reinterpret_cast<simt::Mbarrier*>(simt::shared_memory());
+          simt::mbarrier_init(barrier, 1);
+          simt::mbarrier_arrive_expect(barrier, 16);
+          simt::bulk_copy(simt::shared_memory() + 16, source, 16, barrier);
+          seen = *reinterpret_cast<const std::uint32_t*>(simt::shared_memory() + 16);
+          simt::mbarrier_wait(barrier, 0);
+        }).empty());
+  CHECK(seen == 0xffffffffu);
+  check_report(report(2,
+                      [] {
+                        auto* barrier = reinterpret_cast<simt::Mbarrier*>(simt::shared_memory());
+                        if (threadIdx.x == 0) simt::mbarrier_init(barrier, 1);
+                        __syncthreads();
+                        simt::mbarrier_arrive_expect(barrier, 16);
+                      }),
+               "more arrivals than its count");
+}
+
+TEST(shared_memory_begins_as_nan_in_every_block) {
+  int poisoned = 0;
+  simt::launch(dim3(3), dim3(1), 64, [&] {
+    auto* words = reinterpret_cast<std::uint32_t*>(simt::shared_memory());
+    for (int i = 0; i < 16; ++i) poisoned += words[i] == 0xffffffffu;
+    for (int i = 0; i < 16; ++i) words[i] = 0;
+  });
+  CHECK(poisoned == 48);
+}
+
+TEST(bank_conflicts_and_bytes_are_counted) {
+  const auto conflicts = [](int row_bytes) {
+    simt::stats = {};
+    simt::launch(dim3(1), dim3(32), 32 * 256, [=] {
+      std::uint32_t fragment[4];
+      simt::ldmatrix_x4(fragment, simt::shared_memory() + static_cast<int>(threadIdx.x) * row_bytes);
+    });
+    CHECK(simt::stats.ldmatrix == 4);
+    return simt::stats.ldmatrix_conflicts;
+  };
+  CHECK(conflicts(16) == 0);
+  CHECK(conflicts(80) == 0);
+  CHECK(conflicts(32) == 4 * 1);
+  CHECK(conflicts(128) == 4 * 7);
+  CHECK(conflicts(0) == 0);  // one address is one access
+}
+
+TEST(after_an_error_the_next_launch_is_clean) {
+  for (int i = 0; i < 3; ++i) {
+    CHECK(!report(96, [] {
+             if (threadIdx.x > 7) __syncthreads();
+             if (threadIdx.x == 40) __syncwarp();
+             if (threadIdx.x < 8) __syncwarp();
+           }).empty());
+    int sum = 0;
+    CHECK(report(96, [&] {
+            __syncthreads();
+            sum += __shfl_sync(kAll, static_cast<int>(threadIdx.x), 0) + 1;
+            __syncthreads();
+          }).empty());
+    CHECK(sum == 96 + 32 * (32 + 64));
+  }
+}
+
+#endif
+
+}  // namespace
+
+HOGWILD_TEST_MAIN
