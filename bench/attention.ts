@@ -100,48 +100,55 @@ async function measure(
   const { kvHeads, headDim } = shape
   const layers = Math.ceil(TOTAL_BYTES / (tokens * kvHeads * headDim * 2 * 2))
   const rope = ropeFrequencies({ type: 'default', theta: 10_000, rotaryDim: headDim })
-  const seconds = new Map<number, number[]>(counts.map((count) => [count, []]))
-  let bytes = 0
+  const written = Math.floor(tokens / 8)
+  const ownTokens = (count: number) => Math.floor(written / count)
+  const own = counts.flatMap((count) => Array<number>(count).fill(ownTokens(count)))
+  const pages = [tokens - written, ...own].map((length) => Math.ceil(length / PAGE_TOKENS) + 1)
+  const capacity = PAGE_TOKENS * pages.reduce((sum, count) => sum + count)
+  await using cache = createCache({
+    ...{ device, layers, kvHeads, headDim, rope, capacity },
+    dtype: 'bf16',
+  })
+  const prompt = await filledBlock(cache, shape, tokens - written)
+  const teams: Team[] = []
   for (const count of counts) {
-    const own = Math.floor(tokens / 8 / count)
-    const capacity = tokens + (count + 2) * PAGE_TOKENS
-    await using cache = createCache({
-      device,
-      layers,
-      kvHeads,
-      headDim,
-      rope,
-      dtype: 'bf16',
-      capacity,
-    })
-    const prompt = await filledBlock(cache, shape, tokens - count * own)
     const blocks: Block[] = []
-    for (let worker = 0; worker < count; worker++) {
-      blocks.push(await filledBlock(cache, shape, own))
-    }
-    for (let round = 0; round <= rounds; round++) {
-      const attention = await attend(device, cache, shape, [prompt, ...blocks])
-      bytes = attention.bytes / layers
-      if (round > 0) seconds.get(count)?.push(attention.seconds / layers) // the first warms up
+    while (blocks.length < count) blocks.push(await filledBlock(cache, shape, ownTokens(count)))
+    teams.push({ blocks, bytes: 0, seconds: [] })
+  }
+  // All teams in turn, several times: a change of the machine's speed meets all of them.
+  for (let round = 0; round <= rounds; round++) {
+    for (const team of teams) {
+      const attention = await attend(device, cache, shape, prompt, team.blocks)
+      team.bytes = attention.bytes / layers
+      if (round > 0) team.seconds.push(attention.seconds / layers) // the first warms up
     }
   }
-  const one = seconds.has(1) ? median(seconds.get(1) as number[]) : undefined
-  return counts.map((workers): Run => {
-    const own = seconds.get(workers) as number[]
-    const gigabytes = bytes / median(own) / 1e9
+  const one = teams.find(({ blocks }) => blocks.length === 1)
+  return teams.map(({ blocks, bytes, seconds }): Run => {
+    const time = median(seconds)
     return {
       shape: shape.name,
       cached_tokens: tokens,
-      workers,
+      workers: blocks.length,
       ms: spread(
-        own.map((value) => value * 1e3),
+        seconds.map((value) => value * 1e3),
         3,
       ),
-      gb_per_s: round(gigabytes, 2),
-      read_share: round((gigabytes * 1e9) / readBandwidth, 3),
-      over_one: one === undefined ? null : round(median(own) / one, 3),
+      gb_per_s: round(bytes / time / 1e9, 2),
+      read_share: round(bytes / time / readBandwidth, 3),
+      over_one: one === undefined ? null : round(time / median(one.seconds), 3),
     }
   })
+}
+
+/** Workers, by the blocks they have written. */
+interface Team {
+  blocks: Block[]
+  /** Of a layer: keys and values that somebody sees, each counted once. */
+  bytes: number
+  /** Of a layer, round by round. */
+  seconds: number[]
 }
 
 /** A block of `tokens` tokens with random keys and values in every layer. */
@@ -168,13 +175,10 @@ async function attend(
   device: Device,
   cache: Cache,
   { queryHeads, kvHeads, headDim }: Shape,
-  [prompt, ...blocks]: Block[],
+  prompt: Block,
+  blocks: Block[],
 ) {
-  const views = blocks.map((own) => [
-    prompt as Block,
-    ...blocks.filter((block) => block !== own),
-    own,
-  ])
+  const views = blocks.map((own) => [prompt, ...blocks.filter((block) => block !== own), own])
   using pass = cache.beginPass(views.map((blocks) => ({ view: { blocks }, tokens: 1 })))
   const keys = randomNumbers(blocks.length * kvHeads * headDim)
   const queries = randomNumbers(blocks.length * queryHeads * headDim)

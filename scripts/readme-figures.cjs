@@ -53,6 +53,7 @@ function peers(report) {
       `run of \`npm run bench:peers\` (medians of ${report.rounds} rounds; [every sample]` +
       '(bench/results/peers-cpu.json)). hogwild: workers that share a prompt and see each other; ' +
       'node-llama-cpp: as many independent sequences in a batch, flash attention on or off, whichever is faster.',
+    '![Tokens per second of both engines](bench/results/peers-cpu.svg)',
     table(['', ...counts.map(workersOf)], rows),
     `Prefill of ${report.prompt} tokens: ${report.prefill_ratio.toFixed(2)} × as fast. One worker reads ` +
       `weights and cache at ${percent(report.read_share)} of the machine's read bandwidth ` +
@@ -63,7 +64,7 @@ function peers(report) {
 
 function attention(report) {
   const tokens = [...new Set(report.runs.map((run) => run.cached_tokens))]
-  const counts = [...new Set(report.runs.map((run) => run.workers))]
+  const counts = [1, 4]
   const shapes = [...new Set(report.runs.map((run) => run.shape))]
   const rows = shapes.flatMap((shape) =>
     counts.map((workers) => [
