@@ -78,6 +78,7 @@ class Device {
   virtual void sample(const SampleParams& params) = 0;
 
   // Bytes per second at which this device reads a buffer of `bytes` (all threads), median of several passes.
+  // At least 256 MiB are read on a CPU, so that no cache holds them.
   virtual double measure_read_bandwidth(std::size_t bytes) = 0;
 };
 
