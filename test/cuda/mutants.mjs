@@ -4,7 +4,7 @@
 //
 // Each mutant is compiled for two head dims (whole and half page tiles) and run through attention_test,
 // and, where that sees nothing, under ThreadSanitizer. Prints a table; exits 1 where a bug escapes or
-// the unmodified control is reported. About 15 s per mutant, not for CI.
+// the unmodified control is reported. About 15 s of a processor per mutant, not for CI.
 import { spawnSync } from 'node:child_process'
 import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -319,7 +319,7 @@ function build(name, runtimeFlags, testFlags, cases, tests) {
     const { status, signal, stdout, stderr } = spawnSync(program, tests, {
       cwd: work,
       encoding: 'utf8',
-      timeout: 120_000,
+      timeout: 300_000,
       env: {
         ...process.env,
         HOGWILD_TEST_CASES: cases,
