@@ -1,4 +1,4 @@
-"""Trains the demo model from scratch: `python train.py --out runs/demo --minutes 70` is the whole recipe (README.md).
+"""Trains the demo model from scratch: `python train.py --out runs/demo --minutes 100` is the whole recipe (README.md).
 
 The schedule (curriculum and learning rate) follows the clock, not the step count, because the machine may be shared. A
 run is therefore not reproducible bit by bit; the seed fixes the initial weights and the stream of traces.
@@ -27,7 +27,7 @@ LOG_EVERY = 50
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
-    parser.add_argument("--minutes", type=float, default=70, help="wall-clock time of the whole run")
+    parser.add_argument("--minutes", type=float, default=100, help="wall-clock time of the whole run")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the trainer")
     parser.add_argument("--producers", type=int, default=1, help="processes that make batches; a GPU needs several")
