@@ -96,9 +96,9 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 // Each test that computes runs on each level and on one and several threads.
-void on_every_device(const std::function<void(Device&)>& body) {
+void on_every_device(const std::function<void(Device&)>& body, const std::vector<int>& thread_counts = {1, 3}) {
   for (const std::string& simd : available_simd_levels()) {
-    for (const int threads : {1, 3}) {
+    for (const int threads : thread_counts) {
       const std::shared_ptr<Device> device = create_cpu_device({.threads = threads, .simd = simd});
       CHECK(device->info().simd == simd && device->info().threads == threads);
       body(*device);
@@ -644,22 +644,24 @@ double attention_error(Device& device, const AttentionCase& c, const std::vector
 }
 
 TEST(attention_equals_double) {
-  on_every_device([](Device& device) {
-    for (const Dtype dtype : kDtypes) {
-      for (const std::int64_t head_dim : {8, 24, 40, 64, 80, 128, 256}) {
-        for (const std::int64_t group : {1, 2, 3, 4, 7, 16}) {
-          const std::int64_t kv_heads = random_int(1, 3);
-          const AttentionCase c =
-              random_case(device, {1, kv_heads, head_dim, dtype}, group, random_int(1, 5), random_int(0, 4), 330);
-          std::vector<float> out, lse;
-          device.attention(c.params(out, lse));
-          const double error = attention_error(device, c, out, lse);
-          CHECK_MESSAGE(error < 2e-5, "D " + std::to_string(head_dim) + " group " + std::to_string(group) + " " +
-                                          dtype_name(dtype) + ": " + std::to_string(error));
+  on_every_device(
+      [](Device& device) {
+        for (const Dtype dtype : kDtypes) {
+          for (const std::int64_t head_dim : {8, 24, 40, 64, 80, 128, 256}) {
+            for (const std::int64_t group : {1, 2, 3, 4, 7, 16}) {
+              const std::int64_t kv_heads = random_int(1, 3);
+              const AttentionCase c =
+                  random_case(device, {1, kv_heads, head_dim, dtype}, group, random_int(1, 5), random_int(0, 4), 330);
+              std::vector<float> out, lse;
+              device.attention(c.params(out, lse));
+              const double error = attention_error(device, c, out, lse);
+              CHECK_MESSAGE(error < 2e-5, "D " + std::to_string(head_dim) + " group " + std::to_string(group) + " " +
+                                              dtype_name(dtype) + ": " + std::to_string(error));
+            }
+          }
         }
-      }
-    }
-  });
+      },
+      {2});
 }
 
 TEST(attention_does_not_depend_on_company) {
@@ -693,40 +695,40 @@ TEST(attention_does_not_depend_on_company) {
   });
 }
 
-// A prefill too large for partial states to be kept (16 MB) takes another way through the work: same bits.
-TEST(attention_of_long_prefill_equals_single_tokens) {
+// A step too large for its partial states to be kept (16 MB) takes another way through the work: same bits.
+TEST(attention_of_a_large_step_equals_single_tokens) {
   on_every_device([](Device& device) {
-    const std::int64_t head_dim = 256, group = 16, length = 300, pages_each = 5;
-    AttentionCase c{.pool = Pool(device, {1, 1, head_dim, Dtype::kF32}, 2 * pages_each, head_dim),
+    const std::int64_t head_dim = 256, group = 16, workers = 3, each = 24, shared = 20;
+    AttentionCase c{.pool = Pool(device, {1, 1, head_dim, Dtype::kF32}, 5 + shared + workers, head_dim),
                     .query_heads = group,
-                    .n_tokens = 2 * length,
+                    .n_tokens = workers * each,
                     .scale = 1.0f / 16};
-    for (std::int64_t i = 0; i < length; i++) c.pool.angle(static_cast<double>(i));
-    // Two workers with a block each; the second sees the first's block too, before its own.
-    for (std::int64_t block = 0; block < 2; block++) {
+    for (std::int64_t i = 0; i < 300; i++) c.pool.angle(static_cast<double>(i));
+    std::vector<std::int32_t> visits_of(c.n_tokens);
+    const auto add_segment = [&](std::int64_t length, std::int64_t first_token, std::int64_t n_tokens, bool causal) {
+      c.segments.push_back({std::ssize(c.pages), 0, length, std::ssize(c.visits), n_tokens});
       std::vector<AppendSlot> slots;
       for (std::int64_t i = 0; i < length; i++) {
-        slots.push_back({block * pages_each + i / kPageSize, static_cast<std::int32_t>(i % kPageSize),
-                         static_cast<std::int32_t>(i)});
+        if (i % kPageSize == 0) c.pages.push_back(std::ssize(c.pages));
+        slots.push_back({c.pages.back(), static_cast<std::int32_t>(i % kPageSize), static_cast<std::int32_t>(i)});
       }
       const std::vector<float> k = random_floats(length * head_dim), v = random_floats(length * head_dim);
       device.kv_append({c.pool.shape, c.pool.layer(), c.pool.rope(), slots, k.data(), v.data()});
-    }
-    for (std::int64_t page = 0; page < 2 * pages_each; page++) c.pages.push_back(page);
-    c.segments = {{0, 0, length, 0, 2 * length}, {pages_each, 0, length, 2 * length, length}};
-    const auto visit = [&](std::int64_t token, std::int64_t limit, std::int32_t order) {
-      c.visits.push_back({.token = static_cast<std::int32_t>(token),
-                          .angle = static_cast<std::int32_t>(token % length),
-                          .limit = limit,
-                          .order = order});
+      for (std::int64_t t = first_token; t < first_token + n_tokens; t++) {
+        c.visits.push_back({.token = static_cast<std::int32_t>(t),
+                            .angle = static_cast<std::int32_t>(random_int(0, 299)),
+                            .limit = causal ? t - first_token + 1 : length,
+                            .order = visits_of[t]++});
+      }
     };
-    for (std::int64_t t = 0; t < 2 * length; t++) visit(t, std::min(t + 1, length), 0);
-    for (std::int64_t t = 0; t < length; t++) visit(length + t, t + 1, 1);
+    add_segment(270, 0, c.n_tokens, false);  // two spans
+    for (std::int64_t s = 0; s < shared; s++) add_segment(1 + s, 0, c.n_tokens, false);
+    for (std::int64_t w = 0; w < workers; w++) add_segment(each, w * each, each, true);
     index_visits(c);
     c.q = random_floats(c.n_tokens * group * head_dim);
     std::vector<float> out, lse, out_one, lse_one;
     device.attention(c.params(out, lse));
-    for (const std::int64_t token : {std::int64_t{0}, std::int64_t{65}, length - 1, length, 2 * length - 40}) {
+    for (const std::int64_t token : {0, 1, 23, 24, 40, 71}) {
       const AttentionCase one = c.only(device, [&](std::int64_t t) { return t == token; });
       device.attention(one.params(out_one, lse_one));
       CHECK(std::memcmp(out_one.data(), out.data() + token * group * head_dim, out_one.size() * 4) == 0);
