@@ -21,7 +21,8 @@ export function canDrawLive(): boolean {
 }
 
 /** Colours for stdout: none without a terminal or where NO_COLOR is set. */
-export const colors = pc.createColors(stdout.isTTY && pc.isColorSupported)
+// (isTTY is undefined without a terminal, and createColors takes undefined for "decide yourself".)
+export const colors = pc.createColors(stdout.isTTY === true && pc.isColorSupported)
 
 export function print(line = ''): void {
   stdout.write(`${line}\n`)
