@@ -31,6 +31,10 @@ run('biome', 'biome', ['check', ...(fix ? ['--write'] : []), '.'])
 run('clang-format', 'clang-format', [...(fix ? ['-i'] : ['--dry-run', '-Werror']), ...native])
 if (!fix) run('tsc', 'tsc', ['--noEmit'])
 
+// The README's tables are written from bench/results.
+const figures = [path.join(__dirname, 'readme-figures.cjs'), ...(fix ? [] : ['--check'])]
+if (spawnSync(process.execPath, figures, { stdio: 'inherit' }).status !== 0) failed = true
+
 // An include points downwards only (see "How it is built" in the README).
 const rules = [
   { forbidden: /#include\s*<(napi|node_api)[^>]*>/, allowed: /^native\/addon\// },

@@ -50,7 +50,7 @@ function peers(report) {
   return [
     `Decoding with a ${report.model}: ${report.threads} threads of ${machine.processor}, ` +
       `${machine.date}. Both engines compute the same logits from the same weights and take turns in one ` +
-      `run of \`npm run bench:peers\` (medians of ${report.rounds} rounds; [every sample]` +
+      `run of \`npm run bench:peers\` (${report.rounds === 1 ? 'one round' : `medians of ${report.rounds} rounds`}; [every sample]` +
       '(bench/results/peers-cpu.json)). hogwild: workers that share a prompt and see each other; ' +
       'node-llama-cpp: as many independent sequences in a batch, flash attention on or off, whichever is faster.',
     '![Tokens per second of both engines](bench/results/peers-cpu.svg)',
@@ -85,7 +85,26 @@ function attention(report) {
   ]
 }
 
+function bench(report) {
+  const { runs, model, dtype, prompt, generate, processor, threads, simd, date } = report
+  const rows = [
+    ['a step, ms', ...runs.map((run) => run.step_ms.toFixed(1))],
+    ['a step / that of one worker', ...runs.map((run) => run.step_over_one.toFixed(2))],
+    ['tokens/s', ...runs.map((run) => run.decode_tokens_per_s.toFixed(0))],
+    ['share of read bandwidth', ...runs.map((run) => percent(run.read_share))],
+    ['prefill, tokens/s', ...runs.map((run) => run.prefill_tokens_per_s.toFixed(0))],
+  ]
+  return [
+    `A ${model}, ${dtype}, workers that share a prompt of ${prompt} tokens and write ${generate} each: ` +
+      `${processor}, ${threads} threads, ${simd}, ${date}, \`npm run bench -- --workers ` +
+      `${runs.map((run) => run.workers).join(',')} --threads ${threads}\` (medians). Read bandwidth, measured ` +
+      `in the same run: ${report.read_gb_per_s} GB/s.`,
+    table(['', ...runs.map((run) => workersOf(run.workers))], rows),
+  ]
+}
+
 const sections = [
+  ['bench-cpu', bench],
   ['peers-cpu', peers],
   ['attention-cpu', attention],
 ].flatMap(([name, write]) => {
