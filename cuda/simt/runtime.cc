@@ -9,8 +9,8 @@
 
 namespace simt {
 
-thread_local Options options;
-thread_local Stats stats;
+constinit thread_local Options options;
+constinit thread_local Stats stats;
 thread_local ThreadContext* current = nullptr;
 
 Machine& machine() {

@@ -48,8 +48,8 @@ struct Stats {
   std::uint64_t bytes_zero_filled = 0;   // by cp.async
 };
 
-extern thread_local Options options;
-extern thread_local Stats stats;
+extern constinit thread_local Options options;
+extern constinit thread_local Stats stats;
 
 // ---- launching --------------------------------------------------------------------------------------
 
@@ -75,7 +75,7 @@ struct ThreadContext {
   int linear;  // number in the block: warp * 32 + lane
   int lane, warp;
 };
-extern thread_local ThreadContext* current;
+extern constinit thread_local ThreadContext* current;
 
 unsigned char* shared_memory();
 [[noreturn]] void fail(const char* what, Site site);
