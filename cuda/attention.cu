@@ -690,8 +690,8 @@ Arguments arguments(const AttentionLaunch& launch) {
   p.layer = launch.layer;
   p.plan = launch.plan;
   p.rope = launch.rope;
-  p.q = launch.q;
-  p.out = launch.out;
+  p.q = static_cast<const float*>(launch.q);
+  p.out = static_cast<float*>(launch.out);
   p.lse = launch.lse;
   p.group = static_cast<int>(launch.query_heads / launch.shape.kv_heads);
   p.rows_per_tile = rows_per_tile(static_cast<std::int64_t>(launch.max_tokens) * p.group, launch.shape.head_dim);

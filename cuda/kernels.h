@@ -22,17 +22,60 @@
 
 namespace hogwild::cuda {
 
-// ---- concurrent attention ---------------------------------------------------------------------------
+// ---- the KV cache (kv.cu) ---------------------------------------------------------------------------
+//
+// Pages lie as page.cuh describes. shape.dtype is bf16 or f16; shape.row_elements() is one of 32, 64, 80,
+// 96, 112, 128, 192, 256; head_dim is any multiple of 8 up to that. rope.rotary_dim is even.
+
+// Row width in which the kernels keep a head of this size: the least that they have, or 0 where none fits.
+std::int64_t kv_row_elements(std::int64_t head_dim);
+
+// KvAppendParams of device/ops.h.
+struct KvAppendLaunch {
+  KvShape shape;
+  KvLayer layer;
+  RopeTable rope;
+  Dtype dtype = Dtype::kF32;          // of k and v: f32, bf16 or f16
+  const AppendSlot* slots = nullptr;  // [rows]; page < 0: the row is skipped
+  std::int64_t rows = 0;
+  const void* k = nullptr;  // [rows, Hkv, D], before RoPE
+  const void* v = nullptr;  // [rows, Hkv, D]
+};
+cudaError_t launch_kv_append(const KvAppendLaunch& launch, cudaStream_t stream);
+
+// KvRebaseParams of device/ops.h. No move writes where another one reads.
+struct KvRebaseLaunch {
+  KvShape shape;
+  KvLayer layer;
+  RopeTable rope;
+  const KvRebaseParams::Move* moves = nullptr;  // [n]
+  std::int64_t n = 0;
+};
+cudaError_t launch_kv_rebase(const KvRebaseLaunch& launch, cudaStream_t stream);
+
+// KvReadParams of device/ops.h.
+struct KvReadLaunch {
+  KvShape shape;
+  KvLayer layer;
+  const AppendSlot* slots = nullptr;  // [n]
+  std::int64_t n = 0;
+  float* k = nullptr;  // [n, Hkv, D]
+  float* v = nullptr;  // [n, Hkv, D]
+};
+cudaError_t launch_kv_read(const KvReadLaunch& launch, cudaStream_t stream);
+
+// ---- concurrent attention (attention.cu) ------------------------------------------------------------
 
 struct AttentionLaunch {
-  KvShape shape;  // bf16 or f16; head_dim 64, 80, 96, 112, 128, 192 or 256
-  KvLayer layer;  // pages as attention.cuh describes them
+  KvShape shape;
+  KvLayer layer;
   DevicePlan plan;
-  RopeTable rope;                // rotary_dim a multiple of 16
+  RopeTable rope;
   std::int64_t query_heads = 0;  // a multiple of shape.kv_heads
   float scale = 0;               // normally 1 / sqrt(head_dim)
-  const float* q = nullptr;      // [T, Hq, D], before RoPE
-  float* out = nullptr;          // [T, Hq, D]
+  Dtype dtype = Dtype::kF32;     // of q and out: f32, bf16 or f16
+  const void* q = nullptr;       // [T, Hq, D], before RoPE
+  void* out = nullptr;           // [T, Hq, D]
   float* lse = nullptr;          // [T, Hq] or null: natural logarithm
   std::int32_t max_tokens = 0;   // upper bounds of plan.counts
   std::int32_t max_segments = 0;
@@ -50,5 +93,75 @@ cudaError_t launch_attention_plan(const AttentionLaunch& launch, cudaStream_t st
 // Once per layer, after the step's keys have been appended. What it computes: AttentionParams of
 // device/ops.h.
 cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream);
+
+// ---- matrix products (matmul.cu) --------------------------------------------------------------------
+
+// MatmulParams of device/ops.h: weights bf16 or f16 (all matrices alike), aligned to 16 bytes, k a multiple
+// of 8. x is rounded to the weights' dtype (f16: held within its range), sums are f32.
+struct MatmulLaunch {
+  MatmulParams params;
+  std::int32_t multiprocessors = 0;  // of the device: the work is shared out over a multiple of these
+  void* workspace = nullptr;         // matmul_workspace_bytes(), aligned to 256; zero at first, and left so
+};
+
+// Scratch memory for these sizes; pointers are not looked at. 0 where the sizes are not supported.
+std::size_t matmul_workspace_bytes(const MatmulLaunch& launch);
+cudaError_t launch_matmul(const MatmulLaunch& launch, cudaStream_t stream);
+
+// ---- row by row (pointwise.cu) ----------------------------------------------------------------------
+
+// out[r] = scale * table[tokens[r]]
+struct EmbeddingLaunch {
+  const std::int32_t* tokens = nullptr;  // [rows], each in [0, table.rows)
+  std::int64_t rows = 0;
+  Matrix table;  // f32, bf16 or f16
+  float scale = 1;
+  float* out = nullptr;  // [rows, table.cols]
+};
+cudaError_t launch_embedding(const EmbeddingLaunch& launch, cudaStream_t stream);
+
+cudaError_t launch_rms_norm(const RmsNormParams& params, cudaStream_t stream);
+cudaError_t launch_gated_activation(const GatedActivationParams& params, cudaStream_t stream);
+
+// ---- sampling (sample.cu) ---------------------------------------------------------------------------
+
+// SampleParams::Row of device/ops.h, for the device.
+struct SampleRow {
+  std::int64_t logits_row = 0;
+  double uniform = 0;  // uniform_random(seed, draw)
+  float temperature = 0;
+  float top_p = 1;
+  float min_p = 0;
+  float repetition_penalty = 1;
+  std::int32_t top_k = 0;
+  std::int32_t first_seen = 0, n_seen = 0;            // in `ids`
+  std::int32_t first_forbidden = 0, n_forbidden = 0;  // in `ids`
+};
+
+enum class SampleStatus : std::int32_t {
+  kOk,
+  kNotANumber,        // the logits contain NaN or +infinity
+  kNothingFinite,     // no logit is finite
+  kPenaltyOverflows,  // a logit becomes infinite under the repetition penalty
+  kAllForbidden,      // every token with a finite logit is forbidden
+};
+
+struct SampledRow {
+  std::int32_t token = 0;
+  float logprob = 0;  // log softmax(raw logits)[token]
+  SampleStatus status = SampleStatus::kOk;
+};
+
+struct SampleLaunch {
+  const float* logits = nullptr;  // [rows of logits, V]
+  std::int64_t vocab = 0;
+  const SampleRow* rows = nullptr;    // [n]
+  const std::int32_t* ids = nullptr;  // those seen and forbidden, of all rows, each in [0, V)
+  std::int64_t n = 0;
+  SampledRow* sampled = nullptr;  // [n]
+  void* workspace = nullptr;      // sample_workspace_bytes(), aligned to 256
+};
+std::size_t sample_workspace_bytes(std::int64_t rows, std::int64_t vocab);
+cudaError_t launch_sample(const SampleLaunch& launch, cudaStream_t stream);
 
 }  // namespace hogwild::cuda

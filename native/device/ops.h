@@ -73,8 +73,10 @@ struct KvShape {
   std::int64_t kv_heads = 0;
   std::int64_t head_dim = 0;
   Dtype dtype = Dtype::kF32;
+  std::int64_t padding = 0;  // elements behind each row of D, for a device that wants wider rows: zeros
 
-  std::int64_t page_elements() const { return kv_heads * kPageSize * head_dim; }
+  std::int64_t row_elements() const { return head_dim + padding; }
+  std::int64_t page_elements() const { return kv_heads * kPageSize * row_elements(); }
   std::int64_t page_bytes() const { return page_elements() * static_cast<std::int64_t>(dtype_size(dtype)); }
 };
 
