@@ -1,0 +1,3 @@
+#include "kernels.h"
+
+namespace hogwild::cuda {}  // namespace hogwild::cuda
