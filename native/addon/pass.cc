@@ -38,6 +38,12 @@ struct OpenPass {
     reservation = std::make_unique<StepReservation>(*cache, std::move(workers));
   }
 
+  // Before every op: a pass of another cache may have come between two layers.
+  void begin_step() {
+    cache->device().begin_step(
+        {.plan = reservation->plan(), .rope = reservation->rope(), .slots = reservation->slots(), .tokens = {}});
+  }
+
   // A buffer that holds at least `values` floats.
   float* scratch(Buffer& buffer, std::int64_t values, const char* purpose) {
     const std::size_t bytes = static_cast<std::size_t>(values) * sizeof(float);
@@ -98,10 +104,10 @@ class AppendTask : public PromiseTask {
     KvAppendParams params;
     params.shape = cache.shape();
     params.layer = cache.layer(layer_);
-    params.rope = pass_->reservation->rope();
-    params.slots = pass_->reservation->slots();
+    params.rows = pass_->reservation->n_tokens();
     params.k = pass_->upload(pass_->k, k_, "new keys");
     params.v = pass_->upload(pass_->v, v_, "new values");
+    pass_->begin_step();
     cache.device().kv_append(params);
     cache.device().synchronize();
   }
@@ -142,14 +148,12 @@ class AttendTask : public PromiseTask {
     AttentionParams params;
     params.shape = cache.shape();
     params.layer = cache.layer(layer_);
-    params.rope = pass_->reservation->rope();
-    params.plan = pass_->reservation->plan();
     params.query_heads = query_heads_;
     params.scale = scale_;
     params.q = pass_->upload(pass_->q, q_, "queries");
     params.out = out;
     params.lse = lse;
-    device.begin_step(params.plan);  // a pass of another cache may have come between two layers
+    pass_->begin_step();
     device.attention(params);
     device.download(out_, out, q_.size() * sizeof(float));
     if (lse != nullptr) device.download(lse_, lse, static_cast<std::size_t>(n_lse_) * sizeof(float));

@@ -63,16 +63,17 @@ KvCache::Lease::Lease(KvCache& cache) : cache_(cache) {
   if (cache.leased_.exchange(true)) throw Error(code::kBusy, "a step or a compaction is under way on this cache");
 }
 
-std::shared_ptr<KvCache> KvCache::create(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope,
+std::shared_ptr<KvCache> KvCache::create(std::shared_ptr<Device> device, KvShape shape, RopeSpec rope,
                                          std::int64_t capacity) {
   check_shape(shape);
   check_rope(rope, shape);
   if (capacity < 1) refuse("capacity must be at least 1 token, received " + std::to_string(capacity));
+  shape.padding = device->kv_padding(shape);
   const std::int64_t pages = pages_for(capacity);
   // Keys and values together fit 63 bits, so no offset or size derived from them overflows.
   const std::int64_t element = static_cast<std::int64_t>(dtype_size(shape.dtype));
   const std::int64_t bytes =
-      saturating_product({2, shape.layers, pages, shape.kv_heads, kPageSize, shape.head_dim, element});
+      saturating_product({2, shape.layers, pages, shape.kv_heads, kPageSize, shape.row_elements(), element});
   if (bytes == std::numeric_limits<std::int64_t>::max()) {
     throw Error(code::kOutOfMemory, "a cache of " + std::to_string(capacity) + " tokens, " +
                                         std::to_string(shape.layers) + " layers and " + std::to_string(shape.kv_heads) +

@@ -41,12 +41,14 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
     std::int64_t peak_pages = 0;       // most pages in use at once
   };
 
-  // `capacity` in tokens, rounded up to pages. Throws kInvalidArgument (shape, rope, capacity) or kOutOfMemory.
-  static std::shared_ptr<KvCache> create(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope,
+  // `capacity` in tokens, rounded up to pages. Throws kInvalidArgument (shape, rope, capacity),
+  // kUnsupported (what the device cannot keep) or kOutOfMemory. `shape.padding` is the device's business.
+  static std::shared_ptr<KvCache> create(std::shared_ptr<Device> device, KvShape shape, RopeSpec rope,
                                          std::int64_t capacity);
 
   std::shared_ptr<CacheBlock> create_block();
 
+  std::uint64_t id() const { return id_; }  // of all caches of the process
   const KvShape& shape() const { return shape_; }
   const RopeSpec& rope() const { return rope_; }
   Device& device() { return *device_; }
@@ -73,6 +75,9 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   KvCache(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope, std::int64_t pages, Buffer keys,
           Buffer values);
 
+  static inline std::atomic<std::uint64_t> next_id_ = 1;
+
+  const std::uint64_t id_ = next_id_++;
   std::shared_ptr<Device> device_;
   KvShape shape_;
   RopeSpec rope_;

@@ -3,7 +3,10 @@
 // which one it is.
 #pragma once
 
+#include <compare>
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -53,6 +56,10 @@ class Device {
 
   virtual DeviceInfo info() const = 0;
 
+  // Elements to be added to each row of a cache of this shape (KvShape::padding). Throws kUnsupported, naming
+  // what is supported, where the device cannot keep such a cache.
+  virtual std::int64_t kv_padding(const KvShape&) const { return 0; }
+
   // Throws kOutOfMemory with the size and `purpose` in the message. Memory that is never touched
   // costs nothing where the system allows it (a page pool is bounded, not pre-paid).
   virtual Buffer allocate(std::size_t bytes, const char* purpose) = 0;
@@ -64,8 +71,23 @@ class Device {
   // A CPU returns `host` itself; others copy and keep the copy in `storage`.
   virtual Matrix adopt_weight(const Matrix& host, std::vector<Buffer>& storage) = 0;
 
-  // Once per step, before the first layer: a device that keeps plans in its own memory copies it here.
-  virtual void begin_step(const AttentionPlanView& plan) = 0;
+  // Before the first op of a step that needs one of its parts. They stay where they are and unchanged until
+  // the step's last op or the next begin_step; a device with memory of its own copies them here.
+  virtual void begin_step(const StepView& step) = 0;
+
+  // Rows that the ops of a step of `rows` new tokens are to be called with: more where a device would rather
+  // repeat one recorded step for several numbers of rows. What surplus rows hold is nobody's business.
+  virtual std::int64_t padded_rows(std::int64_t rows) const { return rows; }
+
+  // Calls `ops`, which calls ops of this device and nothing else, or repeats what it did when it was last
+  // called with this key. Equal keys promise equal arguments: only what begin_step brought may differ.
+  struct RecordingKey {
+    std::uint64_t model = 0, cache = 0, buffers = 0;  // who calls; changes with every pointer in an argument
+    std::int64_t rows = 0;
+    bool output_wanted = false;
+    auto operator<=>(const RecordingKey&) const = default;
+  };
+  virtual void repeat(const RecordingKey&, const std::function<void()>& ops) { ops(); }
 
   virtual void embedding(const EmbeddingParams& params) = 0;
   virtual void rms_norm(const RmsNormParams& params) = 0;

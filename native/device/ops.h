@@ -15,12 +15,11 @@ namespace hogwild {
 
 // ---- pointwise and matrix ops ---------------------------------------------------------------------
 
-// out[t] = scale * table[tokens[t]]
+// out[t] = scale * table[tokens[t]], for the tokens of the step
 struct EmbeddingParams {
-  std::span<const std::int32_t> tokens;  // [T], each in [0, V)
-  Matrix table;                          // [V, hidden]
-  float scale = 1;                       // 1, or sqrt(hidden) (Gemma)
-  float* out = nullptr;                  // [T, hidden]
+  Matrix table;          // [V, hidden]
+  float scale = 1;       // 1, or sqrt(hidden) (Gemma)
+  float* out = nullptr;  // [T, hidden]
 };
 
 // out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight
@@ -101,16 +100,6 @@ struct AppendSlot {
   std::int32_t angle = 0;  // row of the rope table at which its key is rotated
 };
 
-// keys[slot] = rotate(k), values[slot] = v. Keys are rotated in f32 and rounded once.
-struct KvAppendParams {
-  KvShape shape;
-  KvLayer layer;
-  RopeTable rope;
-  std::span<const AppendSlot> slots;  // [T]
-  const float* k = nullptr;           // [T, Hkv, D], before RoPE
-  const float* v = nullptr;           // [T, Hkv, D]
-};
-
 // A run of tokens in storage: it starts at `first_slot` of its first page and goes on through
 // consecutive entries of the plan's page list.
 struct PlanSegment {
@@ -141,6 +130,25 @@ struct AttentionPlanView {
   std::span<const std::int64_t> token_visits_at;  // [T + 1]: token t's are [at[t], at[t + 1])
 };
 
+// What the ops of a step share, made once per step on the host.
+struct StepView {
+  AttentionPlanView plan;
+  RopeTable rope;                        // host memory
+  std::span<const AppendSlot> slots;     // [T]
+  std::span<const std::int32_t> tokens;  // [T], each in [0, V); empty where nobody asks for embeddings
+};
+
+// keys[slot] = rotate(k), values[slot] = v, for rows [first, first + rows) of the step. Keys are rotated
+// in f32 and rounded once.
+struct KvAppendParams {
+  KvShape shape;
+  KvLayer layer;
+  std::int64_t first = 0;
+  std::int64_t rows = 0;
+  const float* k = nullptr;  // [rows, Hkv, D], before RoPE
+  const float* v = nullptr;  // [rows, Hkv, D]
+};
+
 // Concurrent attention: for each new token t and query head h, over all visits of t,
 //   out = sum softmax(scale * <rotate(q, angle), key> + bias) value,   lse = log sum exp(...)
 // Each segment's keys and values are read once for all tokens that visit it. A token without
@@ -148,8 +156,6 @@ struct AttentionPlanView {
 struct AttentionParams {
   KvShape shape;
   KvLayer layer;
-  RopeTable rope;
-  AttentionPlanView plan;
   std::int64_t query_heads = 0;  // Hq, a multiple of Hkv
   float scale = 0;               // normally 1 / sqrt(D)
   const float* q = nullptr;      // [T, Hq, D], before RoPE
@@ -170,7 +176,7 @@ struct KvRebaseParams {
   };
   KvShape shape;
   KvLayer layer;
-  RopeTable rope;  // without attention factor: moving a key multiplies it by nothing
+  RopeTable rope;  // host memory; without attention factor: moving a key multiplies it by nothing
   std::span<const Move> moves;
 };
 

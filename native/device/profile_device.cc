@@ -42,7 +42,7 @@ std::vector<OpProfile> ProfileDevice::take_profile() {
 }
 
 void ProfileDevice::embedding(const EmbeddingParams& p) {
-  const std::int64_t bytes = std::ssize(p.tokens) * p.table.cols * element_bytes(p.table.dtype);
+  const std::int64_t bytes = std::ssize(step_.tokens) * p.table.cols * element_bytes(p.table.dtype);
   measure({"embedding", 0, 0}, bytes, [&] { device_->embedding(p); });
 }
 
@@ -66,12 +66,12 @@ void ProfileDevice::gated_activation(const GatedActivationParams& p) {
 }
 
 void ProfileDevice::kv_append(const KvAppendParams& p) {
-  measure({"kv_append", 0, 0}, std::ssize(p.slots) * token_bytes(p.shape), [&] { device_->kv_append(p); });
+  measure({"kv_append", 0, 0}, p.rows * token_bytes(p.shape), [&] { device_->kv_append(p); });
 }
 
 void ProfileDevice::attention(const AttentionParams& p) {
   std::int64_t tokens = 0;
-  for (const PlanSegment& segment : p.plan.segments) tokens += segment.length;
+  for (const PlanSegment& segment : step_.plan.segments) tokens += segment.length;
   measure({"attention", 0, 0}, tokens * token_bytes(p.shape), [&] { device_->attention(p); });
 }
 

@@ -37,7 +37,11 @@ class ProfileDevice final : public Device {
   Matrix adopt_weight(const Matrix& host, std::vector<Buffer>& storage) override {
     return device_->adopt_weight(host, storage);
   }
-  void begin_step(const AttentionPlanView& plan) override { device_->begin_step(plan); }
+  std::int64_t kv_padding(const KvShape& shape) const override { return device_->kv_padding(shape); }
+  void begin_step(const StepView& step) override {
+    step_ = step;
+    device_->begin_step(step);
+  }
   double measure_read_bandwidth(std::size_t bytes) override { return device_->measure_read_bandwidth(bytes); }
 
   void embedding(const EmbeddingParams& params) override;
@@ -57,6 +61,7 @@ class ProfileDevice final : public Device {
   void measure(const Key& key, std::int64_t bytes, Op&& op);
 
   std::shared_ptr<Device> device_;
+  StepView step_;
   std::map<Key, OpProfile> profiles_;  // `op` is filled in by take_profile
 };
 

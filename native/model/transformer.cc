@@ -156,19 +156,15 @@ std::vector<LogitsRow> logits_rows(const std::vector<StepWorker>& workers) {
 }  // namespace
 
 struct Transformer::State {
-  // Activations of the tokens [first, first + n) of a step, on their way through the layers.
+  // Activations of some tokens of a step on their way through the layers.
   struct Pass {
     KvCache& cache;
     const std::atomic<bool>& cancel;
-    RopeTable rope;
-    AttentionPlanView plan;                // of these n tokens
-    std::span<const std::int32_t> tokens;  // [n]
-    std::span<const AppendSlot> slots;     // [n]
-    bool output_wanted = false;            // somebody wants logits of one of these tokens
-
-    std::int64_t n() const { return static_cast<std::int64_t>(tokens.size()); }
+    std::int64_t rows = 0;       // tokens, as many as the device wants (Device::padded_rows)
+    bool output_wanted = false;  // somebody wants logits of one of them
   };
 
+  const std::uint64_t id = next_id++;
   std::shared_ptr<Device> device;
   ModelConfig config;
   std::unique_ptr<Weights> weights;
@@ -181,15 +177,18 @@ struct Transformer::State {
   std::vector<Layer> layers;
 
   // Scratch, grown when a step needs more and kept. n rows of a pass, c <= n of a chunk.
-  Buffer x;         // [n, hidden]: the residual stream
-  Buffer q;         // [n, Hq, D]
-  Buffer attended;  // [n, Hq, D]
-  Buffer normed;    // [c, hidden]
-  Buffer k;         // [c, Hkv, D]
-  Buffer v;         // [c, Hkv, D]
-  Buffer gate;      // [c, intermediate]
-  Buffer up;        // [c, intermediate]
-  Buffer logits;    // [kLogitRows, V] or less
+  Buffer x;                         // [n, hidden]: the residual stream
+  Buffer q;                         // [n, Hq, D]
+  Buffer attended;                  // [n, Hq, D]
+  Buffer normed;                    // [c, hidden]
+  Buffer k;                         // [c, Hkv, D]
+  Buffer v;                         // [c, Hkv, D]
+  Buffer gate;                      // [c, intermediate]
+  Buffer up;                        // [c, intermediate]
+  Buffer logits;                    // [kLogitRows, V] or less
+  std::uint64_t scratch_grown = 0;  // how often one of them moved
+
+  static inline std::atomic<std::uint64_t> next_id = 1;
 
   std::int64_t q_size() const { return config.query_heads * config.head_dim; }
   std::int64_t kv_size() const { return config.kv_heads * config.head_dim; }
@@ -296,6 +295,7 @@ struct Transformer::State {
   void reserve(Buffer& buffer, std::int64_t floats, const char* purpose) {
     const std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
     if (buffer.bytes() >= bytes) return;
+    ++scratch_grown;
     buffer = Buffer();  // first, so that old and new are not in memory together
     buffer = device->allocate(bytes, purpose);
   }
@@ -334,8 +334,8 @@ struct Transformer::State {
     }
     device->kv_append({.shape = pass.cache.shape(),
                        .layer = pass.cache.layer(index),
-                       .rope = pass.rope,
-                       .slots = pass.slots.subspan(first, n),
+                       .first = first,
+                       .rows = n,
                        .k = k.as<float>(),
                        .v = v.as<float>()});
   }
@@ -370,29 +370,25 @@ struct Transformer::State {
                     .outputs = {{layer.down_proj, layer.down_bias, residual, true}}});
   }
 
-  // Leaves the last layer's output in `x`.
+  // Leaves the last layer's output in `x`. Ops only: a device may repeat them (Device::repeat).
   void run_layers(const Pass& pass) {
-    reserve_scratch(pass.n());
-    device->begin_step(pass.plan);
-    device->embedding({.tokens = pass.tokens, .table = embed, .scale = config.embedding_scale, .out = x.as<float>()});
+    device->embedding({.table = embed, .scale = config.embedding_scale, .out = x.as<float>()});
     for (std::int64_t index = 0; index < config.layers; ++index) {
-      for (std::int64_t first = 0; first < pass.n(); first += kChunkRows) {
+      for (std::int64_t first = 0; first < pass.rows; first += kChunkRows) {
         check_cancelled(pass.cancel);
-        project_and_append(pass, index, first, std::min(kChunkRows, pass.n() - first));
+        project_and_append(pass, index, first, std::min(kChunkRows, pass.rows - first));
       }
       if (index + 1 == config.layers && !pass.output_wanted) break;  // only the keys and values were needed
       check_cancelled(pass.cancel);
       device->attention({.shape = pass.cache.shape(),
                          .layer = pass.cache.layer(index),
-                         .rope = pass.rope,
-                         .plan = pass.plan,
                          .query_heads = config.query_heads,
                          .scale = config.attention_scale,
                          .q = q.as<float>(),
                          .out = attended.as<float>()});
-      for (std::int64_t first = 0; first < pass.n(); first += kChunkRows) {
+      for (std::int64_t first = 0; first < pass.rows; first += kChunkRows) {
         check_cancelled(pass.cancel);
-        mix(pass, index, first, std::min(kChunkRows, pass.n() - first));
+        mix(pass, index, first, std::min(kChunkRows, pass.rows - first));
       }
     }
   }
@@ -403,8 +399,10 @@ struct Transformer::State {
     const auto n = static_cast<std::int64_t>(rows.size());
     const std::int64_t vocab = config.vocab_size;
     reserve(logits, n * vocab, "logits");
-    for (std::int64_t i = 0; i < n; ++i) {
-      rms_norm(x.as<float>() + (rows[i].row - pass_first) * config.hidden_size, norm, 1, config.hidden_size,
+    for (std::int64_t i = 0, run = 0; i < n; i += run) {  // neighbours together
+      for (run = 1; i + run < n && rows[i + run].row == rows[i].row + run; ++run) {
+      }
+      rms_norm(x.as<float>() + (rows[i].row - pass_first) * config.hidden_size, norm, run, config.hidden_size,
                normed.as<float>() + i * config.hidden_size);
     }
     device->matmul({.x = normed.as<float>(),
@@ -481,13 +479,19 @@ struct Transformer::State {
 
       std::optional<PlanSlice> slice;
       if (n < total) slice.emplace(reservation.plan(), first, n);
-      run_layers({.cache = cache,
-                  .cancel = cancel,
-                  .rope = reservation.rope(),
-                  .plan = slice ? slice->view() : reservation.plan(),
-                  .tokens = std::span(tokens).subspan(first, n),
-                  .slots = reservation.slots().subspan(first, n),
-                  .output_wanted = n_wanted > 0});
+      const Pass pass = {
+          .cache = cache, .cancel = cancel, .rows = device->padded_rows(n), .output_wanted = n_wanted > 0};
+      reserve_scratch(pass.rows);
+      device->begin_step({.plan = slice ? slice->view() : reservation.plan(),
+                          .rope = reservation.rope(),
+                          .slots = reservation.slots().subspan(first, n),
+                          .tokens = std::span(tokens).subspan(first, n)});
+      device->repeat({.model = id,
+                      .cache = cache.id(),
+                      .buffers = scratch_grown,
+                      .rows = pass.rows,
+                      .output_wanted = pass.output_wanted},
+                     [&] { run_layers(pass); });
       while (n_wanted > 0) {
         check_cancelled(cancel);
         const std::size_t group = std::min(n_wanted, static_cast<std::size_t>(kLogitRows));

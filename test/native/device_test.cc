@@ -196,6 +196,11 @@ TEST(matmul_refuses_wrong_shapes) {
   CHECK_CODE(code::kInvalidArgument, device->matmul(params));
 }
 
+void embed(Device& device, std::span<const std::int32_t> tokens, const EmbeddingParams& params) {
+  device.begin_step({.plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
+  device.embedding(params);
+}
+
 TEST(embedding_gathers_and_scales) {
   on_every_device([](Device& device) {
     for (const Dtype dtype : kDtypes) {
@@ -203,7 +208,7 @@ TEST(embedding_gathers_and_scales) {
         const Typed table(random_floats(7 * hidden), dtype);
         const std::int32_t tokens[] = {6, 0, 3, 3};
         std::vector<float> out(4 * hidden);
-        device.embedding({.tokens = tokens, .table = {table.data(), dtype, 7, hidden}, .scale = 3, .out = out.data()});
+        embed(device, tokens, {.table = {table.data(), dtype, 7, hidden}, .scale = 3, .out = out.data()});
         bool equal = true;
         for (int t = 0; t < 4; t++) {
           for (std::int64_t i = 0; i < hidden; i++) {
@@ -212,9 +217,8 @@ TEST(embedding_gathers_and_scales) {
         }
         CHECK(equal);
         for (const std::int32_t bad : {-1, 7}) {
-          CHECK_CODE(
-              code::kInvalidArgument,
-              device.embedding({.tokens = {&bad, 1}, .table = {table.data(), dtype, 7, hidden}, .out = out.data()}));
+          CHECK_CODE(code::kInvalidArgument,
+                     embed(device, {&bad, 1}, {.table = {table.data(), dtype, 7, hidden}, .out = out.data()}));
         }
       }
     }
@@ -229,7 +233,7 @@ TEST(half_precision_conversions_are_exact) {
     on_every_device([&](Device& device) {
       const std::int32_t token = 0;
       std::vector<float> out(all.size());
-      device.embedding({.tokens = {&token, 1}, .table = {all.data(), dtype, 1, 65536}, .out = out.data()});
+      embed(device, {&token, 1}, {.table = {all.data(), dtype, 1, 65536}, .out = out.data()});
       bool equal = true;
       for (std::size_t i = 0; i < all.size(); i++) {
         const double exact = half_value(all[i], dtype);
@@ -359,6 +363,17 @@ struct Pool {
   }
 };
 
+void append(Device& device, const Pool& pool, std::span<const AppendSlot> slots, const std::vector<float>& k,
+            const std::vector<float>& v) {
+  device.begin_step({.plan = {}, .rope = pool.rope(), .slots = slots, .tokens = {}});
+  device.kv_append({.shape = pool.shape,
+                    .layer = pool.layer(),
+                    .first = 0,
+                    .rows = std::ssize(slots),
+                    .k = k.data(),
+                    .v = v.data()});
+}
+
 constexpr double unit_roundoff(Dtype dtype) {
   return dtype == Dtype::kF32 ? 0x1p-24 : dtype == Dtype::kF16 ? 0x1p-11 : 0x1p-8;
 }
@@ -372,7 +387,7 @@ TEST(kv_append_rotates_and_rounds_once) {
           std::vector<AppendSlot> slots;
           for (int i = 0; i < 19; i++) slots.push_back({i % 3, i * 3, pool.angle(1000 + 7 * i)});
           const std::vector<float> k = random_floats(19 * 3 * head_dim), v = random_floats(19 * 3 * head_dim);
-          device.kv_append({pool.shape, pool.layer(), pool.rope(), slots, k.data(), v.data()});
+          append(device, pool, slots, k, v);
           std::vector<float> k_read(k.size()), v_read(v.size());
           device.kv_read({pool.shape, pool.layer(), slots, k_read.data(), v_read.data()});
           double worst = 0;
@@ -406,7 +421,7 @@ TEST(kv_append_rounds_special_values) {
                                     65504,   65519,       65520.0f, 0x1p-24f, 0x1p-25f,       3e-8f,
                                     6.0e-5f, -0x1.8p-24f, 1e-40f,   3.4e38f};
       std::vector<float> k_read(16), v_read(16);
-      device.kv_append({pool.shape, pool.layer(), pool.rope(), {&slot, 1}, v.data(), v.data()});
+      append(device, pool, {&slot, 1}, v, v);
       device.kv_read({pool.shape, pool.layer(), {&slot, 1}, k_read.data(), v_read.data()});
       for (int i = 0; i < 16; i++) {
         const float expected =
@@ -426,7 +441,7 @@ TEST(kv_rebase_turns_keys_and_copies_values) {
       std::vector<AppendSlot> from, to;
       for (int i = 0; i < 30; i++) from.push_back({i / 20, 7 + i % 20, pool.angle(i)});
       const std::vector<float> k = random_floats(30 * 2 * head_dim), v = random_floats(30 * 2 * head_dim);
-      device.kv_append({pool.shape, pool.layer(), pool.rope(), from, k.data(), v.data()});
+      append(device, pool, from, k, v);
       const KvRebaseParams::Move moves[] = {{0, 2, 7, 30, 20, pool.angle(500)}, {1, 3, 7, 0, 10, -1}};
       device.kv_rebase({pool.shape, pool.layer(), pool.rope(), moves});
       for (int i = 0; i < 20; i++) to.push_back({2, 30 + i, 0});
@@ -467,9 +482,14 @@ struct AttentionCase {
   AttentionParams params(std::vector<float>& out, std::vector<float>& lse) const {
     out.assign(q.size(), kNan);
     lse.assign(n_tokens * query_heads, kNan);
-    return {pool.shape,  pool.layer(), pool.rope(), {n_tokens, pages, segments, visits, token_visits, token_visits_at},
-            query_heads, scale,        q.data(),    out.data(),
-            lse.data()};
+    return {pool.shape, pool.layer(), query_heads, scale, q.data(), out.data(), lse.data()};
+  }
+  void attend(Device& device, std::vector<float>& out, std::vector<float>& lse) const {
+    device.begin_step({.plan = {n_tokens, pages, segments, visits, token_visits, token_visits_at},
+                       .rope = pool.rope(),
+                       .slots = {},
+                       .tokens = {}});
+    device.attention(params(out, lse));
   }
 
   // Only the tokens for which `keep` is true, as if the others were not in the step.
@@ -521,7 +541,7 @@ AttentionCase random_case(Device& device, const KvShape& shape, std::int64_t gro
     }
     const std::int64_t elements = segment.length * shape.kv_heads * shape.head_dim;
     const std::vector<float> k = random_floats(elements, 2), v = random_floats(elements);
-    device.kv_append({shape, c.pool.layer(), c.pool.rope(), slots, k.data(), v.data()});
+    append(device, c.pool, slots, k, v);
     for (std::int64_t t = 0; t < tokens; t++) {
       for (std::int64_t twice = random_int(0, 3); twice < 4; twice += 3) {  // now and then a segment is seen twice
         if (random_int(0, 3) == 0) continue;
@@ -653,7 +673,7 @@ TEST(attention_equals_double) {
               const AttentionCase c =
                   random_case(device, {1, kv_heads, head_dim, dtype}, group, random_int(1, 5), random_int(0, 4), 330);
               std::vector<float> out, lse;
-              device.attention(c.params(out, lse));
+              c.attend(device, out, lse);
               const double error = attention_error(device, c, out, lse);
               CHECK_MESSAGE(error < 2e-5, "D " + std::to_string(head_dim) + " group " + std::to_string(group) + " " +
                                               dtype_name(dtype) + ": " + std::to_string(error));
@@ -671,14 +691,14 @@ TEST(attention_does_not_depend_on_company) {
       for (const std::int64_t group : {1, 3, 8}) {
         const AttentionCase c = random_case(device, {1, 2, 72, dtype}, group, 9, 4, 700);
         std::vector<float> out, lse, out_other, lse_other, out_some, lse_some;
-        device.attention(c.params(out, lse));
-        other->attention(c.params(out_other, lse_other));
+        c.attend(device, out, lse);
+        c.attend(*other, out_other, lse_other);
         CHECK(same_bits(out, out_other) && same_bits(lse, lse_other));
         for (const std::int64_t modulus : {2, 9}) {
           for (std::int64_t rest = 0; rest < modulus; rest++) {
             const auto keep = [&](std::int64_t t) { return t % modulus == rest; };
             const AttentionCase some = c.only(device, keep);
-            device.attention(some.params(out_some, lse_some));
+            some.attend(device, out_some, lse_some);
             std::vector<float> expected, expected_lse;
             for (std::int64_t t = 0; t < c.n_tokens; t++) {
               if (!keep(t)) continue;
@@ -713,7 +733,7 @@ TEST(attention_of_a_large_step_equals_single_tokens) {
         slots.push_back({c.pages.back(), static_cast<std::int32_t>(i % kPageSize), static_cast<std::int32_t>(i)});
       }
       const std::vector<float> k = random_floats(length * head_dim), v = random_floats(length * head_dim);
-      device.kv_append({c.pool.shape, c.pool.layer(), c.pool.rope(), slots, k.data(), v.data()});
+      append(device, c.pool, slots, k, v);
       for (std::int64_t t = first_token; t < first_token + n_tokens; t++) {
         c.visits.push_back({.token = static_cast<std::int32_t>(t),
                             .angle = static_cast<std::int32_t>(random_int(0, 299)),
@@ -727,10 +747,10 @@ TEST(attention_of_a_large_step_equals_single_tokens) {
     index_visits(c);
     c.q = random_floats(c.n_tokens * group * head_dim);
     std::vector<float> out, lse, out_one, lse_one;
-    device.attention(c.params(out, lse));
+    c.attend(device, out, lse);
     for (const std::int64_t token : {0, 1, 23, 24, 40, 71}) {
       const AttentionCase one = c.only(device, [&](std::int64_t t) { return t == token; });
-      device.attention(one.params(out_one, lse_one));
+      one.attend(device, out_one, lse_one);
       CHECK(std::memcmp(out_one.data(), out.data() + token * group * head_dim, out_one.size() * 4) == 0);
       CHECK(std::memcmp(lse_one.data(), lse.data() + token * group, lse_one.size() * 4) == 0);
       CHECK(attention_error(device, one, out_one, lse_one) < 2e-5);

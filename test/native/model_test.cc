@@ -344,7 +344,7 @@ class WatchedDevice : public Device {
   Matrix adopt_weight(const Matrix& host, std::vector<Buffer>& storage) override {
     return cpu_->adopt_weight(host, storage);
   }
-  void begin_step(const AttentionPlanView& plan) override { cpu_->begin_step(plan); }
+  void begin_step(const StepView& step) override { cpu_->begin_step(step); }
   void embedding(const EmbeddingParams& p) override { run(&Device::embedding, p); }
   void rms_norm(const RmsNormParams& p) override { run(&Device::rms_norm, p); }
   void matmul(const MatmulParams& p) override { run(&Device::matmul, p); }

@@ -29,13 +29,14 @@ class PlainDevice : public Device {
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void synchronize() override {}
-  void begin_step(const AttentionPlanView&) override {}
+  void begin_step(const StepView& step) override { step_ = step; }
 
   void kv_append(const KvAppendParams& p) override {
-    for (std::size_t t = 0; t < p.slots.size(); ++t) {
+    for (std::int64_t t = 0; t < p.rows; ++t) {
+      const AppendSlot& slot = step_.slots[p.first + t];
       for (std::int64_t i = 0; i < row(p.shape); i += p.shape.head_dim) {
-        const std::int64_t to = at(p.shape, p.slots[t].page, p.slots[t].slot) + i;
-        rotate(p.rope, p.slots[t].angle, p.k + t * row(p.shape) + i, p.shape.head_dim, keys(p.layer) + to);
+        const std::int64_t to = at(p.shape, slot.page, slot.slot) + i;
+        rotate(step_.rope, slot.angle, p.k + t * row(p.shape) + i, p.shape.head_dim, keys(p.layer) + to);
         std::copy_n(p.v + t * row(p.shape) + i, p.shape.head_dim, values(p.layer) + to);
       }
     }
@@ -68,7 +69,7 @@ class PlainDevice : public Device {
 
   void attention(const AttentionParams& p) override {
     const std::int64_t dim = p.shape.head_dim;
-    const AttentionPlanView& plan = p.plan;
+    const AttentionPlanView& plan = step_.plan;
     std::vector<const PlanSegment*> segment_of(plan.visits.size());
     for (const PlanSegment& segment : plan.segments) {
       std::fill_n(segment_of.begin() + segment.first_visit, segment.n_visits, &segment);
@@ -82,7 +83,7 @@ class PlainDevice : public Device {
           const PlanVisit& visit = plan.visits[plan.token_visits[i]];
           const PlanSegment& segment = *segment_of[plan.token_visits[i]];
           float query[256];
-          rotate(p.rope, visit.angle, p.q + (t * p.query_heads + h) * dim, dim, query);
+          rotate(step_.rope, visit.angle, p.q + (t * p.query_heads + h) * dim, dim, query);
           for (std::int64_t j = segment.first_slot; j < segment.first_slot + visit.limit; ++j) {
             const std::int64_t page = plan.pages[segment.first_page + j / kPageSize];
             const std::int64_t key = at(p.shape, page, j % kPageSize) + kv_head * dim;
@@ -110,6 +111,8 @@ class PlainDevice : public Device {
   double measure_read_bandwidth(std::size_t) override { refuse(); }
 
  private:
+  StepView step_;
+
   [[noreturn]] static void refuse() { throw Error(code::kUnsupported, "the plain device has the cache's ops only"); }
 
   static std::int64_t row(const KvShape& shape) { return shape.kv_heads * shape.head_dim; }

@@ -92,16 +92,16 @@ class CpuDevice final : public Device {
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void synchronize() override {}
   Matrix adopt_weight(const Matrix& host, std::vector<Buffer>&) override { return host; }
-  void begin_step(const AttentionPlanView&) override {}
+  void begin_step(const StepView& step) override { step_ = step; }
 
   void embedding(const EmbeddingParams& params) override {
-    for (const std::int32_t token : params.tokens) {
+    for (const std::int32_t token : step_.tokens) {
       if (token < 0 || token >= params.table.rows) {
         throw Error(code::kInvalidArgument, "token id " + std::to_string(token) + " is outside the vocabulary of " +
                                                 std::to_string(params.table.rows));
       }
     }
-    kernels_.embedding(params.table, params.tokens.data(), std::ssize(params.tokens), params.scale, params.out);
+    kernels_.embedding(params.table, step_.tokens.data(), std::ssize(step_.tokens), params.scale, params.out);
   }
 
   void rms_norm(const RmsNormParams& p) override {
@@ -143,11 +143,12 @@ class CpuDevice final : public Device {
   }
 
   void kv_append(const KvAppendParams& p) override {
-    check_cache(p.shape, &p.rope);
+    check_cache(p.shape, &step_.rope);
+    check(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(step_.slots), "more rows than the step has");
     const std::int64_t cols = p.shape.kv_heads * p.shape.head_dim;
-    rows_in_parallel(std::ssize(p.slots), cols, [&](std::int64_t begin, std::int64_t end) {
-      kernels_.kv_append(p.shape, p.layer, p.rope, p.slots.data() + begin, end - begin, p.k + begin * cols,
-                         p.v + begin * cols);
+    rows_in_parallel(p.rows, cols, [&](std::int64_t begin, std::int64_t end) {
+      const AppendSlot* slots = step_.slots.data() + p.first + begin;
+      kernels_.kv_append(p.shape, p.layer, step_.rope, slots, end - begin, p.k + begin * cols, p.v + begin * cols);
     });
   }
 
@@ -206,10 +207,10 @@ class CpuDevice final : public Device {
                           std::int64_t span) const {
     return {.shape = &p.shape,
             .layer = &p.layer,
-            .rope = &p.rope,
+            .rope = &step_.rope,
             .scale = p.scale,
             .kv_head = kv_head,
-            .pages = p.plan.pages.data() + segment.first_page,
+            .pages = step_.plan.pages.data() + segment.first_page,
             .first_slot = segment.first_slot,
             .first_page = span * kSpanPages,
             .rows = nullptr,
@@ -249,6 +250,7 @@ class CpuDevice final : public Device {
   void attend_by_rows(const AttentionParams& params);
 
   const CpuKernels& kernels_;
+  StepView step_;
   ThreadPool pool_;
   std::vector<PerThread> threads_;
   Scratch states_;
@@ -262,17 +264,17 @@ std::int64_t spans_seen(const PlanSegment& segment, const PlanVisit& visit) {
 }
 
 void CpuDevice::attention(const AttentionParams& p) {
-  check_cache(p.shape, &p.rope);
+  check_cache(p.shape, &step_.rope);
   check(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
-  first_state_.resize(p.plan.visits.size());
-  visit_segment_.resize(p.plan.visits.size());
+  first_state_.resize(step_.plan.visits.size());
+  visit_segment_.resize(step_.plan.visits.size());
   std::int64_t n_states = 0;
-  for (std::int64_t s = 0; s < std::ssize(p.plan.segments); s++) {
-    const PlanSegment& segment = p.plan.segments[s];
+  for (std::int64_t s = 0; s < std::ssize(step_.plan.segments); s++) {
+    const PlanSegment& segment = step_.plan.segments[s];
     for (std::int64_t v = segment.first_visit; v < segment.first_visit + segment.n_visits; v++) {
       first_state_[v] = n_states;
       visit_segment_[v] = s;
-      n_states += spans_seen(segment, p.plan.visits[v]);
+      n_states += spans_seen(segment, step_.plan.visits[v]);
     }
   }
   n_states *= p.query_heads;
@@ -295,14 +297,14 @@ void CpuDevice::attend_by_span(const AttentionParams& p, std::int64_t n_states) 
   };
 
   units_.clear();
-  for (std::int64_t s = 0; s < std::ssize(p.plan.segments); s++) {
-    const PlanSegment& segment = p.plan.segments[s];
+  for (std::int64_t s = 0; s < std::ssize(step_.plan.segments); s++) {
+    const PlanSegment& segment = step_.plan.segments[s];
     for (std::int64_t kv_head = 0; kv_head < p.shape.kv_heads; kv_head++) {
       for (std::int64_t row = 0; row < segment.n_visits * group; row += kMaxSpanRows) {
         const std::int64_t row_end = std::min(row + kMaxSpanRows, segment.n_visits * group);
         std::int64_t spans = 0;
         for (std::int64_t v = row / group; v * group < row_end; v++) {
-          spans = std::max(spans, spans_seen(segment, p.plan.visits[segment.first_visit + v]));
+          spans = std::max(spans, spans_seen(segment, step_.plan.visits[segment.first_visit + v]));
         }
         for (std::int64_t span = 0; span < spans; span++) units_.push_back({s, kv_head, span, row, row_end});
       }
@@ -317,11 +319,11 @@ void CpuDevice::attend_by_span(const AttentionParams& p, std::int64_t n_states) 
     PerThread& thread = threads_[thread_index];
     for (std::int64_t u = begin; u < end; u++) {
       const SpanUnit& unit = units_[u];
-      const PlanSegment& segment = p.plan.segments[unit.segment];
+      const PlanSegment& segment = step_.plan.segments[unit.segment];
       thread.rows.clear();
       for (std::int64_t r = unit.row_begin; r < unit.row_end; r++) {
         const std::int64_t v = segment.first_visit + r / group;
-        const PlanVisit& visit = p.plan.visits[v];
+        const PlanVisit& visit = step_.plan.visits[v];
         if (unit.span >= spans_seen(segment, visit)) continue;
         const std::int64_t head = unit.kv_head * group + r % group;
         thread.rows.push_back({.visit = &visit,
@@ -334,13 +336,13 @@ void CpuDevice::attend_by_span(const AttentionParams& p, std::int64_t n_states) 
     }
   });
 
-  rows_in_parallel(p.plan.n_tokens, p.query_heads * head_dim, [&](std::int64_t begin, std::int64_t end) {
+  rows_in_parallel(step_.plan.n_tokens, p.query_heads * head_dim, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; t++) {
       for (std::int64_t head = 0; head < p.query_heads; head++) {
         float* merged = nullptr;
-        for (std::int64_t i = p.plan.token_visits_at[t]; i < p.plan.token_visits_at[t + 1]; i++) {
-          const std::int64_t v = p.plan.token_visits[i];
-          const std::int64_t spans = spans_seen(p.plan.segments[visit_segment_[v]], p.plan.visits[v]);
+        for (std::int64_t i = step_.plan.token_visits_at[t]; i < step_.plan.token_visits_at[t + 1]; i++) {
+          const std::int64_t v = step_.plan.token_visits[i];
+          const std::int64_t spans = spans_seen(step_.plan.segments[visit_segment_[v]], step_.plan.visits[v]);
           for (std::int64_t span = 0; span < spans; span++) join(merged, state(v, span, head), head_dim);
         }
         finish(p, t, head, merged);
@@ -355,9 +357,11 @@ void CpuDevice::attend_by_rows(const AttentionParams& p) {
   const std::int64_t head_dim = p.shape.head_dim;
   const std::int64_t group = p.query_heads / p.shape.kv_heads;
   const std::int64_t size = state_size(head_dim);
-  const auto n_visits = [&](std::int64_t t) { return p.plan.token_visits_at[t + 1] - p.plan.token_visits_at[t]; };
+  const auto n_visits = [&](std::int64_t t) {
+    return step_.plan.token_visits_at[t + 1] - step_.plan.token_visits_at[t];
+  };
   const auto visit_of = [&](std::int64_t t, std::int64_t i) {
-    return p.plan.token_visits[p.plan.token_visits_at[t] + i];
+    return step_.plan.token_visits[step_.plan.token_visits_at[t] + i];
   };
   const auto same_segments = [&](std::int64_t a, std::int64_t b) {
     if (n_visits(a) != n_visits(b)) return false;
@@ -368,8 +372,8 @@ void CpuDevice::attend_by_rows(const AttentionParams& p) {
   };
 
   units_.clear();
-  for (std::int64_t t = 0, next = 0; t < p.plan.n_tokens; t = next) {
-    for (next = t + 1; next < p.plan.n_tokens && same_segments(t, next); next++) {
+  for (std::int64_t t = 0, next = 0; t < step_.plan.n_tokens; t = next) {
+    for (next = t + 1; next < step_.plan.n_tokens && same_segments(t, next); next++) {
     }
     for (std::int64_t row = t * group; row < next * group; row += kMaxSpanRows) {
       const std::int64_t row_end = std::min(row + kMaxSpanRows, next * group);
@@ -394,11 +398,11 @@ void CpuDevice::attend_by_rows(const AttentionParams& p) {
       float* span_states = merged_states + kMaxSpanRows * size;
       float* merged[kMaxSpanRows] = {};
       for (std::int64_t i = 0; i < n_visits(first_token); i++) {
-        const PlanSegment& segment = p.plan.segments[visit_segment_[visit_of(first_token, i)]];
+        const PlanSegment& segment = step_.plan.segments[visit_segment_[visit_of(first_token, i)]];
         for (std::int64_t span_index = 0;; span_index++) {
           thread.rows.clear();
           for (std::int64_t r = unit.row_begin; r < unit.row_end; r++) {
-            const PlanVisit& visit = p.plan.visits[visit_of(r / group, i)];
+            const PlanVisit& visit = step_.plan.visits[visit_of(r / group, i)];
             if (span_index >= spans_seen(segment, visit)) continue;
             const std::int64_t head = unit.kv_head * group + r % group;
             const std::int64_t local = r - unit.row_begin;
