@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/float16.h"
+#include "simt/cuda_api.h"
 #include "simt/runtime.h"
 
 #define SIMT_HOST 1
@@ -26,8 +27,9 @@
 #define __restrict__ __restrict
 
 #define SIMT_SHARED_MEMORY(name) unsigned char* const name = simt::shared_memory()
-#define SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  (static_cast<void>(stream), simt::launch((grid), (block), (shared_bytes), [&] { kernel(__VA_ARGS__); }), cudaSuccess)
+#define SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                           \
+  simt::launch_on((stream), (grid), (block), (shared_bytes), [](auto... arguments) { kernel(arguments...); }, \
+                  __VA_ARGS__)
 
 #define threadIdx (simt::current->thread_index)
 #define blockIdx (simt::current->block_index)
@@ -35,9 +37,6 @@
 #define gridDim (simt::current->grid_dim)
 
 // ---- CUDA's vocabulary, as far as kernels here use it -----------------------------------------------
-
-using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 
 struct alignas(8) int2 {
   int x, y;
@@ -165,6 +164,14 @@ T atomicCAS(T* at, std::type_identity_t<T> compare, std::type_identity_t<T> valu
 namespace simt {
 
 // ---- launching --------------------------------------------------------------------------------------
+
+// Copies the arguments: a stream that captures a graph keeps the launch.
+template <typename Kernel, typename... Arguments>
+cudaError_t launch_on(cudaStream_t stream, dim3 grid, dim3 block, std::size_t shared_bytes, Kernel kernel,
+                      Arguments... arguments) {
+  enqueue(stream, [=] { launch(grid, block, shared_bytes, [=] { kernel(arguments...); }); });
+  return cudaSuccess;
+}
 
 inline void check_launch(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error("invalid value");
