@@ -76,10 +76,11 @@ Napi::Value op_embedding(const Napi::CallbackInfo& info) {
   Device& device = handle->idle();
   Scratch scratch(device);
   EmbeddingParams params;
+  params.rows = static_cast<std::int64_t>(tokens.size());
   params.table = {scratch.upload(bytes), dtype, rows, cols};
   params.scale = static_cast<float>(scale);
   params.out = scratch.allocate<float>(out.ElementLength());
-  device.begin_step({.plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
+  device.begin_step({.id = 0, .plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
   device.embedding(params);
   scratch.download(out, params.out);
   return out;

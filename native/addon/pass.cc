@@ -38,10 +38,13 @@ struct OpenPass {
     reservation = std::make_unique<StepReservation>(*cache, std::move(workers));
   }
 
-  // Before every op: a pass of another cache may have come between two layers.
+  // Before every op: a step or a pass of another cache may have come between two layers.
   void begin_step() {
-    cache->device().begin_step(
-        {.plan = reservation->plan(), .rope = reservation->rope(), .slots = reservation->slots(), .tokens = {}});
+    cache->device().begin_step({.id = reservation->id(),
+                                .plan = reservation->plan(),
+                                .rope = reservation->rope(),
+                                .slots = reservation->slots(),
+                                .tokens = {}});
   }
 
   // A buffer that holds at least `values` floats.

@@ -1,6 +1,7 @@
 #include "cache/attention_plan.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -143,6 +144,10 @@ struct Sighting {
 
 struct StepReservation::State {
   State(KvCache& cache, std::vector<WorkerView> views) : workers(std::move(views)), lease(cache) {}
+
+  static inline std::atomic<std::uint64_t> next_id = 1;
+
+  const std::uint64_t id = next_id++;
 
   void reserve(PagePool& pool);
   void build_plan(const KvCache& cache);
@@ -335,6 +340,8 @@ void StepReservation::commit() {
   }
   state.committed = true;
 }
+
+std::uint64_t StepReservation::id() const { return state_->id; }
 
 std::int64_t StepReservation::n_tokens() const { return state_->n_tokens; }
 

@@ -33,6 +33,7 @@ class StepReservation {
 
   void commit();
 
+  std::uint64_t id() const;  // of all reservations of the process; never 0
   // New tokens of all workers, worker after worker: row r of q, k, v.
   std::int64_t n_tokens() const;
   std::int64_t first_row(std::size_t worker) const;

@@ -15,11 +15,12 @@ namespace hogwild {
 
 // ---- pointwise and matrix ops ---------------------------------------------------------------------
 
-// out[t] = scale * table[tokens[t]], for the tokens of the step
+// out[t] = scale * table[tokens[t]], for the first `rows` tokens of the step
 struct EmbeddingParams {
+  std::int64_t rows = 0;
   Matrix table;          // [V, hidden]
   float scale = 1;       // 1, or sqrt(hidden) (Gemma)
-  float* out = nullptr;  // [T, hidden]
+  float* out = nullptr;  // [rows, hidden]
 };
 
 // out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight
@@ -132,10 +133,17 @@ struct AttentionPlanView {
 
 // What the ops of a step share, made once per step on the host.
 struct StepView {
+  std::uint64_t id = 0;  // equal ids have equal contents; 0: not known
   AttentionPlanView plan;
   RopeTable rope;                        // host memory
   std::span<const AppendSlot> slots;     // [T]
   std::span<const std::int32_t> tokens;  // [T], each in [0, V); empty where nobody asks for embeddings
+};
+
+// Whose activations an op of the cache reads and writes: an engine may keep its own on the device.
+struct Caller {
+  Dtype dtype = Dtype::kF32;  // the CPU device has kernels for f32 only
+  void* stream = nullptr;     // cudaStream_t on which they are made and used; null: the device's own order
 };
 
 // keys[slot] = rotate(k), values[slot] = v, for rows [first, first + rows) of the step. Keys are rotated
@@ -145,8 +153,9 @@ struct KvAppendParams {
   KvLayer layer;
   std::int64_t first = 0;
   std::int64_t rows = 0;
-  const float* k = nullptr;  // [rows, Hkv, D], before RoPE
-  const float* v = nullptr;  // [rows, Hkv, D]
+  const void* k = nullptr;  // [rows, Hkv, D], before RoPE
+  const void* v = nullptr;  // [rows, Hkv, D]
+  Caller caller = {};       // of k and v
 };
 
 // Concurrent attention: for each new token t and query head h, over all visits of t,
@@ -158,9 +167,10 @@ struct AttentionParams {
   KvLayer layer;
   std::int64_t query_heads = 0;  // Hq, a multiple of Hkv
   float scale = 0;               // normally 1 / sqrt(D)
-  const float* q = nullptr;      // [T, Hq, D], before RoPE
-  float* out = nullptr;          // [T, Hq, D]
-  float* lse = nullptr;          // [T, Hq] or null
+  const void* q = nullptr;       // [T, Hq, D], before RoPE
+  void* out = nullptr;           // [T, Hq, D]
+  float* lse = nullptr;          // [T, Hq] or null: f32
+  Caller caller = {};            // of q and out
 };
 
 // Copies runs of tokens inside one layer's pool; keys are turned on the way by row `angle` of the

@@ -42,7 +42,7 @@ std::vector<OpProfile> ProfileDevice::take_profile() {
 }
 
 void ProfileDevice::embedding(const EmbeddingParams& p) {
-  const std::int64_t bytes = std::ssize(step_.tokens) * p.table.cols * element_bytes(p.table.dtype);
+  const std::int64_t bytes = p.rows * p.table.cols * element_bytes(p.table.dtype);
   measure({"embedding", 0, 0}, bytes, [&] { device_->embedding(p); });
 }
 

@@ -372,7 +372,7 @@ struct Transformer::State {
 
   // Leaves the last layer's output in `x`. Ops only: a device may repeat them (Device::repeat).
   void run_layers(const Pass& pass) {
-    device->embedding({.table = embed, .scale = config.embedding_scale, .out = x.as<float>()});
+    device->embedding({.rows = pass.rows, .table = embed, .scale = config.embedding_scale, .out = x.as<float>()});
     for (std::int64_t index = 0; index < config.layers; ++index) {
       for (std::int64_t first = 0; first < pass.rows; first += kChunkRows) {
         check_cancelled(pass.cancel);
@@ -482,7 +482,8 @@ struct Transformer::State {
       const Pass pass = {
           .cache = cache, .cancel = cancel, .rows = device->padded_rows(n), .output_wanted = n_wanted > 0};
       reserve_scratch(pass.rows);
-      device->begin_step({.plan = slice ? slice->view() : reservation.plan(),
+      device->begin_step({.id = slice ? 0 : reservation.id(),
+                          .plan = slice ? slice->view() : reservation.plan(),
                           .rope = reservation.rope(),
                           .slots = reservation.slots().subspan(first, n),
                           .tokens = std::span(tokens).subspan(first, n)});

@@ -154,7 +154,8 @@ struct World {
   // What every layer does with the new tokens' keys and values.
   void write(const StepReservation& step, std::span<const std::int32_t> tokens) {
     std::vector<float> k, v;
-    cache->device().begin_step({.plan = step.plan(), .rope = step.rope(), .slots = step.slots(), .tokens = {}});
+    cache->device().begin_step(
+        {.id = step.id(), .plan = step.plan(), .rope = step.rope(), .slots = step.slots(), .tokens = {}});
     for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
       k.clear();
       v.clear();
@@ -431,7 +432,8 @@ void check_attention(World& world, const std::vector<Turn>& turns, const StepRes
     const std::vector<float> row = original(static_cast<std::int32_t>(1'000'000 + i), 0, true);
     std::copy_n(row.begin(), dim, q.begin() + i);
   }
-  world.cache->device().begin_step({.plan = step.plan(), .rope = step.rope(), .slots = step.slots(), .tokens = {}});
+  world.cache->device().begin_step(
+      {.id = step.id(), .plan = step.plan(), .rope = step.rope(), .slots = step.slots(), .tokens = {}});
   world.cache->device().attention({.shape = kShape,
                                    .layer = world.cache->layer(1),
                                    .query_heads = kQueryHeads,

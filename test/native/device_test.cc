@@ -197,7 +197,7 @@ TEST(matmul_refuses_wrong_shapes) {
 }
 
 void embed(Device& device, std::span<const std::int32_t> tokens, const EmbeddingParams& params) {
-  device.begin_step({.plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
+  device.begin_step({.id = 0, .plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
   device.embedding(params);
 }
 
@@ -208,7 +208,7 @@ TEST(embedding_gathers_and_scales) {
         const Typed table(random_floats(7 * hidden), dtype);
         const std::int32_t tokens[] = {6, 0, 3, 3};
         std::vector<float> out(4 * hidden);
-        embed(device, tokens, {.table = {table.data(), dtype, 7, hidden}, .scale = 3, .out = out.data()});
+        embed(device, tokens, {.rows = 4, .table = {table.data(), dtype, 7, hidden}, .scale = 3, .out = out.data()});
         bool equal = true;
         for (int t = 0; t < 4; t++) {
           for (std::int64_t i = 0; i < hidden; i++) {
@@ -217,8 +217,9 @@ TEST(embedding_gathers_and_scales) {
         }
         CHECK(equal);
         for (const std::int32_t bad : {-1, 7}) {
-          CHECK_CODE(code::kInvalidArgument,
-                     embed(device, {&bad, 1}, {.table = {table.data(), dtype, 7, hidden}, .out = out.data()}));
+          CHECK_CODE(
+              code::kInvalidArgument,
+              embed(device, {&bad, 1}, {.rows = 1, .table = {table.data(), dtype, 7, hidden}, .out = out.data()}));
         }
       }
     }
@@ -233,7 +234,7 @@ TEST(half_precision_conversions_are_exact) {
     on_every_device([&](Device& device) {
       const std::int32_t token = 0;
       std::vector<float> out(all.size());
-      embed(device, {&token, 1}, {.table = {all.data(), dtype, 1, 65536}, .out = out.data()});
+      embed(device, {&token, 1}, {.rows = 1, .table = {all.data(), dtype, 1, 65536}, .out = out.data()});
       bool equal = true;
       for (std::size_t i = 0; i < all.size(); i++) {
         const double exact = half_value(all[i], dtype);
@@ -365,7 +366,7 @@ struct Pool {
 
 void append(Device& device, const Pool& pool, std::span<const AppendSlot> slots, const std::vector<float>& k,
             const std::vector<float>& v) {
-  device.begin_step({.plan = {}, .rope = pool.rope(), .slots = slots, .tokens = {}});
+  device.begin_step({.id = 0, .plan = {}, .rope = pool.rope(), .slots = slots, .tokens = {}});
   device.kv_append({.shape = pool.shape,
                     .layer = pool.layer(),
                     .first = 0,
@@ -482,10 +483,11 @@ struct AttentionCase {
   AttentionParams params(std::vector<float>& out, std::vector<float>& lse) const {
     out.assign(q.size(), kNan);
     lse.assign(n_tokens * query_heads, kNan);
-    return {pool.shape, pool.layer(), query_heads, scale, q.data(), out.data(), lse.data()};
+    return {pool.shape, pool.layer(), query_heads, scale, q.data(), out.data(), lse.data(), {}};
   }
   void attend(Device& device, std::vector<float>& out, std::vector<float>& lse) const {
-    device.begin_step({.plan = {n_tokens, pages, segments, visits, token_visits, token_visits_at},
+    device.begin_step({.id = 0,
+                       .plan = {n_tokens, pages, segments, visits, token_visits, token_visits_at},
                        .rope = pool.rope(),
                        .slots = {},
                        .tokens = {}});

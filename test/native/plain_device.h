@@ -36,8 +36,9 @@ class PlainDevice : public Device {
       const AppendSlot& slot = step_.slots[p.first + t];
       for (std::int64_t i = 0; i < row(p.shape); i += p.shape.head_dim) {
         const std::int64_t to = at(p.shape, slot.page, slot.slot) + i;
-        rotate(step_.rope, slot.angle, p.k + t * row(p.shape) + i, p.shape.head_dim, keys(p.layer) + to);
-        std::copy_n(p.v + t * row(p.shape) + i, p.shape.head_dim, values(p.layer) + to);
+        rotate(step_.rope, slot.angle, static_cast<const float*>(p.k) + t * row(p.shape) + i, p.shape.head_dim,
+               keys(p.layer) + to);
+        std::copy_n(static_cast<const float*>(p.v) + t * row(p.shape) + i, p.shape.head_dim, values(p.layer) + to);
       }
     }
   }
@@ -83,7 +84,7 @@ class PlainDevice : public Device {
           const PlanVisit& visit = plan.visits[plan.token_visits[i]];
           const PlanSegment& segment = *segment_of[plan.token_visits[i]];
           float query[256];
-          rotate(step_.rope, visit.angle, p.q + (t * p.query_heads + h) * dim, dim, query);
+          rotate(step_.rope, visit.angle, static_cast<const float*>(p.q) + (t * p.query_heads + h) * dim, dim, query);
           for (std::int64_t j = segment.first_slot; j < segment.first_slot + visit.limit; ++j) {
             const std::int64_t page = plan.pages[segment.first_page + j / kPageSize];
             const std::int64_t key = at(p.shape, page, j % kPageSize) + kv_head * dim;
@@ -95,7 +96,8 @@ class PlainDevice : public Device {
           }
         }
         for (std::int64_t d = 0; d < dim; ++d) {
-          p.out[(t * p.query_heads + h) * dim + d] = static_cast<float>(sum == 0 ? 0 : out[d] / sum);
+          static_cast<float*>(p.out)[(t * p.query_heads + h) * dim + d] =
+              static_cast<float>(sum == 0 ? 0 : out[d] / sum);
         }
         if (p.lse != nullptr) p.lse[t * p.query_heads + h] = static_cast<float>(std::log(sum));
       }

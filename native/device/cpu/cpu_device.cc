@@ -44,6 +44,11 @@ void check_cache(const KvShape& shape, const RopeTable* rope) {
         "rotary_dim must be even and at most head_dim");
 }
 
+void check_caller(const Caller& caller) {
+  if (caller.dtype == Dtype::kF32 && caller.stream == nullptr) return;
+  throw Error(code::kUnsupported, "the CPU device takes queries, keys and values in f32, without a stream");
+}
+
 std::string processor_name() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
@@ -95,13 +100,14 @@ class CpuDevice final : public Device {
   void begin_step(const StepView& step) override { step_ = step; }
 
   void embedding(const EmbeddingParams& params) override {
+    check(params.rows >= 0 && params.rows <= std::ssize(step_.tokens), "more rows than the step has");
     for (const std::int32_t token : step_.tokens) {
       if (token < 0 || token >= params.table.rows) {
         throw Error(code::kInvalidArgument, "token id " + std::to_string(token) + " is outside the vocabulary of " +
                                                 std::to_string(params.table.rows));
       }
     }
-    kernels_.embedding(params.table, step_.tokens.data(), std::ssize(step_.tokens), params.scale, params.out);
+    kernels_.embedding(params.table, step_.tokens.data(), params.rows, params.scale, params.out);
   }
 
   void rms_norm(const RmsNormParams& p) override {
@@ -144,11 +150,14 @@ class CpuDevice final : public Device {
 
   void kv_append(const KvAppendParams& p) override {
     check_cache(p.shape, &step_.rope);
+    check_caller(p.caller);
     check(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(step_.slots), "more rows than the step has");
     const std::int64_t cols = p.shape.kv_heads * p.shape.head_dim;
+    const float* k = static_cast<const float*>(p.k);
+    const float* v = static_cast<const float*>(p.v);
     rows_in_parallel(p.rows, cols, [&](std::int64_t begin, std::int64_t end) {
       const AppendSlot* slots = step_.slots.data() + p.first + begin;
-      kernels_.kv_append(p.shape, p.layer, step_.rope, slots, end - begin, p.k + begin * cols, p.v + begin * cols);
+      kernels_.kv_append(p.shape, p.layer, step_.rope, slots, end - begin, k + begin * cols, v + begin * cols);
     });
   }
 
@@ -236,7 +245,7 @@ class CpuDevice final : public Device {
   // Writes one (token, query head); `merged` is null where it sees nothing.
   void finish(const AttentionParams& p, std::int64_t token, std::int64_t head, const float* merged) const {
     const std::int64_t row = token * p.query_heads + head;
-    float* out = p.out + row * p.shape.head_dim;
+    float* out = static_cast<float*>(p.out) + row * p.shape.head_dim;
     float lse = -std::numeric_limits<float>::infinity();
     if (merged) {
       lse = kernels_.finish_state(merged, p.shape.head_dim, out);
@@ -265,6 +274,7 @@ std::int64_t spans_seen(const PlanSegment& segment, const PlanVisit& visit) {
 
 void CpuDevice::attention(const AttentionParams& p) {
   check_cache(p.shape, &step_.rope);
+  check_caller(p.caller);
   check(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   first_state_.resize(step_.plan.visits.size());
   visit_segment_.resize(step_.plan.visits.size());
@@ -327,7 +337,7 @@ void CpuDevice::attend_by_span(const AttentionParams& p, std::int64_t n_states) 
         if (unit.span >= spans_seen(segment, visit)) continue;
         const std::int64_t head = unit.kv_head * group + r % group;
         thread.rows.push_back({.visit = &visit,
-                               .q = p.q + (visit.token * p.query_heads + head) * head_dim,
+                               .q = static_cast<const float*>(p.q) + (visit.token * p.query_heads + head) * head_dim,
                                .state = state(v, unit.span, head)});
       }
       AttentionSpan span = make_span(p, segment, unit.kv_head, unit.span);
@@ -406,9 +416,10 @@ void CpuDevice::attend_by_rows(const AttentionParams& p) {
             if (span_index >= spans_seen(segment, visit)) continue;
             const std::int64_t head = unit.kv_head * group + r % group;
             const std::int64_t local = r - unit.row_begin;
-            thread.rows.push_back({.visit = &visit,
-                                   .q = p.q + (visit.token * p.query_heads + head) * head_dim,
-                                   .state = (merged[local] ? span_states : merged_states) + local * size});
+            thread.rows.push_back(
+                {.visit = &visit,
+                 .q = static_cast<const float*>(p.q) + (visit.token * p.query_heads + head) * head_dim,
+                 .state = (merged[local] ? span_states : merged_states) + local * size});
           }
           if (thread.rows.empty()) break;
           AttentionSpan span = make_span(p, segment, unit.kv_head, span_index);
