@@ -1,28 +1,23 @@
-// Concurrent attention: the new tokens of all workers against a shared, paged
-// KV cache.
+// Concurrent attention: the new tokens of all workers against a shared, paged KV cache.
 //
-//   plan     1 CTA, once per step: counts tiles and cuts the work into equal
-//   shares main     a fixed grid, once per layer: each CTA walks its share of K
-//   and V tiles combine  once per layer: joins the pieces of what was cut
-//   between CTAs
+//   plan     1 CTA, once per step: counts tiles and cuts the work into equal shares
+//   main     a fixed grid, once per layer: each CTA walks its share of K and V tiles
+//   combine  once per layer: joins the pieces of what was cut between CTAs
 //
-// Letters: T new tokens, S segments, Hq and Hkv heads, G = Hq / Hkv, D head
-// dim, R rotary dim. Row r = t G + g of a kv head is query head g of its group
-// at token t. Rows are taken in row tiles of 16, 32 or 64, so that one read of
-// K and V serves all workers and all heads of the group.
+// Letters: T new tokens, S segments, Hq and Hkv heads, G = Hq / Hkv, D head dim, R rotary dim, E width of the
+// cache's rows: D elements and padding, which is zero. Row r = t G + g of a kv head is query head g of its
+// group at token t. Rows are taken in row tiles of 16, 32 or 64, so that one read of K and V serves all
+// workers and all heads of the group.
 //
-// Order of the work: (kv head, row tile, segment, tile of keys). An *output* is
-// one (kv head, row tile): a run of consecutive tiles. CTA i of n takes tiles
-// [i N / n, (i + 1) N / n) of all N. It keeps its softmax state from segment to
-// segment, where only the queries are rotated anew, and gives it away where the
-// output changes: as the result if it has seen the whole run, else as a partial
-// state in slot (CTA + output), which grows along the order and so is never
-// used twice.
-#include <climits>
-
+// Order of the work: (kv head, row tile, segment, tile of keys). An *output* is one (kv head, row tile): a run
+// of consecutive tiles. CTA i of n takes tiles [i N / n, (i + 1) N / n) of all N. It keeps its softmax state
+// from segment to segment, where only the queries are rotated anew, and gives it away where the output
+// changes: as the result if it has seen the whole run, else as a partial state in slot (CTA + output), which
+// grows along the order and so is never used twice.
 #include "dispatch.cuh"
 #include "kernels.h"
 #include "page.cuh"
+#include "rope.cuh"
 #include "softmax_state.cuh"
 #include "vector_load.cuh"
 
@@ -35,20 +30,20 @@ struct Arguments {
   KvLayer layer;
   DevicePlan plan;
   RopeTable rope;
-  const float* q;  // [T, Hq, D]
-  float* out;      // [T, Hq, D]
-  float* lse;      // [T, Hq] or null
-  int group;       // G
+  const void* q;  // [T, Hq, D]
+  void* out;      // [T, Hq, D]
+  float* lse;     // [T, Hq] or null
+  Dtype dtype;    // of q and out
+  int width;      // E
+  int group;      // G
   int rows_per_tile;
   int max_ctas;
   int min_tiles;
   float scale_log2;  // scale * log2(e): scores are in units of log 2
 
-  std::int32_t* tiles_before;  // [row tiles * S + 1]: tiles of the (row tile,
-                               // segment) pairs before each
-  int4* shares;                // [1 + CTAs]: {CTAs used, tiles per kv head}, then {kv head,
-                               // pair, tile, tiles} each
-  float* partial_out;          // [slots, rows_per_tile, D]
+  std::int32_t* tiles_before;  // [row tiles * S + 1]: tiles of the (row tile, segment) pairs before each
+  int4* shares;                // [1 + CTAs]: {CTAs used, tiles per kv head}, then {kv head, pair, tile, tiles} each
+  float* partial_out;          // [slots, rows_per_tile, E]
   float2* partial_state;       // [slots, rows_per_tile]: (max, sum)
 };
 
@@ -57,15 +52,13 @@ constexpr int kWarps = kThreads / 32;
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
-// Keys per tile: a page, or half of one where the tile would fill shared
-// memory.
-SIMT_HOST_DEVICE constexpr int tile_keys(int head_dim) { return head_dim <= 128 ? 64 : 32; }
+// Keys per tile: a page, or half of one where the tile would fill shared memory.
+SIMT_HOST_DEVICE constexpr int tile_keys(int width) { return width <= 128 ? 64 : 32; }
 
 SIMT_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 SIMT_DEVICE long long share_begin(long long total, int cta, int ctas) { return total * cta / ctas; }
 
-// ---- plan
-// -------------------------------------------------------------------------------------------
+// ---- plan -------------------------------------------------------------------------------------------
 
 // A position in the order of the work. A *pair* is (row tile, segment):
 // row_tile * S + segment.
@@ -131,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) plan_attention(const __grid_constant
   const int tokens = p.plan.counts[0];
   const int segments = p.plan.counts[1];
   const int pairs = ceil_div(tokens * p.group, p.rows_per_tile) * segments;
-  const int keys_per_tile = tile_keys(static_cast<int>(p.shape.head_dim));
+  const int keys_per_tile = tile_keys(p.width);
 
   int before = 0;  // tiles of all earlier rounds
   for (int first = 0; first < pairs; first += kThreads) {
@@ -168,27 +161,26 @@ __global__ void __launch_bounds__(kThreads) plan_attention(const __grid_constant
   }
 }
 
-// ---- main
-// -------------------------------------------------------------------------------------------
+// ---- main -------------------------------------------------------------------------------------------
 
-// How the four warps and shared memory are used, for a head dim and a number of
-// rows per row tile. The warps stand side by side along the rows, 16 each;
-// along the columns of the output where all of them would be too many registers
-// for one warp (both halves then compute the same scores); and along the keys
+// How the four warps and shared memory are used, for a width of the cache's rows and a number of rows per row
+// tile. The warps stand side by side along the rows, 16 each; along the columns of the output where all of
+// them would be too many registers for one warp (both halves then compute the same scores); and along the keys
 // of a tile.
-template <int kHeadDimension, int kRowsPerTile>
+template <int kRowWidth, int kRowsPerTile>
 struct Tiling {
-  static constexpr int kHeadDim = kHeadDimension;
+  static constexpr int kWidth = kRowWidth;
   static constexpr int kRows = kRowsPerTile;
-  static constexpr int kKeys = tile_keys(kHeadDim);
+  static constexpr int kKeys = tile_keys(kWidth);
   static constexpr int kRowWarps = kRows / 16;
-  static constexpr int kColumnWarps = kHeadDim <= 128 ? 1 : 2;
+  static constexpr int kColumnWarps = kWidth <= 128 ? 1 : 2;
   static constexpr int kKeyWarps = kWarps / kRowWarps / kColumnWarps;
   static constexpr int kWarpKeys = kKeys / kKeyWarps;
-  static constexpr int kWarpColumns = kHeadDim / kColumnWarps;
+  static constexpr int kWarpColumns = kWidth / kColumnWarps;
   static_assert(kWarpKeys % 16 == 0, "one ldmatrix.x4 brings 16 keys");
   static_assert(kColumnWarps == 1 || kKeyWarps == 1, "merge_key_warps knows no columns");
-  static constexpr int kChunks = kHeadDim / kChunkElements;  // of 16 bytes, per row
+  static constexpr int kChunks = kWidth / kChunkElements;  // of 16 bytes, per row
+  static_assert(kWidth % 16 == 0, "mma.sync takes 16 columns at a time");
   using State = SoftmaxState<kWarpColumns>;
 
   // Two column warps take turns at kColumnStep columns: so the part of a chunk's number that is a warp's own
@@ -200,8 +192,8 @@ struct Tiling {
   }
   static_assert(kColumnWarps == 1 || kWarpColumns % kColumnStep == 0, "whole steps");
 
-  static constexpr int kQueryBytes = kRows * kHeadDim * 2;
-  static constexpr int kStageBytes = 2 * kKeys * kHeadDim * 2;  // K and V
+  static constexpr int kQueryBytes = kRows * kWidth * 2;
+  static constexpr int kStageBytes = 2 * kKeys * kWidth * 2;  // K and V
   // (max, sum) of the rows of the warps that give their state to others: at
   // most half of them.
   static constexpr int kMergeBytes = kWarps / 2 * 32 * static_cast<int>(sizeof(float4));
@@ -213,82 +205,61 @@ struct Tiling {
   static_assert(kSharedBytes <= kSharedLimit, "does not fit");
   // A stage is also where warps along the keys exchange their output: half of
   // them, 16 rows of f32.
-  static_assert(kKeyWarps == 1 || kWarps / 2 * 16 * kHeadDim * 4 <= kStageBytes, "the exchange must fit into a stage");
+  static_assert(kKeyWarps == 1 || kWarps / 2 * 16 * kWidth * 4 <= kStageBytes, "the exchange must fit into a stage");
 };
 
-// First element of (row, kv head) in q and out.
-SIMT_DEVICE std::size_t row_offset(const Arguments& p, int row, int kv_head, int head_dim) {
+// Number of (row, kv head) among the T Hq rows of q, out and lse.
+SIMT_DEVICE std::size_t row_index(const Arguments& p, int row, int kv_head) {
   const std::size_t token = static_cast<std::size_t>(row / p.group);
   const std::size_t head = static_cast<std::size_t>(kv_head) * p.group + row % p.group;
-  return (token * p.shape.kv_heads * p.group + head) * head_dim;
+  return token * p.shape.kv_heads * p.group + head;
 }
 
-// Rotates and scales the queries of one row tile for one segment, into shared
-// memory, rounded once.
+// Rotates and scales the queries of one row tile for one segment, into shared memory, rounded once.
 template <typename T, typename Shape>
 SIMT_DEVICE void rotate_queries(const Arguments& p, const Visit* visits, int rows, int first_row, int kv_head,
                                 uint4* queries) {
-  constexpr int kPairs = Shape::kChunks / 2;  // units of two chunks: 8 rotated pairs, or 16 plain elements
-  const int rotary_half = static_cast<int>(p.rope.rotary_dim / 2);
-  const int rotary_units = rotary_half / kChunkElements;
+  constexpr int kUnits = Shape::kChunks / 2;  // of a row
+  const int head_dim = static_cast<int>(p.shape.head_dim);
 #pragma unroll 1  // the softmax state fills the registers
-  for (int unit = static_cast<int>(threadIdx.x); unit < Shape::kRows * kPairs; unit += kThreads) {
-    const int r = unit / kPairs;
-    const int u = unit % kPairs;
-    const bool rotated = u < rotary_units;
-    const int first_chunk = rotated ? u : 2 * u;
-    const int second_chunk = rotated ? u + rotary_units : 2 * u + 1;
+  for (int i = static_cast<int>(threadIdx.x); i < Shape::kRows * kUnits; i += kThreads) {
+    const int r = i / kUnits;
     const int row = first_row + r;
-    uint4 first = make_uint4(0, 0, 0, 0);
-    uint4 second = first;
     Visit visit;
     if (row < rows) visit = load_constant_16(visits + row / p.group);
-    if (row < rows && visit.limit > 0) {
-      const float* q = p.q + row_offset(p, row, kv_head, Shape::kHeadDim);
-      float a[8], b[8];
-      load8(q + first_chunk * kChunkElements, a);
-      load8(q + second_chunk * kChunkElements, b);
-      if (rotated) {
-        float cos[8], sin[8];
-        const std::size_t at = static_cast<std::size_t>(visit.angle) * rotary_half + u * kChunkElements;
-        load8(p.rope.cos + at, cos);
-        load8(p.rope.sin + at, sin);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          const float x = a[i];
-          const float y = b[i];
-          a[i] = x * cos[i] - y * sin[i];
-          b[i] = y * cos[i] + x * sin[i];
-        }
-      }
-      first = pack8_scaled<T>(a, p.scale_log2);
-      second = pack8_scaled<T>(b, p.scale_log2);
+    if (row >= rows || visit.limit == 0) {
+      queries[r * Shape::kChunks + 2 * (i % kUnits)] = make_uint4(0, 0, 0, 0);
+      queries[r * Shape::kChunks + 2 * (i % kUnits) + 1] = make_uint4(0, 0, 0, 0);
+      continue;
     }
-    queries[swizzled_chunk<Shape::kHeadDim>(r, first_chunk & ~1, first_chunk & 1)] = first;
-    queries[swizzled_chunk<Shape::kHeadDim>(r, second_chunk & ~1, second_chunk & 1)] = second;
+    const ActivationRow q = {p.q, p.dtype, row_index(p, row, kv_head) * head_dim};
+    const RotatedUnit unit = load_rotated_unit(q, head_dim, p.rope, visit.angle, i % kUnits);
+    const int first = unit.chunk[0];
+    const int second = unit.chunk[1];
+    queries[swizzled_chunk(Shape::kChunks, r, first & ~1, first & 1)] = pack8<T>(unit.first, p.scale_log2);
+    queries[swizzled_chunk(Shape::kChunks, r, second & ~1, second & 1)] = pack8<T>(unit.second, p.scale_log2);
   }
 }
 
-// Copies a tile of keys and values of one (segment, kv head) to a stage. Slots
-// of its pages that are not the segment's become zero: they may hold anything,
-// and 0 * NaN is NaN.
-template <typename T, typename Shape>
+// Copies a tile of keys and values of one (segment, kv head) to a stage. Slots of its pages that are not the
+// segment's become zero: they may hold anything, and 0 * NaN is NaN.
+template <typename Shape>
 SIMT_DEVICE void load_tile(const Arguments& p, const WorkCursor& at, int segments, uint4* stage) {
   const Segment segment = load_constant_16(p.plan.segments + at.pair % segments);
   const int first_slot = (segment.first_slot / Shape::kKeys + at.tile) * Shape::kKeys;  // from the first page on
   const std::int64_t page = simt::load_constant(p.plan.pages + segment.first_page + first_slot / kPageSize);
-  const std::size_t offset =
-      page_offset(page, at.kv_head, p.shape) + static_cast<std::size_t>(first_slot % kPageSize) * Shape::kHeadDim;
-  const T* keys = static_cast<const T*>(p.layer.keys) + offset;
-  const T* values = static_cast<const T*>(p.layer.values) + offset;
+  const std::size_t offset = page_offset(page, at.kv_head, p.shape.kv_heads, Shape::kChunks) +
+                             static_cast<std::size_t>(first_slot % kPageSize) * Shape::kChunks;
+  const uint4* keys = static_cast<const uint4*>(p.layer.keys) + offset;
+  const uint4* values = static_cast<const uint4*>(p.layer.values) + offset;
   constexpr int kTileChunks = Shape::kKeys * Shape::kChunks;
   static_assert(kTileChunks % kThreads == 0, "each thread copies the same number of chunks");
 #pragma unroll
   for (int chunk = static_cast<int>(threadIdx.x); chunk < kTileChunks; chunk += kThreads) {
     const int slot = first_slot + chunk / Shape::kChunks;
     const bool valid = slot >= segment.first_slot && slot < segment.first_slot + segment.length;
-    simt::cp_async_16(stage + chunk, keys + chunk * kChunkElements, valid);
-    simt::cp_async_16(stage + kTileChunks + chunk, values + chunk * kChunkElements, valid);
+    simt::cp_async_16(stage + chunk, keys + chunk, valid);
+    simt::cp_async_16(stage + kTileChunks + chunk, values + chunk, valid);
   }
 }
 
@@ -326,13 +297,13 @@ SIMT_DEVICE Sight look(const Arguments& p, const Visit* visits, const Segment& s
 template <typename Shape>
 SIMT_DEVICE void load_query_fragment(const uint4* queries, const Place& place, int step, std::uint32_t (&fragment)[4]) {
   const int row = place.row_warp * 16 + place.lane % 16;
-  simt::ldmatrix_x4(fragment, queries + swizzled_chunk<Shape::kHeadDim>(row, 2 * step, place.lane / 16));
+  simt::ldmatrix_x4(fragment, queries + swizzled_chunk(Shape::kChunks, row, 2 * step, place.lane / 16));
 }
 
 // One tile for one warp: scores of its 16 rows and kWarpKeys keys, softmax,
 // product with the values.
 template <typename T, typename Shape>
-SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[Shape::kHeadDim / 16][4],
+SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[Shape::kWidth / 16][4],
                              const Place& place, const Sight& sight, int first_slot, typename Shape::State& state) {
   constexpr int kWarpKeys = Shape::kWarpKeys;
   const uint4* keys = stage;
@@ -347,14 +318,14 @@ SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[
     for (int j = 0; j < 4; ++j) scores[i][j] = sight.bias[j / 2];
   }
 #pragma unroll
-  for (int step = 0; step < Shape::kHeadDim / 16; ++step) {
+  for (int step = 0; step < Shape::kWidth / 16; ++step) {
 #pragma unroll
     for (int i = 0; i < kWarpKeys / 16; ++i) {
       // Keys are [key][dim], which is a column-major B: no transposition.
       const int key = first_key + lane / 16 * 8 + lane % 8;  // and 16 i rows on, where the swizzle is the same
       std::uint32_t fragment[4];
       simt::ldmatrix_x4(fragment,
-                        keys + swizzled_chunk<Shape::kHeadDim>(key, 2 * step, lane / 8 % 2) + 16 * i * Shape::kChunks);
+                        keys + swizzled_chunk(Shape::kChunks, key, 2 * step, lane / 8 % 2) + 16 * i * Shape::kChunks);
       simt::mma_m16n8k16<T>(scores[2 * i], queries[step], fragment[0], fragment[1]);
       simt::mma_m16n8k16<T>(scores[2 * i + 1], queries[step], fragment[2], fragment[3]);
     }
@@ -398,7 +369,7 @@ SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[
       const int own_chunk = Shape::kColumnStep / kChunkElements * place.column_warp + lane / 16;
       std::uint32_t fragment[4];
       simt::ldmatrix_x4_transposed(
-          fragment, values + swizzled_chunk<Shape::kHeadDim>(key, even_chunk, own_chunk) + 16 * i * Shape::kChunks);
+          fragment, values + swizzled_chunk(Shape::kChunks, key, even_chunk, own_chunk) + 16 * i * Shape::kChunks);
       simt::mma_m16n8k16<T>(state.out[2 * column], probabilities[i], fragment[0], fragment[1]);
       simt::mma_m16n8k16<T>(state.out[2 * column + 1], probabilities[i], fragment[2], fragment[3]);
     }
@@ -436,39 +407,46 @@ SIMT_DEVICE void merge_key_warps(const Place& place, float4* exchange, float4* r
   }
 }
 
-SIMT_DEVICE void write_lse(const Arguments& p, int row, int kv_head, float max, float sum) {
+SIMT_DEVICE void write_lse(const Arguments& p, std::size_t row, float max, float sum) {
   if (p.lse == nullptr) return;
-  p.lse[row_offset(p, row, kv_head, 1)] = sum > 0.f ? (max + simt::log2_approx(sum)) * kLn2 : -INFINITY;
+  p.lse[row] = sum > 0.f ? (max + simt::log2_approx(sum)) * kLn2 : -INFINITY;
 }
 
-// The rows of one warp: the result if this CTA saw all of the output's tiles,
-// else a partial state.
+// A thread's columns of one of its two rows, times `factor`. `to` and `columns` count from its first column.
+template <typename Shape, typename Element>
+SIMT_DEVICE void write_columns(Element* to, int columns, int row, float factor, const typename Shape::State& state) {
+#pragma unroll
+  for (int tile = 0; tile < Shape::State::kTiles; ++tile) {
+    const int column = Shape::first_column(tile);
+    if (column < columns) {  // else padding
+      store2(to + column, state.out[tile][2 * row] * factor, state.out[tile][2 * row + 1] * factor);
+    }
+  }
+}
+
+// The rows of one warp: the result if this CTA saw all of the output's tiles, else a partial state.
 template <typename Shape>
 SIMT_DEVICE void write_rows(const Arguments& p, const Place& place, int kv_head, int rows, int first_row, bool whole,
                             int slot, const typename Shape::State& state) {
-  constexpr int kTiles = Shape::State::kTiles;
   const int own_column = Shape::kColumnStep * place.column_warp + 2 * (place.lane % 4);
   const bool is_first = own_column == 0;  // of the threads that hold a row
+  const int head_dim = static_cast<int>(p.shape.head_dim);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int r = place.row_warp * 16 + place.lane / 4 + 8 * i;
     const float sum = row_sum(state.sum[i]);
     if (first_row + r >= rows) continue;
-    float* out;
-    float factor = 1.f;
     if (whole) {
-      out = p.out + row_offset(p, first_row + r, kv_head, Shape::kHeadDim);
-      factor = sum > 0.f ? 1.f / sum : 0.f;
-      if (is_first) write_lse(p, first_row + r, kv_head, state.max[i], sum);
+      const float inverse = sum > 0.f ? 1.f / sum : 0.f;
+      const std::size_t at = row_index(p, first_row + r, kv_head);
+      if (is_first) write_lse(p, at, state.max[i], sum);
+      visit_array(p.out, p.dtype, [&](auto* out) {
+        write_columns<Shape>(out + at * head_dim + own_column, head_dim - own_column, i, inverse, state);
+      });
     } else {
       const std::size_t at = static_cast<std::size_t>(slot) * Shape::kRows + r;
-      out = p.partial_out + at * Shape::kHeadDim;
       if (is_first) p.partial_state[at] = make_float2(state.max[i], sum);
-    }
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      *reinterpret_cast<float2*>(out + Shape::first_column(tile) + own_column) =
-          make_float2(state.out[tile][2 * i] * factor, state.out[tile][2 * i + 1] * factor);
+      write_columns<Shape>(p.partial_out + at * Shape::kWidth + own_column, Shape::kWidth, i, 1.f, state);
     }
   }
 }
@@ -504,7 +482,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
   for (int stage = 0; stage < Shape::kStages - 1; ++stage) {
     if (begun < n_tiles) {
       if (begun > 0) loading.next(p.tiles_before, pairs);
-      load_tile<T, Shape>(p, loading, segments, stages + stage * kStageChunks);
+      load_tile<Shape>(p, loading, segments, stages + stage * kStageChunks);
       ++begun;
     }
     simt::cp_async_commit();
@@ -512,7 +490,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
 
   typename Shape::State state;
   state.clear();
-  std::uint32_t query_fragments[Shape::kHeadDim / 16][4];
+  std::uint32_t query_fragments[Shape::kWidth / 16][4];
   Sight sight = {};
   int segment_start = 0;  // first slot of the segment's first tile
   bool new_pair = true;
@@ -524,7 +502,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
                       // before, and with `queries`
     if (begun < n_tiles) {
       loading.next(p.tiles_before, pairs);
-      load_tile<T, Shape>(p, loading, segments, stages + begun % Shape::kStages * kStageChunks);
+      load_tile<Shape>(p, loading, segments, stages + begun % Shape::kStages * kStageChunks);
       ++begun;
     }
     simt::cp_async_commit();
@@ -538,7 +516,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
       rotate_queries<T, Shape>(p, visits, rows, first_row, at.kv_head, queries);
       __syncthreads();
 #pragma unroll
-      for (int step = 0; step < Shape::kHeadDim / 16; ++step) {
+      for (int step = 0; step < Shape::kWidth / 16; ++step) {
         load_query_fragment<Shape>(queries, place, step, query_fragments[step]);
       }
       sight = look(p, visits, segment, rows, first_row, place);
@@ -567,8 +545,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
   }
 }
 
-// ---- combine
-// ----------------------------------------------------------------------------------------
+// ---- combine ----------------------------------------------------------------------------------------
 
 // One warp per (row, kv head): joins the partial states of the CTAs that share
 // its output, in the order of the work, so that the result does not depend on
@@ -605,14 +582,14 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
   }
   const float reference = max == -INFINITY ? 0.f : max;
   const int head_dim = static_cast<int>(p.shape.head_dim);
-  float* out = p.out + row_offset(p, row, kv_head, head_dim);
+  const std::size_t out_row = row_index(p, row, kv_head);
   for (int column = 4 * lane; column < head_dim; column += 4 * 32) {
     float4 mean = make_float4(0, 0, 0, 0);
     float sum = 0;
     for (int cta = first_cta; cta <= last_cta; ++cta) {
       const std::size_t at = static_cast<std::size_t>(cta + output) * p.rows_per_tile + row % p.rows_per_tile;
       const float2 state = p.partial_state[at];
-      const float4 part = *reinterpret_cast<const float4*>(p.partial_out + at * head_dim + column);
+      const float4 part = *reinterpret_cast<const float4*>(p.partial_out + at * p.width + column);
       const float factor = simt::exp2_approx(state.x - reference);
       sum += state.y * factor;
       mean.x += part.x * factor;
@@ -621,37 +598,35 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
       mean.w += part.w * factor;
     }
     const float inverse = sum > 0.f ? 1.f / sum : 0.f;
-    *reinterpret_cast<float4*>(out + column) =
-        make_float4(mean.x * inverse, mean.y * inverse, mean.z * inverse, mean.w * inverse);
-    if (column == 0) write_lse(p, row, kv_head, max, sum);
+    visit_array(p.out, p.dtype, [&](auto* out) {
+      store2(out + out_row * head_dim + column, mean.x * inverse, mean.y * inverse);
+      store2(out + out_row * head_dim + column + 2, mean.z * inverse, mean.w * inverse);
+    });
+    if (column == 0) write_lse(p, out_row, max, sum);
   }
 }
 
 }  // namespace
 
-// ---- launchers
-// --------------------------------------------------------------------------------------
+// ---- launchers --------------------------------------------------------------------------------------
 
 namespace {
 
 // Rows per row tile: as few as hold all rows of the step, at most four warps'
 // worth of 16. Head dims of half-page tiles take two warps for the columns,
 // hence two for the rows.
-int rows_per_tile(std::int64_t rows, std::int64_t head_dim) {
-  if (head_dim > 128) return 32;
+int rows_per_tile(std::int64_t rows, std::int64_t width) {
+  if (width > 128) return 32;
   return rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
 }
 
 // The launch's bounds are sane, so that nothing below overflows.
 bool is_valid(const AttentionLaunch& launch) {
-  const KvShape& shape = launch.shape;
   constexpr std::int64_t kMaxRows = std::int64_t{1} << 24;
-  if (shape.kv_heads < 1 || shape.kv_heads > 65535 || shape.head_dim < 1) return false;  // a grid's y dimension
-  if (launch.query_heads < 1 || launch.query_heads % shape.kv_heads != 0) return false;
-  if (launch.rope.rotary_dim < 0 || launch.rope.rotary_dim > shape.head_dim) return false;
-  if (launch.rope.rotary_dim % (2 * kChunkElements) != 0) return false;
+  if (!is_supported(launch.shape, launch.rope.rotary_dim)) return false;
+  if (launch.query_heads < 1 || launch.query_heads % launch.shape.kv_heads != 0) return false;
   if (launch.max_tokens < 1 || launch.max_segments < 0 || launch.max_ctas < 1 || launch.min_tiles < 1) return false;
-  if (launch.query_heads > kMaxRows || launch.max_tokens * (launch.query_heads / shape.kv_heads) > kMaxRows)
+  if (launch.query_heads > kMaxRows || launch.max_tokens * (launch.query_heads / launch.shape.kv_heads) > kMaxRows)
     return false;
   return true;
 }
@@ -664,7 +639,7 @@ struct Workspace {
 Workspace lay_out(const AttentionLaunch& launch) {
   constexpr std::size_t kAlignment = 256;
   const std::int64_t rows = launch.max_tokens * (launch.query_heads / launch.shape.kv_heads);
-  const std::size_t per_tile = static_cast<std::size_t>(rows_per_tile(rows, launch.shape.head_dim));
+  const std::size_t per_tile = static_cast<std::size_t>(rows_per_tile(rows, launch.shape.row_elements()));
   const std::size_t row_tiles = (static_cast<std::size_t>(rows) + per_tile - 1) / per_tile;
   const std::size_t slots = static_cast<std::size_t>(launch.max_ctas) + row_tiles * launch.shape.kv_heads;
   std::size_t end = 0;
@@ -677,7 +652,7 @@ Workspace lay_out(const AttentionLaunch& launch) {
   place((row_tiles * launch.max_segments + 1) * sizeof(std::int32_t));
   workspace.shares = place((1 + static_cast<std::size_t>(launch.max_ctas)) * sizeof(int4));
   workspace.partial_state = place(slots * per_tile * sizeof(float2));
-  workspace.partial_out = place(slots * per_tile * launch.shape.head_dim * sizeof(float));
+  workspace.partial_out = place(slots * per_tile * launch.shape.row_elements() * sizeof(float));
   workspace.bytes = end;
   return workspace;
 }
@@ -690,11 +665,13 @@ Arguments arguments(const AttentionLaunch& launch) {
   p.layer = launch.layer;
   p.plan = launch.plan;
   p.rope = launch.rope;
-  p.q = static_cast<const float*>(launch.q);
-  p.out = static_cast<float*>(launch.out);
+  p.q = launch.q;
+  p.out = launch.out;
   p.lse = launch.lse;
+  p.dtype = launch.dtype;
+  p.width = static_cast<int>(launch.shape.row_elements());
   p.group = static_cast<int>(launch.query_heads / launch.shape.kv_heads);
-  p.rows_per_tile = rows_per_tile(static_cast<std::int64_t>(launch.max_tokens) * p.group, launch.shape.head_dim);
+  p.rows_per_tile = rows_per_tile(static_cast<std::int64_t>(launch.max_tokens) * p.group, p.width);
   p.max_ctas = launch.max_ctas;
   p.min_tiles = launch.min_tiles;
   p.scale_log2 = launch.scale * kLog2E;
@@ -719,14 +696,17 @@ cudaError_t launch_attention_plan(const AttentionLaunch& launch, cudaStream_t st
 
 cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream) {
   if (!is_valid(launch)) return cudaErrorInvalidValue;
+  if (!are_aligned({launch.layer.keys, launch.layer.values, launch.rope.cos, launch.rope.sin, launch.q, launch.out})) {
+    return cudaErrorInvalidValue;
+  }
   const Arguments p = arguments(launch);
   const cudaError_t error = dispatch_dtype(launch.shape.dtype, [&]<typename T>() {
-    return dispatch_int<64, 80, 96, 112, 128, 192, 256>(launch.shape.head_dim, [&]<int kHeadDim>() {
+    return dispatch_int(RowWidths(), p.width, [&]<int kWidth>() {
       return dispatch_int<16, 32, 64>(p.rows_per_tile, [&]<int kRows>() {
-        if constexpr (kHeadDim > 128 && kRows != 32) {
+        if constexpr (kWidth > 128 && kRows != 32) {
           return cudaErrorInvalidValue;  // see rows_per_tile
         } else {
-          using Shape = Tiling<kHeadDim, kRows>;
+          using Shape = Tiling<kWidth, kRows>;
           return SIMT_LAUNCH((attend<T, Shape>), dim3(static_cast<unsigned>(p.max_ctas)), dim3(kThreads),
                              Shape::kSharedBytes, stream, p);
         }

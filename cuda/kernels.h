@@ -22,13 +22,20 @@
 
 namespace hogwild::cuda {
 
+// ---- the card (probe.cu) ----------------------------------------------------------------------------
+
+// Whether the current device runs this build's kernels.
+cudaError_t probe_kernels();
+
+// Reads `bytes` (a multiple of 16) once, at full speed. `result`: anything.
+cudaError_t launch_read(const void* data, std::size_t bytes, int multiprocessors, std::uint32_t* result,
+                        cudaStream_t stream);
+
 // ---- the KV cache (kv.cu) ---------------------------------------------------------------------------
 //
-// Pages lie as page.cuh describes. shape.dtype is bf16 or f16; shape.row_elements() is one of 32, 64, 80,
-// 96, 112, 128, 192, 256; head_dim is any multiple of 8 up to that. rope.rotary_dim is even.
-
-// Row width in which the kernels keep a head of this size: the least that they have, or 0 where none fits.
-std::int64_t kv_row_elements(std::int64_t head_dim);
+// Pages lie as page.cuh describes. shape.dtype is bf16 or f16; shape.row_elements() is one of RowWidths
+// (plan.h: 32, 64, 80, 96, 112, 128, 192, 256); head_dim is any multiple of 8 up to that. rope.rotary_dim is
+// even. Pools, rope tables, q, k, v and out are aligned to 16 bytes.
 
 // KvAppendParams of device/ops.h.
 struct KvAppendLaunch {
@@ -43,7 +50,7 @@ struct KvAppendLaunch {
 };
 cudaError_t launch_kv_append(const KvAppendLaunch& launch, cudaStream_t stream);
 
-// KvRebaseParams of device/ops.h. No move writes where another one reads.
+// KvRebaseParams of device/ops.h. No move writes where any one reads.
 struct KvRebaseLaunch {
   KvShape shape;
   KvLayer layer;

@@ -1,3 +1,185 @@
-#include "kernels.h"
+// Keys and values in and out of the pages of the cache.
+//
+//   append  new tokens' keys, rotated, and values -> pages
+//   rebase  runs of tokens -> other pages, keys turned on the way
+//   read    pages -> f32, in token order
+//
+// Letters: n rows (tokens), Hkv heads, D head dim, R rotary dim, E width of the pages' rows: D elements and
+// padding, which is written as zero. A thread takes a unit of two chunks of a row (rope.cuh). Keys and values
+// go the same way: as far as rotation goes, values have R = 0.
+#include <climits>
 
-namespace hogwild::cuda {}  // namespace hogwild::cuda
+#include "dispatch.cuh"
+#include "kernels.h"
+#include "page.cuh"
+#include "rope.cuh"
+#include "vector_load.cuh"
+
+namespace hogwild::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+// The keys or the values of one (page, kv head).
+template <typename Pool>
+struct PageHead {
+  Pool* first;  // chunk
+  int chunks;   // per row
+
+  SIMT_DEVICE Pool& chunk(int slot, int chunk) const {
+    return first[swizzled_chunk(chunks, slot, chunk & ~1, chunk & 1)];
+  }
+};
+
+SIMT_DEVICE int chunks_of(const KvShape& shape) {
+  return static_cast<int>(shape.head_dim + shape.padding) / kChunkElements;
+}
+
+template <typename Pool>
+SIMT_DEVICE PageHead<Pool> page_head(Pool* pool, const KvShape& shape, std::int64_t page, std::int64_t kv_head) {
+  const int chunks = chunks_of(shape);
+  return {pool + page_offset(page, kv_head, shape.kv_heads, chunks), chunks};
+}
+
+// A row of a page, as load_rotated_unit takes it.
+template <typename T>
+struct PageRow {
+  PageHead<const uint4> head;
+  int slot;
+
+  SIMT_DEVICE void load_chunk(int chunk, float (&x)[8]) const { unpack8<T>(head.chunk(slot, chunk), x); }
+  SIMT_DEVICE float load_element(int d) const {
+    const auto* chunk = reinterpret_cast<const std::uint16_t*>(&head.chunk(slot, d / kChunkElements));
+    return simt::unpack2<T>(chunk[d % kChunkElements]).x;
+  }
+};
+
+template <typename T>
+SIMT_DEVICE void store_unit(const PageHead<uint4>& head, int slot, const RotatedUnit& unit) {
+  head.chunk(slot, unit.chunk[0]) = pack8<T>(unit.first);
+  head.chunk(slot, unit.chunk[1]) = pack8<T>(unit.second);
+}
+
+// ---- append -----------------------------------------------------------------------------------------
+
+// Grid: (units of all rows and kv heads; keys, values).
+template <typename T>
+__global__ void __launch_bounds__(kThreads) append_kv(const __grid_constant__ KvAppendLaunch p) {
+  const bool is_key = blockIdx.y == 0;
+  const int head_dim = static_cast<int>(p.shape.head_dim);
+  const int units = chunks_of(p.shape) / 2;
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int64_t row = i / units;  // of (token, kv head)
+  if (row >= p.rows * p.shape.kv_heads) return;
+  const AppendSlot slot = p.slots[row / p.shape.kv_heads];
+  if (slot.page < 0) return;
+
+  const ActivationRow from = {is_key ? p.k : p.v, p.dtype, static_cast<std::size_t>(row) * head_dim};
+  RopeTable rope = p.rope;
+  if (!is_key) rope.rotary_dim = 0;
+  const RotatedUnit unit = load_rotated_unit(from, head_dim, rope, slot.angle, static_cast<int>(i % units));
+  auto* pool = static_cast<uint4*>(is_key ? p.layer.keys : p.layer.values);
+  store_unit<T>(page_head(pool, p.shape, slot.page, row % p.shape.kv_heads), slot.slot, unit);
+}
+
+// ---- rebase -----------------------------------------------------------------------------------------
+
+// Grid: (moves; kv heads; keys, values).
+template <typename T>
+__global__ void __launch_bounds__(kThreads) rebase_kv(const __grid_constant__ KvRebaseLaunch p) {
+  const bool is_key = blockIdx.z == 0;
+  const KvRebaseParams::Move move = p.moves[blockIdx.x];
+  auto* pool = static_cast<uint4*>(is_key ? p.layer.keys : p.layer.values);
+  const PageHead<const uint4> from = page_head<const uint4>(pool, p.shape, move.from_page, blockIdx.y);
+  const PageHead<uint4> to = page_head(pool, p.shape, move.to_page, blockIdx.y);
+  const int chunks = chunks_of(p.shape);
+  if (is_key && move.angle >= 0) {
+    const int units = chunks / 2;
+    for (int i = static_cast<int>(threadIdx.x); i < move.length * units; i += kThreads) {
+      const PageRow<T> row = {from, move.from_slot + i / units};
+      store_unit<T>(to, move.to_slot + i / units,
+                    load_rotated_unit(row, static_cast<int>(p.shape.head_dim), p.rope, move.angle, i % units));
+    }
+  } else {
+    for (int i = static_cast<int>(threadIdx.x); i < move.length * chunks; i += kThreads) {
+      to.chunk(move.to_slot + i / chunks, i % chunks) = from.chunk(move.from_slot + i / chunks, i % chunks);
+    }
+  }
+}
+
+// ---- read -------------------------------------------------------------------------------------------
+
+// Grid: (chunks of all rows and kv heads; keys, values).
+template <typename T>
+__global__ void __launch_bounds__(kThreads) read_kv(const __grid_constant__ KvReadLaunch p) {
+  const bool is_key = blockIdx.y == 0;
+  const int chunks = static_cast<int>(p.shape.head_dim) / kChunkElements;  // without padding
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int64_t row = i / chunks;  // of (token, kv head)
+  if (row >= p.n * p.shape.kv_heads) return;
+  const AppendSlot slot = p.slots[row / p.shape.kv_heads];
+  const auto* pool = static_cast<const uint4*>(is_key ? p.layer.keys : p.layer.values);
+  const PageRow<T> from = {page_head(pool, p.shape, slot.page, row % p.shape.kv_heads), slot.slot};
+  float x[8];
+  from.load_chunk(static_cast<int>(i % chunks), x);
+  float4* to = reinterpret_cast<float4*>((is_key ? p.k : p.v) + i * kChunkElements);
+  to[0] = make_float4(x[0], x[1], x[2], x[3]);
+  to[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+
+}  // namespace
+
+// ---- launchers --------------------------------------------------------------------------------------
+
+namespace {
+
+// CTAs for a thread per item: 0 where they are more than a grid has.
+unsigned ctas_for(std::int64_t items) {
+  const std::int64_t ctas = (items + kThreads - 1) / kThreads;
+  return ctas <= INT_MAX ? static_cast<unsigned>(ctas) : 0;
+}
+
+// Rows or moves of one launch: within a grid, and so few that items do not overflow.
+bool is_count(std::int64_t n) { return 0 <= n && n <= INT_MAX; }
+
+}  // namespace
+
+cudaError_t launch_kv_append(const KvAppendLaunch& launch, cudaStream_t stream) {
+  const KvShape& shape = launch.shape;
+  if (!is_supported(shape, launch.rope.rotary_dim) || !is_count(launch.rows)) return cudaErrorInvalidValue;
+  if (!are_aligned({launch.layer.keys, launch.layer.values, launch.rope.cos, launch.rope.sin, launch.k, launch.v})) {
+    return cudaErrorInvalidValue;
+  }
+  if (launch.rows == 0) return cudaSuccess;
+  const unsigned ctas = ctas_for(launch.rows * shape.kv_heads * (shape.row_elements() / (2 * kChunkElements)));
+  if (ctas == 0) return cudaErrorInvalidValue;
+  return dispatch_dtype(shape.dtype, [&]<typename T>() {
+    return SIMT_LAUNCH(append_kv<T>, dim3(ctas, 2), dim3(kThreads), 0, stream, launch);
+  });
+}
+
+cudaError_t launch_kv_rebase(const KvRebaseLaunch& launch, cudaStream_t stream) {
+  const KvShape& shape = launch.shape;
+  if (!is_supported(shape, launch.rope.rotary_dim) || !is_count(launch.n)) return cudaErrorInvalidValue;
+  if (!are_aligned({launch.layer.keys, launch.layer.values, launch.rope.cos, launch.rope.sin})) {
+    return cudaErrorInvalidValue;
+  }
+  if (launch.n == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(launch.n), static_cast<unsigned>(shape.kv_heads), 2);
+  return dispatch_dtype(
+      shape.dtype, [&]<typename T>() { return SIMT_LAUNCH(rebase_kv<T>, grid, dim3(kThreads), 0, stream, launch); });
+}
+
+cudaError_t launch_kv_read(const KvReadLaunch& launch, cudaStream_t stream) {
+  const KvShape& shape = launch.shape;
+  if (!is_supported(shape, 0) || !is_count(launch.n)) return cudaErrorInvalidValue;
+  if (!are_aligned({launch.layer.keys, launch.layer.values, launch.k, launch.v})) return cudaErrorInvalidValue;
+  if (launch.n == 0) return cudaSuccess;
+  const unsigned ctas = ctas_for(launch.n * shape.kv_heads * (shape.head_dim / kChunkElements));
+  if (ctas == 0) return cudaErrorInvalidValue;
+  return dispatch_dtype(shape.dtype, [&]<typename T>() {
+    return SIMT_LAUNCH(read_kv<T>, dim3(ctas, 2), dim3(kThreads), 0, stream, launch);
+  });
+}
+
+}  // namespace hogwild::cuda

@@ -1,12 +1,40 @@
-// A step's attention plan in the form in which kernels read it. Plain C++: the host makes it.
+// What the host prepares for kernels, in plain C++: the width of the cache's rows, and a step's attention plan
+// in the form in which kernels read it.
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "device/ops.h"
 
 namespace hogwild::cuda {
+
+// ---- rows of pages ----------------------------------------------------------------------------------
+
+// KvShape::row_elements() of the caches that the kernels take.
+using RowWidths = std::integer_sequence<int, 32, 64, 80, 96, 112, 128, 192, 256>;
+
+// Row width in which the kernels keep a head of this size: the least that they have, or 0 where none fits.
+constexpr std::int64_t kv_row_elements(std::int64_t head_dim) {
+  if (head_dim < 1 || head_dim % 8 != 0) return 0;  // 16-byte accesses
+  return [&]<int... kWidths>(std::integer_sequence<int, kWidths...>) {
+    std::int64_t least = 0;
+    static_cast<void>(((kWidths >= head_dim && (least = kWidths, true)) || ...));
+    return least;
+  }(RowWidths());
+}
+
+// Whether the kernels take a cache of this shape, its rows rotated by a table of this size.
+constexpr bool is_supported(const KvShape& shape, std::int64_t rotary_dim) {
+  const std::int64_t width = shape.head_dim + shape.padding;
+  return (shape.dtype == Dtype::kBF16 || shape.dtype == Dtype::kF16) && 1 <= shape.kv_heads &&
+         shape.kv_heads <= 65535 &&  // a dimension of a grid
+         kv_row_elements(shape.head_dim) != 0 && shape.padding >= 0 && kv_row_elements(width) == width &&
+         0 <= rotary_dim && rotary_dim <= shape.head_dim && rotary_dim % 2 == 0;
+}
+
+// ---- the plan of a step -----------------------------------------------------------------------------
 
 // A segment of storage (PlanSegment of device/ops.h).
 struct alignas(16) Segment {

@@ -1,8 +1,11 @@
-// Wide loads and stores of registers.
+// Wide loads and stores of registers. Elements of the two 16-bit types are converted to and from f32.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 
+#include "core/tensor.h"
 #include "simt/simt.h"
 
 namespace hogwild::cuda {
@@ -31,12 +34,68 @@ SIMT_DEVICE void load8(const float* from, float (&to)[8]) {
   to[7] = high.w;
 }
 
+// Eight values of the 16-bit type T.
+template <typename T>
+SIMT_DEVICE void unpack8(uint4 packed, float (&to)[8]) {
+  const std::uint32_t pairs[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = simt::unpack2<T>(pairs[i]);
+    to[2 * i] = pair.x;
+    to[2 * i + 1] = pair.y;
+  }
+}
+
 // Eight values of the 16-bit type T, from * factor, rounded once.
 template <typename T>
-SIMT_DEVICE uint4 pack8_scaled(const float (&from)[8], float factor) {
+SIMT_DEVICE uint4 pack8(const float (&from)[8], float factor = 1.f) {
   return make_uint4(
       simt::pack2<T>(from[0] * factor, from[1] * factor), simt::pack2<T>(from[2] * factor, from[3] * factor),
       simt::pack2<T>(from[4] * factor, from[5] * factor), simt::pack2<T>(from[6] * factor, from[7] * factor));
+}
+
+// Two neighbouring elements, rounded where T is a 16-bit type; aligned as the pair is.
+SIMT_DEVICE void store2(float* to, float first, float second) {
+  *reinterpret_cast<float2*>(to) = make_float2(first, second);
+}
+template <typename T>
+SIMT_DEVICE void store2(T* to, float first, float second) {
+  *reinterpret_cast<std::uint32_t*>(to) = simt::pack2<T>(first, second);
+}
+
+// ---- arrays whose dtype is known at run time, the same for all threads ------------------------------
+
+// Elements [at, at + 8), aligned to eight elements, which no thread of the launch writes.
+SIMT_DEVICE void load8(const void* from, Dtype dtype, std::size_t at, float (&to)[8]) {
+  if (dtype == Dtype::kF32) {
+    load8(static_cast<const float*>(from) + at, to);
+    return;
+  }
+  const uint4 packed = simt::load_constant(static_cast<const uint4*>(from) + at / 8);
+  if (dtype == Dtype::kBF16) {
+    unpack8<simt::bf16>(packed, to);
+  } else {
+    unpack8<simt::f16>(packed, to);
+  }
+}
+
+// One element, likewise.
+SIMT_DEVICE float load1(const void* from, Dtype dtype, std::size_t at) {
+  if (dtype == Dtype::kF32) return simt::load_constant(static_cast<const float*>(from) + at);
+  const std::uint16_t bits = simt::load_constant(static_cast<const std::uint16_t*>(from) + at);
+  return dtype == Dtype::kBF16 ? simt::unpack2<simt::bf16>(bits).x : simt::unpack2<simt::f16>(bits).x;
+}
+
+// Calls `body` with the array as one of float, bf16 or f16.
+template <typename Body>
+SIMT_DEVICE void visit_array(void* array, Dtype dtype, Body&& body) {
+  if (dtype == Dtype::kF32) {
+    body(static_cast<float*>(array));
+  } else if (dtype == Dtype::kBF16) {
+    body(static_cast<simt::bf16*>(array));
+  } else {
+    body(static_cast<simt::f16*>(array));
+  }
 }
 
 }  // namespace hogwild::cuda

@@ -1,3 +1,417 @@
-#include "kernels.h"
+// Append, rebase and read against float64 and a second description of the pages, on random shapes: any head
+// dim, rotary dim, padding and dtype, slots left out, values that are not finite. Whole pools are compared, so
+// that nothing else may be written. Under g++ each case runs under three schedules, which must agree bit for
+// bit, and rotation must give the bits of the same formula in f32.
+//
+// Also compiles for a GPU (nvcc -x cu).
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
 
-int main() { return 0; }
+#include "../native/check.h"
+#include "kernels.h"
+#include "pages.h"
+#include "simt/simt.h"
+
+namespace hogwild::cuda {
+namespace {
+
+using Rng = std::mt19937_64;
+
+// HOGWILD_TEST_CASES: random cases per test and 10 (default 3).
+int n_cases() {
+  const char* text = std::getenv("HOGWILD_TEST_CASES");
+  return 10 * (text != nullptr ? std::atoi(text) : 3);
+}
+
+// ---- a random cache ---------------------------------------------------------------------------------
+
+struct Pools {
+  std::vector<std::uint16_t> keys, values;
+  bool operator==(const Pools&) const = default;
+};
+
+struct Case {
+  std::string name;
+  Rng rng;
+  KvShape shape;
+  std::int64_t pages = 0;
+  std::int64_t angles = 0;
+  std::int64_t rotary_dim = 0;
+  std::vector<float> cos, sin;  // [angles, R / 2]
+  Pools pools;
+
+  std::int64_t random(std::int64_t low, std::int64_t high) {
+    return low + static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(high - low + 1));
+  }
+  std::int64_t element(std::int64_t page, std::int64_t kv_head, std::int64_t slot, std::int64_t dim) const {
+    return page * shape.page_elements() + element_in_page(shape.row_elements(), kv_head, slot, dim);
+  }
+  // Normal, now and then one that f16 or nobody can hold.
+  float number() {
+    std::normal_distribution<float> normal;
+    const float infinity = std::numeric_limits<float>::infinity();
+    const std::vector<float> others = {0.f,      -0.f,  1e-7f,     65519.f, 65520.f,
+                                       infinity, 1e38f, -infinity, 6.0e-5f, std::numeric_limits<float>::quiet_NaN()};
+    return random(0, 99) > 0 ? normal(rng) : others[random(0, static_cast<std::int64_t>(others.size()) - 1)];
+  }
+};
+
+Case random_case(std::uint64_t seed) {
+  Case c;
+  c.rng.seed(seed);
+  const std::int64_t head_dim = 8 * c.random(1, 32);
+  const std::int64_t least = kv_row_elements(head_dim);
+  std::vector<std::int64_t> widths = row_widths();
+  std::erase_if(widths, [&](std::int64_t width) { return width < least; });
+  const std::int64_t width =
+      c.random(0, 3) > 0 ? least : widths[c.random(0, static_cast<std::int64_t>(widths.size()) - 1)];
+  c.shape = {.layers = 1,
+             .kv_heads = c.random(1, 4),
+             .head_dim = head_dim,
+             .dtype = c.random(0, 1) > 0 ? Dtype::kBF16 : Dtype::kF16,
+             .padding = width - head_dim};
+  c.pages = c.random(2, 5);
+  c.angles = c.random(1, 20);
+  c.rotary_dim = c.random(0, 2) > 0 ? head_dim : 2 * c.random(0, head_dim / 2);
+  for (std::int64_t i = 0; i < c.angles; ++i) {
+    const double position = static_cast<double>(c.random(0, 100'000));
+    for (std::int64_t u = 0; u < c.rotary_dim / 2; ++u) {
+      const double angle = position * std::pow(1e6, -2.0 * static_cast<double>(u) / static_cast<double>(c.rotary_dim));
+      c.cos.push_back(static_cast<float>(std::cos(angle)));
+      c.sin.push_back(static_cast<float>(std::sin(angle)));
+    }
+  }
+  // Each element has its own bits, so that one that is written or moved by mistake shows.
+  c.pools.keys.resize(c.pages * c.shape.page_elements());
+  for (std::uint16_t& bits : c.pools.keys) bits = static_cast<std::uint16_t>(c.rng());
+  c.pools.values.resize(c.pools.keys.size());
+  for (std::uint16_t& bits : c.pools.values) bits = static_cast<std::uint16_t>(c.rng());
+  c.name = "seed " + std::to_string(seed) + ", head dim " + std::to_string(head_dim) + " of " + std::to_string(width) +
+           ", rotary dim " + std::to_string(c.rotary_dim) + ", " + dtype_name(c.shape.dtype) + ", " +
+           std::to_string(c.shape.kv_heads) + " kv heads";
+  return c;
+}
+
+// ---- the definition ---------------------------------------------------------------------------------
+
+// An element that was converted to the cache's type, rounded once.
+struct Converted {
+  std::int64_t element = 0;
+  double exact = 0;
+  double magnitude = 0;  // of what was added: how far f32 may be off, in units of its own rounding
+};
+
+// What the pools must hold afterwards.
+struct Expected {
+  Pools pools;
+  std::vector<Converted> keys, values;
+};
+
+// Element d of a row of keys, rotated, in arithmetic of type Real.
+template <typename Real>
+Real rotated(const Case& c, const float* row, std::int64_t angle, std::int64_t d) {
+  const std::int64_t half = c.rotary_dim / 2;
+  if (d >= 2 * half) return row[d];
+  const Real cos = c.cos[angle * half + d % half];
+  const Real sin = c.sin[angle * half + d % half];
+  const Real x = row[d];
+  const Real partner = row[d < half ? d + half : d - half];
+  return d < half ? x * cos - partner * sin : x * cos + partner * sin;
+}
+
+void expect_key(const Case& c, const float* row, std::int64_t angle, std::int64_t page, std::int64_t kv_head,
+                std::int64_t slot, Expected& expected) {
+  for (std::int64_t d = 0; d < c.shape.row_elements(); ++d) {
+    const std::int64_t at = c.element(page, kv_head, slot, d);
+    expected.pools.keys[at] = 0;
+    if (d >= c.shape.head_dim) continue;
+    expected.pools.keys[at] = narrow(c.shape.dtype, rotated<float>(c, row, angle, d));
+    const std::int64_t half = c.rotary_dim / 2;
+    const double partner = d >= 2 * half ? 0 : row[d < half ? d + half : d - half];
+    expected.keys.push_back({at, rotated<double>(c, row, angle, d), std::abs(row[d]) + std::abs(partner)});
+  }
+}
+
+void check_converted(const Case& c, const std::vector<Converted>& all, const std::vector<std::uint16_t>& expected,
+                     std::vector<std::uint16_t>& result) {
+  const Dtype dtype = c.shape.dtype;
+  const double least = dtype == Dtype::kF16 ? 0x1p-25 : 0x1p-134;  // half of the least subnormal
+  std::int64_t wrong = 0;
+  for (const Converted& one : all) {
+    const double got = widen(dtype, result[one.element]);
+    const double tolerance = rounding_error(dtype) * std::abs(one.exact) + 0x1p-22 * one.magnitude + least;
+    const bool close = std::abs(one.exact) < 65'000 ? std::abs(got - one.exact) <= tolerance
+                                                    : !(std::abs(got) < 64'000);  // large, infinite or not a number
+    bool same = true;
+#if SIMT_HOST
+    const double in_f32 = widen(dtype, expected[one.element]);
+    same = result[one.element] == expected[one.element] || (std::isnan(got) && std::isnan(in_f32));
+#endif
+    wrong += !close || !same;
+    result[one.element] = expected[one.element];
+  }
+  CHECK_MESSAGE(wrong == 0, c.name + ": " + std::to_string(wrong) + " of " + std::to_string(all.size()));
+}
+
+void check_pools(const Case& c, const Expected& expected, Pools result) {
+  check_converted(c, expected.keys, expected.pools.keys, result.keys);
+  check_converted(c, expected.values, expected.pools.values, result.values);
+  CHECK_MESSAGE(result.keys == expected.pools.keys, c.name);
+  CHECK_MESSAGE(result.values == expected.pools.values, c.name);
+}
+
+// ---- running ----------------------------------------------------------------------------------------
+
+// The result of `run`, which must be the same under every schedule.
+template <typename Run>
+auto run_all_schedules(const Case& c, const Run& run) {
+#if SIMT_HOST
+  simt::options = {.order = simt::Order::kForward};
+  const auto result = run();
+  for (const simt::Options& schedule :
+       {simt::Options{.order = simt::Order::kReverse}, simt::Options{.order = simt::Order::kRandom, .seed = 5}}) {
+    simt::options = schedule;
+    CHECK_MESSAGE(run() == result, c.name);
+  }
+#else
+  const auto result = run();
+  CHECK_MESSAGE(run() == result, c.name);
+#endif
+  return result;
+}
+
+// Runs `launch(shape, layer, rope)` on copies of the pools and of the rope table.
+template <typename Launch>
+Pools run_on_pools(const Case& c, const Launch& launch) {
+  return run_all_schedules(c, [&] {
+    const simt::DeviceArray<std::uint16_t> keys(c.pools.keys), values(c.pools.values);
+    const simt::DeviceArray<float> cos(c.cos), sin(c.sin);
+    simt::check_launch(launch(KvLayer{.keys = keys.data(), .values = values.data()},
+                              RopeTable{.cos = cos.data(), .sin = sin.data(), .rotary_dim = c.rotary_dim}));
+    return Pools{keys.to_host(), values.to_host()};
+  });
+}
+
+TEST(append_writes_rotated_keys_and_values) {
+  for (int seed = 0; seed < n_cases(); ++seed) {
+    Case c = random_case(seed);
+    const Dtype dtype = std::vector<Dtype>{Dtype::kF32, Dtype::kBF16, Dtype::kF16}[c.random(0, 2)];
+    std::vector<std::int64_t> places(c.pages * kPageSize);
+    std::iota(places.begin(), places.end(), 0);
+    std::shuffle(places.begin(), places.end(), c.rng);
+    std::vector<AppendSlot> slots(c.random(0, 70));
+    for (std::size_t t = 0; t < slots.size(); ++t) {
+      slots[t] = {.page = c.random(0, 9) > 0 ? places[t] / kPageSize : -1,
+                  .slot = static_cast<std::int32_t>(places[t] % kPageSize),
+                  .angle = static_cast<std::int32_t>(c.random(0, c.angles - 1))};
+    }
+    const std::int64_t head_dim = c.shape.head_dim;
+    std::vector<float> k(slots.size() * c.shape.kv_heads * head_dim), v(k.size());
+    for (float& x : k) x = rounded(dtype, c.number());
+    for (float& x : v) x = rounded(dtype, c.number());
+
+    const Pools result = run_on_pools(c, [&](const KvLayer& layer, const RopeTable& rope) {
+      const simt::DeviceArray<AppendSlot> device_slots(slots);
+      const simt::DeviceArray<std::uint8_t> device_k(to_bytes(dtype, k)), device_v(to_bytes(dtype, v));
+      const cudaError_t error = launch_kv_append({.shape = c.shape,
+                                                  .layer = layer,
+                                                  .rope = rope,
+                                                  .dtype = dtype,
+                                                  .slots = device_slots.data(),
+                                                  .rows = static_cast<std::int64_t>(slots.size()),
+                                                  .k = device_k.data(),
+                                                  .v = device_v.data()},
+                                                 nullptr);
+      simt::check_launch(error);
+      return error;
+    });
+
+    Expected expected = {c.pools, {}, {}};
+    for (std::size_t t = 0; t < slots.size(); ++t) {
+      const AppendSlot& slot = slots[t];
+      if (slot.page < 0) continue;
+      for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
+        const std::int64_t row = (static_cast<std::int64_t>(t) * c.shape.kv_heads + h) * head_dim;
+        expect_key(c, k.data() + row, slot.angle, slot.page, h, slot.slot, expected);
+        for (std::int64_t d = 0; d < c.shape.row_elements(); ++d) {
+          const std::int64_t at = c.element(slot.page, h, slot.slot, d);
+          expected.pools.values[at] = d < head_dim ? narrow(c.shape.dtype, v[row + d]) : 0;
+          if (d < head_dim) expected.values.push_back({at, v[row + d], 0});
+        }
+      }
+    }
+    check_pools(c, expected, result);
+  }
+}
+
+TEST(rebase_moves_tokens_and_turns_keys) {
+  for (int seed = 1000; seed < 1000 + n_cases(); ++seed) {
+    Case c = random_case(seed);
+    const std::int64_t first_target = c.random(1, c.pages - 1);  // pages before it are read, the others written
+    std::vector<KvRebaseParams::Move> moves;
+    for (std::int64_t page = first_target; page < c.pages; ++page) {
+      for (std::int64_t slot = c.random(0, 9); slot < kPageSize;) {
+        const std::int64_t length = c.random(0, 3) > 0 ? c.random(0, kPageSize - slot) : kPageSize - slot;
+        moves.push_back({.from_page = c.random(0, first_target - 1),
+                         .to_page = page,
+                         .from_slot = static_cast<std::int32_t>(c.random(0, kPageSize - length)),
+                         .to_slot = static_cast<std::int32_t>(slot),
+                         .length = static_cast<std::int32_t>(length),
+                         .angle = static_cast<std::int32_t>(c.random(0, 2) > 0 ? c.random(0, c.angles - 1) : -1)});
+        slot += length + c.random(0, 2);
+      }
+    }
+
+    const Pools result = run_on_pools(c, [&](const KvLayer& layer, const RopeTable& rope) {
+      const simt::DeviceArray<KvRebaseParams::Move> device_moves(moves);
+      const cudaError_t error = launch_kv_rebase({.shape = c.shape,
+                                                  .layer = layer,
+                                                  .rope = rope,
+                                                  .moves = device_moves.data(),
+                                                  .n = static_cast<std::int64_t>(moves.size())},
+                                                 nullptr);
+      simt::check_launch(error);
+      return error;
+    });
+
+    Expected expected = {c.pools, {}, {}};
+    for (const KvRebaseParams::Move& move : moves) {
+      for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
+        for (std::int64_t i = 0; i < move.length; ++i) {
+          std::vector<float> key;
+          for (std::int64_t d = 0; d < c.shape.row_elements(); ++d) {
+            const std::int64_t from = c.element(move.from_page, h, move.from_slot + i, d);
+            const std::int64_t to = c.element(move.to_page, h, move.to_slot + i, d);
+            expected.pools.keys[to] = c.pools.keys[from];
+            expected.pools.values[to] = c.pools.values[from];
+            key.push_back(widen(c.shape.dtype, c.pools.keys[from]));
+          }
+          if (move.angle >= 0) {
+            expect_key(c, key.data(), move.angle, move.to_page, h, move.to_slot + i, expected);
+          }
+        }
+      }
+    }
+    check_pools(c, expected, result);
+  }
+}
+
+TEST(read_gives_what_is_stored) {
+  for (int seed = 2000; seed < 2000 + n_cases(); ++seed) {
+    Case c = random_case(seed);
+    std::vector<AppendSlot> slots(c.random(0, 70));
+    for (AppendSlot& slot : slots) {
+      slot = {.page = c.random(0, c.pages - 1), .slot = static_cast<std::int32_t>(c.random(0, kPageSize - 1))};
+    }
+    const std::int64_t head_dim = c.shape.head_dim;
+    const std::vector<float> nothing(slots.size() * c.shape.kv_heads * head_dim, 123.f);
+    std::vector<float> k, v;
+    for (std::size_t t = 0; t < slots.size(); ++t) {
+      for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
+        for (std::int64_t d = 0; d < head_dim; ++d) {
+          const std::int64_t at = c.element(slots[t].page, h, slots[t].slot, d);
+          k.push_back(widen(c.shape.dtype, c.pools.keys[at]));
+          v.push_back(widen(c.shape.dtype, c.pools.values[at]));
+        }
+      }
+    }
+    const auto same = [](const std::vector<float>& a, const std::vector<float>& b) {
+      return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                        [](float x, float y) { return x == y || (std::isnan(x) && std::isnan(y)); });
+    };
+    run_on_pools(c, [&](const KvLayer& layer, const RopeTable&) {
+      const simt::DeviceArray<AppendSlot> device_slots(slots);
+      const simt::DeviceArray<float> out_k(nothing), out_v(nothing);
+      const cudaError_t error = launch_kv_read({.shape = c.shape,
+                                                .layer = layer,
+                                                .slots = device_slots.data(),
+                                                .n = static_cast<std::int64_t>(slots.size()),
+                                                .k = out_k.data(),
+                                                .v = out_v.data()},
+                                               nullptr);
+      simt::check_launch(error);
+      CHECK_MESSAGE(same(out_k.to_host(), k), c.name);
+      CHECK_MESSAGE(same(out_v.to_host(), v), c.name);
+      return error;
+    });
+  }
+}
+
+TEST(rows_are_as_wide_as_needed) {
+  const std::pair<std::int64_t, std::int64_t> widths[] = {
+      {8, 32},    {32, 32},   {40, 64},   {64, 64},   {72, 80}, {88, 96}, {104, 112}, {120, 128},
+      {128, 128}, {136, 192}, {200, 256}, {256, 256}, {264, 0}, {20, 0},  {0, 0},     {-8, 0}};
+  for (const auto& [head_dim, width] : widths) CHECK(kv_row_elements(head_dim) == width);
+}
+
+TEST(what_is_not_supported_is_refused) {
+  KvAppendLaunch append;
+  append.shape = {.layers = 1, .kv_heads = 2, .head_dim = 72, .dtype = Dtype::kBF16, .padding = 8};
+  append.rope.rotary_dim = 64;
+  KvRebaseLaunch rebase;
+  rebase.shape = append.shape;
+  rebase.rope = append.rope;
+  KvReadLaunch read;
+  read.shape = append.shape;
+  CHECK(launch_kv_append(append, nullptr) == cudaSuccess);  // nothing to do
+  CHECK(launch_kv_rebase(rebase, nullptr) == cudaSuccess);
+  CHECK(launch_kv_read(read, nullptr) == cudaSuccess);
+  append.rows = rebase.n = read.n = 1;
+
+  const auto refused = [&](const auto& change) {
+    KvAppendLaunch changed_append = append;
+    KvRebaseLaunch changed_rebase = rebase;
+    KvReadLaunch changed_read = read;
+    change(changed_append);
+    change(changed_rebase);
+    change(changed_read);
+    CHECK(launch_kv_append(changed_append, nullptr) == cudaErrorInvalidValue);
+    CHECK(launch_kv_rebase(changed_rebase, nullptr) == cudaErrorInvalidValue);
+    CHECK(launch_kv_read(changed_read, nullptr) == cudaErrorInvalidValue);
+  };
+  refused([](auto& launch) { launch.shape.dtype = Dtype::kF32; });
+  refused([](auto& launch) { launch.shape.padding = 0; });
+  refused([](auto& launch) { launch.shape.padding = 16; });
+  refused([](auto& launch) { launch.shape.padding = -8; });
+  refused([](auto& launch) {
+    launch.shape.head_dim = 68;
+    launch.shape.padding = 12;
+  });
+  refused([](auto& launch) {
+    launch.shape.head_dim = 264;
+    launch.shape.padding = 0;
+  });
+  refused([](auto& launch) { launch.shape.kv_heads = 0; });
+  refused([](auto& launch) { launch.shape.kv_heads = 65536; });
+  refused([](auto& launch) { launch.layer.values = reinterpret_cast<void*>(8); });
+
+  const auto both_refused = [&](const auto& change) {
+    KvAppendLaunch changed_append = append;
+    KvRebaseLaunch changed_rebase = rebase;
+    change(changed_append.rope);
+    change(changed_rebase.rope);
+    CHECK(launch_kv_append(changed_append, nullptr) == cudaErrorInvalidValue);
+    CHECK(launch_kv_rebase(changed_rebase, nullptr) == cudaErrorInvalidValue);
+  };
+  both_refused([](RopeTable& rope) { rope.rotary_dim = 63; });
+  both_refused([](RopeTable& rope) { rope.rotary_dim = 74; });
+  both_refused([](RopeTable& rope) { rope.rotary_dim = -2; });
+  both_refused([](RopeTable& rope) { rope.sin = reinterpret_cast<const float*>(4); });
+  append.rows = -1;
+  CHECK(launch_kv_append(append, nullptr) == cudaErrorInvalidValue);
+  append.rows = std::int64_t{1} << 40;
+  CHECK(launch_kv_append(append, nullptr) == cudaErrorInvalidValue);
+}
+
+}  // namespace
+}  // namespace hogwild::cuda
+
+HOGWILD_TEST_MAIN
