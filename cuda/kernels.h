@@ -145,14 +145,6 @@ struct SampleRow {
   std::int32_t first_forbidden = 0, n_forbidden = 0;  // in `ids`
 };
 
-enum class SampleStatus : std::int32_t {
-  kOk,
-  kNotANumber,        // the logits contain NaN or +infinity
-  kNothingFinite,     // no logit is finite
-  kPenaltyOverflows,  // a logit becomes infinite under the repetition penalty
-  kAllForbidden,      // every token with a finite logit is forbidden
-};
-
 struct SampledRow {
   std::int32_t token = 0;
   float logprob = 0;  // log softmax(raw logits)[token]

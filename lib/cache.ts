@@ -1,6 +1,6 @@
 // The shared KV cache: blocks, views, and passes for engines that bring their own model.
 
-import { type Device, type DeviceType, useDevice } from './device'
+import { cacheDtype, type Device, type DeviceName, useDevice } from './device'
 import { HogwildError } from './errors'
 import {
   type BlockHandle,
@@ -46,10 +46,10 @@ export interface CacheOptions extends Omit<CacheShape, 'dtype'> {
   rope: RopeOptions
   /** Tokens, rounded up to pages; default 8192. */
   capacity?: number | undefined
-  /** Of keys and values as stored; default 'f32'. */
+  /** Of keys and values as stored; default 'f32', on a CUDA device, which has no f32, 'bf16'. */
   dtype?: Dtype | undefined
   /** Default 'auto': a device of its own, closed with the cache. */
-  device?: Device | 'auto' | DeviceType | undefined
+  device?: Device | DeviceName | undefined
 }
 
 /**
@@ -83,6 +83,27 @@ export interface PassWorker {
   view: View
   /** New tokens, at least 1. */
   tokens: number
+}
+
+/** Whose buffers on the device: their dtype, and the CUDA stream on which they are made and used. */
+export interface DeviceCaller {
+  /** Default 'f32'. */
+  dtype?: Dtype | undefined
+  /** A cudaStream_t; default 0n: the device's own order. */
+  stream?: bigint | undefined
+}
+
+/** Addresses in device memory, multiples of 16: k, v [T, Hkv, D], keys before RoPE. */
+export interface DeviceKeys extends DeviceCaller {
+  k: bigint
+  v: bigint
+}
+
+/** Addresses in device memory, multiples of 16: q before RoPE, out [T, Hq, D]; lse [T, Hq], f32. */
+export interface DeviceQueries extends DeviceCaller {
+  q: bigint
+  out: bigint
+  lse?: bigint | undefined
 }
 
 export interface AttendOptions {
@@ -128,10 +149,11 @@ export function createCache(options: CacheOptions): Cache {
     throw invalid('options.headDim', 'a multiple of 8', headDim)
   }
   const rope = checkRope(options.rope, headDim)
-  const dtype = checkOneOf(options.dtype ?? 'f32', 'options.dtype', DTYPES)
+  if (options.dtype !== undefined) checkOneOf(options.dtype, 'options.dtype', DTYPES)
   const capacity = checkCapacity(options.capacity)
   const { device, owned } = useDevice(options.device)
   try {
+    const dtype = options.dtype ?? cacheDtype(device, 'f32')
     return new Cache(device, owned, { layers, kvHeads, headDim, dtype }, rope, capacity)
   } catch (error) {
     if (owned) device.close()
@@ -406,18 +428,61 @@ export class Pass {
       throw invalid('q', `a Float32Array of [T, Hq, D], a multiple of ${group} elements`, q)
     }
     checkFloats(q, 'q', length, '[T, Hq, D]')
-    const scale = checkNumber(
-      options.scale ?? 1 / Math.sqrt(headDim),
-      'options.scale',
-      'a number > 0',
-      (x) => x > 0,
-    )
+    const scale = this.#checkScale(options.scale)
     const wantLse = checkBoolean(options.lse ?? false, 'options.lse')
     const queryHeads = length / (this.tokens * headDim)
     const { out, lse } = await this.#run(
       native.passAttend(this.#handle, layer, q, queryHeads, scale, wantLse),
     )
     return { out, lse: lse ?? undefined }
+  }
+
+  /**
+   * `append` for an engine on a CUDA device: `k`, `v` are addresses of [T, Hkv, D] in device memory. Nothing
+   * passes through the host. Resolves once the work is enqueued behind what `stream` holds; what is
+   * enqueued there later comes after it. Throws HOGWILD_UNSUPPORTED on another device.
+   */
+  async appendDevice(layer: number, buffers: DeviceKeys): Promise<void> {
+    this.#check(layer)
+    checkObject(buffers, 'buffers')
+    const { k, v } = buffers
+    const task = native.passAppendDevice(this.#handle, layer, { k, v, ...checkCaller(buffers) })
+    this.#appended.add(layer)
+    try {
+      await this.#run(task)
+    } catch (error) {
+      this.#appended.delete(layer)
+      throw error
+    }
+  }
+
+  /**
+   * `attend` for an engine on a CUDA device: `q` and `out` are addresses of [T, Hq, D], `lse` of [T, Hq] in
+   * f32. As with `appendDevice`, results are there when `stream` has come so far.
+   */
+  async attendDevice(
+    layer: number,
+    buffers: DeviceQueries,
+    options: Omit<AttendOptions, 'lse'> & { queryHeads: number },
+  ): Promise<void> {
+    this.#check(layer)
+    this.#checkAppended(layer)
+    checkObject(buffers, 'buffers')
+    checkObject(options, 'options')
+    const { q, out, lse = 0n } = buffers
+    const { kvHeads } = this.cache.shape
+    if (checkInteger(options.queryHeads, 'options.queryHeads', 1, 2 ** 16) % kvHeads !== 0) {
+      throw invalid('options.queryHeads', `a multiple of ${kvHeads} (kvHeads)`, options.queryHeads)
+    }
+    await this.#run(
+      native.passAttendDevice(
+        this.#handle,
+        layer,
+        { q, out, lse, ...checkCaller(buffers) },
+        options.queryHeads,
+        this.#checkScale(options.scale),
+      ),
+    )
   }
 
   /**
@@ -453,6 +518,11 @@ export class Pass {
     checkInteger(layer, 'layer', 0, this.cache.shape.layers - 1)
   }
 
+  #checkScale(scale: number | undefined): number {
+    const byDefault = 1 / Math.sqrt(this.cache.shape.headDim)
+    return checkNumber(scale ?? byDefault, 'options.scale', 'a number > 0', (x) => x > 0)
+  }
+
   #checkAppended(layer: number): void {
     if (!this.#appended.has(layer)) throw invalid('layer', 'one whose keys were appended', layer)
   }
@@ -468,6 +538,10 @@ export class Pass {
       }
     }
   }
+}
+
+function checkCaller({ dtype, stream = 0n }: DeviceCaller): { dtype: Dtype; stream: bigint } {
+  return { dtype: checkOneOf(dtype ?? 'f32', 'buffers.dtype', DTYPES), stream }
 }
 
 /** @internal A view as the native side takes it. Throws HOGWILD_INVALID_ARGUMENT, HOGWILD_CLOSED. */

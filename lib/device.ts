@@ -3,6 +3,7 @@
 import { HogwildError } from './errors'
 import {
   type DeviceHandle,
+  type Dtype,
   type NativeDeviceInfo,
   type NativeOpProfile,
   type NativeProbe,
@@ -13,9 +14,14 @@ import { checkBoolean, checkInteger, checkObject, checkOneOf, invalid } from './
 
 export type DeviceType = 'cpu' | 'cuda'
 
+/** By name: 'auto' is the first CUDA card that can be used, else the CPU; 'cuda:1' is the second card. */
+export type DeviceName = 'auto' | DeviceType | `cuda:${number}`
+
 export interface DeviceOptions {
-  /** Default 'auto': the best device that this machine has. */
+  /** Default 'auto': the first CUDA card that can be used, else the CPU. */
   type?: 'auto' | DeviceType | undefined
+  /** Which CUDA card, in the driver's order; default: the first that can be used. */
+  index?: number | undefined
   /** CPU threads that compute, the runner's own included; default: the processors this process may use. */
   threads?: number | undefined
   /** SIMD level of the CPU's kernels; default: the best that the processor has. */
@@ -24,7 +30,7 @@ export interface DeviceOptions {
   profile?: boolean | undefined
 }
 
-/** What a device is: its type, the processor or card, the SIMD level in use, the threads that compute. */
+/** What a device is: its type, the processor or card; on a CPU the SIMD level in use and the threads that compute. */
 export type DeviceInfo = NativeDeviceInfo
 
 /**
@@ -38,7 +44,7 @@ export type Probe = NativeProbe
 
 const SIMD_LEVELS = ['baseline', 'avx2', 'avx512', 'avx512bf16', 'neon'] as const
 
-/** SIMD levels, threads and CUDA devices found, and why CUDA cannot be used where it cannot. */
+/** SIMD levels, threads and CUDA cards found, and why CUDA cannot be used where it cannot. */
 export function probe(): Probe {
   return native.probe()
 }
@@ -56,23 +62,45 @@ export function createDevice(options: DeviceOptions = {}): Device {
   const simd = options.simd ?? ''
   if (options.simd !== undefined) checkOneOf(simd, 'options.simd', SIMD_LEVELS)
   const profile = checkBoolean(options.profile ?? false, 'options.profile')
-  if (type === 'cuda') {
-    const { reason } = native.probe().cuda
-    throw new HogwildError(`device 'cuda' cannot be used: ${reason}`, 'HOGWILD_UNSUPPORTED')
+  if (options.index !== undefined) {
+    checkInteger(options.index, 'options.index', 0, 2 ** 16)
+    if (type !== 'cuda')
+      throw invalid('options.index', "absent unless type is 'cuda'", options.index)
   }
-  return new Device(native.createDevice({ type: 'cpu', threads, simd, profile }))
+  const settings = { type: 'cpu', index: 0, threads, simd, profile } as const
+  if (type === 'cpu') return new Device(native.createDevice(settings), '')
+  const { cards, reason } = native.probe().cuda
+  const usable = cards.findIndex((card) => card.reason === '')
+  if (type === 'cuda') {
+    if (options.threads !== undefined || options.simd !== undefined) {
+      throw invalid('options', "without threads and simd where type is 'cuda'", options)
+    }
+    if (usable < 0 && options.index === undefined) {
+      throw new HogwildError(`device 'cuda' cannot be used: ${reason}`, 'HOGWILD_UNSUPPORTED')
+    }
+    const index = options.index ?? usable
+    return new Device(native.createDevice({ ...settings, type, index }), '')
+  }
+  if (usable < 0) return new Device(native.createDevice(settings), reason)
+  if (options.threads !== undefined || options.simd !== undefined) {
+    return new Device(native.createDevice(settings), 'threads or a SIMD level are asked for')
+  }
+  return new Device(native.createDevice({ ...settings, type: 'cuda', index: usable }), '')
 }
 
 /** What computes. Calls of all models and caches on one device run one after another, off the JS thread. */
 export class Device {
   readonly info: DeviceInfo
+  /** Where 'auto' chose the CPU: why no CUDA card; else empty. */
+  readonly whyNotCuda: string
   /** @internal */
   readonly handle: DeviceHandle
   #closed = false
 
   /** @internal */
-  constructor(handle: DeviceHandle) {
+  constructor(handle: DeviceHandle, whyNotCuda: string) {
     this.handle = handle
+    this.whyNotCuda = whyNotCuda
     this.info = native.deviceInfo(handle)
   }
 
@@ -111,7 +139,7 @@ export class Device {
 
 /** A device given as such, or one made for its user, who then closes it. */
 export function useDevice(
-  device: Device | 'auto' | DeviceType | undefined,
+  device: Device | DeviceName | undefined,
   threads?: number,
 ): { device: Device; owned: boolean } {
   if (device instanceof Device) {
@@ -120,6 +148,20 @@ export function useDevice(
     }
     return { device, owned: false }
   }
-  const type = checkOneOf(device ?? 'auto', 'options.device', ['auto', 'cpu', 'cuda'])
-  return { device: createDevice(threads === undefined ? { type } : { type, threads }), owned: true }
+  return { device: createDevice({ ...parseDevice(device ?? 'auto'), threads }), owned: true }
+}
+
+/** The options that a name stands for. Throws HOGWILD_INVALID_ARGUMENT. */
+export function parseDevice(name: string): DeviceOptions {
+  const card = /^cuda:(\d{1,5})$/.exec(name)
+  if (card) return { type: 'cuda', index: Number(card[1]) }
+  if (name !== 'auto' && name !== 'cpu' && name !== 'cuda') {
+    throw invalid('options.device', "a Device, 'auto', 'cpu', 'cuda' or 'cuda:N'", name)
+  }
+  return { type: name }
+}
+
+/** The dtype in which a cache keeps keys and values where none is asked for: `wanted`, if the device has it. */
+export function cacheDtype(device: Device, wanted: Dtype): Dtype {
+  return device.info.type === 'cuda' && wanted === 'f32' ? 'bf16' : wanted
 }

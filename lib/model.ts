@@ -3,7 +3,7 @@
 import { stat } from 'node:fs/promises'
 import { type Block, Cache, checkCapacity, DTYPES, nativeView, type View } from './cache'
 import { type ModelConfig, readConfig } from './config'
-import { type Device, type DeviceType, useDevice } from './device'
+import { cacheDtype, type Device, type DeviceName, useDevice } from './device'
 import { HogwildError } from './errors'
 import { type Dtype, type ModelHandle, type NativeStepWorker, native } from './native'
 import { ropeFrequencies } from './rope'
@@ -25,7 +25,7 @@ import { modelTensors } from './weights'
 
 export interface LoadModelOptions {
   /** Default 'auto': a device of its own, closed with the model. */
-  device?: Device | 'auto' | DeviceType | undefined
+  device?: Device | DeviceName | undefined
   /** Threads of that device of its own. */
   threads?: number | undefined
   /** Of matrices in memory. Default 'auto': as stored, mapped from the files; another one is converted to. */
@@ -147,7 +147,11 @@ export class Model {
     this.#open()
     checkObject(options, 'options')
     const { layers, kvHeads, headDim, rope } = this.config
-    const dtype = checkOneOf(options.dtype ?? this.dtype, 'options.dtype', DTYPES)
+    const dtype = checkOneOf(
+      options.dtype ?? cacheDtype(this.device, this.dtype),
+      'options.dtype',
+      DTYPES,
+    )
     const shape = { layers, kvHeads, headDim, dtype }
     const capacity = checkCapacity(options.capacity)
     return new Cache(this.device, false, shape, ropeFrequencies(rope), capacity)

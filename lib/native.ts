@@ -29,12 +29,30 @@ export interface NativeProbe {
   simd: SimdLevel[]
   /** Threads that a device uses when not told: the processors this process may run on. */
   threads: number
-  cuda: { compiled: boolean; devices: number; reason: string }
+  cuda: {
+    /** Whether this binary holds CUDA kernels. */
+    compiled: boolean
+    /** Those that the driver shows, by index. */
+    cards: NativeCudaCard[]
+    /** Why none can be used; empty where one can. */
+    reason: string
+  }
+}
+
+export interface NativeCudaCard {
+  name: string
+  /** Bytes. */
+  memory: number
+  computeCapability: number
+  /** Why it cannot be used; empty where it can. */
+  reason: string
 }
 
 export interface NativeDeviceInfo {
   type: 'cpu' | 'cuda'
   name: string
+  /** Which of the cards; 0 on a CPU. */
+  index: number
   simd: string
   threads: number
 }
@@ -146,7 +164,9 @@ export interface NativeBinding {
 
   /** profile: the device measures its ops, for `deviceProfile`. */
   createDevice(options: {
-    type: 'cpu'
+    type: 'cpu' | 'cuda'
+    /** Which card; 0 for a CPU. */
+    index: number
     threads: number
     simd: string
     profile: boolean
@@ -223,6 +243,23 @@ export interface NativeBinding {
     scale: number,
     wantLse: boolean,
   ): Promise<{ out: Float32Array; lse: Float32Array | null }>
+  /**
+   * The same on buffers of the engine's own on the device: addresses, multiples of 16. Resolves once the
+   * work is enqueued on the stream (0n: the device's own).
+   */
+  passAppendDevice(
+    pass: PassHandle,
+    layer: number,
+    buffers: { k: bigint; v: bigint; dtype: Dtype; stream: bigint },
+  ): Promise<void>
+  /** `lse`: 0n where it is not wanted. */
+  passAttendDevice(
+    pass: PassHandle,
+    layer: number,
+    buffers: { q: bigint; out: bigint; lse: bigint; dtype: Dtype; stream: bigint },
+    queryHeads: number,
+    scale: number,
+  ): Promise<void>
   /** Refused with HOGWILD_BUSY while calls of the pass are under way. */
   passCommit(pass: PassHandle): void
   /** Takes effect once the calls under way have ended. A pass that is collected is aborted. */

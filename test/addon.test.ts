@@ -48,7 +48,7 @@ let a: BlockHandle // tokens 1 2 3
 let b: BlockHandle // tokens 4 5
 
 beforeAll(async () => {
-  device = native.createDevice({ type: 'cpu', threads: 2, simd: '', profile: true })
+  device = native.createDevice({ type: 'cpu', index: 0, threads: 2, simd: '', profile: true })
   model = await native.createModel(device, config, tensors, null)
   cache = newCache()
   a = native.createBlock(cache)
@@ -128,11 +128,11 @@ const ASYNCHRONOUS = new Set([
 /** For each function with parameters: arguments that work, none of them null. */
 const WORKING: Record<string, () => unknown[] | Promise<unknown[]>> = {
   setErrorClass: () => [HogwildError],
-  createDevice: () => [{ type: 'cpu', threads: 1, simd: 'baseline', profile: false }],
+  createDevice: () => [{ type: 'cpu', index: 0, threads: 1, simd: 'baseline', profile: false }],
   deviceInfo: () => [device],
   deviceReadBandwidth: () => [device, 1 << 20],
   deviceProfile: () => [device],
-  deviceClose: () => [native.createDevice({ type: 'cpu', threads: 1, simd: '', profile: false })],
+  deviceClose: () => [native.createDevice({ type: 'cpu', index: 0, threads: 1, simd: '', profile: false })],
   createModel: () => [device, config, tensors, 'f32'],
   modelWeightBytes: () => [model],
   modelClose: async () => [await native.createModel(device, config, tensors, null)],
@@ -315,10 +315,20 @@ test('wrong values in any place are refused with a code, and nothing changes', a
   }
   expect(wrongly).toEqual([])
   expect(Object.keys(WORKING).length).toBe(
-    Object.keys(native).length + Object.keys(native.ops).length - 3, // ops, probe, createCancel
+    Object.keys(native).length + Object.keys(native.ops).length - 5, // ops, probe, createCancel, two below
   )
   expect(calls).toBeGreaterThan(2000)
   expect(snapshot()).toEqual(before)
+})
+
+test('addresses of device memory are refused where there is no CUDA device', async () => {
+  const memory = { dtype: 'f32' as const, stream: 0n }
+  const pass = newPass()
+  const append = native.passAppendDevice(pass, 1, { k: 16n, v: 16n, ...memory })
+  await expect(append).rejects.toMatchObject({ code: 'HOGWILD_UNSUPPORTED' })
+  const queries = { q: 16n, out: 16n, lse: 0n, ...memory }
+  const attend = native.passAttendDevice(pass, 1, queries, config.queryHeads, 1)
+  await expect(attend).rejects.toMatchObject({ code: 'HOGWILD_UNSUPPORTED' })
 })
 
 test('lengths and ranges that do not fit are refused, and nothing changes', async () => {
@@ -446,7 +456,7 @@ test('closed handles answer HOGWILD_CLOSED, and closing again does nothing', asy
   for (const call of onCache) expect([await outcome(call), call]).toEqual(['HOGWILD_CLOSED', call])
   native.passAbort(open)
 
-  const ownDevice = native.createDevice({ type: 'cpu', threads: 1, simd: '', profile: false })
+  const ownDevice = native.createDevice({ type: 'cpu', index: 0, threads: 1, simd: '', profile: false })
   const onIt = native.createCache(ownDevice, cacheShape(config, 64))
   const itsBlock = native.createBlock(onIt)
   native.deviceClose(ownDevice)
@@ -466,7 +476,7 @@ test('closed handles answer HOGWILD_CLOSED, and closing again does nothing', asy
 })
 
 test('a model and a cache of different devices do not mix', async () => {
-  const other = native.createDevice({ type: 'cpu', threads: 1, simd: '', profile: false })
+  const other = native.createDevice({ type: 'cpu', index: 0, threads: 1, simd: '', profile: false })
   const itsCache = native.createCache(other, cacheShape(config, 64))
   const block = native.createBlock(itsCache)
   expect(await outcome(() => native.step(model, itsCache, [stepWorker([block], [1])], null))).toBe(
@@ -646,11 +656,11 @@ test('JavaScript that runs while arguments are read can close what they name', a
 
 test('errors are of the registered class, with the message for people', () => {
   try {
-    native.createDevice({ type: 'tpu' as 'cpu', threads: 1, simd: '', profile: false })
+    native.createDevice({ type: 'tpu' as 'cpu', index: 0, threads: 1, simd: '', profile: false })
     throw new Error('not refused')
   } catch (error) {
     expect(error).toBeInstanceOf(HogwildError)
-    expect((error as Error).message).toBe("options.type: expected cpu, received 'tpu'")
+    expect((error as Error).message).toBe("options.type: expected cpu or cuda, received 'tpu'")
   }
 })
 

@@ -453,7 +453,7 @@ describe('figures', () => {
       threads: expect.any(Number),
     })
     expect(report.simd_available).toContain(report.device.simd)
-    expect(report.cuda.devices > 0 || report.cuda.reason.length > 0).toBe(true)
+    expect(report.cuda.cards.length > 0 || report.cuda.reason.length > 0).toBe(true)
     const text = (await hogwild('doctor')).stdout
     expect(text).toContain(report.device.simd)
     expect(text).not.toContain(ESCAPE)

@@ -27,7 +27,7 @@ function script(body: string): Promise<string> {
      const { config, tensors, remove } = randomModel({ hiddenSize: 256, intermediateSize: 512, layers: 4 })
      process.on('exit', remove)
      const threads = () => require('node:fs').readdirSync('/proc/self/task').length
-     const device = native.createDevice({ type: 'cpu', threads: 2, simd: '', profile: false })
+     const device = native.createDevice({ type: 'cpu', index: 0, threads: 2, simd: '', profile: false })
      const long = new Array(2000).fill(7)
      async function main() {
        const model = await native.createModel(device, config, tensors, null)
@@ -150,7 +150,7 @@ linux(
     const before = threads()
     const round = async (n) => {
       for (let i = 0; i < n; i++) {
-        const d = native.createDevice({ type: 'cpu', threads: 2, simd: '', profile: false })
+        const d = native.createDevice({ type: 'cpu', index: 0, threads: 2, simd: '', profile: false })
         const c = native.createCache(d, cacheShape(config, 4096))
         const blocks = [0, 1, 2, 3].map(() => native.createBlock(c))
         const pass = native.beginPass(c, [{ view: blocks, bias: null, target: blocks[3], nTokens: 64 }])
@@ -193,7 +193,7 @@ test('worker threads that end in any way leave the others alone', async () => {
       const { workerData, parentPort } = require('node:worker_threads')
       const { cacheShape, loadAddon, stepWorker } = require('./test/lifetime/random-model.cjs')
       const native = loadAddon()
-      const device = native.createDevice({ type: 'cpu', threads: 2, simd: '', profile: false })
+      const device = native.createDevice({ type: 'cpu', index: 0, threads: 2, simd: '', profile: false })
       native.createModel(device, workerData.config, workerData.tensors, null).then((model) => {
         const cache = native.createCache(device, cacheShape(workerData.config, 4096))
         const block = native.createBlock(cache)

@@ -30,7 +30,7 @@ it('names the levels that were tested', () => {
 
 describe.each(levels)('%s', (simd) => {
   const devices = threadCounts.map((threads) =>
-    native.createDevice({ type: 'cpu', threads, simd, profile: false }),
+    native.createDevice({ type: 'cpu', index: 0, threads, simd, profile: false }),
   )
   const [device] = devices
   afterAll(() => {

@@ -85,6 +85,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
   properties->l2CacheSize = 1 << 20;
   return cudaSuccess;
 }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->binaryVersion = simt::card.compute_capability;
+  return cudaSuccess;
+}
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
   const std::scoped_lock lock(simt::memory_mutex);
   *total = simt::card.memory;

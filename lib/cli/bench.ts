@@ -1,10 +1,12 @@
 // `hogwild bench`: workers share a prompt and each generates into its own block.
 
 import { cpus } from 'node:os'
+import { parseDevice } from '../device'
 import {
   type Block,
   createDevice,
   type Device,
+  type DeviceName,
   type Dtype,
   loadModel,
   type Model,
@@ -22,7 +24,7 @@ export interface BenchOptions {
   prompt: number
   generate: number
   repeat: number
-  device: 'auto' | 'cpu' | 'cuda'
+  device: DeviceName
   dtype: 'auto' | Dtype
   threads?: number
   profile?: boolean
@@ -73,8 +75,12 @@ const RANDOM_MODEL = 'random Llama of 135 M parameters'
 export async function bench(options: BenchOptions): Promise<void> {
   const random = options.model === undefined ? await writeRandomLlama() : undefined
   try {
-    const { device: type, threads, dtype } = options
-    using device = createDevice({ type, threads, profile: options.profile })
+    const { threads, dtype } = options
+    using device = createDevice({
+      ...parseDevice(options.device),
+      threads,
+      profile: options.profile,
+    })
     const folder = options.model ?? (random?.folder as string)
     const model = await loadModel(folder, { device, dtype })
     try {

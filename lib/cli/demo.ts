@@ -1,6 +1,7 @@
 // `hogwild demo`: a sentence of reversed words, written the right way round by workers that share one
 // cache; then the race.
 
+import type { DeviceName } from '../index'
 import { formatRace, type RaceRun, race } from './demo/race'
 import { Show } from './demo/show'
 import { createTask, parseSentence } from './demo/task'
@@ -12,6 +13,7 @@ export interface DemoOptions {
   share: boolean
   /** Steps per second; 0: as fast as possible. Default: 12 in a terminal, else 0. */
   pace?: number
+  device: DeviceName
   json?: boolean
 }
 
@@ -21,7 +23,7 @@ const EASY_PACE = 12
 export async function demo(sentence: string, options: DemoOptions): Promise<number> {
   const words = parseSentence(sentence)
   const task = createTask(words)
-  const team = await DemoModel.load()
+  const team = await DemoModel.load(options.device)
   try {
     if (options.json) {
       print(JSON.stringify({ sentence: words.join(' '), runs: await race(team, task) }))

@@ -26,8 +26,12 @@ export function doctor(options: { json?: boolean }): void {
     print(JSON.stringify(report))
     return
   }
-  const cuda =
-    found.cuda.devices > 0 ? `${found.cuda.devices} devices` : `not used: ${found.cuda.reason}`
+  const cards = found.cuda.cards.map(({ name, memory, computeCapability, reason }, index) => [
+    `cuda:${index}`,
+    reason === ''
+      ? `${name}, ${(memory / 2 ** 30).toFixed(1)} GiB, compute capability ${computeCapability.toFixed(1)}`
+      : `${name || 'unknown'}, not used: ${reason}`,
+  ])
   const rows = [
     ['hogwild', report.version],
     ['platform', `${report.platform}, ${report.release}`],
@@ -35,9 +39,9 @@ export function doctor(options: { json?: boolean }): void {
     ['processor', `${report.processor}, ${report.processors} available to this process`],
     ['memory', `${report.memory_gb} GB`],
     ['device', `${used.type} (${used.name})`],
-    ['SIMD', `${used.simd} in use; available: ${found.simd.join(', ')}`],
-    ['threads', String(used.threads)],
-    ['CUDA', cuda],
+    ['SIMD', `${used.simd || 'none'} in use; available: ${found.simd.join(', ')}`],
+    ['threads', String(found.threads)],
+    ...(cards.length > 0 ? cards : [['CUDA', `not used: ${found.cuda.reason}`]]),
   ]
   for (const [name = '', value = ''] of rows) print(`${colors.bold(name.padEnd(10))} ${value}`)
 }

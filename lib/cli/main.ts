@@ -4,12 +4,15 @@
 
 import { Command, CommanderError, Option } from 'commander'
 import { HogwildError } from '../errors'
-import { integer, integers, number } from './options'
+import { deviceName, integer, integers, number } from './options'
 import { packageVersion } from './package'
 
 const device = () =>
-  new Option('--device <device>', 'where to compute')
-    .choices(['auto', 'cpu', 'cuda'])
+  new Option(
+    '--device <device>',
+    'where to compute: auto, cpu, cuda, or cuda:N for one card of several',
+  )
+    .argParser(deviceName)
     .default('auto')
 const dtype = () =>
   new Option('--dtype <dtype>', 'convert the weights; auto: as they are stored')
@@ -43,6 +46,7 @@ program
       'steps per second, 0: as fast as possible; default: 12 in a terminal, else 0',
     ).argParser(number(0)),
   )
+  .addOption(device().default('cpu'))
   .addOption(new Option('--json', 'only the race, its figures as JSON'))
   .addHelpText('after', '\nKeys while the workers write: 1-4 stop a worker or call one, q quits.')
   .action(async (sentence, options) => {

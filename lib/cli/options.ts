@@ -1,6 +1,7 @@
 // Parsers for the values of options; what they throw is a usage error.
 
 import { InvalidArgumentError } from 'commander'
+import { type DeviceName, parseDevice } from '../device'
 
 export function integer(least: number, most = Number.MAX_SAFE_INTEGER): (text: string) => number {
   return (text) => {
@@ -28,4 +29,13 @@ export function number(least: number, most = Number.POSITIVE_INFINITY): (text: s
 
 export function integers(least: number): (text: string) => number[] {
   return (text) => text.split(',').map(integer(least))
+}
+
+export function deviceName(text: string): DeviceName {
+  try {
+    parseDevice(text)
+  } catch {
+    throw new InvalidArgumentError('Expected auto, cpu, cuda or cuda:N.')
+  }
+  return text as DeviceName
 }

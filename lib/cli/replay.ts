@@ -2,7 +2,7 @@
 
 import { readFile } from 'node:fs/promises'
 import { HogwildError } from '../errors'
-import { type Dtype, loadModel } from '../index'
+import { type DeviceName, type Dtype, loadModel } from '../index'
 import { type ReplayResult, replay } from './replay/replay'
 import { parseScript, type ReplayOp } from './replay/script'
 import { type TensorShape, writeSafetensors } from './replay/write-safetensors'
@@ -10,7 +10,7 @@ import { print } from './terminal'
 
 export interface ReplayOptions {
   model: string
-  device: 'auto' | 'cpu' | 'cuda'
+  device: DeviceName
   dtype: 'auto' | Dtype
   threads?: number
   capacity?: number

@@ -1,6 +1,7 @@
 // `hogwild run`: workers solve a problem together on a model of the user's.
 
 import {
+  type DeviceName,
   type Dtype,
   type LayoutName,
   loadModel,
@@ -31,7 +32,7 @@ export interface RunCommandOptions {
   topP?: number
   minP?: number
   seed: number
-  device: 'auto' | 'cpu' | 'cuda'
+  device: DeviceName
   dtype: 'auto' | Dtype
   threads?: number
   capacity?: number

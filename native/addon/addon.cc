@@ -73,6 +73,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add<begin_pass>(exports, "beginPass");
   add_async<pass_append>(exports, "passAppend");
   add_async<pass_attend>(exports, "passAttend");
+  add_async<pass_append_device>(exports, "passAppendDevice");
+  add_async<pass_attend_device>(exports, "passAttendDevice");
   add<pass_commit>(exports, "passCommit");
   add<pass_abort>(exports, "passAbort");
 

@@ -54,8 +54,18 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
   for (std::uint32_t i = 0; i < levels.size(); i++) simd.Set(i, levels[i]);
   const CudaStatus status = cuda_status();
   auto cuda = Napi::Object::New(env);
+  auto cards = Napi::Array::New(env, status.cards.size());
+  for (std::uint32_t i = 0; i < cards.Length(); i++) {
+    const CudaCard& card = status.cards[i];
+    auto about = Napi::Object::New(env);
+    about.Set("name", card.name);
+    about.Set("memory", static_cast<double>(card.memory));
+    about.Set("computeCapability", card.compute_capability / 10.0);
+    about.Set("reason", card.reason);
+    cards.Set(i, about);
+  }
   cuda.Set("compiled", status.compiled);
-  cuda.Set("devices", status.devices);
+  cuda.Set("cards", cards);
   cuda.Set("reason", status.reason);
   auto found = Napi::Object::New(env);
   found.Set("version", HOGWILD_VERSION);
@@ -67,12 +77,13 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
 
 Napi::Value create_device(const Napi::CallbackInfo& info) {
   const Argument options(info, 0, "options");
-  options.property("type").one_of<int>({{"cpu", 0}});
+  const bool is_cuda = options.property("type").one_of<bool>({{"cpu", false}, {"cuda", true}});
+  const auto index = static_cast<int>(options.property("index").integer(0, INT32_MAX));
   CpuOptions cpu;
   cpu.threads = static_cast<int>(options.property("threads").integer(0, 1024));
   cpu.simd = options.property("simd").string();
   const bool profile = options.property("profile").boolean();
-  std::shared_ptr<Device> device = create_cpu_device(cpu);
+  std::shared_ptr<Device> device = is_cuda ? create_cuda_device(index) : create_cpu_device(cpu);
   if (profile) device = std::make_shared<ProfileDevice>(std::move(device));
   return to_handle(info.Env(), std::make_shared<DeviceHandle>(info.Env(), std::move(device)));
 }
@@ -83,6 +94,7 @@ Napi::Value device_info(const Napi::CallbackInfo& info) {
   auto result = Napi::Object::New(info.Env());
   result.Set("type", about.type);
   result.Set("name", about.name);
+  result.Set("index", about.index);
   result.Set("simd", about.simd);
   result.Set("threads", about.threads);
   return result;

@@ -43,6 +43,8 @@ Napi::Value block_close(const Napi::CallbackInfo& info);
 Napi::Value begin_pass(const Napi::CallbackInfo& info);
 Napi::Value pass_append(const Napi::CallbackInfo& info);
 Napi::Value pass_attend(const Napi::CallbackInfo& info);
+Napi::Value pass_append_device(const Napi::CallbackInfo& info);
+Napi::Value pass_attend_device(const Napi::CallbackInfo& info);
 Napi::Value pass_commit(const Napi::CallbackInfo& info);
 Napi::Value pass_abort(const Napi::CallbackInfo& info);
 

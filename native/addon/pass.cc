@@ -2,6 +2,7 @@
 #include <napi.h>
 
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "addon/convert.h"
@@ -174,6 +175,51 @@ class AttendTask : public PromiseTask {
   float* lse_;
 };
 
+// Device memory of the engine. The call comes back when the work is on the stream: who waits for the
+// stream, or goes on with it, sees the results.
+class ExternalTask : public PromiseTask {
+ public:
+  ExternalTask(std::shared_ptr<OpenPass> pass, std::function<void(Device&)> op)
+      : pass_(std::move(pass)), op_(std::move(op)) {}
+
+ protected:
+  void execute(const std::atomic<bool>&) override {
+    pass_->begin_step();
+    op_(pass_->cache->device());
+  }
+  Napi::Value result(Napi::Env env) override { return env.Undefined(); }
+
+ private:
+  std::shared_ptr<OpenPass> pass_;
+  std::function<void(Device&)> op_;
+};
+
+// What the engine hands over: addresses on the device of the pass's cache.
+struct ExternalArguments {
+  explicit ExternalArguments(const Argument& buffers, const OpenPass& pass) {
+    if (pass.cache->device().info().type != "cuda") {
+      throw Error(code::kUnsupported, buffers.path() + ": addresses of device memory need a cache on a CUDA device");
+    }
+    caller.dtype = buffers.property("dtype").dtype();
+    caller.stream = address(buffers, "stream");
+  }
+
+  // Null for 0n.
+  static void* address(const Argument& buffers, const char* name) {
+    return reinterpret_cast<void*>(static_cast<std::uintptr_t>(buffers.property(name).uint64()));
+  }
+  // Kernels read 16 bytes at a time.
+  static void* buffer(const Argument& buffers, const char* name) {
+    void* data = address(buffers, name);
+    if (data == nullptr || reinterpret_cast<std::uintptr_t>(data) % 16 != 0) {
+      buffers.property(name).refuse("an address that is a multiple of 16");
+    }
+    return data;
+  }
+
+  Caller caller;
+};
+
 }  // namespace
 
 // ---- functions ------------------------------------------------------------------------------------
@@ -211,6 +257,44 @@ Napi::Value pass_attend(const Napi::CallbackInfo& info) {
   const bool want_lse = Argument(info, 5, "wantLse").boolean();
   return pass->schedule(
       std::make_unique<AttendTask>(info.Env(), pass->open(), layer, std::move(q), query_heads, scale, want_lse));
+}
+
+Napi::Value pass_append_device(const Napi::CallbackInfo& info) {
+  const auto pass = Argument(info, 0, "pass").handle<PassHandle>();
+  const std::shared_ptr<KvCache> cache = pass->open()->cache;
+  const std::int64_t layer = Argument(info, 1, "layer").integer(0, cache->shape().layers - 1);
+  const Argument buffers(info, 2, "buffers");
+  const KvAppendParams params{.shape = cache->shape(),
+                              .layer = cache->layer(layer),
+                              .first = 0,
+                              .rows = pass->open()->reservation->n_tokens(),
+                              .k = ExternalArguments::buffer(buffers, "k"),
+                              .v = ExternalArguments::buffer(buffers, "v"),
+                              .caller = ExternalArguments(buffers, *pass->open()).caller};
+  return pass->schedule(
+      std::make_unique<ExternalTask>(pass->open(), [params](Device& device) { device.kv_append(params); }));
+}
+
+Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
+  const auto pass = Argument(info, 0, "pass").handle<PassHandle>();
+  const std::shared_ptr<KvCache> cache = pass->open()->cache;
+  const std::int64_t layer = Argument(info, 1, "layer").integer(0, cache->shape().layers - 1);
+  const Argument buffers(info, 2, "buffers");
+  const Argument heads(info, 3, "queryHeads");
+  const std::int64_t query_heads = heads.integer(1, 1 << 16);
+  if (query_heads % cache->shape().kv_heads != 0) {
+    heads.refuse("a multiple of " + std::to_string(cache->shape().kv_heads) + " (kvHeads)");
+  }
+  const AttentionParams params{.shape = cache->shape(),
+                               .layer = cache->layer(layer),
+                               .query_heads = query_heads,
+                               .scale = static_cast<float>(Argument(info, 4, "scale").number()),
+                               .q = ExternalArguments::buffer(buffers, "q"),
+                               .out = ExternalArguments::buffer(buffers, "out"),
+                               .lse = static_cast<float*>(ExternalArguments::address(buffers, "lse")),
+                               .caller = ExternalArguments(buffers, *pass->open()).caller};
+  return pass->schedule(
+      std::make_unique<ExternalTask>(pass->open(), [params](Device& device) { device.attention(params); }));
 }
 
 Napi::Value pass_commit(const Napi::CallbackInfo& info) {

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "core/error.h"
+
 namespace hogwild {
 
 Buffer::Buffer(Buffer&& other) noexcept
@@ -23,8 +25,14 @@ Buffer::~Buffer() {
   if (release_) release_(data_, bytes_);
 }
 
+#if !defined(HOGWILD_CUDA)
 CudaStatus cuda_status() {
-  return {.compiled = false, .devices = 0, .reason = "this build of hogwild contains no CUDA kernels"};
+  return {.compiled = false, .cards = {}, .reason = "this build of hogwild contains no CUDA kernels"};
 }
+
+std::shared_ptr<Device> create_cuda_device(int) {
+  throw Error(code::kUnsupported, "device 'cuda' cannot be used: " + cuda_status().reason);
+}
+#endif
 
 }  // namespace hogwild

@@ -44,6 +44,7 @@ class Buffer {
 struct DeviceInfo {
   std::string type;  // "cpu" | "cuda"
   std::string name;  // processor or card
+  int index = 0;     // cuda: which of the cards
   std::string simd;  // cpu: level in use, "baseline" | "avx2" | "avx512" | "avx512bf16" | "neon"
   int threads = 0;   // cpu: threads that compute, the calling one included
 };
@@ -116,11 +117,21 @@ std::shared_ptr<Device> create_cpu_device(const CpuOptions& options);
 std::vector<std::string> available_simd_levels();
 
 // Whether and why (not) CUDA can be used: for `doctor` and for device: 'auto'.
+struct CudaCard {
+  std::string name;
+  std::int64_t memory = 0;     // bytes
+  int compute_capability = 0;  // major * 10 + minor
+  std::string reason;          // why it cannot be used; empty where it can
+};
 struct CudaStatus {
-  bool compiled = false;  // this binary holds CUDA kernels
-  int devices = 0;
-  std::string reason;  // why it cannot be used; empty where it can
+  bool compiled = false;        // this binary holds CUDA kernels
+  std::vector<CudaCard> cards;  // those that the driver shows, by index
+  std::string reason;           // why none can be used; empty where one can
 };
 CudaStatus cuda_status();
+
+// Throws kUnsupported where CUDA or this card cannot be used, saying why; kInvalidArgument where there is
+// no card of this index.
+std::shared_ptr<Device> create_cuda_device(int index);
 
 }  // namespace hogwild

@@ -225,4 +225,13 @@ struct SampleParams {
   float* logprobs = nullptr;       // [rows.size()], host memory: log softmax(raw logits)[token], or null
 };
 
+// What became of a row.
+enum class SampleStatus : std::int32_t {
+  kOk,
+  kNotANumber,        // the logits contain NaN or +infinity
+  kNothingFinite,     // no logit is finite
+  kPenaltyOverflows,  // a logit becomes infinite under the repetition penalty
+  kAllForbidden,      // every token with a finite logit is forbidden
+};
+
 }  // namespace hogwild

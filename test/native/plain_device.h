@@ -18,7 +18,7 @@ class PlainDevice : public Device {
  public:
   std::int64_t rebases_until_failure = -1;  // that many kv_rebase succeed, the next one throws; -1: none does
 
-  DeviceInfo info() const override { return {.type = "plain", .name = "plain", .simd = "", .threads = 1}; }
+  DeviceInfo info() const override { return {.type = "plain", .name = "plain", .index = 0, .simd = "", .threads = 1}; }
 
   Buffer allocate(std::size_t bytes, const char* purpose) override {
     // The sanitizers' allocators end the process where others return null.

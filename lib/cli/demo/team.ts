@@ -1,7 +1,14 @@
 // The demo's model and the workers that do its job.
 
 import { join } from 'node:path'
-import { loadModel, loadTokenizer, type Model, runWorkers, type WorkerRun } from '../../index'
+import {
+  type DeviceName,
+  loadModel,
+  loadTokenizer,
+  type Model,
+  runWorkers,
+  type WorkerRun,
+} from '../../index'
 import { packageRoot } from '../package'
 import { type Blocks, type DemoTask, HALT, TAKEN_AWAY, type WrittenToken } from './task'
 
@@ -22,10 +29,13 @@ export class DemoModel {
     this.symbols = Array.from({ length: model.config.vocabSize }, (_, token) => decode(token))
   }
 
-  static async load(threads = 1): Promise<DemoModel> {
+  /** On a CPU one thread by default: a matrix of this model is smaller than the wait for a second one. */
+  static async load(device: DeviceName = 'cpu', threads = 1): Promise<DemoModel> {
     const tokenizer = await loadTokenizer(demoModelFolder)
-    // One thread: a matrix of this model is smaller than the wait for a second one.
-    const model = await loadModel(demoModelFolder, { device: 'cpu', threads })
+    const model = await loadModel(
+      demoModelFolder,
+      device === 'cpu' ? { device, threads } : { device },
+    )
     return new DemoModel(
       model,
       (text) => tokenizer.encode(text, { addSpecialTokens: false }),

@@ -89,7 +89,7 @@ class CpuDevice final : public Device {
         threads_(pool_.threads()) {}
 
   DeviceInfo info() const override {
-    return {.type = "cpu", .name = processor_name(), .simd = kernels_.name, .threads = pool_.threads()};
+    return {.type = "cpu", .name = processor_name(), .index = 0, .simd = kernels_.name, .threads = pool_.threads()};
   }
 
   Buffer allocate(std::size_t bytes, const char* purpose) override { return map_memory(bytes, purpose); }

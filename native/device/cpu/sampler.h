@@ -26,8 +26,4 @@ struct SampledToken {
 SampledToken sample_row(const CpuKernels& kernels, const float* logits, std::int64_t vocab,
                         const SampleParams::Row& row, bool want_logprob, SamplerScratch& scratch);
 
-// Uniform in [0, 1), 53 bits: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
-// 1, 2, 3") with key `seed` and counter `draw`.
-double uniform_random(std::uint64_t seed, std::uint64_t draw);
-
 }  // namespace hogwild
