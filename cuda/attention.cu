@@ -60,16 +60,14 @@ SIMT_DEVICE long long share_begin(long long total, int cta, int ctas) { return t
 
 // ---- plan -------------------------------------------------------------------------------------------
 
-// A position in the order of the work. A *pair* is (row tile, segment):
-// row_tile * S + segment.
+// A position in the order of the work. A *pair* is (row tile, segment): row_tile * S + segment.
 struct WorkCursor {
   int kv_head, pair, tile, tiles;  // `tiles`: of this pair
 
   SIMT_DEVICE void seek(const std::int32_t* tiles_before, int pairs, int tiles_per_head, long long position) {
     kv_head = static_cast<int>(position / tiles_per_head);
     const int within = static_cast<int>(position - static_cast<long long>(kv_head) * tiles_per_head);
-    int low = 0;  // the last pair that begins at or before `within`, hence one
-                  // that has tiles
+    int low = 0;  // the last pair that begins at or before `within`, hence one that has tiles
     int high = pairs - 1;
     while (low < high) {
       const int middle = (low + high + 1) / 2;
@@ -98,8 +96,7 @@ struct WorkCursor {
   }
 };
 
-// Tiles from the start of the segment's first page to the last key that a row
-// of the row tile sees.
+// Tiles from the start of the segment's first page to the last key that a row of the row tile sees.
 SIMT_DEVICE int count_tiles(const Arguments& p, int tokens, int row_tile, int segment, int keys_per_tile) {
   const int first = row_tile * p.rows_per_tile / p.group;
   const int end = min(tokens, ceil_div((row_tile + 1) * p.rows_per_tile, p.group));
@@ -110,8 +107,7 @@ SIMT_DEVICE int count_tiles(const Arguments& p, int tokens, int row_tile, int se
   const Segment s = p.plan.segments[segment];
   limit = min(limit, s.length);
   if (limit == 0) return 0;
-  // Whole tiles before the first slot are left out too: with half-page tiles
-  // there may be one.
+  // Whole tiles before the first slot are left out too: with half-page tiles there may be one.
   return ceil_div(s.first_slot + limit, keys_per_tile) - s.first_slot / keys_per_tile;
 }
 
@@ -165,8 +161,8 @@ __global__ void __launch_bounds__(kThreads) plan_attention(const __grid_constant
 
 // How the four warps and shared memory are used, for a width of the cache's rows and a number of rows per row
 // tile. The warps stand side by side along the rows, 16 each; along the columns of the output where all of
-// them would be too many registers for one warp (both halves then compute the same scores); and along the keys
-// of a tile.
+// them would be too many registers for one warp (both halves then compute the same scores); and along the
+// keys of a tile.
 template <int kRowWidth, int kRowsPerTile>
 struct Tiling {
   static constexpr int kWidth = kRowWidth;
@@ -194,17 +190,15 @@ struct Tiling {
 
   static constexpr int kQueryBytes = kRows * kWidth * 2;
   static constexpr int kStageBytes = 2 * kKeys * kWidth * 2;  // K and V
-  // (max, sum) of the rows of the warps that give their state to others: at
-  // most half of them.
+  // (max, sum) of the rows of the warps that give their state to others: at most half of them.
   static constexpr int kMergeBytes = kWarps / 2 * 32 * static_cast<int>(sizeof(float4));
-  // Three stages where they fit, else two. 99 KiB per CTA is what the smallest
-  // supported cards (8.6, 8.9, 12.0) have.
+  // Three stages where they fit, else two. 99 KiB per CTA is what the smallest supported cards (8.6, 8.9,
+  // 12.0) have.
   static constexpr int kSharedLimit = 99 * 1024;
   static constexpr int kStages = kQueryBytes + 3 * kStageBytes + kMergeBytes <= kSharedLimit ? 3 : 2;
   static constexpr int kSharedBytes = kQueryBytes + kStages * kStageBytes + kMergeBytes;
   static_assert(kSharedBytes <= kSharedLimit, "does not fit");
-  // A stage is also where warps along the keys exchange their output: half of
-  // them, 16 rows of f32.
+  // A stage is also where warps along the keys exchange their output: half of them, 16 rows of f32.
   static_assert(kKeyWarps == 1 || kWarps / 2 * 16 * kWidth * 4 <= kStageBytes, "the exchange must fit into a stage");
 };
 
@@ -227,17 +221,15 @@ SIMT_DEVICE void rotate_queries(const Arguments& p, const Visit* visits, int row
     const int row = first_row + r;
     Visit visit;
     if (row < rows) visit = load_constant_16(visits + row / p.group);
-    if (row >= rows || visit.limit == 0) {
+    if (visit.limit == 0) {  // then all of the row is hidden, wherever its chunks lie
       queries[r * Shape::kChunks + 2 * (i % kUnits)] = make_uint4(0, 0, 0, 0);
       queries[r * Shape::kChunks + 2 * (i % kUnits) + 1] = make_uint4(0, 0, 0, 0);
       continue;
     }
     const ActivationRow q = {p.q, p.dtype, row_index(p, row, kv_head) * head_dim};
     const RotatedUnit unit = load_rotated_unit(q, head_dim, p.rope, visit.angle, i % kUnits);
-    const int first = unit.chunk[0];
-    const int second = unit.chunk[1];
-    queries[swizzled_chunk(Shape::kChunks, r, first & ~1, first & 1)] = pack8<T>(unit.first, p.scale_log2);
-    queries[swizzled_chunk(Shape::kChunks, r, second & ~1, second & 1)] = pack8<T>(unit.second, p.scale_log2);
+    queries[swizzled_chunk(Shape::kChunks, r, unit.chunk[0])] = pack8<T>(unit.first, p.scale_log2);
+    queries[swizzled_chunk(Shape::kChunks, r, unit.chunk[1])] = pack8<T>(unit.second, p.scale_log2);
   }
 }
 
@@ -268,8 +260,7 @@ struct Place {
   int lane, row_warp, column_warp, key_warp;
 };
 
-// What a thread's two rows see of a segment, in slots counted from the
-// segment's first page.
+// What a thread's two rows see of a segment, in slots counted from the segment's first page.
 struct Sight {
   int begin;   // first slot of the segment
   int end[2];  // first slot that row g, g + 8 does not see; 0 where it sees none
@@ -300,8 +291,7 @@ SIMT_DEVICE void load_query_fragment(const uint4* queries, const Place& place, i
   simt::ldmatrix_x4(fragment, queries + swizzled_chunk(Shape::kChunks, row, 2 * step, place.lane / 16));
 }
 
-// One tile for one warp: scores of its 16 rows and kWarpKeys keys, softmax,
-// product with the values.
+// One tile for one warp: scores of its 16 rows and kWarpKeys keys, softmax, product with the values.
 template <typename T, typename Shape>
 SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[Shape::kWidth / 16][4],
                              const Place& place, const Sight& sight, int first_slot, typename Shape::State& state) {
@@ -343,8 +333,7 @@ SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[
     }
   }
 
-  // The scores' accumulator layout is that of A: probabilities go into the next
-  // product as they lie.
+  // The scores' accumulator layout is that of A: probabilities go into the next product as they lie.
   std::uint32_t probabilities[kWarpKeys / 16][4];
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
@@ -376,9 +365,8 @@ SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[
   }
 }
 
-// Joins the states of the warps along the keys in those of key warp 0, pairwise
-// through shared memory. All threads; `exchange` may still be read as a tile by
-// others when it is called.
+// Joins the states of the warps along the keys in those of key warp 0, pairwise through shared memory. All
+// threads; `exchange` may still be read as a tile by others when it is called.
 template <typename Shape>
 SIMT_DEVICE void merge_key_warps(const Place& place, float4* exchange, float4* row_exchange,
                                  typename Shape::State& state) {
@@ -498,8 +486,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
   for (int i = 0; i < n_tiles; ++i) {
     uint4* stage = stages + i % Shape::kStages * kStageChunks;
     simt::cp_async_wait<Shape::kStages - 2>();
-    __syncthreads();  // this tile is there for all; all are done with the one
-                      // before, and with `queries`
+    __syncthreads();  // this tile is there for all; all are done with the one before, and with `queries`
     if (begun < n_tiles) {
       loading.next(p.tiles_before, pairs);
       load_tile<Shape>(p, loading, segments, stages + begun % Shape::kStages * kStageChunks);
@@ -547,9 +534,8 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
 
 // ---- combine ----------------------------------------------------------------------------------------
 
-// One warp per (row, kv head): joins the partial states of the CTAs that share
-// its output, in the order of the work, so that the result does not depend on
-// timing. Rows of outputs without tiles become 0.
+// One warp per (row, kv head): joins the partial states of the CTAs that share its output, in the order of
+// the work, so that the result does not depend on timing. Rows of outputs without tiles become 0.
 __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_constant__ Arguments p) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
@@ -568,8 +554,7 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
   const long long run_end = head_position + simt::load_constant(p.tiles_before + (row_tile + 1) * segments);
   int first_cta = 0;
   int last_cta = -1;
-  if (run_end > run_begin) {  // the CTA of tile x is the last whose share begins
-                              // at or before x
+  if (run_end > run_begin) {  // the CTA of tile x is the last whose share begins at or before x
     first_cta = static_cast<int>(((run_begin + 1) * ctas - 1) / total);
     last_cta = static_cast<int>((run_end * ctas - 1) / total);
     if (first_cta == last_cta) return;  // it has written the result
@@ -612,9 +597,8 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
 
 namespace {
 
-// Rows per row tile: as few as hold all rows of the step, at most four warps'
-// worth of 16. Head dims of half-page tiles take two warps for the columns,
-// hence two for the rows.
+// Rows per row tile: as few as hold all rows of the step, at most four warps' worth of 16. Widths with tiles of
+// half a page take two warps for the columns, hence two for the rows.
 int rows_per_tile(std::int64_t rows, std::int64_t width) {
   if (width > 128) return 32;
   return rows <= 16 ? 16 : rows <= 32 ? 32 : 64;

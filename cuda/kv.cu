@@ -26,9 +26,7 @@ struct PageHead {
   Pool* first;  // chunk
   int chunks;   // per row
 
-  SIMT_DEVICE Pool& chunk(int slot, int chunk) const {
-    return first[swizzled_chunk(chunks, slot, chunk & ~1, chunk & 1)];
-  }
+  SIMT_DEVICE Pool& chunk(int slot, int chunk) const { return first[swizzled_chunk(chunks, slot, chunk)]; }
 };
 
 SIMT_DEVICE int chunks_of(const KvShape& shape) {
@@ -67,19 +65,20 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) append_kv(const __grid_constant__ KvAppendLaunch p) {
   const bool is_key = blockIdx.y == 0;
   const int head_dim = static_cast<int>(p.shape.head_dim);
+  const int kv_heads = static_cast<int>(p.shape.kv_heads);
   const int units = chunks_of(p.shape) / 2;
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const std::int64_t row = i / units;  // of (token, kv head)
-  if (row >= p.rows * p.shape.kv_heads) return;
-  const AppendSlot slot = p.slots[row / p.shape.kv_heads];
+  const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  const int row = i / units;  // of (token, kv head)
+  if (row >= p.rows * kv_heads) return;
+  const AppendSlot slot = p.slots[row / kv_heads];
   if (slot.page < 0) return;
 
   const ActivationRow from = {is_key ? p.k : p.v, p.dtype, static_cast<std::size_t>(row) * head_dim};
   RopeTable rope = p.rope;
   if (!is_key) rope.rotary_dim = 0;
-  const RotatedUnit unit = load_rotated_unit(from, head_dim, rope, slot.angle, static_cast<int>(i % units));
+  const RotatedUnit unit = load_rotated_unit(from, head_dim, rope, slot.angle, i % units);
   auto* pool = static_cast<uint4*>(is_key ? p.layer.keys : p.layer.values);
-  store_unit<T>(page_head(pool, p.shape, slot.page, row % p.shape.kv_heads), slot.slot, unit);
+  store_unit<T>(page_head(pool, p.shape, slot.page, row % kv_heads), slot.slot, unit);
 }
 
 // ---- rebase -----------------------------------------------------------------------------------------
@@ -114,15 +113,16 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) read_kv(const __grid_constant__ KvReadLaunch p) {
   const bool is_key = blockIdx.y == 0;
   const int chunks = static_cast<int>(p.shape.head_dim) / kChunkElements;  // without padding
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const std::int64_t row = i / chunks;  // of (token, kv head)
-  if (row >= p.n * p.shape.kv_heads) return;
-  const AppendSlot slot = p.slots[row / p.shape.kv_heads];
+  const int kv_heads = static_cast<int>(p.shape.kv_heads);
+  const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  const int row = i / chunks;  // of (token, kv head)
+  if (row >= p.n * kv_heads) return;
+  const AppendSlot slot = p.slots[row / kv_heads];
   const auto* pool = static_cast<const uint4*>(is_key ? p.layer.keys : p.layer.values);
-  const PageRow<T> from = {page_head(pool, p.shape, slot.page, row % p.shape.kv_heads), slot.slot};
+  const PageRow<T> from = {page_head(pool, p.shape, slot.page, row % kv_heads), slot.slot};
   float x[8];
-  from.load_chunk(static_cast<int>(i % chunks), x);
-  float4* to = reinterpret_cast<float4*>((is_key ? p.k : p.v) + i * kChunkElements);
+  from.load_chunk(i % chunks, x);
+  float4* to = reinterpret_cast<float4*>((is_key ? p.k : p.v) + static_cast<std::size_t>(i) * kChunkElements);
   to[0] = make_float4(x[0], x[1], x[2], x[3]);
   to[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
@@ -133,14 +133,13 @@ __global__ void __launch_bounds__(kThreads) read_kv(const __grid_constant__ KvRe
 
 namespace {
 
-// CTAs for a thread per item: 0 where they are more than a grid has.
-unsigned ctas_for(std::int64_t items) {
-  const std::int64_t ctas = (items + kThreads - 1) / kThreads;
-  return ctas <= INT_MAX ? static_cast<unsigned>(ctas) : 0;
-}
-
-// Rows or moves of one launch: within a grid, and so few that items do not overflow.
+// Rows or moves of one launch: no overflow below.
 bool is_count(std::int64_t n) { return 0 <= n && n <= INT_MAX; }
+
+// CTAs for a thread per item; 0 where an int cannot count the threads.
+unsigned ctas_for(std::int64_t items) {
+  return items <= INT_MAX - kThreads ? static_cast<unsigned>((items + kThreads - 1) / kThreads) : 0;
+}
 
 }  // namespace
 

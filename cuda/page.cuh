@@ -28,6 +28,10 @@ SIMT_DEVICE int swizzled_chunk(int chunks, int row, int even_chunk, int own_chun
   return row * chunks + (even_chunk % shared ^ own) + even_chunk / shared * shared;
 }
 
+SIMT_DEVICE int swizzled_chunk(int chunks, int row, int chunk) {
+  return swizzled_chunk(chunks, row, chunk & ~1, chunk & 1);
+}
+
 // First chunk of a (page, kv head) in its pool.
 SIMT_DEVICE std::size_t page_offset(std::int64_t page, std::int64_t kv_head, std::int64_t kv_heads, int chunks) {
   return static_cast<std::size_t>((page * kv_heads + kv_head) * kPageSize * chunks);

@@ -41,7 +41,6 @@ SIMT_DEVICE void load_rotated_chunk(const Row& row, int head_dim, const float* c
     return;
   }
   row.load_chunk(chunk, x);
-  if (begin >= 2 * half) return;
 #pragma unroll
   for (int i = 0; i < kChunkElements; ++i) {
     const int d = begin + i;
