@@ -1,3 +1,383 @@
-#include "kernels.h"
+// y_i = x W_i^T + b_i for up to three matrices that read the same x (MatmulParams of device/ops.h).
+//
+// Weights are the A operand of mma.sync (16 outputs), tokens the B operand (8 rows), so that few rows waste
+// little. The work is cut into *tiles* of outputs x rows, a tile into *chunks* of kDepth along k. All chunks
+// stand in one order - matrix, tile of outputs, tile of rows, chunk - and CTA i of n takes the chunks
+// [i N / n, (i + 1) N / n) of all N (stream-K, Osama et al. 2023, arXiv 2301.03598). A tile that is cut
+// between CTAs is added up by the last of them to arrive, in the order of the work: the result does not
+// depend on timing.
+//
+// Up to 64 rows are one tile of rows: each weight is read once, and where the chunks are cut does not depend
+// on the number of rows, so a row's result does not depend on its company, to the last bit. More rows take
+// larger tiles, whose sums are cut elsewhere.
+#include <algorithm>
+#include <climits>
 
-namespace hogwild::cuda {}  // namespace hogwild::cuda
+#include "dispatch.cuh"
+#include "kernels.h"
+#include "simt/simt.h"
+#include "vector_load.cuh"
+
+namespace hogwild::cuda {
+namespace {
+
+// What the kernel gets: the launch, and what the launcher worked out.
+struct Arguments {
+  MatmulParams params;
+  int tiles_before[MatmulParams::kMaxOutputs + 1];  // tiles of the matrices before each
+  int row_tiles;
+  int chunks;               // per tile
+  unsigned* tickets;        // [tiles]: CTAs that have finished a tile that is cut; 0 between launches
+  volatile float* partial;  // [CTAs, 2, kOutputs, kRows]: of a CTA's first and last tile
+};
+
+// Tiles of one launch. The tickets lie at the start of the workspace, whatever the sizes of a launch, so that
+// none ever finds another's partial sums in their place.
+constexpr int kMaxTiles = 1 << 15;
+constexpr std::size_t kTicketBytes = kMaxTiles * sizeof(unsigned);
+
+template <int kTileRows, int kTileOutputs, int kWarpsAlongRows, int kWarpsAlongOutputs, int kChunkDepth>
+struct Tiling {
+  static constexpr int kRows = kTileRows;
+  static constexpr int kOutputs = kTileOutputs;
+  static constexpr int kRowWarps = kWarpsAlongRows;
+  static constexpr int kThreads = 32 * kRowWarps * kWarpsAlongOutputs;
+  static constexpr int kDepth = kChunkDepth;
+  static constexpr int kWarpRows = kRows / kRowWarps;
+  static constexpr int kWarpOutputs = kOutputs / kWarpsAlongOutputs;
+  static constexpr int kRowTiles = kWarpRows / 8;  // of mma.sync
+  static constexpr int kOutputTiles = kWarpOutputs / 16;
+  static_assert(kWarpRows % 8 == 0 && kWarpOutputs % 16 == 0 && kDepth % 32 == 0);
+
+  // Weights: rows of kWeightChunks times 16 bytes, permuted so that ldmatrix meets no bank twice: rows
+  // that begin at the same bank differ in the low bits of their chunks.
+  static constexpr int kWeightChunks = kDepth / 8;
+  static constexpr int kWeightBytes = kOutputs * kDepth * 2;
+  SIMT_HOST_DEVICE static constexpr int weight_chunk(int row, int chunk) {
+    constexpr int kRowsPerLine = 8 / (kWeightChunks < 8 ? kWeightChunks : 8);  // rows in 128 bytes
+    return row * kWeightChunks + (chunk ^ (row / kRowsPerLine % (kWeightChunks < 8 ? kWeightChunks : 8)));
+  }
+  // x stays f32 until it is a fragment. A row is 8 floats longer than a chunk is deep: the 4 rows x 4 pairs
+  // that a half warp reads at once then lie in different banks.
+  static constexpr int kXStride = kDepth + 8;
+  static constexpr int kXBytes = kRows * kXStride * 4;
+  static constexpr int kStageBytes = kWeightBytes + kXBytes;
+  // 99 KiB per CTA is what the smallest supported cards have; two CTAs per multiprocessor where that leaves
+  // enough in flight.
+  static constexpr int kStages = std::min(6, (kThreads > 128 ? 96 : 80) * 1024 / kStageBytes);
+  static constexpr int kSharedBytes = kStages * kStageBytes + 16;
+  static_assert(kStages >= 3, "a copy under way while another is awaited");
+  static constexpr int kCtasPerMultiprocessor = kThreads > 128 ? 1 : 2;
+};
+
+// Position of a CTA in the order of the work.
+struct Place {
+  int tile, chunk;
+};
+
+SIMT_DEVICE long long share_begin(long long total, int cta, int ctas) { return total * cta / ctas; }
+
+// Which matrix, outputs and rows a tile is of.
+struct TileAt {
+  int matrix;
+  std::int64_t first_output, first_row;
+};
+
+template <typename Shape>
+SIMT_DEVICE TileAt locate(const Arguments& p, int tile) {
+  int matrix = 0;
+  while (matrix + 1 < p.params.n_outputs && tile >= p.tiles_before[matrix + 1]) ++matrix;
+  const int within = tile - p.tiles_before[matrix];
+  return {matrix, static_cast<std::int64_t>(within / p.row_tiles) * Shape::kOutputs,
+          static_cast<std::int64_t>(within % p.row_tiles) * Shape::kRows};
+}
+
+// Begins the copy of one chunk of weights and of x. What lies beyond a matrix becomes zero.
+template <typename Shape>
+SIMT_DEVICE void load_chunk(const Arguments& p, Place at, unsigned char* stage) {
+  const TileAt tile = locate<Shape>(p, at.tile);
+  const Matrix& weight = p.params.outputs[tile.matrix].weight;
+  const std::int64_t k = p.params.k;
+  const std::int64_t first_k = static_cast<std::int64_t>(at.chunk) * Shape::kDepth;
+  uint4* weights = reinterpret_cast<uint4*>(stage);
+  for (int i = static_cast<int>(threadIdx.x); i < Shape::kOutputs * Shape::kWeightChunks; i += Shape::kThreads) {
+    const int row = i / Shape::kWeightChunks;
+    const int chunk = i % Shape::kWeightChunks;
+    const std::int64_t output = tile.first_output + row;
+    const std::int64_t column = first_k + chunk * 8;
+    const bool valid = output < weight.rows && column < k;
+    const auto* from = static_cast<const std::uint16_t*>(weight.data) + (valid ? output * k + column : 0);
+    simt::cp_async_16(weights + Shape::weight_chunk(row, chunk), from, valid);
+  }
+  float* x = reinterpret_cast<float*>(stage + Shape::kWeightBytes);
+  constexpr int kXChunks = Shape::kDepth / 4;
+  for (int i = static_cast<int>(threadIdx.x); i < Shape::kRows * kXChunks; i += Shape::kThreads) {
+    const int r = i / kXChunks;
+    const int chunk = i % kXChunks;
+    const std::int64_t row = tile.first_row + r;
+    const std::int64_t column = first_k + chunk * 4;
+    const bool valid = row < p.params.rows && column < k;
+    simt::cp_async_16(x + r * Shape::kXStride + chunk * 4, p.params.x + (valid ? row * k + column : 0), valid);
+  }
+}
+
+// x rounded to the weights' type. f16 reaches only to 65504: beyond, x is held there. NaN stays.
+template <typename T>
+SIMT_DEVICE std::uint32_t round_pair(float2 x);
+template <>
+SIMT_DEVICE std::uint32_t round_pair<simt::bf16>(float2 x) {
+  return simt::pack2<simt::bf16>(x.x, x.y);
+}
+template <>
+SIMT_DEVICE std::uint32_t round_pair<simt::f16>(float2 x) {
+  constexpr float kMax = 65504.f;
+  const auto hold = [](float v) { return v > kMax ? kMax : v < -kMax ? -kMax : v; };
+  return simt::pack2<simt::f16>(hold(x.x), hold(x.y));
+}
+
+template <typename Shape>
+struct Sums {
+  float of[Shape::kOutputTiles][Shape::kRowTiles][4];
+
+  SIMT_DEVICE void clear() {
+#pragma unroll
+    for (int o = 0; o < Shape::kOutputTiles; ++o) {
+#pragma unroll
+      for (int r = 0; r < Shape::kRowTiles; ++r) of[o][r][0] = of[o][r][1] = of[o][r][2] = of[o][r][3] = 0.f;
+    }
+  }
+
+  // Calls visit(sum, output, row) for each element of the tile that this thread holds.
+  template <typename Visit>
+  SIMT_DEVICE void for_each(Visit&& visit) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+#pragma unroll
+    for (int o = 0; o < Shape::kOutputTiles; ++o) {
+#pragma unroll
+      for (int r = 0; r < Shape::kRowTiles; ++r) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          visit(of[o][r][i], warp / Shape::kRowWarps * Shape::kWarpOutputs + 16 * o + lane / 4 + 8 * (i / 2),
+                warp % Shape::kRowWarps * Shape::kWarpRows + 8 * r + 2 * (lane % 4) + i % 2);
+        }
+      }
+    }
+  }
+};
+
+template <typename T, typename Shape>
+SIMT_DEVICE void multiply_chunk(const unsigned char* stage, Sums<Shape>& sums) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const uint4* weights = reinterpret_cast<const uint4*>(stage);
+  const float* x = reinterpret_cast<const float*>(stage + Shape::kWeightBytes) +
+                   (warp % Shape::kRowWarps * Shape::kWarpRows + lane / 4) * Shape::kXStride + 2 * (lane % 4);
+  const int first_output = warp / Shape::kRowWarps * Shape::kWarpOutputs;
+#pragma unroll
+  for (int step = 0; step < Shape::kDepth / 16; ++step) {
+    std::uint32_t fragments[Shape::kOutputTiles][4];
+#pragma unroll
+    for (int o = 0; o < Shape::kOutputTiles; ++o) {
+      simt::ldmatrix_x4(fragments[o],
+                        weights + Shape::weight_chunk(first_output + 16 * o + lane % 16, 2 * step + lane / 16));
+    }
+#pragma unroll
+    for (int r = 0; r < Shape::kRowTiles; ++r) {
+      const float* row = x + 8 * r * Shape::kXStride + 16 * step;
+      const std::uint32_t low = round_pair<T>(*reinterpret_cast<const float2*>(row));
+      const std::uint32_t high = round_pair<T>(*reinterpret_cast<const float2*>(row + 8));
+#pragma unroll
+      for (int o = 0; o < Shape::kOutputTiles; ++o) simt::mma_m16n8k16<T>(sums.of[o][r], fragments[o], low, high);
+    }
+  }
+}
+
+// Adds up what the CTAs [first, last] have of a tile, in this order, instead of the own part alone.
+template <typename Shape>
+SIMT_DEVICE void add_partials(const Arguments& p, int first, int last, int tile, long long total, Sums<Shape>& sums) {
+  constexpr std::size_t kTileSize = static_cast<std::size_t>(Shape::kOutputs) * Shape::kRows;
+  sums.clear();
+  for (int cta = first; cta <= last; ++cta) {
+    const bool is_first_tile = share_begin(total, cta, static_cast<int>(gridDim.x)) / p.chunks == tile;
+    const volatile float* from = p.partial + (2 * static_cast<std::size_t>(cta) + (is_first_tile ? 0 : 1)) * kTileSize;
+    sums.for_each([&](float& sum, int output, int row) { sum += from[output * Shape::kRows + row]; });
+  }
+}
+
+template <typename Shape>
+SIMT_DEVICE void write_tile(const Arguments& p, int tile, Sums<Shape>& sums) {
+  const TileAt at = locate<Shape>(p, tile);
+  const MatmulParams::Output& to = p.params.outputs[at.matrix];
+  const std::int64_t n = to.weight.rows;
+  sums.for_each([&](float& sum, int o, int r) {
+    const std::int64_t output = at.first_output + o;
+    const std::int64_t row = at.first_row + r;
+    if (output >= n || row >= p.params.rows) return;
+    float* y = to.y + row * n + output;
+    float value = sum;
+    if (to.bias != nullptr) value += simt::load_constant(to.bias + output);
+    *y = to.accumulate ? *y + value : value;
+  });
+}
+
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kCtasPerMultiprocessor)
+    multiply(const __grid_constant__ Arguments p) {
+  SIMT_SHARED_MEMORY(shared);
+  unsigned* ticket = reinterpret_cast<unsigned*>(shared + Shape::kStages * Shape::kStageBytes);
+  const int cta = static_cast<int>(blockIdx.x);
+  const int ctas = static_cast<int>(gridDim.x);
+  const long long total = static_cast<long long>(p.tiles_before[p.params.n_outputs]) * p.chunks;
+  const long long begin = share_begin(total, cta, ctas);
+  const int n = static_cast<int>(share_begin(total, cta + 1, ctas) - begin);
+  const Place first = {static_cast<int>(begin / p.chunks), static_cast<int>(begin % p.chunks)};
+  const auto next = [&p](Place& at) {
+    if (++at.chunk == p.chunks) at = {at.tile + 1, 0};
+  };
+
+  Place loading = first;
+#pragma unroll
+  for (int stage = 0; stage < Shape::kStages - 1; ++stage) {
+    if (stage < n) {
+      load_chunk<Shape>(p, loading, shared + stage * Shape::kStageBytes);
+      next(loading);
+    }
+    simt::cp_async_commit();
+  }
+
+  Sums<Shape> sums;
+  sums.clear();
+  int tile_chunks = 0;  // of the present tile, by this CTA
+  Place at = first;
+  for (int i = 0; i < n; ++i) {
+    simt::cp_async_wait<Shape::kStages - 2>();
+    __syncthreads();  // this chunk is there for all; all are done with the one before
+    if (i + Shape::kStages - 1 < n) {
+      load_chunk<Shape>(p, loading, shared + (i + Shape::kStages - 1) % Shape::kStages * Shape::kStageBytes);
+      next(loading);
+    }
+    simt::cp_async_commit();
+    multiply_chunk<T, Shape>(shared + i % Shape::kStages * Shape::kStageBytes, sums);
+    ++tile_chunks;
+
+    const int tile = at.tile;
+    next(at);
+    if (at.tile == tile && i + 1 < n) continue;
+    // The tile ends here, for this CTA.
+    bool complete = tile_chunks == p.chunks;
+    if (!complete) {
+      constexpr std::size_t kTileSize = static_cast<std::size_t>(Shape::kOutputs) * Shape::kRows;
+      volatile float* to = p.partial + (2 * static_cast<std::size_t>(cta) + (tile == first.tile ? 0 : 1)) * kTileSize;
+      sums.for_each([&](float& sum, int output, int row) { to[output * Shape::kRows + row] = sum; });
+      __threadfence();
+      __syncthreads();  // all of it is written
+      // The CTA of chunk c is the last whose share begins at or before c.
+      const long long tile_begin = static_cast<long long>(tile) * p.chunks;
+      const int first_cta = static_cast<int>(((tile_begin + 1) * ctas - 1) / total);
+      const int last_cta = static_cast<int>(((tile_begin + p.chunks) * ctas - 1) / total);
+      if (threadIdx.x == 0) *ticket = atomicAdd(&p.tickets[tile], 1u);
+      __syncthreads();
+      complete = *ticket == static_cast<unsigned>(last_cta - first_cta);
+      if (complete) {
+        __threadfence();  // the others' parts, not what was there before
+        add_partials<Shape>(p, first_cta, last_cta, tile, total, sums);
+        if (threadIdx.x == 0) p.tickets[tile] = 0;
+      }
+    }
+    if (complete) write_tile<Shape>(p, tile, sums);
+    sums.clear();
+    tile_chunks = 0;
+  }
+}
+
+}  // namespace
+
+// ---- launchers --------------------------------------------------------------------------------------
+
+namespace {
+
+using LargeTiling = Tiling<128, 128, 2, 4, 32>;
+constexpr std::int64_t kMaxSkinnyRows = 64;
+
+// Fewest chunks that are worth a CTA of its own.
+constexpr std::int64_t kMinChunks = 2;
+
+// Calls `body.template operator()<Shape>()` with the tiling for so many rows.
+template <typename Body>
+auto dispatch_rows(std::int64_t rows, Body&& body) {
+  if (rows <= 8) return body.template operator()<Tiling<8, 64, 1, 4, 64>>();
+  if (rows <= 16) return body.template operator()<Tiling<16, 64, 1, 4, 64>>();
+  if (rows <= 32) return body.template operator()<Tiling<32, 64, 1, 4, 64>>();
+  if (rows <= kMaxSkinnyRows) return body.template operator()<Tiling<64, 64, 1, 4, 64>>();
+  return body.template operator()<LargeTiling>();
+}
+
+struct Layout {
+  Arguments arguments;
+  unsigned ctas;
+  std::size_t bytes;  // of the workspace
+};
+
+bool is_supported(const MatmulLaunch& launch) {
+  const MatmulParams& p = launch.params;
+  if (p.rows < 1 || p.k < 8 || p.k % 8 != 0 || launch.multiprocessors < 1) return false;
+  if (p.n_outputs < 1 || p.n_outputs > MatmulParams::kMaxOutputs) return false;
+  return std::all_of(p.outputs, p.outputs + p.n_outputs, [&p](const MatmulParams::Output& output) {
+    return output.weight.rows >= 1 && output.weight.cols == p.k && output.weight.dtype == p.outputs[0].weight.dtype &&
+           output.weight.dtype != Dtype::kF32;
+  });
+}
+
+// `bytes` is 0 where there are more tiles than a launch takes.
+template <typename Shape>
+Layout lay_out(const MatmulLaunch& launch) {
+  const MatmulParams& params = launch.params;
+  Layout layout{};
+  Arguments& p = layout.arguments;
+  p.params = params;
+  const std::int64_t row_tiles = (params.rows + Shape::kRows - 1) / Shape::kRows;
+  const std::int64_t chunks = (params.k + Shape::kDepth - 1) / Shape::kDepth;
+  std::int64_t tiles = 0;
+  if (row_tiles > kMaxTiles || chunks > INT_MAX) return layout;
+  for (int i = 0; i < params.n_outputs; ++i) {
+    p.tiles_before[i] = static_cast<int>(tiles);
+    tiles += (params.outputs[i].weight.rows + Shape::kOutputs - 1) / Shape::kOutputs * row_tiles;
+    if (tiles > kMaxTiles) return layout;
+  }
+  p.tiles_before[params.n_outputs] = static_cast<int>(tiles);
+  p.row_tiles = static_cast<int>(row_tiles);
+  p.chunks = static_cast<int>(chunks);
+  // (A share within INT_MAX chunks: tiles and chunks are bounded, and there are CTAs for all.)
+  const std::int64_t ctas = std::clamp(tiles * chunks / kMinChunks, std::int64_t{1},
+                                       std::int64_t{launch.multiprocessors} * Shape::kCtasPerMultiprocessor);
+  layout.ctas = static_cast<unsigned>(ctas);
+  layout.bytes = kTicketBytes + static_cast<std::size_t>(ctas) * 2 * Shape::kOutputs * Shape::kRows * sizeof(float);
+  p.tickets = static_cast<unsigned*>(launch.workspace);
+  p.partial = reinterpret_cast<float*>(static_cast<unsigned char*>(launch.workspace) + kTicketBytes);
+  return layout;
+}
+
+}  // namespace
+
+std::size_t matmul_workspace_bytes(const MatmulLaunch& launch) {
+  if (!is_supported(launch)) return 0;
+  return dispatch_rows(launch.params.rows, [&]<typename Shape>() { return lay_out<Shape>(launch).bytes; });
+}
+
+cudaError_t launch_matmul(const MatmulLaunch& launch, cudaStream_t stream) {
+  if (!is_supported(launch) || !are_aligned({launch.params.x, launch.workspace})) return cudaErrorInvalidValue;
+  for (int i = 0; i < launch.params.n_outputs; ++i) {
+    if (!are_aligned({launch.params.outputs[i].weight.data})) return cudaErrorInvalidValue;
+  }
+  return dispatch_dtype(launch.params.outputs[0].weight.dtype, [&]<typename T>() {
+    return dispatch_rows(launch.params.rows, [&]<typename Shape>() {
+      const Layout layout = lay_out<Shape>(launch);
+      if (layout.bytes == 0) return cudaErrorInvalidValue;
+      return SIMT_LAUNCH((multiply<T, Shape>), dim3(layout.ctas), dim3(Shape::kThreads), Shape::kSharedBytes, stream,
+                         layout.arguments);
+    });
+  });
+}
+
+}  // namespace hogwild::cuda

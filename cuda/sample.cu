@@ -226,9 +226,8 @@ __global__ void __launch_bounds__(kThreads) sample_rows(const __grid_constant__ 
   const Mass sum = total_mass(
       p.vocab, shared, [&](long long id) { return static_cast<Mass>(expf(raw[id] - raw_best.value) * kOneMass); });
   if (threadIdx.x == 0) {
-    const double log_sum = log(static_cast<double>(sum) / static_cast<double>(kOneMass));
-    sampled = {static_cast<std::int32_t>(token),
-               static_cast<float>(static_cast<double>(raw[token] - raw_best.value) - log_sum), SampleStatus::kOk};
+    const float log_sum = logf(static_cast<float>(sum) / kOneMass);
+    sampled = {static_cast<std::int32_t>(token), raw[token] - raw_best.value - log_sum, SampleStatus::kOk};
   }
 }
 
