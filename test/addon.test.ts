@@ -132,7 +132,9 @@ const WORKING: Record<string, () => unknown[] | Promise<unknown[]>> = {
   deviceInfo: () => [device],
   deviceReadBandwidth: () => [device, 1 << 20],
   deviceProfile: () => [device],
-  deviceClose: () => [native.createDevice({ type: 'cpu', index: 0, threads: 1, simd: '', profile: false })],
+  deviceClose: () => [
+    native.createDevice({ type: 'cpu', index: 0, threads: 1, simd: '', profile: false }),
+  ],
   createModel: () => [device, config, tensors, 'f32'],
   modelWeightBytes: () => [model],
   modelClose: async () => [await native.createModel(device, config, tensors, null)],
@@ -456,7 +458,13 @@ test('closed handles answer HOGWILD_CLOSED, and closing again does nothing', asy
   for (const call of onCache) expect([await outcome(call), call]).toEqual(['HOGWILD_CLOSED', call])
   native.passAbort(open)
 
-  const ownDevice = native.createDevice({ type: 'cpu', index: 0, threads: 1, simd: '', profile: false })
+  const ownDevice = native.createDevice({
+    type: 'cpu',
+    index: 0,
+    threads: 1,
+    simd: '',
+    profile: false,
+  })
   const onIt = native.createCache(ownDevice, cacheShape(config, 64))
   const itsBlock = native.createBlock(onIt)
   native.deviceClose(ownDevice)

@@ -4,12 +4,10 @@ import { copyFileSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { HogwildError, loadModel, type Model } from '../lib'
 import { largest, tensorShapes } from '../lib/cli/replay'
-import { type ReplayResult, replay } from '../lib/cli/replay/replay'
 import { parseScript, type ReplayOp } from '../lib/cli/replay/script'
 import { writeSafetensors } from '../lib/cli/replay/write-safetensors'
 import {
   codeOf,
-  difference,
   expectClose,
   loadReference,
   oracleFolder,
@@ -20,34 +18,14 @@ import {
   temporaryFolder,
   writeModel,
 } from './fixtures'
+import { expectSameChoices, number, results, scenarios, script } from './oracle'
 import { argmax, type Block, type Worker } from './reference'
 
 // Logits have a standard deviation near 4; float32 arithmetic over 2-4 layers stays well below this.
 const TOLERANCE_F32 = 2e-4
 
-const goldens = join(__dirname, 'oracle', 'goldens')
-const scenarios = oracleModels.flatMap((model) =>
-  readdirSync(join(goldens, model))
-    .filter((file) => file.endsWith('.json') && file !== 'plain.json')
-    .map((file) => [model, file.replace('.json', '')] as const),
-)
-
-function script(model: string, scenario: string): ReplayOp[] {
-  return parseScript(JSON.parse(readFileSync(join(goldens, model, `${scenario}.json`), 'utf8')))
-}
-
-async function results(model: Model, ops: readonly ReplayOp[]): Promise<ReplayResult[]> {
-  const all = []
-  for await (const result of replay(model, ops)) all.push(result)
-  return all
-}
-
-function number(op: number): string {
-  return String(op).padStart(3, '0')
-}
-
 describe.each(oracleModels)('the oracle, %s', (name) => {
-  const own = scenarios.filter(([model]) => model === name).map(([, scenario]) => scenario)
+  const own = scenarios(name)
   /** The same model with the configuration as transformers 5 writes it. */
   const version5 = (): string => {
     const folder = temporaryFolder()
@@ -78,33 +56,8 @@ describe.each(oracleModels)('the oracle, %s', (name) => {
 
   test('bf16: the argmax wherever the margin exceeds twice the error', async () => {
     const model = await loadModel(oracleFolder(name), { device: 'cpu', dtype: 'bf16' })
-    let largestError = 0
-    let compared = 0
-    let closeCalls = 0
-    for (const scenario of own) {
-      const { exact } = readScenario(name, scenario)
-      for (const { op, logits } of await results(model, script(name, scenario))) {
-        exact.get(number(op))?.forEach((row, worker) => {
-          const actual = logits[worker] ?? new Float32Array()
-          const { max } = difference(actual, row)
-          expect(max).not.toBeNaN()
-          largestError = Math.max(largestError, max)
-          const [first = 0, second = 0] = largest(Float32Array.from(row), 2)
-          const margin = (row[first] ?? 0) - (row[second] ?? 0)
-          compared += 1
-          if (margin <= 2 * max) closeCalls += 1
-          else expect([scenario, op, worker, argmax(actual)]).toEqual([scenario, op, worker, first])
-        })
-      }
-    }
+    await expectSameChoices(model, name)
     await model.close()
-    // bf16 has 8 bits: an error of some tenths on logits of deviation 4. More would be a mistake.
-    expect(largestError).toBeLessThan(2)
-    expect(closeCalls).toBeLessThan(compared / 2)
-    process.stdout.write(
-      `${name} bf16: largest error ${largestError.toFixed(3)}; ` +
-        `${closeCalls} of ${compared} choices have a margin within twice their error\n`,
-    )
   })
 })
 

@@ -47,7 +47,13 @@ function distribution(logits: ArrayLike<number>, options: Options): Float64Array
 }
 
 describe('the distribution of drawn tokens', () => {
-  const device = native.createDevice({ type: 'cpu', index: 0, threads: 1, simd: '', profile: false })
+  const device = native.createDevice({
+    type: 'cpu',
+    index: 0,
+    threads: 1,
+    simd: '',
+    profile: false,
+  })
   afterAll(() => native.deviceClose(device))
 
   const sample = (

@@ -43,7 +43,13 @@ async function main() {
     headDim: 64,
   })
   process.on('exit', remove)
-  const device = native.createDevice({ type: 'cpu', index: 0, threads: 0, simd: '', profile: false })
+  const device = native.createDevice({
+    type: 'cpu',
+    index: 0,
+    threads: 0,
+    simd: '',
+    profile: false,
+  })
   const model = await native.createModel(device, config, tensors, null)
   const cache = native.createCache(device, cacheShape(config, 8192))
   const block = () => native.createBlock(cache)

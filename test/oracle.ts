@@ -1,0 +1,63 @@
+// The oracle's scenarios on a device, and how close a 16-bit model comes to them.
+
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import type { Model } from '../lib'
+import { largest } from '../lib/cli/replay'
+import { type ReplayResult, replay } from '../lib/cli/replay/replay'
+import { parseScript, type ReplayOp } from '../lib/cli/replay/script'
+import { difference, readScenario } from './fixtures'
+import { argmax } from './reference'
+
+const goldens = join(__dirname, 'oracle', 'goldens')
+
+export function scenarios(model: string): string[] {
+  return readdirSync(join(goldens, model))
+    .filter((file) => file.endsWith('.json') && file !== 'plain.json')
+    .map((file) => file.replace('.json', ''))
+}
+
+export function script(model: string, scenario: string): ReplayOp[] {
+  return parseScript(JSON.parse(readFileSync(join(goldens, model, `${scenario}.json`), 'utf8')))
+}
+
+export async function results(model: Model, ops: readonly ReplayOp[]): Promise<ReplayResult[]> {
+  const all = []
+  for await (const result of replay(model, ops)) all.push(result)
+  return all
+}
+
+/** Name of an op's logits in the goldens. */
+export function number(op: number): string {
+  return String(op).padStart(3, '0')
+}
+
+/** All scenarios of an oracle model: the same argmax wherever the margin exceeds twice the error. */
+export async function expectSameChoices(model: Model, name: string): Promise<void> {
+  let largestError = 0
+  let compared = 0
+  let closeCalls = 0
+  for (const scenario of scenarios(name)) {
+    const { exact } = readScenario(name, scenario)
+    for (const { op, logits } of await results(model, script(name, scenario))) {
+      exact.get(number(op))?.forEach((row, worker) => {
+        const actual = logits[worker] ?? new Float32Array()
+        const { max } = difference(actual, row)
+        expect(max).not.toBeNaN()
+        largestError = Math.max(largestError, max)
+        const [first = 0, second = 0] = largest(Float32Array.from(row), 2)
+        const margin = (row[first] ?? 0) - (row[second] ?? 0)
+        compared += 1
+        if (margin <= 2 * max) closeCalls += 1
+        else expect([scenario, op, worker, argmax(actual)]).toEqual([scenario, op, worker, first])
+      })
+    }
+  }
+  // bf16 has 8 bits: an error of some tenths on logits of deviation 4. More would be a mistake.
+  expect(largestError).toBeLessThan(2)
+  expect(closeCalls).toBeLessThan(compared / 2)
+  process.stdout.write(
+    `${name} bf16: largest error ${largestError.toFixed(3)}; ` +
+      `${closeCalls} of ${compared} choices have a margin within twice their error\n`,
+  )
+}
