@@ -397,7 +397,7 @@ SIMT_DEVICE void merge_key_warps(const Place& place, float4* exchange, float4* r
 
 SIMT_DEVICE void write_lse(const Arguments& p, std::size_t row, float max, float sum) {
   if (p.lse == nullptr) return;
-  p.lse[row] = sum > 0.f ? (max + simt::log2_approx(sum)) * kLn2 : -INFINITY;
+  p.lse[row] = sum == 0.f ? -INFINITY : (max + simt::log2_approx(sum)) * kLn2;
 }
 
 // A thread's columns of one of its two rows, times `factor`. `to` and `columns` count from its first column.
@@ -425,7 +425,7 @@ SIMT_DEVICE void write_rows(const Arguments& p, const Place& place, int kv_head,
     const float sum = row_sum(state.sum[i]);
     if (first_row + r >= rows) continue;
     if (whole) {
-      const float inverse = sum > 0.f ? 1.f / sum : 0.f;
+      const float inverse = sum == 0.f ? 0.f : 1.f / sum;
       const std::size_t at = row_index(p, first_row + r, kv_head);
       if (is_first) write_lse(p, at, state.max[i], sum);
       visit_array(p.out, p.dtype, [&](auto* out) {
@@ -582,7 +582,7 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
       mean.z += part.z * factor;
       mean.w += part.w * factor;
     }
-    const float inverse = sum > 0.f ? 1.f / sum : 0.f;
+    const float inverse = sum == 0.f ? 0.f : 1.f / sum;
     visit_array(p.out, p.dtype, [&](auto* out) {
       store2(out + out_row * head_dim + column, mean.x * inverse, mean.y * inverse);
       store2(out + out_row * head_dim + column + 2, mean.z * inverse, mean.w * inverse);

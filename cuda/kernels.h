@@ -98,7 +98,8 @@ std::size_t attention_workspace_bytes(const AttentionLaunch& launch);
 cudaError_t launch_attention_plan(const AttentionLaunch& launch, cudaStream_t stream);
 
 // Once per layer, after the step's keys have been appended. What it computes: AttentionParams of
-// device/ops.h.
+// device/ops.h. A value that is not finite also reaches tokens of the step that do not see it, if they share a
+// tile of the work with one that does: 0 * inf is NaN.
 cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream);
 
 // ---- matrix products (matmul.cu) --------------------------------------------------------------------

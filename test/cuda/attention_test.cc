@@ -368,6 +368,12 @@ TEST(single_tokens_equal_the_definition) {
   check_random({.max_tokens = 3, .max_group = 5, .max_kv_heads = 2, .max_segments = 12, .max_length = 150}, 100);
 }
 
+// One block that all see, or not: kv heads follow each other without a change of segment, and tokens that see
+// nothing share a row tile with others.
+TEST(single_segments_equal_the_definition) {
+  check_random({.max_tokens = 6, .max_group = 4, .max_kv_heads = 4, .max_segments = 1}, 400);
+}
+
 // Short segments, as headers and fresh steps are.
 TEST(many_short_segments_equal_the_definition) {
   check_random({.max_tokens = 5, .max_group = 3, .max_kv_heads = 2, .max_segments = 40, .max_length = 20}, 200);
@@ -384,6 +390,28 @@ TEST(plans_of_several_rounds_equal_the_definition) {
     if (row_tiles * flatten(c.plan()).counts[1] <= 128) continue;
     check_case(c);
     ++several;
+  }
+}
+
+// What goes wrong in one worker is not hidden, and does not reach others.
+TEST(a_query_that_is_not_a_number_stays_alone) {
+  for (std::uint64_t seed = 500; seed < 504; ++seed) {
+    Case c = random_case(seed, tested_widths().front(), Dtype::kF16, {.min_tokens = 2, .max_length = 100});
+    const Result before = run(c);
+    const std::int64_t row = c.query_heads() * c.shape.head_dim;
+    const std::int64_t token = static_cast<std::int64_t>(seed) % c.tokens;
+    for (std::int64_t i = 0; i < row; i += 3) c.q[token * row + i] = std::numeric_limits<float>::quiet_NaN();
+    const Result after = run(c);
+    std::int64_t wrong = 0;
+    for (std::int64_t i = 0; i < c.tokens * row; ++i) {
+      const bool spoilt = i / row == token && before.lse[i / c.shape.head_dim] != -INFINITY;
+      wrong += spoilt ? !std::isnan(after.out[i]) : after.out[i] != before.out[i];
+    }
+    for (std::int64_t i = 0; i < c.tokens * c.query_heads(); ++i) {
+      const bool spoilt = i / c.query_heads() == token && before.lse[i] != -INFINITY;
+      wrong += spoilt ? !std::isnan(after.lse[i]) : after.lse[i] != before.lse[i];
+    }
+    CHECK_MESSAGE(wrong == 0, c.name);
   }
 }
 
