@@ -33,7 +33,7 @@ std::vector<OpProfile> ProfileDevice::take_profile() {
   for (auto& [key, profile] : profiles_) {
     const auto& [op, k, outputs] = key;
     profile.op = op;
-    if (k > 0) profile.op += " " + std::to_string(k) + " x " + std::to_string(outputs);
+    if (k > 0) profile.op.append(" ").append(std::to_string(k)).append(" x ").append(std::to_string(outputs));
     taken.push_back(std::move(profile));
   }
   profiles_.clear();
