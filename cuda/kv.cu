@@ -45,7 +45,8 @@ struct PageRow {
   PageHead<const uint4> head;
   int slot;
 
-  SIMT_DEVICE void load_chunk(int chunk, float (&x)[8]) const { unpack8<T>(head.chunk(slot, chunk), x); }
+  SIMT_DEVICE uint4 load(int chunk) const { return head.chunk(slot, chunk); }
+  SIMT_DEVICE void convert(uint4 raw, float (&x)[8]) const { unpack8<T>(raw, x); }
   SIMT_DEVICE float load_element(int d) const {
     const auto* chunk = reinterpret_cast<const std::uint16_t*>(&head.chunk(slot, d / kChunkElements));
     return simt::unpack2<T>(chunk[d % kChunkElements]).x;
@@ -121,7 +122,7 @@ __global__ void __launch_bounds__(kThreads) read_kv(const __grid_constant__ KvRe
   const auto* pool = static_cast<const uint4*>(is_key ? p.layer.keys : p.layer.values);
   const PageRow<T> from = {page_head(pool, p.shape, slot.page, row % kv_heads), slot.slot};
   float x[8];
-  from.load_chunk(i % chunks, x);
+  from.convert(from.load(i % chunks), x);
   float4* to = reinterpret_cast<float4*>((is_key ? p.k : p.v) + static_cast<std::size_t>(i) * kChunkElements);
   to[0] = make_float4(x[0], x[1], x[2], x[3]);
   to[1] = make_float4(x[4], x[5], x[6], x[7]);

@@ -19,9 +19,10 @@ struct ActivationRow {
   Dtype dtype;
   std::size_t first;  // a multiple of 8
 
-  SIMT_DEVICE void load_chunk(int chunk, float (&x)[8]) const {
-    load8(data, dtype, first + static_cast<std::size_t>(chunk) * kChunkElements, x);
+  SIMT_DEVICE Raw8 load(int chunk) const {
+    return load_raw8(data, dtype, first + static_cast<std::size_t>(chunk) * kChunkElements);
   }
+  SIMT_DEVICE void convert(const Raw8& raw, float (&x)[8]) const { convert8(raw, dtype, x); }
   SIMT_DEVICE float load_element(int d) const { return load1(data, dtype, first + d); }
 };
 
@@ -40,7 +41,7 @@ SIMT_DEVICE void load_rotated_chunk(const Row& row, int head_dim, const float* c
     for (int i = 0; i < kChunkElements; ++i) x[i] = 0;
     return;
   }
-  row.load_chunk(chunk, x);
+  row.convert(row.load(chunk), x);
 #pragma unroll
   for (int i = 0; i < kChunkElements; ++i) {
     const int d = begin + i;
@@ -64,11 +65,13 @@ SIMT_DEVICE RotatedUnit load_rotated_unit(const Row& row, int head_dim, const Ro
   if (unit < paired_units) {
     result.chunk[0] = unit;
     result.chunk[1] = unit + paired_units;
+    const auto raw_x = row.load(result.chunk[0]);
+    const auto raw_y = row.load(result.chunk[1]);
     float x[8], y[8], c[8], s[8];
-    row.load_chunk(result.chunk[0], x);
-    row.load_chunk(result.chunk[1], y);
     load8(cos + unit * kChunkElements, c);
     load8(sin + unit * kChunkElements, s);
+    row.convert(raw_x, x);
+    row.convert(raw_y, y);
 #pragma unroll
     for (int i = 0; i < kChunkElements; ++i) {
       result.first[i] = x[i] * c[i] - y[i] * s[i];

@@ -65,17 +65,28 @@ SIMT_DEVICE void store2(T* to, float first, float second) {
 
 // ---- arrays whose dtype is known at run time, the same for all threads ------------------------------
 
+// Eight elements as they lie in memory; those of a 16-bit type are all in `first`. Loading and converting are
+// apart so that a thread can have several loads under way.
+struct Raw8 {
+  uint4 first, second;
+};
+
 // Elements [at, at + 8), aligned to eight elements, which no thread of the launch writes.
-SIMT_DEVICE void load8(const void* from, Dtype dtype, std::size_t at, float (&to)[8]) {
+SIMT_DEVICE Raw8 load_raw8(const void* from, Dtype dtype, std::size_t at) {
+  const uint4* chunk = static_cast<const uint4*>(from) + at / 8 * (dtype == Dtype::kF32 ? 2 : 1);
+  Raw8 raw = {simt::load_constant(chunk), make_uint4(0, 0, 0, 0)};
+  if (dtype == Dtype::kF32) raw.second = simt::load_constant(chunk + 1);
+  return raw;
+}
+
+SIMT_DEVICE void convert8(const Raw8& raw, Dtype dtype, float (&to)[8]) {
   if (dtype == Dtype::kF32) {
-    load8(static_cast<const float*>(from) + at, to);
-    return;
-  }
-  const uint4 packed = simt::load_constant(static_cast<const uint4*>(from) + at / 8);
-  if (dtype == Dtype::kBF16) {
-    unpack8<simt::bf16>(packed, to);
+    memcpy(to, &raw.first, sizeof raw.first);
+    memcpy(to + 4, &raw.second, sizeof raw.second);
+  } else if (dtype == Dtype::kBF16) {
+    unpack8<simt::bf16>(raw.first, to);
   } else {
-    unpack8<simt::f16>(packed, to);
+    unpack8<simt::f16>(raw.first, to);
   }
 }
 

@@ -9,7 +9,7 @@ export default {
   test: 'kv_test.cc',
   mutants: [
     // rotation of whole pairs of chunks
-    ['wrong partner', rope, 'row.load_chunk(result.chunk[1], y)', 'row.load_chunk(unit, y)'],
+    ['wrong partner', rope, 'row.convert(raw_y, y)', 'row.convert(raw_x, y)'],
     ['first half turned the other way', rope, 'x[i] * c[i] - y[i]', 'x[i] * c[i] + y[i]'],
     ['second half turned the other way', rope, 'y[i] * c[i] + x[i]', 'y[i] * c[i] - x[i]'],
     ['cosines of the first chunk for all', rope, 'load8(cos + unit * kChunkElements', 'load8(cos'],
@@ -147,8 +147,8 @@ export default {
     [
       'f16 taken as bf16',
       loads,
-      'unpack8<simt::f16>(packed, to)',
-      'unpack8<simt::bf16>(packed, to)',
+      'unpack8<simt::f16>(raw.first, to)',
+      'unpack8<simt::bf16>(raw.first, to)',
     ],
     [
       'single f16 taken as bf16',
@@ -156,7 +156,13 @@ export default {
       'simt::unpack2<simt::f16>(bits).x',
       'simt::unpack2<simt::bf16>(bits).x',
     ],
-    ['elements of f32 in another order', loads, 'to[4] = high.x', 'to[4] = low.x'],
+    [
+      'elements of f32 in another order',
+      loads,
+      'memcpy(to + 4, &raw.second',
+      'memcpy(to + 4, &raw.first',
+    ],
+    ['angles in another order', loads, 'to[4] = high.x', 'to[4] = low.x'],
     ['pairs in another order', loads, 'to[2 * i + 1] = pair.y', 'to[2 * i + 1] = pair.x'],
   ],
 }
