@@ -158,14 +158,25 @@ SIMT_DEVICE Cut find_cut(const float* logits, long long vocab, Mass wanted, Shar
   return {prefix, last};
 }
 
-// The row's logits with penalties: the raw ones, or a copy in the workspace.
-SIMT_DEVICE const float* adjusted_logits(const SampleLaunch& p, const SampleRow& row, const float* raw) {
-  const bool is_penalised = row.repetition_penalty != 1.f && row.n_seen > 0;
-  if (!is_penalised && row.n_forbidden == 0) return raw;
-  float* logits = static_cast<float*>(p.workspace) + static_cast<std::size_t>(blockIdx.x) * p.vocab;
+SIMT_DEVICE bool is_penalised(const SampleRow& row) { return row.repetition_penalty != 1.f && row.n_seen > 0; }
+
+// Where a row's logits lie: the raw ones, or its copy with penalties in the workspace.
+SIMT_DEVICE const float* raw_logits(const SampleLaunch& p, const SampleRow& row) {
+  return p.logits + static_cast<std::size_t>(row.logits_row) * p.vocab;
+}
+SIMT_DEVICE float* adjusted_logits(const SampleLaunch& p) {
+  return static_cast<float*>(p.workspace) + static_cast<std::size_t>(blockIdx.x) * p.vocab;
+}
+
+// A kernel of its own: a division in the other one would cost all of it registers.
+__global__ void __launch_bounds__(kThreads) penalize_rows(const __grid_constant__ SampleLaunch p) {
+  const SampleRow row = p.rows[blockIdx.x];
+  if (!is_penalised(row) && row.n_forbidden == 0) return;
+  const float* raw = raw_logits(p, row);
+  float* logits = adjusted_logits(p);
   for (long long id = threadIdx.x; id < p.vocab; id += kThreads) logits[id] = raw[id];
   __syncthreads();
-  if (is_penalised) {
+  if (is_penalised(row)) {
     // From the raw logit: an id that was seen twice is penalised once (whichever thread comes last).
     for (int i = static_cast<int>(threadIdx.x); i < row.n_seen; i += kThreads) {
       const int id = p.ids[row.first_seen + i];
@@ -176,8 +187,6 @@ SIMT_DEVICE const float* adjusted_logits(const SampleLaunch& p, const SampleRow&
   for (int i = static_cast<int>(threadIdx.x); i < row.n_forbidden; i += kThreads) {
     atomicExch(&logits[p.ids[row.first_forbidden + i]], -INFINITY);
   }
-  __syncthreads();
-  return logits;
 }
 
 __global__ void __launch_bounds__(kThreads) sample_rows(const __grid_constant__ SampleLaunch p) {
@@ -185,7 +194,7 @@ __global__ void __launch_bounds__(kThreads) sample_rows(const __grid_constant__ 
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const SampleRow row = p.rows[blockIdx.x];
   SampledRow& sampled = p.sampled[blockIdx.x];
-  const float* raw = p.logits + static_cast<std::size_t>(row.logits_row) * p.vocab;
+  const float* raw = raw_logits(p, row);
   const auto refuse = [&sampled](SampleStatus status) {
     if (threadIdx.x == 0) sampled = {0, 0.f, status};
   };
@@ -194,7 +203,7 @@ __global__ void __launch_bounds__(kThreads) sample_rows(const __grid_constant__ 
   const Best raw_best = find_best(raw, p.vocab, shared, is_bad);
   if (is_bad) return refuse(SampleStatus::kNotANumber);
   if (raw_best.value == -INFINITY) return refuse(SampleStatus::kNothingFinite);
-  const float* logits = adjusted_logits(p, row, raw);
+  const float* logits = is_penalised(row) || row.n_forbidden > 0 ? adjusted_logits(p) : raw;
   const Best best = logits == raw ? raw_best : find_best(logits, p.vocab, shared, is_bad);
   if (is_bad) return refuse(SampleStatus::kPenaltyOverflows);
   if (best.value == -INFINITY) return refuse(SampleStatus::kAllForbidden);
@@ -243,6 +252,9 @@ cudaError_t launch_sample(const SampleLaunch& launch, cudaStream_t stream) {
   // 2^24 weights of at most 1 fit a Mass.
   if (launch.vocab < 1 || launch.vocab > 1 << 24 || launch.n < 0 || launch.n > INT_MAX) return cudaErrorInvalidValue;
   if (launch.n == 0) return cudaSuccess;
+  const cudaError_t error =
+      SIMT_LAUNCH(penalize_rows, dim3(static_cast<unsigned>(launch.n)), dim3(kThreads), 0, stream, launch);
+  if (error != cudaSuccess) return error;
   return SIMT_LAUNCH(sample_rows, dim3(static_cast<unsigned>(launch.n)), dim3(kThreads), sizeof(Shared), stream,
                      launch);
 }

@@ -1,3 +1,176 @@
-#include "kernels.h"
+// Embedding, RMSNorm and the gated activations against float64: any sizes, aligned or not, in place or not.
+// Also compiles for a GPU (nvcc -x cu).
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
 
-int main() { return 0; }
+#include "../native/check.h"
+#include "core/float16.h"
+#include "kernels.h"
+#include "simt/simt.h"
+
+namespace hogwild::cuda {
+namespace {
+
+std::mt19937_64 rng(1);
+
+std::int64_t random_int(std::int64_t low, std::int64_t high) {
+  return low + static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(high - low + 1));
+}
+
+std::vector<float> random_floats(std::int64_t n, float scale = 1) {
+  std::normal_distribution<float> normal(0, scale);
+  std::vector<float> values(n);
+  for (float& value : values) value = normal(rng);
+  return values;
+}
+
+std::vector<float> not_numbers(std::int64_t n) {
+  return std::vector<float>(n, std::numeric_limits<float>::quiet_NaN());
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// The result of `run`, which must be the same, bit for bit, under every schedule.
+template <typename Run>
+std::vector<float> under_every_schedule(const std::string& name, Run&& run) {
+  const std::vector<float> result = run();
+#if SIMT_HOST
+  for (const simt::Order order : {simt::Order::kReverse, simt::Order::kRandom}) {
+    simt::options.order = order;
+    CHECK_MESSAGE(same_bits(run(), result), name);
+  }
+  simt::options = {};
+#else
+  CHECK_MESSAGE(same_bits(run(), result), name);
+#endif
+  return result;
+}
+
+TEST(embedding_gathers_and_scales) {
+  for (int i = 0; i < 60; ++i) {
+    const Dtype dtype = std::vector<Dtype>{Dtype::kF32, Dtype::kBF16, Dtype::kF16}[i % 3];
+    const std::int64_t vocab = random_int(1, 50), rows = random_int(1, 20);
+    const std::int64_t cols = i % 2 ? 8 * random_int(1, 300) : random_int(1, 700);
+    const float scale = i % 5 ? 1 : 11.5f;
+    std::vector<std::uint8_t> table(vocab * cols * dtype_size(dtype));
+    std::vector<float> values = random_floats(vocab * cols);
+    for (std::size_t at = 0; at < values.size(); ++at) {
+      const std::uint16_t bits = dtype == Dtype::kF16 ? f32_to_f16(values[at]) : f32_to_bf16(values[at]);
+      if (dtype == Dtype::kF32) {
+        std::memcpy(&table[4 * at], &values[at], 4);
+      } else {
+        values[at] = dtype == Dtype::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+        std::memcpy(&table[2 * at], &bits, 2);
+      }
+    }
+    std::vector<std::int32_t> tokens(rows);
+    for (std::int32_t& token : tokens) token = static_cast<std::int32_t>(random_int(0, vocab - 1));
+    const simt::DeviceArray<std::uint8_t> device_table(table);
+    const simt::DeviceArray<std::int32_t> device_tokens(tokens);
+    const std::string name =
+        std::string(dtype_name(dtype)) + " [" + std::to_string(vocab) + ", " + std::to_string(cols) + "]";
+    const std::vector<float> out = under_every_schedule(name, [&] {
+      const simt::DeviceArray<float> device_out(not_numbers(rows * cols));
+      simt::check_launch(launch_embedding({.tokens = device_tokens.data(),
+                                           .rows = rows,
+                                           .table = {device_table.data(), dtype, vocab, cols},
+                                           .scale = scale,
+                                           .out = device_out.data()},
+                                          nullptr));
+      return device_out.to_host();
+    });
+    bool equal = true;
+    for (std::int64_t t = 0; t < rows; ++t) {
+      for (std::int64_t c = 0; c < cols; ++c) equal &= out[t * cols + c] == scale * values[tokens[t] * cols + c];
+    }
+    CHECK_MESSAGE(equal, name);
+  }
+}
+
+TEST(rms_norm_equals_the_definition) {
+  for (int i = 0; i < 80; ++i) {
+    const std::int64_t cols = i % 4 == 0   ? random_int(1, 40)
+                              : i % 4 == 1 ? 4 * random_int(1, 100)
+                                           : random_int(900, 3000);
+    const std::int64_t rows = cols > 800 ? random_int(1, 4) : random_int(1, 40);
+    const bool in_place = i % 3 == 0;
+    const float eps = i % 2 ? 1e-6f : 1e-5f;
+    const std::vector<float> x = random_floats(rows * cols, i % 7 ? 1.f : 1e4f), weight = random_floats(cols);
+    const simt::DeviceArray<float> device_weight(weight);
+    const std::string name = "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
+    const std::vector<float> out = under_every_schedule(name, [&] {
+      const simt::DeviceArray<float> device_x(x), device_out(not_numbers(x.size()));
+      float* to = in_place ? device_x.data() : device_out.data();
+      simt::check_launch(launch_rms_norm(
+          {.x = device_x.data(), .weight = device_weight.data(), .eps = eps, .rows = rows, .cols = cols, .out = to},
+          nullptr));
+      return in_place ? device_x.to_host() : device_out.to_host();
+    });
+    double worst = 0;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      double squares = 0;
+      for (std::int64_t c = 0; c < cols; ++c) squares += std::pow(static_cast<double>(x[row * cols + c]), 2);
+      const double factor = 1 / std::sqrt(squares / static_cast<double>(cols) + eps);
+      for (std::int64_t c = 0; c < cols; ++c) {
+        const double exact = x[row * cols + c] * factor * weight[c];
+        const double error = std::abs(out[row * cols + c] - exact) / (1e-6 * std::abs(exact) + 1e-30);
+        worst = std::max(worst, std::isnan(error) ? 1e9 : error);
+      }
+    }
+    CHECK_MESSAGE(worst <= 4, name + ": " + std::to_string(worst));
+  }
+}
+
+double activate(double x, Activation activation) {
+  if (activation == Activation::kSilu) return x / (1 + std::exp(-x));
+  return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+}
+
+TEST(gated_activations_equal_the_definition) {
+  for (int i = 0; i < 40; ++i) {
+    const Activation activation = i % 2 ? Activation::kSilu : Activation::kGeluTanh;
+    const std::int64_t n = i % 4 ? random_int(1, 3000) : 4 * random_int(1, 800);
+    std::vector<float> gate = random_floats(n, 3), up = random_floats(n);
+    const float special[] = {0, -0.f, 30, -30, 200, -200, 1e20f, -1e20f};
+    std::copy_n(special, std::min<std::int64_t>(n, 8), gate.begin());
+    const bool in_place = i % 3 == 0;
+    const simt::DeviceArray<float> device_up(up);
+    const std::string name = std::to_string(n) + " elements";
+    const std::vector<float> out = under_every_schedule(name, [&] {
+      const simt::DeviceArray<float> device_gate(gate), device_out(not_numbers(n));
+      float* to = in_place ? device_gate.data() : device_out.data();
+      simt::check_launch(launch_gated_activation(
+          {.gate = device_gate.data(), .up = device_up.data(), .n = n, .activation = activation, .out = to}, nullptr));
+      return in_place ? device_gate.to_host() : device_out.to_host();
+    });
+    double worst = 0;
+    for (std::int64_t at = 0; at < n; ++at) {
+      const double exact = activate(gate[at], activation) * up[at];
+      // Behind -10 the activation itself is next to nothing: an absolute bound.
+      const double error = std::abs(out[at] - exact) / (4e-6 * std::abs(exact) + 1e-6 * std::abs(up[at]));
+      worst = std::max(worst, std::isnan(error) ? 1e9 : error);
+    }
+    CHECK_MESSAGE(worst <= 1, name + ": " + std::to_string(worst));
+  }
+}
+
+TEST(what_is_not_supported_is_refused) {
+  CHECK(launch_rms_norm({.rows = 1, .cols = 0}, nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_rms_norm({.rows = -1, .cols = 8}, nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_embedding({.rows = 1}, nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_gated_activation({.n = -1}, nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_rms_norm({.rows = 0, .cols = 8}, nullptr) == cudaSuccess);
+}
+
+}  // namespace
+}  // namespace hogwild::cuda
+
+HOGWILD_TEST_MAIN
