@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads) gather_embedding(const __grid_consta
   if constexpr (kWide) {
     for (std::int64_t i = 8 * static_cast<std::int64_t>(threadIdx.x); i < cols; i += 8 * kThreads) {
       float x[8];
-      load8(p.table.data, p.table.dtype, from + i, x);
+      convert8(load_raw8(p.table.data, p.table.dtype, from + i), p.table.dtype, x);
       float4* to = reinterpret_cast<float4*>(out + i);
       to[0] = make_float4(p.scale * x[0], p.scale * x[1], p.scale * x[2], p.scale * x[3]);
       to[1] = make_float4(p.scale * x[4], p.scale * x[5], p.scale * x[6], p.scale * x[7]);
