@@ -48,6 +48,7 @@ struct Case {
   Dtype dtype = Dtype::kF32;  // of q and out
   std::int32_t ctas = 0;
   std::int32_t min_tiles = 0;
+  std::int32_t more_tokens = 0, more_segments = 0;  // by which the launch's bounds exceed the plan's counts
 
   std::vector<std::int64_t> pages;
   std::vector<PlanSegment> segments;
@@ -94,6 +95,8 @@ Case random_case(std::uint64_t seed, std::int64_t width, Dtype dtype, const Limi
   c.dtype = std::vector<Dtype>{Dtype::kF32, Dtype::kBF16, Dtype::kF16}[random(0, 2)];
   c.ctas = static_cast<std::int32_t>(std::vector<int>{1, 2, 3, 5, 8, 13, 40}[random(0, 6)]);
   c.min_tiles = static_cast<std::int32_t>(random(1, 3));
+  c.more_tokens = static_cast<std::int32_t>(random(0, 1) * random(0, 20));
+  c.more_segments = static_cast<std::int32_t>(random(0, 1) * random(0, 20));
   c.name = "seed " + std::to_string(seed) + ", head dim " + std::to_string(head_dim) + " of " + std::to_string(width) +
            ", rotary dim " + std::to_string(c.rotary_dim) + ", " + dtype_name(c.dtype) + " on " + dtype_name(dtype) +
            ", " + std::to_string(c.tokens) + " tokens, " + std::to_string(c.shape.kv_heads) + " kv heads of " +
@@ -239,8 +242,11 @@ Expected expect(const Case& c) {
 [[maybe_unused]] std::uint64_t expected_bytes(const Case& c) {
   const FlatPlan flat = flatten(c.plan());
   const std::int64_t rows = c.tokens * c.group;
+  const std::int64_t max_rows = rows + c.more_tokens * c.group;
   const std::int64_t tile_keys = c.shape.row_elements() <= 128 ? 64 : 32;
-  const std::int64_t tile_rows = c.shape.row_elements() > 128 || (rows > 16 && rows <= 32) ? 32 : rows <= 16 ? 16 : 64;
+  const std::int64_t tile_rows = c.shape.row_elements() > 128 || (max_rows > 16 && max_rows <= 32) ? 32
+                                 : max_rows <= 16                                                  ? 16
+                                                                                                   : 64;
   std::int64_t tokens_read = 0;
   for (std::int64_t first = 0; first < rows; first += tile_rows) {
     for (std::size_t s = 0; s < flat.segments.size(); ++s) {
@@ -286,8 +292,8 @@ Result run(const Case& c) {
   launch.q = q.data();
   launch.out = out.data();
   launch.lse = lse.data();
-  launch.max_tokens = flat.counts[0];
-  launch.max_segments = flat.counts[1];
+  launch.max_tokens = flat.counts[0] + c.more_tokens;
+  launch.max_segments = flat.counts[1] + c.more_segments;
   launch.max_ctas = c.ctas;
   launch.min_tiles = c.min_tiles;
   const simt::DeviceArray<std::uint8_t> workspace(std::vector<std::uint8_t>(attention_workspace_bytes(launch), 0xff));
