@@ -40,7 +40,7 @@ const rules = [
   { forbidden: /#include\s*<(napi|node_api)[^>]*>/, allowed: /^native\/addon\// },
   {
     forbidden: /#include\s*[<"]cuda[^>"]*[>"]/,
-    allowed: /^(cuda|test\/cuda)\/|^native\/device\/cuda\//,
+    allowed: /^(cuda|test\/cuda|bench\/gpu)\/|^native\/device\/cuda\//,
   },
   { forbidden: /#include\s*"addon\//, allowed: /^native\/addon\// },
   { forbidden: /#include\s*"model\//, allowed: /^(native\/(addon|model)|test\/native)\// },

@@ -2,7 +2,7 @@
 
 import { copyFileSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { HogwildError, loadModel, type Model } from '../lib'
+import { HogwildError, loadModel } from '../lib'
 import { largest, tensorShapes } from '../lib/cli/replay'
 import { parseScript, type ReplayOp } from '../lib/cli/replay/script'
 import { writeSafetensors } from '../lib/cli/replay/write-safetensors'

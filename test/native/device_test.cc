@@ -19,9 +19,9 @@
 
 #include "check.h"
 #include "device/cpu/kernels.h"
-#include "device/sampling.h"
 #include "device/cpu/simd_dispatch.h"
 #include "device/cpu/thread_pool.h"
+#include "device/sampling.h"
 
 namespace hogwild {
 namespace {
