@@ -1,9 +1,9 @@
 // The contract between the model and a device: one plain parameter struct per op.
 //
 // The CPU device and the CUDA launchers take the same structs. Activations are f32 and row-major;
-// weights and the KV cache keep their own dtype. Every op is batch-invariant: what it computes for
-// one row (one new token) does not depend, to the last bit, on how many other rows there are, on
-// their order, or on the number of threads.
+// weights and the KV cache keep their own dtype. On the CPU every op is batch-invariant: what it
+// computes for one row (one new token) does not depend, to the last bit, on how many other rows there
+// are, on their order, or on the number of threads. On CUDA so is all but attention, up to 64 rows.
 #pragma once
 
 #include <cstdint>
