@@ -123,7 +123,7 @@ describe('the GGUF writer', () => {
 })
 
 test('a profile counts calls, and bytes of weights, keys and values once for all workers', async () => {
-  using device = createDevice({ type: 'cpu', index: 0, threads: 2, profile: true })
+  using device = createDevice({ type: 'cpu', threads: 2, profile: true })
   const [hidden, inner, kv, layers, vocabSize] = [24, 40, 2 * 8, 3, 53]
   const folder = writeModel({ layers, hiddenSize: hidden, intermediateSize: inner, vocabSize })
   await using model = await loadModel(folder, { device })
@@ -157,7 +157,7 @@ test('a profile counts calls, and bytes of weights, keys and values once for all
     ]),
   )
   expect(device.takeProfile()).toEqual([])
-  using other = createDevice({ type: 'cpu', index: 0, threads: 1 })
+  using other = createDevice({ type: 'cpu', threads: 1 })
   expect(() => other.takeProfile()).toThrow('expected a device created with profile: true')
 })
 

@@ -20,7 +20,7 @@ let device: Device
 const caches: Cache[] = []
 
 beforeAll(() => {
-  device = createDevice({ type: 'cpu', index: 0, threads: 2 })
+  device = createDevice({ type: 'cpu', threads: 2 })
 })
 
 afterEach(async () => {

@@ -22,8 +22,11 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import attention from './mutants/attention.mjs'
 import kv from './mutants/kv.mjs'
+import matmul from './mutants/matmul.mjs'
+import pointwise from './mutants/pointwise.mjs'
+import sample from './mutants/sample.mjs'
 
-const tables = { attention, kv }
+const tables = { attention, kv, matmul, pointwise, sample }
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const work = mkdtempSync(join(tmpdir(), 'hogwild-mutants-'))

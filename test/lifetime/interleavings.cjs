@@ -45,6 +45,7 @@ async function interleave(native, model, next) {
 
   const device = native.createDevice({
     type: 'cpu',
+    index: 0,
     threads: 1 + below(2),
     simd: '',
     profile: false,
