@@ -123,7 +123,8 @@ Expected expect(const Draw& draw) {
       }
     }
     std::vector<std::int32_t> ids(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(kept));
-    std::erase_if(ids, [&](auto id) { return weight(id) == 0 || weight(id) < draw.row.min_p * (1 + shift); });
+    const double least = std::min(1.0, draw.row.min_p * (1 + shift));  // the likeliest token always stays
+    std::erase_if(ids, [&](auto id) { return weight(id) == 0 || weight(id) < least; });
     std::sort(ids.begin(), ids.end());
     double total = 0;
     for (const std::int32_t id : ids) total += weight(id);
