@@ -5,6 +5,7 @@
 #                            compute-sanitizer where that is installed; writes bench/results/gpu-test.json
 #   scripts/gpu.sh bench     speed (bench/gpu/bench.cc), beside PyTorch's attention where python3 has it; writes
 #                            bench/results/gpu-bench.json. Further arguments go to the bench.
+#   scripts/gpu.sh build     only compiles both, for the GPU that is there or else for 8.0
 #
 # Exit codes: 0; 1 where something failed; 3 where there is no GPU or no nvcc, so that nothing was run.
 set -euo pipefail
@@ -16,24 +17,31 @@ nothing() {
 }
 command -v nvcc >/dev/null || nothing 'nvcc was not found'
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1) || true
-[[ "$capability" =~ ^[0-9]+\.[0-9]+$ ]] || nothing 'no NVIDIA GPU was found'
+if [[ ! "$capability" =~ ^[0-9]+\.[0-9]+$ ]]; then
+  [[ "${1:-}" == build ]] || nothing 'no NVIDIA GPU was found'
+  capability=8.0
+fi
 architecture=sm_${capability/./}
 [[ $architecture == sm_90 ]] && architecture=sm_90a # has instructions of its own
 
+tests=(simt attention kv matmul pointwise sample)
 build=build/gpu
 mkdir -p "$build" bench/results
 compile=(nvcc -std=c++20 -O3 -arch="$architecture" -DHOGWILD_CUDA -I cuda -I native)
-objects=()
-for source in cuda/*.cu cuda/plan.cc native/device/{device,sampling}.cc native/device/cuda/cuda_device.cc; do
-  object=$build/$(basename "$source").o
-  objects+=("$object")
-  if [[ ! $object -nt $source ]]; then
-    echo "compiling $source"
-    "${compile[@]}" -c "$source" -o "$object" &
-  fi
-done
-wait
 
+compile_all() { # sources: side by side, unless nothing has changed since; sets `objects`
+  local source object jobs=()
+  objects=()
+  for source in "$@"; do
+    object=$build/$(basename "$source").$architecture.o
+    objects+=("$object")
+    [[ -e $object && -z $(find cuda native test/native test/cuda bench/gpu -newer "$object" -print -quit) ]] && continue
+    echo "compiling $source"
+    "${compile[@]}" -x cu -c "$source" -o "$object" &
+    jobs+=($!)
+  done
+  for job in "${jobs[@]}"; do wait "$job"; done
+}
 about() {
   printf '"card": "%s", "driver": "%s", "commit": "%s", "date": "%s"' \
     "$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)" \
@@ -53,9 +61,7 @@ run_tests() {
     summary=$(tail -n 1 "$build/output.txt" | tr -d '"\\')
     results+=("{\"name\": \"$name\", \"passed\": $outcome, \"summary\": \"$summary\"}")
   }
-  for name in simt attention kv matmul pointwise sample; do
-    "${compile[@]}" -x cu "test/cuda/${name}_test.cc" -o "$build/${name}_test.o" -c
-    "${compile[@]}" "$build/${name}_test.o" "${objects[@]}" -o "$build/${name}_test"
+  for name in "${tests[@]}"; do
     check "$name" "$build/${name}_test"
     if command -v compute-sanitizer >/dev/null; then
       for tool in memcheck racecheck; do
@@ -70,8 +76,6 @@ run_tests() {
 }
 
 run_bench() {
-  "${compile[@]}" -c bench/gpu/bench.cc -o "$build/bench.o"
-  "${compile[@]}" "$build/bench.o" "${objects[@]}" -o "$build/bench"
   "$build/bench" "$@" >"$build/bench.json"
   echo null >"$build/torch.json"
   if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
@@ -82,10 +86,28 @@ run_bench() {
 }
 
 case "${1:-}" in
-  test) run_tests ;;
-  bench) run_bench "${@:2}" ;;
+  test | bench | build) ;;
   *)
-    echo 'expected test or bench' >&2
+    echo 'expected test, bench or build' >&2
     exit 1
     ;;
+esac
+compile_all cuda/*.cu cuda/plan.cc native/device/{device,sampling}.cc native/device/cuda/cuda_device.cc
+kernels=("${objects[@]}")
+programs=()
+sources=()
+[[ $1 == bench ]] || programs+=("${tests[@]/%/_test}")
+[[ $1 == test ]] || programs+=(bench)
+for program in "${programs[@]}"; do
+  [[ $program == bench ]] && folder=bench/gpu || folder=test/cuda
+  sources+=("$folder/$program.cc")
+done
+compile_all "${sources[@]}"
+for program in "${programs[@]}"; do
+  "${compile[@]}" "$build/$program.cc.$architecture.o" "${kernels[@]}" -o "$build/$program"
+done
+
+case $1 in
+  test) run_tests ;;
+  bench) run_bench "${@:2}" ;;
 esac

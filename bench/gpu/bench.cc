@@ -4,7 +4,7 @@
 //   bench_gpu [--layers N] [--runs N] [--tokens 300,4096,...]
 //
 // Shapes are QwQ-32B's (40 query heads, 8 kv heads of 128, hidden size 5120, 27648 in between, 64 layers,
-// vocabulary 152064), weights are random bf16. Without Node.js: bench/gpu/run.sh builds this with nvcc alone.
+// vocabulary 152064), weights, keys and values are random bf16. `scripts/gpu.sh bench` builds this with nvcc alone.
 #if !defined(HOGWILD_SIMT)
 #include <cuda_runtime_api.h>
 #endif
@@ -16,11 +16,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <random>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "core/error.h"
+#include "core/float16.h"
 #include "device/device.h"
 #include "kernels.h"
 
@@ -190,6 +192,31 @@ class Bench {
     return buffers_.back().as<T>();
   }
 
+  // Zeros would leave the tensor cores cooler, and the clock higher, than a model does.
+  std::uint16_t* random_bf16(std::int64_t n) {
+    constexpr std::int64_t kPiece = std::int64_t{1} << 20;
+    auto* data = allocate<std::uint16_t>(n);
+    std::normal_distribution<float> normal(0, 0.05f);
+    std::vector<std::uint16_t> piece(static_cast<std::size_t>(std::min(n, kPiece)));
+    for (std::uint16_t& value : piece) value = f32_to_bf16(normal(random_));
+    device_->upload(data, piece.data(), piece.size() * sizeof(piece[0]));
+    for (std::int64_t at = kPiece; at < n; at += kPiece) {
+      const auto bytes = static_cast<std::size_t>(std::min(n - at, kPiece)) * sizeof(piece[0]);
+      check(cudaMemcpyAsync(data + at, data, bytes, cudaMemcpyDeviceToDevice, stream_), "filling memory");
+    }
+    check(cudaStreamSynchronize(stream_), "filling memory");
+    return data;
+  }
+
+  float* random_f32(std::int64_t n) {
+    std::normal_distribution<float> normal;
+    std::vector<float> values(static_cast<std::size_t>(n));
+    for (float& value : values) value = normal(random_);
+    float* data = allocate<float>(n);
+    device_->upload(data, values.data(), values.size() * sizeof(float));
+    return data;
+  }
+
   static KvShape shape(std::int64_t layers) {
     return {.layers = layers, .kv_heads = kKvHeads, .head_dim = kHeadDim, .dtype = Dtype::kBF16};
   }
@@ -202,12 +229,12 @@ class Bench {
     const cuda::FlatPlan plan = cuda::flatten(step.view().plan);
     const std::int64_t pool = std::ssize(step.pages) * shape(1).page_elements();
     cuda::AttentionLaunch launch{.shape = shape(1)};
-    launch.layer = {.keys = allocate<std::uint16_t>(pool), .values = allocate<std::uint16_t>(pool)};
+    launch.layer = {.keys = random_bf16(pool), .values = random_bf16(pool)};
     launch.plan = {upload(plan.counts), upload(plan.segments), upload(plan.visits), upload(plan.pages)};
     launch.rope = {.cos = upload(step.cos), .sin = upload(step.sin), .rotary_dim = kHeadDim};
     launch.query_heads = kQueryHeads;
     launch.scale = 1 / std::sqrt(static_cast<float>(kHeadDim));
-    launch.q = allocate<float>(workers * kQueryHeads * kHeadDim);
+    launch.q = random_f32(workers * kQueryHeads * kHeadDim);
     launch.out = allocate<float>(workers * kQueryHeads * kHeadDim);
     launch.max_tokens = static_cast<std::int32_t>(workers);
     launch.max_segments = plan.counts[1];
@@ -230,7 +257,7 @@ class Bench {
     const std::int64_t rows = device_->padded_rows(workers), layers = options_.layers;
     const std::int64_t q_size = kQueryHeads * kHeadDim, kv_size = kKvHeads * kHeadDim;
     const auto matrix = [&](std::int64_t n, std::int64_t k) {
-      return Matrix{allocate<std::uint16_t>(n * k), Dtype::kBF16, n, k};
+      return Matrix{random_bf16(n * k), Dtype::kBF16, n, k};
     };
     struct Layer {
       Matrix q, k, v, o, gate, up, down;
@@ -242,8 +269,8 @@ class Bench {
                          matrix(kHidden, kIntermediate)});
     }
     const Matrix head = matrix(kVocab, kHidden);
-    const float* norm = allocate<float>(kHidden);
-    float* x = allocate<float>(rows * kHidden);
+    const float* norm = random_f32(kHidden);
+    float* x = random_f32(rows * kHidden);
     float* normed = allocate<float>(rows * kHidden);
     float* q = allocate<float>(rows * q_size);
     float* attended = allocate<float>(rows * q_size);
@@ -254,8 +281,8 @@ class Bench {
     float* logits = allocate<float>(rows * kVocab);
     const KvShape kv = shape(layers);
     const std::int64_t pool = std::ssize(step.pages) * kv.page_elements();
-    auto* keys = allocate<std::uint16_t>(layers * pool);
-    auto* values = allocate<std::uint16_t>(layers * pool);
+    auto* keys = random_bf16(layers * pool);
+    auto* values = random_bf16(layers * pool);
 
     const auto run_layers = [&] {
       for (std::int64_t i = 0; i < layers; ++i) {
@@ -315,6 +342,7 @@ class Bench {
 
   Options options_;
   std::shared_ptr<Device> device_;
+  std::mt19937 random_{1};
   cudaStream_t stream_ = nullptr;
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
   int multiprocessors_ = 0;
