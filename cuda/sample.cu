@@ -16,6 +16,8 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
+// Said to the compiler, which would otherwise spill some registers for the sake of more.
+constexpr int kCtasPerMultiprocessor = 2;
 constexpr int kRadixBits = 8;
 constexpr int kBins = 1 << kRadixBits;
 
@@ -169,7 +171,7 @@ SIMT_DEVICE float* adjusted_logits(const SampleLaunch& p) {
 }
 
 // A kernel of its own: a division in the other one would cost all of it registers.
-__global__ void __launch_bounds__(kThreads) penalize_rows(const __grid_constant__ SampleLaunch p) {
+__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) penalize_rows(const __grid_constant__ SampleLaunch p) {
   const SampleRow row = p.rows[blockIdx.x];
   if (!is_penalised(row) && row.n_forbidden == 0) return;
   const float* raw = raw_logits(p, row);
@@ -189,7 +191,7 @@ __global__ void __launch_bounds__(kThreads) penalize_rows(const __grid_constant_
   }
 }
 
-__global__ void __launch_bounds__(kThreads) sample_rows(const __grid_constant__ SampleLaunch p) {
+__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) sample_rows(const __grid_constant__ SampleLaunch p) {
   SIMT_SHARED_MEMORY(memory);
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const SampleRow row = p.rows[blockIdx.x];
