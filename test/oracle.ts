@@ -34,7 +34,8 @@ export function number(op: number): string {
 
 /**
  * Bound of bf16 for the oracle's models: mean square error of a row of logits over its mean square. Rounding nothing
- * but weights and cache gives up to 1.1e-3 (the CPU device); a device that multiplies in bf16 rounds as often again.
+ * but weights and cache gives up to 1.1e-3 (the CPU device without AVX512_BF16); a device that multiplies in bf16
+ * rounds as often again.
  */
 const BF16_NMSE = 2.2e-3
 

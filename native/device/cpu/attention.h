@@ -9,8 +9,8 @@
 namespace hogwild {
 namespace {
 
-// Rows in a block of the products; with the columns they fill the registers of AVX2.
-constexpr int64_t kSpanRowBlock = 3;
+// Rows in a block of the products: with four vectors of columns they fill the registers, 32 of AVX-512, else 16.
+constexpr int64_t kSpanRowBlock = kLanes == 16 ? 6 : 3;
 
 // Memory that will be read soon, asked for evenly while products keep the core busy: with two lines in
 // each iteration of an inner loop, one in each half, so that the core never waits for a free miss buffer.
@@ -21,10 +21,11 @@ struct Prefetch {
 };
 
 // c[r][j] = (kAccumulate ? c[r][j] : 0) + sum_i a[r][i] * b[i][j] for j < cols, i ascending. Every
-// element is one chain of fma's, so the shape of the block does not show in the result.
-template <int R, int J, bool kAccumulate>
-HOGWILD_INLINE void product_block(const float* const* a, const float* b, int64_t b_stride, float* const* c, int64_t n,
-                                  int64_t col, Prefetch& soon) {
+// element is one chain of fma's, so the shape of the block does not show in the result. Operand: float, or pairs
+// of bf16, of which each stands for two of the terms.
+template <int R, int J, bool kAccumulate, typename Operand>
+HOGWILD_INLINE void product_block(const Operand* const* a, const Operand* b, int64_t b_stride, float* const* c,
+                                  int64_t n, int64_t col, Prefetch& soon) {
   Vec acc[R][J];
   for (int r = 0; r < R; r++) {
     for (int j = 0; j < J; j++) acc[r][j] = kAccumulate ? load(c[r] + col + j * kLanes) : Vec{};
@@ -36,10 +37,10 @@ HOGWILD_INLINE void product_block(const float* const* a, const float* b, int64_t
     prefetch(second);
     first += soon.step;
     second += soon.step;
-    Vec as[R];
+    decltype(broadcast(a[0][0])) as[R];
     for (int r = 0; r < R; r++) as[r] = broadcast(a[r][i]);
     for (int j = 0; j < J; j++) {
-      const Vec bs = load(b + i * b_stride + col + j * kLanes);
+      const auto bs = load(b + i * b_stride + col + j * kLanes);
       for (int r = 0; r < R; r++) acc[r][j] = fma(as[r], bs, acc[r][j]);
     }
   }
@@ -50,8 +51,8 @@ HOGWILD_INLINE void product_block(const float* const* a, const float* b, int64_t
   }
 }
 
-template <int R, bool kAccumulate>
-void product_rows(const float* const* a, const float* b, int64_t b_stride, float* const* c, int64_t n, int64_t cols,
+template <int R, bool kAccumulate, typename Operand>
+void product_rows(const Operand* const* a, const Operand* b, int64_t b_stride, float* const* c, int64_t n, int64_t cols,
                   Prefetch& soon) {
   constexpr int J = R == 1 ? 8 : 4;  // enough independent fma's to hide their latency
   int64_t col = 0;
@@ -60,18 +61,16 @@ void product_rows(const float* const* a, const float* b, int64_t b_stride, float
 }
 
 // `rows` <= kSpanRowBlock
-template <bool kAccumulate>
-HOGWILD_INLINE void product(int64_t rows, const float* const* a, const float* b, int64_t b_stride, float* const* c,
+template <bool kAccumulate, typename Operand>
+HOGWILD_INLINE void product(int64_t rows, const Operand* const* a, const Operand* b, int64_t b_stride, float* const* c,
                             int64_t n, int64_t cols, Prefetch& soon) {
-  switch (rows) {
-    case 1:
-      return product_rows<1, kAccumulate>(a, b, b_stride, c, n, cols, soon);
-    case 2:
-      return product_rows<2, kAccumulate>(a, b, b_stride, c, n, cols, soon);
-    case 3:
-      return product_rows<3, kAccumulate>(a, b, b_stride, c, n, cols, soon);
+  if constexpr (kSpanRowBlock == 6) {
+    if (rows == 6) return product_rows<6, kAccumulate>(a, b, b_stride, c, n, cols, soon);
   }
-  static_assert(kSpanRowBlock == 3);
+  static_assert(kSpanRowBlock == 3 || kSpanRowBlock == 6);
+  for (; rows >= 3; rows -= 3, a += 3, c += 3) product_rows<3, kAccumulate>(a, b, b_stride, c, n, cols, soon);
+  if (rows == 2) product_rows<2, kAccumulate>(a, b, b_stride, c, n, cols, soon);
+  if (rows == 1) product_rows<1, kAccumulate>(a, b, b_stride, c, n, cols, soon);
 }
 
 // Converts columns [0, cols) of `rows` rows to f32, filled up with zeros to whole vectors.
@@ -108,7 +107,7 @@ HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, int64_t begi
     const float page_max = max_lane(best) + row.bias;
     base[r] = page_max > row.state[kStateMax] ? page_max : row.state[kStateMax];
   }
-  Vec totals[4] = {};
+  Vec totals[(kSpanRowBlock + 3) / 4 * 4] = {};
   for (int64_t r = 0; r < n; r++) {
     const BlockRow& row = rows[r];
     const float old_max = row.state[kStateMax], new_max = base[r];
@@ -126,13 +125,106 @@ HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, int64_t begi
       totals[r] += weight;
     }
   }
-  float sums[4];
-  sum_each(totals[0], totals[1], totals[2], totals[3], sums);
-  for (int64_t r = 0; r < n; r++) rows[r].state[kStateSum] += sums[r];
+  for (int64_t r = 0; r < n; r += 4) {
+    float sums[4];
+    sum_each(totals[r], totals[r + 1], totals[r + 2], totals[r + 3], sums);
+    for (int64_t i = r; i < n && i < r + 4; i++) rows[i].state[kStateSum] += sums[i - r];
+  }
 }
 
-template <typename T>
-void attention_span_typed(const AttentionSpan& span) {
+// How the products get at a page: its elements are converted to f32 in a tile of scratch memory ...
+template <typename Layout>
+struct Operands {
+  using Operand = float;
+  static constexpr int64_t kDepth = 1;  // elements of a row that an operand holds
+
+  static HOGWILD_INLINE void pack_row(float*, int64_t, int64_t) {}
+
+  static HOGWILD_INLINE const float* keys(const typename Layout::Element* page, int64_t head_dim, int64_t key_cols,
+                                          float* tile) {
+    stage(page, head_dim, key_cols, kPageSize, tile, kPageSize);
+    return tile;
+  }
+
+  // out[r] += sum of weights[r][i] * value i over the keys [begin, rows[r].end). What only some rows see is left
+  // to each alone: a value that a row must not see does not touch it, not even as 0 * NaN.
+  static HOGWILD_INLINE void add_values(const BlockRow* rows, int64_t n, const typename Layout::Element* page,
+                                        int64_t begin, int64_t end, int64_t head_dim, int64_t value_cols, float* tile,
+                                        bool is_staged, Prefetch& soon) {
+    const int64_t stride = padded_head_dim(head_dim);
+    if (!is_staged) stage(page, end, head_dim, head_dim, tile, stride);
+    const float* weights[kSpanRowBlock];
+    float* out[kSpanRowBlock];
+    int64_t common = kPageSize;
+    for (int64_t r = 0; r < n; r++) {
+      weights[r] = rows[r].scores + begin;
+      out[r] = rows[r].state + kStateValues;
+      common = rows[r].end < common ? rows[r].end : common;
+    }
+    product<true>(n, weights, tile + begin * stride, stride, out, common - begin, value_cols, soon);
+    for (int64_t r = 0; r < n; r++) {
+      if (rows[r].end == common) continue;
+      weights[r] = rows[r].scores + common;
+      product<true>(1, weights + r, tile + common * stride, stride, out + r, rows[r].end - common, value_cols, soon);
+    }
+  }
+};
+
+#if defined(HOGWILD_HAS_PAIRS)
+// ... or multiplied as they lie, in pairs; then the rows' queries and weights are rounded to bf16 too.
+template <>
+struct Operands<PageLayout<Bf16, true>> {
+  using Operand = Bf16Pair;
+  static constexpr int64_t kDepth = 2;
+
+  // [begin, end) of a row of f32, whole vectors, to bf16 in place: element i becomes half i of the memory.
+  static HOGWILD_INLINE void pack_row(float* row, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kLanes) store((Bf16*)row + i, load(row + i));
+  }
+
+  static HOGWILD_INLINE const Bf16Pair* keys(const Bf16* page, int64_t, int64_t, float*) {
+    return (const Bf16Pair*)page;
+  }
+
+  // A row's pairs are the same and come in the same order whoever else is in the block. Of a pair that it sees half
+  // of, the other half counts as 0.
+  static HOGWILD_INLINE void add_values(const BlockRow* rows, int64_t n, const Bf16* page, int64_t begin, int64_t,
+                                        int64_t head_dim, int64_t value_cols, float* tile, bool, Prefetch& soon) {
+    const Bf16Pair* values = (const Bf16Pair*)page;
+    const Bf16Pair* weights[kSpanRowBlock];
+    float* out[kSpanRowBlock];
+    int64_t common = kPageSize;
+    for (int64_t r = 0; r < n; r++) {
+      out[r] = rows[r].state + kStateValues;
+      common = rows[r].end < common ? rows[r].end : common;
+    }
+    const auto add = [&](int64_t first_row, int64_t n_rows, const Bf16Pair* from, int64_t pair,
+                         int64_t pairs) __attribute__((always_inline)) {
+      for (int64_t r = first_row; r < first_row + n_rows; r++) weights[r] = (const Bf16Pair*)rows[r].scores + pair;
+      product<true>(n_rows, weights + first_row, from, head_dim, out + first_row, pairs, value_cols, soon);
+    };
+    const auto half_of = [&](int64_t pair, uint32_t mask) __attribute__((always_inline)) {
+      Bf16Pair* half = (Bf16Pair*)tile;
+      for (int64_t d = 0; d < head_dim; d += kLanes) store(half + d, load(values + pair * head_dim + d) & mask);
+      return half;
+    };
+    const int64_t first_pair = (begin + 1) / 2, common_pair = common / 2;
+    if (begin % 2 == 1) add(0, n, half_of(begin / 2, 0xffff0000u), begin / 2, 1);
+    add(0, n, values + first_pair * head_dim, first_pair, common_pair - first_pair);
+    for (int64_t r = 0; r < n; r++) {
+      const int64_t end_pair = rows[r].end / 2;
+      if (end_pair > common_pair) add(r, 1, values + common_pair * head_dim, common_pair, end_pair - common_pair);
+      if (rows[r].end % 2 == 1) add(r, 1, half_of(end_pair, 0x0000ffffu), end_pair, 1);
+    }
+  }
+};
+#endif
+
+template <typename Layout>
+void attend_span(const AttentionSpan& span) {
+  using T = typename Layout::Element;
+  using Page = Operands<Layout>;
+  using Operand = typename Page::Operand;
   const KvShape& shape = *span.shape;
   const int64_t head_dim = shape.head_dim;
   const int64_t row_stride = padded_head_dim(head_dim);
@@ -146,6 +238,7 @@ void attention_span_typed(const AttentionSpan& span) {
   for (int64_t r = 0; r < span.n_rows; r++) {
     const AttentionRow& row = span.rows[r];
     rotate(*span.rope, row.visit->angle, row.q, head_dim, span.scale, queries + r * row_stride);
+    Page::pack_row(queries + r * row_stride, 0, head_dim);
     row.state[kStateMax] = -INFINITY;
     row.state[kStateSum] = 0;
     memset(row.state + kStateValues, 0, row_stride * sizeof(float));
@@ -164,18 +257,17 @@ void attention_span_typed(const AttentionSpan& span) {
     const T* page_values = (const T*)span.layer->values + head_offset(shape, span.pages[page], span.kv_head);
 
     // The rows that see something of this page.
-    const float* q[kMaxSpanRows];
+    const Operand* q[kMaxSpanRows];
     float* s[kMaxSpanRows];
-    const AttentionRow* seeing[kMaxSpanRows];
-    int64_t row_end[kMaxSpanRows];
+    BlockRow seeing[kMaxSpanRows];
     int64_t rows = 0;
     for (int64_t r = 0; r < span.n_rows; r++) {
-      const int64_t visible = span.first_slot + span.rows[r].visit->limit - page * kPageSize;
+      const AttentionRow& row = span.rows[r];
+      const int64_t visible = span.first_slot + row.visit->limit - page * kPageSize;
       if (visible <= begin) continue;
-      q[rows] = queries + r * row_stride;
+      q[rows] = (const Operand*)(queries + r * row_stride);
       s[rows] = scores + r * kPageSize;
-      seeing[rows] = &span.rows[r];
-      row_end[rows] = visible < kPageSize ? visible : kPageSize;
+      seeing[rows] = {s[rows], row.state, visible < kPageSize ? visible : kPageSize, row.visit->bias};
       rows++;
     }
 
@@ -184,55 +276,33 @@ void attention_span_typed(const AttentionSpan& span) {
       const int64_t blocks = (rows + kSpanRowBlock - 1) / kSpanRowBlock;
       const int64_t iterations = blocks * n * ((cols + 4 * kLanes - 1) / (4 * kLanes));
       const char* first = (const char*)from;
-      return Prefetch{first, first + tile_bytes / 2, tile_bytes / 2 / iterations};
+      return Prefetch{first, first + tile_bytes / 2, tile_bytes / 2 / (iterations > 0 ? iterations : 1)};
     };
 
-    stage(page_keys, head_dim, key_cols, kPageSize, tile, kPageSize);
-    Prefetch soon = prefetch_tile(page_values, head_dim, key_cols);
+    const Operand* keys = Page::keys(page_keys, head_dim, key_cols, tile);
+    Prefetch soon = prefetch_tile(page_values, head_dim / Page::kDepth, key_cols);
     for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
       const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
-      product<false>(n, q + r, tile, kPageSize, s + r, head_dim, key_cols, soon);
+      product<false>(n, q + r, keys, kPageSize, s + r, head_dim / Page::kDepth, key_cols, soon);
     }
 
-    stage(page_values, end, head_dim, head_dim, tile, row_stride);
     const int64_t next = span.pages[page + 1 < seen_pages ? page + 1 : page];
-    soon = prefetch_tile((const T*)span.layer->keys + head_offset(shape, next, span.kv_head), end - begin, value_cols);
+    soon = prefetch_tile((const T*)span.layer->keys + head_offset(shape, next, span.kv_head),
+                         (end - begin) / Page::kDepth, value_cols);
     for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
       const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
-      BlockRow block[kSpanRowBlock];
-      const float* weights[kSpanRowBlock];
-      float* out[kSpanRowBlock];
-      int64_t common = kPageSize;  // keys that all rows of the block see: [begin, common)
-      for (int64_t i = 0; i < n; i++) {
-        const AttentionRow& row = *seeing[r + i];
-        block[i] = {s[r + i], row.state, row_end[r + i], row.visit->bias};
-        weights[i] = s[r + i] + begin;
-        out[i] = row.state + kStateValues;
-        common = row_end[r + i] < common ? row_end[r + i] : common;
-      }
+      const BlockRow* block = seeing + r;
       softmax_update(block, n, begin, value_cols);
-      product<true>(n, weights, tile + begin * row_stride, row_stride, out, common - begin, value_cols, soon);
-      // What only some of them see is left to each alone: a value that a row must not see does not
-      // touch it, not even as 0 * NaN.
       for (int64_t i = 0; i < n; i++) {
-        if (block[i].end == common) continue;
-        weights[i] = s[r + i] + common;
-        product<true>(1, weights + i, tile + common * row_stride, row_stride, out + i, block[i].end - common,
-                      value_cols, soon);
+        Page::pack_row(block[i].scores, begin / kLanes * kLanes, (block[i].end + kLanes - 1) / kLanes * kLanes);
       }
+      Page::add_values(block, n, page_values, begin, end, head_dim, value_cols, tile, r > 0, soon);
     }
   }
 }
 
 void attention_span(const AttentionSpan& span) {
-  switch (span.shape->dtype) {
-    case Dtype::kF32:
-      return attention_span_typed<float>(span);
-    case Dtype::kF16:
-      return attention_span_typed<F16>(span);
-    case Dtype::kBF16:
-      return attention_span_typed<Bf16>(span);
-  }
+  with_layout(*span.shape, [&](auto layout) { attend_span<decltype(layout)>(span); });
 }
 
 void merge_state(float* into, const float* state, int64_t head_dim) {

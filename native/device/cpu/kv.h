@@ -5,8 +5,38 @@
 namespace hogwild {
 namespace {
 
-// Inside a page, for each kv head: keys [D, P], so that the scores of neighbouring keys are
-// neighbouring lanes and need no horizontal sums; values [P, D].
+// How a page is arranged, for each kv head: keys [D, P], so that the scores of neighbouring keys are
+// neighbouring lanes and need no horizontal sums; values [P, D]. Where pairs of bf16 can be multiplied at once,
+// the two that are added up lie together: keys [D / 2, P, 2], values [P / 2, D, 2].
+template <typename T, bool kInPairs>
+struct PageLayout {
+  using Element = T;
+  static constexpr bool kPaired = kInPairs;
+
+  static HOGWILD_INLINE int64_t key(int64_t slot, int64_t d) {
+    return kPaired ? (d / 2 * kPageSize + slot) * 2 + d % 2 : d * kPageSize + slot;
+  }
+  static HOGWILD_INLINE int64_t value(int64_t slot, int64_t d, int64_t head_dim) {
+    return kPaired ? (slot / 2 * head_dim + d) * 2 + slot % 2 : slot * head_dim + d;
+  }
+};
+
+// Calls body(layout) with the PageLayout of this cache.
+template <typename Body>
+HOGWILD_INLINE void with_layout(const KvShape& shape, Body&& body) {
+  switch (shape.dtype) {
+    case Dtype::kF32:
+      return body(PageLayout<float, false>());
+    case Dtype::kF16:
+      return body(PageLayout<F16, false>());
+    case Dtype::kBF16:
+#if defined(HOGWILD_HAS_PAIRS)
+      if (shape.head_dim % kLanes == 0) return body(PageLayout<Bf16, true>());  // whole vectors of pairs
+#endif
+      return body(PageLayout<Bf16, false>());
+  }
+}
+
 HOGWILD_INLINE int64_t head_offset(const KvShape& shape, int64_t page, int64_t kv_head) {
   return (page * shape.kv_heads + kv_head) * kPageSize * shape.head_dim;
 }
@@ -31,97 +61,89 @@ HOGWILD_INLINE void rotate(const RopeTable& rope, int64_t angle, const float* fr
   for (u = 2 * half; u < head_dim; u++) to[u] = from[u] * scale;
 }
 
-template <typename T>
-void kv_append_typed(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots,
-                     int64_t n, const float* k, const float* v) {
+template <typename Layout>
+void append(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots, int64_t n,
+            const float* k, const float* v) {
+  using T = typename Layout::Element;
   const int64_t head_dim = shape.head_dim;
   float rotated[kMaxHeadDim];
   for (int64_t t = 0; t < n; t++) {
+    const int64_t slot = slots[t].slot;
     for (int64_t h = 0; h < shape.kv_heads; h++, k += head_dim, v += head_dim) {
       const int64_t head = head_offset(shape, slots[t].page, h);
       rotate(rope, slots[t].angle, k, head_dim, 1, rotated);
-      T* key = (T*)layer.keys + head + slots[t].slot;
-      for (int64_t d = 0; d < head_dim; d++) put(key + d * kPageSize, rotated[d]);
-      T* value = (T*)layer.values + head + slots[t].slot * head_dim;
-      for (int64_t d = 0; d < head_dim; d++) put(value + d, v[d]);
+      T* keys = (T*)layer.keys + head;
+      T* values = (T*)layer.values + head;
+      for (int64_t d = 0; d < head_dim; d++) put(keys + Layout::key(slot, d), rotated[d]);
+      for (int64_t d = 0; d < head_dim; d++) put(values + Layout::value(slot, d, head_dim), v[d]);
     }
   }
 }
 
 void kv_append(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots, int64_t n,
                const float* k, const float* v) {
-  switch (shape.dtype) {
-    case Dtype::kF32:
-      return kv_append_typed<float>(shape, layer, rope, slots, n, k, v);
-    case Dtype::kF16:
-      return kv_append_typed<F16>(shape, layer, rope, slots, n, k, v);
-    case Dtype::kBF16:
-      return kv_append_typed<Bf16>(shape, layer, rope, slots, n, k, v);
-  }
+  with_layout(shape, [&](auto layout) { append<decltype(layout)>(shape, layer, rope, slots, n, k, v); });
 }
 
-template <typename T>
-void kv_rebase_typed(const KvShape& shape, const KvLayer& layer, const RopeTable& rope,
-                     const KvRebaseParams::Move* moves, int64_t n) {
+template <typename Layout>
+void rebase(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const KvRebaseParams::Move* moves,
+            int64_t n) {
+  using T = typename Layout::Element;
   const int64_t head_dim = shape.head_dim;
   float key[kMaxHeadDim], rotated[kMaxHeadDim];
   for (const KvRebaseParams::Move* move = moves; move < moves + n; move++) {
+    const int64_t from_slot = move->from_slot, to_slot = move->to_slot;
     for (int64_t h = 0; h < shape.kv_heads; h++) {
       const int64_t from = head_offset(shape, move->from_page, h), to = head_offset(shape, move->to_page, h);
-      const T* from_keys = (const T*)layer.keys + from + move->from_slot;
-      T* to_keys = (T*)layer.keys + to + move->to_slot;
+      const T* from_keys = (const T*)layer.keys + from;
+      const T* from_values = (const T*)layer.values + from;
+      T* to_keys = (T*)layer.keys + to;
+      T* to_values = (T*)layer.values + to;
       if (move->angle < 0) {
         for (int64_t d = 0; d < head_dim; d++) {
-          memcpy(to_keys + d * kPageSize, from_keys + d * kPageSize, move->length * sizeof(T));
+          for (int64_t i = 0; i < move->length; i++) {
+            to_keys[Layout::key(to_slot + i, d)] = from_keys[Layout::key(from_slot + i, d)];
+          }
         }
       } else {
         for (int64_t i = 0; i < move->length; i++) {
-          for (int64_t d = 0; d < head_dim; d++) key[d] = to_f32(from_keys[d * kPageSize + i]);
+          for (int64_t d = 0; d < head_dim; d++) key[d] = to_f32(from_keys[Layout::key(from_slot + i, d)]);
           rotate(rope, move->angle, key, head_dim, 1, rotated);
-          for (int64_t d = 0; d < head_dim; d++) put(to_keys + d * kPageSize + i, rotated[d]);
+          for (int64_t d = 0; d < head_dim; d++) put(to_keys + Layout::key(to_slot + i, d), rotated[d]);
         }
       }
-      memcpy((T*)layer.values + to + move->to_slot * head_dim,
-             (const T*)layer.values + from + move->from_slot * head_dim, move->length * head_dim * sizeof(T));
+      for (int64_t i = 0; i < move->length; i++) {
+        for (int64_t d = 0; d < head_dim; d++) {
+          to_values[Layout::value(to_slot + i, d, head_dim)] = from_values[Layout::value(from_slot + i, d, head_dim)];
+        }
+      }
     }
   }
 }
 
 void kv_rebase(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const KvRebaseParams::Move* moves,
                int64_t n) {
-  switch (shape.dtype) {
-    case Dtype::kF32:
-      return kv_rebase_typed<float>(shape, layer, rope, moves, n);
-    case Dtype::kF16:
-      return kv_rebase_typed<F16>(shape, layer, rope, moves, n);
-    case Dtype::kBF16:
-      return kv_rebase_typed<Bf16>(shape, layer, rope, moves, n);
-  }
+  with_layout(shape, [&](auto layout) { rebase<decltype(layout)>(shape, layer, rope, moves, n); });
 }
 
-template <typename T>
-void kv_read_typed(const KvShape& shape, const KvLayer& layer, const AppendSlot* slots, int64_t n, float* k, float* v) {
+template <typename Layout>
+void read_tokens(const KvShape& shape, const KvLayer& layer, const AppendSlot* slots, int64_t n, float* k, float* v) {
+  using T = typename Layout::Element;
   const int64_t head_dim = shape.head_dim;
   for (int64_t t = 0; t < n; t++) {
+    const int64_t slot = slots[t].slot;
     for (int64_t h = 0; h < shape.kv_heads; h++, k += head_dim, v += head_dim) {
       const int64_t head = head_offset(shape, slots[t].page, h);
-      const T* key = (const T*)layer.keys + head + slots[t].slot;
-      for (int64_t d = 0; d < head_dim; d++) k[d] = to_f32(key[d * kPageSize]);
-      const T* value = (const T*)layer.values + head + slots[t].slot * head_dim;
-      for (int64_t d = 0; d < head_dim; d++) v[d] = to_f32(value[d]);
+      const T* keys = (const T*)layer.keys + head;
+      const T* values = (const T*)layer.values + head;
+      for (int64_t d = 0; d < head_dim; d++) k[d] = to_f32(keys[Layout::key(slot, d)]);
+      for (int64_t d = 0; d < head_dim; d++) v[d] = to_f32(values[Layout::value(slot, d, head_dim)]);
     }
   }
 }
 
 void kv_read(const KvShape& shape, const KvLayer& layer, const AppendSlot* slots, int64_t n, float* k, float* v) {
-  switch (shape.dtype) {
-    case Dtype::kF32:
-      return kv_read_typed<float>(shape, layer, slots, n, k, v);
-    case Dtype::kF16:
-      return kv_read_typed<F16>(shape, layer, slots, n, k, v);
-    case Dtype::kBF16:
-      return kv_read_typed<Bf16>(shape, layer, slots, n, k, v);
-  }
+  with_layout(shape, [&](auto layout) { read_tokens<decltype(layout)>(shape, layer, slots, n, k, v); });
 }
 
 }  // namespace

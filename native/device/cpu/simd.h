@@ -156,6 +156,33 @@ HOGWILD_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
+#if defined(__AVX512BF16__)
+// Two bf16 values, the first in the lower half: what AVX512_BF16 multiplies and adds up in one instruction.
+#define HOGWILD_HAS_PAIRS 1
+struct Bf16Pair {
+  uint32_t bits;
+};
+
+HOGWILD_INLINE BitVec load(const Bf16Pair* from) {
+  BitVec v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+HOGWILD_INLINE void store(Bf16Pair* to, BitVec v) { memcpy(to, &v, sizeof v); }
+
+HOGWILD_INLINE BitVec broadcast(Bf16Pair pair) { return pair.bits - BitVec{}; }
+
+// a.first * b.first + a.second * b.second + c, lane by lane.
+HOGWILD_INLINE Vec fma(BitVec a, BitVec b, Vec c) { return (Vec)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b); }
+
+// Rounds a vector to bf16, two lanes to a pair.
+HOGWILD_INLINE void store(Bf16* to, Vec v) {
+  const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
+  memcpy(to, &rounded, sizeof rounded);
+}
+#endif
+
 // a > b ? a : b, lane by lane.
 HOGWILD_INLINE Vec max(Vec a, Vec b) {
 #if defined(__AVX512F__)
