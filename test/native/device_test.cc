@@ -110,6 +110,16 @@ void on_every_level(const std::function<void(const CpuKernels&)>& body) {
   for (const std::string& simd : available_simd_levels()) body(select_kernels(simd));
 }
 
+// Whether this device multiplies bf16 with bf16: it then rounds the other factor (x, rotated and scaled queries), which
+// is part of what is computed.
+bool multiplies_bf16(const Device& device, Dtype dtype) {
+  return device.info().simd == "avx512bf16" && dtype == Dtype::kBF16;
+}
+
+double rounded_to_bf16(double x) {
+  return half_value(round_to_half(static_cast<float>(x), Dtype::kBF16), Dtype::kBF16);
+}
+
 // ---- matrix and pointwise ops -----------------------------------------------------------------------
 
 TEST(matmul_equals_double) {
@@ -143,7 +153,8 @@ TEST(matmul_equals_double) {
                 double exact = i == 1 ? 0 : biases[i][n], size = 1;
                 if (i == 2) exact += before[i][r * sizes[i] + n];
                 for (std::int64_t j = 0; j < k; j++) {
-                  const double term = x[r * k + j] * weights[i].values[n * k + j];
+                  const double factor = multiplies_bf16(device, dtype) ? rounded_to_bf16(x[r * k + j]) : x[r * k + j];
+                  const double term = factor * weights[i].values[n * k + j];
                   exact += term;
                   size += std::fabs(term);
                 }
@@ -605,16 +616,15 @@ AttentionCase AttentionCase::only(Device& device, const std::function<bool(std::
   return c;
 }
 
-// Whether this device multiplies a cache of this shape in bf16: it then rounds the rotated and scaled queries, which
-// is part of what is computed, and the weights.
-bool multiplies_in_bf16(const Device& device, const KvShape& shape) {
-  return device.info().simd == "avx512bf16" && shape.dtype == Dtype::kBF16 && shape.head_dim % 16 == 0;
+// Likewise for keys and values: of whole vectors.
+bool multiplies_bf16(const Device& device, const KvShape& shape) {
+  return multiplies_bf16(device, shape.dtype) && shape.head_dim % 16 == 0;
 }
 
 // What random cases are held to. Weights in bf16 are off by up to 2^-9 of themselves, values are at most about 1, and
 // a rounded query may fall to the other side of a tie.
 double attention_tolerance(const Device& device, const KvShape& shape) {
-  return multiplies_in_bf16(device, shape) ? 0x1p-8 : 2e-5;
+  return multiplies_bf16(device, shape) ? 0x1p-8 : 2e-5;
 }
 
 // Largest error of out (against max |value| = about 1) and of lse.
@@ -647,8 +657,7 @@ double attention_error(Device& device, const AttentionCase& c, const std::vector
           std::vector<double> turned = c.pool.rotate(q, visit.angle);
           for (double& x : turned) {
             x *= c.scale;
-            if (multiplies_in_bf16(device, c.pool.shape))
-              x = half_value(round_to_half(static_cast<float>(x), Dtype::kBF16), Dtype::kBF16);
+            if (multiplies_bf16(device, c.pool.shape)) x = rounded_to_bf16(x);
           }
           for (std::int64_t i = 0; i < visit.limit; i++) {
             const std::int64_t at = (i * kv_heads + kv_head) * head_dim;

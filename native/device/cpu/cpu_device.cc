@@ -71,10 +71,11 @@ Buffer map_memory(std::size_t bytes, const char* purpose) {
 // Scratch memory aligned to cache lines that only grows.
 class Scratch {
  public:
-  float* floats(std::int64_t n) {
-    const std::size_t bytes = static_cast<std::size_t>(n) * sizeof(float);
+  template <typename T>
+  T* get(std::int64_t n) {
+    const std::size_t bytes = static_cast<std::size_t>(n) * sizeof(T);
     if (bytes > buffer_.bytes()) buffer_ = map_memory(bytes, "scratch space");
-    return buffer_.as<float>();
+    return buffer_.as<T>();
   }
 
  private:
@@ -125,12 +126,21 @@ class CpuDevice final : public Device {
       blocks_before[i + 1] = blocks_before[i] + ceil_div(p.outputs[i].weight.rows, kMatmulOutputBlock);
     }
     if (p.rows == 0) return;
+    const void* packed_x = nullptr;
+    const auto packs_x = [&](const MatmulParams::Output& output) { return kernels_.packs_x(output.weight.dtype); };
+    if (std::any_of(p.outputs, p.outputs + p.n_outputs, packs_x)) {
+      std::uint16_t* packed = packed_x_.get<std::uint16_t>(p.rows * p.k);
+      rows_in_parallel(p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
+        kernels_.pack_x(p.x + begin * p.k, (end - begin) * p.k, packed + begin * p.k);
+      });
+      packed_x = packed;
+    }
     pool_.run(blocks_before[p.n_outputs], [&](std::int64_t begin, std::int64_t end, int) {
       for (int i = 0; i < p.n_outputs; i++) {
         const std::int64_t first = std::max(begin, blocks_before[i]) - blocks_before[i];
         const std::int64_t last = std::min(end, blocks_before[i + 1]) - blocks_before[i];
         if (first >= last) continue;
-        kernels_.matmul({.x = p.x,
+        kernels_.matmul({.x = packs_x(p.outputs[i]) ? packed_x : p.x,
                          .rows = p.rows,
                          .k = p.k,
                          .output = &p.outputs[i],
@@ -263,6 +273,7 @@ class CpuDevice final : public Device {
   ThreadPool pool_;
   std::vector<PerThread> threads_;
   Scratch states_;
+  Scratch packed_x_;
   std::vector<std::int64_t> first_state_;    // per visit, in states per query head
   std::vector<std::int64_t> visit_segment_;  // per visit
   std::vector<SpanUnit> units_;
@@ -300,7 +311,7 @@ void CpuDevice::attend_by_span(const AttentionParams& p, std::int64_t n_states) 
   const std::int64_t head_dim = p.shape.head_dim;
   const std::int64_t group = p.query_heads / p.shape.kv_heads;
   const std::int64_t size = state_size(head_dim);
-  float* states = states_.floats(n_states * size);
+  float* states = states_.get<float>(n_states * size);
   // State of (visit, span, query head).
   const auto state = [&](std::int64_t visit, std::int64_t span, std::int64_t head) {
     return states + ((first_state_[visit] + span) * p.query_heads + head) * size;
@@ -321,7 +332,7 @@ void CpuDevice::attend_by_span(const AttentionParams& p, std::int64_t n_states) 
     }
   }
   for (PerThread& thread : threads_) {
-    thread.floats.floats(span_scratch_size(kMaxSpanRows, head_dim));
+    thread.floats.get<float>(span_scratch_size(kMaxSpanRows, head_dim));
     thread.rows.reserve(kMaxSpanRows);
   }
 
@@ -341,7 +352,7 @@ void CpuDevice::attend_by_span(const AttentionParams& p, std::int64_t n_states) 
                                .state = state(v, unit.span, head)});
       }
       AttentionSpan span = make_span(p, segment, unit.kv_head, unit.span);
-      span.scratch = thread.floats.floats(0);
+      span.scratch = thread.floats.get<float>(0);
       run_span(span, thread);
     }
   });
@@ -394,7 +405,7 @@ void CpuDevice::attend_by_rows(const AttentionParams& p) {
   }
   const std::int64_t span_scratch = span_scratch_size(kMaxSpanRows, head_dim);
   for (PerThread& thread : threads_) {
-    thread.floats.floats(span_scratch + 2 * kMaxSpanRows * size);
+    thread.floats.get<float>(span_scratch + 2 * kMaxSpanRows * size);
     thread.rows.reserve(kMaxSpanRows);
   }
 
@@ -403,7 +414,7 @@ void CpuDevice::attend_by_rows(const AttentionParams& p) {
     for (std::int64_t u = begin; u < end; u++) {
       const SpanUnit& unit = units_[u];
       const std::int64_t first_token = unit.row_begin / group;
-      float* scratch = thread.floats.floats(0);
+      float* scratch = thread.floats.get<float>(0);
       float* merged_states = scratch + span_scratch;
       float* span_states = merged_states + kMaxSpanRows * size;
       float* merged[kMaxSpanRows] = {};

@@ -1,4 +1,5 @@
-// y = x W^T: x [rows, k] f32, W [n, k] in its own dtype, read row by row where it lies.
+// y = x W^T: x [rows, k] f32, W [n, k] in its own dtype, read row by row where it lies. Where pairs of bf16 can be
+// multiplied at once, x is rounded to bf16 first for weights in bf16 (pack_x).
 //
 // Each (row, output) is one dot product with one vector accumulator over k, whatever block of rows
 // and outputs it is computed in: so neither its company nor the blocking changes a bit of it.
@@ -8,40 +9,75 @@
 namespace hogwild {
 namespace {
 
-// A block of R rows x N outputs has R * N accumulators: enough to hide the latency of fma, few enough to
-// fit the 16 registers of AVX2 with the operands. One row waits for memory anyway and is better served by
-// a small block, whose successor is prefetched into a first-level cache that still holds both.
-constexpr int kRowBlock = 4;
-constexpr int outputs_per_block(int rows) { return rows == 1 ? 4 : 12 / rows; }
-static_assert(kMatmulOutputBlock % outputs_per_block(1) == 0 && kMatmulOutputBlock % outputs_per_block(2) == 0 &&
-              kMatmulOutputBlock % outputs_per_block(3) == 0 && kMatmulOutputBlock % outputs_per_block(4) == 0);
+// A block of R rows x N outputs has R * N accumulators: enough to hide the latency of fma, few enough to fit the
+// registers with the operands: 32 of AVX-512, else 16. The block's rows of x must stay in the first-level cache, which
+// holds twice as many of bf16. One row waits for memory anyway and is better served by a small block.
+template <typename X>
+constexpr int kRowBlock = sizeof(X) == sizeof(Bf16) ? 8 : 4;
+constexpr int outputs_per_block(int rows) {
+  if (rows == 1) return 4;
+  if (kLanes < 16) return 12 / rows;
+  return rows <= 4 ? 4 : 2;
+}
+static_assert(kMatmulOutputBlock % 12 == 0, "a multiple of each");
 
-// Blocks of weights up to this size are prefetched whole while the one before is worked on: short rows of
+// Blocks of weights up to this size are prefetched whole while one before is worked on: short rows of
 // weights end before the hardware has learnt to follow them. Longer ones it does follow, given a start.
 constexpr int64_t kWholeBlockBytes = 12800;
-constexpr int64_t kAheadBytes = 512;
+// How far ahead: what a core works through, at least, while memory answers.
+constexpr int64_t kWholeBlocksAheadBytes = 10 << 10;
+constexpr int64_t kLongRowsAheadBytes = 512;
 
 // Weights that stay in the second-level cache while all rows meet them.
 constexpr int64_t kTileBytes = 128 << 10;
 
+// What a product takes of a row of x or of a weight at once: a vector of f32 ...
+template <typename X, typename W>
+struct Factors {
+  static constexpr int64_t kElements = kLanes;
+  static HOGWILD_INLINE Vec x(const X* from) { return load(from); }
+  static HOGWILD_INLINE Vec w(const W* from) { return load(from); }
+  static HOGWILD_INLINE Vec x_partial(const X* from, int64_t n) { return load_partial(from, n); }
+  static HOGWILD_INLINE Vec w_partial(const W* from, int64_t n) { return load_partial(from, n); }
+};
+
+#if defined(HOGWILD_HAS_PAIRS)
+// ... or of pairs of bf16.
+template <>
+struct Factors<Bf16, Bf16> {
+  static constexpr int64_t kElements = 2 * kLanes;
+  static HOGWILD_INLINE BitVec x(const Bf16* from) { return load((const Bf16Pair*)from); }
+  static HOGWILD_INLINE BitVec w(const Bf16* from) { return load((const Bf16Pair*)from); }
+  static HOGWILD_INLINE BitVec x_partial(const Bf16* from, int64_t n) {
+    Bf16Pair padded[kLanes];
+    memset(padded, 0, sizeof padded);
+    memcpy(padded, from, n * sizeof(Bf16));
+    return load(padded);
+  }
+  static HOGWILD_INLINE BitVec w_partial(const Bf16* from, int64_t n) { return x_partial(from, n); }
+};
+#endif
+
 // sums[r * N + n] = <x[r], w[n]>
-template <int R, int N, typename W>
-HOGWILD_INLINE void dot_block(const float* x, const W* w, int64_t k, float* sums) {
+template <int R, int N, typename X, typename W>
+HOGWILD_INLINE void dot_block(const X* x, const W* w, int64_t k, float* sums) {
+  using F = Factors<X, W>;
   // A step covers one cache line of each of the N weights, and prefetches as many.
-  constexpr int64_t kStep = 64 / sizeof(W) > kLanes ? 64 / sizeof(W) : kLanes;
+  constexpr int64_t kStep = 64 / sizeof(W) > F::kElements ? 64 / sizeof(W) : F::kElements;
   Vec acc[R * N];
   for (int i = 0; i < R * N; i++) acc[i] = Vec{};
   const auto step = [&](int64_t i) __attribute__((always_inline)) {
-    Vec xs[R];
-    for (int r = 0; r < R; r++) xs[r] = load(x + r * k + i);
-    for (int n = 0; n < N; n++) {
-      const Vec wn = load(w + n * k + i);
-      for (int r = 0; r < R; r++) acc[r * N + n] = fma(xs[r], wn, acc[r * N + n]);
+    decltype(F::w(w)) ws[N];
+    for (int n = 0; n < N; n++) ws[n] = F::w(w + n * k + i);
+    for (int r = 0; r < R; r++) {
+      const auto xr = F::x(x + r * k + i);
+      for (int n = 0; n < N; n++) acc[r * N + n] = fma(xr, ws[n], acc[r * N + n]);
     }
   };
   const int64_t row_bytes = k * (int64_t)sizeof(W);
   const bool whole = N * row_bytes <= kWholeBlockBytes;
-  const char* next = (const char*)w + (whole ? N * row_bytes : kAheadBytes);
+  const int64_t blocks_ahead = N * row_bytes > kWholeBlocksAheadBytes ? N * row_bytes : kWholeBlocksAheadBytes;
+  const char* next = (const char*)w + (whole ? blocks_ahead : kLongRowsAheadBytes);
   const int64_t next_stride = whole ? 64 : row_bytes;
   const int64_t next_step = whole ? 64 * N : 64;
   int64_t i = 0;
@@ -49,13 +85,13 @@ HOGWILD_INLINE void dot_block(const float* x, const W* w, int64_t k, float* sums
     const char* ahead = next;
     for (int n = 0; n < N; n++, ahead += next_stride) prefetch(ahead);
     next += next_step;
-    for (int64_t j = 0; j < kStep; j += kLanes) step(i + j);
+    for (int64_t j = 0; j < kStep; j += F::kElements) step(i + j);
   }
-  for (; i + kLanes <= k; i += kLanes) step(i);
+  for (; i + F::kElements <= k; i += F::kElements) step(i);
   if (i < k) {
     for (int n = 0; n < N; n++) {
-      const Vec wn = load_partial(w + n * k + i, k - i);
-      for (int r = 0; r < R; r++) acc[r * N + n] = fma(load_partial(x + r * k + i, k - i), wn, acc[r * N + n]);
+      const auto wn = F::w_partial(w + n * k + i, k - i);
+      for (int r = 0; r < R; r++) acc[r * N + n] = fma(F::x_partial(x + r * k + i, k - i), wn, acc[r * N + n]);
     }
   }
   constexpr int kWhole = R * N / 4 * 4;
@@ -63,11 +99,11 @@ HOGWILD_INLINE void dot_block(const float* x, const W* w, int64_t k, float* sums
   for (int j = kWhole; j < R * N; j++) sums[j] = sum(acc[j]);
 }
 
-template <int R, int N, typename W>
+template <int R, int N, typename X, typename W>
 HOGWILD_INLINE void matmul_block(const MatmulSlice& slice, int64_t row, int64_t first) {
   const MatmulParams::Output& output = *slice.output;
   float sums[R * N];
-  dot_block<R, N>(slice.x + row * slice.k, (const W*)output.weight.data + first * slice.k, slice.k, sums);
+  dot_block<R, N>((const X*)slice.x + row * slice.k, (const W*)output.weight.data + first * slice.k, slice.k, sums);
   for (int r = 0; r < R; r++) {
     float* y = output.y + (row + r) * output.weight.rows + first;
     for (int n = 0; n < N; n++) {
@@ -78,15 +114,24 @@ HOGWILD_INLINE void matmul_block(const MatmulSlice& slice, int64_t row, int64_t 
   }
 }
 
-template <int R, typename W>
+template <int R, typename X, typename W>
 void matmul_rows(const MatmulSlice& slice, int64_t row, int64_t begin, int64_t end) {
   constexpr int N = outputs_per_block(R);
   int64_t n = begin;
-  for (; n + N <= end; n += N) matmul_block<R, N, W>(slice, row, n);
-  for (; n < end; n++) matmul_block<R, 1, W>(slice, row, n);
+  for (; n + N <= end; n += N) matmul_block<R, N, X, W>(slice, row, n);
+  for (; n < end; n++) matmul_block<R, 1, X, W>(slice, row, n);
 }
 
-template <typename W>
+// The last rows, fewer than a whole block: `rows` < R.
+template <int R, typename X, typename W>
+HOGWILD_INLINE void matmul_last_rows(const MatmulSlice& slice, int64_t rows, int64_t row, int64_t begin, int64_t end) {
+  if constexpr (R > 1) {
+    if (rows == R - 1) return matmul_rows<R - 1, X, W>(slice, row, begin, end);
+    matmul_last_rows<R - 1, X, W>(slice, rows, row, begin, end);
+  }
+}
+
+template <typename X, typename W>
 void matmul_typed(const MatmulSlice& slice) {
   // A tile of outputs at a time for all rows: the first rows bring its weights from memory, the others
   // find them in the cache.
@@ -95,29 +140,44 @@ void matmul_typed(const MatmulSlice& slice) {
   for (int64_t begin = slice.begin; begin < slice.end; begin += tile) {
     const int64_t end = begin + tile < slice.end ? begin + tile : slice.end;
     int64_t row = 0;
-    for (; row + kRowBlock <= slice.rows; row += kRowBlock) matmul_rows<kRowBlock, W>(slice, row, begin, end);
-    switch (slice.rows - row) {
-      case 1:
-        matmul_rows<1, W>(slice, row, begin, end);
-        break;
-      case 2:
-        matmul_rows<2, W>(slice, row, begin, end);
-        break;
-      case 3:
-        matmul_rows<3, W>(slice, row, begin, end);
-        break;
-    }
+    for (; row + kRowBlock<X> <= slice.rows; row += kRowBlock<X>)
+      matmul_rows<kRowBlock<X>, X, W>(slice, row, begin, end);
+    if (row < slice.rows) matmul_last_rows<kRowBlock<X>, X, W>(slice, slice.rows - row, row, begin, end);
   }
+}
+
+bool packs_x(Dtype weight_dtype) {
+#if defined(HOGWILD_HAS_PAIRS)
+  return weight_dtype == Dtype::kBF16;
+#else
+  (void)weight_dtype;
+  return false;
+#endif
+}
+
+void pack_x(const float* x, int64_t n, void* packed) {
+#if defined(HOGWILD_HAS_PAIRS)
+  Bf16* to = (Bf16*)packed;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(x + i));
+  for (; i < n; i++) put(to + i, x[i]);
+#else
+  (void)x, (void)n, (void)packed;
+#endif
 }
 
 void matmul(const MatmulSlice& slice) {
   switch (slice.output->weight.dtype) {
     case Dtype::kF32:
-      return matmul_typed<float>(slice);
+      return matmul_typed<float, float>(slice);
     case Dtype::kF16:
-      return matmul_typed<F16>(slice);
+      return matmul_typed<float, F16>(slice);
     case Dtype::kBF16:
-      return matmul_typed<Bf16>(slice);
+#if defined(HOGWILD_HAS_PAIRS)
+      return matmul_typed<Bf16, Bf16>(slice);
+#else
+      return matmul_typed<float, Bf16>(slice);
+#endif
   }
 }
 
