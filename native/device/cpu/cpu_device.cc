@@ -85,12 +85,13 @@ class Scratch {
 class CpuDevice final : public Device {
  public:
   explicit CpuDevice(const CpuOptions& options)
-      : kernels_(select_kernels(requested_simd(options))),
+      : name_(processor_name()),
+        kernels_(select_kernels(requested_simd(options))),
         pool_(options.threads > 0 ? options.threads : ThreadPool::available_processors()),
         threads_(pool_.threads()) {}
 
   DeviceInfo info() const override {
-    return {.type = "cpu", .name = processor_name(), .index = 0, .simd = kernels_.name, .threads = pool_.threads()};
+    return {.type = "cpu", .name = name_, .index = 0, .simd = kernels_.name, .threads = pool_.threads()};
   }
 
   Buffer allocate(std::size_t bytes, const char* purpose) override { return map_memory(bytes, purpose); }
@@ -268,6 +269,7 @@ class CpuDevice final : public Device {
   void attend_by_span(const AttentionParams& params, std::int64_t n_states);
   void attend_by_rows(const AttentionParams& params);
 
+  const std::string name_;
   const CpuKernels& kernels_;
   StepView step_;
   ThreadPool pool_;
