@@ -230,6 +230,15 @@ TEST(what_was_seen_twice_is_penalised_once) {
   check_draws(draws);
 }
 
+TEST(what_was_seen_and_is_forbidden_does_not_come) {
+  Draw draw;
+  draw.logits = {4, 3};
+  draw.seen = {0, 0};
+  draw.row.repetition_penalty = 1.2f;
+  draw.forbidden = {0};
+  check_draws({draw});
+}
+
 // Pearson's test at 5 standard deviations, on evenly spread random numbers.
 TEST(frequencies_are_the_probabilities) {
   std::vector<Draw> draws;

@@ -80,6 +80,12 @@ export default {
       'atomicExch(&logits[p.ids[row.first_forbidden + i]], -INFINITY);',
       '',
     ],
+    [
+      'no barrier between penalties and bans',
+      sample,
+      '  __syncthreads();\n  for (int i = static_cast<int>(threadIdx.x); i < row.n_forbidden',
+      '  for (int i = static_cast<int>(threadIdx.x); i < row.n_forbidden',
+    ],
     ['the temperature is ignored', sample, 'fminf(1.f / row.temperature, 3.4028235e38f)', '1.f'],
     [
       'log-probabilities are those after the penalties',
