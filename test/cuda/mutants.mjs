@@ -4,8 +4,8 @@
 //
 // test/cuda/mutants/ has a table of bugs per kernel file, and says which test must see them. Each mutant is
 // compiled and run through that test and, where that sees nothing and the kernels have barriers, under
-// ThreadSanitizer. Prints a table; exits 1 where a bug escapes or the unmodified control is reported. Some
-// 5 to 15 s of a processor per mutant, not for CI.
+// ThreadSanitizer. Prints a table, and writes it to mutants/README.md when all bugs have been run; exits 1 where
+// one escapes or the unmodified control is reported. 1 to 15 s of a processor per mutant, not for CI.
 //
 // A table:
 //   sources      files of cuda/ that are compiled with the bug
@@ -15,7 +15,7 @@
 //   threads      {environment, test}: what to run under ThreadSanitizer, where there are barriers
 //   mutants      [name, file of cuda/, text, replacement, every?]: the text must occur once, or, with every,
 //                be replaced everywhere
-import { spawnSync } from 'node:child_process'
+import { execFileSync, spawnSync } from 'node:child_process'
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -66,18 +66,22 @@ function runTest(table, cuda, kind, runtimeFlags, kernelFlags, environment, args
     '-o',
     program,
   )
-  const { status, signal, stdout, stderr } = spawnSync(program, args, {
+  const { error, status, signal, stdout, stderr } = spawnSync(program, args, {
     cwd: work,
     encoding: 'utf8',
     timeout: 300_000,
+    maxBuffer: Infinity,
     env: { ...process.env, TSAN_OPTIONS: 'exitcode=66', ...environment },
   })
+  if (error?.code === 'ETIMEDOUT') return 'hangs'
+  if (error) throw error
+  if (['SIGINT', 'SIGKILL', 'SIGTERM'].includes(signal)) throw new Error('the test was stopped')
   const text = stdout + stderr
-  if (signal === 'SIGTERM') return 'hangs'
   if (text.includes('ThreadSanitizer: data race')) return 'data race (ThreadSanitizer)'
   if (signal !== null) return `crash (${signal})`
   if (status === 0) return ''
-  if (/unexpected exception: (block|deadlock)/.test(text)) return 'report of the layer'
+  const report = /unexpected exception: (?:block .*?: )?(.*?)(?: \[|;)/.exec(text)
+  if (report) return `report: ${report[1]}`
   const failed = /failed: (.*)/.exec(text)
   return failed ? `\`${failed[1].split(': ')[0]}\`` : `exit ${status}`
 }
@@ -94,39 +98,84 @@ function mutate(cuda, name, file, from, to, every) {
   )
 }
 
-let failed = false
+// A fresh copy of cuda/ with the table's edits and, but for the control, the bug.
+function inject(cuda, table, name, change) {
+  rmSync(cuda, { recursive: true, force: true })
+  cpSync(join(root, 'cuda'), cuda, { recursive: true })
+  for (const edit of table.edits ?? []) mutate(cuda, name, ...edit)
+  if (change.length > 0) mutate(cuda, name, ...change)
+}
+
+const output = (program, ...args) => execFileSync(program, args, { cwd: root, encoding: 'utf8' })
+
+function readme(rows, bugs, unseen, minutes) {
+  const date = new Date().toISOString().slice(0, 10)
+  const commit = output('git', 'describe', '--always', '--dirty').trim()
+  const compiler = output('g++', '--version').split('\n')[0]
+  return `# Mutation run of the CUDA kernels
+
+Written by \`npm run test:mutants\`, which injects one bug at a time into \`cuda/\`, compiles it for the emulated card
+(\`cuda/simt\`) and runs the tests of \`test/cuda/\` on it; beside each bug stands the check, report or crash that showed it. The
+controls are the unmodified kernels. Races between CTAs are not among the bugs: the emulated card runs one CTA after another.
+
+${date}, commit ${commit}, ${compiler}: ${bugs} bugs, ${unseen} not seen, ${minutes} minutes.
+
+${rows.join('\n')}
+`
+}
+
+const rows = []
+function print(row) {
+  rows.push(row)
+  console.log(row)
+}
+
 try {
+  const start = Date.now()
   const wanted = process.argv.slice(2)
-  console.log('| injected bug | seen by |\n| --- | --- |')
-  for (const [tableName, table] of Object.entries(tables)) {
-    for (const [bug, ...change] of [['control'], ...table.mutants]) {
-      const name = `${tableName}: ${bug}`
-      const isControl = change.length === 0
-      if (wanted.length > 0 && !wanted.some((part) => name.includes(part))) continue
-      const cuda = join(work, 'cuda')
-      rmSync(cuda, { recursive: true, force: true })
-      cpSync(join(root, 'cuda'), cuda, { recursive: true })
-      for (const edit of table.edits ?? []) mutate(cuda, name, ...edit)
-      if (!isControl) mutate(cuda, name, ...change)
-      let seen = runTest(table, cuda, 'plain', [], [], table.environment, [])
-      if (seen === '' && table.threads !== undefined) {
-        const { environment, test } = table.threads
-        const threadFlags = ['-fsanitize=thread']
-        seen = runTest(
-          table,
-          cuda,
-          'threads',
-          ['-DSIMT_TSAN'],
-          threadFlags,
-          { ...table.environment, ...environment },
-          [test],
-        )
-      }
-      failed ||= isControl === (seen !== '')
-      console.log(`| ${name} | ${seen || (isControl ? '-' : '**not seen**')} |`)
+  const cuda = join(work, 'cuda')
+  const runs = Object.entries(tables)
+    .flatMap(([tableName, table]) =>
+      [['control'], ...table.mutants].map(([bug, ...change]) => ({
+        table,
+        name: `${tableName}: ${bug}`,
+        change,
+      })),
+    )
+    .filter(({ name }) => wanted.length === 0 || wanted.some((part) => name.includes(part)))
+  // First all of them: a text that is no longer there shows at once.
+  for (const { table, name, change } of runs) inject(cuda, table, name, change)
+
+  let unseen = 0
+  let badControls = 0
+  print('| injected bug | seen by |')
+  print('| --- | --- |')
+  for (const { table, name, change } of runs) {
+    inject(cuda, table, name, change)
+    let seen = runTest(table, cuda, 'plain', [], [], table.environment, [])
+    if (seen === '' && table.threads !== undefined) {
+      const { environment, test } = table.threads
+      seen = runTest(
+        table,
+        cuda,
+        'threads',
+        ['-DSIMT_TSAN'],
+        ['-fsanitize=thread'],
+        { ...table.environment, ...environment },
+        [test],
+      )
     }
+    const isControl = change.length === 0
+    if (isControl) badControls += seen !== ''
+    else unseen += seen === ''
+    print(`| ${name} | ${seen || (isControl ? '-' : '**not seen**')} |`)
   }
+  if (wanted.length === 0) {
+    const bugs = runs.length - Object.keys(tables).length
+    const minutes = Math.round((Date.now() - start) / 60_000)
+    writeFileSync(join(root, 'test/cuda/mutants/README.md'), readme(rows, bugs, unseen, minutes))
+  }
+  process.exitCode = unseen + badControls > 0 ? 1 : 0
 } finally {
   rmSync(work, { recursive: true })
 }
-process.exitCode = failed ? 1 : 0

@@ -187,9 +187,10 @@ void check_draws(const std::vector<Draw>& draws) {
 }
 
 TEST(draws_equal_the_definition) {
-  for (const std::int64_t vocab : {1, 2, 31, 420, 2000}) {
+  for (const std::int64_t vocab : {1, 2, 31, 420, 2000, 20'000}) {
+    const int n = vocab < 10'000 ? 60 : 15;  // where a thread walks through several tokens
     std::vector<Draw> draws;
-    for (int i = 0; i < 60; ++i) {
+    for (int i = 0; i < n; ++i) {
       draws.push_back(random_draw(vocab));
       if (vocab > 2) continue;
       draws.back().forbidden.clear();  // something must be left
@@ -201,19 +202,41 @@ TEST(draws_equal_the_definition) {
 
 TEST(ties_go_to_the_lowest_ids) {
   std::vector<Draw> draws;
-  for (int k = 1; k <= 6; ++k) {
-    for (const double uniform : {0.0, 0.5, 0.999999}) {
-      Draw draw;
-      draw.logits.assign(700, 2.5f);
-      draw.logits[3] = -0.f;
-      draw.row.temperature = 1;
-      draw.row.top_k = k;
-      draw.row.uniform = uniform;
-      draws.push_back(draw);
+  for (const float logit : {2.5f, 0.f}) {
+    for (int k = 1; k <= 6; ++k) {
+      for (const double uniform : {0.0, 0.5, 0.999999}) {
+        Draw draw;
+        draw.logits.assign(10'000, logit);  // a thread walks through several
+        draw.logits[3] = -0.f;              // equal to 0
+        draw.row.temperature = 1;
+        draw.row.top_k = k;
+        draw.row.uniform = uniform;
+        draws.push_back(draw);
+      }
     }
   }
   check_draws(draws);
-  for (std::size_t i = 0; i < draws.size(); ++i) CHECK(run({draws[i]})[0].token <= static_cast<int>(i / 3) + 1);
+  for (const Draw& draw : draws) CHECK(run({draw})[0].token <= draw.row.top_k);
+}
+
+TEST(what_was_seen_twice_is_penalised_once) {
+  std::vector<Draw> draws(2);
+  draws[0].logits = {4, 3};
+  draws[1].logits = {-3, -4};
+  for (Draw& draw : draws) {  // twice would change the order
+    draw.seen = {0, 0};
+    draw.row.repetition_penalty = 1.2f;
+  }
+  check_draws(draws);
+}
+
+TEST(what_was_seen_and_is_forbidden_does_not_come) {
+  Draw draw;
+  draw.logits = {4, 3};
+  draw.seen = {0, 0};
+  draw.row.repetition_penalty = 1.2f;
+  draw.forbidden = {0};
+  check_draws({draw});
 }
 
 // Pearson's test at 5 standard deviations, on evenly spread random numbers.

@@ -65,7 +65,7 @@ export default {
       '    before += scan[kThreads - 1];',
     ],
     [
-      'barrier that only some warps reach',
+      'barrier that only half a warp reaches',
       kernels,
       '    if (new_pair) {\n',
       '    if (place.lane < 16) __syncwarp();\n    if (new_pair) {\n',
@@ -217,6 +217,19 @@ export default {
     ],
     ['lse in units of log 2', kernels, 'simt::log2_approx(sum)) * kLn2', 'simt::log2_approx(sum))'],
     // merge
+    [
+      'slots of the exchange collide',
+      kernels,
+      'place.key_warp % half * Shape::kRowWarps + place.row_warp;',
+      'place.key_warp % half * Shape::kRowWarps;',
+    ],
+    ['merged sums not rescaled', 'softmax_state.cuh', 'other_sum * factor;', 'other_sum;'],
+    [
+      'pieces of cut outputs not rescaled',
+      kernels,
+      'factor = simt::exp2_approx(state.x - reference);',
+      'factor = 1.f;',
+    ],
     [
       'factors of the merged rows swapped',
       kernels,

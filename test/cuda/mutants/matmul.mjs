@@ -25,11 +25,12 @@ export default {
       '(i + Shape::kStages - 1) % Shape::kStages * Shape::kStageBytes',
       'i % Shape::kStages * Shape::kStageBytes',
     ],
+    // (The barrier between the partial sums and the ticket orders CTAs, which run one after another here.)
     [
-      'no barrier between the partial sums and the ticket',
+      'every warp takes a ticket',
       matmul,
-      '      __syncthreads();  // all of it is written\n',
-      '',
+      'if (threadIdx.x == 0) *ticket',
+      'if (threadIdx.x % 32 == 0) *ticket',
     ],
     [
       'no barrier before the ticket is read',
@@ -63,7 +64,7 @@ export default {
       '    tile_chunks = 0;',
     ],
     [
-      'the bias is added by every CTA but once too often',
+      'the bias is added twice',
       matmul,
       'value += simt::load_constant(to.bias + output);',
       'value += 2 * simt::load_constant(to.bias + output);',

@@ -5,13 +5,14 @@ export default {
   sources: ['sample.cu'],
   test: 'sample_test.cc',
   environment: {},
-  threads: { environment: {}, test: 'ties' },
+  threads: { environment: {}, test: 'ties_go' },
   mutants: [
     [
       'ties go to the highest id',
       sample,
-      '(0xffffffffu - static_cast<unsigned>(id))',
-      'static_cast<unsigned>(id)',
+      '0xffffffffu - static_cast<unsigned>',
+      'static_cast<unsigned>',
+      true,
     ],
     ['NaN is not noticed', sample, 'bad |= !(value < INFINITY);', 'bad |= value == INFINITY;'],
     [
@@ -59,12 +60,8 @@ export default {
       '    __syncthreads();\n    shared.masses[threadIdx.x] += lower;',
       '    shared.masses[threadIdx.x] += lower;',
     ],
-    [
-      'the draw is one token late',
-      sample,
-      'while ((upto += mass_of(id)) <= target) ++id;',
-      'while ((upto += mass_of(id)) <= target + 1) ++id;',
-    ],
+    ['the draw is one token late', sample, 'shared.id = id;', 'shared.id = id + 1;'],
+    ['a cut is one token early', sample, '<= target) ++id;', '< target) ++id;'],
     [
       'seen ids are penalised from the penalised logit',
       sample,
@@ -82,6 +79,12 @@ export default {
       sample,
       'atomicExch(&logits[p.ids[row.first_forbidden + i]], -INFINITY);',
       '',
+    ],
+    [
+      'no barrier between penalties and bans',
+      sample,
+      '  __syncthreads();\n  for (int i = static_cast<int>(threadIdx.x); i < row.n_forbidden',
+      '  for (int i = static_cast<int>(threadIdx.x); i < row.n_forbidden',
     ],
     ['the temperature is ignored', sample, 'fminf(1.f / row.temperature, 3.4028235e38f)', '1.f'],
     [
