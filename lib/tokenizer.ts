@@ -1,10 +1,9 @@
 // Tokenizers and chat templates of a Hugging Face folder, through @huggingface/tokenizers and
-// @huggingface/jinja.
+// @huggingface/jinja. These are loaded when they are first needed: whoever brings token ids does not pay for them.
 
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { Template } from '@huggingface/jinja'
-import * as huggingFace from '@huggingface/tokenizers'
+import type { Template } from '@huggingface/jinja'
 import { readEosTokenIds, readJson } from './config'
 import { HogwildError } from './errors'
 import { checkArray, checkObject, checkString } from './validate'
@@ -46,6 +45,8 @@ export async function loadTokenizer(folder: string): Promise<Tokenizer> {
   const config = await readObject(folder, 'tokenizer_config.json', { optional: true })
   let tokenizer: HuggingFaceTokenizer
   try {
+    const huggingFace =
+      require('@huggingface/tokenizers') as typeof import('@huggingface/tokenizers')
     tokenizer = new huggingFace.Tokenizer(tokenizerJson, config)
   } catch (cause) {
     const message = `${join(folder, 'tokenizer.json')}: ${(cause as Error).message}`
@@ -78,6 +79,7 @@ async function readChatTemplate(
   if (Array.isArray(source)) source = source.find(({ name }) => name === 'default')?.template
   if (source === undefined || source === null) return undefined
   try {
+    const { Template } = require('@huggingface/jinja') as typeof import('@huggingface/jinja')
     return new Template(checkString(source, 'chat_template', 'HOGWILD_INVALID_MODEL'))
   } catch (cause) {
     const message = `the chat template of ${folder}: ${(cause as Error).message}`

@@ -181,17 +181,19 @@ struct Transformer::State {
   Buffer q;                         // [n, Hq, D]
   Buffer attended;                  // [n, Hq, D]
   Buffer normed;                    // [c, hidden]
-  Buffer k;                         // [c, Hkv, D]
-  Buffer v;                         // [c, Hkv, D]
-  Buffer gate;                      // [c, intermediate]
-  Buffer up;                        // [c, intermediate]
-  Buffer logits;                    // [kLogitRows, V] or less
+  Buffer passing;                   // what is used up at once: k and v, then gate and up, at last the logits
   std::uint64_t scratch_grown = 0;  // how often one of them moved
 
   static inline std::atomic<std::uint64_t> next_id = 1;
 
   std::int64_t q_size() const { return config.query_heads * config.head_dim; }
   std::int64_t kv_size() const { return config.kv_heads * config.head_dim; }
+
+  float* k() const { return passing.as<float>(); }                                                // [c, Hkv, D]
+  float* v(std::int64_t c) const { return passing.as<float>() + c * kv_size(); }                  // [c, Hkv, D]
+  float* gate() const { return passing.as<float>(); }                                             // [c, intermediate]
+  float* up(std::int64_t c) const { return passing.as<float>() + c * config.intermediate_size; }  // [c, intermediate]
+  float* logits() const { return passing.as<float>(); }  // [kLogitRows, V] or less
 
   // ---- loading
 
@@ -306,10 +308,7 @@ struct Transformer::State {
     reserve(q, n * q_size(), "queries");
     reserve(attended, n * q_size(), "attention output");
     reserve(normed, chunk * config.hidden_size, "activations");
-    reserve(k, chunk * kv_size(), "keys");
-    reserve(v, chunk * kv_size(), "values");
-    reserve(gate, chunk * config.intermediate_size, "activations");
-    reserve(up, chunk * config.intermediate_size, "activations");
+    reserve(passing, chunk * 2 * std::max(kv_size(), config.intermediate_size), "activations");
   }
 
   void rms_norm(const float* in, const float* weight, std::int64_t rows, std::int64_t cols, float* out) {
@@ -326,18 +325,18 @@ struct Transformer::State {
                     .k = config.hidden_size,
                     .n_outputs = 3,
                     .outputs = {{layer.q_proj, layer.q_bias, queries},
-                                {layer.k_proj, layer.k_bias, k.as<float>()},
-                                {layer.v_proj, layer.v_bias, v.as<float>()}}});
+                                {layer.k_proj, layer.k_bias, k()},
+                                {layer.v_proj, layer.v_bias, v(n)}}});
     if (layer.q_norm != nullptr) rms_norm(queries, layer.q_norm, n * config.query_heads, config.head_dim, queries);
     if (layer.k_norm != nullptr) {
-      rms_norm(k.as<float>(), layer.k_norm, n * config.kv_heads, config.head_dim, k.as<float>());
+      rms_norm(k(), layer.k_norm, n * config.kv_heads, config.head_dim, k());
     }
     device->kv_append({.shape = pass.cache.shape(),
                        .layer = pass.cache.layer(index),
                        .first = first,
                        .rows = n,
-                       .k = k.as<float>(),
-                       .v = v.as<float>()});
+                       .k = k(),
+                       .v = v(n)});
   }
 
   // Adds the attention's output, then the feed-forward network, to rows [first, first + n).
@@ -355,15 +354,14 @@ struct Transformer::State {
                     .rows = n,
                     .k = config.hidden_size,
                     .n_outputs = 2,
-                    .outputs = {{layer.gate_proj, layer.gate_bias, gate.as<float>()},
-                                {layer.up_proj, layer.up_bias, up.as<float>()}}});
-    device->gated_activation({.gate = gate.as<float>(),
-                              .up = up.as<float>(),
+                    .outputs = {{layer.gate_proj, layer.gate_bias, gate()}, {layer.up_proj, layer.up_bias, up(n)}}});
+    device->gated_activation({.gate = gate(),
+                              .up = up(n),
                               .n = n * config.intermediate_size,
                               .activation = config.activation,
-                              .out = gate.as<float>()});
+                              .out = gate()});
     check_cancelled(pass.cancel);
-    device->matmul({.x = gate.as<float>(),
+    device->matmul({.x = gate(),
                     .rows = n,
                     .k = config.intermediate_size,
                     .n_outputs = 1,
@@ -398,7 +396,7 @@ struct Transformer::State {
                    StepResult& result) {
     const auto n = static_cast<std::int64_t>(rows.size());
     const std::int64_t vocab = config.vocab_size;
-    reserve(logits, n * vocab, "logits");
+    reserve(passing, n * vocab, "logits");
     for (std::int64_t i = 0, run = 0; i < n; i += run) {  // neighbours together
       for (run = 1; i + run < n && rows[i + run].row == rows[i].row + run; ++run) {
       }
@@ -409,7 +407,7 @@ struct Transformer::State {
                     .rows = n,
                     .k = config.hidden_size,
                     .n_outputs = 1,
-                    .outputs = {{lm_head, nullptr, logits.as<float>()}}});
+                    .outputs = {{lm_head, nullptr, logits()}}});
 
     std::vector<SampleParams::Row> draws;
     std::vector<std::size_t> drawn_for;
@@ -417,8 +415,8 @@ struct Transformer::State {
     for (std::int64_t i = 0; i < n; ++i) {
       const StepWorker& worker = workers[rows[i].worker];
       if (rows[i].logits_at >= 0) {
-        device->download(result.workers[rows[i].worker].logits.data() + rows[i].logits_at * vocab,
-                         logits.as<float>() + i * vocab, static_cast<std::size_t>(vocab) * sizeof(float));
+        device->download(result.workers[rows[i].worker].logits.data() + rows[i].logits_at * vocab, logits() + i * vocab,
+                         static_cast<std::size_t>(vocab) * sizeof(float));
       }
       if (!rows[i].sample) continue;
       SampleParams::Row draw = *worker.sampler;
@@ -433,7 +431,7 @@ struct Transformer::State {
 
     std::vector<std::int32_t> tokens(draws.size());
     std::vector<float> logprobs(draws.size());
-    device->sample({.logits = logits.as<float>(),
+    device->sample({.logits = logits(),
                     .vocab = vocab,
                     .rows = draws,
                     .tokens = tokens.data(),
