@@ -66,6 +66,7 @@ HOGWILD_INLINE void product(int64_t rows, const Operand* const* a, const Operand
                             int64_t n, int64_t cols, Prefetch& soon) {
   if constexpr (kSpanRowBlock == 6) {
     if (rows == 6) return product_rows<6, kAccumulate>(a, b, b_stride, c, n, cols, soon);
+    if (rows == 4) return product_rows<4, kAccumulate>(a, b, b_stride, c, n, cols, soon);
   }
   static_assert(kSpanRowBlock == 3 || kSpanRowBlock == 6);
   for (; rows >= 3; rows -= 3, a += 3, c += 3) product_rows<3, kAccumulate>(a, b, b_stride, c, n, cols, soon);

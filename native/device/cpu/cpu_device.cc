@@ -26,8 +26,11 @@ namespace {
 constexpr std::int64_t kMinParallelElements = 8192;
 
 // Partial softmax states that a call may keep. Beyond (long prefills) each tile of rows goes through
-// its spans in order and merges at once.
+// its spans in order and merges at once; tokens whose views differ then read the cache once each, so a step of few
+// tokens may keep more.
 constexpr std::size_t kMaxStateBytes = std::size_t{16} << 20;
+constexpr std::size_t kMaxStateBytesOfFew = std::size_t{256} << 20;
+constexpr std::int64_t kFewTokens = 64;
 
 constexpr std::int64_t kSpanTokens = kSpanPages * kPageSize;
 
@@ -301,7 +304,8 @@ void CpuDevice::attention(const AttentionParams& p) {
     }
   }
   n_states *= p.query_heads;
-  if (static_cast<std::size_t>(n_states * state_size(p.shape.head_dim)) * sizeof(float) <= kMaxStateBytes) {
+  const std::size_t state_bytes = static_cast<std::size_t>(n_states * state_size(p.shape.head_dim)) * sizeof(float);
+  if (state_bytes <= (step_.plan.n_tokens <= kFewTokens ? kMaxStateBytesOfFew : kMaxStateBytes)) {
     attend_by_span(p, n_states);
   } else {
     attend_by_rows(p);
