@@ -171,7 +171,8 @@ SIMT_DEVICE float* adjusted_logits(const SampleLaunch& p) {
 }
 
 // A kernel of its own: a division in the other one would cost all of it registers.
-__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) penalize_rows(const __grid_constant__ SampleLaunch p) {
+__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor)
+    penalize_rows(const __grid_constant__ SampleLaunch p) {
   const SampleRow row = p.rows[blockIdx.x];
   if (!is_penalised(row) && row.n_forbidden == 0) return;
   const float* raw = raw_logits(p, row);
@@ -191,7 +192,8 @@ __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) penalize_row
   }
 }
 
-__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) sample_rows(const __grid_constant__ SampleLaunch p) {
+__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor)
+    sample_rows(const __grid_constant__ SampleLaunch p) {
   SIMT_SHARED_MEMORY(memory);
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const SampleRow row = p.rows[blockIdx.x];
