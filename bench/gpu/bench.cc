@@ -256,9 +256,7 @@ class Bench {
     const Step step(workers, tokens);
     const std::int64_t rows = device_->padded_rows(workers), layers = options_.layers;
     const std::int64_t q_size = kQueryHeads * kHeadDim, kv_size = kKvHeads * kHeadDim;
-    const auto matrix = [&](std::int64_t n, std::int64_t k) {
-      return Matrix{random_bf16(n * k), Dtype::kBF16, n, k};
-    };
+    const auto matrix = [&](std::int64_t n, std::int64_t k) { return Matrix{random_bf16(n * k), Dtype::kBF16, n, k}; };
     struct Layer {
       Matrix q, k, v, o, gate, up, down;
     };
