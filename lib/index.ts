@@ -42,6 +42,7 @@ export {
 } from './layout'
 export {
   type LoadModelOptions,
+  type LoadProgress,
   loadModel,
   Model,
   type PrefillOptions,

@@ -5,23 +5,34 @@ import { type Block, Cache, checkCapacity, DTYPES, nativeView, type View } from 
 import { type ModelConfig, readConfig } from './config'
 import { cacheDtype, type Device, type DeviceName, useDevice } from './device'
 import { HogwildError } from './errors'
-import { type Dtype, type ModelHandle, type NativeStepWorker, native } from './native'
+import {
+  type CancelHandle,
+  type Dtype,
+  type ModelHandle,
+  type NativeStepWorker,
+  type NativeTensor,
+  native,
+  type ProgressHandle,
+} from './native'
 import { ropeFrequencies } from './rope'
 import { readTensors } from './safetensors'
 import { GREEDY, Sampler } from './sampler'
-import { runTask, Tasks } from './tasks'
+import { runTask, Tasks, throwIfAborted } from './tasks'
 import {
   checkArray,
   checkBoolean,
   checkInstance,
   checkObject,
   checkOneOf,
+  checkOptionalFunction,
   checkSignal,
   checkString,
   checkTokens,
   invalid,
 } from './validate'
 import { modelTensors } from './weights'
+
+const PROGRESS_INTERVAL_MS = 100
 
 export interface LoadModelOptions {
   /** Default 'auto': a device of its own, closed with the model. */
@@ -30,6 +41,16 @@ export interface LoadModelOptions {
   threads?: number | undefined
   /** Of matrices in memory. Default 'auto': as stored, mapped from the files; another one is converted to. */
   dtype?: 'auto' | Dtype | undefined
+  /** Called about ten times per second while weights are read or copied to a GPU, and at the end. */
+  onProgress?: ((progress: LoadProgress) => void) | undefined
+  /** Aborts the loading: HOGWILD_ABORTED with the signal's reason as `cause`. */
+  signal?: AbortSignal | undefined
+}
+
+/** Bytes of the model's tensors, in its files. */
+export interface LoadProgress {
+  loadedBytes: number
+  totalBytes: number
 }
 
 /** What one worker brings to a step. */
@@ -79,27 +100,41 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
   }
   const config = await readConfig(folder)
   const tensors = modelTensors(config, await readTensors(folder))
+  const onProgress = checkOptionalFunction(options.onProgress, 'options.onProgress')
+  const signal = checkSignal(options.signal, 'options.signal')
+  throwIfAborted(signal)
   const { device, owned } = useDevice(options.device, options.threads)
   try {
-    const handle = await native.createModel(
-      device.handle,
-      {
-        vocabSize: config.vocabSize,
-        hiddenSize: config.hiddenSize,
-        intermediateSize: config.intermediateSize,
-        layers: config.layers,
-        queryHeads: config.queryHeads,
-        kvHeads: config.kvHeads,
-        headDim: config.headDim,
-        rmsNormEps: config.rmsNormEps,
-        normOffset: config.normOffset,
-        embeddingScale: config.embeddingScale,
-        attentionScale: 1 / Math.sqrt(config.headDim),
-        activation: config.activation,
-        ...ropeFrequencies(config.rope),
-      },
-      tensors,
-      dtype === 'auto' ? null : dtype,
+    const create = (progress: ProgressHandle | null, cancel: CancelHandle) =>
+      native.createModel(
+        device.handle,
+        {
+          vocabSize: config.vocabSize,
+          hiddenSize: config.hiddenSize,
+          intermediateSize: config.intermediateSize,
+          layers: config.layers,
+          queryHeads: config.queryHeads,
+          kvHeads: config.kvHeads,
+          headDim: config.headDim,
+          rmsNormEps: config.rmsNormEps,
+          normOffset: config.normOffset,
+          embeddingScale: config.embeddingScale,
+          attentionScale: 1 / Math.sqrt(config.headDim),
+          activation: config.activation,
+          ...ropeFrequencies(config.rope),
+        },
+        tensors,
+        dtype === 'auto' ? null : dtype,
+        progress,
+        cancel,
+      )
+    const handle = await runTask([], signal, (cancel) =>
+      reportProgress(
+        tensors,
+        onProgress,
+        (progress) => create(progress, cancel),
+        () => native.cancel(cancel),
+      ),
     )
     const stored = tensors.find(({ name }) => name === 'embed')?.dtype as Dtype
     return new Model(handle, config, device, owned, dtype === 'auto' ? stored : dtype)
@@ -107,6 +142,43 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
     if (owned) device.close()
     throw error
   }
+}
+
+/** Calls `onProgress` until the load has settled. What it throws aborts the load and is thrown in its place. */
+async function reportProgress(
+  tensors: readonly NativeTensor[],
+  onProgress: LoadModelOptions['onProgress'],
+  start: (progress: ProgressHandle | null) => Promise<ModelHandle>,
+  abort: () => void,
+): Promise<ModelHandle> {
+  if (onProgress === undefined) return start(null)
+  const progress = native.createProgress()
+  const totalBytes = tensors.reduce(
+    (sum, { dtype, rows, cols }) => sum + rows * cols * (dtype === 'f32' ? 4 : 2),
+    0,
+  )
+  const thrown: unknown[] = []
+  const report = () => {
+    if (thrown.length > 0) return
+    try {
+      onProgress({ loadedBytes: native.progressBytes(progress), totalBytes })
+    } catch (error) {
+      thrown.push(error)
+      abort()
+    }
+  }
+  const timer = setInterval(report, PROGRESS_INTERVAL_MS)
+  try {
+    const handle = await start(progress)
+    report()
+    if (thrown.length === 0) return handle
+    native.modelClose(handle)
+  } catch (error) {
+    if (thrown.length === 0) throw error
+  } finally {
+    clearInterval(timer)
+  }
+  throw thrown[0]
 }
 
 /** A model, ready to run: read-only, so any number of caches may use it. Made by `loadModel`. */

@@ -19,6 +19,7 @@ export type CacheHandle = Handle<'cache'>
 export type BlockHandle = Handle<'block'>
 export type PassHandle = Handle<'pass'>
 export type CancelHandle = Handle<'cancel'>
+export type ProgressHandle = Handle<'progress'>
 
 export type Dtype = 'f32' | 'f16' | 'bf16'
 export type SimdLevel = 'baseline' | 'avx2' | 'avx512' | 'avx512bf16' | 'neon'
@@ -183,6 +184,8 @@ export interface NativeBinding {
     config: NativeModelConfig,
     tensors: NativeTensor[],
     convertTo: Dtype | null,
+    progress: ProgressHandle | null,
+    cancel: CancelHandle | null,
   ): Promise<ModelHandle>
   modelWeightBytes(model: ModelHandle): number
   modelClose(model: ModelHandle): void
@@ -216,6 +219,9 @@ export interface NativeBinding {
   ): { k: Float32Array; v: Float32Array; rotatedAt: Float64Array }
   blockClose(block: BlockHandle): void
 
+  /** Counts the bytes of tensors that `createModel` has dealt with. */
+  createProgress(): ProgressHandle
+  progressBytes(progress: ProgressHandle): number
   createCancel(): CancelHandle
   cancel(handle: CancelHandle): void
 

@@ -93,6 +93,11 @@ export function checkSignal(value: unknown, name: string): AbortSignal | undefin
   return signal as AbortSignal
 }
 
+export function checkOptionalFunction<T>(value: T, name: string): T {
+  if (value !== undefined && typeof value !== 'function') throw invalid(name, 'a function', value)
+  return value
+}
+
 /** A plain object: not null, not an array. */
 export function checkObject(
   value: unknown,

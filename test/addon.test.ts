@@ -49,7 +49,7 @@ let b: BlockHandle // tokens 4 5
 
 beforeAll(async () => {
   device = native.createDevice({ type: 'cpu', index: 0, threads: 2, simd: '', profile: true })
-  model = await native.createModel(device, config, tensors, null)
+  model = await native.createModel(device, config, tensors, null, null, null)
   cache = newCache()
   a = native.createBlock(cache)
   b = native.createBlock(cache)
@@ -135,9 +135,17 @@ const WORKING: Record<string, () => unknown[] | Promise<unknown[]>> = {
   deviceClose: () => [
     native.createDevice({ type: 'cpu', index: 0, threads: 1, simd: '', profile: false }),
   ],
-  createModel: () => [device, config, tensors, 'f32'],
+  createModel: () => [
+    device,
+    config,
+    tensors,
+    'f32',
+    native.createProgress(),
+    native.createCancel(),
+  ],
+  progressBytes: () => [native.createProgress()],
   modelWeightBytes: () => [model],
-  modelClose: async () => [await native.createModel(device, config, tensors, null)],
+  modelClose: async () => [await native.createModel(device, config, tensors, null, null, null)],
   createCache: () => [device, cacheShape(config, 64)],
   cacheStats: () => [cache],
   cacheClose: () => [newCache()],
@@ -205,6 +213,7 @@ function handleKind(handle: unknown): string {
     cache: native.cacheStats,
     block: native.blockLength,
     cancel: native.cancel,
+    progress: native.progressBytes,
   } as unknown as Record<string, (handle: unknown) => unknown>
   for (const [kind, call] of Object.entries(takes)) {
     try {
@@ -222,7 +231,10 @@ function* places(
 ): Generator<{ path: string; there: unknown; put(other: unknown): unknown }> {
   yield { path, there: value, put: (other) => other }
   if (Array.isArray(value)) {
-    for (const i of new Set([0, value.length - 1])) {
+    const isArguments = !path.includes('[')
+    for (const i of isArguments ? value.keys() : new Set([0, value.length - 1])) {
+      if (value.length === 0) break
+
       for (const place of places(value[i], `${path}[${i}]`)) {
         yield { ...place, put: (other) => value.with(i, place.put(other)) }
       }
@@ -237,7 +249,15 @@ function* places(
 }
 
 test('wrong values in any place are refused with a code, and nothing changes', async () => {
-  const otherHandles: unknown[] = [device, model, cache, a, newPass(), native.createCancel()]
+  const otherHandles: unknown[] = [
+    device,
+    model,
+    cache,
+    a,
+    newPass(),
+    native.createCancel(),
+    native.createProgress(),
+  ]
   const detached = Float32Array.of(1, 2)
   structuredClone(detached, { transfer: [detached.buffer] })
   const wrong: unknown[] = [
@@ -294,7 +314,7 @@ test('wrong values in any place are refused with a code, and nothing changes', a
       const bad = wrong.filter((value) => kindOf(value) !== kind || (kind === 'array' && value))
       for (const value of [...bad, ...wrongOfKind(there, path)]) {
         if (path === name) continue // not an argument
-        if (value === null && /bias|sampler$|convertTo|step\[3\]|createModel\[3\]/.test(path))
+        if (value === null && /bias|sampler$|convertTo|step\[3\]|createModel\[[345]\]/.test(path))
           continue
         if (kind === 'array' && Array.isArray(value) && value.length === 0) continue // see below
         if (kind === 'function' && typeof value === 'function') continue
@@ -317,7 +337,7 @@ test('wrong values in any place are refused with a code, and nothing changes', a
   }
   expect(wrongly).toEqual([])
   expect(Object.keys(WORKING).length).toBe(
-    Object.keys(native).length + Object.keys(native.ops).length - 5, // ops, probe, createCancel, two below
+    Object.keys(native).length + Object.keys(native.ops).length - 6, // ops, probe, createCancel, createProgress, two below
   )
   expect(calls).toBeGreaterThan(2000)
   expect(snapshot()).toEqual(before)
@@ -412,7 +432,7 @@ test('closed handles answer HOGWILD_CLOSED, and closing again does nothing', asy
   const other = native.createBlock(own)
   native.blockClose(block)
   native.blockClose(block)
-  const ownModel = await native.createModel(device, config, tensors, null)
+  const ownModel = await native.createModel(device, config, tensors, null, null, null)
   const pass = native.beginPass(own, [passWorker(other)])
   native.passAbort(pass)
   native.passAbort(pass)
@@ -473,7 +493,7 @@ test('closed handles answer HOGWILD_CLOSED, and closing again does nothing', asy
     () => native.deviceInfo(ownDevice),
     () => native.deviceReadBandwidth(ownDevice, 1 << 20),
     () => native.createCache(ownDevice, cacheShape(config, 64)),
-    () => native.createModel(ownDevice, config, tensors, null),
+    () => native.createModel(ownDevice, config, tensors, null, null, null),
     () => native.createBlock(onIt),
     () => native.blockCompact(itsBlock),
     () => native.ops.rmsNorm(ownDevice, floats(8), floats(8), 1),

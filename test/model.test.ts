@@ -6,6 +6,7 @@ import {
   type Cache,
   createDevice,
   type LoadModelOptions,
+  type LoadProgress,
   loadModel,
   type Model,
   probe,
@@ -611,6 +612,55 @@ describe('the same bits', () => {
         runs.push(flat)
       }
       expectSameBits(runs[1]!, runs[0]!, simd)
+    }
+  })
+})
+
+describe('loading', () => {
+  const folder = () => writeModel({ seed: 50 })
+
+  it('tells how far it is', async () => {
+    const seen: LoadProgress[] = []
+    const model = await open(folder(), { onProgress: (progress) => seen.push(progress) })
+    const { loadedBytes, totalBytes } = seen.at(-1)!
+    expect(loadedBytes).toBe(totalBytes)
+    expect(totalBytes).toBeGreaterThan(model.weightBytes) // norms too
+    seen.forEach((each, i) => {
+      expect(each.totalBytes).toBe(totalBytes)
+      expect(each.loadedBytes).toBeGreaterThanOrEqual(seen[i - 1]?.loadedBytes ?? 0)
+    })
+  })
+
+  it('is aborted by a signal, before it begins and while it waits for the device', async () => {
+    const device = createDevice({ type: 'cpu', threads: 1 })
+    opened.push(device)
+    const signal = AbortSignal.abort('no more')
+    await expect(open(folder(), { device, signal })).rejects.toMatchObject({
+      code: 'HOGWILD_ABORTED',
+      cause: 'no more',
+    })
+    const controller = new AbortController()
+    const busy = device.readBandwidth(2 ** 20)
+    const loading = open(folder(), { device, signal: controller.signal })
+    setTimeout(() => controller.abort('enough'), 20)
+    await expect(loading).rejects.toMatchObject({ code: 'HOGWILD_ABORTED', cause: 'enough' })
+    await busy
+    expect((await open(folder(), { device })).closed).toBe(false)
+  })
+
+  it('throws what onProgress throws', async () => {
+    const onProgress = () => {
+      throw new RangeError('mine')
+    }
+    await expect(open(folder(), { onProgress })).rejects.toThrow('mine')
+  })
+
+  it('refuses what is not a function or a signal', async () => {
+    const wrong = [{ onProgress: 3 }, { signal: 3 }] as unknown as LoadModelOptions[]
+    for (const options of wrong) {
+      await expect(open(folder(), options)).rejects.toMatchObject({
+        code: 'HOGWILD_INVALID_ARGUMENT',
+      })
     }
   })
 })

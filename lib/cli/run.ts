@@ -4,6 +4,7 @@ import {
   type DeviceName,
   type Dtype,
   type LayoutName,
+  type LoadProgress,
   loadModel,
   loadTokenizer,
   runWorkers,
@@ -39,12 +40,24 @@ export interface RunCommandOptions {
   json?: boolean
 }
 
+function showProgress({ loadedBytes, totalBytes }: LoadProgress): void {
+  const done = loadedBytes === totalBytes
+  const percent = Math.floor((100 * loadedBytes) / totalBytes)
+  process.stderr.write(`\rloading the model: ${percent} %${done ? '\n' : ''}`)
+}
+
 export async function run(problem: string, options: RunCommandOptions): Promise<void> {
   const { device, dtype, threads, layout, share, maxTokens, capacity } = options
   const names = WORKER_NAMES.slice(0, options.workers)
   const tokenizer = await loadTokenizer(options.model)
   const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false })
-  const model = await loadModel(options.model, { device, dtype, ...(threads && { threads }) })
+  const onProgress = process.stderr.isTTY ? showProgress : undefined
+  const model = await loadModel(options.model, {
+    device,
+    dtype,
+    onProgress,
+    ...(threads && { threads }),
+  })
   try {
     await using session = runWorkers({
       model,

@@ -66,6 +66,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add<block_read>(exports, "blockRead");
   add<block_close>(exports, "blockClose");
 
+  add<create_progress>(exports, "createProgress");
+  add<progress_bytes>(exports, "progressBytes");
   add<create_cancel>(exports, "createCancel");
   add<cancel>(exports, "cancel");
   add_async<step>(exports, "step");

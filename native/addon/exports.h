@@ -17,6 +17,8 @@ Napi::Value device_close(const Napi::CallbackInfo& info);
 Napi::Value create_model(const Napi::CallbackInfo& info);
 Napi::Value model_weight_bytes(const Napi::CallbackInfo& info);
 Napi::Value model_close(const Napi::CallbackInfo& info);
+Napi::Value create_progress(const Napi::CallbackInfo& info);
+Napi::Value progress_bytes(const Napi::CallbackInfo& info);
 Napi::Value create_cancel(const Napi::CallbackInfo& info);
 Napi::Value cancel(const Napi::CallbackInfo& info);
 Napi::Value step(const Napi::CallbackInfo& info);

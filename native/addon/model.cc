@@ -52,19 +52,31 @@ TensorSource read_tensor(const Argument& tensor) {
   return source;
 }
 
+// Bytes of tensors that a load has dealt with, written on the runner's thread and read by JavaScript.
+struct Progress {
+  static constexpr const char* kKind = "progress";
+  static constexpr napi_type_tag kTag{0x686f6777696c6406, 0x9d5c1f0b7a3e4c06};
+  std::atomic<std::int64_t> bytes{0};
+};
+
 class LoadTask : public PromiseTask {
  public:
   LoadTask(std::shared_ptr<DeviceHandle> device, ModelConfig config, std::vector<TensorSource> tensors,
-           std::optional<Dtype> convert_to)
+           std::optional<Dtype> convert_to, std::shared_ptr<Progress> progress)
       : handle_(std::move(device)),
         device_(handle_->open()),
         config_(std::move(config)),
         tensors_(std::move(tensors)),
-        convert_to_(convert_to) {}
+        convert_to_(convert_to),
+        progress_(std::move(progress)) {}
 
  protected:
-  void execute(const std::atomic<bool>&) override {
-    auto weights = std::make_unique<Weights>(*device_, tensors_, convert_to_ ? &*convert_to_ : nullptr);
+  void execute(const std::atomic<bool>& cancelled) override {
+    const auto on_loaded = [&](std::int64_t bytes) {
+      if (progress_) progress_->bytes += bytes;
+      if (cancelled) throw Error(code::kAborted, "the loading was aborted");
+    };
+    auto weights = std::make_unique<Weights>(*device_, tensors_, convert_to_ ? &*convert_to_ : nullptr, on_loaded);
     transformer_ = std::make_shared<Transformer>(device_, std::move(config_), std::move(weights));
   }
   Napi::Value result(Napi::Env env) override {
@@ -77,6 +89,7 @@ class LoadTask : public PromiseTask {
   ModelConfig config_;
   std::vector<TensorSource> tensors_;
   std::optional<Dtype> convert_to_;
+  std::shared_ptr<Progress> progress_;
   std::shared_ptr<Transformer> transformer_;
 };
 
@@ -196,7 +209,12 @@ Napi::Value create_model(const Napi::CallbackInfo& info) {
   const Argument dtype(info, 3, "convertTo");
   std::optional<Dtype> convert_to;
   if (!dtype.is_null()) convert_to = dtype.dtype();
-  return device->schedule(std::make_unique<LoadTask>(device, std::move(config), std::move(tensors), convert_to));
+  const Argument progress_argument(info, 4, "progress"), cancel_argument(info, 5, "cancel");
+  const auto progress = progress_argument.is_null() ? nullptr : progress_argument.handle<Progress>();
+  const auto cancel = cancel_argument.is_null() ? nullptr : cancel_argument.handle<Cancel>();
+  auto task = std::make_unique<LoadTask>(device, std::move(config), std::move(tensors), convert_to, progress);
+  if (cancel) cancel->add(task->cancel_flag());
+  return device->schedule(std::move(task));
 }
 
 Napi::Value model_weight_bytes(const Napi::CallbackInfo& info) {
@@ -207,6 +225,15 @@ Napi::Value model_weight_bytes(const Napi::CallbackInfo& info) {
 Napi::Value model_close(const Napi::CallbackInfo& info) {
   Argument(info, 0, "model").handle<ModelHandle>()->close();
   return info.Env().Undefined();
+}
+
+Napi::Value create_progress(const Napi::CallbackInfo& info) {
+  return to_handle(info.Env(), std::make_shared<Progress>());
+}
+
+Napi::Value progress_bytes(const Napi::CallbackInfo& info) {
+  const auto progress = Argument(info, 0, "progress").handle<Progress>();
+  return Napi::Number::New(info.Env(), static_cast<double>(progress->bytes.load()));
 }
 
 Napi::Value create_cancel(const Napi::CallbackInfo& info) { return to_handle(info.Env(), std::make_shared<Cancel>()); }

@@ -175,7 +175,8 @@ struct Weights::State {
   std::map<std::string, Vector> vectors;
 };
 
-Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to)
+Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to,
+                 const std::function<void(std::int64_t bytes)>& on_loaded)
     : state_(std::make_unique<State>()) {
   struct File {
     std::unique_ptr<MappedFile> mapping;
@@ -199,6 +200,7 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       state_->vectors[source.name] = {nullptr, source.cols};
       vectors.resize(vectors.size() + padded_size(source.cols));
       read_as_f32(data, source.dtype, source.cols, vectors.data() + vector_offsets[source.name]);
+      on_loaded(static_cast<std::int64_t>(bytes));
       continue;
     }
 
@@ -223,6 +225,7 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       device.synchronize();  // the device may still be reading the copy, which ends here
     }
     state_->matrices[source.name] = adopted;
+    on_loaded(static_cast<std::int64_t>(bytes));
   }
 
   if (!vectors.empty()) {

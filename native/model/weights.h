@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -46,7 +47,10 @@ class Weights {
   // value does not fit `convert_to`; kOutOfMemory.
   // `convert_to`: matrices are converted to it (rounded to nearest even) and kept in memory; those
   // already in it, and all of them where it is null, stay in the file's pages. Vectors become f32.
-  Weights(Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to);
+  // `on_loaded`: called after each tensor with its bytes in the file; what it throws ends the loading.
+  Weights(
+      Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to,
+      const std::function<void(std::int64_t bytes)>& on_loaded = [](std::int64_t) {});
   ~Weights();
 
   // Throws kInvalidModel, naming the tensor, where it is missing or has another shape.

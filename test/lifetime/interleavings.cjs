@@ -50,7 +50,14 @@ async function interleave(native, model, next) {
     simd: '',
     profile: false,
   })
-  const loading = native.createModel(device, config, model.tensors, pick([null, null, 'bf16']))
+  const loading = native.createModel(
+    device,
+    config,
+    model.tensors,
+    pick([null, null, 'bf16']),
+    null,
+    null,
+  )
   if (next() < 0.05) {
     native.deviceClose(device) // while the model loads
     follow(loading)
