@@ -24,7 +24,11 @@ export interface DeviceOptions {
   index?: number | undefined
   /** CPU threads that compute, the runner's own included; default: the processors this process may use. */
   threads?: number | undefined
-  /** SIMD level of the CPU's kernels; default: the best that the processor has. */
+  /**
+   * SIMD level of the CPU's kernels; default: the best that the processor has. 'avx512bf16' multiplies bf16 weights,
+   * keys and values with activations, queries and probabilities rounded to bf16, sums in f32; the others round
+   * nothing but results. f32 and f16 are the same at all levels, to f32's accuracy.
+   */
   simd?: SimdLevel | undefined
   /** Whether it measures its ops, for `takeProfile`; default false. */
   profile?: boolean | undefined

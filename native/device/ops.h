@@ -4,6 +4,8 @@
 // weights and the KV cache keep their own dtype. On the CPU every op is batch-invariant: what it
 // computes for one row (one new token) does not depend, to the last bit, on how many other rows there
 // are, on their order, or on the number of threads. On CUDA so is all but attention, up to 64 rows.
+// Where the hardware multiplies 16 bits with 16 bits (CUDA, AVX512_BF16), what meets a weight, key or value of
+// that type is rounded to it first; sums are f32.
 #pragma once
 
 #include <cstdint>
