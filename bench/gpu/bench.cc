@@ -202,7 +202,7 @@ class Bench {
     device_->upload(data, piece.data(), piece.size() * sizeof(piece[0]));
     for (std::int64_t at = kPiece; at < n; at += kPiece) {
       const auto bytes = static_cast<std::size_t>(std::min(n - at, kPiece)) * sizeof(piece[0]);
-      check(cudaMemcpyAsync(data + at, data, bytes, cudaMemcpyDeviceToDevice, stream_), "filling memory");
+      check(cudaMemcpyAsync(data + at, data, bytes, cudaMemcpyDefault, stream_), "filling memory");
     }
     check(cudaStreamSynchronize(stream_), "filling memory");
     return data;

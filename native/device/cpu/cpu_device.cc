@@ -30,7 +30,7 @@ constexpr std::int64_t kMinParallelElements = 8192;
 // tokens may keep more.
 constexpr std::size_t kMaxStateBytes = std::size_t{16} << 20;
 constexpr std::size_t kMaxStateBytesOfFew = std::size_t{256} << 20;
-constexpr std::int64_t kFewTokens = 64;
+constexpr std::int64_t kFewTokens = 16;
 
 constexpr std::int64_t kSpanTokens = kSpanPages * kPageSize;
 
