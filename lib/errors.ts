@@ -10,6 +10,7 @@
  * - `HOGWILD_BUSY`: the cache is in use by a step that has not ended.
  * - `HOGWILD_CLOSED`: a model, cache, block, pass or run that was closed before.
  * - `HOGWILD_ABORTED`: stopped by an AbortSignal (its reason is the `cause`) or by `close()`.
+ * - `HOGWILD_TIMEOUT`: work on text that took longer than its deadline.
  * - `HOGWILD_INTERNAL`: a bug in this package.
  *
  * After any of them the cache is as it was before the call.
@@ -24,6 +25,7 @@ export type HogwildErrorCode =
   | 'HOGWILD_BUSY'
   | 'HOGWILD_CLOSED'
   | 'HOGWILD_ABORTED'
+  | 'HOGWILD_TIMEOUT'
   | 'HOGWILD_INTERNAL'
 
 /** Every error that this package throws on purpose. Test `code`, not the message. */

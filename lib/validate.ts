@@ -110,6 +110,35 @@ export function checkObject(
   return value as Record<string, unknown>
 }
 
+/**
+ * An object of options, each of which is one of `keys`: a misspelt option is refused by its name instead of
+ * being ignored. A list of keys that leaves one of T's out does not type-check: write it as
+ * `optionKeys<T>()({ a: true, b: true })`.
+ */
+export function checkOptions<T extends object>(
+  value: T,
+  name: string,
+  keys: readonly (keyof T & string)[],
+): T {
+  const unknown = Object.keys(checkObject(value, name)).find(
+    (key) => !(keys as readonly string[]).includes(key),
+  )
+  if (unknown !== undefined) {
+    throw new HogwildError(
+      `${name} has no "${unknown}"; it knows ${keys.join(', ')}`,
+      'HOGWILD_INVALID_ARGUMENT',
+    )
+  }
+  return value
+}
+
+/** The keys of T, complete by its type. */
+export function optionKeys<T extends object>(): (
+  keys: Record<keyof T & string, true>,
+) => readonly (keyof T & string)[] {
+  return (keys) => Object.keys(keys) as (keyof T & string)[]
+}
+
 export function checkInstance<T>(
   value: unknown,
   name: string,
