@@ -19,7 +19,6 @@ export {
   type Segment,
   type View,
 } from './cache'
-export type { Architecture, ModelConfig } from './config'
 export {
   createDevice,
   Device,
@@ -33,6 +32,7 @@ export {
 } from './device'
 export { HogwildError, type HogwildErrorCode } from './errors'
 export type * from './events'
+export type { Architecture, ModelConfig } from './families'
 export {
   commitsTurns,
   type LayoutBlocks,
@@ -69,6 +69,7 @@ export {
   TextStream,
   Tokenizer,
 } from './tokenizer'
+export type { Warning, WarningHandler } from './warnings'
 export {
   type RunOptions,
   runWorkers,

@@ -1,7 +1,8 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { type ModelConfig, parseConfig, readConfig } from '../lib/config'
+import type { ModelConfig } from '../lib/families'
 import { ropeFrequencies } from '../lib/rope'
+import { parseConfig, readConfig } from '../lib/sources/huggingface-config'
 import { codeOf, oracleFolder, oracleModels, temporaryFolder } from './fixtures'
 import rope from './fixtures/rope.json'
 
@@ -20,7 +21,11 @@ const base = {
   max_position_embeddings: 1024,
   sliding_window: null,
 }
-const architecture = (name: string) => ({ architectures: [name] })
+/** Names a family in both ways. */
+const architecture = (name: string) => ({
+  architectures: [name],
+  model_type: name.replace('ForCausalLM', '').toLowerCase(),
+})
 const without = (...fields: string[]) => Object.fromEntries(fields.map((f) => [f, undefined]))
 /** As it would be written: fields that are undefined are not there. */
 const parse = (patch: object): ModelConfig =>
