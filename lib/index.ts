@@ -24,13 +24,12 @@ export {
   createDevice,
   Device,
   type DeviceInfo,
-  type DeviceName,
   type DeviceOptions,
-  type DeviceType,
   type OpProfile,
   type Probe,
   probe,
 } from './device'
+export type { DeviceName, DeviceType } from './device-name'
 export { HogwildError, type HogwildErrorCode } from './errors'
 export type * from './events'
 export {
