@@ -1,10 +1,11 @@
 // Reads the config.json of a Hugging Face folder. What it says and we do not compute is refused by
 // name: a model is either computed exactly or not loaded.
 
-import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { HogwildError, type HogwildErrorCode } from './errors'
 import { ROPE_TYPES, type RopeConfig } from './rope'
+import { eosTokenIds, readEosTokenIds } from './sources/eos'
+import { readJson } from './sources/files'
 import {
   checkArray,
   checkBoolean,
@@ -193,56 +194,14 @@ class Fields {
   }
 }
 
-/** A JSON file of a model folder. Throws HOGWILD_INVALID_MODEL; undefined where an optional one is absent. */
-export async function readJson(folder: string, file: string): Promise<unknown>
-export async function readJson(
+/** Reads and checks config.json of a model folder. */
+export async function readConfig(
   folder: string,
-  file: string,
-  options: { optional: true },
-): Promise<unknown | undefined>
-export async function readJson(
-  folder: string,
-  file: string,
-  options: { optional?: boolean } = {},
-): Promise<unknown> {
-  const path = join(folder, file)
-  let text: string
-  try {
-    text = await readFile(path, 'utf8')
-  } catch (cause) {
-    if (options.optional && (cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined
-    throw new HogwildError(`cannot read ${path}: ${(cause as Error).message}`, INVALID, { cause })
-  }
-  try {
-    return JSON.parse(text)
-  } catch (cause) {
-    throw new HogwildError(`${path} is not JSON: ${(cause as Error).message}`, INVALID, { cause })
-  }
-}
-
-/** Reads and checks config.json and generation_config.json of a model folder. */
-export async function readConfig(folder: string): Promise<ModelConfig> {
-  const config = parseConfig(await readJson(folder, 'config.json'), join(folder, 'config.json'))
-  return { ...config, eosTokenIds: await readEosTokenIds(folder) }
-}
-
-/** Tokens that end a text: `eos_token_id` of generation_config.json, or else of config.json; maybe none. */
-export async function readEosTokenIds(folder: string): Promise<number[]> {
-  for (const file of ['generation_config.json', 'config.json']) {
-    const json = await readJson(folder, file, { optional: true })
-    if (json === undefined) continue
-    const path = join(folder, file)
-    const ids = eosTokenIds(new Fields(checkObject(json, path, INVALID), path))
-    if (ids.length > 0) return ids
-  }
-  return []
-}
-
-function eosTokenIds(fields: Fields): number[] {
-  const value = fields.get('eos_token_id') ?? []
-  return (Array.isArray(value) ? value : [value]).map((id) =>
-    checkInteger(id, fields.name('eos_token_id'), 0, 2 ** 31 - 1, INVALID),
-  )
+  options: { signal?: AbortSignal | undefined } = {},
+): Promise<ModelConfig> {
+  const path = join(folder, 'config.json')
+  const config = parseConfig(await readJson(path, options), path)
+  return { ...config, eosTokenIds: await readEosTokenIds(folder, options) }
 }
 
 /**
@@ -301,7 +260,7 @@ export function parseConfig(json: unknown, file = 'config.json'): ModelConfig {
     fusedProjections: family.fused ?? false,
     rope: readRope(fields, headDim, family.ropeTypes ?? ROPE_TYPES),
     maxPositions: fields.optionalCount('max_position_embeddings'),
-    eosTokenIds: eosTokenIds(fields),
+    eosTokenIds: eosTokenIds(checkObject(json, file, INVALID), file),
   }
 }
 

@@ -17,8 +17,9 @@ import {
   type ProgressHandle,
 } from './native'
 import { ropeFrequencies } from './rope'
-import { readTensors } from './safetensors'
 import { GREEDY, Sampler } from './sampler'
+import { checkFolder } from './sources/files'
+import { readTensors } from './sources/safetensors'
 import { runTask, Tasks, throwIfAborted } from './tasks'
 import {
   checkArray,
@@ -28,7 +29,6 @@ import {
   checkOneOf,
   checkOptionalFunction,
   checkSignal,
-  checkString,
   checkTokens,
   invalid,
 } from './validate'
@@ -93,7 +93,7 @@ export type PrefillOptions = StepOptions & Pick<StepWorker, 'sampler' | 'logits'
  * supported, for models that would not be computed exactly, HOGWILD_OUT_OF_MEMORY.
  */
 export async function loadModel(folder: string, options: LoadModelOptions = {}): Promise<Model> {
-  checkString(folder, 'folder')
+  checkFolder(folder, 'folder')
   checkObject(options, 'options')
   const dtype = checkOneOf(options.dtype ?? 'auto', 'options.dtype', ['auto', ...DTYPES])
   const found = await stat(folder).catch(() => undefined)

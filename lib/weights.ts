@@ -4,7 +4,7 @@
 import type { ModelConfig } from './config'
 import { HogwildError } from './errors'
 import type { Dtype, NativeTensor } from './native'
-import type { TensorEntry } from './safetensors'
+import type { TensorEntry } from './sources/safetensors'
 
 const DTYPES: Record<string, Dtype> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
 const DTYPE_BYTES: Record<Dtype, number> = { f32: 4, f16: 2, bf16: 2 }

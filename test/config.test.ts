@@ -183,7 +183,8 @@ describe('config.json', () => {
     ],
     ['an odd number of rotated dimensions', { partial_rotary_factor: 0.2 }, /partial_rotary/],
     ['more than all dimensions', { partial_rotary_factor: 1.5 }, /partial_rotary/],
-    ['eos that is no token', { eos_token_id: -2 }, /eos_token_id/],
+    ['eos that is no id', { eos_token_id: '</s>' }, /eos_token_id/],
+    ['eos that is no integer', { eos_token_id: [2.5] }, /eos_token_id/],
   ])('refused as invalid: %s', async (_, patch, message) => {
     expect(() => parse(patch)).toThrow(message)
     expect(await codeOf(() => parse(patch))).toBe('HOGWILD_INVALID_MODEL')
@@ -201,12 +202,12 @@ describe('config.json', () => {
     expect(await codeOf(() => readConfig(folder))).toBe('HOGWILD_INVALID_MODEL')
   })
 
-  test('the ends of a text come from generation_config.json first', async () => {
+  test('the ends of a text come from generation_config.json and config.json', async () => {
     const folder = temporaryFolder()
     writeFileSync(join(folder, 'config.json'), JSON.stringify({ ...base, eos_token_id: 1 }))
     expect((await readConfig(folder)).eosTokenIds).toEqual([1])
     writeFileSync(join(folder, 'generation_config.json'), '{"eos_token_id": [2, 3]}')
-    expect((await readConfig(folder)).eosTokenIds).toEqual([2, 3])
+    expect((await readConfig(folder)).eosTokenIds).toEqual([2, 3, 1])
   })
 })
 

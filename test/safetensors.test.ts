@@ -1,7 +1,7 @@
 import { copyFileSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseConfig, readConfig } from '../lib/config'
-import { readHeader, readTensors } from '../lib/safetensors'
+import { readHeader, readTensors } from '../lib/sources/safetensors'
 import { modelTensors } from '../lib/weights'
 import {
   codeOf,

@@ -3,9 +3,9 @@
 
 import { type FileHandle, open, stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import { readJson } from './config'
-import { HogwildError } from './errors'
-import { checkObject } from './validate'
+import { HogwildError } from '../errors'
+import { checkObject } from '../validate'
+import { MAX_BYTES, readJson } from './files'
 
 /** Where one tensor lies and what it is. */
 export interface TensorEntry {
@@ -56,7 +56,11 @@ export async function readTensors(folder: string): Promise<Map<string, TensorEnt
     throw damaged(`neither ${SINGLE_FILE} nor ${INDEX_FILE} is in ${folder}`)
   }
   const path = join(folder, INDEX_FILE)
-  const index = checkObject(await readJson(folder, INDEX_FILE), path, 'HOGWILD_INVALID_MODEL')
+  const index = checkObject(
+    await readJson(path, { maxBytes: MAX_BYTES.header }),
+    path,
+    'HOGWILD_INVALID_MODEL',
+  )
   const weightMap = checkObject(
     index.weight_map,
     `"weight_map" of ${path}`,
