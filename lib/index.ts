@@ -61,13 +61,13 @@ export {
   type YarnRope,
 } from './rope'
 export { Sampler, type SamplerOptions } from './sampler'
+export { TextStream } from './tokenizer/text-stream'
 export {
   type ChatMessage,
   type ChatOptions,
   loadTokenizer,
-  TextStream,
   Tokenizer,
-} from './tokenizer'
+} from './tokenizer/tokenizer'
 export {
   type RunOptions,
   runWorkers,
