@@ -1,10 +1,12 @@
 // Models of a Hugging Face folder, and the step.
 
 import { stat } from 'node:fs/promises'
-import { type Block, Cache, checkCapacity, DTYPES, nativeView, type View } from './cache'
-import { cacheDtype, type Device, type DeviceName, useDevice } from './device'
+import { type Block, Cache, checkCapacity, nativeView, type View } from './cache'
+import { cacheDtype, type Device, useDevice } from './device'
+import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
+import { DTYPES } from './formats'
 import {
   type CancelHandle,
   type Dtype,

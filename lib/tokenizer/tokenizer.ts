@@ -3,10 +3,11 @@
 
 import { join } from 'node:path'
 import type { Template } from '@huggingface/jinja'
-import { HogwildError } from './errors'
-import { readEosTokenIds } from './sources/eos'
-import { checkFolder, MAX_BYTES, optional, readJson, readText } from './sources/files'
-import { checkArray, checkObject, checkString } from './validate'
+import { HogwildError } from '../errors'
+import { readEosTokenIds } from '../sources/eos'
+import { checkFolder, MAX_BYTES, optional, readJson, readText } from '../sources/files'
+import { checkArray, checkObject, checkString } from '../validate'
+import { TextStream } from './text-stream'
 
 // Written down here because the package's types do not resolve under "module": "node20" (relative
 // imports without file extensions).
@@ -170,37 +171,5 @@ export class Tokenizer {
       const message = `the chat template refuses: ${(cause as Error).message}`
       throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT', { cause })
     }
-  }
-}
-
-/**
- * Text of a growing list of tokens. A character whose bytes are spread over several tokens comes with
- * the last of them; special tokens give no text.
- */
-export class TextStream {
-  readonly #tokenizer: Tokenizer
-  // Tokens whose text has been given out, as far as the next one's text may depend on them (leading
-  // spaces), and tokens that wait for the rest of a character.
-  #context: number[] = []
-  #waiting: number[] = []
-
-  /** @internal */
-  constructor(tokenizer: Tokenizer) {
-    this.#tokenizer = tokenizer
-  }
-
-  /** The text that one more token brings; '' while a character is incomplete. */
-  push(id: number): string {
-    this.#waiting.push(id)
-    const given = this.#decode(this.#context)
-    const text = this.#decode([...this.#context, ...this.#waiting])
-    if (text.endsWith('\uFFFD')) return ''
-    this.#context = this.#waiting
-    this.#waiting = []
-    return text.slice(given.length)
-  }
-
-  #decode(ids: readonly number[]): string {
-    return this.#tokenizer.decode(ids, { skipSpecialTokens: true })
   }
 }
