@@ -195,28 +195,39 @@ function findConstants(text: string, where: string): Constant[] {
   return constants
 }
 
+/** Characters that `scanJson` shows, by their codes: brackets, colons, quotes, and what Python's constants begin with. */
+const SHOWN = Uint8Array.from({ length: 128 }, (_, code) =>
+  '{}[]:"NI-'.includes(String.fromCharCode(code)) ? 1 : 0,
+)
+const [QUOTE, BACKSLASH] = ['"', '\\'].map((character) => character.charCodeAt(0))
+
 /**
- * Calls `visit` for each character of a JSON text that is not within a string, an opening quote included, with
- * the number of lists and objects around it; those that a bracket opens or closes count for it.
+ * Calls `visit` for each bracket, colon, opening quote, minus, N and I of a JSON text that is not within a
+ * string, with the number of lists and objects around it; those that a bracket opens or closes count for it.
  */
 export function scanJson(
   text: string,
   visit: (character: string, at: number, depth: number) => void,
 ): void {
   let depth = 0
-  let inString = false
   for (let at = 0; at < text.length; at++) {
+    if (SHOWN[text.charCodeAt(at)] !== 1) continue
     const character = text[at] as string
-    if (inString) {
-      if (character === '"') inString = false
-      else if (character === '\\') at++
-      continue
-    }
-    if (character === '"') inString = true
     if (character === '[' || character === '{') depth++
     visit(character, at, depth)
     if (character === ']' || character === '}') depth--
+    if (character === '"') at = endOfString(text, at)
   }
+}
+
+/** The index of the quote that ends the string which begins at `at`, or of the text's end. */
+function endOfString(text: string, at: number): number {
+  for (let i = at + 1; i < text.length; i++) {
+    const code = text.charCodeAt(i)
+    if (code === QUOTE) return i
+    if (code === BACKSLASH) i++
+  }
+  return text.length
 }
 
 // Each constant goes through JSON.parse as a string that no file holds.
