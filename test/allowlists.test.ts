@@ -85,7 +85,7 @@ describe.each(families)('%s', (family) => {
   ])('an unknown tensor %s', async (name) => {
     const folder = copyOf(family)
     await addTensor(folder, name)
-    await expect(loads(folder)).rejects.toThrow(`"${name}" have no place`)
+    await expect(loads(folder)).rejects.toThrow(`"${name}" has no place`)
     expect(await codeOf(() => loads(folder))).toBe('HOGWILD_INVALID_MODEL')
   })
 
