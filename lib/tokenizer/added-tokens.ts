@@ -5,6 +5,7 @@ import { HogwildError } from '../errors'
 import { checkArray, checkBoolean, checkObject, checkString } from '../validate'
 import type { Normalizer } from './normalizers'
 import { PairTable } from './pair-table'
+import { WORD } from './unicode'
 
 const CODE = 'HOGWILD_INVALID_MODEL'
 
@@ -140,12 +141,12 @@ export class AddedTokenFinder {
   }
 }
 
-const WORD = /^[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]/v
-const WORD_END = /[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]$/v
+const WORD_BEGIN = new RegExp(`^[${WORD}]`, 'v')
+const WORD_END = new RegExp(`[${WORD}]$`, 'v')
 const SPACE = /^\p{White_Space}$/u
 
 function isWordAt(text: string, at: number): boolean {
-  return WORD.test(text.slice(at, at + 2))
+  return WORD_BEGIN.test(text.slice(at, at + 2))
 }
 
 function isWordBefore(text: string, at: number): boolean {

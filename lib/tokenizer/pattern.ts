@@ -3,37 +3,41 @@
 // Oniguruma's \d, \s and \w are Unicode's, ^ and $ stand at lines, `++` is possessive, (?i: ) is local.
 
 import { HogwildError } from '../errors'
+import { LATER_CHARACTERS } from './unicode'
 
 /** Oniguruma's \w inside of a character class. */
-const WORD = '\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}'
+const WORD = assigned('\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}')
 // Outside of a class it takes a table for U+0000 to U+00FF, which counts these superscripts and fractions.
 const WORD_OUTSIDE = `[${WORD}\\u{b2}\\u{b3}\\u{b9}\\u{bc}-\\u{be}]`
 const NOT_WORD_OUTSIDE = `[^${WORD}\\u{b2}\\u{b3}\\u{b9}\\u{bc}-\\u{be}]`
 const BOUNDARY = `(?:(?<!${WORD_OUTSIDE})(?=${WORD_OUTSIDE})|(?<=${WORD_OUTSIDE})(?!${WORD_OUTSIDE}))`
 const NO_BOUNDARY = `(?:(?<!${WORD_OUTSIDE})(?!${WORD_OUTSIDE})|(?<=${WORD_OUTSIDE})(?=${WORD_OUTSIDE}))`
 
-/** POSIX brackets and the properties that Oniguruma names like them, as content of a class. */
+/** POSIX brackets, as content of a class. Properties have the same names. */
 const NAMED_CLASSES: Readonly<Record<string, string>> = {
-  alnum: '\\p{Alphabetic}\\p{Nd}',
-  alpha: '\\p{Alphabetic}',
+  alnum: assigned('\\p{Alphabetic}\\p{Nd}'),
+  alpha: assigned('\\p{Alphabetic}'),
   any: '\\p{Any}',
   ascii: '\\p{ASCII}',
-  blank: '\\t\\p{Zs}',
+  blank: assigned('\\t\\p{Zs}'),
   cntrl: '\\p{Cc}',
   digit: '\\p{Nd}',
-  graph: '[^\\p{White_Space}\\p{Cc}\\p{Cs}\\p{Cn}]',
-  lower: '\\p{Lowercase}',
-  print: '[[^\\p{White_Space}\\p{Cc}\\p{Cs}\\p{Cn}]\\p{Zs}]',
-  punct: '\\p{P}\\p{S}',
+  graph: assigned('[^\\p{White_Space}\\p{Cc}\\p{Cs}\\p{Cn}]'),
+  lower: assigned('\\p{Lowercase}'),
+  print: assigned('[[^\\p{White_Space}\\p{Cc}\\p{Cs}\\p{Cn}]\\p{Zs}]'),
+  punct: assigned('\\p{P}\\p{S}'),
   space: '\\p{White_Space}',
-  upper: '\\p{Uppercase}',
+  upper: assigned('\\p{Uppercase}'),
   word: WORD,
   xdigit: '0-9A-Fa-f',
 }
 
+/** \p{Punct} is narrower than [:punct:]. */
+const PROPERTIES: Readonly<Record<string, string>> = { ...NAMED_CLASSES, punct: assigned('\\p{P}') }
+
 /** Escapes that stand for a set, as content of a class; the capital letter is the complement. */
 const SET_ESCAPES: Readonly<Record<string, string>> = {
-  d: '\\p{Nd}',
+  d: assigned('\\p{Nd}'),
   h: '0-9A-Fa-f',
   s: '\\p{White_Space}',
   w: WORD,
@@ -51,6 +55,11 @@ const CHARACTER_ESCAPES: Readonly<Record<string, number>> = {
 
 /** Characters that have another case, for classes within (?i: ). */
 const CASED = '\\p{Changes_When_Casefolded}\\p{Changes_When_Casemapped}'
+
+/** Content of a class without what is not assigned in Oniguruma's tables. */
+function assigned(content: string): string {
+  return `[[${content}]--[${LATER_CHARACTERS}]]`
+}
 
 const MAX_DEPTH = 100
 
@@ -93,6 +102,11 @@ export function eachMatch(
   for (let match = pattern.exec(text); match !== null; match = pattern.exec(text)) {
     const start = match.index
     const end = pattern.lastIndex
+    if (isWithinPair(text, start)) {
+      // V8 looks for patterns that begin with a lookahead there too.
+      pattern.lastIndex = start + 1
+      continue
+    }
     if (end === start) {
       // A search goes on after the next code point.
       pattern.lastIndex = end + ((text.codePointAt(end) ?? 0) > 0xffff ? 2 : 1)
@@ -101,6 +115,10 @@ export function eachMatch(
     previousEnd = end
     found(start, end)
   }
+}
+
+function isWithinPair(text: string, at: number): boolean {
+  return (text.charCodeAt(at) & 0xfc00) === 0xdc00 && (text.charCodeAt(at - 1) & 0xfc00) === 0xd800
 }
 
 function literal(character: string): string {
@@ -213,11 +231,12 @@ class Translator {
   }
 
   #escape(flags: Flags): string {
+    const word = this.#take(/\\([wW])/y)?.[1]
+    if (word !== undefined) return word === 'w' ? WORD_OUTSIDE : NOT_WORD_OUTSIDE
     const set = this.#setEscape()
     if (set !== undefined) {
-      if (set === `[${WORD}]`) return WORD_OUTSIDE
-      if (set === `[^${WORD}]`) return NOT_WORD_OUTSIDE
-      return this.#folded(set, flags)
+      // Case does not matter to them, not even to \p{Lu}.
+      return set
     }
     const anchor = this.#take(/\\([AzZbBGRK])/y)?.[1]
     switch (anchor) {
@@ -359,17 +378,18 @@ function changed(flags: Flags, [, on = '', off = '']: readonly (string | undefin
 
 /** Oniguruma compares names of properties without case, spaces, hyphens and underscores. */
 function propertyClass(name: string): string {
-  const named = NAMED_CLASSES[name.toLowerCase().replace(/[\s_-]/g, '')]
+  const named = PROPERTIES[name.toLowerCase().replace(/[\s_-]/g, '')]
   if (named !== undefined) return named
   const words = name
     .trim()
     .split(/[\s_-]+/)
     .map((word) => word.slice(0, 1).toUpperCase() + word.slice(1).toLowerCase())
     .join('_')
+  if (words === 'Cn' || words === 'Unassigned') return `\\p{Cn}${LATER_CHARACTERS}`
   for (const candidate of [name, words, `Script=${words}`]) {
     try {
       new RegExp(`\\p{${candidate}}`, 'v')
-      return `\\p{${candidate}}`
+      return assigned(`\\p{${candidate}}`)
     } catch {
       // Not that one.
     }

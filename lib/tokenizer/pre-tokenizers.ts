@@ -12,8 +12,8 @@ import {
 } from '../validate'
 import { byteCharacters } from './bytes'
 import { parsePattern } from './normalizers'
-import { eachMatch } from './pattern'
-import { LATER_PUNCTUATION } from './unicode'
+import { compilePattern, eachMatch } from './pattern'
+import { LATER_PUNCTUATION, WORD } from './unicode'
 
 const CODE = 'HOGWILD_INVALID_MODEL'
 
@@ -46,12 +46,12 @@ const BEHAVIORS = [
 
 type Behavior = (typeof BEHAVIORS)[number]
 
-// The pattern of GPT-2, with Unicode's white space.
-const GPT2 =
-  /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gv
+// The pattern of GPT-2.
+const GPT2 = compilePattern(
+  "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
+)
 
-const NO_WORD_OR_SYMBOLS =
-  /[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}\p{White_Space}]+/gv
+const WORDS_OR_SYMBOLS = new RegExp(`[${WORD}]+|[^${WORD}\\p{White_Space}]+`, 'gv')
 
 const WHITE_SPACE = /\p{White_Space}/gu
 
@@ -86,7 +86,7 @@ export function parsePreTokenizer(value: unknown, name: string): PreTokenizer {
       return split(PUNCTUATION, checkOneOf(behavior, `${name}.behavior`, BEHAVIORS, CODE))
     }
     case 'Whitespace':
-      return split(NO_WORD_OR_SYMBOLS, 'Removed', true)
+      return split(WORDS_OR_SYMBOLS, 'Removed', true)
     case 'WhitespaceSplit':
       return split(WHITE_SPACE, 'Removed')
     case 'BertPreTokenizer':
