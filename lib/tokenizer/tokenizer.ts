@@ -1,11 +1,11 @@
 // Tokenizers and chat templates of a Hugging Face folder, through @huggingface/tokenizers and
 // @huggingface/jinja. These are loaded when they are first needed: whoever brings token ids does not pay for them.
 
-import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Template } from '@huggingface/jinja'
-import { readEosTokenIds, readJson } from '../config'
 import { HogwildError } from '../errors'
+import { readEosTokenIds } from '../sources/eos'
+import { checkFolder, MAX_BYTES, optional, readJson, readText } from '../sources/files'
 import { checkArray, checkObject, checkString } from '../validate'
 import { TextStream } from './text-stream'
 
@@ -41,7 +41,7 @@ export interface ChatOptions {
  * Throws HOGWILD_INVALID_MODEL, naming the file.
  */
 export async function loadTokenizer(folder: string): Promise<Tokenizer> {
-  checkString(folder, 'folder')
+  checkFolder(folder, 'folder')
   const tokenizerJson = await readObject(folder, 'tokenizer.json')
   const config = await readObject(folder, 'tokenizer_config.json', { optional: true })
   let tokenizer: HuggingFaceTokenizer
@@ -62,10 +62,12 @@ async function readObject(
   file: string,
   options: { optional?: boolean } = {},
 ): Promise<Record<string, unknown>> {
+  const path = join(folder, file)
+  const limits = { maxBytes: MAX_BYTES.tokenizer }
   const json = options.optional
-    ? ((await readJson(folder, file, { optional: true })) ?? {})
-    : await readJson(folder, file)
-  return checkObject(json, join(folder, file), 'HOGWILD_INVALID_MODEL')
+    ? ((await optional(readJson, path)) ?? {})
+    : await readJson(path, limits)
+  return checkObject(json, path, 'HOGWILD_INVALID_MODEL')
 }
 
 // A file of its own comes first; in tokenizer_config.json it is a string or a list of named ones.
@@ -73,9 +75,7 @@ async function readChatTemplate(
   folder: string,
   config: Record<string, unknown>,
 ): Promise<Template | undefined> {
-  let source: unknown = await readFile(join(folder, 'chat_template.jinja'), 'utf8').catch(
-    () => undefined,
-  )
+  let source: unknown = await optional(readText, join(folder, 'chat_template.jinja'))
   source ??= config.chat_template
   if (Array.isArray(source)) source = source.find(({ name }) => name === 'default')?.template
   if (source === undefined || source === null) return undefined
