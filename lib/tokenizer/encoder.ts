@@ -35,6 +35,8 @@ export class Encoder {
   readonly renumbered: readonly string[]
   /** The token of each id; holes are undefined. */
   readonly tokens: readonly (string | undefined)[]
+  /** The same for decoding: of added tokens that are searched for in normalized text, what is searched for. */
+  readonly decodableTokens: readonly (string | undefined)[]
   readonly #model: TokenModel
   readonly #normalizer: Normalizer
   readonly #preTokenizer: PreTokenizer
@@ -63,6 +65,9 @@ export class Encoder {
     this.#special = new Set(added.tokens.filter(({ special }) => special).map(({ id }) => id))
     this.#normalizedSpecial = normalized.some(({ special }) => special)
     this.tokens = tokensById(this.#model, added.tokens)
+    const decodable = [...this.tokens]
+    for (const { id, content } of normalized) decodable[id] = this.#normalizer(content)
+    this.decodableTokens = decodable
   }
 
   encode({ text, addSpecialTokens, plainText }: EncodeRequest): number[] {
