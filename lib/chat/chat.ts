@@ -51,7 +51,11 @@ export class Chat {
       const which = name === 'default' ? 'the chat template' : `the chat template '${name}'`
       this.#templates.set(
         name,
-        withCode('HOGWILD_INVALID_MODEL', `${which} of ${sources.origin}`, () => new JinjaTemplate(source)),
+        withCode(
+          'HOGWILD_INVALID_MODEL',
+          `${which} of ${sources.origin}`,
+          () => new JinjaTemplate(source),
+        ),
       )
     }
   }
@@ -70,7 +74,10 @@ export class Chat {
     const documents = checkObjects(request.documents ?? variables.get('documents'), 'documents')
     const messages = checkMessages(request.messages)
     const template = this.#choose(request.template, tools !== undefined)
-    const addGenerationPrompt = checkBoolean(request.addGenerationPrompt ?? true, 'addGenerationPrompt')
+    const addGenerationPrompt = checkBoolean(
+      request.addGenerationPrompt ?? true,
+      'addGenerationPrompt',
+    )
     return withCode('HOGWILD_INVALID_ARGUMENT', 'the chat template refuses', () => {
       const values = new Map<string, Value>()
       for (const [name, token] of Object.entries(this.#specialTokens)) {
@@ -144,7 +151,8 @@ function checkMessage(message: Record<string, unknown>, name: string): void {
     return
   }
   const carries = Object.entries(message).some(
-    ([key, value]) => !['role', 'content', 'name'].includes(key) && value !== undefined && value !== null,
+    ([key, value]) =>
+      !['role', 'content', 'name'].includes(key) && value !== undefined && value !== null,
   )
   if ((content === undefined || content === null) && carries) return
   throw invalid(`${name}.content`, 'a string or an array of parts', content)

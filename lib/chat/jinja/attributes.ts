@@ -3,7 +3,7 @@
 
 import { bind } from './arguments'
 import { formatBraces } from './format'
-import { TemplateError, Text } from './text'
+import { SPACE, TemplateError, Text } from './text'
 import {
   Callable,
   Dict,
@@ -12,13 +12,13 @@ import {
   items,
   lengthOf,
   Markup,
-  Namespace,
   type NamedValues,
+  Namespace,
   Opaque,
   Range,
+  Tuple,
   toIndex,
   toText,
-  Tuple,
   typeName,
   Undefined,
   type Value,
@@ -110,8 +110,10 @@ function sliceBounds(length: number, start: Value, stop: Value, step: number): [
 function ownAttribute(value: Value, name: string): Value | undefined {
   if (name.startsWith('_')) return undefined
   if (value instanceof Text) return method(value, TEXT_METHODS, TEXT_UNSUPPORTED, name)
-  if (value instanceof Dict) return method(value, DICT_METHODS, DICT_UNSUPPORTED, name, DICT_CHANGING)
-  if (Array.isArray(value)) return method<readonly Value[]>(value, LIST_METHODS, NONE, name, LIST_CHANGING)
+  if (value instanceof Dict)
+    return method(value, DICT_METHODS, DICT_UNSUPPORTED, name, DICT_CHANGING)
+  if (Array.isArray(value))
+    return method<readonly Value[]>(value, LIST_METHODS, NONE, name, LIST_CHANGING)
   if (value instanceof Tuple) {
     const at = value.names.indexOf(name)
     return at >= 0 ? value.items[at] : method(value.items, TUPLE_METHODS, NONE, name)
@@ -146,10 +148,27 @@ function method<T extends Value | readonly Value[]>(
 const NONE: ReadonlySet<string> = new Set()
 const NO_METHODS: ReadonlyMap<string, Method<Value>> = new Map()
 // What Python has and templates have no use for: refused by name.
-const TEXT_UNSUPPORTED = new Set(['casefold', 'encode', 'expandtabs', 'format_map', 'isidentifier', 'maketrans', 'translate'])
+const TEXT_UNSUPPORTED = new Set([
+  'casefold',
+  'encode',
+  'expandtabs',
+  'format_map',
+  'isidentifier',
+  'maketrans',
+  'translate',
+])
 const DICT_UNSUPPORTED = new Set(['fromkeys'])
 const DICT_CHANGING = new Set(['clear', 'pop', 'popitem', 'setdefault', 'update'])
-const LIST_CHANGING = new Set(['append', 'clear', 'extend', 'insert', 'pop', 'remove', 'reverse', 'sort'])
+const LIST_CHANGING = new Set([
+  'append',
+  'clear',
+  'extend',
+  'insert',
+  'pop',
+  'remove',
+  'reverse',
+  'sort',
+])
 const NUMBER_UNSUPPORTED = new Set(
   'as_integer_ratio bit_count bit_length conjugate denominator from_bytes fromhex hex imag is_integer numerator real to_bytes'.split(
     ' ',
@@ -162,7 +181,9 @@ function sequenceMethods(): [string, Method<readonly Value[]>][] {
     [
       'count',
       (self, positional, named) => {
-        const value = bind('count', ['value'], positional, named, POSITIONAL).value('value') as Value
+        const value = bind('count', ['value'], positional, named, POSITIONAL).value(
+          'value',
+        ) as Value
         return BigInt(self.filter((one) => equals(one, value)).length)
       },
     ],
@@ -189,7 +210,13 @@ const POSITIONAL = { positionalOnly: true }
 const TUPLE_METHODS = new Map(sequenceMethods())
 const LIST_METHODS = new Map<string, Method<readonly Value[]>>([
   ...sequenceMethods(),
-  ['copy', (self, positional, named) => (bind('copy', [], positional, named), [...self])],
+  [
+    'copy',
+    (self, positional, named) => {
+      bind('copy', [], positional, named)
+      return [...self]
+    },
+  ],
 ])
 
 const DICT_METHODS = new Map<string, Method<Dict>>([
@@ -233,7 +260,10 @@ function stripMethod(name: string, side: 'left' | 'right' | 'both'): [string, Me
   return [
     name,
     (self, positional, named) =>
-      self.strip(side, bind(name, ['chars?'], positional, named, POSITIONAL).optionalText('chars')?.text),
+      self.strip(
+        side,
+        bind(name, ['chars?'], positional, named, POSITIONAL).optionalText('chars')?.text,
+      ),
   ]
 }
 
@@ -261,9 +291,11 @@ function partitionMethod(name: 'partition' | 'rpartition'): [string, Method<Text
     (self, positional, named) => {
       const separator = bind(name, ['sep'], positional, named, POSITIONAL).text('sep').text
       if (separator === '') throw new TemplateError(`${name}(): empty separator`)
-      const at = name === 'partition' ? self.text.indexOf(separator) : self.text.lastIndexOf(separator)
+      const at =
+        name === 'partition' ? self.text.indexOf(separator) : self.text.lastIndexOf(separator)
       const empty = new Text('')
-      if (at < 0) return new Tuple(name === 'partition' ? [self, empty, empty] : [empty, empty, self])
+      if (at < 0)
+        return new Tuple(name === 'partition' ? [self, empty, empty] : [empty, empty, self])
       const end = at + separator.length
       return new Tuple([self.slice(0, at), self.slice(at, end), self.slice(end)])
     },
@@ -291,7 +323,8 @@ function affixMethod(
       const affixes = affix instanceof Tuple ? affix.items : [args.text('affix')]
       const part = within(self, args.value('start'), args.value('end'))
       return affixes.some((one) => {
-        if (!(one instanceof Text)) throw new TemplateError(`${name}(): '${typeName(one)}' is no string`)
+        if (!(one instanceof Text))
+          throw new TemplateError(`${name}(): '${typeName(one)}' is no string`)
         return part !== undefined && test(part.text, one.text)
       })
     },
@@ -306,7 +339,11 @@ function findMethod(name: string, fromEnd: boolean, mustFind: boolean): [string,
       const part = within(self, args.value('start'), args.value('end'))
       const sought = args.text('sub').text
       const at =
-        part === undefined ? -1 : fromEnd ? part.text.lastIndexOf(sought) : part.text.indexOf(sought)
+        part === undefined
+          ? -1
+          : fromEnd
+            ? part.text.lastIndexOf(sought)
+            : part.text.indexOf(sought)
       if (at >= 0) {
         const [start] = sliceBounds(self.length, args.value('start') ?? null, null, 1)
         return BigInt(start + (part as Text).slice(0, at).length)
@@ -317,7 +354,10 @@ function findMethod(name: string, fromEnd: boolean, mustFind: boolean): [string,
   ]
 }
 
-function justifyMethod(name: string, left: (missing: number, width: number) => number): [string, Method<Text>] {
+function justifyMethod(
+  name: string,
+  left: (missing: number, width: number) => number,
+): [string, Method<Text>] {
   return [
     name,
     (self, positional, named) => {
@@ -352,7 +392,12 @@ export function titleCase(char: string): string {
   return rest.length === 0 ? upper : first + rest.join('').toLowerCase()
 }
 
-const TITLE_DIGRAPHS = ['\u01c4\u01c5\u01c6', '\u01c7\u01c8\u01c9', '\u01ca\u01cb\u01cc', '\u01f1\u01f2\u01f3']
+const TITLE_DIGRAPHS = [
+  '\u01c4\u01c5\u01c6',
+  '\u01c7\u01c8\u01c9',
+  '\u01ca\u01cb\u01cc',
+  '\u01f1\u01f2\u01f3',
+]
 const CASED = /[\p{Uppercase}\p{Lowercase}\p{Lt}]/u
 const EVERY = {
   isalnum: /^[\p{L}\p{N}]+$/u,
@@ -362,7 +407,7 @@ const EVERY = {
   isdigit: /^[\p{Nd}\u00b2\u00b3\u00b9\u2070\u2074-\u2079\u2080-\u2089]+$/u,
   isnumeric: /^\p{N}+$/u,
   isprintable: /^(?:[^\p{C}\p{Z}]| )*$/u,
-  isspace: /^[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+$/,
+  isspace: new RegExp(`^[${SPACE}]+$`),
 }
 
 export function isLowerCase(text: string): boolean {
@@ -416,7 +461,8 @@ function isTitle(text: string): boolean {
 }
 
 function swapCase(self: Text): Text {
-  const swap = (char: string) => (/\p{Uppercase}/u.test(char) ? char.toLowerCase() : char.toUpperCase())
+  const swap = (char: string) =>
+    /\p{Uppercase}/u.test(char) ? char.toLowerCase() : char.toUpperCase()
   return Text.join(self.characters().map((one) => one.mapCase(swap)))
 }
 
@@ -465,14 +511,18 @@ const TEXT_METHODS = new Map<string, Method<Text>>([
   [
     'removeprefix',
     (self, positional, named) => {
-      const { text } = bind('removeprefix', ['prefix'], positional, named, POSITIONAL).text('prefix')
+      const { text } = bind('removeprefix', ['prefix'], positional, named, POSITIONAL).text(
+        'prefix',
+      )
       return self.text.startsWith(text) ? self.slice(text.length) : self
     },
   ],
   [
     'removesuffix',
     (self, positional, named) => {
-      const { text } = bind('removesuffix', ['suffix'], positional, named, POSITIONAL).text('suffix')
+      const { text } = bind('removesuffix', ['suffix'], positional, named, POSITIONAL).text(
+        'suffix',
+      )
       const isThere = text !== '' && self.text.endsWith(text)
       return isThere ? self.slice(0, self.text.length - text.length) : self
     },
@@ -518,7 +568,9 @@ export function centerLeft(missing: number, width: number): number {
 /** For tests that ask whether a value can be gone through by index. */
 export function isSequence(value: Value): boolean {
   const isIndexed =
-    value instanceof Text || value instanceof Dict || value instanceof Undefined || value instanceof Markup
+    value instanceof Text ||
+    value instanceof Dict ||
+    value instanceof Undefined ||
+    value instanceof Markup
   return isIndexed || (sequence(value) !== undefined && lengthOf(value) !== undefined)
 }
-

@@ -1,6 +1,6 @@
 // Jinja2's filters: `value | name(arguments)`.
 
-import { bind, type Bound } from './arguments'
+import { type Bound, bind } from './arguments'
 import { capitalize, centerLeft, item, replaceText } from './attributes'
 import { fixed, formatPercent } from './format'
 import { toJson } from './json'
@@ -13,18 +13,18 @@ import {
   DictView,
   equals,
   hash,
+  Iter,
   isNumber,
   isTrue,
   items,
-  Iter,
   lengthOf,
   Markup,
   type NamedValues,
   Range,
+  Tuple,
   toIndex,
   toNumber,
   toText,
-  Tuple,
   typeName,
   Undefined,
   type Value,
@@ -60,7 +60,10 @@ function filter(
   parameters: readonly string[],
   apply: (value: Value, args: Bound) => Value,
 ): [string, Filter] {
-  return [name, (value, positional, named) => apply(value, bind(name, parameters, positional, named))]
+  return [
+    name,
+    (value, positional, named) => apply(value, bind(name, parameters, positional, named)),
+  ]
 }
 
 function onText(name: string, change: (text: Text) => Text): [string, Filter] {
@@ -85,7 +88,7 @@ function attributeParts(attribute: Value): Value[] {
   if (!(attribute instanceof Text)) return [attribute]
   return attribute
     .split('.', -1)
-    .map((part) => (/^\p{Nd}+$/u.test(part.text) ? parseInteger(part.text, 10) ?? part : part))
+    .map((part) => (/^\p{Nd}+$/u.test(part.text) ? (parseInteger(part.text, 10) ?? part) : part))
 }
 
 function foldCase(value: Value): Value {
@@ -103,11 +106,14 @@ function sortKey(args: Bound): (value: Value) => Value {
   const attributes = attribute instanceof Text ? attribute.split(',', -1) : [attribute]
   const getters = attributes.map((one) => getter(one))
   const isCaseSensitive = isTrue(args.value('case_sensitive') ?? false)
-  return (value) =>
-    getters.map((get) => (isCaseSensitive ? get(value) : foldCase(get(value))))
+  return (value) => getters.map((get) => (isCaseSensitive ? get(value) : foldCase(get(value))))
 }
 
-function sorted(values: Iterable<Value>, key: (value: Value) => Value, isReversed: boolean): Value[] {
+function sorted(
+  values: Iterable<Value>,
+  key: (value: Value) => Value,
+  isReversed: boolean,
+): Value[] {
   const keyed = Array.from(values, (value) => ({ value, key: key(value) }))
   keyed.sort((a, b) => (isReversed ? compare(b.key, a.key) : compare(a.key, b.key)))
   return keyed.map(({ value }) => value)
@@ -138,7 +144,8 @@ function selection(name: string, withAttribute: boolean, keeps: boolean): [strin
     }
     for (const one of items(value)) {
       const its = get(one)
-      if ((test === undefined ? isTrue(its) : testByName(test.text, its, rest, named)) === keeps) yield one
+      if ((test === undefined ? isTrue(its) : testByName(test.text, its, rest, named)) === keeps)
+        yield one
     }
   }
   return [name, (value, positional, named) => new Iter(select(value, positional, named))]
@@ -273,7 +280,10 @@ function parseInteger(text: string, base: number): bigint | undefined {
     body = prefix + body
   }
   if ([...body].some((digit) => Number.parseInt(digit, 36) >= used)) return undefined
-  const value = [...body].reduce((sum, digit) => sum * BigInt(used) + BigInt(Number.parseInt(digit, 36)), 0n)
+  const value = [...body].reduce(
+    (sum, digit) => sum * BigInt(used) + BigInt(Number.parseInt(digit, 36)),
+    0n,
+  )
   return match[1] === '-' ? -value : value
 }
 
@@ -281,7 +291,11 @@ function parseInteger(text: string, base: number): bigint | undefined {
 function toAsciiDigits(text: string): string {
   return text.replace(/\p{Nd}/gu, (digit) => {
     let zero = digit.codePointAt(0) as number
-    while (/\p{Nd}/u.test(String.fromCodePoint(zero - 1)) && (digit.codePointAt(0) as number) - zero < 9) zero--
+    while (
+      /\p{Nd}/u.test(String.fromCodePoint(zero - 1)) &&
+      (digit.codePointAt(0) as number) - zero < 9
+    )
+      zero--
     return digit <= '9' ? digit : String((digit.codePointAt(0) as number) - zero)
   })
 }
@@ -327,7 +341,8 @@ function round(value: Value, args: Bound): Value {
   const precision = args.index('precision', 0)
   const method = args.has('method') ? args.text('method').text : 'common'
   if (!isNumber(value)) throw new TemplateError(`round of a '${typeName(value)}'`)
-  if (precision < 0 || precision > 50) throw new TemplateError(`the precision ${precision} is not supported`)
+  if (precision < 0 || precision > 50)
+    throw new TemplateError(`the precision ${precision} is not supported`)
   const number = toNumber(value)
   if (method === 'common') {
     if (typeof number === 'bigint') return number
@@ -359,10 +374,13 @@ function truncate(value: Value, args: Bound): Value {
   const length = args.index('length', 255)
   const end = args.has('end') ? args.text('end') : new Text('...')
   const leeway = (args.value('leeway') ?? null) === null ? 5 : args.index('leeway', 5)
-  if (length < end.length || leeway < 0) throw new TemplateError('truncate: the length is too small')
+  if (length < end.length || leeway < 0)
+    throw new TemplateError('truncate: the length is too small')
   if (value.length <= length + leeway) return value
   const kept = Text.join(value.characters().slice(0, length - end.length))
-  const whole = isTrue(args.value('killwords') ?? false) ? kept : (kept.splitFromEnd(' ', 1)[0] as Text)
+  const whole = isTrue(args.value('killwords') ?? false)
+    ? kept
+    : (kept.splitFromEnd(' ', 1)[0] as Text)
   return whole.concat(end)
 }
 
@@ -397,7 +415,9 @@ function title(text: Text): Text {
     words.map((word) => {
       const [first = word] = word.characters()
       const rest = word.slice(first.text.length)
-      return first.mapCase((one) => one.toUpperCase()).concat(rest.mapCase((one) => one.toLowerCase()))
+      return first
+        .mapCase((one) => one.toUpperCase())
+        .concat(rest.mapCase((one) => one.toLowerCase()))
     }),
   )
 }
@@ -410,7 +430,7 @@ const HTML: Readonly<Record<string, string>> = {
   '"': '&#34;',
 }
 
-function escape(text: Text): Markup {
+function escapeHtml(text: Text): Markup {
   return new Markup(text.replace(/[&<>'"]/g, (char) => HTML[char] as string))
 }
 
@@ -438,7 +458,9 @@ const FILTERS: ReadonlyMap<string, Filter> = new Map<string, Filter>([
   onText('capitalize', capitalize),
   onText('title', title),
   filter('string', [], (value) => (value instanceof Markup ? value : toText(value))),
-  filter('trim', ['chars?'], (value, args) => toText(value).strip('both', args.optionalText('chars')?.text)),
+  filter('trim', ['chars?'], (value, args) =>
+    toText(value).strip('both', args.optionalText('chars')?.text),
+  ),
   filter('replace', ['old', 'new', 'count?'], (value, args) =>
     replaceText(
       toText(value),
@@ -450,12 +472,17 @@ const FILTERS: ReadonlyMap<string, Filter> = new Map<string, Filter>([
   filter('join', ['d?', 'attribute?'], (value, args) => {
     const get = getter(args.value('attribute') ?? null)
     const separator = toText(args.valueOr('d', new Text('')))
-    return Text.join(Array.from(items(value), (one) => toText(get(one))), separator)
+    return Text.join(
+      Array.from(items(value), (one) => toText(get(one))),
+      separator,
+    )
   }),
   filter('indent', ['width?', 'first?', 'blank?'], indent),
   filter('truncate', ['length?', 'killwords?', 'end?', 'leeway?'], truncate),
   filter('center', ['width?'], center),
-  filter('wordcount', [], (value) => BigInt(toText(value).text.match(/[\p{L}\p{N}_]+/gu)?.length ?? 0)),
+  filter('wordcount', [], (value) =>
+    BigInt(toText(value).text.match(/[\p{L}\p{N}_]+/gu)?.length ?? 0),
+  ),
   [
     'format',
     (value, positional, named) => {
@@ -466,9 +493,9 @@ const FILTERS: ReadonlyMap<string, Filter> = new Map<string, Filter>([
       return formatPercent(toText(value), named.size > 0 ? byName : new Tuple(positional))
     },
   ],
-  filter('e', [], (value) => (value instanceof Markup ? value : escape(toText(value)))),
-  filter('escape', [], (value) => (value instanceof Markup ? value : escape(toText(value)))),
-  filter('forceescape', [], (value) => escape(toText(value))),
+  filter('e', [], (value) => (value instanceof Markup ? value : escapeHtml(toText(value)))),
+  filter('escape', [], (value) => (value instanceof Markup ? value : escapeHtml(toText(value)))),
+  filter('forceescape', [], (value) => escapeHtml(toText(value))),
   filter('safe', [], (value) => new Markup(toText(value))),
   filter('length', [], length),
   filter('count', [], length),
@@ -493,15 +520,25 @@ const FILTERS: ReadonlyMap<string, Filter> = new Map<string, Filter>([
   filter('sort', ['reverse?', 'case_sensitive?', 'attribute?'], (value, args) =>
     sorted(items(value), sortKey(args), isTrue(args.value('reverse') ?? false)),
   ),
-  filter('unique', ['case_sensitive?', 'attribute?'], (value, args) => new Iter(unique(value, keyOf(args)))),
+  filter(
+    'unique',
+    ['case_sensitive?', 'attribute?'],
+    (value, args) => new Iter(unique(value, keyOf(args))),
+  ),
   extreme('min', -1),
   extreme('max', 1),
   filter('sum', ['attribute?', 'start?'], sum),
-  filter('batch', ['linecount', 'fill_with?'], (value, args) =>
-    new Iter(batches(value, args.index('linecount', 0), args.value('fill_with') ?? null)),
+  filter(
+    'batch',
+    ['linecount', 'fill_with?'],
+    (value, args) =>
+      new Iter(batches(value, args.index('linecount', 0), args.value('fill_with') ?? null)),
   ),
-  filter('slice', ['slices', 'fill_with?'], (value, args) =>
-    new Iter(slices(value, args.index('slices', 0), args.value('fill_with') ?? null)),
+  filter(
+    'slice',
+    ['slices', 'fill_with?'],
+    (value, args) =>
+      new Iter(slices(value, args.index('slices', 0), args.value('fill_with') ?? null)),
   ),
   filter('groupby', ['attribute', 'default?', 'case_sensitive?'], groupBy),
   filter('abs', [], (value) => {

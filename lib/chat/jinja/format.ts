@@ -6,9 +6,9 @@ import {
   isNumber,
   type NamedValues,
   repr,
+  Tuple,
   toNumber,
   toText,
-  Tuple,
   typeName,
   Undefined,
   type Value,
@@ -46,11 +46,18 @@ export function formatPercent(template: Text, values: Value): Text {
       value = values.get(new Text(name))
     }
     if (value === undefined) throw new TemplateError(`no value for the format '${all}'`)
-    parts.push(pad(convert(value, kind, flags ?? '', precision), flags ?? '', Number(width ?? 0), kind))
+    parts.push(
+      pad(convert(value, kind, flags ?? '', precision), flags ?? '', Number(width ?? 0), kind),
+    )
   }
   parts.push(template.slice(end))
   // What has items by key counts as a mapping, of which any number may be used.
-  const isMapping = !(values instanceof Tuple || values instanceof Text || values === null || isNumber(values))
+  const isMapping = !(
+    values instanceof Tuple ||
+    values instanceof Text ||
+    values === null ||
+    isNumber(values)
+  )
   if (!byName && used < list.length && !isMapping) {
     throw new TemplateError('more values than formats')
   }
@@ -59,7 +66,8 @@ export function formatPercent(template: Text, values: Value): Text {
 
 function convert(value: Value, kind: string, flags: string, precision: string | undefined): Text {
   const digits = precision === undefined ? undefined : Number(precision)
-  if (digits !== undefined && digits > 100) throw new TemplateError(`precision ${digits} is not supported`)
+  if (digits !== undefined && digits > 100)
+    throw new TemplateError(`precision ${digits} is not supported`)
   if (kind === 's' || kind === 'r') {
     const text = kind === 's' ? toText(value) : repr(value)
     return digits === undefined ? text : Text.join(text.characters().slice(0, digits))
@@ -76,7 +84,11 @@ function convert(value: Value, kind: string, flags: string, precision: string | 
     const isNegative = float < 0 || Object.is(float, -0)
     return signed(fixed(Math.abs(float), digits ?? 6), isNegative, flags)
   }
-  if ((kind === 'x' || kind === 'X' || kind === 'o') && typeof number === 'bigint' && !flags.includes('#')) {
+  if (
+    (kind === 'x' || kind === 'X' || kind === 'o') &&
+    typeof number === 'bigint' &&
+    !flags.includes('#')
+  ) {
     const text = (number < 0n ? -number : number).toString(kind === 'o' ? 8 : 16)
     return signed(kind === 'X' ? text.toUpperCase() : text, number < 0n, flags)
   }
@@ -108,7 +120,8 @@ function pad(text: Text, flags: string, width: number, kind: string): Text {
   const missing = width - text.length
   if (missing <= 0) return text
   if (flags.includes('-')) return text.concat(new Text(' '.repeat(missing)))
-  if (!flags.includes('0') || kind === 's' || kind === 'r') return new Text(' '.repeat(missing)).concat(text)
+  if (!flags.includes('0') || kind === 's' || kind === 'r')
+    return new Text(' '.repeat(missing)).concat(text)
   const sign = /^[-+ ]/.exec(text.text)?.[0] ?? ''
   return Text.join([new Text(sign), new Text('0'.repeat(missing)), text.slice(sign.length)])
 }
@@ -116,7 +129,11 @@ function pad(text: Text, flags: string, width: number, kind: string): Text {
 const FIELD = /\{\{|\}\}|\{(\w*)(?:!([rs]))?(?::(0?)(\d*)(?:\.(\d+))?([dfs]?))?\}|[{}]/g
 
 /** template.format(...): fields by position or name, with a width and a precision. */
-export function formatBraces(template: Text, positional: readonly Value[], named: NamedValues): Text {
+export function formatBraces(
+  template: Text,
+  positional: readonly Value[],
+  named: NamedValues,
+): Text {
   const parts: Text[] = []
   let next = 0
   let end = 0
@@ -129,7 +146,9 @@ export function formatBraces(template: Text, positional: readonly Value[], named
       continue
     }
     if (name === undefined) throw new TemplateError('this format string is not supported')
-    const value = /^\d*$/.test(name) ? positional[name === '' ? next++ : Number(name)] : named.get(name)
+    const value = /^\d*$/.test(name)
+      ? positional[name === '' ? next++ : Number(name)]
+      : named.get(name)
     if (value === undefined) throw new TemplateError(`no value for the field {${name}}`)
     parts.push(formatField(value, { conversion, zero, width, precision, kind }))
   }

@@ -7,8 +7,8 @@ import {
   Callable,
   Dict,
   items,
-  Namespace,
   type NamedValues,
+  Namespace,
   Opaque,
   Range,
   toIndex,
@@ -53,11 +53,13 @@ export function globals(now: () => Date): [string, Value][] {
 function range(positional: readonly Value[], named: NamedValues): Value {
   if (named.size > 0) throw new TemplateError('range() takes no arguments by name')
   const numbers = positional.map((one) => toIndex(one, 'range()'))
-  if (numbers.length < 1 || numbers.length > 3) throw new TemplateError('range() takes 1 to 3 arguments')
+  if (numbers.length < 1 || numbers.length > 3)
+    throw new TemplateError('range() takes 1 to 3 arguments')
   const [start, stop, step = 1] = numbers.length === 1 ? [0, numbers[0] as number] : numbers
   if (step === 0) throw new TemplateError('range(): the step is zero')
   const result = new Range(start as number, stop as number, step)
-  if (result.length > MAX_RANGE) throw new TemplateError(`a range of more than ${MAX_RANGE} numbers`)
+  if (result.length > MAX_RANGE)
+    throw new TemplateError(`a range of more than ${MAX_RANGE} numbers`)
   return result
 }
 

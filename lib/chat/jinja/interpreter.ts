@@ -15,11 +15,11 @@ import {
   isTrue,
   items,
   lengthOf,
-  Namespace,
   type NamedValues,
+  Namespace,
   Opaque,
-  toText,
   Tuple,
+  toText,
   typeName,
   Undefined,
   type Value,
@@ -91,7 +91,8 @@ function runOne(statement: Statement, scope: Scope, output: Text[]): Jump {
     case 'filter block': {
       const inner: Text[] = []
       const jump = run(statement.body, new Scope(scope), inner)
-      if (jump === undefined) output.push(toText(evaluate(statement.filter, scope, Text.join(inner))))
+      if (jump === undefined)
+        output.push(toText(evaluate(statement.filter, scope, Text.join(inner))))
       return jump
     }
     case 'with': {
@@ -191,7 +192,9 @@ function assign(target: Target, value: Value, scope: Scope): void {
     case 'member': {
       const namespace = scope.get(target.namespace)
       if (!(namespace instanceof Namespace)) {
-        throw new TemplateError(`'${target.namespace}' is no namespace, so its attributes cannot be set`)
+        throw new TemplateError(
+          `'${target.namespace}' is no namespace, so its attributes cannot be set`,
+        )
       }
       namespace.attributes.set(target.attribute, value)
       return
@@ -224,8 +227,12 @@ function bindMacro(
       value = rest.get(parameter.name)
       rest.delete(parameter.name)
     }
-    if (value === undefined && parameter.default !== undefined) value = evaluate(parameter.default, scope)
-    scope.set(parameter.name, value ?? (value === null ? null : new Undefined(`'${parameter.name}'`)))
+    if (value === undefined && parameter.default !== undefined)
+      value = evaluate(parameter.default, scope)
+    scope.set(
+      parameter.name,
+      value ?? (value === null ? null : new Undefined(`'${parameter.name}'`)),
+    )
   })
   if (macro.usesCaller) {
     scope.set('caller', rest.get('caller') ?? new Undefined("'caller'"))
@@ -239,12 +246,18 @@ function bindMacro(
   const surplus = positional.slice(macro.parameters.length)
   if (macro.usesVarargs) scope.set('varargs', new Tuple(surplus))
   else if (surplus.length > 0) {
-    throw new TemplateError(`the macro '${name}' takes at most ${macro.parameters.length} arguments`)
+    throw new TemplateError(
+      `the macro '${name}' takes at most ${macro.parameters.length} arguments`,
+    )
   }
   return scope
 }
 
-function runCallBlock(statement: Statement & { type: 'call block' }, scope: Scope, output: Text[]): void {
+function runCallBlock(
+  statement: Statement & { type: 'call block' },
+  scope: Scope,
+  output: Text[],
+): void {
   const { callee, args } = statement.call
   const [positional, named] = evaluateArguments(args, scope)
   const caller = macroOf(statement.macro, undefined, scope)
@@ -277,7 +290,8 @@ function evaluate(expression: Expression, scope: Scope, block: Text = EMPTY): Va
     case 'item':
       return item(evaluate(expression.object, scope), evaluate(expression.key, scope))
     case 'slice': {
-      const part = (one: Expression | undefined) => (one === undefined ? null : evaluate(one, scope))
+      const part = (one: Expression | undefined) =>
+        one === undefined ? null : evaluate(one, scope)
       const { object, start, stop, step } = expression
       return slice(evaluate(object, scope), part(start), part(stop), part(step))
     }
@@ -360,7 +374,8 @@ function evaluateArguments(args: Arguments, scope: Scope): [Value[], Map<string,
   const named = new Map(args.named.map(({ name, value }) => [name, evaluate(value, scope)]))
   if (args.dict !== undefined) {
     const dict = evaluate(args.dict, scope)
-    if (!(dict instanceof Dict)) throw new TemplateError(`** needs a mapping, not '${typeName(dict)}'`)
+    if (!(dict instanceof Dict))
+      throw new TemplateError(`** needs a mapping, not '${typeName(dict)}'`)
     for (const [key, value] of dict.entries()) {
       if (!(key instanceof Text)) throw new TemplateError('names of arguments must be strings')
       if (named.has(key.text)) throw new TemplateError(`two arguments '${key.text}'`)
@@ -425,7 +440,8 @@ class Loop extends Opaque {
   get #total(): number {
     if (this.#length === undefined) {
       const rest: Value[] = []
-      for (let next = this.#iterator.next(); !next.done; next = this.#iterator.next()) rest.push(next.value)
+      for (let next = this.#iterator.next(); !next.done; next = this.#iterator.next())
+        rest.push(next.value)
       this.#iterator = rest[Symbol.iterator]()
       this.#length = this.#index + 1 + (this.#next ? 1 : 0) + rest.length
     }
@@ -449,7 +465,9 @@ class Loop extends Opaque {
       case 'last':
         return this.#peek() === null
       case 'previtem':
-        return this.#previous ?? (this.#index > 0 ? null : new Undefined('the item before the first'))
+        return (
+          this.#previous ?? (this.#index > 0 ? null : new Undefined('the item before the first'))
+        )
       case 'nextitem':
         return this.#peek() === null ? new Undefined('the item after the last') : this.#next?.value
       case 'depth':

@@ -1,15 +1,15 @@
 // Python's json.dumps, as transformers' filter tojson calls it.
 
 import { bind } from './arguments'
-import { compareText, Text, TemplateError } from './text'
+import { compareText, TemplateError, Text } from './text'
 import {
   Dict,
   floatRepr,
   isTrue,
   items,
   type NamedValues,
-  toIndex,
   Tuple,
+  toIndex,
   typeName,
   type Value,
 } from './values'
@@ -89,7 +89,13 @@ function write(value: Value, style: Style, depth: number): Text {
   throw new TemplateError(`a value of type '${typeName(value)}' cannot be written as JSON`)
 }
 
-function enclose(start: string, parts: readonly Text[], end: string, style: Style, depth: number): Text {
+function enclose(
+  start: string,
+  parts: readonly Text[],
+  end: string,
+  style: Style,
+  depth: number,
+): Text {
   if (parts.length === 0) return new Text(start + end)
   const { indent, itemSeparator } = style
   if (indent === undefined) {

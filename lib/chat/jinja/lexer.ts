@@ -34,7 +34,7 @@ const ONLY_SPACE = new RegExp(`^[${SPACE}]*$`)
 const FLOAT = /(?<!\.)(?:\d+_)*\d+(?:(?:\.(?:\d+_)*\d+)?e[+-]?(?:\d+_)*\d+|\.(?:\d+_)*\d+)/iy
 const INTEGER = /0b(?:_?[01])+|0o(?:_?[0-7])+|0x(?:_?[\da-f])+|[1-9](?:_?\d)*|0(?:_?0)*/iy
 const NAME = /[\p{ID_Start}_][\p{ID_Continue}]*/uy
-const STRING = /'(?:[^'\\]|\\[^])*'|"(?:[^"\\]|\\[^])*"/y
+const STRING = /'(?:[^'\\]|\\[\s\S])*'|"(?:[^"\\]|\\[\s\S])*"/y
 const OPERATOR = /\/\/|\*\*|==|!=|>=|<=|[-+*/%~[\](){}><=.:|,;]/y
 const CLOSING: Readonly<Record<string, string>> = { '(': ')', '[': ']', '{': '}' }
 
@@ -147,13 +147,17 @@ class Lexer {
 
   #readToken(open: string[]): void {
     const space = this.#match(WHITESPACE)
-    if (space !== null) return this.#advance(this.#position + space[0].length)
+    if (space !== null) {
+      this.#advance(this.#position + space[0].length)
+      return
+    }
     for (const [type, pattern] of TOKENS) {
       const value = this.#match(pattern)?.[0]
       if (value === undefined) continue
       if (type === 'operator') this.#balance(value, open)
       this.#push(type, type === 'string' ? this.#unescape(value.slice(1, -1)) : value)
-      return this.#advance(this.#position + value.length)
+      this.#advance(this.#position + value.length)
+      return
     }
     this.#fail(`unexpected ${JSON.stringify(this.#source[this.#position])}`)
   }
@@ -161,7 +165,8 @@ class Lexer {
   #balance(operator: string, open: string[]): void {
     const closing = CLOSING[operator]
     if (closing !== undefined) open.push(closing)
-    else if (/^[)\]}]$/.test(operator) && open.pop() !== operator) this.#fail(`unexpected '${operator}'`)
+    else if (/^[)\]}]$/.test(operator) && open.pop() !== operator)
+      this.#fail(`unexpected '${operator}'`)
   }
 
   // Python's escapes. Unknown ones stay as they are.

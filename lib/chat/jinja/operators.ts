@@ -1,9 +1,18 @@
 // Python's arithmetic on the values of a template.
 
-import { formatPercent } from './format'
 import type { Operator } from './ast'
+import { formatPercent } from './format'
 import { TemplateError, Text } from './text'
-import { isNumber, Markup, toIndex, toNumber, Tuple, typeName, Undefined, type Value } from './values'
+import {
+  isNumber,
+  Markup,
+  Tuple,
+  toIndex,
+  toNumber,
+  typeName,
+  Undefined,
+  type Value,
+} from './values'
 
 /** Longest list that a template may build. */
 const MAX_ITEMS = 1 << 20
@@ -17,18 +26,26 @@ export function binary(operator: Operator, left: Value, right: Value): Value {
   if (left instanceof Markup || right instanceof Markup) {
     throw new TemplateError(`'${operator}' on markup is not supported`)
   }
-  if (isNumber(left) && isNumber(right)) return arithmetic(operator, toNumber(left), toNumber(right))
+  if (isNumber(left) && isNumber(right))
+    return arithmetic(operator, toNumber(left), toNumber(right))
   if (operator === '+') {
     if (left instanceof Text && right instanceof Text) return left.concat(right)
     if (Array.isArray(left) && Array.isArray(right)) return limited([...left, ...right])
-    if (left instanceof Tuple && right instanceof Tuple) return new Tuple(limited([...left.items, ...right.items]))
+    if (left instanceof Tuple && right instanceof Tuple)
+      return new Tuple(limited([...left.items, ...right.items]))
   }
   if (operator === '%' && left instanceof Text) return formatPercent(left, right)
   if (operator === '*') {
-    const product = isInteger(right) ? repeated(left, right) : isInteger(left) ? repeated(right, left) : undefined
+    const product = isInteger(right)
+      ? repeated(left, right)
+      : isInteger(left)
+        ? repeated(right, left)
+        : undefined
     if (product !== undefined) return product
   }
-  throw new TemplateError(`'${operator}' does not take '${typeName(left)}' and '${typeName(right)}'`)
+  throw new TemplateError(
+    `'${operator}' does not take '${typeName(left)}' and '${typeName(right)}'`,
+  )
 }
 
 export function modulo(left: Value, right: Value): Value {
@@ -51,8 +68,12 @@ function repeated(value: Value, times: bigint | boolean): Value | undefined {
   if (value instanceof Text) return value.repeat(count)
   if (!(Array.isArray(value) || value instanceof Tuple)) return undefined
   const list = Array.isArray(value) ? value : value.items
-  if (list.length * count > MAX_ITEMS) throw new TemplateError(`a list of more than ${MAX_ITEMS} items`)
-  const result = Array.from({ length: list.length * count }, (_, i) => list[i % list.length] as Value)
+  if (list.length * count > MAX_ITEMS)
+    throw new TemplateError(`a list of more than ${MAX_ITEMS} items`)
+  const result = Array.from(
+    { length: list.length * count },
+    (_, i) => list[i % list.length] as Value,
+  )
   return Array.isArray(value) ? result : new Tuple(result)
 }
 
@@ -61,13 +82,18 @@ function limited(list: Value[]): Value[] {
   return list
 }
 
-function arithmetic(operator: Operator, left: bigint | number, right: bigint | number): bigint | number {
+function arithmetic(
+  operator: Operator,
+  left: bigint | number,
+  right: bigint | number,
+): bigint | number {
   if (typeof left === 'bigint' && typeof right === 'bigint') return ofInts(operator, left, right)
   return ofFloats(operator, Number(left), Number(right))
 }
 
 function ofInts(operator: Operator, left: bigint, right: bigint): bigint | number {
-  if (right === 0n && ['/', '//', '%'].includes(operator)) throw new TemplateError('division by zero')
+  if (right === 0n && ['/', '//', '%'].includes(operator))
+    throw new TemplateError('division by zero')
   switch (operator) {
     case '+':
       return left + right
@@ -108,7 +134,8 @@ function floorDivide(left: bigint, right: bigint): bigint {
 }
 
 function ofFloats(operator: Operator, left: number, right: number): number {
-  if (right === 0 && ['/', '//', '%'].includes(operator)) throw new TemplateError('division by zero')
+  if (right === 0 && ['/', '//', '%'].includes(operator))
+    throw new TemplateError('division by zero')
   switch (operator) {
     case '+':
       return left + right

@@ -1,7 +1,16 @@
 // Tokens to a syntax tree: Jinja2's grammar with the loop controls and the generation tag that transformers
 // adds. Left out are the statements that join several templates (extends, block, include, import).
 
-import type { Arguments, Comparison, Expression, MacroBody, Operator, Parameter, Statement, Target } from './ast'
+import type {
+  Arguments,
+  Comparison,
+  Expression,
+  MacroBody,
+  Operator,
+  Parameter,
+  Statement,
+  Target,
+} from './ast'
 import { type Token, type TokenType, tokenize } from './lexer'
 import { TemplateError } from './text'
 
@@ -83,7 +92,9 @@ class Parser {
   #unexpected(expected?: string): never {
     const { type, value } = this.#token
     const found = type === 'name' || type === 'operator' ? `'${value}'` : type
-    this.#fail(expected === undefined ? `unexpected ${found}` : `expected ${expected}, found ${found}`)
+    this.#fail(
+      expected === undefined ? `unexpected ${found}` : `expected ${expected}, found ${found}`,
+    )
   }
 
   #fail(message: string): never {
@@ -149,7 +160,13 @@ class Parser {
       case 'generation':
         return [this.#generation()]
       case 'filter':
-        return [{ type: 'filter block', filter: this.#filters(undefined, true), body: this.#bodyToEnd('endfilter') }]
+        return [
+          {
+            type: 'filter block',
+            filter: this.#filters(undefined, true),
+            body: this.#bodyToEnd('endfilter'),
+          },
+        ]
       case 'with':
         return [this.#with()]
       case 'print':
@@ -378,7 +395,8 @@ class Parser {
   }
 
   #comparison(): Comparison | undefined {
-    if (this.#is('operator') && COMPARISONS.has(this.#token.value)) return this.#next().value as Comparison
+    if (this.#is('operator') && COMPARISONS.has(this.#token.value))
+      return this.#next().value as Comparison
     if (this.#skip('name', 'in')) return 'in'
     const after = this.#tokens[this.#at + 1]
     if (this.#isName('not') && after?.type === 'name' && after.value === 'in') {
@@ -459,7 +477,8 @@ class Parser {
   }
 
   #read(name: string): string {
-    if (name === 'caller' || name === 'kwargs' || name === 'varargs') this.#special.at(-1)?.add(name)
+    if (name === 'caller' || name === 'kwargs' || name === 'varargs')
+      this.#special.at(-1)?.add(name)
     return name
   }
 
@@ -492,7 +511,8 @@ class Parser {
     for (;;) {
       if (this.#skip('operator', '.')) result = this.#attribute(result)
       else if (this.#skip('operator', '[')) result = this.#subscript(result)
-      else if (this.#isOperator('(')) result = { type: 'call', callee: result, args: this.#arguments() }
+      else if (this.#isOperator('('))
+        result = { type: 'call', callee: result, args: this.#arguments() }
       else return result
     }
   }
@@ -500,7 +520,11 @@ class Parser {
   #attribute(object: Expression): Expression {
     if (this.#is('name')) return { type: 'attribute', object, name: this.#next().value }
     const { value } = this.#expect('integer')
-    return { type: 'item', object, key: { type: 'constant', value: BigInt(value.replaceAll('_', '')) } }
+    return {
+      type: 'item',
+      object,
+      key: { type: 'constant', value: BigInt(value.replaceAll('_', '')) },
+    }
   }
 
   #subscript(object: Expression): Expression {
@@ -511,7 +535,8 @@ class Parser {
     }
     if (this.#skip('operator', ']')) {
       if (parts.length === 0) this.#fail('a subscript without an expression')
-      const key = parts.length === 1 ? parts[0] : { type: 'tuple' as const, items: parts as Expression[] }
+      const key =
+        parts.length === 1 ? parts[0] : { type: 'tuple' as const, items: parts as Expression[] }
       return { type: 'item', object, key: key as Expression }
     }
     if (parts.length > 1) this.#unexpected()
@@ -604,7 +629,8 @@ class Parser {
     for (;;) {
       if (this.#skip('operator', '|')) result = this.#filter(result)
       else if (this.#skip('name', 'is')) result = this.#test(result)
-      else if (this.#isOperator('(')) result = { type: 'call', callee: result, args: this.#arguments() }
+      else if (this.#isOperator('('))
+        result = { type: 'call', callee: result, args: this.#arguments() }
       else return result
     }
   }

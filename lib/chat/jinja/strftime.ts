@@ -20,17 +20,20 @@ const MONTHS = [
 
 /** `format` with glibc's flags '-' (no padding), '_' (blanks), '0' (zeros) and '^' (upper case). */
 export function strftime(date: Date, format: string): string {
-  return format.replace(/%([-_0^]?)([^])|%$/g, (all, flag: string | undefined, code: string | undefined) => {
-    const field = code === undefined ? undefined : FIELDS[code]
-    if (field === undefined) throw new TemplateError(`strftime_now: '${all}' is not supported`)
-    const value = field(date)
-    if (typeof value === 'string') {
-      return flag === '^' ? value.toUpperCase() : value
-    }
-    const [number, width, padding = '0'] = value
-    const fill = flag === '_' ? ' ' : flag === '0' ? '0' : padding
-    return flag === '-' ? String(number) : String(number).padStart(width, fill)
-  })
+  return format.replace(
+    /%([-_0^]?)([\s\S])|%$/g,
+    (all, flag: string | undefined, code: string | undefined) => {
+      const field = code === undefined ? undefined : FIELDS[code]
+      if (field === undefined) throw new TemplateError(`strftime_now: '${all}' is not supported`)
+      const value = field(date)
+      if (typeof value === 'string') {
+        return flag === '^' ? value.toUpperCase() : value
+      }
+      const [number, width, padding = '0'] = value
+      const fill = flag === '_' ? ' ' : flag === '0' ? '0' : padding
+      return flag === '-' ? String(number) : String(number).padStart(width, fill)
+    },
+  )
 }
 
 // A number is padded to a width.

@@ -4,7 +4,7 @@
 import { globals } from './globals'
 import { render } from './interpreter'
 import { parseTemplate, type Template } from './parser'
-import { Text, TemplateError } from './text'
+import { TemplateError, Text } from './text'
 import { Dict, type Value } from './values'
 
 /** Deepest nesting of what a template is given. */

@@ -24,7 +24,10 @@ type Test = (value: Value, other: Value) => boolean
 
 const WITHOUT_ARGUMENT: ReadonlyMap<string, (value: Value) => boolean> = new Map([
   ['boolean', (value: Value) => typeof value === 'boolean'],
-  ['callable', (value) => value instanceof Callable || value instanceof Undefined || value instanceof Opaque],
+  [
+    'callable',
+    (value) => value instanceof Callable || value instanceof Undefined || value instanceof Opaque,
+  ],
   ['defined', (value) => !(value instanceof Undefined)],
   ['escaped', (value) => value instanceof Markup],
   ['even', (value) => equals(modulo(value, 2n), 0n)],
@@ -65,7 +68,8 @@ function alike(names: readonly string[], test: Test): [string, Test][] {
 function isSame(value: Value, other: Value): boolean {
   const isCertain = (one: Value) => one === null || typeof one === 'boolean'
   if (isCertain(value) || isCertain(other)) return value === other
-  const differ = typeof value !== typeof other || (typeof value === 'object' && !equals(value, other))
+  const differ =
+    typeof value !== typeof other || (typeof value === 'object' && !equals(value, other))
   if (value === other || differ) return value === other
   throw new TemplateError("the test 'sameas' of equal values is not supported")
 }

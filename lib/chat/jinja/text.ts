@@ -5,11 +5,15 @@
 const MAX_LENGTH = 1 << 26
 
 /** Python's str.isspace, as the inside of a character class. JavaScript's \s has U+FEFF and lacks U+001C to U+001F, U+0085. */
-export const SPACE = '\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000'
+export const SPACE =
+  '\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000'
 
 const LEADING_SPACE = new RegExp(`^[${SPACE}]+`)
 const SPACE_RUN = new RegExp(`[${SPACE}]+`, 'g')
 const IS_SPACE = new RegExp(`[${SPACE}]`)
+/** Where Python's splitlines splits. */
+const LINE_BREAKS = '\\n\\r\\v\\f\\x1c-\\x1e\\x85\\u2028\\u2029'
+const LINE_END = new RegExp(`\\r\\n|[${LINE_BREAKS}]`, 'g')
 const SURROGATE = /[\ud800-\udfff]/
 
 /** What a template reports as Python would raise: an operation that its values do not allow. */
@@ -26,7 +30,8 @@ export class Text {
   readonly origin: boolean | string
 
   constructor(text: string, origin: boolean | string = false) {
-    if (text.length > MAX_LENGTH) throw new TemplateError(`a text of more than ${MAX_LENGTH} characters`)
+    if (text.length > MAX_LENGTH)
+      throw new TemplateError(`a text of more than ${MAX_LENGTH} characters`)
     this.text = text
     this.origin = origin
   }
@@ -56,7 +61,10 @@ export class Text {
       throw new TemplateError(`a text of more than ${MAX_LENGTH} characters`)
     }
     const { origin } = this
-    return new Text(this.text.repeat(count), typeof origin === 'string' ? origin.repeat(count) : origin)
+    return new Text(
+      this.text.repeat(count),
+      typeof origin === 'string' ? origin.repeat(count) : origin,
+    )
   }
 
   /** By UTF-16 units, as String.slice. */
@@ -198,7 +206,7 @@ export class Text {
   splitLines(keepEnds: boolean): Text[] {
     const lines: Text[] = []
     let start = 0
-    for (const match of this.text.matchAll(/\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/g)) {
+    for (const match of this.text.matchAll(LINE_END)) {
       const end = match.index + match[0].length
       lines.push(this.slice(start, keepEnds ? end : match.index))
       start = end

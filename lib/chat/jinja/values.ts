@@ -1,7 +1,7 @@
 // The values of a template with Python's semantics: what is true, equal, smaller, a member, and how it prints.
 // An int is a bigint, a float a number, a str a Text, a list an array, None is null.
 
-import { compareText, EMPTY, Text, TemplateError } from './text'
+import { compareText, EMPTY, TemplateError, Text } from './text'
 
 export type Value =
   | null
@@ -258,7 +258,9 @@ export function toIndex(value: Value, what: string): number {
   if (typeof value === 'boolean') return Number(value)
   if (typeof value === 'bigint') return Number(value)
   if (value instanceof Undefined) return value.fail()
-  throw new TemplateError(`${what}: '${typeName(value)}' object cannot be interpreted as an integer`)
+  throw new TemplateError(
+    `${what}: '${typeName(value)}' object cannot be interpreted as an integer`,
+  )
 }
 
 export function equals(a: Value, b: Value): boolean {
@@ -360,7 +362,8 @@ export function repr(value: Value): Text {
     return enclose('(', value.items.map(repr), value.items.length === 1 ? ',)' : ')')
   }
   if (value instanceof Dict) return enclose('{', value.entries().map(entryRepr), '}')
-  if (value instanceof DictView) return enclose(`dict_${value.kind}([`, value.items().map(repr), '])')
+  if (value instanceof DictView)
+    return enclose(`dict_${value.kind}([`, value.items().map(repr), '])')
   if (value instanceof Range) {
     const { start, stop, step } = value
     return new Text(`range(${step === 1 ? `${start}, ${stop}` : `${start}, ${stop}, ${step}`})`)
