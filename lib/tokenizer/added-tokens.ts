@@ -1,26 +1,22 @@
 // Tokens that are found in the text before anything else happens to it, special ones among them. The rules
 // are those of the Rust library `tokenizers`.
 
+import type { DeclaredToken } from '../chat/special-tokens'
 import { HogwildError } from '../errors'
-import { checkArray, checkBoolean, checkObject, checkString } from '../validate'
+import { checkArray, checkBoolean, checkInteger, checkObject, checkString } from '../validate'
+import { MAX_TOKEN_ID, type TokenModel } from './models/model'
 import type { Normalizer } from './normalizers'
 import { PairTable } from './pair-table'
 import { WORD } from './unicode'
 
 const CODE = 'HOGWILD_INVALID_MODEL'
 
-export interface AddedToken {
+/**
+ * A token with its id. `singleWord`: only where neither neighbour is part of a word. `lstrip`, `rstrip`: takes the
+ * white space before or behind it. `normalized`: searched for in the normalized text, after the others.
+ */
+export interface AddedToken extends DeclaredToken {
   id: number
-  content: string
-  /** Only where neither neighbour is part of a word. */
-  singleWord: boolean
-  /** Takes the white space before it. */
-  lstrip: boolean
-  /** Takes the white space behind it. */
-  rstrip: boolean
-  /** Searched for in the normalized text, after the others. */
-  normalized: boolean
-  special: boolean
 }
 
 /** [start, end) of text in which special tokens are plain text. */
@@ -32,41 +28,50 @@ export interface SectionSink {
   token(id: number): void
 }
 
-/**
- * `modelId` is the id of a token of the model's vocabulary, `modelSize` the number of tokens in it. A token that
- * the model has keeps the model's id; others are numbered on. Where that differs from the id in the file,
- * `renumbered` has the token.
- */
-export function parseAddedTokens(
-  value: unknown,
-  modelId: (token: string) => number | undefined,
-  modelSize: number,
-): { tokens: AddedToken[]; renumbered: string[] } {
-  const byContent = new Map<string, AddedToken>()
-  const renumbered: string[] = []
-  let next = modelSize
-  checkArray(value ?? [], 'added_tokens', CODE).forEach((entry, i) => {
+/** The field `added_tokens` of tokenizer.json. Throws HOGWILD_INVALID_MODEL. */
+export function parseAddedTokens(value: unknown): DeclaredToken[] {
+  return checkArray(value ?? [], 'added_tokens', CODE).map((entry, i) => {
     const name = `added_tokens[${i}]`
     const object = checkObject(entry, name, CODE)
-    const content = checkString(object.content, `${name}.content`, CODE)
-    if (content === '') return
     const flag = (key: string, ifAbsent = false) =>
       checkBoolean(object[key] ?? ifAbsent, `${name}.${key}`, CODE)
     const special = flag('special')
-    const id = modelId(content) ?? byContent.get(content)?.id ?? next++
-    if (object.id !== id) renumbered.push(content)
-    byContent.delete(content)
-    byContent.set(content, {
-      id,
-      content,
+    return {
+      content: checkString(object.content, `${name}.content`, CODE),
+      id: checkInteger(object.id, `${name}.id`, 0, MAX_TOKEN_ID, CODE),
       singleWord: flag('single_word'),
       lstrip: flag('lstrip'),
       rstrip: flag('rstrip'),
       normalized: flag('normalized', !special),
       special,
-    })
+    }
   })
-  return { tokens: [...byContent.values()], renumbered }
+}
+
+/**
+ * Numbers added tokens: one that the model has keeps the model's id, others follow the model's vocabulary.
+ * Where that is not the declared id, `renumbered` has the token.
+ *
+ * `inFile` are those of tokenizer.json, `besideIt` those of the files beside it. With an id (added_tokens_decoder)
+ * these say how a token is, without (a named special token) only that there is one.
+ */
+export function numberAddedTokens(
+  model: TokenModel,
+  inFile: readonly DeclaredToken[],
+  besideIt: readonly DeclaredToken[],
+): { tokens: AddedToken[]; renumbered: string[] } {
+  const byContent = new Map<string, AddedToken>()
+  const renumbered = new Set<string>()
+  let next = model.vocab.size
+  const add = (token: DeclaredToken) => {
+    const known = byContent.get(token.content)
+    if (token.content === '' || (known !== undefined && token.id === undefined)) return
+    const id = known?.id ?? model.vocab.get(token.content) ?? next++
+    if (token.id !== undefined && token.id !== id) renumbered.add(token.content)
+    byContent.set(token.content, { ...token, id })
+  }
+  for (const token of [...inFile, ...besideIt]) add(token)
+  return { tokens: [...byContent.values()], renumbered: [...renumbered] }
 }
 
 /** Finds the added tokens of one kind, the leftmost and then the longest first. */

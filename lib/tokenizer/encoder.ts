@@ -6,12 +6,13 @@
 // takes quadratic time for SentencePiece; a repair of each stage would have left nothing of it. npm `tokenizers`
 // 0.23.2 (the Rust library) is right, but 28 MB, and native code cannot be stopped at a deadline.
 
-import { HogwildError } from '../errors'
+import type { DeclaredToken } from '../chat/special-tokens'
 import { checkObject } from '../validate'
 import {
   type AddedToken,
   AddedTokenFinder,
   duplicateId,
+  numberAddedTokens,
   parseAddedTokens,
   type Range,
 } from './added-tokens'
@@ -46,15 +47,14 @@ export class Encoder {
   readonly #special: ReadonlySet<number>
   readonly #normalizedSpecial: boolean
 
-  /** Throws HOGWILD_INVALID_MODEL. */
-  constructor(tokenizerJson: unknown) {
+  /** `besideIt`: tokens that the files beside tokenizer.json declare. Throws HOGWILD_INVALID_MODEL. */
+  constructor(tokenizerJson: unknown, besideIt: readonly DeclaredToken[] = []) {
     const json = checkObject(tokenizerJson, 'tokenizer.json', 'HOGWILD_INVALID_MODEL')
     this.#model = parseModel(json.model)
     this.#normalizer = parseNormalizer(json.normalizer, 'normalizer')
     this.#preTokenizer = parsePreTokenizer(json.pre_tokenizer, 'pre_tokenizer')
     this.#surroundings = parsePostProcessor(json.post_processor, 'post_processor')
-    const { vocab } = this.#model
-    const added = parseAddedTokens(json.added_tokens, (token) => vocab.get(token), vocab.size)
+    const added = numberAddedTokens(this.#model, parseAddedTokens(json.added_tokens), besideIt)
     this.addedTokens = added.tokens
     this.renumbered = added.renumbered
     const [normalized, asWritten] = [true, false].map((kind) =>
@@ -163,10 +163,4 @@ function tokensById(
   }
   for (const { id, content } of added) tokens[id] = content
   return tokens
-}
-
-/** What the library calls for one token that has no id. */
-export function unencodable(cause: unknown): HogwildError {
-  const message = `the text cannot be encoded: ${(cause as Error).message}`
-  return new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT', { cause })
 }

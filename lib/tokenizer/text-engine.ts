@@ -2,27 +2,47 @@
 
 import { Chat, type ChatRequest } from '../chat/chat'
 import type { ChatSources } from '../chat/sources'
+import type { DeclaredToken } from '../chat/special-tokens'
 import { HogwildError, type HogwildErrorCode } from '../errors'
 import { parseJson } from '../sources/files'
 import { checkObject } from '../validate'
 import type { Range } from './added-tokens'
 import { parseDecoder } from './decoders'
 import { Encoder } from './encoder'
-import type { LoadedTokens } from './text-worker'
-import { packTokens } from './token-table'
+import { type PackedTokens, packTokens } from './token-table'
+
+/** Plain data: what a tokenizer is made of. */
+export interface EngineSource {
+  /** Content of tokenizer.json, in UTF-8. */
+  json: SharedArrayBuffer
+  /** Its path, for messages. */
+  path: string
+  chat: ChatSources
+  /** Tokens that the files beside it declare. */
+  declaredTokens: readonly DeclaredToken[]
+}
+
+/** What the thread that does not encode needs for decoding. */
+export interface LoadedTokens {
+  tokens: PackedTokens
+  /** The field `decoder` of tokenizer.json, checked. */
+  decoder: unknown
+  /** Added tokens that have another id than the file says. */
+  renumbered: readonly string[]
+}
 
 export class TextEngine {
   readonly #encoder: Encoder
   readonly #chat: Chat
   readonly #decoder: unknown
 
-  /** `json`: tokenizer.json in UTF-8. Throws HOGWILD_INVALID_MODEL. */
-  constructor(json: SharedArrayBuffer, path: string, chat: ChatSources) {
+  /** Throws HOGWILD_INVALID_MODEL. */
+  constructor({ json, path, chat, declaredTokens }: EngineSource) {
     const parsed = withCode('HOGWILD_INVALID_MODEL', path, () => {
       const text = Buffer.from(json).toString('utf8')
       return checkObject(parseJson(text, path), path, 'HOGWILD_INVALID_MODEL')
     })
-    this.#encoder = withCode('HOGWILD_INVALID_MODEL', path, () => new Encoder(parsed))
+    this.#encoder = withCode('HOGWILD_INVALID_MODEL', path, () => new Encoder(parsed, declaredTokens))
     this.#decoder = parsed.decoder
     this.#chat = new Chat(chat)
   }

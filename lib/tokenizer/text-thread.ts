@@ -5,7 +5,8 @@ import { setImmediate as nextTick } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import { HogwildError } from '../errors'
 import { throwIfAborted } from '../tasks'
-import type { LoadedTokens, WorkerAnswer, WorkerInput, WorkerRequest } from './text-worker'
+import type { EngineSource, LoadedTokens } from './text-engine'
+import type { WorkerAnswer, WorkerInput, WorkerRequest } from './text-worker'
 
 /** For reading a tokenizer.json and its templates: time that only a hostile one takes. */
 const LOAD_TIMEOUT_MS = 120_000
@@ -37,14 +38,12 @@ interface Job {
   reject(error: HogwildError): void
 }
 
-type Source = Omit<WorkerInput, 'sendTokens'>
-
 /**
  * A thread that starts when it is needed, also after it was stopped at a deadline. It keeps no process from
  * ending unless a request waits for it.
  */
 export class TextThread {
-  readonly #source: Source
+  readonly #source: EngineSource
   readonly #queue: Job[] = []
   #worker: Worker | undefined
   #isReady = false
@@ -52,7 +51,7 @@ export class TextThread {
   #timer: NodeJS.Timeout | undefined
   #closed = false
 
-  constructor(source: Source) {
+  constructor(source: EngineSource) {
     this.#source = source
   }
 

@@ -3,21 +3,12 @@
 
 import { parentPort, workerData } from 'node:worker_threads'
 import type { ChatRequest } from '../chat/chat'
-import type { ChatSources } from '../chat/sources'
 import { HogwildError, type HogwildErrorCode } from '../errors'
-import { TextEngine } from './text-engine'
-import { buffersOf, type PackedTokens } from './token-table'
+import { type EngineSource, type LoadedTokens, TextEngine } from './text-engine'
+import { buffersOf } from './token-table'
 
-/** What a thread begins with. */
-export interface WorkerInput {
-  /** Content of tokenizer.json. */
-  json: SharedArrayBuffer
-  /** Its path, for messages. */
-  path: string
-  chat: ChatSources
-  /** Whether the tokens are wanted. */
-  sendTokens: boolean
-}
+/** What a thread begins with; `sendTokens`: whether the tokens are wanted. */
+export type WorkerInput = EngineSource & { sendTokens: boolean }
 
 /** A long text comes in several parts before its request. */
 export type WorkerRequest =
@@ -32,15 +23,7 @@ export type WorkerAnswer =
   | { type: 'text'; text: string }
   | { type: 'error'; message: string; code: HogwildErrorCode }
 
-export interface LoadedTokens {
-  tokens: PackedTokens
-  /** The field `decoder` of tokenizer.json, checked. */
-  decoder: unknown
-  /** Added tokens that have another id than the file says. */
-  renumbered: readonly string[]
-}
-
-// The DOM's type, which Node.js's library of types lacks here.
+// Always there in a thread.
 const port = parentPort as NonNullable<typeof parentPort>
 
 function answer(message: WorkerAnswer, transfer: ArrayBuffer[] = []): void {
@@ -53,9 +36,9 @@ function answerError(error: unknown): void {
   answer({ type: 'error', message, code: known })
 }
 
-function load({ json, path, chat, sendTokens }: WorkerInput): TextEngine {
-  const engine = new TextEngine(json, path, chat)
-  const loaded = sendTokens ? engine.loaded() : undefined
+function load(input: WorkerInput): TextEngine {
+  const engine = new TextEngine(input)
+  const loaded = input.sendTokens ? engine.loaded() : undefined
   answer({ type: 'ready', loaded }, loaded && buffersOf(loaded.tokens))
   return engine
 }
