@@ -17,7 +17,7 @@ function heapLimit(bytes: number): number {
 }
 
 /** Characters sent, and ids copied, without giving way to other work. */
-const PART = 2 ** 18
+const PART = 2 ** 15
 
 // Tests run this file from its source, but a thread needs JavaScript.
 const ENTRY = __filename.endsWith('.ts')
