@@ -70,12 +70,17 @@ export class Encoder {
     this.decodableTokens = decodable
   }
 
+  /** The unknown token's id, where there is one: special or not, a text may give it. */
+  get unknownId(): number | undefined {
+    return this.#model.unknownId
+  }
+
   encode({ text, addSpecialTokens, plainText }: EncodeRequest): number[] {
     const ids: number[] = addSpecialTokens ? [...this.#surroundings.before] : []
     const wellFormed = text.toWellFormed()
     const forbidden =
       plainText === true || plainText.length > 0
-        ? (id: number) => this.#special.has(id) && id !== this.#model.unknownId
+        ? (id: number) => this.#special.has(id) && id !== this.unknownId
         : undefined
     const overlaps = overlapTest(plainText)
     // Metaspace asks whether a piece begins the text, which it does not where that begins with removed text.
@@ -123,7 +128,9 @@ export class Encoder {
     if (plainText === true) return true
     const position = (at: number) => this.#normalizer(section.slice(0, at)).length
     return plainText
-      .map(([from, to]) => [Math.max(from - start, 0), Math.min(to - start, section.length)] as const)
+      .map(
+        ([from, to]) => [Math.max(from - start, 0), Math.min(to - start, section.length)] as const,
+      )
       .filter(([from, to]) => from < to)
       .map(([from, to]) => [position(from), position(to)] as const)
   }

@@ -1,12 +1,6 @@
 // Normalizers of tokenizer.json, as the Rust library `tokenizers` runs them.
 
-import {
-  checkArray,
-  checkBoolean,
-  checkObject,
-  checkOneOf,
-  checkString,
-} from '../validate'
+import { checkArray, checkBoolean, checkObject, checkOneOf, checkString } from '../validate'
 import { byteCharacters } from './bytes'
 import { compilePattern, eachMatch, literalPattern } from './pattern'
 import { parsePrecompiled } from './precompiled'
@@ -112,7 +106,9 @@ function sequence(normalizers: readonly Normalizer[]): Normalizer {
 /** Each character on its own: a final sigma is like any other. */
 function lowercase(text: string): string {
   const lower = text.toLowerCase()
-  return text.includes('Σ') ? text.replace(/[^Σ]+|Σ/g, (part) => (part === 'Σ' ? 'σ' : part.toLowerCase())) : lower
+  return text.includes('Σ')
+    ? text.replace(/[^Σ]+|Σ/g, (part) => (part === 'Σ' ? 'σ' : part.toLowerCase()))
+    : lower
 }
 
 const UNKNOWN = new RegExp(`[${LATER_DECOMPOSITIONS}]`, 'v')
@@ -138,9 +134,11 @@ function strip(left: boolean, right: boolean): Normalizer {
   }
 }
 
+const NMT_CONTROLS = /[\p{Cc}--[\0\t\n\f\r\u{80}-\u{8e}\u{90}-\u{9e}]]/gv
+
 function nmt(text: string): string {
   return text
-    .replace(/[\x01-\x08\v\x0e-\x1f\x7f\x8f\x9f]/g, '')
+    .replace(NMT_CONTROLS, '')
     .replace(/[\t\n\f\r\u1680\u200b-\u200f\u2028\u2029\u2581\ufeff\ufffd]/g, ' ')
 }
 
@@ -148,7 +146,10 @@ function nmt(text: string): string {
 
 function cleanText(text: string): string {
   return text
-    .replace(/[\0\ufffd[[\p{Cc}\p{Cf}\p{Co}]--[\t\n\r\u{890}\u{891}\u{8e2}\u{110cd}\u{13430}-\u{1343f}]]]/gv, '')
+    .replace(
+      /[\0\ufffd[[\p{Cc}\p{Cf}\p{Co}]--[\t\n\r\u{890}\u{891}\u{8e2}\u{110cd}\u{13430}-\u{1343f}]]]/gv,
+      '',
+    )
     .replace(/\p{White_Space}/gu, ' ')
 }
 

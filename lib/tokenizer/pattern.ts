@@ -147,7 +147,8 @@ class Translator {
 
   /** Up to the end of the group. */
   #alternatives(outer: Flags): string {
-    if (++this.#depth > MAX_DEPTH) throw new SyntaxError(`groups nested more than ${MAX_DEPTH} deep`)
+    if (++this.#depth > MAX_DEPTH)
+      throw new SyntaxError(`groups nested more than ${MAX_DEPTH} deep`)
     let flags = outer
     let translated = ''
     while (this.#at < this.#source.length && this.#source[this.#at] !== ')') {
@@ -288,7 +289,7 @@ class Translator {
     if (octal !== undefined) return String.fromCodePoint(Number.parseInt(octal, 8))
     const control = this.#take(/\\(?:c|C-)([A-Za-z@[\]^_?])/y)?.[1]
     if (control !== undefined) return String.fromCodePoint((control.codePointAt(0) as number) & 31)
-    const [, plain] = this.#take(/\\([^])/uy) ?? []
+    const [, plain] = this.#take(/\\(\p{Any})/uy) ?? []
     if (plain === undefined) throw new SyntaxError('it ends with a backslash')
     const code = CHARACTER_ESCAPES[plain]
     return code === undefined ? plain : String.fromCodePoint(code)
@@ -308,7 +309,8 @@ class Translator {
   }
 
   #class(): string {
-    if (++this.#depth > MAX_DEPTH) throw new SyntaxError(`classes nested more than ${MAX_DEPTH} deep`)
+    if (++this.#depth > MAX_DEPTH)
+      throw new SyntaxError(`classes nested more than ${MAX_DEPTH} deep`)
     const negated = this.#take(/\[(\^?)/y)?.[1] === '^'
     const operands: string[] = []
     let items = ''

@@ -96,8 +96,8 @@ export function parsePreTokenizer(value: unknown, name: string): PreTokenizer {
       return split(new RegExp(`\\u{${delimiter.codePointAt(0)?.toString(16)}}`, 'gu'), 'Removed')
     }
     case 'FixedLength': {
-      const length = checkInteger(object.length ?? 5, `${name}.length`, 1, 1 << 20, CODE)
-      return split(new RegExp(`[^]{1,${length}}`, 'gu'), 'Isolated')
+      const length = checkInteger(object.length ?? 5, `${name}.length`, 1, undefined, CODE)
+      return fixedLength(length)
     }
     case 'Sequence':
       return sequence(
@@ -160,6 +160,16 @@ const MERGES: Readonly<Record<Behavior, (matches: readonly boolean[], i: number)
   Contiguous: (matches, i) => matches[i] === matches[i + 1],
   MergedWithPrevious: (matches, i) => !matches[i] && matches[i + 1] === true,
   MergedWithNext: (matches, i) => matches[i] === true && !matches[i + 1],
+}
+
+/** Pieces of so many characters. */
+function fixedLength(length: number): PreTokenizer {
+  return (text, first, emit) => {
+    const characters = Array.from(text)
+    for (let i = 0; i < characters.length; i += length) {
+      emit(characters.slice(i, i + length).join(''), first && i === 0)
+    }
+  }
 }
 
 function byteLevel(addPrefixSpace: boolean, useRegex: boolean): PreTokenizer {

@@ -1,5 +1,6 @@
 // The text of tokens that come one after the other.
 
+import { invalid } from '../validate'
 import type { Decoder, TextSink } from './decoders'
 import type { TokenTable } from './token-table'
 
@@ -27,8 +28,9 @@ export class TextStream {
     this.#sink = this.#begin()
   }
 
-  /** The text that one more token brings; '' while a character is incomplete. Ids without a token give no text. */
+  /** The text that one more token brings; '' while a character is incomplete. Ids without a token give no text. Throws HOGWILD_INVALID_ARGUMENT. */
   push(id: number): string {
+    if (!Number.isInteger(id)) throw invalid('id', 'a token id', id)
     const { tokens } = this.#source
     if (tokens.has(id) && !(this.#skipSpecialTokens && tokens.isSpecial(id))) {
       this.#sink.text(tokens.text(id))

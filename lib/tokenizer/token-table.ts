@@ -49,14 +49,13 @@ export function buffersOf({ names, texts, flags, slots }: PackedTokens): ArrayBu
 }
 
 function pack(strings: readonly (string | undefined)[]): PackedStrings {
-  const encoded = strings.map((string) => encoder.encode(string ?? ''))
   const offsets = new Uint32Array(strings.length + 1)
-  encoded.forEach((bytes, i) => {
-    offsets[i + 1] = (offsets[i] as number) + bytes.length
+  strings.forEach((string, i) => {
+    offsets[i + 1] = (offsets[i] as number) + Buffer.byteLength(string ?? '')
   })
   const bytes = new Uint8Array(offsets.at(-1) ?? 0)
-  encoded.forEach((part, i) => {
-    bytes.set(part, offsets[i])
+  strings.forEach((string, i) => {
+    if (string !== undefined) encoder.encodeInto(string, bytes.subarray(offsets[i]))
   })
   return { bytes, offsets }
 }

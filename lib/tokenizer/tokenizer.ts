@@ -143,8 +143,17 @@ export async function loadTokenizer(
     const tokens = new TokenTable(loaded.tokens)
     const eosToken = chat.specialTokens.eos_token
     const ids = [eosToken === undefined ? undefined : tokens.id(eosToken), ...endTokenIds(tokens)]
-    const eosTokenIds = knownEos([...namedEos, ...ids.filter((id) => id !== undefined)], tokens, warnings)
-    return new Tokenizer(thread, source, { tokens, decoder: parseDecoder(loaded.decoder) }, eosTokenIds)
+    const eosTokenIds = knownEos(
+      [...namedEos, ...ids.filter((id) => id !== undefined)],
+      tokens,
+      warnings,
+    )
+    return new Tokenizer(
+      thread,
+      source,
+      { tokens, decoder: parseDecoder(loaded.decoder) },
+      eosTokenIds,
+    )
   } catch (error) {
     await thread.close()
     throw error
@@ -273,8 +282,9 @@ export class Tokenizer {
     checkBoolean(skipSpecialTokens, 'options.skipSpecialTokens')
     checkBoolean(cleansUp, 'options.cleanUp')
     const stream = new TextStream(this.#decoding, skipSpecialTokens)
+    const list = checkIds(ids)
     let text = ''
-    for (const id of checkIds(ids)) text += stream.push(id)
+    for (let i = 0; i < list.length; i++) text += stream.push(list[i] as number)
     text += stream.end()
     return cleansUp ? cleanUp(text) : text
   }
@@ -311,10 +321,12 @@ export class Tokenizer {
 }
 
 function checkEncodeOptions(options: EncodeOptions) {
-  const addSpecialTokens = checkBoolean(options.addSpecialTokens ?? true, 'options.addSpecialTokens')
+  const addSpecialTokens = checkBoolean(
+    options.addSpecialTokens ?? true,
+    'options.addSpecialTokens',
+  )
   const specialTokens = options.specialTokens ?? 'parse'
-  const plainText =
-    checkOneOf(specialTokens, 'options.specialTokens', ['parse', 'text']) === 'text'
+  const plainText = checkOneOf(specialTokens, 'options.specialTokens', ['parse', 'text']) === 'text'
   return { addSpecialTokens, plainText }
 }
 
@@ -340,14 +352,7 @@ function chatRequest<T extends ChatOptions>(
   }
 }
 
-/** Token ids of a list, whether or not there are such tokens. */
-function* checkIds(ids: ArrayLike<number>): Iterable<number> {
-  if (!Array.isArray(ids) && !ArrayBuffer.isView(ids)) {
-    throw invalid('ids', 'an array or a typed array of token ids', ids)
-  }
-  for (let i = 0; i < ids.length; i++) {
-    const id: unknown = ids[i]
-    if (typeof id !== 'number' || !Number.isInteger(id)) throw invalid(`ids[${i}]`, 'a token id', id)
-    yield id
-  }
+function checkIds(ids: ArrayLike<number>): ArrayLike<number> {
+  if (Array.isArray(ids) || (ArrayBuffer.isView(ids) && 'length' in ids)) return ids
+  throw invalid('ids', 'an array or a typed array of token ids', ids)
 }

@@ -9,7 +9,7 @@ import { parseWordPiece } from './word-piece'
 const CODE = 'HOGWILD_INVALID_MODEL'
 
 /** Ids beyond it are refused: tables have one entry for each id up to the largest. */
-export const MAX_TOKEN_ID = 2 ** 24 - 1
+export const MAX_TOKEN_ID = 2 ** 22 - 1
 
 export interface TokenModel {
   /** Token to id. */
@@ -54,7 +54,10 @@ function guessedType(object: Record<string, unknown>): string {
 export function parseVocab(value: unknown): Map<string, number> {
   const vocab = new Map<string, number>()
   for (const [token, id] of Object.entries(checkObject(value, 'model.vocab', CODE))) {
-    vocab.set(token, checkInteger(id, `the id of ${JSON.stringify(token.slice(0, 60))}`, 0, MAX_TOKEN_ID, CODE))
+    vocab.set(
+      token,
+      checkInteger(id, `the id of ${JSON.stringify(token.slice(0, 60))}`, 0, MAX_TOKEN_ID, CODE),
+    )
   }
   return vocab
 }
