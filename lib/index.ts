@@ -65,7 +65,12 @@ export { TextStream } from './tokenizer/text-stream'
 export {
   type ChatMessage,
   type ChatOptions,
+  type DecodeOptions,
+  type EncodeOptions,
+  type LoadTokenizerOptions,
   loadTokenizer,
+  type StreamOptions,
+  type ThreadOptions,
   Tokenizer,
 } from './tokenizer/tokenizer'
 export type { Warning, WarningHandler } from './warnings'
