@@ -1,12 +1,13 @@
 // Tokenizers and chat templates of a Hugging Face folder, through @huggingface/tokenizers and
 // @huggingface/jinja. These are loaded when they are first needed: whoever brings token ids does not pay for them.
 
-import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Template } from '@huggingface/jinja'
-import { readEosTokenIds, readJson } from './config'
-import { HogwildError } from './errors'
-import { checkArray, checkObject, checkString } from './validate'
+import { HogwildError } from '../errors'
+import { readEosTokenIds } from '../sources/eos'
+import { checkFolder, MAX_BYTES, optional, readJson, readText } from '../sources/files'
+import { checkArray, checkObject, checkString } from '../validate'
+import { TextStream } from './text-stream'
 
 // Written down here because the package's types do not resolve under "module": "node20" (relative
 // imports without file extensions).
@@ -40,7 +41,7 @@ export interface ChatOptions {
  * Throws HOGWILD_INVALID_MODEL, naming the file.
  */
 export async function loadTokenizer(folder: string): Promise<Tokenizer> {
-  checkString(folder, 'folder')
+  checkFolder(folder, 'folder')
   const tokenizerJson = await readObject(folder, 'tokenizer.json')
   const config = await readObject(folder, 'tokenizer_config.json', { optional: true })
   let tokenizer: HuggingFaceTokenizer
@@ -61,10 +62,12 @@ async function readObject(
   file: string,
   options: { optional?: boolean } = {},
 ): Promise<Record<string, unknown>> {
+  const path = join(folder, file)
+  const limits = { maxBytes: MAX_BYTES.tokenizer }
   const json = options.optional
-    ? ((await readJson(folder, file, { optional: true })) ?? {})
-    : await readJson(folder, file)
-  return checkObject(json, join(folder, file), 'HOGWILD_INVALID_MODEL')
+    ? ((await optional(readJson, path)) ?? {})
+    : await readJson(path, limits)
+  return checkObject(json, path, 'HOGWILD_INVALID_MODEL')
 }
 
 // A file of its own comes first; in tokenizer_config.json it is a string or a list of named ones.
@@ -72,9 +75,7 @@ async function readChatTemplate(
   folder: string,
   config: Record<string, unknown>,
 ): Promise<Template | undefined> {
-  let source: unknown = await readFile(join(folder, 'chat_template.jinja'), 'utf8').catch(
-    () => undefined,
-  )
+  let source: unknown = await optional(readText, join(folder, 'chat_template.jinja'))
   source ??= config.chat_template
   if (Array.isArray(source)) source = source.find(({ name }) => name === 'default')?.template
   if (source === undefined || source === null) return undefined
@@ -170,37 +171,5 @@ export class Tokenizer {
       const message = `the chat template refuses: ${(cause as Error).message}`
       throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT', { cause })
     }
-  }
-}
-
-/**
- * Text of a growing list of tokens. A character whose bytes are spread over several tokens comes with
- * the last of them; special tokens give no text.
- */
-export class TextStream {
-  readonly #tokenizer: Tokenizer
-  // Tokens whose text has been given out, as far as the next one's text may depend on them (leading
-  // spaces), and tokens that wait for the rest of a character.
-  #context: number[] = []
-  #waiting: number[] = []
-
-  /** @internal */
-  constructor(tokenizer: Tokenizer) {
-    this.#tokenizer = tokenizer
-  }
-
-  /** The text that one more token brings; '' while a character is incomplete. */
-  push(id: number): string {
-    this.#waiting.push(id)
-    const given = this.#decode(this.#context)
-    const text = this.#decode([...this.#context, ...this.#waiting])
-    if (text.endsWith('\uFFFD')) return ''
-    this.#context = this.#waiting
-    this.#waiting = []
-    return text.slice(given.length)
-  }
-
-  #decode(ids: readonly number[]): string {
-    return this.#tokenizer.decode(ids, { skipSpecialTokens: true })
   }
 }
