@@ -30,6 +30,7 @@ export interface BenchOptions {
   dtype: 'auto' | Dtype
   threads?: number
   profile?: boolean
+  ignoreField?: string[]
   json?: boolean
 }
 
@@ -76,14 +77,14 @@ const RANDOM_MODEL = 'random Llama of 135 M parameters'
 export async function bench(options: BenchOptions): Promise<void> {
   const random = options.model === undefined ? await writeRandomLlama() : undefined
   try {
-    const { threads, dtype } = options
+    const { threads, dtype, ignoreField: ignoreFields } = options
     using device = createDevice({
       ...parseDevice(options.device),
       threads,
       profile: options.profile,
     })
     const folder = options.model ?? (random?.folder as string)
-    const model = await loadModel(folder, { device, dtype })
+    const model = await loadModel(folder, { device, dtype, ignoreFields })
     try {
       const report = await measure(model, device, options)
       if (options.json) printJson(report)

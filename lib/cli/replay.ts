@@ -17,6 +17,7 @@ export interface ReplayOptions {
   threads?: number
   capacity?: number
   out?: string
+  ignoreField?: string[]
 }
 
 const TOP = 8
@@ -26,12 +27,12 @@ export async function replayScript(path: string, options: ReplayOptions): Promis
   const ops = parseScript(await readScript(path))
   // Once more, with the vocabulary, when the model is there: most mistakes need not wait for it.
   rehearse(ops)
-  const { device, dtype, threads, capacity, model: folder } = options
+  const { device, dtype, threads, capacity, model: folder, ignoreField: ignoreFields } = options
   const out =
     options.out === undefined
       ? undefined
       : await checkOutput(options.out, { script: path, model: folder })
-  const model = await loadModel(folder, { device, dtype, threads })
+  const model = await loadModel(folder, { device, dtype, threads, ignoreFields })
   try {
     const logits = printed(replay(model, ops, capacity))
     if (out === undefined) for await (const _ of logits);

@@ -37,6 +37,7 @@ export interface RunCommandOptions {
   dtype: 'auto' | Dtype
   threads?: number
   capacity?: number
+  ignoreField?: string[]
   json?: boolean
 }
 
@@ -56,7 +57,8 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
     device,
     dtype,
     onProgress,
-    ...(threads && { threads }),
+    threads,
+    ignoreFields: options.ignoreField,
   })
   try {
     await using session = runWorkers({

@@ -115,7 +115,7 @@ export class Fields {
 
   #wayOut(fields: readonly string[]): string {
     const list = fields.map((field) => describe(this.#path + field)).join(', ')
-    return `to load the model as if the field were not there: ignoreFields: [${list}]`
+    return `to load the model as if the field were not there: ignoreFields: [${list}], or on the command line --ignore-field`
   }
 
   count(field: string, fallback?: number): number {
