@@ -347,7 +347,7 @@ export class Block {
    * Throws HOGWILD_OUT_OF_PAGES where the copy does not fit.
    */
   async compact(): Promise<CompactResult> {
-    return this.cache.tasks.track(native.blockCompact(this.handle))
+    return await this.cache.tasks.track(native.blockCompact(this.handle))
   }
 
   /** One layer's keys as stored and values, [length, Hkv, D] each, and where each key was rotated, [length]. */

@@ -111,7 +111,7 @@ export class Device {
    */
   async readBandwidth(bytes: number = 2 ** 28): Promise<number> {
     checkInteger(bytes, 'bytes', 2 ** 16, 2 ** 36)
-    return native.deviceReadBandwidth(this.handle, bytes)
+    return await native.deviceReadBandwidth(this.handle, bytes)
   }
 
   /**

@@ -396,7 +396,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   }
 
   async #headerBlock(cache: Cache, tokens: Int32Array): Promise<Block | undefined> {
-    return tokens.length === 0 ? undefined : this.#prefilled(cache, tokens)
+    return tokens.length === 0 ? undefined : await this.#prefilled(cache, tokens)
   }
 
   /** A block with these tokens, computed on their own. */

@@ -577,7 +577,7 @@ describe('what is printed and written', () => {
     const path = join(folder, 'logits.safetensors')
     writeFileSync(path, 'what was there')
     async function* rows(): AsyncGenerator<Float32Array> {
-      yield new Float32Array(3)
+      yield await Promise.resolve(new Float32Array(3))
       throw new HogwildError('no more', 'HOGWILD_OUT_OF_PAGES')
     }
     const write = () => writeSafetensors(path, [{ name: '000', shape: [2, 3] }], rows())

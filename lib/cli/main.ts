@@ -226,4 +226,4 @@ function report(line: string): void {
   process.stderr.write(`hogwild: ${escapeUnsafe(line)}\n`)
 }
 
-main()
+void main()
