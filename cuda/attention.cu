@@ -102,7 +102,7 @@ SIMT_DEVICE int count_tiles(const Arguments& p, int tokens, int row_tile, int se
   const int end = min(tokens, ceil_div((row_tile + 1) * p.rows_per_tile, p.group));
   int limit = 0;
   for (int t = first; t < end; ++t) {
-    limit = max(limit, p.plan.visits[static_cast<std::size_t>(segment) * tokens + t].limit);
+    limit = max(limit, p.plan.query_ranges[static_cast<std::size_t>(segment) * tokens + t].limit);
   }
   const Segment s = p.plan.segments[segment];
   limit = min(limit, s.length);
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kThreads) plan_attention(const __grid_constant
 // them would be too many registers for one warp (both halves then compute the same scores); and along the
 // keys of a tile.
 template <int kRowWidth, int kRowsPerTile>
-struct Tiling {
+struct Tile {
   static constexpr int kWidth = kRowWidth;
   static constexpr int kRows = kRowsPerTile;
   static constexpr int kKeys = tile_keys(kWidth);
@@ -210,45 +210,45 @@ SIMT_DEVICE std::size_t row_index(const Arguments& p, int row, int kv_head) {
 }
 
 // Rotates and scales the queries of one row tile for one segment, into shared memory, rounded once.
-template <typename T, typename Shape>
-SIMT_DEVICE void rotate_queries(const Arguments& p, const Visit* visits, int rows, int first_row, int kv_head,
-                                uint4* queries) {
-  constexpr int kUnits = Shape::kChunks / 2;  // of a row
+template <typename T, typename Tile>
+SIMT_DEVICE void rotate_queries(const Arguments& p, const DeviceQueryRange* query_ranges, int rows, int first_row,
+                                int kv_head, uint4* queries) {
+  constexpr int kUnits = Tile::kChunks / 2;  // of a row
   const int head_dim = static_cast<int>(p.shape.head_dim);
 #pragma unroll 1  // the softmax state fills the registers
-  for (int i = static_cast<int>(threadIdx.x); i < Shape::kRows * kUnits; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < Tile::kRows * kUnits; i += kThreads) {
     const int r = i / kUnits;
     const int row = first_row + r;
-    Visit visit;
-    if (row < rows) visit = load_constant_16(visits + row / p.group);
-    if (visit.limit == 0) {  // then all of the row is hidden, wherever its chunks lie
-      queries[r * Shape::kChunks + 2 * (i % kUnits)] = make_uint4(0, 0, 0, 0);
-      queries[r * Shape::kChunks + 2 * (i % kUnits) + 1] = make_uint4(0, 0, 0, 0);
+    DeviceQueryRange range;
+    if (row < rows) range = load_constant_16(query_ranges + row / p.group);
+    if (range.limit == 0) {  // then all of the row is hidden, wherever its chunks lie
+      queries[r * Tile::kChunks + 2 * (i % kUnits)] = make_uint4(0, 0, 0, 0);
+      queries[r * Tile::kChunks + 2 * (i % kUnits) + 1] = make_uint4(0, 0, 0, 0);
       continue;
     }
     const ActivationRow q = {p.q, p.dtype, row_index(p, row, kv_head) * head_dim};
-    const RotatedUnit unit = load_rotated_unit(q, head_dim, p.rope, visit.angle, i % kUnits);
-    queries[swizzled_chunk(Shape::kChunks, r, unit.chunk[0])] = pack8<T>(unit.first, p.scale_log2);
-    queries[swizzled_chunk(Shape::kChunks, r, unit.chunk[1])] = pack8<T>(unit.second, p.scale_log2);
+    const RotatedUnit unit = load_rotated_unit(q, head_dim, p.rope, range.rope_row, i % kUnits);
+    queries[swizzled_chunk(Tile::kChunks, r, unit.chunk[0])] = pack8<T>(unit.first, p.scale_log2);
+    queries[swizzled_chunk(Tile::kChunks, r, unit.chunk[1])] = pack8<T>(unit.second, p.scale_log2);
   }
 }
 
 // Copies a tile of keys and values of one (segment, kv head) to a stage. Slots of its pages that are not the
 // segment's become zero: they may hold anything, and 0 * NaN is NaN.
-template <typename Shape>
+template <typename Tile>
 SIMT_DEVICE void load_tile(const Arguments& p, const WorkCursor& at, int segments, uint4* stage) {
   const Segment segment = load_constant_16(p.plan.segments + at.pair % segments);
-  const int first_slot = (segment.first_slot / Shape::kKeys + at.tile) * Shape::kKeys;  // from the first page on
+  const int first_slot = (segment.first_slot / Tile::kKeys + at.tile) * Tile::kKeys;  // from the first page on
   const std::int64_t page = simt::load_constant(p.plan.pages + segment.first_page + first_slot / kPageSize);
-  const std::size_t offset = page_offset(page, at.kv_head, p.shape.kv_heads, Shape::kChunks) +
-                             static_cast<std::size_t>(first_slot % kPageSize) * Shape::kChunks;
+  const std::size_t offset = page_offset(page, at.kv_head, p.shape.kv_heads, Tile::kChunks) +
+                             static_cast<std::size_t>(first_slot % kPageSize) * Tile::kChunks;
   const uint4* keys = static_cast<const uint4*>(p.layer.keys) + offset;
   const uint4* values = static_cast<const uint4*>(p.layer.values) + offset;
-  constexpr int kTileChunks = Shape::kKeys * Shape::kChunks;
+  constexpr int kTileChunks = Tile::kKeys * Tile::kChunks;
   static_assert(kTileChunks % kThreads == 0, "each thread copies the same number of chunks");
 #pragma unroll
   for (int chunk = static_cast<int>(threadIdx.x); chunk < kTileChunks; chunk += kThreads) {
-    const int slot = first_slot + chunk / Shape::kChunks;
+    const int slot = first_slot + chunk / Tile::kChunks;
     const bool valid = slot >= segment.first_slot && slot < segment.first_slot + segment.length;
     simt::cp_async_16(stage + chunk, keys + chunk, valid);
     simt::cp_async_16(stage + kTileChunks + chunk, values + chunk, valid);
@@ -261,43 +261,43 @@ struct Place {
 };
 
 // What a thread's two rows see of a segment, in slots counted from the segment's first page.
-struct Sight {
+struct RowMask {
   int begin;   // first slot of the segment
   int end[2];  // first slot that row g, g + 8 does not see; 0 where it sees none
   float bias[2];
 };
 
-SIMT_DEVICE Sight look(const Arguments& p, const Visit* visits, const Segment& segment, int rows, int first_row,
-                       const Place& place) {
-  Sight sight;
-  sight.begin = segment.first_slot;
+SIMT_DEVICE RowMask row_mask_of(const Arguments& p, const DeviceQueryRange* query_ranges, const Segment& segment,
+                                int rows, int first_row, const Place& place) {
+  RowMask row_mask;
+  row_mask.begin = segment.first_slot;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = first_row + place.row_warp * 16 + place.lane / 4 + 8 * i;
-    sight.end[i] = 0;
-    sight.bias[i] = 0;
+    row_mask.end[i] = 0;
+    row_mask.bias[i] = 0;
     if (row >= rows) continue;
-    const Visit visit = load_constant_16(visits + row / p.group);
-    if (visit.limit == 0) continue;
-    sight.end[i] = segment.first_slot + min(visit.limit, segment.length);
-    sight.bias[i] = visit.bias * kLog2E;
+    const DeviceQueryRange range = load_constant_16(query_ranges + row / p.group);
+    if (range.limit == 0) continue;
+    row_mask.end[i] = segment.first_slot + min(range.limit, segment.length);
+    row_mask.bias[i] = range.bias * kLog2E;
   }
-  return sight;
+  return row_mask;
 }
 
-template <typename Shape>
+template <typename Tile>
 SIMT_DEVICE void load_query_fragment(const uint4* queries, const Place& place, int step, std::uint32_t (&fragment)[4]) {
   const int row = place.row_warp * 16 + place.lane % 16;
-  simt::ldmatrix_x4(fragment, queries + swizzled_chunk(Shape::kChunks, row, 2 * step, place.lane / 16));
+  simt::ldmatrix_x4(fragment, queries + swizzled_chunk(Tile::kChunks, row, 2 * step, place.lane / 16));
 }
 
 // One tile for one warp: scores of its 16 rows and kWarpKeys keys, softmax, product with the values.
-template <typename T, typename Shape>
-SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[Shape::kWidth / 16][4],
-                             const Place& place, const Sight& sight, int first_slot, typename Shape::State& state) {
-  constexpr int kWarpKeys = Shape::kWarpKeys;
+template <typename T, typename Tile>
+SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[Tile::kWidth / 16][4],
+                             const Place& place, const RowMask& row_mask, int first_slot, typename Tile::State& state) {
+  constexpr int kWarpKeys = Tile::kWarpKeys;
   const uint4* keys = stage;
-  const uint4* values = stage + Shape::kKeys * Shape::kChunks;
+  const uint4* values = stage + Tile::kKeys * Tile::kChunks;
   const int lane = place.lane;
   const int first_key = place.key_warp * kWarpKeys;  // of this warp in the tile
 
@@ -305,30 +305,30 @@ SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[
 #pragma unroll
   for (int i = 0; i < kWarpKeys / 8; ++i) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) scores[i][j] = sight.bias[j / 2];
+    for (int j = 0; j < 4; ++j) scores[i][j] = row_mask.bias[j / 2];
   }
 #pragma unroll
-  for (int step = 0; step < Shape::kWidth / 16; ++step) {
+  for (int step = 0; step < Tile::kWidth / 16; ++step) {
 #pragma unroll
     for (int i = 0; i < kWarpKeys / 16; ++i) {
       // Keys are [key][dim], which is a column-major B: no transposition.
       const int key = first_key + lane / 16 * 8 + lane % 8;  // and 16 i rows on, where the swizzle is the same
       std::uint32_t fragment[4];
       simt::ldmatrix_x4(fragment,
-                        keys + swizzled_chunk(Shape::kChunks, key, 2 * step, lane / 8 % 2) + 16 * i * Shape::kChunks);
+                        keys + swizzled_chunk(Tile::kChunks, key, 2 * step, lane / 8 % 2) + 16 * i * Tile::kChunks);
       simt::mma_m16n8k16<T>(scores[2 * i], queries[step], fragment[0], fragment[1]);
       simt::mma_m16n8k16<T>(scores[2 * i + 1], queries[step], fragment[2], fragment[3]);
     }
   }
 
   const int slot = first_slot + first_key;
-  if (slot < sight.begin || slot + kWarpKeys > min(sight.end[0], sight.end[1])) {
+  if (slot < row_mask.begin || slot + kWarpKeys > min(row_mask.end[0], row_mask.end[1])) {
 #pragma unroll
     for (int i = 0; i < kWarpKeys / 8; ++i) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int at = slot + 8 * i + 2 * (lane % 4) + j % 2;
-        if (at < sight.begin || at >= sight.end[j / 2]) scores[i][j] = -INFINITY;
+        if (at < row_mask.begin || at >= row_mask.end[j / 2]) scores[i][j] = -INFINITY;
       }
     }
   }
@@ -352,13 +352,13 @@ SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[
 #pragma unroll
   for (int i = 0; i < kWarpKeys / 16; ++i) {
 #pragma unroll
-    for (int column = 0; column < Shape::kWarpColumns / 16; ++column) {
+    for (int column = 0; column < Tile::kWarpColumns / 16; ++column) {
       const int key = first_key + lane % 16;
-      const int even_chunk = Shape::first_column(2 * column) / kChunkElements;
-      const int own_chunk = Shape::kColumnStep / kChunkElements * place.column_warp + lane / 16;
+      const int even_chunk = Tile::first_column(2 * column) / kChunkElements;
+      const int own_chunk = Tile::kColumnStep / kChunkElements * place.column_warp + lane / 16;
       std::uint32_t fragment[4];
       simt::ldmatrix_x4_transposed(
-          fragment, values + swizzled_chunk(Shape::kChunks, key, even_chunk, own_chunk) + 16 * i * Shape::kChunks);
+          fragment, values + swizzled_chunk(Tile::kChunks, key, even_chunk, own_chunk) + 16 * i * Tile::kChunks);
       simt::mma_m16n8k16<T>(state.out[2 * column], probabilities[i], fragment[0], fragment[1]);
       simt::mma_m16n8k16<T>(state.out[2 * column + 1], probabilities[i], fragment[2], fragment[3]);
     }
@@ -367,14 +367,14 @@ SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[
 
 // Joins the states of the warps along the keys in those of key warp 0, pairwise through shared memory. All
 // threads; `exchange` may still be read as a tile by others when it is called.
-template <typename Shape>
+template <typename Tile>
 SIMT_DEVICE void merge_key_warps(const Place& place, float4* exchange, float4* row_exchange,
-                                 typename Shape::State& state) {
-  constexpr int kTiles = Shape::State::kTiles;
+                                 typename Tile::State& state) {
+  constexpr int kTiles = Tile::State::kTiles;
 #pragma unroll
-  for (int half = Shape::kKeyWarps / 2; half >= 1; half /= 2) {
+  for (int half = Tile::kKeyWarps / 2; half >= 1; half /= 2) {
     const bool gives = place.key_warp >= half && place.key_warp < 2 * half;
-    const int slot = place.key_warp % half * Shape::kRowWarps + place.row_warp;
+    const int slot = place.key_warp % half * Tile::kRowWarps + place.row_warp;
     float4* tiles = exchange + slot * kTiles * 32 + place.lane;  // lane beside lane: no bank conflict
     __syncthreads();
     if (gives) {
@@ -401,11 +401,11 @@ SIMT_DEVICE void write_lse(const Arguments& p, std::size_t row, float max, float
 }
 
 // A thread's columns of one of its two rows, times `factor`. `to` and `columns` count from its first column.
-template <typename Shape, typename Element>
-SIMT_DEVICE void write_columns(Element* to, int columns, int row, float factor, const typename Shape::State& state) {
+template <typename Tile, typename Element>
+SIMT_DEVICE void write_columns(Element* to, int columns, int row, float factor, const typename Tile::State& state) {
 #pragma unroll
-  for (int tile = 0; tile < Shape::State::kTiles; ++tile) {
-    const int column = Shape::first_column(tile);
+  for (int tile = 0; tile < Tile::State::kTiles; ++tile) {
+    const int column = Tile::first_column(tile);
     if (column < columns) {  // else padding
       store2(to + column, state.out[tile][2 * row] * factor, state.out[tile][2 * row + 1] * factor);
     }
@@ -413,10 +413,10 @@ SIMT_DEVICE void write_columns(Element* to, int columns, int row, float factor, 
 }
 
 // The rows of one warp: the result if this CTA saw all of the output's tiles, else a partial state.
-template <typename Shape>
+template <typename Tile>
 SIMT_DEVICE void write_rows(const Arguments& p, const Place& place, int kv_head, int rows, int first_row, bool whole,
-                            int slot, const typename Shape::State& state) {
-  const int own_column = Shape::kColumnStep * place.column_warp + 2 * (place.lane % 4);
+                            int slot, const typename Tile::State& state) {
+  const int own_column = Tile::kColumnStep * place.column_warp + 2 * (place.lane % 4);
   const bool is_first = own_column == 0;  // of the threads that hold a row
   const int head_dim = static_cast<int>(p.shape.head_dim);
 #pragma unroll
@@ -429,31 +429,31 @@ SIMT_DEVICE void write_rows(const Arguments& p, const Place& place, int kv_head,
       const std::size_t at = row_index(p, first_row + r, kv_head);
       if (is_first) write_lse(p, at, state.max[i], sum);
       visit_array(p.out, p.dtype, [&](auto* out) {
-        write_columns<Shape>(out + at * head_dim + own_column, head_dim - own_column, i, inverse, state);
+        write_columns<Tile>(out + at * head_dim + own_column, head_dim - own_column, i, inverse, state);
       });
     } else {
-      const std::size_t at = static_cast<std::size_t>(slot) * Shape::kRows + r;
+      const std::size_t at = static_cast<std::size_t>(slot) * Tile::kRows + r;
       if (is_first) p.partial_state[at] = make_float2(state.max[i], sum);
-      write_columns<Shape>(p.partial_out + at * Shape::kWidth + own_column, Shape::kWidth, i, 1.f, state);
+      write_columns<Tile>(p.partial_out + at * Tile::kWidth + own_column, Tile::kWidth, i, 1.f, state);
     }
   }
 }
 
-template <typename T, typename Shape>
+template <typename T, typename Tile>
 __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Arguments p) {
   SIMT_SHARED_MEMORY(shared);
-  constexpr int kStageChunks = Shape::kStageBytes / static_cast<int>(sizeof(uint4));
-  uint4* queries = reinterpret_cast<uint4*>(shared);                               // [kRows][kChunks]
-  uint4* stages = queries + Shape::kQueryBytes / static_cast<int>(sizeof(uint4));  // [kStages][K, V][kKeys][kChunks]
-  float4* row_exchange = reinterpret_cast<float4*>(stages + Shape::kStages * kStageChunks);
+  constexpr int kStageChunks = Tile::kStageBytes / static_cast<int>(sizeof(uint4));
+  uint4* queries = reinterpret_cast<uint4*>(shared);                              // [kRows][kChunks]
+  uint4* stages = queries + Tile::kQueryBytes / static_cast<int>(sizeof(uint4));  // [kStages][K, V][kKeys][kChunks]
+  float4* row_exchange = reinterpret_cast<float4*>(stages + Tile::kStages * kStageChunks);
 
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const Place place = {static_cast<int>(threadIdx.x) % 32, warp % Shape::kRowWarps,
-                       warp / Shape::kRowWarps % Shape::kColumnWarps, warp / Shape::kRowWarps / Shape::kColumnWarps};
+  const Place place = {static_cast<int>(threadIdx.x) % 32, warp % Tile::kRowWarps,
+                       warp / Tile::kRowWarps % Tile::kColumnWarps, warp / Tile::kRowWarps / Tile::kColumnWarps};
   const int tokens = simt::load_constant(p.plan.counts);
   const int segments = simt::load_constant(p.plan.counts + 1);
   const int rows = tokens * p.group;
-  const int row_tiles = ceil_div(rows, Shape::kRows);
+  const int row_tiles = ceil_div(rows, Tile::kRows);
   const int pairs = row_tiles * segments;
   const int4 all = simt::load_constant(p.shares);
   const int4 share = simt::load_constant(p.shares + 1 + blockIdx.x);
@@ -467,50 +467,50 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
   WorkCursor loading = at;  // the last tile whose copy was begun
   int begun = 0;
 #pragma unroll
-  for (int stage = 0; stage < Shape::kStages - 1; ++stage) {
+  for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
     if (begun < n_tiles) {
       if (begun > 0) loading.next(p.tiles_before, pairs);
-      load_tile<Shape>(p, loading, segments, stages + stage * kStageChunks);
+      load_tile<Tile>(p, loading, segments, stages + stage * kStageChunks);
       ++begun;
     }
     simt::cp_async_commit();
   }
 
-  typename Shape::State state;
+  typename Tile::State state;
   state.clear();
-  std::uint32_t query_fragments[Shape::kWidth / 16][4];
-  Sight sight = {};
+  std::uint32_t query_fragments[Tile::kWidth / 16][4];
+  RowMask row_mask = {};
   int segment_start = 0;  // first slot of the segment's first tile
   bool new_pair = true;
 
   for (int i = 0; i < n_tiles; ++i) {
-    uint4* stage = stages + i % Shape::kStages * kStageChunks;
-    simt::cp_async_wait<Shape::kStages - 2>();
+    uint4* stage = stages + i % Tile::kStages * kStageChunks;
+    simt::cp_async_wait<Tile::kStages - 2>();
     __syncthreads();  // this tile is there for all; all are done with the one before, and with `queries`
     if (begun < n_tiles) {
       loading.next(p.tiles_before, pairs);
-      load_tile<Shape>(p, loading, segments, stages + begun % Shape::kStages * kStageChunks);
+      load_tile<Tile>(p, loading, segments, stages + begun % Tile::kStages * kStageChunks);
       ++begun;
     }
     simt::cp_async_commit();
 
     const int row_tile = at.pair / segments;
-    const int first_row = row_tile * Shape::kRows;
+    const int first_row = row_tile * Tile::kRows;
     if (new_pair) {
       const int index = at.pair % segments;
-      const Visit* visits = p.plan.visits + static_cast<std::size_t>(index) * tokens;
+      const DeviceQueryRange* query_ranges = p.plan.query_ranges + static_cast<std::size_t>(index) * tokens;
       const Segment segment = load_constant_16(p.plan.segments + index);
-      rotate_queries<T, Shape>(p, visits, rows, first_row, at.kv_head, queries);
+      rotate_queries<T, Tile>(p, query_ranges, rows, first_row, at.kv_head, queries);
       __syncthreads();
 #pragma unroll
-      for (int step = 0; step < Shape::kWidth / 16; ++step) {
-        load_query_fragment<Shape>(queries, place, step, query_fragments[step]);
+      for (int step = 0; step < Tile::kWidth / 16; ++step) {
+        load_query_fragment<Tile>(queries, place, step, query_fragments[step]);
       }
-      sight = look(p, visits, segment, rows, first_row, place);
-      segment_start = segment.first_slot / Shape::kKeys * Shape::kKeys;
+      row_mask = row_mask_of(p, query_ranges, segment, rows, first_row, place);
+      segment_start = segment.first_slot / Tile::kKeys * Tile::kKeys;
     }
     if (first_row + place.row_warp * 16 < rows) {  // else this warp's rows are padding
-      attend_tile<T, Shape>(stage, query_fragments, place, sight, segment_start + at.tile * Shape::kKeys, state);
+      attend_tile<T, Tile>(stage, query_fragments, place, row_mask, segment_start + at.tile * Tile::kKeys, state);
     }
 
     const WorkCursor done = at;
@@ -522,10 +522,10 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
       const long long run_begin = head_position + p.tiles_before[row_tile * segments];
       const long long run_end = head_position + p.tiles_before[(row_tile + 1) * segments];
       const bool whole = first_position <= run_begin && run_end <= first_position + n_tiles;
-      merge_key_warps<Shape>(place, reinterpret_cast<float4*>(stage), row_exchange, state);
+      merge_key_warps<Tile>(place, reinterpret_cast<float4*>(stage), row_exchange, state);
       if (place.key_warp == 0) {
         const int output = done.kv_head * row_tiles + row_tile;
-        write_rows<Shape>(p, place, done.kv_head, rows, first_row, whole, static_cast<int>(blockIdx.x) + output, state);
+        write_rows<Tile>(p, place, done.kv_head, rows, first_row, whole, static_cast<int>(blockIdx.x) + output, state);
       }
       state.clear();
     }
@@ -690,9 +690,9 @@ cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream)
         if constexpr (kWidth > 128 && kRows != 32) {
           return cudaErrorInvalidValue;  // see rows_per_tile
         } else {
-          using Shape = Tiling<kWidth, kRows>;
-          return SIMT_LAUNCH((attend<T, Shape>), dim3(static_cast<unsigned>(p.max_ctas)), dim3(kThreads),
-                             Shape::kSharedBytes, stream, p);
+          using AttentionTile = Tile<kWidth, kRows>;
+          return SIMT_LAUNCH((attend<T, AttentionTile>), dim3(static_cast<unsigned>(p.max_ctas)), dim3(kThreads),
+                             AttentionTile::kSharedBytes, stream, p);
         }
       });
     });

@@ -50,15 +50,15 @@ struct KvAppendLaunch {
 };
 cudaError_t launch_kv_append(const KvAppendLaunch& launch, cudaStream_t stream);
 
-// KvRebaseParams of device/ops.h. No move writes where any one reads.
-struct KvRebaseLaunch {
+// KvMoveParams of device/ops.h. No move writes where any one reads.
+struct KvMoveLaunch {
   KvShape shape;
   KvLayer layer;
   RopeTable rope;
-  const KvRebaseParams::Move* moves = nullptr;  // [n]
+  const KvMoveParams::Move* moves = nullptr;  // [n]
   std::int64_t n = 0;
 };
-cudaError_t launch_kv_rebase(const KvRebaseLaunch& launch, cudaStream_t stream);
+cudaError_t launch_kv_move(const KvMoveLaunch& launch, cudaStream_t stream);
 
 // KvReadParams of device/ops.h.
 struct KvReadLaunch {

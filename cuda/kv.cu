@@ -1,7 +1,7 @@
 // Keys and values in and out of the pages of the cache.
 //
 //   append  new tokens' keys, rotated, and values -> pages
-//   rebase  runs of tokens -> other pages, keys turned on the way
+//   move    runs of tokens -> other pages, keys turned on the way
 //   read    pages -> f32, in token order
 //
 // Letters: n rows (tokens), Hkv heads, D head dim, R rotary dim, E width of the pages' rows: D elements and
@@ -77,28 +77,28 @@ __global__ void __launch_bounds__(kThreads) append_kv(const __grid_constant__ Kv
   const ActivationRow from = {is_key ? p.k : p.v, p.dtype, static_cast<std::size_t>(row) * head_dim};
   RopeTable rope = p.rope;
   if (!is_key) rope.rotary_dim = 0;
-  const RotatedUnit unit = load_rotated_unit(from, head_dim, rope, slot.angle, i % units);
+  const RotatedUnit unit = load_rotated_unit(from, head_dim, rope, slot.rope_row, i % units);
   auto* pool = static_cast<uint4*>(is_key ? p.layer.keys : p.layer.values);
   store_unit<T>(page_head(pool, p.shape, slot.page, row % kv_heads), slot.slot, unit);
 }
 
-// ---- rebase -----------------------------------------------------------------------------------------
+// ---- move -------------------------------------------------------------------------------------------
 
 // Grid: (moves; kv heads; keys, values).
 template <typename T>
-__global__ void __launch_bounds__(kThreads) rebase_kv(const __grid_constant__ KvRebaseLaunch p) {
+__global__ void __launch_bounds__(kThreads) move_kv(const __grid_constant__ KvMoveLaunch p) {
   const bool is_key = blockIdx.z == 0;
-  const KvRebaseParams::Move move = p.moves[blockIdx.x];
+  const KvMoveParams::Move move = p.moves[blockIdx.x];
   auto* pool = static_cast<uint4*>(is_key ? p.layer.keys : p.layer.values);
   const PageHead<const uint4> from = page_head<const uint4>(pool, p.shape, move.from_page, blockIdx.y);
   const PageHead<uint4> to = page_head(pool, p.shape, move.to_page, blockIdx.y);
   const int chunks = chunks_of(p.shape);
-  if (is_key && move.angle >= 0) {
+  if (is_key && move.rope_row >= 0) {
     const int units = chunks / 2;
     for (int i = static_cast<int>(threadIdx.x); i < move.length * units; i += kThreads) {
       const PageRow<T> row = {from, move.from_slot + i / units};
       store_unit<T>(to, move.to_slot + i / units,
-                    load_rotated_unit(row, static_cast<int>(p.shape.head_dim), p.rope, move.angle, i % units));
+                    load_rotated_unit(row, static_cast<int>(p.shape.head_dim), p.rope, move.rope_row, i % units));
     }
   } else {
     for (int i = static_cast<int>(threadIdx.x); i < move.length * chunks; i += kThreads) {
@@ -158,7 +158,7 @@ cudaError_t launch_kv_append(const KvAppendLaunch& launch, cudaStream_t stream) 
   });
 }
 
-cudaError_t launch_kv_rebase(const KvRebaseLaunch& launch, cudaStream_t stream) {
+cudaError_t launch_kv_move(const KvMoveLaunch& launch, cudaStream_t stream) {
   const KvShape& shape = launch.shape;
   if (!is_supported(shape, launch.rope.rotary_dim) || !is_count(launch.n)) return cudaErrorInvalidValue;
   if (!are_aligned({launch.layer.keys, launch.layer.values, launch.rope.cos, launch.rope.sin})) {
@@ -166,8 +166,8 @@ cudaError_t launch_kv_rebase(const KvRebaseLaunch& launch, cudaStream_t stream) 
   }
   if (launch.n == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(launch.n), static_cast<unsigned>(shape.kv_heads), 2);
-  return dispatch_dtype(
-      shape.dtype, [&]<typename T>() { return SIMT_LAUNCH(rebase_kv<T>, grid, dim3(kThreads), 0, stream, launch); });
+  return dispatch_dtype(shape.dtype,
+                        [&]<typename T>() { return SIMT_LAUNCH(move_kv<T>, grid, dim3(kThreads), 0, stream, launch); });
 }
 
 cudaError_t launch_kv_read(const KvReadLaunch& launch, cudaStream_t stream) {

@@ -37,7 +37,7 @@ constexpr int kMaxTiles = 1 << 15;
 constexpr std::size_t kTicketBytes = kMaxTiles * sizeof(unsigned);
 
 template <int kTileRows, int kTileOutputs, int kWarpsAlongRows, int kWarpsAlongOutputs, int kChunkDepth>
-struct Tiling {
+struct Tile {
   static constexpr int kRows = kTileRows;
   static constexpr int kOutputs = kTileOutputs;
   static constexpr int kRowWarps = kWarpsAlongRows;
@@ -83,41 +83,41 @@ struct TileAt {
   std::int64_t first_output, first_row;
 };
 
-template <typename Shape>
+template <typename Tile>
 SIMT_DEVICE TileAt locate(const Arguments& p, int tile) {
   int matrix = 0;
   while (matrix + 1 < p.params.n_outputs && tile >= p.tiles_before[matrix + 1]) ++matrix;
   const int within = tile - p.tiles_before[matrix];
-  return {matrix, static_cast<std::int64_t>(within / p.row_tiles) * Shape::kOutputs,
-          static_cast<std::int64_t>(within % p.row_tiles) * Shape::kRows};
+  return {matrix, static_cast<std::int64_t>(within / p.row_tiles) * Tile::kOutputs,
+          static_cast<std::int64_t>(within % p.row_tiles) * Tile::kRows};
 }
 
 // Begins the copy of one chunk of weights and of x. What lies beyond a matrix becomes zero.
-template <typename Shape>
+template <typename Tile>
 SIMT_DEVICE void load_chunk(const Arguments& p, Place at, unsigned char* stage) {
-  const TileAt tile = locate<Shape>(p, at.tile);
+  const TileAt tile = locate<Tile>(p, at.tile);
   const Matrix& weight = p.params.outputs[tile.matrix].weight;
   const std::int64_t k = p.params.k;
-  const std::int64_t first_k = static_cast<std::int64_t>(at.chunk) * Shape::kDepth;
+  const std::int64_t first_k = static_cast<std::int64_t>(at.chunk) * Tile::kDepth;
   uint4* weights = reinterpret_cast<uint4*>(stage);
-  for (int i = static_cast<int>(threadIdx.x); i < Shape::kOutputs * Shape::kWeightChunks; i += Shape::kThreads) {
-    const int row = i / Shape::kWeightChunks;
-    const int chunk = i % Shape::kWeightChunks;
+  for (int i = static_cast<int>(threadIdx.x); i < Tile::kOutputs * Tile::kWeightChunks; i += Tile::kThreads) {
+    const int row = i / Tile::kWeightChunks;
+    const int chunk = i % Tile::kWeightChunks;
     const std::int64_t output = tile.first_output + row;
     const std::int64_t column = first_k + chunk * 8;
     const bool valid = output < weight.rows && column < k;
     const auto* from = static_cast<const std::uint16_t*>(weight.data) + (valid ? output * k + column : 0);
-    simt::cp_async_16(weights + Shape::weight_chunk(row, chunk), from, valid);
+    simt::cp_async_16(weights + Tile::weight_chunk(row, chunk), from, valid);
   }
-  float* x = reinterpret_cast<float*>(stage + Shape::kWeightBytes);
-  constexpr int kXChunks = Shape::kDepth / 4;
-  for (int i = static_cast<int>(threadIdx.x); i < Shape::kRows * kXChunks; i += Shape::kThreads) {
+  float* x = reinterpret_cast<float*>(stage + Tile::kWeightBytes);
+  constexpr int kXChunks = Tile::kDepth / 4;
+  for (int i = static_cast<int>(threadIdx.x); i < Tile::kRows * kXChunks; i += Tile::kThreads) {
     const int r = i / kXChunks;
     const int chunk = i % kXChunks;
     const std::int64_t row = tile.first_row + r;
     const std::int64_t column = first_k + chunk * 4;
     const bool valid = row < p.params.rows && column < k;
-    simt::cp_async_16(x + r * Shape::kXStride + chunk * 4, p.params.x + (valid ? row * k + column : 0), valid);
+    simt::cp_async_16(x + r * Tile::kXStride + chunk * 4, p.params.x + (valid ? row * k + column : 0), valid);
   }
 }
 
@@ -135,15 +135,15 @@ SIMT_DEVICE std::uint32_t round_pair<simt::f16>(float2 x) {
   return simt::pack2<simt::f16>(hold(x.x), hold(x.y));
 }
 
-template <typename Shape>
+template <typename Tile>
 struct Sums {
-  float of[Shape::kOutputTiles][Shape::kRowTiles][4];
+  float of[Tile::kOutputTiles][Tile::kRowTiles][4];
 
   SIMT_DEVICE void clear() {
 #pragma unroll
-    for (int o = 0; o < Shape::kOutputTiles; ++o) {
+    for (int o = 0; o < Tile::kOutputTiles; ++o) {
 #pragma unroll
-      for (int r = 0; r < Shape::kRowTiles; ++r) of[o][r][0] = of[o][r][1] = of[o][r][2] = of[o][r][3] = 0.f;
+      for (int r = 0; r < Tile::kRowTiles; ++r) of[o][r][0] = of[o][r][1] = of[o][r][2] = of[o][r][3] = 0.f;
     }
   }
 
@@ -153,61 +153,61 @@ struct Sums {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int warp = static_cast<int>(threadIdx.x) / 32;
 #pragma unroll
-    for (int o = 0; o < Shape::kOutputTiles; ++o) {
+    for (int o = 0; o < Tile::kOutputTiles; ++o) {
 #pragma unroll
-      for (int r = 0; r < Shape::kRowTiles; ++r) {
+      for (int r = 0; r < Tile::kRowTiles; ++r) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          visit(of[o][r][i], warp / Shape::kRowWarps * Shape::kWarpOutputs + 16 * o + lane / 4 + 8 * (i / 2),
-                warp % Shape::kRowWarps * Shape::kWarpRows + 8 * r + 2 * (lane % 4) + i % 2);
+          visit(of[o][r][i], warp / Tile::kRowWarps * Tile::kWarpOutputs + 16 * o + lane / 4 + 8 * (i / 2),
+                warp % Tile::kRowWarps * Tile::kWarpRows + 8 * r + 2 * (lane % 4) + i % 2);
         }
       }
     }
   }
 };
 
-template <typename T, typename Shape>
-SIMT_DEVICE void multiply_chunk(const unsigned char* stage, Sums<Shape>& sums) {
+template <typename T, typename Tile>
+SIMT_DEVICE void multiply_chunk(const unsigned char* stage, Sums<Tile>& sums) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const uint4* weights = reinterpret_cast<const uint4*>(stage);
-  const float* x = reinterpret_cast<const float*>(stage + Shape::kWeightBytes) +
-                   (warp % Shape::kRowWarps * Shape::kWarpRows + lane / 4) * Shape::kXStride + 2 * (lane % 4);
-  const int first_output = warp / Shape::kRowWarps * Shape::kWarpOutputs;
+  const float* x = reinterpret_cast<const float*>(stage + Tile::kWeightBytes) +
+                   (warp % Tile::kRowWarps * Tile::kWarpRows + lane / 4) * Tile::kXStride + 2 * (lane % 4);
+  const int first_output = warp / Tile::kRowWarps * Tile::kWarpOutputs;
 #pragma unroll
-  for (int step = 0; step < Shape::kDepth / 16; ++step) {
-    std::uint32_t fragments[Shape::kOutputTiles][4];
+  for (int step = 0; step < Tile::kDepth / 16; ++step) {
+    std::uint32_t fragments[Tile::kOutputTiles][4];
 #pragma unroll
-    for (int o = 0; o < Shape::kOutputTiles; ++o) {
+    for (int o = 0; o < Tile::kOutputTiles; ++o) {
       simt::ldmatrix_x4(fragments[o],
-                        weights + Shape::weight_chunk(first_output + 16 * o + lane % 16, 2 * step + lane / 16));
+                        weights + Tile::weight_chunk(first_output + 16 * o + lane % 16, 2 * step + lane / 16));
     }
 #pragma unroll
-    for (int r = 0; r < Shape::kRowTiles; ++r) {
-      const float* row = x + 8 * r * Shape::kXStride + 16 * step;
+    for (int r = 0; r < Tile::kRowTiles; ++r) {
+      const float* row = x + 8 * r * Tile::kXStride + 16 * step;
       const std::uint32_t low = round_pair<T>(*reinterpret_cast<const float2*>(row));
       const std::uint32_t high = round_pair<T>(*reinterpret_cast<const float2*>(row + 8));
 #pragma unroll
-      for (int o = 0; o < Shape::kOutputTiles; ++o) simt::mma_m16n8k16<T>(sums.of[o][r], fragments[o], low, high);
+      for (int o = 0; o < Tile::kOutputTiles; ++o) simt::mma_m16n8k16<T>(sums.of[o][r], fragments[o], low, high);
     }
   }
 }
 
 // Adds up what the CTAs [first, last] have of a tile, in this order, instead of the own part alone.
-template <typename Shape>
-SIMT_DEVICE void add_partials(const Arguments& p, int first, int last, int tile, long long total, Sums<Shape>& sums) {
-  constexpr std::size_t kTileSize = static_cast<std::size_t>(Shape::kOutputs) * Shape::kRows;
+template <typename Tile>
+SIMT_DEVICE void add_partials(const Arguments& p, int first, int last, int tile, long long total, Sums<Tile>& sums) {
+  constexpr std::size_t kTileSize = static_cast<std::size_t>(Tile::kOutputs) * Tile::kRows;
   sums.clear();
   for (int cta = first; cta <= last; ++cta) {
     const bool is_first_tile = share_begin(total, cta, static_cast<int>(gridDim.x)) / p.chunks == tile;
     const volatile float* from = p.partial + (2 * static_cast<std::size_t>(cta) + (is_first_tile ? 0 : 1)) * kTileSize;
-    sums.for_each([&](float& sum, int output, int row) { sum += from[output * Shape::kRows + row]; });
+    sums.for_each([&](float& sum, int output, int row) { sum += from[output * Tile::kRows + row]; });
   }
 }
 
-template <typename Shape>
-SIMT_DEVICE void write_tile(const Arguments& p, int tile, Sums<Shape>& sums) {
-  const TileAt at = locate<Shape>(p, tile);
+template <typename Tile>
+SIMT_DEVICE void write_tile(const Arguments& p, int tile, Sums<Tile>& sums) {
+  const TileAt at = locate<Tile>(p, tile);
   const MatmulParams::Output& to = p.params.outputs[at.matrix];
   const std::int64_t n = to.weight.rows;
   sums.for_each([&](float& sum, int o, int r) {
@@ -221,11 +221,11 @@ SIMT_DEVICE void write_tile(const Arguments& p, int tile, Sums<Shape>& sums) {
   });
 }
 
-template <typename T, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kCtasPerMultiprocessor)
+template <typename T, typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kCtasPerMultiprocessor)
     multiply(const __grid_constant__ Arguments p) {
   SIMT_SHARED_MEMORY(shared);
-  unsigned* ticket = reinterpret_cast<unsigned*>(shared + Shape::kStages * Shape::kStageBytes);
+  unsigned* ticket = reinterpret_cast<unsigned*>(shared + Tile::kStages * Tile::kStageBytes);
   const int cta = static_cast<int>(blockIdx.x);
   const int ctas = static_cast<int>(gridDim.x);
   const long long total = static_cast<long long>(p.tiles_before[p.params.n_outputs]) * p.chunks;
@@ -238,27 +238,27 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kCtasPerMultiprocessor
 
   Place loading = first;
 #pragma unroll
-  for (int stage = 0; stage < Shape::kStages - 1; ++stage) {
+  for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
     if (stage < n) {
-      load_chunk<Shape>(p, loading, shared + stage * Shape::kStageBytes);
+      load_chunk<Tile>(p, loading, shared + stage * Tile::kStageBytes);
       next(loading);
     }
     simt::cp_async_commit();
   }
 
-  Sums<Shape> sums;
+  Sums<Tile> sums;
   sums.clear();
   int tile_chunks = 0;  // of the present tile, by this CTA
   Place at = first;
   for (int i = 0; i < n; ++i) {
-    simt::cp_async_wait<Shape::kStages - 2>();
+    simt::cp_async_wait<Tile::kStages - 2>();
     __syncthreads();  // this chunk is there for all; all are done with the one before
-    if (i + Shape::kStages - 1 < n) {
-      load_chunk<Shape>(p, loading, shared + (i + Shape::kStages - 1) % Shape::kStages * Shape::kStageBytes);
+    if (i + Tile::kStages - 1 < n) {
+      load_chunk<Tile>(p, loading, shared + (i + Tile::kStages - 1) % Tile::kStages * Tile::kStageBytes);
       next(loading);
     }
     simt::cp_async_commit();
-    multiply_chunk<T, Shape>(shared + i % Shape::kStages * Shape::kStageBytes, sums);
+    multiply_chunk<T, Tile>(shared + i % Tile::kStages * Tile::kStageBytes, sums);
     ++tile_chunks;
 
     const int tile = at.tile;
@@ -267,9 +267,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kCtasPerMultiprocessor
     // The tile ends here, for this CTA.
     bool complete = tile_chunks == p.chunks;
     if (!complete) {
-      constexpr std::size_t kTileSize = static_cast<std::size_t>(Shape::kOutputs) * Shape::kRows;
+      constexpr std::size_t kTileSize = static_cast<std::size_t>(Tile::kOutputs) * Tile::kRows;
       volatile float* to = p.partial + (2 * static_cast<std::size_t>(cta) + (tile == first.tile ? 0 : 1)) * kTileSize;
-      sums.for_each([&](float& sum, int output, int row) { to[output * Shape::kRows + row] = sum; });
+      sums.for_each([&](float& sum, int output, int row) { to[output * Tile::kRows + row] = sum; });
       __threadfence();
       __syncthreads();  // all of it is written
       // The CTA of chunk c is the last whose share begins at or before c.
@@ -281,11 +281,11 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kCtasPerMultiprocessor
       complete = *ticket == static_cast<unsigned>(last_cta - first_cta);
       if (complete) {
         __threadfence();  // the others' parts, not what was there before
-        add_partials<Shape>(p, first_cta, last_cta, tile, total, sums);
+        add_partials<Tile>(p, first_cta, last_cta, tile, total, sums);
         if (threadIdx.x == 0) p.tickets[tile] = 0;
       }
     }
-    if (complete) write_tile<Shape>(p, tile, sums);
+    if (complete) write_tile<Tile>(p, tile, sums);
     sums.clear();
     tile_chunks = 0;
   }
@@ -297,20 +297,20 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kCtasPerMultiprocessor
 
 namespace {
 
-using LargeTiling = Tiling<128, 128, 2, 4, 32>;
+using LargeTile = Tile<128, 128, 2, 4, 32>;
 constexpr std::int64_t kMaxSkinnyRows = 64;
 
 // Fewest chunks that are worth a CTA of its own.
 constexpr std::int64_t kMinChunks = 2;
 
-// Calls `body.template operator()<Shape>()` with the tiling for so many rows.
+// Calls `body.template operator()<Tile>()` with the tiling for so many rows.
 template <typename Body>
 auto dispatch_rows(std::int64_t rows, Body&& body) {
-  if (rows <= 8) return body.template operator()<Tiling<8, 64, 1, 4, 64>>();
-  if (rows <= 16) return body.template operator()<Tiling<16, 64, 1, 4, 64>>();
-  if (rows <= 32) return body.template operator()<Tiling<32, 64, 1, 4, 64>>();
-  if (rows <= kMaxSkinnyRows) return body.template operator()<Tiling<64, 64, 1, 4, 64>>();
-  return body.template operator()<LargeTiling>();
+  if (rows <= 8) return body.template operator()<Tile<8, 64, 1, 4, 64>>();
+  if (rows <= 16) return body.template operator()<Tile<16, 64, 1, 4, 64>>();
+  if (rows <= 32) return body.template operator()<Tile<32, 64, 1, 4, 64>>();
+  if (rows <= kMaxSkinnyRows) return body.template operator()<Tile<64, 64, 1, 4, 64>>();
+  return body.template operator()<LargeTile>();
 }
 
 struct Layout {
@@ -330,19 +330,19 @@ bool is_supported(const MatmulLaunch& launch) {
 }
 
 // `bytes` is 0 where there are more tiles than a launch takes.
-template <typename Shape>
+template <typename Tile>
 Layout lay_out(const MatmulLaunch& launch) {
   const MatmulParams& params = launch.params;
   Layout layout{};
   Arguments& p = layout.arguments;
   p.params = params;
-  const std::int64_t row_tiles = (params.rows + Shape::kRows - 1) / Shape::kRows;
-  const std::int64_t chunks = (params.k + Shape::kDepth - 1) / Shape::kDepth;
+  const std::int64_t row_tiles = (params.rows + Tile::kRows - 1) / Tile::kRows;
+  const std::int64_t chunks = (params.k + Tile::kDepth - 1) / Tile::kDepth;
   std::int64_t tiles = 0;
   if (row_tiles > kMaxTiles || chunks > INT_MAX) return layout;
   for (int i = 0; i < params.n_outputs; ++i) {
     p.tiles_before[i] = static_cast<int>(tiles);
-    tiles += (params.outputs[i].weight.rows + Shape::kOutputs - 1) / Shape::kOutputs * row_tiles;
+    tiles += (params.outputs[i].weight.rows + Tile::kOutputs - 1) / Tile::kOutputs * row_tiles;
     if (tiles > kMaxTiles) return layout;
   }
   p.tiles_before[params.n_outputs] = static_cast<int>(tiles);
@@ -350,9 +350,9 @@ Layout lay_out(const MatmulLaunch& launch) {
   p.chunks = static_cast<int>(chunks);
   // (A share within INT_MAX chunks: tiles and chunks are bounded, and there are CTAs for all.)
   const std::int64_t ctas = std::clamp(tiles * chunks / kMinChunks, std::int64_t{1},
-                                       std::int64_t{launch.multiprocessors} * Shape::kCtasPerMultiprocessor);
+                                       std::int64_t{launch.multiprocessors} * Tile::kCtasPerMultiprocessor);
   layout.ctas = static_cast<unsigned>(ctas);
-  layout.bytes = kTicketBytes + static_cast<std::size_t>(ctas) * 2 * Shape::kOutputs * Shape::kRows * sizeof(float);
+  layout.bytes = kTicketBytes + static_cast<std::size_t>(ctas) * 2 * Tile::kOutputs * Tile::kRows * sizeof(float);
   p.tickets = static_cast<unsigned*>(launch.workspace);
   p.partial = reinterpret_cast<float*>(static_cast<unsigned char*>(launch.workspace) + kTicketBytes);
   return layout;
@@ -362,7 +362,7 @@ Layout lay_out(const MatmulLaunch& launch) {
 
 std::size_t matmul_workspace_bytes(const MatmulLaunch& launch) {
   if (!is_supported(launch)) return 0;
-  return dispatch_rows(launch.params.rows, [&]<typename Shape>() { return lay_out<Shape>(launch).bytes; });
+  return dispatch_rows(launch.params.rows, [&]<typename Tile>() { return lay_out<Tile>(launch).bytes; });
 }
 
 cudaError_t launch_matmul(const MatmulLaunch& launch, cudaStream_t stream) {
@@ -371,10 +371,10 @@ cudaError_t launch_matmul(const MatmulLaunch& launch, cudaStream_t stream) {
     if (!are_aligned({launch.params.outputs[i].weight.data})) return cudaErrorInvalidValue;
   }
   return dispatch_dtype(launch.params.outputs[0].weight.dtype, [&]<typename T>() {
-    return dispatch_rows(launch.params.rows, [&]<typename Shape>() {
-      const Layout layout = lay_out<Shape>(launch);
+    return dispatch_rows(launch.params.rows, [&]<typename Tile>() {
+      const Layout layout = lay_out<Tile>(launch);
       if (layout.bytes == 0) return cudaErrorInvalidValue;
-      return SIMT_LAUNCH((multiply<T, Shape>), dim3(layout.ctas), dim3(Shape::kThreads), Shape::kSharedBytes, stream,
+      return SIMT_LAUNCH((multiply<T, Tile>), dim3(layout.ctas), dim3(Tile::kThreads), Tile::kSharedBytes, stream,
                          layout.arguments);
     });
   });

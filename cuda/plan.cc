@@ -17,17 +17,17 @@ FlatPlan flatten(const AttentionPlanView& plan) {
                                           " tokens: the CUDA device supports less than 2^31 - 64");
     }
     const std::size_t first = flat.segments.size();
-    for (const PlanVisit& visit : plan.visits.subspan(segment.first_visit, segment.n_visits)) {
-      std::size_t copy = first;  // the first copy of the segment that this token does not visit yet
-      while (copy < flat.segments.size() && flat.visits[copy * tokens + visit.token].limit > 0) ++copy;
+    for (const QueryRange& range : plan.query_ranges.subspan(segment.first_query_range, segment.n_query_ranges)) {
+      std::size_t copy = first;  // the first copy of the segment that this token does not range yet
+      while (copy < flat.segments.size() && flat.query_ranges[copy * tokens + range.token].limit > 0) ++copy;
       if (copy == flat.segments.size()) {
         flat.segments.push_back({.first_page = segment.first_page,
                                  .first_slot = segment.first_slot,
                                  .length = static_cast<std::int32_t>(segment.length)});
-        flat.visits.resize(flat.visits.size() + tokens);
+        flat.query_ranges.resize(flat.query_ranges.size() + tokens);
       }
-      flat.visits[copy * tokens + visit.token] = {
-          .angle = visit.angle, .limit = static_cast<std::int32_t>(visit.limit), .bias = visit.bias, .unused = 0};
+      flat.query_ranges[copy * tokens + range.token] = {
+          .rope_row = range.rope_row, .limit = static_cast<std::int32_t>(range.limit), .bias = range.bias, .unused = 0};
     }
   }
   flat.counts = {static_cast<std::int32_t>(tokens), static_cast<std::int32_t>(flat.segments.size())};

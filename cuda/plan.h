@@ -43,18 +43,18 @@ struct alignas(16) Segment {
   std::int32_t length = 0;      // tokens
 };
 
-// One token's look at one segment (PlanVisit of device/ops.h).
-struct alignas(16) Visit {
-  std::int32_t angle = 0;  // row of the rope table
-  std::int32_t limit = 0;  // it sees the first `limit` tokens; 0: none
-  float bias = 0;          // added to its scores
+// One token's look at one segment (QueryRange of device/ops.h).
+struct alignas(16) DeviceQueryRange {
+  std::int32_t rope_row = 0;  // row of the rope table
+  std::int32_t limit = 0;     // it sees the first `limit` tokens; 0: none
+  float bias = 0;             // added to its scores
   std::int32_t unused = 0;
 };
 
 struct DevicePlan {
-  const std::int32_t* counts = nullptr;  // [2]: tokens T, segments S
-  const Segment* segments = nullptr;     // [S]
-  const Visit* visits = nullptr;         // [S, T]
+  const std::int32_t* counts = nullptr;            // [2]: tokens T, segments S
+  const Segment* segments = nullptr;               // [S]
+  const DeviceQueryRange* query_ranges = nullptr;  // [S, T]
   const std::int64_t* pages = nullptr;
 };
 
@@ -62,12 +62,12 @@ struct DevicePlan {
 struct FlatPlan {
   std::vector<std::int32_t> counts;
   std::vector<Segment> segments;
-  std::vector<Visit> visits;
+  std::vector<DeviceQueryRange> query_ranges;
   std::vector<std::int64_t> pages;
 };
 
 // A segment that some token visits more than once (a block that occurs twice in its view) appears as
-// often in the result: each (segment, token) has room for one visit. Throws kUnsupported where a segment
+// often in the result: each (segment, token) has room for one query range. Throws kUnsupported where a segment
 // is longer than kernels can count (2^31 - 1 slots).
 FlatPlan flatten(const AttentionPlanView& plan);
 

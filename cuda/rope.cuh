@@ -54,12 +54,12 @@ SIMT_DEVICE void load_rotated_chunk(const Row& row, int head_dim, const float* c
   }
 }
 
-// Unit `unit` of a row, rotated by row `angle` of the table. Elements at or beyond head_dim are 0.
+// Unit `unit` of a row, rotated by row `rope_row` of the table. Elements at or beyond head_dim are 0.
 template <typename Row>
-SIMT_DEVICE RotatedUnit load_rotated_unit(const Row& row, int head_dim, const RopeTable& rope, int angle, int unit) {
+SIMT_DEVICE RotatedUnit load_rotated_unit(const Row& row, int head_dim, const RopeTable& rope, int rope_row, int unit) {
   const int half = static_cast<int>(rope.rotary_dim / 2);
-  const float* cos = rope.cos + static_cast<std::size_t>(angle) * half;
-  const float* sin = rope.sin + static_cast<std::size_t>(angle) * half;
+  const float* cos = rope.cos + static_cast<std::size_t>(rope_row) * half;
+  const float* sin = rope.sin + static_cast<std::size_t>(rope_row) * half;
   const int paired_units = half % kChunkElements == 0 ? half / kChunkElements : 0;
   RotatedUnit result;
   if (unit < paired_units) {

@@ -51,9 +51,9 @@ double median(std::vector<double> values) {
 
 // A plan of W workers with one new token each: a common block, then each worker's own, seen by all.
 struct Step {
-  std::vector<std::int64_t> pages, token_visits, token_visits_at;
+  std::vector<std::int64_t> pages, token_query_ranges, token_query_ranges_at;
   std::vector<PlanSegment> segments;
-  std::vector<PlanVisit> visits;
+  std::vector<QueryRange> query_ranges;
   std::vector<AppendSlot> slots;
   std::vector<std::int32_t> tokens;
   std::vector<float> cos, sin;
@@ -65,28 +65,28 @@ struct Step {
       PlanSegment segment{.first_page = std::ssize(pages),
                           .first_slot = 0,
                           .length = length,
-                          .first_visit = std::ssize(visits),
-                          .n_visits = workers};
+                          .first_query_range = std::ssize(query_ranges),
+                          .n_query_ranges = workers};
       for (std::int64_t at = 0; at < length; at += kPageSize) pages.push_back(std::ssize(pages));
       for (std::int64_t w = 0; w < workers; ++w) {
-        visits.push_back({.token = static_cast<std::int32_t>(w),
-                          .angle = static_cast<std::int32_t>(w),
-                          .limit = length,
-                          .bias = 0,
-                          .order = static_cast<std::int32_t>(segments.size())});
+        query_ranges.push_back({.token = static_cast<std::int32_t>(w),
+                                .rope_row = static_cast<std::int32_t>(w),
+                                .limit = length,
+                                .bias = 0,
+                                .order = static_cast<std::int32_t>(segments.size())});
       }
       segments.push_back(segment);
     };
     add(cached - workers * own);
     for (std::int64_t w = 0; w < workers; ++w) {
       add(own);
-      slots.push_back({.page = pages.back(), .slot = static_cast<std::int32_t>((own - 1) % kPageSize), .angle = 0});
+      slots.push_back({.page = pages.back(), .slot = static_cast<std::int32_t>((own - 1) % kPageSize), .rope_row = 0});
       tokens.push_back(static_cast<std::int32_t>(w));
     }
-    token_visits_at.push_back(0);
+    token_query_ranges_at.push_back(0);
     for (std::int64_t w = 0; w < workers; ++w) {
-      for (std::int64_t s = 0; s < std::ssize(segments); ++s) token_visits.push_back(s * workers + w);
-      token_visits_at.push_back(std::ssize(token_visits));
+      for (std::int64_t s = 0; s < std::ssize(segments); ++s) token_query_ranges.push_back(s * workers + w);
+      token_query_ranges_at.push_back(std::ssize(token_query_ranges));
     }
     for (std::int64_t i = 0; i < workers * kHeadDim / 2; ++i) {
       cos.push_back(std::cos(0.1f * static_cast<float>(i)));
@@ -95,7 +95,7 @@ struct Step {
   }
   StepView view() const {
     return {.id = 0,
-            .plan = {workers, pages, segments, visits, token_visits, token_visits_at},
+            .plan = {workers, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
             .rope = {.cos = cos.data(), .sin = sin.data(), .rotary_dim = kHeadDim},
             .slots = slots,
             .tokens = tokens};
@@ -230,7 +230,7 @@ class Bench {
     const std::int64_t pool = std::ssize(step.pages) * shape(1).page_elements();
     cuda::AttentionLaunch launch{.shape = shape(1)};
     launch.layer = {.keys = random_bf16(pool), .values = random_bf16(pool)};
-    launch.plan = {upload(plan.counts), upload(plan.segments), upload(plan.visits), upload(plan.pages)};
+    launch.plan = {upload(plan.counts), upload(plan.segments), upload(plan.query_ranges), upload(plan.pages)};
     launch.rope = {.cos = upload(step.cos), .sin = upload(step.sin), .rotary_dim = kHeadDim};
     launch.query_heads = kQueryHeads;
     launch.scale = 1 / std::sqrt(static_cast<float>(kHeadDim));
@@ -254,7 +254,7 @@ class Bench {
   // All layers as model/transformer.cc calls them, through the device and its recorded graphs, and the logits.
   StepTimes step(std::int64_t workers, std::int64_t tokens) {
     const Step step(workers, tokens);
-    const std::int64_t rows = device_->padded_rows(workers), layers = options_.layers;
+    const std::int64_t rows = device_->bucket_rows(workers), layers = options_.layers;
     const std::int64_t q_size = kQueryHeads * kHeadDim, kv_size = kKvHeads * kHeadDim;
     const auto matrix = [&](std::int64_t n, std::int64_t k) { return Matrix{random_bf16(n * k), Dtype::kBF16, n, k}; };
     struct Layer {

@@ -200,8 +200,8 @@ struct ExternalArguments {
     if (pass.cache->device().info().type != "cuda") {
       throw Error(code::kUnsupported, buffers.path() + ": addresses of device memory need a cache on a CUDA device");
     }
-    caller.dtype = buffers.property("dtype").dtype();
-    caller.stream = address(buffers, "stream");
+    external.dtype = buffers.property("dtype").dtype();
+    external.stream = address(buffers, "stream");
   }
 
   // Null for 0n.
@@ -217,7 +217,7 @@ struct ExternalArguments {
     return data;
   }
 
-  Caller caller;
+  ExternalBuffers external;
 };
 
 }  // namespace
@@ -270,7 +270,7 @@ Napi::Value pass_append_device(const Napi::CallbackInfo& info) {
                               .rows = pass->open()->reservation->n_tokens(),
                               .k = ExternalArguments::buffer(buffers, "k"),
                               .v = ExternalArguments::buffer(buffers, "v"),
-                              .caller = ExternalArguments(buffers, *pass->open()).caller};
+                              .buffers = ExternalArguments(buffers, *pass->open()).external};
   return pass->schedule(
       std::make_unique<ExternalTask>(pass->open(), [params](Device& device) { device.kv_append(params); }));
 }
@@ -292,7 +292,7 @@ Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
                                .q = ExternalArguments::buffer(buffers, "q"),
                                .out = ExternalArguments::buffer(buffers, "out"),
                                .lse = static_cast<float*>(ExternalArguments::address(buffers, "lse")),
-                               .caller = ExternalArguments(buffers, *pass->open()).caller};
+                               .buffers = ExternalArguments(buffers, *pass->open()).external};
   return pass->schedule(
       std::make_unique<ExternalTask>(pass->open(), [params](Device& device) { device.attention(params); }));
 }

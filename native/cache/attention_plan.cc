@@ -69,26 +69,26 @@ class SegmentTable {
     std::int64_t length = 0;
   };
 
-  explicit SegmentTable(std::unordered_map<const CacheBlock*, const Growth::Extent*> grown)
+  explicit SegmentTable(std::unordered_map<const CacheBlock*, const PageReservation::ReservedRange*> grown)
       : grown_(std::move(grown)) {}
 
   const Block& block(const CacheBlock& block) {
     const auto [found, is_new] = blocks_.try_emplace(&block);
     if (is_new) {
-      const auto extent = grown_.find(&block);
+      const auto found_reserved = grown_.find(&block);
       std::span<const Segment> segments = block.segments();
-      if (extent == grown_.end()) {
+      if (found_reserved == grown_.end()) {
         for (const Segment& segment : segments) add(found->second, segment);
       } else {
-        if (extent->second->replaces) segments = segments.first(segments.size() - 1);
+        if (found_reserved->second->replaces) segments = segments.first(segments.size() - 1);
         for (const Segment& segment : segments) add(found->second, segment);
-        add(found->second, extent->second->segment);
+        add(found->second, found_reserved->second->segment);
       }
     }
     return found->second;
   }
 
-  // [i] is plan segment i. They point into the blocks and the growth.
+  // [i] is plan segment i. They point into the blocks and the reservation.
   std::span<const Segment* const> segments() const { return segments_; }
 
  private:
@@ -124,14 +124,14 @@ class SegmentTable {
     return index;
   }
 
-  std::unordered_map<const CacheBlock*, const Growth::Extent*> grown_;
+  std::unordered_map<const CacheBlock*, const PageReservation::ReservedRange*> grown_;
   std::unordered_map<const CacheBlock*, Block> blocks_;
   std::unordered_multimap<std::pair<std::int64_t, std::int32_t>, std::int64_t, Hash> by_first_slot_;
   std::vector<const Segment*> segments_;
 };
 
 // One segment in one worker's view.
-struct Sighting {
+struct SegmentInView {
   std::int64_t segment = 0;  // in SegmentTable, later in the plan
   std::int64_t start = 0;    // view position of its first token
   std::int64_t length = 0;   // as the worker's block has it
@@ -151,11 +151,11 @@ struct StepReservation::State {
 
   void reserve(PagePool& pool);
   void build_plan(const KvCache& cache);
-  void add_visits(std::vector<std::vector<Sighting>>& sightings);
+  void add_query_ranges(std::vector<std::vector<SegmentInView>>& in_view);
 
   std::vector<WorkerView> workers;  // keeps the blocks alive
   KvCache::Lease lease;
-  std::optional<Growth> growth;  // extents()[w] is worker w's
+  std::optional<PageReservation> reservation;  // ranges()[w] is worker w's
   bool committed = false;
 
   std::int64_t n_tokens = 0;
@@ -166,13 +166,13 @@ struct StepReservation::State {
   RopeRows rope;
   std::vector<std::int64_t> pages;
   std::vector<PlanSegment> segments;
-  std::vector<PlanVisit> visits;
-  std::vector<std::int64_t> token_visits;
-  std::vector<std::int64_t> token_visits_at;
+  std::vector<QueryRange> query_ranges;
+  std::vector<std::int64_t> token_query_ranges;
+  std::vector<std::int64_t> token_query_ranges_at;
 };
 
 void StepReservation::State::reserve(PagePool& pool) {
-  std::vector<Growth::Request> requests;
+  std::vector<PageReservation::Request> requests;
   for (const WorkerView& worker : workers) {
     CacheBlock& target = *worker.target;
     first_rows.push_back(n_tokens);
@@ -182,11 +182,11 @@ void StepReservation::State::reserve(PagePool& pool) {
                         .writer = target.id_,
                         .tokens = static_cast<std::int64_t>(worker.tokens.size())});
   }
-  growth.emplace(pool, requests);
+  reservation.emplace(pool, requests);
   for (std::size_t w = 0; w < workers.size(); ++w) {
     tokens.insert(tokens.end(), workers[w].tokens.begin(), workers[w].tokens.end());
     // So that commit cannot fail.
-    if (growth->extents()[w].replaces) continue;
+    if (reservation->ranges()[w].replaces) continue;
     const std::scoped_lock lock(pool.mutex);
     std::vector<Segment>& list = workers[w].target->segments_;
     if (list.size() == list.capacity()) list.reserve(2 * list.size() + 1);
@@ -194,12 +194,12 @@ void StepReservation::State::reserve(PagePool& pool) {
 }
 
 void StepReservation::State::build_plan(const KvCache& cache) {
-  std::unordered_map<const CacheBlock*, const Growth::Extent*> grown;
-  for (std::size_t w = 0; w < workers.size(); ++w) grown.emplace(workers[w].target.get(), &growth->extents()[w]);
+  std::unordered_map<const CacheBlock*, const PageReservation::ReservedRange*> grown;
+  for (std::size_t w = 0; w < workers.size(); ++w) grown.emplace(workers[w].target.get(), &reservation->ranges()[w]);
   SegmentTable table(std::move(grown));
 
   // What each worker sees, and where its new tokens stand.
-  std::vector<std::vector<Sighting>> sightings(workers.size());
+  std::vector<std::vector<SegmentInView>> in_view(workers.size());
   std::vector<RopeAngles::Range> ranges;
   view_positions.reserve(n_tokens);
   for (std::size_t w = 0; w < workers.size(); ++w) {
@@ -214,11 +214,11 @@ void StepReservation::State::build_plan(const KvCache& cache) {
       if (bias != -std::numeric_limits<float>::infinity()) {
         for (const SegmentTable::Entry& entry : block.entries) {
           const std::int64_t start = offset + entry.start;
-          sightings[w].push_back({.segment = entry.plan_segment,
-                                  .start = start,
-                                  .length = entry.length,
-                                  .turn = entry.rotated_at - start,
-                                  .bias = bias});
+          in_view[w].push_back({.segment = entry.plan_segment,
+                                .start = start,
+                                .length = entry.length,
+                                .turn = entry.rotated_at - start,
+                                .bias = bias});
         }
       }
       offset += block.length;
@@ -226,34 +226,34 @@ void StepReservation::State::build_plan(const KvCache& cache) {
     for (std::int64_t i = 0; i < n_new; ++i) view_positions.push_back(first_position + i);
 
     const std::int64_t end_position = first_position + n_new;
-    std::erase_if(sightings[w], [&](const Sighting& sighting) { return sighting.start >= end_position; });
-    for (const Sighting& sighting : sightings[w]) {
-      const std::int64_t begin = std::max(first_position, sighting.start);
-      ranges.push_back({.begin = begin + sighting.turn, .end = end_position + sighting.turn});
+    std::erase_if(in_view[w], [&](const SegmentInView& seen) { return seen.start >= end_position; });
+    for (const SegmentInView& seen : in_view[w]) {
+      const std::int64_t begin = std::max(first_position, seen.start);
+      ranges.push_back({.begin = begin + seen.turn, .end = end_position + seen.turn});
     }
-    const Growth::Extent& extent = growth->extents()[w];
-    const std::int64_t first_key = extent.segment.rotated_at + extent.first;
+    const PageReservation::ReservedRange& reserved = reservation->ranges()[w];
+    const std::int64_t first_key = reserved.segment.rotated_at + reserved.first;
     ranges.push_back({.begin = first_key, .end = first_key + n_new});
   }
   rope = RopeRows(cache.angles_, cache.rope_, cache.rope_.attention_factor, std::move(ranges));
 
   slots.reserve(n_tokens);
-  for (const Growth::Extent& extent : growth->extents()) {
-    std::int32_t angle = rope.row(extent.segment.rotated_at + extent.first);
-    for_each_run(extent.segment, extent.first, extent.segment.length,
+  for (const PageReservation::ReservedRange& reserved : reservation->ranges()) {
+    std::int32_t rope_row = rope.row(reserved.segment.rotated_at + reserved.first);
+    for_each_run(reserved.segment, reserved.first, reserved.segment.length,
                  [&](std::int64_t page, std::int32_t slot, std::int64_t count, std::int64_t) {
                    for (std::int32_t i = 0; i < count; ++i) {
-                     slots.push_back({.page = page, .slot = slot + i, .angle = angle++});
+                     slots.push_back({.page = page, .slot = slot + i, .rope_row = rope_row++});
                    }
                  });
   }
 
   // Segments that are seen get their place in the plan.
   std::vector<std::int64_t> plan_index(table.segments().size(), -1);
-  for (std::vector<Sighting>& of_worker : sightings) {
-    for (Sighting& sighting : of_worker) {
-      const Segment& segment = *table.segments()[sighting.segment];
-      std::int64_t& index = plan_index[sighting.segment];
+  for (std::vector<SegmentInView>& of_worker : in_view) {
+    for (SegmentInView& seen : of_worker) {
+      const Segment& segment = *table.segments()[seen.segment];
+      std::int64_t& index = plan_index[seen.segment];
       if (index < 0) {
         index = static_cast<std::int64_t>(segments.size());
         segments.push_back({.first_page = static_cast<std::int64_t>(pages.size()),
@@ -261,50 +261,50 @@ void StepReservation::State::build_plan(const KvCache& cache) {
                             .length = segment.length});
         pages.insert(pages.end(), segment.pages.begin(), segment.pages.end());
       }
-      sighting.segment = index;
+      seen.segment = index;
     }
   }
-  add_visits(sightings);
+  add_query_ranges(in_view);
 }
 
-void StepReservation::State::add_visits(std::vector<std::vector<Sighting>>& sightings) {
+void StepReservation::State::add_query_ranges(std::vector<std::vector<SegmentInView>>& in_view) {
   for (std::size_t w = 0; w < workers.size(); ++w) {
     const std::int64_t begin = view_positions[first_rows[w]];
     const std::int64_t end = begin + static_cast<std::int64_t>(workers[w].tokens.size());
-    for (Sighting& sighting : sightings[w]) {
-      const std::int64_t first_seen = std::max(begin, sighting.start);
-      sighting.row = rope.row(first_seen + sighting.turn) - first_seen;
-      segments[sighting.segment].n_visits += end - first_seen;
+    for (SegmentInView& seen : in_view[w]) {
+      const std::int64_t first_seen = std::max(begin, seen.start);
+      seen.row = rope.row(first_seen + seen.turn) - first_seen;
+      segments[seen.segment].n_query_ranges += end - first_seen;
     }
   }
-  std::int64_t n_visits = 0;
-  std::vector<std::int64_t> next_visit;  // of each segment
+  std::int64_t n_query_ranges = 0;
+  std::vector<std::int64_t> next_query_range;  // of each segment
   for (PlanSegment& segment : segments) {
-    segment.first_visit = n_visits;
-    next_visit.push_back(n_visits);
-    n_visits += segment.n_visits;
+    segment.first_query_range = n_query_ranges;
+    next_query_range.push_back(n_query_ranges);
+    n_query_ranges += segment.n_query_ranges;
   }
-  // Token after token, each in view order: so a segment's visits come in ascending token order.
-  visits.resize(n_visits);
-  token_visits.reserve(n_visits);
-  token_visits_at.reserve(n_tokens + 1);
-  token_visits_at.push_back(0);
+  // Token after token, each in view order: so a segment's query ranges come in ascending token order.
+  query_ranges.resize(n_query_ranges);
+  token_query_ranges.reserve(n_query_ranges);
+  token_query_ranges_at.reserve(n_tokens + 1);
+  token_query_ranges_at.push_back(0);
   for (std::size_t w = 0; w < workers.size(); ++w) {
     const auto n_new = static_cast<std::int64_t>(workers[w].tokens.size());
     for (std::int64_t token = first_rows[w]; token < first_rows[w] + n_new; ++token) {
       const std::int64_t position = view_positions[token];
       std::int32_t order = 0;
-      for (const Sighting& sighting : sightings[w]) {
-        if (sighting.start > position) break;
-        const std::int64_t visit = next_visit[sighting.segment]++;
-        visits[visit] = {.token = static_cast<std::int32_t>(token),
-                         .angle = static_cast<std::int32_t>(sighting.row + position),
-                         .limit = std::min(position - sighting.start + 1, sighting.length),
-                         .bias = sighting.bias,
-                         .order = order++};
-        token_visits.push_back(visit);
+      for (const SegmentInView& seen : in_view[w]) {
+        if (seen.start > position) break;
+        const std::int64_t range = next_query_range[seen.segment]++;
+        query_ranges[range] = {.token = static_cast<std::int32_t>(token),
+                               .rope_row = static_cast<std::int32_t>(seen.row + position),
+                               .limit = std::min(position - seen.start + 1, seen.length),
+                               .bias = seen.bias,
+                               .order = order++};
+        token_query_ranges.push_back(range);
       }
-      token_visits_at.push_back(static_cast<std::int64_t>(token_visits.size()));
+      token_query_ranges_at.push_back(static_cast<std::int64_t>(token_query_ranges.size()));
     }
   }
 }
@@ -323,17 +323,17 @@ void StepReservation::commit() {
   if (state.committed) return;
   PagePool& pool = state.workers.front().target->cache().pool_;
   const std::scoped_lock lock(pool.mutex);
-  state.growth->commit();
+  state.reservation->commit();
   for (std::size_t row = 0; row < state.slots.size(); ++row) {
     pool.tokens(state.slots[row].page)[state.slots[row].slot] = state.tokens[row];
   }
   for (std::size_t w = 0; w < state.workers.size(); ++w) {
     CacheBlock& target = *state.workers[w].target;
-    Growth::Extent& extent = state.growth->extents()[w];
-    if (extent.replaces) {
-      std::swap(target.segments_.back(), extent.segment);
+    PageReservation::ReservedRange& reserved = state.reservation->ranges()[w];
+    if (reserved.replaces) {
+      std::swap(target.segments_.back(), reserved.segment);
     } else {
-      target.segments_.push_back(std::move(extent.segment));
+      target.segments_.push_back(std::move(reserved.segment));
     }
     target.length_.store(target.length() + static_cast<std::int64_t>(state.workers[w].tokens.size()),
                          std::memory_order_release);
@@ -351,9 +351,9 @@ AttentionPlanView StepReservation::plan() const {
   return {.n_tokens = state_->n_tokens,
           .pages = state_->pages,
           .segments = state_->segments,
-          .visits = state_->visits,
-          .token_visits = state_->token_visits,
-          .token_visits_at = state_->token_visits_at};
+          .query_ranges = state_->query_ranges,
+          .token_query_ranges = state_->token_query_ranges,
+          .token_query_ranges_at = state_->token_query_ranges_at};
 }
 
 RopeTable StepReservation::rope() const { return state_->rope.table(); }

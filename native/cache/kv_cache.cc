@@ -204,10 +204,10 @@ CacheBlock::CompactResult CacheBlock::compact() {
   push_range(moves_from, segments_, kept, length());
   const std::int64_t n_moved = length() - kept;
 
-  const Growth::Request request{
+  const PageReservation::Request request{
       .last = stays.empty() ? nullptr : stays.data(), .position = first.rotated_at, .writer = id_, .tokens = n_moved};
-  Growth growth(pool, {&request, 1});
-  const Segment& joined = growth.extents().front().segment;
+  PageReservation reservation(pool, {&request, 1});
+  const Segment& joined = reservation.ranges().front().segment;
 
   // All keys of a segment are turned by the same angle.
   std::vector<RopeAngles::Range> turns;
@@ -219,11 +219,11 @@ CacheBlock::CompactResult CacheBlock::compact() {
   }
   const RopeRows rows(cache_->angles_, cache_->rope_, 1.0, turns);
 
-  std::vector<KvRebaseParams::Move> moves;
+  std::vector<KvMoveParams::Move> moves;
   index = kept;
   for (std::size_t i = 0; i < moves_from.size(); ++i) {
     const Segment& source = moves_from[i];
-    const std::int32_t angle = turns[i].begin == 0 ? -1 : rows.row(turns[i].begin);
+    const std::int32_t rope_row = turns[i].begin == 0 ? -1 : rows.row(turns[i].begin);
     for_each_run(source, 0, source.length,
                  [&](std::int64_t from_page, std::int32_t from_slot, std::int64_t n, std::int64_t from) {
                    for_each_run(joined, index + from, index + from + n,
@@ -234,7 +234,7 @@ CacheBlock::CompactResult CacheBlock::compact() {
                                                    .from_slot = static_cast<std::int32_t>(from_slot + skipped),
                                                    .to_slot = slot,
                                                    .length = static_cast<std::int32_t>(count),
-                                                   .angle = angle});
+                                                   .rope_row = rope_row});
                                 });
                  });
     index += source.length;
@@ -243,18 +243,18 @@ CacheBlock::CompactResult CacheBlock::compact() {
   Device& device = *cache_->device_;
   const KvShape& shape = cache_->shape_;
   for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
-    device.kv_rebase({.shape = shape, .layer = cache_->layer(layer), .rope = rows.table(), .moves = moves});
+    device.kv_move({.shape = shape, .layer = cache_->layer(layer), .rope = rows.table(), .moves = moves});
   }
   device.synchronize();
 
   std::vector<Segment> next{joined};
   {
     const std::scoped_lock lock(pool.mutex);
-    for (const KvRebaseParams::Move& move : moves) {
+    for (const KvMoveParams::Move& move : moves) {
       std::copy_n(pool.tokens(move.from_page).begin() + move.from_slot, move.length,
                   pool.tokens(move.to_page).begin() + move.to_slot);
     }
-    growth.commit();
+    reservation.commit();
     pool.add_references(stays);
     segments_.swap(next);
     pool.drop_references(next);

@@ -60,56 +60,56 @@ bool PagePool::writable(std::int64_t id, std::int64_t end, std::int64_t writer) 
   return page.references == 1 || (page.writer == writer && page.used == end);
 }
 
-void PagePool::hand_out(std::int64_t id, std::int64_t used, std::int64_t writer) noexcept {
+void PagePool::mark_used(std::int64_t id, std::int64_t used, std::int64_t writer) noexcept {
   pages_[id].used = used;
   pages_[id].writer = writer;
 }
 
 void PagePool::record_peak() noexcept { peak_ = std::max(peak_, in_use_); }
 
-Growth::Growth(PagePool& pool, std::span<const Request> requests) : pool_(pool) {
+PageReservation::PageReservation(PagePool& pool, std::span<const Request> requests) : pool_(pool) {
   const std::scoped_lock lock(pool.mutex);
-  extents_.reserve(requests.size());
+  ranges_.reserve(requests.size());
   std::int64_t pages = 0;
   for (const Request& request : requests) {
-    Extent extent;
-    extent.writer = request.writer;
-    extent.segment.rotated_at = request.position;
+    ReservedRange reserved;
+    reserved.writer = request.writer;
+    reserved.segment.rotated_at = request.position;
     if (request.last != nullptr) {
       const std::int64_t end = request.last->end_slot() % kPageSize;
-      extent.replaces = end == 0 || pool.writable(request.last->pages.back(), end, request.writer);
-      if (extent.replaces) extent.segment = *request.last;
+      reserved.replaces = end == 0 || pool.writable(request.last->pages.back(), end, request.writer);
+      if (reserved.replaces) reserved.segment = *request.last;
     }
-    extent.first = extent.segment.length;
-    extent.segment.length += request.tokens;
-    const std::int64_t needed = pages_for(extent.segment.end_slot());
-    pages += needed - static_cast<std::int64_t>(extent.segment.pages.size());
-    extents_.push_back(std::move(extent));
+    reserved.first = reserved.segment.length;
+    reserved.segment.length += request.tokens;
+    const std::int64_t needed = pages_for(reserved.segment.end_slot());
+    pages += needed - static_cast<std::int64_t>(reserved.segment.pages.size());
+    ranges_.push_back(std::move(reserved));
   }
   // Asked for before memory is set aside for it: an absurd number of tokens is kOutOfPages as well.
   pool.require_free(pages);
   new_pages_.reserve(pages);
-  for (Extent& extent : extents_) extent.segment.pages.reserve(pages_for(extent.segment.end_slot()));
+  for (ReservedRange& reserved : ranges_) reserved.segment.pages.reserve(pages_for(reserved.segment.end_slot()));
   pool.take(pages, new_pages_);
   auto next = new_pages_.begin();
-  for (Extent& extent : extents_) {
-    std::vector<std::int64_t>& list = extent.segment.pages;
-    while (static_cast<std::int64_t>(list.size()) < pages_for(extent.segment.end_slot())) list.push_back(*next++);
+  for (ReservedRange& reserved : ranges_) {
+    std::vector<std::int64_t>& list = reserved.segment.pages;
+    while (static_cast<std::int64_t>(list.size()) < pages_for(reserved.segment.end_slot())) list.push_back(*next++);
   }
 }
 
-Growth::~Growth() {
+PageReservation::~PageReservation() {
   if (new_pages_.empty()) return;
   const std::scoped_lock lock(pool_.mutex);
   // Last taken, first given back: the free list is as it was.
   for (auto page = new_pages_.rbegin(); page != new_pages_.rend(); ++page) pool_.drop_reference(*page);
 }
 
-void Growth::commit() noexcept {
-  for (const Extent& extent : extents_) {
-    for_each_run(extent.segment, extent.first, extent.segment.length,
+void PageReservation::commit() noexcept {
+  for (const ReservedRange& reserved : ranges_) {
+    for_each_run(reserved.segment, reserved.first, reserved.segment.length,
                  [&](std::int64_t page, std::int32_t slot, std::int64_t count, std::int64_t) {
-                   pool_.hand_out(page, slot + count, extent.writer);
+                   pool_.mark_used(page, slot + count, reserved.writer);
                  });
   }
   pool_.record_peak();

@@ -1,4 +1,4 @@
-// The host's books of a page pool: who refers to a page, which of its slots are handed out, and the
+// Host-side bookkeeping of a page pool: reference counts of pages, used slots, and the
 // token ids in them. Keys and values themselves lie in device memory (kv_cache.h).
 #pragma once
 
@@ -47,11 +47,11 @@ class PagePool {
   // Whether block `writer` may write on behind slot `end` - 1 of `page`, which ends its last segment:
   // either nothing else refers to the page, or the block wrote the page's newest token and stands right
   // behind it. This depends on nothing that happens elsewhere in the same step, so a worker's storage
-  // (and with it the last bit of its logits) does not depend on its company.
+  // (and with it the last bit of its logits) does not depend on which other workers are in the step.
   bool writable(std::int64_t page, std::int64_t end, std::int64_t writer) const;
 
   // Records that `writer` has filled the page up to slot `used` - 1.
-  void hand_out(std::int64_t page, std::int64_t used, std::int64_t writer) noexcept;
+  void mark_used(std::int64_t page, std::int64_t used, std::int64_t writer) noexcept;
   void record_peak() noexcept;
 
  private:
@@ -67,7 +67,7 @@ class PagePool {
 
 // Room for new tokens behind several blocks at once, all or nothing. The books change at `commit`;
 // without it the destructor gives the pages back.
-class Growth {
+class PageReservation {
  public:
   struct Request {
     const Segment* last = nullptr;  // the block's last segment, or null
@@ -75,7 +75,7 @@ class Growth {
     std::int64_t writer = 0;        // id of the block
     std::int64_t tokens = 0;        // how many, > 0
   };
-  struct Extent {
+  struct ReservedRange {
     Segment segment;         // last segment of the grown block
     bool replaces = false;   // it is the present last segment and more; else it comes behind that one
     std::int64_t first = 0;  // index in `segment` of the first new token
@@ -83,19 +83,19 @@ class Growth {
   };
 
   // Throws kOutOfPages. The blocks are distinct. Takes the mutex.
-  Growth(PagePool& pool, std::span<const Request> requests);
-  ~Growth();
-  Growth(const Growth&) = delete;
-  Growth& operator=(const Growth&) = delete;
+  PageReservation(PagePool& pool, std::span<const Request> requests);
+  ~PageReservation();
+  PageReservation(const PageReservation&) = delete;
+  PageReservation& operator=(const PageReservation&) = delete;
 
-  std::vector<Extent>& extents() { return extents_; }
+  std::vector<ReservedRange>& ranges() { return ranges_; }
 
   // With the mutex held. The references of the new pages now belong to whoever takes the segments.
   void commit() noexcept;
 
  private:
   PagePool& pool_;
-  std::vector<Extent> extents_;
+  std::vector<ReservedRange> ranges_;
   std::vector<std::int64_t> new_pages_;
 };
 

@@ -29,7 +29,7 @@ std::int64_t total_length(std::span<const Segment> segments);
 // Tokens [begin, end) of `segment`, 0 <= begin < end <= length.
 Segment slice(const Segment& segment, std::int64_t begin, std::int64_t end);
 
-// Puts `segment` behind `list`: as part of its last segment where storage and rotation just go on.
+// Puts `segment` behind `list`: merged into its last segment where pages and rotation are contiguous.
 void push_joined(std::vector<Segment>& list, Segment segment);
 
 // Puts tokens [begin, end) of `source` behind `list`, 0 <= begin <= end <= total_length(source).

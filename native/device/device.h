@@ -70,25 +70,25 @@ class Device {
 
   // Makes a weight readable by ops. `host` stays mapped and unchanged while the result is in use.
   // A CPU returns `host` itself; others copy and keep the copy in `storage`.
-  virtual Matrix adopt_weight(const Matrix& host, std::vector<Buffer>& storage) = 0;
+  virtual Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) = 0;
 
   // Before the first op of a step that needs one of its parts. They stay where they are and unchanged until
   // the step's last op or the next begin_step; a device with memory of its own copies them here.
   virtual void begin_step(const StepView& step) = 0;
 
-  // Rows that the ops of a step of `rows` new tokens are to be called with: more where a device would rather
-  // repeat one recorded step for several numbers of rows. What surplus rows hold is nobody's business.
-  virtual std::int64_t padded_rows(std::int64_t rows) const { return rows; }
+  // Rows that the ops of a step of `rows` new tokens are to be called with: more where the device replays one
+  // captured graph for several numbers of rows. Rows beyond the step may hold anything; nobody reads them.
+  virtual std::int64_t bucket_rows(std::int64_t rows) const { return rows; }
 
-  // Calls `ops`, which calls ops of this device and nothing else, or repeats what it did when it was last
-  // called with this key. Equal keys promise equal arguments: only what begin_step brought may differ.
-  struct RecordingKey {
+  // Runs `ops`, which calls ops of this device and nothing else, or replays the graph captured for this key. The
+  // caller guarantees identical arguments per key: only what begin_step brought may differ.
+  struct GraphKey {
     std::uint64_t model = 0, cache = 0, buffers = 0;  // who calls; changes with every pointer in an argument
     std::int64_t rows = 0;
     bool output_wanted = false;
-    auto operator<=>(const RecordingKey&) const = default;
+    auto operator<=>(const GraphKey&) const = default;
   };
-  virtual void repeat(const RecordingKey&, const std::function<void()>& ops) { ops(); }
+  virtual void replay(const GraphKey&, const std::function<void()>& ops) { ops(); }
 
   virtual void embedding(const EmbeddingParams& params) = 0;
   virtual void rms_norm(const RmsNormParams& params) = 0;
@@ -96,7 +96,7 @@ class Device {
   virtual void gated_activation(const GatedActivationParams& params) = 0;
   virtual void kv_append(const KvAppendParams& params) = 0;
   virtual void attention(const AttentionParams& params) = 0;
-  virtual void kv_rebase(const KvRebaseParams& params) = 0;
+  virtual void kv_move(const KvMoveParams& params) = 0;
   virtual void kv_read(const KvReadParams& params) = 0;
   virtual void sample(const SampleParams& params) = 0;
 

@@ -3,9 +3,9 @@
 // The CPU device and the CUDA launchers take the same structs. Activations are f32 and row-major;
 // weights and the KV cache keep their own dtype. On the CPU every op is batch-invariant: what it
 // computes for one row (one new token) does not depend, to the last bit, on how many other rows there
-// are, on their order, or on the number of threads. On CUDA so is all but attention, up to 64 rows.
-// Where the hardware multiplies 16 bits with 16 bits (CUDA, AVX512_BF16), what meets a weight, key or value of
-// that type is rounded to it first; sums are f32.
+// are, on their order, or on the number of threads. On CUDA every op except attention is batch-invariant up to 64 rows.
+// Where the hardware multiplies 16 bits with 16 bits (CUDA, AVX512_BF16), the other operand of a weight, key or value
+// of that dtype is rounded to it first; sums are f32.
 #pragma once
 
 #include <cstdint>
@@ -99,8 +99,8 @@ struct RopeTable {
 // Where a new token's key and value go.
 struct AppendSlot {
   std::int64_t page = 0;
-  std::int32_t slot = 0;   // in [0, P)
-  std::int32_t angle = 0;  // row of the rope table at which its key is rotated
+  std::int32_t slot = 0;      // in [0, P)
+  std::int32_t rope_row = 0;  // row of the rope table at which its key is rotated
 };
 
 // A run of tokens in storage: it starts at `first_slot` of its first page and goes on through
@@ -108,29 +108,29 @@ struct AppendSlot {
 struct PlanSegment {
   std::int64_t first_page = 0;  // index into AttentionPlanView::pages
   std::int32_t first_slot = 0;
-  std::int64_t length = 0;       // tokens
-  std::int64_t first_visit = 0;  // index into AttentionPlanView::visits
-  std::int64_t n_visits = 0;
+  std::int64_t length = 0;             // tokens
+  std::int64_t first_query_range = 0;  // index into AttentionPlanView::query ranges
+  std::int64_t n_query_ranges = 0;
 };
 
-// One new token looks at one segment. Its query, rotated to row `angle`, meets the segment's keys
+// One new token looks at one segment. Its query, rotated to row `rope_row`, meets the segment's keys
 // as they are stored (SEMANTICS, "Rotating the query instead of the keys").
-struct PlanVisit {
-  std::int32_t token = 0;  // row of q, in [0, T)
-  std::int32_t angle = 0;  // row of the rope table
-  std::int64_t limit = 0;  // it sees the first `limit` tokens of the segment, 1 <= limit <= length
-  float bias = 0;          // added to every score of this visit: a log-weight per (worker, block)
-  std::int32_t order = 0;  // place among the token's visits: its view order
+struct QueryRange {
+  std::int32_t token = 0;     // row of q, in [0, T)
+  std::int32_t rope_row = 0;  // row of the rope table
+  std::int64_t limit = 0;     // it sees the first `limit` tokens of the segment, 1 <= limit <= length
+  float bias = 0;             // added to every score of this range: a log-weight per (worker, block)
+  std::int32_t order = 0;     // place among the token's query ranges: its view order
 };
 
 // What every layer of a step does, built once per step on the host (cache/attention_plan.h).
 struct AttentionPlanView {
-  std::int64_t n_tokens = 0;                      // T
-  std::span<const std::int64_t> pages;            // page ids, segment after segment
-  std::span<const PlanSegment> segments;          // each segment of storage once, whoever sees it
-  std::span<const PlanVisit> visits;              // grouped by segment, in ascending token order within one
-  std::span<const std::int64_t> token_visits;     // visit indices, grouped by token, in view order
-  std::span<const std::int64_t> token_visits_at;  // [T + 1]: token t's are [at[t], at[t + 1])
+  std::int64_t n_tokens = 0;                            // T
+  std::span<const std::int64_t> pages;                  // page ids, segment after segment
+  std::span<const PlanSegment> segments;                // each segment of storage once, whoever sees it
+  std::span<const QueryRange> query_ranges;             // grouped by segment, in ascending token order within one
+  std::span<const std::int64_t> token_query_ranges;     // range indices, grouped by token, in view order
+  std::span<const std::int64_t> token_query_ranges_at;  // [T + 1]: token t's are [at[t], at[t + 1])
 };
 
 // What the ops of a step share, made once per step on the host.
@@ -143,7 +143,7 @@ struct StepView {
 };
 
 // Whose activations an op of the cache reads and writes: an engine may keep its own on the device.
-struct Caller {
+struct ExternalBuffers {
   Dtype dtype = Dtype::kF32;  // the CPU device has kernels for f32 only
   void* stream = nullptr;     // cudaStream_t on which they are made and used; null: the device's own order
 };
@@ -155,15 +155,15 @@ struct KvAppendParams {
   KvLayer layer;
   std::int64_t first = 0;
   std::int64_t rows = 0;
-  const void* k = nullptr;  // [rows, Hkv, D], before RoPE
-  const void* v = nullptr;  // [rows, Hkv, D]
-  Caller caller = {};       // of k and v
+  const void* k = nullptr;       // [rows, Hkv, D], before RoPE
+  const void* v = nullptr;       // [rows, Hkv, D]
+  ExternalBuffers buffers = {};  // of k and v
 };
 
-// Concurrent attention: for each new token t and query head h, over all visits of t,
-//   out = sum softmax(scale * <rotate(q, angle), key> + bias) value,   lse = log sum exp(...)
+// Concurrent attention: for each new token t and query head h, over all query ranges of t,
+//   out = sum softmax(scale * <rotate(q, rope_row), key> + bias) value,   lse = log sum exp(...)
 // Each segment's keys and values are read once for all tokens that visit it. A token without
-// visits gets out = 0 and lse = -inf. Query head h reads kv head floor(h * Hkv / Hq).
+// query ranges gets out = 0 and lse = -inf. Query head h reads kv head floor(h * Hkv / Hq).
 struct AttentionParams {
   KvShape shape;
   KvLayer layer;
@@ -172,19 +172,19 @@ struct AttentionParams {
   const void* q = nullptr;       // [T, Hq, D], before RoPE
   void* out = nullptr;           // [T, Hq, D]
   float* lse = nullptr;          // [T, Hq] or null: f32
-  Caller caller = {};            // of q and out
+  ExternalBuffers buffers = {};  // of q and out
 };
 
-// Copies runs of tokens inside one layer's pool; keys are turned on the way by row `angle` of the
-// table (in f32, rounded once), or kept bit for bit where angle < 0.
-struct KvRebaseParams {
+// Copies runs of tokens inside one layer's pool; keys are turned on the way by row `rope_row` of the
+// table (in f32, rounded once), or kept bit for bit where rope_row < 0.
+struct KvMoveParams {
   struct Move {
     std::int64_t from_page = 0;
     std::int64_t to_page = 0;
     std::int32_t from_slot = 0;
     std::int32_t to_slot = 0;
     std::int32_t length = 0;  // tokens; the run stays inside both pages
-    std::int32_t angle = -1;
+    std::int32_t rope_row = -1;
   };
   KvShape shape;
   KvLayer layer;
@@ -196,7 +196,7 @@ struct KvRebaseParams {
 struct KvReadParams {
   KvShape shape;
   KvLayer layer;
-  std::span<const AppendSlot> slots;  // [n]; angle unused
+  std::span<const AppendSlot> slots;  // [n]; rope_row unused
   float* k = nullptr;                 // [n, Hkv, D]
   float* v = nullptr;                 // [n, Hkv, D]
 };

@@ -75,10 +75,10 @@ void ProfileDevice::attention(const AttentionParams& p) {
   measure({"attention", 0, 0}, tokens * token_bytes(p.shape), [&] { device_->attention(p); });
 }
 
-void ProfileDevice::kv_rebase(const KvRebaseParams& p) {
+void ProfileDevice::kv_move(const KvMoveParams& p) {
   std::int64_t tokens = 0;
-  for (const KvRebaseParams::Move& move : p.moves) tokens += move.length;
-  measure({"kv_rebase", 0, 0}, 2 * tokens * token_bytes(p.shape), [&] { device_->kv_rebase(p); });
+  for (const KvMoveParams::Move& move : p.moves) tokens += move.length;
+  measure({"kv_move", 0, 0}, 2 * tokens * token_bytes(p.shape), [&] { device_->kv_move(p); });
 }
 
 void ProfileDevice::kv_read(const KvReadParams& p) {

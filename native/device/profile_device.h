@@ -34,8 +34,8 @@ class ProfileDevice final : public Device {
   void download(void* host, const void* device, std::size_t bytes) override { device_->download(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { device_->upload(device, host, bytes); }
   void synchronize() override { device_->synchronize(); }
-  Matrix adopt_weight(const Matrix& host, std::vector<Buffer>& storage) override {
-    return device_->adopt_weight(host, storage);
+  Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) override {
+    return device_->upload_weight(host, storage);
   }
   std::int64_t kv_padding(const KvShape& shape) const override { return device_->kv_padding(shape); }
   void begin_step(const StepView& step) override {
@@ -50,7 +50,7 @@ class ProfileDevice final : public Device {
   void gated_activation(const GatedActivationParams& params) override;
   void kv_append(const KvAppendParams& params) override;
   void attention(const AttentionParams& params) override;
-  void kv_rebase(const KvRebaseParams& params) override;
+  void kv_move(const KvMoveParams& params) override;
   void kv_read(const KvReadParams& params) override;
   void sample(const SampleParams& params) override;
 

@@ -66,49 +66,52 @@ void check_config(const ModelConfig& config) {
 class PlanSlice {
  public:
   PlanSlice(const AttentionPlanView& plan, std::int64_t first, std::int64_t n) : pages_(plan.pages) {
-    const std::int64_t begin = plan.token_visits_at[first];
-    for (std::int64_t t = 0; t <= n; ++t) token_visits_at_.push_back(plan.token_visits_at[first + t] - begin);
-    token_visits_.resize(static_cast<std::size_t>(token_visits_at_.back()));
+    const std::int64_t begin = plan.token_query_ranges_at[first];
+    for (std::int64_t t = 0; t <= n; ++t)
+      token_query_ranges_at_.push_back(plan.token_query_ranges_at[first + t] - begin);
+    token_query_ranges_.resize(static_cast<std::size_t>(token_query_ranges_at_.back()));
 
-    std::vector<std::int64_t> new_index(plan.visits.size(), -1);
+    std::vector<std::int64_t> new_index(plan.query_ranges.size(), -1);
     for (const PlanSegment& segment : plan.segments) {
-      const auto visits = plan.visits.subspan(segment.first_visit, segment.n_visits);
-      const auto before = [](const PlanVisit& visit, std::int64_t token) { return visit.token < token; };
-      const auto from = std::lower_bound(visits.begin(), visits.end(), first, before);
-      const auto to = std::lower_bound(from, visits.end(), first + n, before);
+      const auto query_ranges = plan.query_ranges.subspan(segment.first_query_range, segment.n_query_ranges);
+      const auto before = [](const QueryRange& range, std::int64_t token) { return range.token < token; };
+      const auto from = std::lower_bound(query_ranges.begin(), query_ranges.end(), first, before);
+      const auto to = std::lower_bound(from, query_ranges.end(), first + n, before);
       if (from == to) continue;
       PlanSegment part = segment;
-      part.first_visit = static_cast<std::int64_t>(visits_.size());
-      part.n_visits = to - from;
+      part.first_query_range = static_cast<std::int64_t>(query_ranges_.size());
+      part.n_query_ranges = to - from;
       part.length = 0;  // as far as these tokens see it: what follows is not written yet
-      for (auto visit = from; visit != to; ++visit) {
-        new_index[segment.first_visit + (visit - visits.begin())] = static_cast<std::int64_t>(visits_.size());
-        part.length = std::max(part.length, visit->limit);
-        visits_.push_back(*visit);
-        visits_.back().token -= static_cast<std::int32_t>(first);
+      for (auto range = from; range != to; ++range) {
+        new_index[segment.first_query_range + (range - query_ranges.begin())] =
+            static_cast<std::int64_t>(query_ranges_.size());
+        part.length = std::max(part.length, range->limit);
+        query_ranges_.push_back(*range);
+        query_ranges_.back().token -= static_cast<std::int32_t>(first);
       }
       segments_.push_back(part);
     }
-    for (std::size_t i = 0; i < token_visits_.size(); ++i) token_visits_[i] = new_index[plan.token_visits[begin + i]];
+    for (std::size_t i = 0; i < token_query_ranges_.size(); ++i)
+      token_query_ranges_[i] = new_index[plan.token_query_ranges[begin + i]];
   }
 
   AttentionPlanView view() const {
     AttentionPlanView view;
-    view.n_tokens = static_cast<std::int64_t>(token_visits_at_.size()) - 1;
+    view.n_tokens = static_cast<std::int64_t>(token_query_ranges_at_.size()) - 1;
     view.pages = pages_;
     view.segments = segments_;
-    view.visits = visits_;
-    view.token_visits = token_visits_;
-    view.token_visits_at = token_visits_at_;
+    view.query_ranges = query_ranges_;
+    view.token_query_ranges = token_query_ranges_;
+    view.token_query_ranges_at = token_query_ranges_at_;
     return view;
   }
 
  private:
   std::span<const std::int64_t> pages_;
   std::vector<PlanSegment> segments_;
-  std::vector<PlanVisit> visits_;
-  std::vector<std::int64_t> token_visits_;
-  std::vector<std::int64_t> token_visits_at_;
+  std::vector<QueryRange> query_ranges_;
+  std::vector<std::int64_t> token_query_ranges_;
+  std::vector<std::int64_t> token_query_ranges_at_;
 };
 
 struct Layer {
@@ -160,7 +163,7 @@ struct Transformer::State {
   struct Pass {
     KvCache& cache;
     const std::atomic<bool>& cancel;
-    std::int64_t rows = 0;       // tokens, as many as the device wants (Device::padded_rows)
+    std::int64_t rows = 0;       // tokens, as many as the device wants (Device::bucket_rows)
     bool output_wanted = false;  // somebody wants logits of one of them
   };
 
@@ -181,7 +184,7 @@ struct Transformer::State {
   Buffer q;                         // [n, Hq, D]
   Buffer attended;                  // [n, Hq, D]
   Buffer normed;                    // [c, hidden]
-  Buffer passing;                   // what is used up at once: k and v, then gate and up, at last the logits
+  Buffer passing;                   // scratch shared in turn by k and v, gate and up, and the logits
   std::uint64_t scratch_grown = 0;  // how often one of them moved
 
   static inline std::atomic<std::uint64_t> next_id = 1;
@@ -340,7 +343,7 @@ struct Transformer::State {
   }
 
   // Adds the attention's output, then the feed-forward network, to rows [first, first + n).
-  void mix(const Pass& pass, std::int64_t index, std::int64_t first, std::int64_t n) {
+  void output_and_mlp(const Pass& pass, std::int64_t index, std::int64_t first, std::int64_t n) {
     const Layer& layer = layers[index];
     float* residual = x.as<float>() + first * config.hidden_size;
     device->matmul({.x = attended.as<float>() + first * q_size(),
@@ -368,7 +371,7 @@ struct Transformer::State {
                     .outputs = {{layer.down_proj, layer.down_bias, residual, true}}});
   }
 
-  // Leaves the last layer's output in `x`. Ops only: a device may repeat them (Device::repeat).
+  // Leaves the last layer's output in `x`. Ops only: a device may replay them (Device::replay).
   void run_layers(const Pass& pass) {
     device->embedding({.rows = pass.rows, .table = embed, .scale = config.embedding_scale, .out = x.as<float>()});
     for (std::int64_t index = 0; index < config.layers; ++index) {
@@ -386,7 +389,7 @@ struct Transformer::State {
                          .out = attended.as<float>()});
       for (std::int64_t first = 0; first < pass.rows; first += kChunkRows) {
         check_cancelled(pass.cancel);
-        mix(pass, index, first, std::min(kChunkRows, pass.rows - first));
+        output_and_mlp(pass, index, first, std::min(kChunkRows, pass.rows - first));
       }
     }
   }
@@ -478,14 +481,14 @@ struct Transformer::State {
       std::optional<PlanSlice> slice;
       if (n < total) slice.emplace(reservation.plan(), first, n);
       const Pass pass = {
-          .cache = cache, .cancel = cancel, .rows = device->padded_rows(n), .output_wanted = n_wanted > 0};
+          .cache = cache, .cancel = cancel, .rows = device->bucket_rows(n), .output_wanted = n_wanted > 0};
       reserve_scratch(pass.rows);
       device->begin_step({.id = slice ? 0 : reservation.id(),
                           .plan = slice ? slice->view() : reservation.plan(),
                           .rope = reservation.rope(),
                           .slots = reservation.slots().subspan(first, n),
                           .tokens = std::span(tokens).subspan(first, n)});
-      device->repeat({.model = id,
+      device->replay({.model = id,
                       .cache = cache.id(),
                       .buffers = scratch_grown,
                       .rows = pass.rows,

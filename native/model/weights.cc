@@ -169,7 +169,7 @@ struct Weights::State {
 
   std::vector<std::unique_ptr<MappedFile>> files;  // those that a matrix still points into
   std::vector<HostArray> host_arrays;              // copies that a matrix points into
-  std::vector<Buffer> device_matrices;             // what adopt_weight copied
+  std::vector<Buffer> device_matrices;             // what upload_weight copied
   Buffer device_vectors;
   std::map<std::string, Matrix> matrices;
   std::map<std::string, Vector> vectors;
@@ -215,7 +215,7 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
     }
     if (copy != nullptr) host.data = copy.get();
 
-    const Matrix adopted = device.adopt_weight(host, state_->device_matrices);
+    const Matrix adopted = device.upload_weight(host, state_->device_matrices);
     const bool in_place = adopted.data == host.data;
     if (copy == nullptr) {
       file.in_use |= in_place;

@@ -52,8 +52,8 @@ struct Case {
 
   std::vector<std::int64_t> pages;
   std::vector<PlanSegment> segments;
-  std::vector<PlanVisit> visits;
-  std::vector<std::int64_t> token_visits, token_visits_at;
+  std::vector<QueryRange> query_ranges;
+  std::vector<std::int64_t> token_query_ranges, token_query_ranges_at;
   std::vector<float> cos, sin;
   std::vector<std::uint16_t> keys, values;
   std::vector<float> q;  // as `dtype` holds it
@@ -64,9 +64,9 @@ struct Case {
     view.n_tokens = tokens;
     view.pages = pages;
     view.segments = segments;
-    view.visits = visits;
-    view.token_visits = token_visits;
-    view.token_visits_at = token_visits_at;
+    view.query_ranges = query_ranges;
+    view.token_query_ranges = token_query_ranges;
+    view.token_query_ranges_at = token_query_ranges_at;
     return view;
   }
   std::int64_t element(const PlanSegment& segment, std::int64_t token, std::int64_t kv_head, std::int64_t dim) const {
@@ -114,34 +114,34 @@ Case random_case(std::uint64_t seed, std::int64_t width, Dtype dtype, const Limi
 
   std::int64_t used_pages = 0;
   const std::int64_t segments = random(0, limits.max_segments);
-  std::vector<std::vector<std::int64_t>> visits_of(c.tokens);
+  std::vector<std::vector<std::int64_t>> ranges_of(c.tokens);
   for (std::int64_t s = 0; s < segments; ++s) {
     PlanSegment segment;
     segment.first_page = static_cast<std::int64_t>(c.pages.size());
     segment.first_slot = static_cast<std::int32_t>(random(0, 1) * random(0, kPageSize - 1));
     segment.length = random(0, 4) > 0 ? random(0, limits.max_length) : kPageSize * random(1, 2) - segment.first_slot;
-    segment.first_visit = static_cast<std::int64_t>(c.visits.size());
+    segment.first_query_range = static_cast<std::int64_t>(c.query_ranges.size());
     for (std::int64_t t = 0; t < c.tokens && segment.length > 0; ++t) {
       // Hidden, seen once, or, with the block twice in the view, seen twice.
       for (std::int64_t n = random(0, 9) < 2 ? 0 : random(0, 9) < 1 ? 2 : 1; n > 0; --n) {
-        visits_of[t].push_back(static_cast<std::int64_t>(c.visits.size()));
-        c.visits.push_back({.token = static_cast<std::int32_t>(t),
-                            .angle = static_cast<std::int32_t>(random(0, angles - 1)),
-                            .limit = random(0, 2) > 0 ? segment.length : random(1, segment.length),
-                            .bias = random(0, 2) > 0 ? 0 : normal(rng),
-                            .order = static_cast<std::int32_t>(visits_of[t].size()) - 1});
+        ranges_of[t].push_back(static_cast<std::int64_t>(c.query_ranges.size()));
+        c.query_ranges.push_back({.token = static_cast<std::int32_t>(t),
+                                  .rope_row = static_cast<std::int32_t>(random(0, angles - 1)),
+                                  .limit = random(0, 2) > 0 ? segment.length : random(1, segment.length),
+                                  .bias = random(0, 2) > 0 ? 0 : normal(rng),
+                                  .order = static_cast<std::int32_t>(ranges_of[t].size()) - 1});
       }
     }
-    segment.n_visits = static_cast<std::int64_t>(c.visits.size()) - segment.first_visit;
+    segment.n_query_ranges = static_cast<std::int64_t>(c.query_ranges.size()) - segment.first_query_range;
     for (std::int64_t slot = 0; slot < segment.first_slot + segment.length; slot += kPageSize) {
       c.pages.push_back(used_pages++);
     }
     c.segments.push_back(segment);
   }
-  c.token_visits_at.push_back(0);
-  for (const std::vector<std::int64_t>& visits : visits_of) {
-    c.token_visits.insert(c.token_visits.end(), visits.begin(), visits.end());
-    c.token_visits_at.push_back(static_cast<std::int64_t>(c.token_visits.size()));
+  c.token_query_ranges_at.push_back(0);
+  for (const std::vector<std::int64_t>& query_ranges : ranges_of) {
+    c.token_query_ranges.insert(c.token_query_ranges.end(), query_ranges.begin(), query_ranges.end());
+    c.token_query_ranges_at.push_back(static_cast<std::int64_t>(c.token_query_ranges.size()));
   }
 
   // Pages in any order in the pool, and NaN wherever there is no token. A token's padding is zero.
@@ -192,18 +192,18 @@ Expected expect(const Case& c) {
       std::vector<double> scores;
       std::vector<std::pair<const PlanSegment*, std::int64_t>> at;
       for (const PlanSegment& segment : c.segments) {
-        for (std::int64_t v = segment.first_visit; v < segment.first_visit + segment.n_visits; ++v) {
-          const PlanVisit& visit = c.visits[v];
-          if (visit.token != t) continue;
+        for (std::int64_t v = segment.first_query_range; v < segment.first_query_range + segment.n_query_ranges; ++v) {
+          const QueryRange& range = c.query_ranges[v];
+          if (range.token != t) continue;
           std::vector<float> rotated(q, q + d);
           for (std::int64_t u = 0; u < half; ++u) {
-            const float cos = c.cos[visit.angle * half + u], sin = c.sin[visit.angle * half + u];
+            const float cos = c.cos[range.rope_row * half + u], sin = c.sin[range.rope_row * half + u];
             rotated[u] = q[u] * cos - q[u + half] * sin;
             rotated[u + half] = q[u + half] * cos + q[u] * sin;
           }
           for (float& x : rotated) x = rounded(c.shape.dtype, x * scale_log2(c));
-          for (std::int64_t j = 0; j < visit.limit; ++j) {
-            double score = visit.bias * kLog2E;
+          for (std::int64_t j = 0; j < range.limit; ++j) {
+            double score = range.bias * kLog2E;
             for (std::int64_t i = 0; i < d; ++i) {
               score += static_cast<double>(rotated[i]) *
                        widen(c.shape.dtype, c.keys[c.element(segment, j, head / c.group, i)]);
@@ -252,7 +252,7 @@ Expected expect(const Case& c) {
     for (std::size_t s = 0; s < flat.segments.size(); ++s) {
       std::int64_t limit = 0;
       for (std::int64_t t = first / c.group; t < c.tokens && t * c.group < first + tile_rows; ++t) {
-        limit = std::max<std::int64_t>(limit, flat.visits[s * c.tokens + t].limit);
+        limit = std::max<std::int64_t>(limit, flat.query_ranges[s * c.tokens + t].limit);
       }
       const std::int64_t begin = flat.segments[s].first_slot;
       const std::int64_t whole_tiles = (begin + limit + tile_keys - 1) / tile_keys * tile_keys;
@@ -272,7 +272,7 @@ Result run(const Case& c) {
   const FlatPlan flat = flatten(c.plan());
   const simt::DeviceArray<std::int32_t> counts(flat.counts);
   const simt::DeviceArray<Segment> segments(flat.segments);
-  const simt::DeviceArray<Visit> visits(flat.visits);
+  const simt::DeviceArray<DeviceQueryRange> query_ranges(flat.query_ranges);
   const simt::DeviceArray<std::int64_t> pages(flat.pages);
   const simt::DeviceArray<float> cos(c.cos), sin(c.sin);
   const simt::DeviceArray<std::uint8_t> q(to_bytes(c.dtype, c.q));
@@ -284,7 +284,8 @@ Result run(const Case& c) {
   AttentionLaunch launch;
   launch.shape = c.shape;
   launch.layer = {.keys = keys.data(), .values = values.data()};
-  launch.plan = {.counts = counts.data(), .segments = segments.data(), .visits = visits.data(), .pages = pages.data()};
+  launch.plan = {
+      .counts = counts.data(), .segments = segments.data(), .query_ranges = query_ranges.data(), .pages = pages.data()};
   launch.rope = {.cos = cos.data(), .sin = sin.data(), .rotary_dim = c.rotary_dim};
   launch.query_heads = c.query_heads();
   launch.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(c.shape.head_dim)));

@@ -1,4 +1,4 @@
-// Append, rebase and read against float64 and a second description of the pages, on random shapes: any head
+// Append, move and read against float64 and a second description of the pages, on random shapes: any head
 // dim, rotary dim, padding and dtype, slots left out, values that are not finite. Whole pools are compared, so
 // that nothing else may be written. Under g++ each case runs under three schedules, which must agree bit for
 // bit, and rotation must give the bits of the same formula in f32.
@@ -211,7 +211,7 @@ TEST(append_writes_rotated_keys_and_values) {
     for (std::size_t t = 0; t < slots.size(); ++t) {
       slots[t] = {.page = c.random(0, 9) > 0 ? places[t] / kPageSize : -1,
                   .slot = static_cast<std::int32_t>(places[t] % kPageSize),
-                  .angle = static_cast<std::int32_t>(c.random(0, c.angles - 1))};
+                  .rope_row = static_cast<std::int32_t>(c.random(0, c.angles - 1))};
     }
     const std::int64_t head_dim = c.shape.head_dim;
     std::vector<float> k(slots.size() * c.shape.kv_heads * head_dim), v(k.size());
@@ -240,7 +240,7 @@ TEST(append_writes_rotated_keys_and_values) {
       if (slot.page < 0) continue;
       for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
         const std::int64_t row = (static_cast<std::int64_t>(t) * c.shape.kv_heads + h) * head_dim;
-        expect_key(c, k.data() + row, slot.angle, slot.page, h, slot.slot, expected);
+        expect_key(c, k.data() + row, slot.rope_row, slot.page, h, slot.slot, expected);
         for (std::int64_t d = 0; d < c.shape.row_elements(); ++d) {
           const std::int64_t at = c.element(slot.page, h, slot.slot, d);
           expected.pools.values[at] = d < head_dim ? narrow(c.shape.dtype, v[row + d]) : 0;
@@ -256,7 +256,7 @@ TEST(rebase_moves_tokens_and_turns_keys) {
   for (int seed = 1000; seed < 1000 + n_cases(); ++seed) {
     Case c = random_case(seed);
     const std::int64_t first_target = c.random(1, c.pages - 1);  // pages before it are read, the others written
-    std::vector<KvRebaseParams::Move> moves;
+    std::vector<KvMoveParams::Move> moves;
     for (std::int64_t page = first_target; page < c.pages; ++page) {
       for (std::int64_t slot = c.random(0, 9); slot < kPageSize;) {
         const std::int64_t length = c.random(0, 3) > 0 ? c.random(0, kPageSize - slot) : kPageSize - slot;
@@ -265,25 +265,25 @@ TEST(rebase_moves_tokens_and_turns_keys) {
                          .from_slot = static_cast<std::int32_t>(c.random(0, kPageSize - length)),
                          .to_slot = static_cast<std::int32_t>(slot),
                          .length = static_cast<std::int32_t>(length),
-                         .angle = static_cast<std::int32_t>(c.random(0, 2) > 0 ? c.random(0, c.angles - 1) : -1)});
+                         .rope_row = static_cast<std::int32_t>(c.random(0, 2) > 0 ? c.random(0, c.angles - 1) : -1)});
         slot += length + c.random(0, 2);
       }
     }
 
     const Pools result = run_on_pools(c, [&](const KvLayer& layer, const RopeTable& rope) {
-      const simt::DeviceArray<KvRebaseParams::Move> device_moves(moves);
-      const cudaError_t error = launch_kv_rebase({.shape = c.shape,
-                                                  .layer = layer,
-                                                  .rope = rope,
-                                                  .moves = device_moves.data(),
-                                                  .n = static_cast<std::int64_t>(moves.size())},
-                                                 nullptr);
+      const simt::DeviceArray<KvMoveParams::Move> device_moves(moves);
+      const cudaError_t error = launch_kv_move({.shape = c.shape,
+                                                .layer = layer,
+                                                .rope = rope,
+                                                .moves = device_moves.data(),
+                                                .n = static_cast<std::int64_t>(moves.size())},
+                                               nullptr);
       simt::check_launch(error);
       return error;
     });
 
     Expected expected = {c.pools, {}, {}};
-    for (const KvRebaseParams::Move& move : moves) {
+    for (const KvMoveParams::Move& move : moves) {
       for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
         for (std::int64_t i = 0; i < move.length; ++i) {
           std::vector<float> key;
@@ -294,8 +294,8 @@ TEST(rebase_moves_tokens_and_turns_keys) {
             expected.pools.values[to] = c.pools.values[from];
             key.push_back(widen(c.shape.dtype, c.pools.keys[from]));
           }
-          if (move.angle >= 0) {
-            expect_key(c, key.data(), move.angle, move.to_page, h, move.to_slot + i, expected);
+          if (move.rope_row >= 0) {
+            expect_key(c, key.data(), move.rope_row, move.to_page, h, move.to_slot + i, expected);
           }
         }
       }
@@ -356,25 +356,25 @@ TEST(what_is_not_supported_is_refused) {
   KvAppendLaunch append;
   append.shape = {.layers = 1, .kv_heads = 2, .head_dim = 72, .dtype = Dtype::kBF16, .padding = 8};
   append.rope.rotary_dim = 64;
-  KvRebaseLaunch rebase;
+  KvMoveLaunch rebase;
   rebase.shape = append.shape;
   rebase.rope = append.rope;
   KvReadLaunch read;
   read.shape = append.shape;
   CHECK(launch_kv_append(append, nullptr) == cudaSuccess);  // nothing to do
-  CHECK(launch_kv_rebase(rebase, nullptr) == cudaSuccess);
+  CHECK(launch_kv_move(rebase, nullptr) == cudaSuccess);
   CHECK(launch_kv_read(read, nullptr) == cudaSuccess);
   append.rows = rebase.n = read.n = 1;
 
   const auto refused = [&](const auto& change) {
     KvAppendLaunch changed_append = append;
-    KvRebaseLaunch changed_rebase = rebase;
+    KvMoveLaunch changed_rebase = rebase;
     KvReadLaunch changed_read = read;
     change(changed_append);
     change(changed_rebase);
     change(changed_read);
     CHECK(launch_kv_append(changed_append, nullptr) == cudaErrorInvalidValue);
-    CHECK(launch_kv_rebase(changed_rebase, nullptr) == cudaErrorInvalidValue);
+    CHECK(launch_kv_move(changed_rebase, nullptr) == cudaErrorInvalidValue);
     CHECK(launch_kv_read(changed_read, nullptr) == cudaErrorInvalidValue);
   };
   refused([](auto& launch) { launch.shape.dtype = Dtype::kF32; });
@@ -395,11 +395,11 @@ TEST(what_is_not_supported_is_refused) {
 
   const auto both_refused = [&](const auto& change) {
     KvAppendLaunch changed_append = append;
-    KvRebaseLaunch changed_rebase = rebase;
+    KvMoveLaunch changed_rebase = rebase;
     change(changed_append.rope);
     change(changed_rebase.rope);
     CHECK(launch_kv_append(changed_append, nullptr) == cudaErrorInvalidValue);
-    CHECK(launch_kv_rebase(changed_rebase, nullptr) == cudaErrorInvalidValue);
+    CHECK(launch_kv_move(changed_rebase, nullptr) == cudaErrorInvalidValue);
   };
   both_refused([](RopeTable& rope) { rope.rotary_dim = 63; });
   both_refused([](RopeTable& rope) { rope.rotary_dim = 74; });

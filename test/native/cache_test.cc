@@ -377,43 +377,43 @@ void check_plan(const World& world, const std::vector<Turn>& turns, const StepRe
     CHECK(step.first_row(w) == row);
     for (const std::int32_t token : turns[w].tokens) {
       const AppendSlot& slot = step.slots()[row++];
-      const std::int64_t rotated_at = position_of_row(rope, slot.angle);
+      const std::int64_t rotated_at = position_of_row(rope, slot.rope_row);
       good &= stored.try_emplace({slot.page, slot.slot}, StoredKey{.token = token, .rotated_at = rotated_at}).second;
     }
   }
   CHECK(step.n_tokens() == row && plan.n_tokens == row);
 
   // The lists are in order and complete.
-  std::vector<const PlanSegment*> segment_of(plan.visits.size());
-  std::int64_t next_visit = 0;
+  std::vector<const PlanSegment*> segment_of(plan.query_ranges.size());
+  std::int64_t next_query_range = 0;
   for (const PlanSegment& segment : plan.segments) {
-    good &= segment.first_visit == next_visit && segment.n_visits > 0;
-    next_visit += segment.n_visits;
-    for (std::int64_t v = segment.first_visit; v < next_visit; ++v) {
-      good &= plan.visits[v].limit >= 1 && plan.visits[v].limit <= segment.length;
-      good &= v == segment.first_visit || plan.visits[v].token >= plan.visits[v - 1].token;
+    good &= segment.first_query_range == next_query_range && segment.n_query_ranges > 0;
+    next_query_range += segment.n_query_ranges;
+    for (std::int64_t v = segment.first_query_range; v < next_query_range; ++v) {
+      good &= plan.query_ranges[v].limit >= 1 && plan.query_ranges[v].limit <= segment.length;
+      good &= v == segment.first_query_range || plan.query_ranges[v].token >= plan.query_ranges[v - 1].token;
       segment_of[v] = &segment;
     }
   }
   CHECK(good);
-  CHECK(next_visit == static_cast<std::int64_t>(plan.visits.size()));
-  CHECK(plan.token_visits.size() == plan.visits.size());
-  CHECK(plan.token_visits_at.size() == static_cast<std::size_t>(row + 1) && plan.token_visits_at[0] == 0);
-  CHECK(plan.token_visits_at[row] == next_visit);
+  CHECK(next_query_range == static_cast<std::int64_t>(plan.query_ranges.size()));
+  CHECK(plan.token_query_ranges.size() == plan.query_ranges.size());
+  CHECK(plan.token_query_ranges_at.size() == static_cast<std::size_t>(row + 1) && plan.token_query_ranges_at[0] == 0);
+  CHECK(plan.token_query_ranges_at[row] == next_query_range);
 
   std::vector<std::int64_t> positions;
   const std::vector<std::vector<Seen>> expected = expected_sight(world, turns, positions);
   for (std::int64_t token = 0; token < row; ++token) {
     good &= step.view_position(token) == positions[token];
     std::vector<Seen> seen;
-    for (std::int64_t i = plan.token_visits_at[token]; i < plan.token_visits_at[token + 1]; ++i) {
-      const PlanVisit& visit = plan.visits[plan.token_visits[i]];
-      good &= visit.token == token && visit.order == i - plan.token_visits_at[token];
-      const PlanSegment& segment = *segment_of[plan.token_visits[i]];
-      const std::int64_t query_at = position_of_row(rope, visit.angle);
-      for (std::int64_t slot = segment.first_slot; slot < segment.first_slot + visit.limit; ++slot) {
+    for (std::int64_t i = plan.token_query_ranges_at[token]; i < plan.token_query_ranges_at[token + 1]; ++i) {
+      const QueryRange& range = plan.query_ranges[plan.token_query_ranges[i]];
+      good &= range.token == token && range.order == i - plan.token_query_ranges_at[token];
+      const PlanSegment& segment = *segment_of[plan.token_query_ranges[i]];
+      const std::int64_t query_at = position_of_row(rope, range.rope_row);
+      for (std::int64_t slot = segment.first_slot; slot < segment.first_slot + range.limit; ++slot) {
         const StoredKey& key = stored.at({plan.pages[segment.first_page + slot / kPageSize], slot % kPageSize});
-        seen.push_back({.token = key.token, .distance = query_at - key.rotated_at, .bias = visit.bias});
+        seen.push_back({.token = key.token, .distance = query_at - key.rotated_at, .bias = range.bias});
       }
     }
     good &= seen == expected[token];
@@ -800,7 +800,7 @@ TEST(shared_storage_is_read_once) {
   const StepReservation step(*world.cache, views);
   // The prompt once, and each fork's new page.
   CHECK(step.plan().segments.size() == 6);
-  CHECK(step.plan().segments[0].length == 200 && step.plan().segments[0].n_visits == 5 * 3 * 2);
+  CHECK(step.plan().segments[0].length == 200 && step.plan().segments[0].n_query_ranges == 5 * 3 * 2);
   CHECK(step.plan().pages.size() == 4 + 5);
 }
 

@@ -404,7 +404,7 @@ TEST(kv_append_rotates_and_rounds_once) {
           device.kv_read({pool.shape, pool.layer(), slots, k_read.data(), v_read.data()});
           double worst = 0;
           for (std::int64_t row = 0; row < 19 * 3; row++) {
-            const std::vector<double> rotated = pool.rotate(k.data() + row * head_dim, slots[row / 3].angle);
+            const std::vector<double> rotated = pool.rotate(k.data() + row * head_dim, slots[row / 3].rope_row);
             for (std::int64_t d = 0; d < head_dim; d++) {
               worst = std::max(worst, std::fabs(k_read[row * head_dim + d] - rotated[d]) /
                                           (unit_roundoff(dtype) * std::fabs(rotated[d]) + 4e-7));
@@ -454,8 +454,8 @@ TEST(kv_rebase_turns_keys_and_copies_values) {
       for (int i = 0; i < 30; i++) from.push_back({i / 20, 7 + i % 20, pool.angle(i)});
       const std::vector<float> k = random_floats(30 * 2 * head_dim), v = random_floats(30 * 2 * head_dim);
       append(device, pool, from, k, v);
-      const KvRebaseParams::Move moves[] = {{0, 2, 7, 30, 20, pool.angle(500)}, {1, 3, 7, 0, 10, -1}};
-      device.kv_rebase({pool.shape, pool.layer(), pool.rope(), moves});
+      const KvMoveParams::Move moves[] = {{0, 2, 7, 30, 20, pool.angle(500)}, {1, 3, 7, 0, 10, -1}};
+      device.kv_move({pool.shape, pool.layer(), pool.rope(), moves});
       for (int i = 0; i < 20; i++) to.push_back({2, 30 + i, 0});
       for (int i = 0; i < 10; i++) to.push_back({3, i, 0});
       std::vector<float> k_from(k.size()), v_from(v.size()), k_to(k.size()), v_to(v.size());
@@ -466,7 +466,7 @@ TEST(kv_rebase_turns_keys_and_copies_values) {
       for (std::int64_t row = 0; row < 30 * 2; row++) {
         const float* key = k_from.data() + row * head_dim;
         const std::vector<double> expected =
-            row < 40 ? pool.rotate(key, moves[0].angle) : std::vector<double>(key, key + head_dim);
+            row < 40 ? pool.rotate(key, moves[0].rope_row) : std::vector<double>(key, key + head_dim);
         for (std::int64_t d = 0; d < head_dim; d++) {
           const double error = std::fabs(k_to[row * head_dim + d] - expected[d]);
           worst =
@@ -487,8 +487,8 @@ struct AttentionCase {
   float scale;
   std::vector<std::int64_t> pages;
   std::vector<PlanSegment> segments;
-  std::vector<PlanVisit> visits;
-  std::vector<std::int64_t> token_visits, token_visits_at;
+  std::vector<QueryRange> query_ranges;
+  std::vector<std::int64_t> token_query_ranges, token_query_ranges_at;
   std::vector<float> q;
 
   AttentionParams params(std::vector<float>& out, std::vector<float>& lse) const {
@@ -498,7 +498,7 @@ struct AttentionCase {
   }
   void attend(Device& device, std::vector<float>& out, std::vector<float>& lse) const {
     device.begin_step({.id = 0,
-                       .plan = {n_tokens, pages, segments, visits, token_visits, token_visits_at},
+                       .plan = {n_tokens, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
                        .rope = pool.rope(),
                        .slots = {},
                        .tokens = {}});
@@ -509,18 +509,19 @@ struct AttentionCase {
   AttentionCase only(Device& device, const std::function<bool(std::int64_t)>& keep) const;
 };
 
-// Lists each token's visits in the order that their `order` gives.
-void index_visits(AttentionCase& c) {
-  c.token_visits.clear();
-  c.token_visits_at.assign(1, 0);
+// Lists each token's query ranges in the order that their `order` gives.
+void index_query_ranges(AttentionCase& c) {
+  c.token_query_ranges.clear();
+  c.token_query_ranges_at.assign(1, 0);
   for (std::int64_t t = 0; t < c.n_tokens; t++) {
     std::vector<std::int64_t> mine;
-    for (std::int64_t v = 0; v < std::ssize(c.visits); v++) {
-      if (c.visits[v].token == t) mine.push_back(v);
+    for (std::int64_t v = 0; v < std::ssize(c.query_ranges); v++) {
+      if (c.query_ranges[v].token == t) mine.push_back(v);
     }
-    std::sort(mine.begin(), mine.end(), [&](auto a, auto b) { return c.visits[a].order < c.visits[b].order; });
-    c.token_visits.insert(c.token_visits.end(), mine.begin(), mine.end());
-    c.token_visits_at.push_back(std::ssize(c.token_visits));
+    std::sort(mine.begin(), mine.end(),
+              [&](auto a, auto b) { return c.query_ranges[a].order < c.query_ranges[b].order; });
+    c.token_query_ranges.insert(c.token_query_ranges.end(), mine.begin(), mine.end());
+    c.token_query_ranges_at.push_back(std::ssize(c.token_query_ranges));
   }
 }
 
@@ -537,12 +538,12 @@ AttentionCase random_case(Device& device, const KvShape& shape, std::int64_t gro
   std::vector<std::int64_t> free_pages(n_segments * pages_each + 1);
   for (std::size_t i = 0; i < free_pages.size(); i++) free_pages[i] = static_cast<std::int64_t>(i);
   std::shuffle(free_pages.begin(), free_pages.end(), rng);
-  std::vector<int> visits_of(tokens);
+  std::vector<int> ranges_of(tokens);
   for (std::int64_t s = 0; s < n_segments; s++) {
     PlanSegment segment{.first_page = std::ssize(c.pages),
                         .first_slot = static_cast<std::int32_t>(random_int(0, kPageSize - 1) * random_int(0, 1)),
                         .length = random_int(1, max_length),
-                        .first_visit = std::ssize(c.visits)};
+                        .first_query_range = std::ssize(c.query_ranges)};
     std::vector<AppendSlot> slots;
     for (std::int64_t i = 0; i < segment.length; i++) {
       const std::int64_t at = segment.first_slot + i;
@@ -559,25 +560,25 @@ AttentionCase random_case(Device& device, const KvShape& shape, std::int64_t gro
       for (std::int64_t twice = random_int(0, 3); twice < 4; twice += 3) {  // now and then a segment is seen twice
         if (random_int(0, 3) == 0) continue;
         const float biases[] = {0, 0, -1.5f, 2, -kInf};
-        c.visits.push_back({.token = static_cast<std::int32_t>(t),
-                            .angle = c.pool.angle(static_cast<double>(random_int(0, 3000))),
-                            .limit = random_int(0, 1) ? segment.length : random_int(1, segment.length),
-                            .bias = biases[random_int(0, 4)],
-                            .order = visits_of[t]++});
+        c.query_ranges.push_back({.token = static_cast<std::int32_t>(t),
+                                  .rope_row = c.pool.angle(static_cast<double>(random_int(0, 3000))),
+                                  .limit = random_int(0, 1) ? segment.length : random_int(1, segment.length),
+                                  .bias = biases[random_int(0, 4)],
+                                  .order = ranges_of[t]++});
       }
     }
-    segment.n_visits = std::ssize(c.visits) - segment.first_visit;
+    segment.n_query_ranges = std::ssize(c.query_ranges) - segment.first_query_range;
     c.segments.push_back(segment);
   }
   for (std::int64_t t = 0; t < tokens; t++) {  // shuffle the view orders
-    std::vector<std::int32_t> orders(visits_of[t]);
-    for (int i = 0; i < visits_of[t]; i++) orders[i] = i;
+    std::vector<std::int32_t> orders(ranges_of[t]);
+    for (int i = 0; i < ranges_of[t]; i++) orders[i] = i;
     std::shuffle(orders.begin(), orders.end(), rng);
-    for (PlanVisit& visit : c.visits) {
-      if (visit.token == t) visit.order = orders[visit.order];
+    for (QueryRange& range : c.query_ranges) {
+      if (range.token == t) range.order = orders[range.order];
     }
   }
-  index_visits(c);
+  index_query_ranges(c);
   c.q = random_floats(tokens * c.query_heads * shape.head_dim);
   return c;
 }
@@ -602,17 +603,17 @@ AttentionCase AttentionCase::only(Device& device, const std::function<bool(std::
     c.q.insert(c.q.end(), q.begin() + t * row, q.begin() + (t + 1) * row);
   }
   for (PlanSegment segment : segments) {
-    const std::int64_t first = segment.first_visit, end = first + segment.n_visits;
-    segment.first_visit = std::ssize(c.visits);
+    const std::int64_t first = segment.first_query_range, end = first + segment.n_query_ranges;
+    segment.first_query_range = std::ssize(c.query_ranges);
     for (std::int64_t v = first; v < end; v++) {
-      if (!renumbered.contains(visits[v].token)) continue;
-      c.visits.push_back(visits[v]);
-      c.visits.back().token = renumbered[visits[v].token];
+      if (!renumbered.contains(query_ranges[v].token)) continue;
+      c.query_ranges.push_back(query_ranges[v]);
+      c.query_ranges.back().token = renumbered[query_ranges[v].token];
     }
-    segment.n_visits = std::ssize(c.visits) - segment.first_visit;
-    if (segment.n_visits > 0) c.segments.push_back(segment);
+    segment.n_query_ranges = std::ssize(c.query_ranges) - segment.first_query_range;
+    if (segment.n_query_ranges > 0) c.segments.push_back(segment);
   }
-  index_visits(c);
+  index_query_ranges(c);
   return c;
 }
 
@@ -651,19 +652,20 @@ double attention_error(Device& device, const AttentionCase& c, const std::vector
       std::vector<double> scores;
       std::vector<const float*> seen;
       for (std::size_t s = 0; s < c.segments.size(); s++) {
-        for (std::int64_t v = c.segments[s].first_visit; v < c.segments[s].first_visit + c.segments[s].n_visits; v++) {
-          const PlanVisit& visit = c.visits[v];
-          if (visit.token != t) continue;
-          std::vector<double> turned = c.pool.rotate(q, visit.angle);
+        for (std::int64_t v = c.segments[s].first_query_range;
+             v < c.segments[s].first_query_range + c.segments[s].n_query_ranges; v++) {
+          const QueryRange& range = c.query_ranges[v];
+          if (range.token != t) continue;
+          std::vector<double> turned = c.pool.rotate(q, range.rope_row);
           for (double& x : turned) {
             x *= c.scale;
             if (multiplies_bf16(device, c.pool.shape)) x = rounded_to_bf16(x);
           }
-          for (std::int64_t i = 0; i < visit.limit; i++) {
+          for (std::int64_t i = 0; i < range.limit; i++) {
             const std::int64_t at = (i * kv_heads + kv_head) * head_dim;
             double score = 0;
             for (std::int64_t d = 0; d < head_dim; d++) score += turned[d] * keys[s][at + d];
-            scores.push_back(score + visit.bias);
+            scores.push_back(score + range.bias);
             seen.push_back(values[s].data() + at);
             max = std::max(max, scores.back());
           }
@@ -754,9 +756,9 @@ TEST(attention_of_a_large_step_equals_single_tokens) {
                     .n_tokens = workers * each,
                     .scale = 1.0f / 16};
     for (std::int64_t i = 0; i < 300; i++) c.pool.angle(static_cast<double>(i));
-    std::vector<std::int32_t> visits_of(c.n_tokens);
+    std::vector<std::int32_t> ranges_of(c.n_tokens);
     const auto add_segment = [&](std::int64_t length, std::int64_t first_token, std::int64_t n_tokens, bool causal) {
-      c.segments.push_back({std::ssize(c.pages), 0, length, std::ssize(c.visits), n_tokens});
+      c.segments.push_back({std::ssize(c.pages), 0, length, std::ssize(c.query_ranges), n_tokens});
       std::vector<AppendSlot> slots;
       for (std::int64_t i = 0; i < length; i++) {
         if (i % kPageSize == 0) c.pages.push_back(std::ssize(c.pages));
@@ -765,16 +767,16 @@ TEST(attention_of_a_large_step_equals_single_tokens) {
       const std::vector<float> k = random_floats(length * head_dim), v = random_floats(length * head_dim);
       append(device, c.pool, slots, k, v);
       for (std::int64_t t = first_token; t < first_token + n_tokens; t++) {
-        c.visits.push_back({.token = static_cast<std::int32_t>(t),
-                            .angle = static_cast<std::int32_t>(random_int(0, 299)),
-                            .limit = causal ? t - first_token + 1 : length,
-                            .order = visits_of[t]++});
+        c.query_ranges.push_back({.token = static_cast<std::int32_t>(t),
+                                  .rope_row = static_cast<std::int32_t>(random_int(0, 299)),
+                                  .limit = causal ? t - first_token + 1 : length,
+                                  .order = ranges_of[t]++});
       }
     };
     add_segment(270, 0, c.n_tokens, false);  // two spans
     for (std::int64_t s = 0; s < shared; s++) add_segment(1 + s, 0, c.n_tokens, false);
     for (std::int64_t w = 0; w < workers; w++) add_segment(each, w * each, each, true);
-    index_visits(c);
+    index_query_ranges(c);
     c.q = random_floats(c.n_tokens * group * head_dim);
     std::vector<float> out, lse, out_one, lse_one;
     c.attend(device, out, lse);

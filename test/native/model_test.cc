@@ -341,8 +341,8 @@ class WatchedDevice : public Device {
   void download(void* host, const void* device, std::size_t bytes) override { cpu_->download(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { cpu_->upload(device, host, bytes); }
   void synchronize() override { cpu_->synchronize(); }
-  Matrix adopt_weight(const Matrix& host, std::vector<Buffer>& storage) override {
-    return cpu_->adopt_weight(host, storage);
+  Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) override {
+    return cpu_->upload_weight(host, storage);
   }
   void begin_step(const StepView& step) override { cpu_->begin_step(step); }
   void embedding(const EmbeddingParams& p) override { run(&Device::embedding, p); }
@@ -351,7 +351,7 @@ class WatchedDevice : public Device {
   void gated_activation(const GatedActivationParams& p) override { run(&Device::gated_activation, p); }
   void kv_append(const KvAppendParams& p) override { run(&Device::kv_append, p); }
   void attention(const AttentionParams& p) override { run(&Device::attention, p); }
-  void kv_rebase(const KvRebaseParams& p) override { run(&Device::kv_rebase, p); }
+  void kv_move(const KvMoveParams& p) override { run(&Device::kv_move, p); }
   void kv_read(const KvReadParams& p) override { cpu_->kv_read(p); }
   void sample(const SampleParams& p) override { run(&Device::sample, p); }
   double measure_read_bandwidth(std::size_t bytes) override { return cpu_->measure_read_bandwidth(bytes); }

@@ -16,7 +16,7 @@ namespace hogwild {
 
 class PlainDevice : public Device {
  public:
-  std::int64_t rebases_until_failure = -1;  // that many kv_rebase succeed, the next one throws; -1: none does
+  std::int64_t rebases_until_failure = -1;  // that many kv_move succeed, the next one throws; -1: none does
 
   DeviceInfo info() const override { return {.type = "plain", .name = "plain", .index = 0, .simd = "", .threads = 1}; }
 
@@ -36,24 +36,24 @@ class PlainDevice : public Device {
       const AppendSlot& slot = step_.slots[p.first + t];
       for (std::int64_t i = 0; i < row(p.shape); i += p.shape.head_dim) {
         const std::int64_t to = at(p.shape, slot.page, slot.slot) + i;
-        rotate(step_.rope, slot.angle, static_cast<const float*>(p.k) + t * row(p.shape) + i, p.shape.head_dim,
+        rotate(step_.rope, slot.rope_row, static_cast<const float*>(p.k) + t * row(p.shape) + i, p.shape.head_dim,
                keys(p.layer) + to);
         std::copy_n(static_cast<const float*>(p.v) + t * row(p.shape) + i, p.shape.head_dim, values(p.layer) + to);
       }
     }
   }
 
-  void kv_rebase(const KvRebaseParams& p) override {
+  void kv_move(const KvMoveParams& p) override {
     if (rebases_until_failure == 0) throw Error(code::kInternal, "the device failed");
     if (rebases_until_failure > 0) --rebases_until_failure;
-    for (const KvRebaseParams::Move& move : p.moves) {
+    for (const KvMoveParams::Move& move : p.moves) {
       for (std::int64_t i = 0; i < move.length * row(p.shape); i += p.shape.head_dim) {
         const std::int64_t from = at(p.shape, move.from_page, move.from_slot) + i;
         const std::int64_t to = at(p.shape, move.to_page, move.to_slot) + i;
-        if (move.angle < 0) {
+        if (move.rope_row < 0) {
           std::copy_n(keys(p.layer) + from, p.shape.head_dim, keys(p.layer) + to);
         } else {
-          rotate(p.rope, move.angle, keys(p.layer) + from, p.shape.head_dim, keys(p.layer) + to);
+          rotate(p.rope, move.rope_row, keys(p.layer) + from, p.shape.head_dim, keys(p.layer) + to);
         }
         std::copy_n(values(p.layer) + from, p.shape.head_dim, values(p.layer) + to);
       }
@@ -71,26 +71,27 @@ class PlainDevice : public Device {
   void attention(const AttentionParams& p) override {
     const std::int64_t dim = p.shape.head_dim;
     const AttentionPlanView& plan = step_.plan;
-    std::vector<const PlanSegment*> segment_of(plan.visits.size());
+    std::vector<const PlanSegment*> segment_of(plan.query_ranges.size());
     for (const PlanSegment& segment : plan.segments) {
-      std::fill_n(segment_of.begin() + segment.first_visit, segment.n_visits, &segment);
+      std::fill_n(segment_of.begin() + segment.first_query_range, segment.n_query_ranges, &segment);
     }
     for (std::int64_t t = 0; t < plan.n_tokens; ++t) {
       for (std::int64_t h = 0; h < p.query_heads; ++h) {
         const std::int64_t kv_head = h * p.shape.kv_heads / p.query_heads;
         double sum = 0;
         std::vector<double> out(dim);
-        for (std::int64_t i = plan.token_visits_at[t]; i < plan.token_visits_at[t + 1]; ++i) {
-          const PlanVisit& visit = plan.visits[plan.token_visits[i]];
-          const PlanSegment& segment = *segment_of[plan.token_visits[i]];
+        for (std::int64_t i = plan.token_query_ranges_at[t]; i < plan.token_query_ranges_at[t + 1]; ++i) {
+          const QueryRange& range = plan.query_ranges[plan.token_query_ranges[i]];
+          const PlanSegment& segment = *segment_of[plan.token_query_ranges[i]];
           float query[256];
-          rotate(step_.rope, visit.angle, static_cast<const float*>(p.q) + (t * p.query_heads + h) * dim, dim, query);
-          for (std::int64_t j = segment.first_slot; j < segment.first_slot + visit.limit; ++j) {
+          rotate(step_.rope, range.rope_row, static_cast<const float*>(p.q) + (t * p.query_heads + h) * dim, dim,
+                 query);
+          for (std::int64_t j = segment.first_slot; j < segment.first_slot + range.limit; ++j) {
             const std::int64_t page = plan.pages[segment.first_page + j / kPageSize];
             const std::int64_t key = at(p.shape, page, j % kPageSize) + kv_head * dim;
             double score = 0;
             for (std::int64_t d = 0; d < dim; ++d) score += double{query[d]} * keys(p.layer)[key + d];
-            const double weight = std::exp(p.scale * score + visit.bias);
+            const double weight = std::exp(p.scale * score + range.bias);
             sum += weight;
             for (std::int64_t d = 0; d < dim; ++d) out[d] += weight * values(p.layer)[key + d];
           }
@@ -104,7 +105,7 @@ class PlainDevice : public Device {
     }
   }
 
-  Matrix adopt_weight(const Matrix& host, std::vector<Buffer>&) override { return host; }
+  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override { return host; }
   void embedding(const EmbeddingParams&) override { refuse(); }
   void rms_norm(const RmsNormParams&) override { refuse(); }
   void matmul(const MatmulParams&) override { refuse(); }
@@ -124,10 +125,10 @@ class PlainDevice : public Device {
   static float* keys(const KvLayer& layer) { return static_cast<float*>(layer.keys); }
   static float* values(const KvLayer& layer) { return static_cast<float*>(layer.values); }
 
-  static void rotate(const RopeTable& rope, std::int64_t angle, const float* from, std::int64_t dim, float* to) {
+  static void rotate(const RopeTable& rope, std::int64_t rope_row, const float* from, std::int64_t dim, float* to) {
     const std::int64_t half = rope.rotary_dim / 2;
-    const float* cos = rope.cos + angle * half;
-    const float* sin = rope.sin + angle * half;
+    const float* cos = rope.cos + rope_row * half;
+    const float* sin = rope.sin + rope_row * half;
     std::copy_n(from, dim, to);
     for (std::int64_t u = 0; u < half; ++u) {
       const double a = from[u], b = from[half + u];

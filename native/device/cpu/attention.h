@@ -238,12 +238,12 @@ void attend_span(const AttentionSpan& span) {
   int64_t last_slot = 0;  // slots of the segment that some row sees, counted from its first page
   for (int64_t r = 0; r < span.n_rows; r++) {
     const AttentionRow& row = span.rows[r];
-    rotate(*span.rope, row.visit->angle, row.q, head_dim, span.scale, queries + r * row_stride);
+    rotate(*span.rope, row.range->rope_row, row.q, head_dim, span.scale, queries + r * row_stride);
     Page::pack_row(queries + r * row_stride, 0, head_dim);
     row.state[kStateMax] = -INFINITY;
     row.state[kStateSum] = 0;
     memset(row.state + kStateValues, 0, row_stride * sizeof(float));
-    const int64_t limit = span.first_slot + row.visit->limit;
+    const int64_t limit = span.first_slot + row.range->limit;
     last_slot = limit > last_slot ? limit : last_slot;
   }
 
@@ -264,11 +264,11 @@ void attend_span(const AttentionSpan& span) {
     int64_t rows = 0;
     for (int64_t r = 0; r < span.n_rows; r++) {
       const AttentionRow& row = span.rows[r];
-      const int64_t visible = span.first_slot + row.visit->limit - page * kPageSize;
+      const int64_t visible = span.first_slot + row.range->limit - page * kPageSize;
       if (visible <= begin) continue;
       q[rows] = (const Operand*)(queries + r * row_stride);
       s[rows] = scores + r * kPageSize;
-      seeing[rows] = {s[rows], row.state, visible < kPageSize ? visible : kPageSize, row.visit->bias};
+      seeing[rows] = {s[rows], row.state, visible < kPageSize ? visible : kPageSize, row.range->bias};
       rows++;
     }
 

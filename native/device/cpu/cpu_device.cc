@@ -47,8 +47,8 @@ void check_cache(const KvShape& shape, const RopeTable* rope) {
         "rotary_dim must be even and at most head_dim");
 }
 
-void check_caller(const Caller& caller) {
-  if (caller.dtype == Dtype::kF32 && caller.stream == nullptr) return;
+void check_buffers(const ExternalBuffers& buffers) {
+  if (buffers.dtype == Dtype::kF32 && buffers.stream == nullptr) return;
   throw Error(code::kUnsupported, "the CPU device takes queries, keys and values in f32, without a stream");
 }
 
@@ -101,7 +101,7 @@ class CpuDevice final : public Device {
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void synchronize() override {}
-  Matrix adopt_weight(const Matrix& host, std::vector<Buffer>&) override { return host; }
+  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override { return host; }
   void begin_step(const StepView& step) override { step_ = step; }
 
   void embedding(const EmbeddingParams& params) override {
@@ -164,7 +164,7 @@ class CpuDevice final : public Device {
 
   void kv_append(const KvAppendParams& p) override {
     check_cache(p.shape, &step_.rope);
-    check_caller(p.caller);
+    check_buffers(p.buffers);
     check(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(step_.slots), "more rows than the step has");
     const std::int64_t cols = p.shape.kv_heads * p.shape.head_dim;
     const float* k = static_cast<const float*>(p.k);
@@ -175,10 +175,10 @@ class CpuDevice final : public Device {
     });
   }
 
-  void kv_rebase(const KvRebaseParams& p) override {
+  void kv_move(const KvMoveParams& p) override {
     check_cache(p.shape, &p.rope);
     pool_.run(std::ssize(p.moves), [&](std::int64_t begin, std::int64_t end, int) {
-      kernels_.kv_rebase(p.shape, p.layer, p.rope, p.moves.data() + begin, end - begin);
+      kernels_.kv_move(p.shape, p.layer, p.rope, p.moves.data() + begin, end - begin);
     });
   }
 
@@ -202,7 +202,7 @@ class CpuDevice final : public Device {
     SamplerScratch sampler;
   };
 
-  // Rows [row_begin, row_end) of a segment's (visit, query head of one kv head) pairs meet one span.
+  // Rows [row_begin, row_end) of a segment's (query range, query head of one kv head) pairs meet one span.
   struct SpanUnit {
     std::int64_t segment = 0;
     std::int64_t kv_head = 0;
@@ -279,28 +279,28 @@ class CpuDevice final : public Device {
   std::vector<PerThread> threads_;
   Scratch states_;
   Scratch packed_x_;
-  std::vector<std::int64_t> first_state_;    // per visit, in states per query head
-  std::vector<std::int64_t> visit_segment_;  // per visit
+  std::vector<std::int64_t> first_state_;       // per range, in states per query head
+  std::vector<std::int64_t> segment_of_range_;  // per range
   std::vector<SpanUnit> units_;
 };
 
-std::int64_t spans_seen(const PlanSegment& segment, const PlanVisit& visit) {
-  return ceil_div(segment.first_slot + visit.limit, kSpanTokens);
+std::int64_t spans_seen(const PlanSegment& segment, const QueryRange& range) {
+  return ceil_div(segment.first_slot + range.limit, kSpanTokens);
 }
 
 void CpuDevice::attention(const AttentionParams& p) {
   check_cache(p.shape, &step_.rope);
-  check_caller(p.caller);
+  check_buffers(p.buffers);
   check(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
-  first_state_.resize(step_.plan.visits.size());
-  visit_segment_.resize(step_.plan.visits.size());
+  first_state_.resize(step_.plan.query_ranges.size());
+  segment_of_range_.resize(step_.plan.query_ranges.size());
   std::int64_t n_states = 0;
   for (std::int64_t s = 0; s < std::ssize(step_.plan.segments); s++) {
     const PlanSegment& segment = step_.plan.segments[s];
-    for (std::int64_t v = segment.first_visit; v < segment.first_visit + segment.n_visits; v++) {
+    for (std::int64_t v = segment.first_query_range; v < segment.first_query_range + segment.n_query_ranges; v++) {
       first_state_[v] = n_states;
-      visit_segment_[v] = s;
-      n_states += spans_seen(segment, step_.plan.visits[v]);
+      segment_of_range_[v] = s;
+      n_states += spans_seen(segment, step_.plan.query_ranges[v]);
     }
   }
   n_states *= p.query_heads;
@@ -318,20 +318,20 @@ void CpuDevice::attend_by_span(const AttentionParams& p, std::int64_t n_states) 
   const std::int64_t group = p.query_heads / p.shape.kv_heads;
   const std::int64_t size = state_size(head_dim);
   float* states = states_.get<float>(n_states * size);
-  // State of (visit, span, query head).
-  const auto state = [&](std::int64_t visit, std::int64_t span, std::int64_t head) {
-    return states + ((first_state_[visit] + span) * p.query_heads + head) * size;
+  // State of (query range, span, query head).
+  const auto state = [&](std::int64_t range, std::int64_t span, std::int64_t head) {
+    return states + ((first_state_[range] + span) * p.query_heads + head) * size;
   };
 
   units_.clear();
   for (std::int64_t s = 0; s < std::ssize(step_.plan.segments); s++) {
     const PlanSegment& segment = step_.plan.segments[s];
     for (std::int64_t kv_head = 0; kv_head < p.shape.kv_heads; kv_head++) {
-      for (std::int64_t row = 0; row < segment.n_visits * group; row += kMaxSpanRows) {
-        const std::int64_t row_end = std::min(row + kMaxSpanRows, segment.n_visits * group);
+      for (std::int64_t row = 0; row < segment.n_query_ranges * group; row += kMaxSpanRows) {
+        const std::int64_t row_end = std::min(row + kMaxSpanRows, segment.n_query_ranges * group);
         std::int64_t spans = 0;
         for (std::int64_t v = row / group; v * group < row_end; v++) {
-          spans = std::max(spans, spans_seen(segment, step_.plan.visits[segment.first_visit + v]));
+          spans = std::max(spans, spans_seen(segment, step_.plan.query_ranges[segment.first_query_range + v]));
         }
         for (std::int64_t span = 0; span < spans; span++) units_.push_back({s, kv_head, span, row, row_end});
       }
@@ -349,12 +349,12 @@ void CpuDevice::attend_by_span(const AttentionParams& p, std::int64_t n_states) 
       const PlanSegment& segment = step_.plan.segments[unit.segment];
       thread.rows.clear();
       for (std::int64_t r = unit.row_begin; r < unit.row_end; r++) {
-        const std::int64_t v = segment.first_visit + r / group;
-        const PlanVisit& visit = step_.plan.visits[v];
-        if (unit.span >= spans_seen(segment, visit)) continue;
+        const std::int64_t v = segment.first_query_range + r / group;
+        const QueryRange& range = step_.plan.query_ranges[v];
+        if (unit.span >= spans_seen(segment, range)) continue;
         const std::int64_t head = unit.kv_head * group + r % group;
-        thread.rows.push_back({.visit = &visit,
-                               .q = static_cast<const float*>(p.q) + (visit.token * p.query_heads + head) * head_dim,
+        thread.rows.push_back({.range = &range,
+                               .q = static_cast<const float*>(p.q) + (range.token * p.query_heads + head) * head_dim,
                                .state = state(v, unit.span, head)});
       }
       AttentionSpan span = make_span(p, segment, unit.kv_head, unit.span);
@@ -367,9 +367,9 @@ void CpuDevice::attend_by_span(const AttentionParams& p, std::int64_t n_states) 
     for (std::int64_t t = begin; t < end; t++) {
       for (std::int64_t head = 0; head < p.query_heads; head++) {
         float* merged = nullptr;
-        for (std::int64_t i = step_.plan.token_visits_at[t]; i < step_.plan.token_visits_at[t + 1]; i++) {
-          const std::int64_t v = step_.plan.token_visits[i];
-          const std::int64_t spans = spans_seen(step_.plan.segments[visit_segment_[v]], step_.plan.visits[v]);
+        for (std::int64_t i = step_.plan.token_query_ranges_at[t]; i < step_.plan.token_query_ranges_at[t + 1]; i++) {
+          const std::int64_t v = step_.plan.token_query_ranges[i];
+          const std::int64_t spans = spans_seen(step_.plan.segments[segment_of_range_[v]], step_.plan.query_ranges[v]);
           for (std::int64_t span = 0; span < spans; span++) join(merged, state(v, span, head), head_dim);
         }
         finish(p, t, head, merged);
@@ -384,16 +384,16 @@ void CpuDevice::attend_by_rows(const AttentionParams& p) {
   const std::int64_t head_dim = p.shape.head_dim;
   const std::int64_t group = p.query_heads / p.shape.kv_heads;
   const std::int64_t size = state_size(head_dim);
-  const auto n_visits = [&](std::int64_t t) {
-    return step_.plan.token_visits_at[t + 1] - step_.plan.token_visits_at[t];
+  const auto n_query_ranges = [&](std::int64_t t) {
+    return step_.plan.token_query_ranges_at[t + 1] - step_.plan.token_query_ranges_at[t];
   };
-  const auto visit_of = [&](std::int64_t t, std::int64_t i) {
-    return step_.plan.token_visits[step_.plan.token_visits_at[t] + i];
+  const auto range_of = [&](std::int64_t t, std::int64_t i) {
+    return step_.plan.token_query_ranges[step_.plan.token_query_ranges_at[t] + i];
   };
   const auto same_segments = [&](std::int64_t a, std::int64_t b) {
-    if (n_visits(a) != n_visits(b)) return false;
-    for (std::int64_t i = 0; i < n_visits(a); i++) {
-      if (visit_segment_[visit_of(a, i)] != visit_segment_[visit_of(b, i)]) return false;
+    if (n_query_ranges(a) != n_query_ranges(b)) return false;
+    for (std::int64_t i = 0; i < n_query_ranges(a); i++) {
+      if (segment_of_range_[range_of(a, i)] != segment_of_range_[range_of(b, i)]) return false;
     }
     return true;
   };
@@ -424,18 +424,18 @@ void CpuDevice::attend_by_rows(const AttentionParams& p) {
       float* merged_states = scratch + span_scratch;
       float* span_states = merged_states + kMaxSpanRows * size;
       float* merged[kMaxSpanRows] = {};
-      for (std::int64_t i = 0; i < n_visits(first_token); i++) {
-        const PlanSegment& segment = step_.plan.segments[visit_segment_[visit_of(first_token, i)]];
+      for (std::int64_t i = 0; i < n_query_ranges(first_token); i++) {
+        const PlanSegment& segment = step_.plan.segments[segment_of_range_[range_of(first_token, i)]];
         for (std::int64_t span_index = 0;; span_index++) {
           thread.rows.clear();
           for (std::int64_t r = unit.row_begin; r < unit.row_end; r++) {
-            const PlanVisit& visit = step_.plan.visits[visit_of(r / group, i)];
-            if (span_index >= spans_seen(segment, visit)) continue;
+            const QueryRange& range = step_.plan.query_ranges[range_of(r / group, i)];
+            if (span_index >= spans_seen(segment, range)) continue;
             const std::int64_t head = unit.kv_head * group + r % group;
             const std::int64_t local = r - unit.row_begin;
             thread.rows.push_back(
-                {.visit = &visit,
-                 .q = static_cast<const float*>(p.q) + (visit.token * p.query_heads + head) * head_dim,
+                {.range = &range,
+                 .q = static_cast<const float*>(p.q) + (range.token * p.query_heads + head) * head_dim,
                  .state = (merged[local] ? span_states : merged_states) + local * size});
           }
           if (thread.rows.empty()) break;

@@ -22,7 +22,7 @@ struct MatmulSlice {
 };
 
 // Attention works on spans: runs of kSpanPages pages of a segment, counted from its first page. A
-// row is one (visit, query head); for each span it sees it gets a softmax state. Spans begin and end
+// row is one (query range, query head); for each span it sees it gets a softmax state. Spans begin and end
 // at the same keys whoever else is in the step, and a row's states are merged in its view order: so
 // its result does not depend, to the last bit, on how the work was cut or who shared it.
 constexpr int64_t kSpanPages = 4;
@@ -40,7 +40,7 @@ static inline int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15)
 static inline int64_t state_size(int64_t head_dim) { return kStateValues + padded_head_dim(head_dim); }
 
 struct AttentionRow {
-  const PlanVisit* visit;
+  const QueryRange* range;
   const float* q;  // [D], before RoPE
   float* state;    // [state_size(D)], written
 };
@@ -77,8 +77,8 @@ struct CpuKernels {
 
   void (*kv_append)(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots,
                     int64_t n, const float* k, const float* v);
-  void (*kv_rebase)(const KvShape& shape, const KvLayer& layer, const RopeTable& rope,
-                    const KvRebaseParams::Move* moves, int64_t n);
+  void (*kv_move)(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const KvMoveParams::Move* moves,
+                  int64_t n);
   void (*kv_read)(const KvShape& shape, const KvLayer& layer, const AppendSlot* slots, int64_t n, float* k, float* v);
 
   void (*attention_span)(const AttentionSpan& span);

@@ -42,11 +42,11 @@ HOGWILD_INLINE int64_t head_offset(const KvShape& shape, int64_t page, int64_t k
 }
 
 // to = scale * rotate(from): pairs (u, u + R/2) of the first R dimensions, the others as they are.
-HOGWILD_INLINE void rotate(const RopeTable& rope, int64_t angle, const float* from, int64_t head_dim, float scale,
+HOGWILD_INLINE void rotate(const RopeTable& rope, int64_t rope_row, const float* from, int64_t head_dim, float scale,
                            float* to) {
   const int64_t half = rope.rotary_dim / 2;
-  const float* cosines = rope.cos + angle * half;
-  const float* sines = rope.sin + angle * half;
+  const float* cosines = rope.cos + rope_row * half;
+  const float* sines = rope.sin + rope_row * half;
   int64_t u = 0;
   for (; u + kLanes <= half; u += kLanes) {
     const Vec c = load(cosines + u), s = load(sines + u), a = load(from + u), b = load(from + half + u);
@@ -71,7 +71,7 @@ void append(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, c
     const int64_t slot = slots[t].slot;
     for (int64_t h = 0; h < shape.kv_heads; h++, k += head_dim, v += head_dim) {
       const int64_t head = head_offset(shape, slots[t].page, h);
-      rotate(rope, slots[t].angle, k, head_dim, 1, rotated);
+      rotate(rope, slots[t].rope_row, k, head_dim, 1, rotated);
       T* keys = (T*)layer.keys + head;
       T* values = (T*)layer.values + head;
       for (int64_t d = 0; d < head_dim; d++) put(keys + Layout::key(slot, d), rotated[d]);
@@ -86,12 +86,12 @@ void kv_append(const KvShape& shape, const KvLayer& layer, const RopeTable& rope
 }
 
 template <typename Layout>
-void rebase(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const KvRebaseParams::Move* moves,
-            int64_t n) {
+void move_tokens(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const KvMoveParams::Move* moves,
+                 int64_t n) {
   using T = typename Layout::Element;
   const int64_t head_dim = shape.head_dim;
   float key[kMaxHeadDim], rotated[kMaxHeadDim];
-  for (const KvRebaseParams::Move* move = moves; move < moves + n; move++) {
+  for (const KvMoveParams::Move* move = moves; move < moves + n; move++) {
     const int64_t from_slot = move->from_slot, to_slot = move->to_slot;
     for (int64_t h = 0; h < shape.kv_heads; h++) {
       const int64_t from = head_offset(shape, move->from_page, h), to = head_offset(shape, move->to_page, h);
@@ -99,7 +99,7 @@ void rebase(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, c
       const T* from_values = (const T*)layer.values + from;
       T* to_keys = (T*)layer.keys + to;
       T* to_values = (T*)layer.values + to;
-      if (move->angle < 0) {
+      if (move->rope_row < 0) {
         for (int64_t d = 0; d < head_dim; d++) {
           for (int64_t i = 0; i < move->length; i++) {
             to_keys[Layout::key(to_slot + i, d)] = from_keys[Layout::key(from_slot + i, d)];
@@ -108,7 +108,7 @@ void rebase(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, c
       } else {
         for (int64_t i = 0; i < move->length; i++) {
           for (int64_t d = 0; d < head_dim; d++) key[d] = to_f32(from_keys[Layout::key(from_slot + i, d)]);
-          rotate(rope, move->angle, key, head_dim, 1, rotated);
+          rotate(rope, move->rope_row, key, head_dim, 1, rotated);
           for (int64_t d = 0; d < head_dim; d++) put(to_keys + Layout::key(to_slot + i, d), rotated[d]);
         }
       }
@@ -121,9 +121,9 @@ void rebase(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, c
   }
 }
 
-void kv_rebase(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const KvRebaseParams::Move* moves,
-               int64_t n) {
-  with_layout(shape, [&](auto layout) { rebase<decltype(layout)>(shape, layer, rope, moves, n); });
+void kv_move(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const KvMoveParams::Move* moves,
+             int64_t n) {
+  with_layout(shape, [&](auto layout) { move_tokens<decltype(layout)>(shape, layer, rope, moves, n); });
 }
 
 template <typename Layout>

@@ -31,7 +31,7 @@ namespace {
 constexpr int kMinCapability = 80;
 
 // A step of at most so many rows is recorded as a graph, one for each number of rows below.
-constexpr std::int64_t kRecordedRows[] = {1, 2, 4, 8, 16, 32, 64};
+constexpr std::int64_t kBucketRows[] = {1, 2, 4, 8, 16, 32, 64};
 constexpr std::size_t kMaxGraphs = 32;
 
 // Fewest tiles (of 64 keys) that are worth a CTA of their own: below, partial results cost more than they save.
@@ -123,7 +123,7 @@ struct StepLayout {
   auto operator<=>(const StepLayout&) const = default;
 
   struct Offsets {
-    std::size_t counts, tokens, slots, segments, visits, pages, cos, sin, bytes;
+    std::size_t counts, tokens, slots, segments, query_ranges, pages, cos, sin, bytes;
   };
   Offsets offsets() const {
     constexpr std::size_t kAlignment = 256;
@@ -138,7 +138,7 @@ struct StepLayout {
     at.tokens = place(rows, sizeof(std::int32_t));
     at.slots = place(rows, sizeof(AppendSlot));
     at.segments = place(segments, sizeof(cuda::Segment));
-    at.visits = place(segments * rows, sizeof(cuda::Visit));
+    at.query_ranges = place(segments * rows, sizeof(cuda::DeviceQueryRange));
     at.pages = place(pages, sizeof(std::int64_t));
     at.cos = place(angles * rotary_half, sizeof(float));
     at.sin = place(angles * rotary_half, sizeof(float));
@@ -165,11 +165,11 @@ class CudaDevice final : public Device {
   void download(void* host, const void* device, std::size_t bytes) override;
   void upload(void* device, const void* host, std::size_t bytes) override;
   void synchronize() override;
-  Matrix adopt_weight(const Matrix& host, std::vector<Buffer>& storage) override;
+  Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) override;
 
   void begin_step(const StepView& step) override;
-  std::int64_t padded_rows(std::int64_t rows) const override;
-  void repeat(const RecordingKey& key, const std::function<void()>& ops) override;
+  std::int64_t bucket_rows(std::int64_t rows) const override;
+  void replay(const GraphKey& key, const std::function<void()>& ops) override;
 
   void embedding(const EmbeddingParams& params) override;
   void rms_norm(const RmsNormParams& params) override;
@@ -177,21 +177,21 @@ class CudaDevice final : public Device {
   void gated_activation(const GatedActivationParams& params) override;
   void kv_append(const KvAppendParams& params) override;
   void attention(const AttentionParams& params) override;
-  void kv_rebase(const KvRebaseParams& params) override;
+  void kv_move(const KvMoveParams& params) override;
   void kv_read(const KvReadParams& params) override;
   void sample(const SampleParams& params) override;
   double measure_read_bandwidth(std::size_t bytes) override;
 
  private:
-  // What a recorded graph refers to, beside what its caller names: the step's layout and the device's memory.
-  struct GraphKey {
-    RecordingKey caller;
+  // What a captured graph refers to, beside what its caller names: the step's layout and the device's memory.
+  struct CachedGraphKey {
+    GraphKey step;
     StepLayout layout;
     std::uint64_t memory_moved = 0;
-    auto operator<=>(const GraphKey&) const = default;
+    auto operator<=>(const CachedGraphKey&) const = default;
   };
-  struct Recording {
-    GraphKey key;
+  struct CachedGraph {
+    CachedGraphKey key;
     std::optional<GraphExec> graph;  // empty after the first call, which only made room for everything
   };
 
@@ -214,8 +214,8 @@ class CudaDevice final : public Device {
 
   cuda::AttentionLaunch attention_launch(const AttentionParams& params) const;
   template <typename Launch>
-  void on_stream_of(const Caller& caller, Launch&& launch);
-  void record(Recording& recording, const std::function<void()>& ops);
+  void on_stream_of(const ExternalBuffers& buffers, Launch&& launch);
+  void capture(CachedGraph& cached, const std::function<void()>& ops);
 
   int index_;
   std::string name_;
@@ -236,7 +236,7 @@ class CudaDevice final : public Device {
   PinnedBuffer weight_staging_;
   std::optional<Event> weight_staged_[2], caller_event_;
   std::uint64_t memory_moved_ = 0;
-  std::list<Recording> recordings_;  // the last used first
+  std::list<CachedGraph> graphs_;  // the last used first
 };
 
 CudaDevice::CudaDevice(int index) : index_(index) {
@@ -255,7 +255,7 @@ CudaDevice::~CudaDevice() {
   // At the end of the process the runtime may be gone already, and everything with it.
   if (cudaSetDevice(index_) != cudaSuccess) return;
   static_cast<void>(cudaStreamSynchronize(stream_));
-  recordings_.clear();
+  graphs_.clear();
   cudaStreamDestroy(stream_);
 }
 
@@ -315,7 +315,7 @@ void CudaDevice::synchronize() {
 }
 
 // Kernels multiply in 16 bits: f32 weights are rounded to bf16 once, here.
-Matrix CudaDevice::adopt_weight(const Matrix& host, std::vector<Buffer>& storage) {
+Matrix CudaDevice::upload_weight(const Matrix& host, std::vector<Buffer>& storage) {
   if (host.cols % 8 != 0) {
     throw Error(code::kUnsupported, "a weight matrix with rows of " + std::to_string(host.cols) +
                                         " elements: the CUDA device needs a multiple of 8");
@@ -363,8 +363,8 @@ const T* CudaDevice::upload_argument(std::span<const T> values, std::size_t& at)
 
 // ---- steps ----------------------------------------------------------------------------------------
 
-std::int64_t CudaDevice::padded_rows(std::int64_t rows) const {
-  for (const std::int64_t recorded : kRecordedRows) {
+std::int64_t CudaDevice::bucket_rows(std::int64_t rows) const {
+  for (const std::int64_t recorded : kBucketRows) {
     if (rows <= recorded) return recorded;
   }
   return rows;
@@ -378,15 +378,15 @@ void CudaDevice::begin_step(const StepView& step) {
   const std::int64_t rows = std::max({step.plan.n_tokens, static_cast<std::int64_t>(step.slots.size()),
                                       static_cast<std::int64_t>(step.tokens.size())});
   std::int64_t angles = 0;
-  for (const PlanVisit& visit : step.plan.visits) angles = std::max<std::int64_t>(angles, visit.angle + 1);
-  for (const AppendSlot& slot : step.slots) angles = std::max<std::int64_t>(angles, slot.angle + 1);
+  for (const QueryRange& range : step.plan.query_ranges) angles = std::max<std::int64_t>(angles, range.rope_row + 1);
+  for (const AppendSlot& slot : step.slots) angles = std::max<std::int64_t>(angles, slot.rope_row + 1);
 
-  StepLayout layout{.rows = padded_rows(rows),
+  StepLayout layout{.rows = bucket_rows(rows),
                     .segments = std::ssize(plan.segments),
                     .pages = std::ssize(plan.pages),
                     .angles = angles,
                     .rotary_half = step.rope.rotary_dim / 2};
-  if (rows <= kRecordedRows[std::size(kRecordedRows) - 1]) {
+  if (rows <= kBucketRows[std::size(kBucketRows) - 1]) {
     layout.segments = round_up_to_power(layout.segments, 16);
     layout.pages = round_up_to_power(layout.pages, 64);
     layout.angles = round_up_to_power(layout.angles, 64);
@@ -401,14 +401,14 @@ void CudaDevice::begin_step(const StepView& step) {
   put(at.counts, plan.counts);
   put(at.segments, plan.segments);
   put(at.pages, plan.pages);
-  put(at.visits, plan.visits);
+  put(at.query_ranges, plan.query_ranges);
   put(at.tokens, step.tokens);
   put(at.slots, step.slots);
   // Surplus rows: any token, and no slot.
   auto* tokens = reinterpret_cast<std::int32_t*>(staging + at.tokens);
   std::fill(tokens + step.tokens.size(), tokens + layout.rows, 0);
   auto* slots = reinterpret_cast<AppendSlot*>(staging + at.slots);
-  std::fill(slots + step.slots.size(), slots + layout.rows, AppendSlot{.page = -1, .slot = 0, .angle = 0});
+  std::fill(slots + step.slots.size(), slots + layout.rows, AppendSlot{.page = -1, .slot = 0, .rope_row = 0});
   const auto angle_values = static_cast<std::size_t>(angles * layout.rotary_half);
   put(at.cos, std::span(step.rope.cos, angle_values));
   put(at.sin, std::span(step.rope.sin, angle_values));
@@ -418,7 +418,7 @@ void CudaDevice::begin_step(const StepView& step) {
 
   plan_ = {.counts = reinterpret_cast<const std::int32_t*>(memory + at.counts),
            .segments = reinterpret_cast<const cuda::Segment*>(memory + at.segments),
-           .visits = reinterpret_cast<const cuda::Visit*>(memory + at.visits),
+           .query_ranges = reinterpret_cast<const cuda::DeviceQueryRange*>(memory + at.query_ranges),
            .pages = reinterpret_cast<const std::int64_t*>(memory + at.pages)};
   rope_ = {.cos = reinterpret_cast<const float*>(memory + at.cos),
            .sin = reinterpret_cast<const float*>(memory + at.sin),
@@ -428,40 +428,40 @@ void CudaDevice::begin_step(const StepView& step) {
   step_ = step;
 }
 
-// The first call runs the ops, which makes room for everything; the second records them; later ones replay.
-void CudaDevice::repeat(const RecordingKey& caller, const std::function<void()>& ops) {
+// The first call runs the ops, which makes room for everything; the second captures them; later ones replay.
+void CudaDevice::replay(const GraphKey& step, const std::function<void()>& ops) {
   use();
-  if (caller.rows > kRecordedRows[std::size(kRecordedRows) - 1]) return ops();
-  const GraphKey key{.caller = caller, .layout = layout_, .memory_moved = memory_moved_};
-  const auto found = std::find_if(recordings_.begin(), recordings_.end(),
-                                  [&](const Recording& recording) { return recording.key == key; });
-  if (found == recordings_.end()) {
+  if (step.rows > kBucketRows[std::size(kBucketRows) - 1]) return ops();
+  const CachedGraphKey key{.step = step, .layout = layout_, .memory_moved = memory_moved_};
+  const auto found =
+      std::find_if(graphs_.begin(), graphs_.end(), [&](const CachedGraph& cached) { return cached.key == key; });
+  if (found == graphs_.end()) {
     ops();
-    recordings_.push_front({{.caller = caller, .layout = layout_, .memory_moved = memory_moved_}, std::nullopt});
-    if (recordings_.size() > kMaxGraphs) recordings_.pop_back();
+    graphs_.push_front({{.step = step, .layout = layout_, .memory_moved = memory_moved_}, std::nullopt});
+    if (graphs_.size() > kMaxGraphs) graphs_.pop_back();
     return;
   }
-  recordings_.splice(recordings_.begin(), recordings_, found);
-  if (!found->graph) record(*found, ops);
+  graphs_.splice(graphs_.begin(), graphs_, found);
+  if (!found->graph) capture(*found, ops);
   check_cuda(cudaGraphLaunch(found->graph->get(), stream_), "launching a step");
 }
 
-void CudaDevice::record(Recording& recording, const std::function<void()>& ops) {
-  check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording a step");
+void CudaDevice::capture(CachedGraph& cached, const std::function<void()>& ops) {
+  check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "capturing a step");
   cudaGraph_t graph = nullptr;
   try {
     ops();
-  } catch (...) {  // an aborted step: the stream must not go on recording
+  } catch (...) {  // an aborted step: the stream must not go on capturing
     if (cudaStreamEndCapture(stream_, &graph) == cudaSuccess) static_cast<void>(cudaGraphDestroy(graph));
     static_cast<void>(cudaGetLastError());
     throw;
   }
-  check_cuda(cudaStreamEndCapture(stream_, &graph), "recording a step");
+  check_cuda(cudaStreamEndCapture(stream_, &graph), "capturing a step");
   cudaGraphExec_t exec = nullptr;
   const cudaError_t error = cudaGraphInstantiate(&exec, graph, 0);
   static_cast<void>(cudaGraphDestroy(graph));
-  check_cuda(error, "recording a step");
-  recording.graph.emplace(exec);
+  check_cuda(error, "capturing a step");
+  cached.graph.emplace(exec);
 }
 
 // ---- ops ------------------------------------------------------------------------------------------
@@ -509,11 +509,11 @@ void CudaDevice::matmul(const MatmulParams& p) {
   }
 }
 
-// Runs `launch` on the stream of `caller`, after what this device has enqueued and before what it will.
+// Runs `launch` on the stream of `buffers`, after what this device has enqueued and before what it will.
 template <typename Launch>
-void CudaDevice::on_stream_of(const Caller& caller, Launch&& launch) {
-  if (caller.stream == nullptr) return launch(stream_);
-  const auto stream = static_cast<cudaStream_t>(caller.stream);
+void CudaDevice::on_stream_of(const ExternalBuffers& buffers, Launch&& launch) {
+  if (buffers.stream == nullptr) return launch(stream_);
+  const auto stream = static_cast<cudaStream_t>(buffers.stream);
   const auto order = [this](cudaStream_t first, cudaStream_t then) {
     check_cuda(cudaEventRecord(caller_event_->get(), first), "ordering two streams");
     check_cuda(cudaStreamWaitEvent(then, caller_event_->get(), 0), "ordering two streams");
@@ -528,11 +528,11 @@ void CudaDevice::kv_append(const KvAppendParams& p) {
   check(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= layout_.rows && !step_.slots.empty(),
         "more rows than the step has");
   const auto* slots = reinterpret_cast<const AppendSlot*>(step_memory_.as<std::byte>() + layout_.offsets().slots);
-  on_stream_of(p.caller, [&](cudaStream_t stream) {
+  on_stream_of(p.buffers, [&](cudaStream_t stream) {
     check_launch(cuda::launch_kv_append({.shape = p.shape,
                                          .layer = p.layer,
                                          .rope = rope_,
-                                         .dtype = p.caller.dtype,
+                                         .dtype = p.buffers.dtype,
                                          .slots = slots + p.first,
                                          .rows = p.rows,
                                          .k = p.k,
@@ -549,7 +549,7 @@ cuda::AttentionLaunch CudaDevice::attention_launch(const AttentionParams& p) con
           .rope = rope_,
           .query_heads = p.query_heads,
           .scale = p.scale,
-          .dtype = p.caller.dtype,
+          .dtype = p.buffers.dtype,
           .q = p.q,
           .out = p.out,
           .lse = p.lse,
@@ -576,23 +576,23 @@ void CudaDevice::attention(const AttentionParams& p) {
     check_launch(cuda::launch_attention_plan(launch, stream_), "attention");
     planned_for_ = heads;
   }
-  on_stream_of(p.caller,
+  on_stream_of(p.buffers,
                [&](cudaStream_t stream) { check_launch(cuda::launch_attention(launch, stream), "attention"); });
 }
 
-void CudaDevice::kv_rebase(const KvRebaseParams& p) {
+void CudaDevice::kv_move(const KvMoveParams& p) {
   use();
   if (p.moves.empty()) return;
   std::int64_t angles = 0;
-  for (const KvRebaseParams::Move& move : p.moves) angles = std::max<std::int64_t>(angles, move.angle + 1);
+  for (const KvMoveParams::Move& move : p.moves) angles = std::max<std::int64_t>(angles, move.rope_row + 1);
   const auto values = static_cast<std::size_t>(angles * (p.rope.rotary_dim / 2));
   reserve(arguments_, p.moves.size_bytes() + 2 * values * sizeof(float) + 1024, "an op's arguments");
   std::size_t at = 0;
-  cuda::KvRebaseLaunch launch{.shape = p.shape, .layer = p.layer, .rope = p.rope, .n = std::ssize(p.moves)};
+  cuda::KvMoveLaunch launch{.shape = p.shape, .layer = p.layer, .rope = p.rope, .n = std::ssize(p.moves)};
   launch.moves = upload_argument(p.moves, at);
   launch.rope.cos = upload_argument(std::span(p.rope.cos, values), at);
   launch.rope.sin = upload_argument(std::span(p.rope.sin, values), at);
-  check_launch(cuda::launch_kv_rebase(launch, stream_), "compact");
+  check_launch(cuda::launch_kv_move(launch, stream_), "compact");
 }
 
 void CudaDevice::kv_read(const KvReadParams& p) {

@@ -19,8 +19,8 @@ export default {
     [
       'wait for one group too few',
       kernels,
-      'cp_async_wait<Shape::kStages - 2>',
-      'cp_async_wait<Shape::kStages - 1>',
+      'cp_async_wait<Tile::kStages - 2>',
+      'cp_async_wait<Tile::kStages - 1>',
     ],
     [
       'no commit in the loop',
@@ -74,14 +74,14 @@ export default {
     [
       'copy into the stage in use',
       kernels,
-      'stages + begun % Shape::kStages',
-      'stages + (begun + 1) % Shape::kStages',
+      'stages + begun % Tile::kStages',
+      'stages + (begun + 1) % Tile::kStages',
     ],
     [
       'wrong stage read',
       kernels,
-      'stages + i % Shape::kStages',
-      'stages + (i + 1) % Shape::kStages',
+      'stages + i % Tile::kStages',
+      'stages + (i + 1) % Tile::kStages',
     ],
     [
       'shared memory 16 bytes short',
@@ -111,7 +111,7 @@ export default {
     [
       'always the first half of a page',
       kernels,
-      ' +\n                             static_cast<std::size_t>(first_slot % kPageSize) * Shape::kChunks;',
+      ' +\n                             static_cast<std::size_t>(first_slot % kPageSize) * Tile::kChunks;',
       ';',
     ],
     [
@@ -132,29 +132,29 @@ export default {
     [
       'queries swizzled by another row',
       kernels,
-      'Shape::kChunks, r, unit.chunk[0]',
-      'Shape::kChunks, r ^ 1, unit.chunk[0]',
+      'Tile::kChunks, r, unit.chunk[0]',
+      'Tile::kChunks, r ^ 1, unit.chunk[0]',
     ],
     [
       'keys and values swapped',
       kernels,
-      'const uint4* keys = stage;\n  const uint4* values = stage + Shape::kKeys * Shape::kChunks;',
-      'const uint4* values = stage;\n  const uint4* keys = stage + Shape::kKeys * Shape::kChunks;',
+      'const uint4* keys = stage;\n  const uint4* values = stage + Tile::kKeys * Tile::kChunks;',
+      'const uint4* values = stage;\n  const uint4* keys = stage + Tile::kKeys * Tile::kChunks;',
     ],
     // masks
     [
       'mask lets one key too many through',
       kernels,
-      'at >= sight.end[j / 2]',
-      'at > sight.end[j / 2]',
+      'at >= row_mask.end[j / 2]',
+      'at > row_mask.end[j / 2]',
     ],
-    ['mask forgets slots before the segment', kernels, 'at < sight.begin || at >=', 'at >='],
-    ['mask looks at one row only', kernels, 'min(sight.end[0], sight.end[1])', 'sight.end[0]'],
+    ['mask forgets slots before the segment', kernels, 'at < row_mask.begin || at >=', 'at >='],
+    ['mask looks at one row only', kernels, 'min(row_mask.end[0], row_mask.end[1])', 'row_mask.end[0]'],
     [
       'hidden segments are seen',
       kernels,
-      '    if (visit.limit == 0) continue;\n    sight.end[i] = segment.first_slot + min(visit.limit, segment.length);',
-      '    sight.end[i] = segment.first_slot + max(visit.limit, 1);',
+      '    if (range.limit == 0) continue;\n    row_mask.end[i] = segment.first_slot + min(range.limit, segment.length);',
+      '    row_mask.end[i] = segment.first_slot + max(range.limit, 1);',
     ],
     // queries
     [
@@ -166,8 +166,8 @@ export default {
     [
       'queries rotated by the angle of the next row',
       kernels,
-      'p.rope, visit.angle,',
-      'p.rope, visit.angle ^ 1,',
+      'p.rope, range.rope_row,',
+      'p.rope, range.rope_row ^ 1,',
     ],
     [
       'queries not scaled in their second chunk',
@@ -179,7 +179,7 @@ export default {
       'queries as wide as the rows of pages',
       kernels,
       'row_index(p, row, kv_head) * head_dim}',
-      'row_index(p, row, kv_head) * Shape::kWidth}',
+      'row_index(p, row, kv_head) * Tile::kWidth}',
     ],
     [
       'queries not rotated again for the next kv head',
@@ -194,7 +194,7 @@ export default {
       'at.pair / segments != row_tile ||',
     ],
     // softmax and bias
-    ['bias not in units of log 2', kernels, 'visit.bias * kLog2E', 'visit.bias'],
+    ['bias not in units of log 2', kernels, 'range.bias * kLog2E', 'range.bias'],
     ['sum not rescaled', 'softmax_state.cuh', '    sum[row] *= factor;\n', ''],
     ['output not rescaled', 'softmax_state.cuh', 'out[i][2 * row] *= factor;', ';'],
     [
@@ -220,8 +220,8 @@ export default {
     [
       'slots of the exchange collide',
       kernels,
-      'place.key_warp % half * Shape::kRowWarps + place.row_warp;',
-      'place.key_warp % half * Shape::kRowWarps;',
+      'place.key_warp % half * Tile::kRowWarps + place.row_warp;',
+      'place.key_warp % half * Tile::kRowWarps;',
     ],
     ['merged sums not rescaled', 'softmax_state.cuh', 'other_sum * factor;', 'other_sum;'],
     [
@@ -273,7 +273,7 @@ export default {
       'results as wide as the rows of pages',
       kernels,
       'out + at * head_dim + own_column',
-      'out + at * Shape::kWidth + own_column',
+      'out + at * Tile::kWidth + own_column',
     ],
     [
       'combined results as wide as the rows of pages',

@@ -30,14 +30,14 @@ export default {
     [
       'cosines of another row',
       rope,
-      'rope.cos + static_cast<std::size_t>(angle)',
-      'rope.cos + (angle ^ 1)',
+      'rope.cos + static_cast<std::size_t>(rope_row)',
+      'rope.cos + (rope_row ^ 1)',
     ],
     [
       'sines of another row',
       rope,
-      'rope.sin + static_cast<std::size_t>(angle)',
-      'rope.sin + (angle ^ 1)',
+      'rope.sin + static_cast<std::size_t>(rope_row)',
+      'rope.sin + (rope_row ^ 1)',
     ],
     ['padding is not zero', rope, 'x[i] = 0;', 'x[i] = 1;'],
     ['padding is read', rope, 'if (begin >= head_dim) {', 'if (false) {'],
@@ -104,11 +104,11 @@ export default {
     [
       'keys to be kept are turned',
       kernels,
-      'is_key && move.angle >= 0',
+      'is_key && move.rope_row >= 0',
       'is_key && p.rope.rotary_dim > 0',
     ],
-    ['keys at angle 0 are kept', kernels, 'move.angle >= 0', 'move.angle > 0'],
-    ['values are turned', kernels, 'is_key && move.angle >= 0', 'move.angle >= 0'],
+    ['keys at rope row 0 are kept', kernels, 'move.rope_row >= 0', 'move.rope_row > 0'],
+    ['values are turned', kernels, 'is_key && move.rope_row >= 0', 'move.rope_row >= 0'],
     ['turned from another slot', kernels, 'move.from_slot + i / units', 'move.to_slot + i / units'],
     ['turned to another slot', kernels, 'move.to_slot + i / units', 'move.from_slot + i / units'],
     [

@@ -16,14 +16,14 @@ export default {
     [
       'wait for one group too few',
       matmul,
-      'simt::cp_async_wait<Shape::kStages - 2>',
-      'simt::cp_async_wait<Shape::kStages - 1>',
+      'simt::cp_async_wait<Tile::kStages - 2>',
+      'simt::cp_async_wait<Tile::kStages - 1>',
     ],
     [
       'the next chunk goes into the stage in use',
       matmul,
-      '(i + Shape::kStages - 1) % Shape::kStages * Shape::kStageBytes',
-      'i % Shape::kStages * Shape::kStageBytes',
+      '(i + Tile::kStages - 1) % Tile::kStages * Tile::kStageBytes',
+      'i % Tile::kStages * Tile::kStageBytes',
     ],
     // (The barrier between the partial sums and the ticket orders CTAs, which run one after another here.)
     [
@@ -115,8 +115,8 @@ export default {
     [
       'rows of the next row tile',
       matmul,
-      'within % p.row_tiles) * Shape::kRows',
-      'within % p.row_tiles) * Shape::kRows * 2',
+      'within % p.row_tiles) * Tile::kRows',
+      'within % p.row_tiles) * Tile::kRows * 2',
     ],
   ],
 }
