@@ -412,7 +412,7 @@ export class Pass {
   }
 
   /**
-   * Attention of each new token over its worker's view (SEMANTICS: all new tokens of this step that come
+   * Attention of each new token over its worker's view (docs/semantics.md: all new tokens of this step that come
    * before it in the view included). q: [T, Hq, D] of one layer, before RoPE; Hq, a multiple of Hkv,
    * follows from its length. Throws HOGWILD_INVALID_ARGUMENT before the layer's `append`.
    */

@@ -384,7 +384,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     return []
   }
 
-  // The sampled token was not processed yet, so in the cache it opens the next turn (SEMANTICS, "Layouts").
+  // The sampled token was not processed yet, so in the cache it opens the next turn (docs/semantics.md, "Layouts").
   #endTurn(worker: Joined): WorkerEvent {
     const { turnHeader } = this.#options
     worker.turn++

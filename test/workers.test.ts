@@ -63,7 +63,7 @@ interface Script {
 /** One lock step: who took part, what each saw before it (a list of tokens per block), what each wrote. */
 type LockStep = Record<string, { view: number[][]; wrote: number[] }>
 
-/** The loop over lists of tokens on the float64 reference, written down from SEMANTICS and the paper. */
+/** The loop over lists of tokens on the float64 reference, written down from docs/semantics.md and the paper. */
 function simulate(script: Script): LockStep[] {
   interface Simulated {
     name: string
