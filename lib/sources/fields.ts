@@ -108,14 +108,15 @@ export class Fields {
     const named = unknown.slice(0, MAX_NAMED)
     const more = unknown.length > named.length ? ` and ${unknown.length - named.length} more` : ''
     throw new HogwildError(
-      `${named.map((field) => describe(field)).join(', ')}${more} of ${this.where} is not known for ${what} and may change what the model computes; ${this.#wayOut(named)}`,
+      `${named.map((field) => describe(field)).join(', ')}${more} of ${this.where} ${unknown.length > 1 ? 'are' : 'is'} not known for ${what} and may change what the model computes; ${this.#wayOut(named)}`,
       'HOGWILD_UNSUPPORTED',
     )
   }
 
   #wayOut(fields: readonly string[]): string {
     const list = fields.map((field) => describe(this.#path + field)).join(', ')
-    return `to load the model as if the field were not there: ignoreFields: [${list}], or on the command line --ignore-field`
+    const field = fields.length > 1 ? 'fields' : 'field'
+    return `to load the model without the ${field}: ignoreFields: [${list}]`
   }
 
   count(field: string, fallback?: number): number {

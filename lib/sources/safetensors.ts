@@ -38,6 +38,8 @@ interface Extent {
 const SINGLE_FILE = 'model.safetensors'
 const INDEX_FILE = 'model.safetensors.index.json'
 
+const METADATA = '__metadata__'
+
 /** Most dimensions of a tensor; models have up to 2. */
 const MAX_RANK = 8
 
@@ -139,22 +141,37 @@ function parseHeader(
     `the header of ${path}`,
     'HOGWILD_INVALID_MODEL',
   )
-  const { __metadata__: metadata = {}, ...entries } = header
-  const notes = checkObject(metadata, `"__metadata__" of ${path}`, 'HOGWILD_INVALID_MODEL')
-  if (!Object.values(notes).every((note) => typeof note === 'string')) {
-    throw damaged(path, 'has a "__metadata__" that is not a map of strings')
-  }
-  refuseDuplicates(text, header, path)
-
   const tensors = new Map<string, TensorEntry>()
   const extents: Extent[] = []
-  for (const [name, value] of Object.entries(entries)) {
+  const names = Object.keys(header)
+  let keys = names.length
+  for (const name of names) {
+    const value = header[name]
+    if (name === METADATA) {
+      keys += checkMetadata(value, path)
+      continue
+    }
     const { entry, begin, end } = parseEntry(name, value, path, dataStart, dataSize)
+    keys += Object.keys(value as object).length
     tensors.set(name, entry)
     extents.push({ name, begin, end })
   }
+  if (countKeys(text) !== keys) {
+    throw damaged(path, `: ${describe(firstDuplicate(text))} occurs twice`)
+  }
   checkLayout(extents, path, dataSize)
   return tensors
+}
+
+/** The number of notes, all of which are strings. */
+function checkMetadata(value: unknown, path: string): number {
+  const notes = Object.values(
+    checkObject(value, `"${METADATA}" of ${path}`, 'HOGWILD_INVALID_MODEL'),
+  )
+  if (!notes.every((note) => typeof note === 'string')) {
+    throw damaged(path, `has a "${METADATA}" that is not a map of strings`)
+  }
+  return notes.length
 }
 
 /** The tensors fill the data, one after the other. */
@@ -175,16 +192,13 @@ function checkLayout(extents: Extent[], path: string, dataSize: number): void {
   }
 }
 
-/** JSON.parse keeps the last of equal keys: then the text has more keys than what came out. */
-function refuseDuplicates(text: string, header: object, path: string): void {
+/** Keys of all objects in a JSON text. JSON.parse keeps the last of equal ones: then it gives fewer. */
+function countKeys(text: string): number {
   let keys = 0
   scanJson(text, (character) => {
     if (character === ':') keys++
   })
-  for (const value of [header, ...Object.values(header)]) {
-    if (typeof value === 'object' && value !== null) keys -= Object.keys(value).length
-  }
-  if (keys > 0) throw damaged(path, `: ${describe(firstDuplicate(text))} occurs twice`)
+  return keys
 }
 
 /** The first name that one object of a JSON text has twice. */
