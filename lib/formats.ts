@@ -2,4 +2,7 @@
 
 import type { Dtype } from './native'
 
-export const DTYPES = ['f32', 'f16', 'bf16'] as const satisfies readonly Dtype[]
+/** Bytes of an element. */
+export const DTYPE_BYTES = { f32: 4, f16: 2, bf16: 2 } as const satisfies Record<Dtype, number>
+
+export const DTYPES = Object.keys(DTYPE_BYTES) as readonly Dtype[]

@@ -72,7 +72,6 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
       layout,
       share,
       ...(layout === 'combined' && { sharedHeader: encode(OTHERS_HEADING) }),
-      stopTokens: tokenizer.eosTokenIds,
       ...(layout !== 'contiguous' && {
         // A paragraph ends with a blank line, in one token or in two.
         turnEnds: (ids: readonly number[]) => /\n\s*\n$/.test(tokenizer.decode(ids.slice(-2))),
