@@ -9,7 +9,7 @@ import { withinVocabulary } from '../sources/eos'
 import { onAbort, throwIfAborted } from '../tasks'
 import { checkBoolean, checkOptions, checkTokens, invalid, optionKeys } from '../validate'
 import { type Warning, Warnings } from '../warnings'
-import type { StopReason, WorkerEvent } from './events'
+import type { StopReason, WarningEvent, WorkerEvent } from './events'
 import { orderBlocks } from './layout'
 import {
   checkRunOptions,
@@ -80,8 +80,8 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   readonly #events: AsyncGenerator<WorkerEvent, void, void>
   readonly #abort = new AbortController()
   readonly #warnings: Warnings
-  /** Those that are no events yet. */
-  #warned: Warning[] = []
+  /** Warnings that the consumer has not seen yet. */
+  #warned: WarningEvent[] = []
   #stopTokens: ReadonlySet<number> = new Set()
   #controls: (() => WorkerEvent[])[] = []
   #wake: () => void = () => {}
@@ -98,7 +98,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
       this.#add(spec, `options.workers[${i}]`)
     })
     this.#warnings = new Warnings((warning) => {
-      this.#warned.push(warning)
+      this.#warned.push({ type: 'warning', step: this.#steps, ...warning })
       this.#settings.model.warnings.warn(warning.code, warning.message)
     })
     this.#abort.signal.addEventListener('abort', () => this.#wake())
@@ -124,9 +124,10 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     const mark = forced(this.#checkTokens(append, 'options.append'))
     this.#control(name, (worker, blocks) => {
       if (mark.length === 0 || worker.tokens.length === 0) return [this.#stop(worker, 'stopped')]
+      const events = worker.state.name === 'paused' ? [this.#resumed(worker)] : []
       worker.pending = mark
       worker.state = { name: 'stopping', blocks, reason: 'stopped' }
-      return []
+      return events
     })
   }
 
@@ -150,7 +151,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
         state.ending === undefined
           ? { name: 'active', blocks }
           : { name: 'stopping', blocks, reason: state.ending }
-      return [{ type: 'resume', worker: worker.name, step: this.#steps }]
+      return [this.#resumed(worker)]
     })
   }
 
@@ -234,10 +235,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   #withWarnings(events: readonly WorkerEvent[]): WorkerEvent[] {
     const warned = this.#warned
     this.#warned = []
-    const warnings = warned.map(
-      (warning): WorkerEvent => ({ type: 'warning', step: this.#steps, ...warning }),
-    )
-    return [...warnings, ...events]
+    return [...warned, ...events]
   }
 
   #findStopTokens(): ReadonlySet<number> {
@@ -439,6 +437,10 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     this.#wake()
   }
 
+  #resumed(worker: Worker): WorkerEvent {
+    return { type: 'resume', worker: worker.name, step: this.#steps }
+  }
+
   #stop(worker: Worker, reason: StopReason): WorkerEvent {
     const text = worker.stop()
     const event = { type: 'stop', worker: worker.name, step: this.#steps, reason } as const
@@ -452,5 +454,5 @@ function participant(worker: Worker): Participant[] {
 }
 
 function isOutOfPages(error: unknown): boolean {
-  return error instanceof HogwildError && error.code === 'HOGWILD_OUT_OF_PAGES'
+  return (error as { code?: unknown }).code === 'HOGWILD_OUT_OF_PAGES'
 }
