@@ -148,6 +148,8 @@ export interface NativeStepResult {
   logprob: number
   /** 'last': [V]; 'all': [new tokens, V]; else empty. */
   logits: Float32Array
+  /** What the step took on the runner's thread, the same for all its workers. */
+  seconds: number
 }
 
 export interface NativePassWorker extends NativeWorkerView {

@@ -5,9 +5,9 @@
 
 import { Command, CommanderError, Option } from 'commander'
 import { DTYPES } from '../formats'
-import { LAYOUT_NAMES } from '../layout'
 import { DEFAULT_CAPACITY, MAX_CAPACITY, MAX_THREADS } from '../limits'
 import { escapeUnsafe, printable } from '../printable'
+import { LAYOUT_NAMES } from '../workers/layout'
 import { WORKER_NAMES as DEMO_WORKERS, MAX_LETTERS, MAX_WORDS } from './demo/task'
 import { deviceName, integer, integers, number, probability, text, texts } from './options'
 import { packageVersion } from './package'
