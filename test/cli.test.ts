@@ -1,7 +1,7 @@
 // The command line as a user meets it: built, in a process of its own, without a terminal.
 
 import { spawn } from 'node:child_process'
-import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createColors } from 'picocolors'
 import { drawFrame } from '../lib/cli/demo/frame'
@@ -608,6 +608,19 @@ describe('figures', () => {
       expect(run.decode_tokens_per_s / perSecond).toBeCloseTo(1, 1)
     }
     expect(report.runs[0].step_over_one).toBe(1)
+  })
+
+  test('bench leaves nothing behind when it is ended', async () => {
+    const folder = temporaryFolder()
+    const child = spawn(process.execPath, [main, 'bench'], {
+      stdio: 'ignore',
+      env: { ...process.env, TMPDIR: folder },
+    })
+    while (readdirSync(folder).length === 0) await new Promise((resolve) => setTimeout(resolve, 20))
+    child.kill('SIGINT')
+    const code = await new Promise((resolve) => child.on('close', resolve))
+    expect(code).toBe(130)
+    expect(readdirSync(folder)).toEqual([])
   })
 
   test('demo-eval', async () => {
