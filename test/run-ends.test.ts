@@ -65,7 +65,10 @@ const options = (changes: Partial<RunOptions> = {}): RunOptions => ({
   ...changes,
 })
 const encode = (text: string): number[] =>
-  Array.from(text.matchAll(/<s>|Alice|Bob|[^]/g), ([symbol]) => tokenizer.tokenId(symbol) as number)
+  Array.from(
+    text.matchAll(/<s>|Alice|Bob|[\s\S]/g),
+    ([symbol]) => tokenizer.tokenId(symbol) as number,
+  )
 
 describe('stop strings', () => {
   test('end the text before every place at which they can begin, whatever the tokens', async () => {
@@ -236,9 +239,9 @@ describe('a full cache stops workers', () => {
     // Up to the step in which c stops, all see the same.
     const steps = ofType(full, 'stop')[0]?.step as number
     expect(steps).toBeGreaterThan(10)
-    const before = (events: readonly WorkerEvent[]) =>
+    const untilStop = (events: readonly WorkerEvent[]) =>
       ofType(events, 'token').filter(({ step }) => step < steps)
-    expect(before(full)).toEqual(before(alone))
+    expect(untilStop(full)).toEqual(untilStop(alone))
     expect(Object.fromEntries(stopsOf(full))).toMatchObject({ a: 'max-tokens', b: 'out-of-pages' })
   })
 
