@@ -9,7 +9,6 @@ export {
   type CacheStats,
   createCache,
 } from './cache'
-export type { Architecture, ModelConfig } from './config'
 export {
   createDevice,
   type Device,
@@ -21,6 +20,7 @@ export {
 } from './device'
 export type { DeviceName, DeviceType } from './device-name'
 export { HogwildError, type HogwildErrorCode } from './errors'
+export type { Architecture, ModelConfig } from './families'
 export {
   type BeyondContext,
   type LoadModelOptions,
@@ -59,7 +59,12 @@ export type { TextStream } from './tokenizer/text-stream'
 export {
   type ChatMessage,
   type ChatOptions,
+  type DecodeOptions,
+  type EncodeOptions,
+  type LoadTokenizerOptions,
   loadTokenizer,
+  type StreamOptions,
+  type ThreadOptions,
   type Tokenizer,
 } from './tokenizer/tokenizer'
 export type { View } from './view'

@@ -20,16 +20,16 @@ export async function readEosTokenIds(
     const path = join(folder, file)
     const json = await optional(readJson, path, options)
     if (json === undefined) continue
-    for (const id of eosTokenIds(checkObject(json, path, 'HOGWILD_INVALID_MODEL'), path))
-      ids.add(id)
+    const { eos_token_id } = checkObject(json, path, 'HOGWILD_INVALID_MODEL')
+    for (const id of eosTokenIds(eos_token_id, path)) ids.add(id)
   }
   return [...ids]
 }
 
-/** `eos_token_id` of one file's content: an id, a list of them, or nothing. */
-export function eosTokenIds(json: Record<string, unknown>, where: string): number[] {
-  const value = (Object.hasOwn(json, 'eos_token_id') ? json.eos_token_id : undefined) ?? []
-  return (Array.isArray(value) ? value : [value]).map((id) =>
+/** `eos_token_id` as one file has it: an id, a list of them, or nothing. */
+export function eosTokenIds(value: unknown, where: string): number[] {
+  const list = Array.isArray(value) ? value : value === undefined || value === null ? [] : [value]
+  return list.map((id) =>
     checkInteger(
       id,
       `"eos_token_id" of ${where}`,
@@ -44,11 +44,11 @@ export function eosTokenIds(json: Record<string, unknown>, where: string): numbe
 export function withinVocabulary(
   ids: readonly number[],
   vocabSize: number,
-  warnings: Warnings,
+  warnings?: Warnings,
 ): number[] {
   const unknown = ids.filter((id) => id < 0 || id >= vocabSize)
   if (unknown.length > 0) {
-    warnings.warn(
+    warnings?.warn(
       'HOGWILD_UNKNOWN_EOS_TOKEN',
       `eos_token_id ${unknown.join(', ')} is left out: the vocabulary has ${vocabSize} tokens`,
     )

@@ -33,7 +33,8 @@ export interface ReadOptions {
 
 /** The error for a file that cannot be used. `problem` continues the path. */
 export function damaged(path: string, problem: string, cause?: unknown): HogwildError {
-  return new HogwildError(`${path} ${problem}`, 'HOGWILD_INVALID_MODEL', { cause })
+  const message = problem.startsWith(':') ? `${path}${problem}` : `${path} ${problem}`
+  return new HogwildError(message, 'HOGWILD_INVALID_MODEL', { cause })
 }
 
 function unreadable(path: string, cause: unknown): HogwildError {
@@ -134,7 +135,7 @@ export async function readText(path: string, options: ReadOptions = {}): Promise
 
 /** A JSON file; see `parseJson`. Throws as `readText`. */
 export async function readJson(path: string, options: ReadOptions = {}): Promise<unknown> {
-  return parseJson(await readBytes(path, options), path)
+  return parseJson(await readText(path, options), path)
 }
 
 /** undefined where there is no such file; else as the reader. */
@@ -146,7 +147,8 @@ export async function optional<T>(
   return (await exists(path)) ? reader(path, options) : undefined
 }
 
-function decodeText(bytes: Uint8Array, path: string): string {
+/** Text in UTF-8. Throws HOGWILD_INVALID_MODEL. */
+export function decodeText(bytes: Uint8Array, path: string): string {
   try {
     return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes)
   } catch (cause) {
@@ -160,10 +162,9 @@ function decodeText(bytes: Uint8Array, path: string): string {
  *
  * Throws HOGWILD_INVALID_MODEL, also for more than 64 levels of nesting.
  */
-export function parseJson(bytes: Uint8Array, where: string): unknown {
-  const text = decodeText(bytes, where)
+export function parseJson(text: string, where: string): unknown {
   if (text.startsWith('\uFEFF')) throw damaged(where, 'begins with a byte order mark')
-  const constants = scanJson(text, where)
+  const constants = findConstants(text, where)
   try {
     return constants.length === 0 ? JSON.parse(text) : parseWithConstants(text, constants)
   } catch (cause) {
@@ -179,41 +180,54 @@ interface Constant {
 
 const CONSTANTS = ['NaN', 'Infinity', '-Infinity']
 
-/** Refuses deep nesting, which would exhaust the stack later, and finds Python's constants outside of strings. */
-function scanJson(text: string, where: string): Constant[] {
+/** Refuses deep nesting, which would exhaust the stack later, and finds Python's constants. */
+function findConstants(text: string, where: string): Constant[] {
   const constants: Constant[] = []
-  let depth = 0
-  let inString = false
-  for (let i = 0; i < text.length; i++) {
-    const character = text[i]
-    if (inString) {
-      if (character === '"') inString = false
-      else if (character === '\\') i++
-      continue
-    }
-    switch (character) {
-      case '"':
-        inString = true
-        break
-      case '[':
-      case '{':
-        if (++depth > MAX_DEPTH) throw damaged(where, `is nested deeper than ${MAX_DEPTH} levels`)
-        break
-      case ']':
-      case '}':
-        depth--
-        break
-      case 'N':
-      case '-':
-      case 'I': {
-        const name = CONSTANTS.find((constant) => text.startsWith(constant, i))
-        if (name === undefined) break
-        constants.push({ begin: i, end: i + name.length })
-        i += name.length - 1
-      }
-    }
-  }
+  let end = 0
+  scanJson(text, (character, begin, depth) => {
+    if (depth > MAX_DEPTH) throw damaged(where, `is nested deeper than ${MAX_DEPTH} levels`)
+    if (begin < end || !(character === 'N' || character === 'I' || character === '-')) return
+    const name = CONSTANTS.find((constant) => text.startsWith(constant, begin))
+    if (name === undefined) return
+    end = begin + name.length
+    constants.push({ begin, end })
+  })
   return constants
+}
+
+/** Characters that `scanJson` shows, by their codes: brackets, colons, quotes, and what Python's constants begin with. */
+const SHOWN = Uint8Array.from({ length: 128 }, (_, code) =>
+  '{}[]:"NI-'.includes(String.fromCharCode(code)) ? 1 : 0,
+)
+const [QUOTE, BACKSLASH] = ['"', '\\'].map((character) => character.charCodeAt(0))
+
+/**
+ * Calls `visit` for each bracket, colon, opening quote, minus, N and I of a JSON text that is not within a
+ * string, with the number of lists and objects around it; those that a bracket opens or closes count for it.
+ */
+export function scanJson(
+  text: string,
+  visit: (character: string, at: number, depth: number) => void,
+): void {
+  let depth = 0
+  for (let at = 0; at < text.length; at++) {
+    if (SHOWN[text.charCodeAt(at)] !== 1) continue
+    const character = text[at] as string
+    if (character === '[' || character === '{') depth++
+    visit(character, at, depth)
+    if (character === ']' || character === '}') depth--
+    if (character === '"') at = endOfString(text, at)
+  }
+}
+
+/** The index of the quote that ends the string which begins at `at`, or of the text's end. */
+function endOfString(text: string, at: number): number {
+  for (let i = at + 1; i < text.length; i++) {
+    const code = text.charCodeAt(i)
+    if (code === QUOTE) return i
+    if (code === BACKSLASH) i++
+  }
+  return text.length
 }
 
 // Each constant goes through JSON.parse as a string that no file holds.
