@@ -181,9 +181,10 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
   const dtype = checkOneOf(options.dtype ?? 'auto', 'options.dtype', ['auto', ...DTYPES])
   const onProgress = checkOptionalFunction(options.onProgress, 'options.onProgress')
   const signal = checkSignal(options.signal, 'options.signal')
-  const ignoreFields = checkArray(options.ignoreFields ?? [], 'options.ignoreFields').map(
-    (field, i) => checkString(field, `options.ignoreFields[${i}]`),
-  )
+  const ignoreFields = checkArray(
+    options.ignoreFields === undefined ? [] : options.ignoreFields,
+    'options.ignoreFields',
+  ).map((field, i) => checkString(field, `options.ignoreFields[${i}]`))
   const warnings = new Warnings(options.onWarning)
   const found = await stat(folder).catch(() => undefined)
   if (!found?.isDirectory()) {

@@ -5,6 +5,9 @@ import { checkInteger, checkObject } from '../validate'
 import type { Warnings } from '../warnings'
 import { optional, readJson } from './files'
 
+/** How many ids a warning names. */
+const MAX_NAMED = 10
+
 /**
  * `eos_token_id` of generation_config.json and of config.json together, in this order; maybe none. Nothing says
  * that they are within the vocabulary: see `withinVocabulary`.
@@ -48,9 +51,10 @@ export function withinVocabulary(
 ): number[] {
   const unknown = ids.filter((id) => id < 0 || id >= vocabSize)
   if (unknown.length > 0) {
+    const named = unknown.slice(0, MAX_NAMED).join(', ')
     warnings?.warn(
       'HOGWILD_UNKNOWN_EOS_TOKEN',
-      `eos_token_id ${unknown.join(', ')} is left out: the vocabulary has ${vocabSize} tokens`,
+      `eos_token_id ${named} is left out: the vocabulary has ${vocabSize} tokens`,
     )
   }
   return ids.filter((id) => id >= 0 && id < vocabSize)

@@ -77,6 +77,11 @@ export class Fields {
     return this.#json[field] ?? undefined
   }
 
+  /** Whether the field is written down and not to be ignored. */
+  isGiven(field: string): boolean {
+    return this.has(field) && !this.isIgnored(field)
+  }
+
   isIgnored(field: string): boolean {
     return this.#ignored.has(this.#path + field)
   }
@@ -89,7 +94,7 @@ export class Fields {
   /** A field that hogwild does not compute with: absent, ignored, or `accept` takes its value as it stands. */
   judge(field: string, accept: (value: unknown) => boolean, supported: string): void {
     this.#known.add(field)
-    if (!this.has(field) || this.isIgnored(field)) return
+    if (!this.isGiven(field)) return
     const value = this.#json[field]
     if (!accept(value)) throw this.refused(field, `= ${describe(value)}`, supported)
   }
@@ -108,14 +113,15 @@ export class Fields {
     const named = unknown.slice(0, MAX_NAMED)
     const more = unknown.length > named.length ? ` and ${unknown.length - named.length} more` : ''
     throw new HogwildError(
-      `${named.map((field) => describe(field)).join(', ')}${more} of ${this.where} is not known for ${what} and may change what the model computes; ${this.#wayOut(named)}`,
+      `${named.map((field) => describe(field)).join(', ')}${more} of ${this.where} ${unknown.length > 1 ? 'are' : 'is'} not known for ${what} and may change what the model computes; ${this.#wayOut(named)}`,
       'HOGWILD_UNSUPPORTED',
     )
   }
 
   #wayOut(fields: readonly string[]): string {
     const list = fields.map((field) => describe(this.#path + field)).join(', ')
-    return `to load the model as if the field were not there: ignoreFields: [${list}]`
+    const field = fields.length > 1 ? 'fields' : 'field'
+    return `to load the model without the ${field}: ignoreFields: [${list}]`
   }
 
   count(field: string, fallback?: number): number {

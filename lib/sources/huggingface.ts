@@ -150,7 +150,7 @@ function locate(wanted: Wanted, tensors: ReadonlyMap<string, TensorEntry>): Nati
   if (dtype === undefined) {
     const supported = Object.keys(DTYPES).join(', ')
     throw new HogwildError(
-      `${path}: tensor "${file}" is ${stored}; supported: ${supported}`,
+      `${path}: tensor "${file}" is ${describe(stored)}; supported: ${supported}`,
       'HOGWILD_INVALID_MODEL',
     )
   }
@@ -182,8 +182,9 @@ function refuseUnknown(
   if (first === undefined) return
   const named = unknown.slice(0, MAX_NAMED).map(({ name }) => describe(name))
   const more = unknown.length > named.length ? ` and ${unknown.length - named.length} more` : ''
+  const have = unknown.length > 1 ? 'have' : 'has'
   throw new HogwildError(
-    `${first.path}: ${named.join(', ')}${more} have no place in a ${config.architecture} as config.json describes it, and may change what the model computes`,
+    `${first.path}: ${named.join(', ')}${more} ${have} no place in a ${config.architecture} as config.json describes it, and may change what the model computes`,
     'HOGWILD_INVALID_MODEL',
   )
 }

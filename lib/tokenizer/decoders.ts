@@ -2,15 +2,7 @@
 // other, so that a stream gives what a whole list gives. Only bytes that are no UTF-8 come out differently: as one
 // U+FFFD for each maximal bad part (WHATWG), where the library's ByteFallback has one for each byte.
 
-import {
-  checkArray,
-  checkBoolean,
-  checkInteger,
-  checkObject,
-  checkOneOf,
-  checkString,
-  invalid,
-} from '../validate'
+import { checkArray, checkBoolean, checkInteger, checkObject, checkOneOf, checkString, invalid } from '../validate'
 import { tokenBytes } from './bytes'
 import { type Normalizer, parseReplace } from './normalizers'
 import { checkCharacter, prependScheme } from './pre-tokenizers'
@@ -110,17 +102,9 @@ function parseStage(
     case 'Replace': {
       const pattern = checkObject(object.pattern, `${name}.pattern`, CODE)
       if (pattern.String === undefined) {
-        throw invalid(
-          `${name}.pattern`,
-          'a String, as other decoders come before it',
-          object.pattern,
-          CODE,
-        )
+        throw invalid(`${name}.pattern`, 'a String, as other decoders come before it', object.pattern, CODE)
       }
-      return replaceLiteral(
-        checkString(pattern.String, `${name}.pattern.String`, CODE),
-        text('content'),
-      )
+      return replaceLiteral(checkString(pattern.String, `${name}.pattern.String`, CODE), text('content'))
     }
     case 'Strip':
       return strip(parseStrip(object, name))
@@ -129,11 +113,7 @@ function parseStage(
     case 'BPEDecoder':
       return bpe(text('suffix', '</w>'))
     case 'CTC':
-      return ctc(
-        text('pad_token', '<pad>'),
-        text('word_delimiter_token', '|'),
-        flag('cleanup', true),
-      )
+      return ctc(text('pad_token', '<pad>'), text('word_delimiter_token', '|'), flag('cleanup', true))
   }
 }
 
@@ -286,19 +266,13 @@ function replaceLiteral(literal: string, content: string): Stage {
         const last = held.lastIndexOf(literal)
         const replaced = held.replaceAll(literal, () => content)
         // What may be the beginning of the literal: at most all that follows its last occurrence.
-        const rest =
-          last < 0
-            ? held
-            : replaced.slice(replaced.length - (held.length - endOfLast(held, literal)))
+        const rest = last < 0 ? held : replaced.slice(replaced.length - (held.length - endOfLast(held, literal)))
         const waiting = beginningAtEnd(rest, literal)
         next.text(replaced.slice(0, replaced.length - waiting))
         held = rest.slice(rest.length - waiting)
       },
       close() {
-        emit(
-          next,
-          held.replaceAll(literal, () => content),
-        )
+        emit(next, held.replaceAll(literal, () => content))
         held = ''
       },
       end: () => next.end(),
@@ -337,8 +311,7 @@ function strip({ content, start, stop }: StripOptions): Stage {
         if (at < piece.length) left = 0
         const text = held + piece.slice(at)
         let end = text.length
-        for (let n = 0; n < stop && end > 0 && text.endsWith(content, end); n++)
-          end -= content.length
+        for (let n = 0; n < stop && end > 0 && text.endsWith(content, end); n++) end -= content.length
         next.text(text.slice(0, end))
         held = text.slice(end)
       },
@@ -355,8 +328,7 @@ function strip({ content, start, stop }: StripOptions): Stage {
 function wordPiece(prefix: string, cleanup: boolean): Stage {
   return (next) =>
     wholeTokens(next, (token, index) => {
-      const word =
-        index > 0 ? (token.startsWith(prefix) ? token.slice(prefix.length) : ` ${token}`) : token
+      const word = index > 0 ? (token.startsWith(prefix) ? token.slice(prefix.length) : ` ${token}`) : token
       emit(next, cleanup ? cleanUp(word) : word)
     })
 }

@@ -123,9 +123,7 @@ export class Encoder {
     if (plainText === true) return true
     const position = (at: number) => this.#normalizer(section.slice(0, at)).length
     return plainText
-      .map(
-        ([from, to]) => [Math.max(from - start, 0), Math.min(to - start, section.length)] as const,
-      )
+      .map(([from, to]) => [Math.max(from - start, 0), Math.min(to - start, section.length)] as const)
       .filter(([from, to]) => from < to)
       .map(([from, to]) => [position(from), position(to)] as const)
   }

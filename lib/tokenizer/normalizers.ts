@@ -1,6 +1,12 @@
 // Normalizers of tokenizer.json, as the Rust library `tokenizers` runs them.
 
-import { checkArray, checkBoolean, checkObject, checkOneOf, checkString } from '../validate'
+import {
+  checkArray,
+  checkBoolean,
+  checkObject,
+  checkOneOf,
+  checkString,
+} from '../validate'
 import { byteCharacters } from './bytes'
 import { compilePattern, eachMatch, literalPattern } from './pattern'
 import { parsePrecompiled } from './precompiled'
@@ -106,9 +112,7 @@ function sequence(normalizers: readonly Normalizer[]): Normalizer {
 /** Each character on its own: a final sigma is like any other. */
 function lowercase(text: string): string {
   const lower = text.toLowerCase()
-  return text.includes('Σ')
-    ? text.replace(/[^Σ]+|Σ/g, (part) => (part === 'Σ' ? 'σ' : part.toLowerCase()))
-    : lower
+  return text.includes('Σ') ? text.replace(/[^Σ]+|Σ/g, (part) => (part === 'Σ' ? 'σ' : part.toLowerCase())) : lower
 }
 
 const UNKNOWN = new RegExp(`[${LATER_DECOMPOSITIONS}]`, 'v')
@@ -144,10 +148,7 @@ function nmt(text: string): string {
 
 function cleanText(text: string): string {
   return text
-    .replace(
-      /[\0\ufffd[[\p{Cc}\p{Cf}\p{Co}]--[\t\n\r\u{890}\u{891}\u{8e2}\u{110cd}\u{13430}-\u{1343f}]]]/gv,
-      '',
-    )
+    .replace(/[\0\ufffd[[\p{Cc}\p{Cf}\p{Co}]--[\t\n\r\u{890}\u{891}\u{8e2}\u{110cd}\u{13430}-\u{1343f}]]]/gv, '')
     .replace(/\p{White_Space}/gu, ' ')
 }
 

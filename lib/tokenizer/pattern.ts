@@ -147,8 +147,7 @@ class Translator {
 
   /** Up to the end of the group. */
   #alternatives(outer: Flags): string {
-    if (++this.#depth > MAX_DEPTH)
-      throw new SyntaxError(`groups nested more than ${MAX_DEPTH} deep`)
+    if (++this.#depth > MAX_DEPTH) throw new SyntaxError(`groups nested more than ${MAX_DEPTH} deep`)
     let flags = outer
     let translated = ''
     while (this.#at < this.#source.length && this.#source[this.#at] !== ')') {
@@ -309,8 +308,7 @@ class Translator {
   }
 
   #class(): string {
-    if (++this.#depth > MAX_DEPTH)
-      throw new SyntaxError(`classes nested more than ${MAX_DEPTH} deep`)
+    if (++this.#depth > MAX_DEPTH) throw new SyntaxError(`classes nested more than ${MAX_DEPTH} deep`)
     const negated = this.#take(/\[(\^?)/y)?.[1] === '^'
     const operands: string[] = []
     let items = ''

@@ -1,13 +1,6 @@
 // Post-processors of tokenizer.json: the tokens that they put around a text.
 
-import {
-  checkArray,
-  checkInteger,
-  checkObject,
-  checkOneOf,
-  checkString,
-  invalid,
-} from '../validate'
+import { checkArray, checkInteger, checkObject, checkOneOf, checkString, invalid } from '../validate'
 import { checkPair, MAX_TOKEN_ID } from './models/model'
 
 const CODE = 'HOGWILD_INVALID_MODEL'
@@ -36,8 +29,7 @@ export function parsePostProcessor(value: unknown, name: string): Surroundings {
       return { before: [], behind: [] }
     case 'BertProcessing':
     case 'RobertaProcessing': {
-      const id = (key: string) =>
-        checkId(checkPair(object[key], `${name}.${key}`)[1], `${name}.${key}[1]`)
+      const id = (key: string) => checkId(checkPair(object[key], `${name}.${key}`)[1], `${name}.${key}[1]`)
       return { before: [id('cls')], behind: [id('sep')] }
     }
     case 'TemplateProcessing':
@@ -45,13 +37,10 @@ export function parsePostProcessor(value: unknown, name: string): Surroundings {
     case 'Sequence':
       return checkArray(object.processors, `${name}.processors`, CODE)
         .map((one, i) => parsePostProcessor(one, `${name}.processors[${i}]`))
-        .reduce(
-          (inner, outer) => ({
-            before: [...outer.before, ...inner.before],
-            behind: [...inner.behind, ...outer.behind],
-          }),
-          { before: [], behind: [] },
-        )
+        .reduce((inner, outer) => ({
+          before: [...outer.before, ...inner.before],
+          behind: [...inner.behind, ...outer.behind],
+        }), { before: [], behind: [] })
   }
 }
 
@@ -72,23 +61,12 @@ function parseTemplate(object: Record<string, unknown>, name: string): Surroundi
       texts++
       return
     }
-    const key = checkString(
-      checkObject(piece.SpecialToken, place, CODE).id,
-      `${place}.SpecialToken.id`,
-      CODE,
-    )
+    const key = checkString(checkObject(piece.SpecialToken, place, CODE).id, `${place}.SpecialToken.id`, CODE)
     const entry = `${name}.special_tokens[${JSON.stringify(key)}]`
-    const special = checkObject(
-      Object.hasOwn(specials, key) ? specials[key] : undefined,
-      entry,
-      CODE,
-    )
-    const ids = checkArray(special.ids, `${entry}.ids`, CODE).map((id) =>
-      checkId(id, `${entry}.ids`),
-    )
+    const special = checkObject(Object.hasOwn(specials, key) ? specials[key] : undefined, entry, CODE)
+    const ids = checkArray(special.ids, `${entry}.ids`, CODE).map((id) => checkId(id, `${entry}.ids`))
     ;(texts === 0 ? before : behind).push(...ids)
   })
-  if (texts !== 1)
-    throw invalid(`${name}.single`, 'a template with the text once', object.single, CODE)
+  if (texts !== 1) throw invalid(`${name}.single`, 'a template with the text once', object.single, CODE)
   return { before, behind }
 }

@@ -12,8 +12,7 @@ const MAX_GRAPHEME_BYTES = 6
 export function parsePrecompiled(value: unknown, name: string): (text: string) => string {
   const blob = Buffer.from(checkString(value, name, 'HOGWILD_INVALID_MODEL'), 'base64')
   const trieBytes = blob.length >= 4 ? blob.readUInt32LE(0) : blob.length
-  if (trieBytes > blob.length - 4)
-    throw invalid(name, 'a character map', value, 'HOGWILD_INVALID_MODEL')
+  if (trieBytes > blob.length - 4) throw invalid(name, 'a character map', value, 'HOGWILD_INVALID_MODEL')
   const trie = Uint32Array.from({ length: trieBytes >>> 2 }, (_, i) => blob.readUInt32LE(4 + 4 * i))
   const map = new CharacterMap(trie, blob.subarray(4 + trieBytes))
   return (text) => map.normalize(text)
@@ -34,14 +33,11 @@ class CharacterMap {
     let normalized = ''
     // An ASCII character before another one is a grapheme, but for CR LF. Segmenting is slow, so only the
     // rest is segmented.
-    for (const [run] of text.matchAll(
-      /(?:(?!\r\n)[\0-\x7f](?![^\0-\x7f]))+|(?:\r\n|[\0-\x7f]?[^\0-\x7f]+)/g,
-    )) {
+    for (const [run] of text.matchAll(/(?:(?!\r\n)[\0-\x7f](?![^\0-\x7f]))+|(?:\r\n|[\0-\x7f]?[^\0-\x7f]+)/g)) {
       if (run.charCodeAt(0) < 0x80 && run.charCodeAt(run.length - 1) < 0x80 && run !== '\r\n') {
         for (const character of run) normalized += this.#character(character)
       } else {
-        for (const { segment } of this.#graphemes.segment(run))
-          normalized += this.#grapheme(segment)
+        for (const { segment } of this.#graphemes.segment(run)) normalized += this.#grapheme(segment)
       }
     }
     return normalized

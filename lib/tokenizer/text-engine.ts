@@ -42,11 +42,7 @@ export class TextEngine {
       const text = Buffer.from(json).toString('utf8')
       return checkObject(parseJson(text, path), path, 'HOGWILD_INVALID_MODEL')
     })
-    this.#encoder = withCode(
-      'HOGWILD_INVALID_MODEL',
-      path,
-      () => new Encoder(parsed, declaredTokens),
-    )
+    this.#encoder = withCode('HOGWILD_INVALID_MODEL', path, () => new Encoder(parsed, declaredTokens))
     this.#decoder = parsed.decoder
     this.#chat = new Chat(chat)
   }
@@ -96,8 +92,6 @@ function withCode<T>(code: HogwildErrorCode, what: string, run: () => T): T {
     return run()
   } catch (cause) {
     const { message } = cause as Error
-    throw new HogwildError(message.startsWith(what) ? message : `${what}: ${message}`, code, {
-      cause,
-    })
+    throw new HogwildError(message.startsWith(what) ? message : `${what}: ${message}`, code, { cause })
   }
 }

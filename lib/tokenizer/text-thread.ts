@@ -134,9 +134,7 @@ export class TextThread {
       if (this.#isReady) void this.#send(job)
     } catch (cause) {
       const message = `no thread for texts: ${(cause as Error).message}`
-      this.#settle((one) =>
-        one.reject(new HogwildError(message, 'HOGWILD_OUT_OF_MEMORY', { cause })),
-      )
+      this.#settle((one) => one.reject(new HogwildError(message, 'HOGWILD_OUT_OF_MEMORY', { cause })))
     }
   }
 
@@ -153,18 +151,9 @@ export class TextThread {
       (...values: T) => {
         if (worker === this.#worker) react(...values)
       }
-    worker.on(
-      'message',
-      ifCurrent((answer: WorkerAnswer) => this.#take(answer)),
-    )
-    worker.on(
-      'error',
-      ifCurrent((error: Error) => void this.#stop(failure(error))),
-    )
-    worker.on(
-      'exit',
-      ifCurrent(() => void this.#stop(failure(new Error('it has ended')))),
-    )
+    worker.on('message', ifCurrent((answer: WorkerAnswer) => this.#take(answer)))
+    worker.on('error', ifCurrent((error: Error) => void this.#stop(failure(error))))
+    worker.on('exit', ifCurrent(() => void this.#stop(failure(new Error('it has ended')))))
     return worker
   }
 
@@ -203,9 +192,7 @@ export class TextThread {
     } catch (cause) {
       // What cannot be copied: functions, symbols, objects that refuse to be read.
       const message = `messages and variables must be plain data: ${(cause as Error).message}`
-      this.#settle((job) =>
-        job.reject(new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT', { cause })),
-      )
+      this.#settle((job) => job.reject(new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT', { cause })))
     }
   }
 
@@ -240,7 +227,5 @@ function closed(): HogwildError {
 function failure(cause: Error): HogwildError {
   return (cause as NodeJS.ErrnoException).code === 'ERR_WORKER_OUT_OF_MEMORY'
     ? new HogwildError('the text takes too much memory', 'HOGWILD_OUT_OF_MEMORY', { cause })
-    : new HogwildError(`the thread for texts failed: ${cause.message}`, 'HOGWILD_INTERNAL', {
-        cause,
-      })
+    : new HogwildError(`the thread for texts failed: ${cause.message}`, 'HOGWILD_INTERNAL', { cause })
 }

@@ -143,17 +143,8 @@ export async function loadTokenizer(
     const tokens = new TokenTable(loaded.tokens)
     const eosToken = chat.specialTokens.eos_token
     const ids = [eosToken === undefined ? undefined : tokens.id(eosToken), ...endTokenIds(tokens)]
-    const eosTokenIds = knownEos(
-      [...namedEos, ...ids.filter((id) => id !== undefined)],
-      tokens,
-      warnings,
-    )
-    return new Tokenizer(
-      thread,
-      source,
-      { tokens, decoder: parseDecoder(loaded.decoder) },
-      eosTokenIds,
-    )
+    const eosTokenIds = knownEos([...namedEos, ...ids.filter((id) => id !== undefined)], tokens, warnings)
+    return new Tokenizer(thread, source, { tokens, decoder: parseDecoder(loaded.decoder) }, eosTokenIds)
   } catch (error) {
     await thread.close()
     throw error
@@ -325,12 +316,10 @@ export class Tokenizer {
 }
 
 function checkEncodeOptions(options: EncodeOptions) {
-  const addSpecialTokens = checkBoolean(
-    options.addSpecialTokens ?? true,
-    'options.addSpecialTokens',
-  )
+  const addSpecialTokens = checkBoolean(options.addSpecialTokens ?? true, 'options.addSpecialTokens')
   const specialTokens = options.specialTokens ?? 'parse'
-  const plainText = checkOneOf(specialTokens, 'options.specialTokens', ['parse', 'text']) === 'text'
+  const plainText =
+    checkOneOf(specialTokens, 'options.specialTokens', ['parse', 'text']) === 'text'
   return { addSpecialTokens, plainText }
 }
 
@@ -363,8 +352,7 @@ function* checkIds(ids: ArrayLike<number>): Iterable<number> {
   }
   for (let i = 0; i < ids.length; i++) {
     const id: unknown = ids[i]
-    if (typeof id !== 'number' || !Number.isInteger(id))
-      throw invalid(`ids[${i}]`, 'a token id', id)
+    if (typeof id !== 'number' || !Number.isInteger(id)) throw invalid(`ids[${i}]`, 'a token id', id)
     yield id
   }
 }

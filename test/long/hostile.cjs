@@ -1,6 +1,6 @@
 // Hostile values for every parameter and option of the public interface: each call succeeds or fails with a
 // HogwildError, at once. `npm run test:long` tries every value in every place,
-// test/hostile.test.ts a part of them.
+// test/hostile-values.test.ts a part of them.
 'use strict'
 const path = require('node:path')
 

@@ -68,10 +68,9 @@ class Bpe implements TokenModel {
     this.#made = new Int32Array(merges.length)
     merges.forEach((merge, rank) => {
       const name = `model.merges[${rank}]`
-      const [left, right] = checkPair(
-        typeof merge === 'string' ? merge.split(' ') : merge,
-        name,
-      ).map((part) => checkString(part, name, CODE)) as [string, string]
+      const [left, right] = checkPair(typeof merge === 'string' ? merge.split(' ') : merge, name).map(
+        (part) => checkString(part, name, CODE),
+      ) as [string, string]
       const ids = [left, right, left + right.slice(options.prefix.length)].map((token) => {
         const id = vocab.get(token)
         if (id === undefined) throw notInVocabulary(name, token)
@@ -160,10 +159,7 @@ class Bpe implements TokenModel {
     return ids.every((id) => id !== undefined) ? (ids as number[]) : undefined
   }
 
-  #merged(
-    part: string,
-    forbidden: ((id: number) => boolean) | undefined,
-  ): ArrayLike<number> & Iterable<number> {
+  #merged(part: string, forbidden: ((id: number) => boolean) | undefined): ArrayLike<number> & Iterable<number> {
     const ids = this.#characters(part, forbidden)
     if (ids.length < 2) return ids
     const length = ids.length

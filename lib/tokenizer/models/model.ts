@@ -54,10 +54,7 @@ function guessedType(object: Record<string, unknown>): string {
 export function parseVocab(value: unknown): Map<string, number> {
   const vocab = new Map<string, number>()
   for (const [token, id] of Object.entries(checkObject(value, 'model.vocab', CODE))) {
-    vocab.set(
-      token,
-      checkInteger(id, `the id of ${JSON.stringify(token.slice(0, 60))}`, 0, MAX_TOKEN_ID, CODE),
-    )
+    vocab.set(token, checkInteger(id, `the id of ${JSON.stringify(token.slice(0, 60))}`, 0, MAX_TOKEN_ID, CODE))
   }
   return vocab
 }

@@ -17,8 +17,7 @@ const encoder = new TextEncoder()
 
 export function parseUnigram(object: Record<string, unknown>): TokenModel {
   const entries = checkArray(object.vocab, 'model.vocab', CODE)
-  if (entries.length > MAX_TOKEN_ID)
-    throw invalid('model.vocab', `at most ${MAX_TOKEN_ID} tokens`, entries.length, CODE)
+  if (entries.length > MAX_TOKEN_ID) throw invalid('model.vocab', `at most ${MAX_TOKEN_ID} tokens`, entries.length, CODE)
   const tokens: string[] = []
   const scores = new Float64Array(entries.length)
   entries.forEach((entry, i) => {
@@ -57,8 +56,7 @@ class Unigram implements TokenModel {
     this.list = tokens
     this.unknownId = unknownId
     this.#scores = scores
-    this.#unknownScore =
-      scores.reduce((a, b) => Math.min(a, b), Number.POSITIVE_INFINITY) - UNKNOWN_PENALTY
+    this.#unknownScore = scores.reduce((a, b) => Math.min(a, b), Number.POSITIVE_INFINITY) - UNKNOWN_PENALTY
     const bytes = Array.from({ length: 256 }, (_, byte) => this.vocab.get(byteToken(byte)))
     const complete = bytes.every((id) => id !== undefined)
     this.#byteIds = byteFallback && complete ? (bytes as number[]) : undefined
