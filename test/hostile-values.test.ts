@@ -9,11 +9,11 @@ const { attack } = require('./long/hostile.cjs') as {
   ): Promise<{ calls: number; outcomes: Record<string, number>; faults: string[] }>
 }
 
-test('a seventh of all hostile values in all places: success or a HogwildError', async () => {
-  const { calls, outcomes, faults } = await attack(hogwild, (n) => n % 7 === 0)
+test('one in thirteen of all hostile values in all places: success or a HogwildError', async () => {
+  const { calls, outcomes, faults } = await attack(hogwild, (n) => n % 13 === 0)
   expect(faults).toEqual([])
-  expect(calls).toBeGreaterThan(1000)
+  expect(calls).toBeGreaterThan(500)
   // Most values are refused, and some are right.
   expect(outcomes.HOGWILD_INVALID_ARGUMENT).toBeGreaterThan(calls / 2)
-  expect(outcomes.ok).toBeGreaterThan(50)
+  expect(outcomes.ok).toBeGreaterThan(20)
 })
