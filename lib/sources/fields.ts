@@ -77,6 +77,11 @@ export class Fields {
     return this.#json[field] ?? undefined
   }
 
+  /** Whether the field is written down and not to be ignored. */
+  isGiven(field: string): boolean {
+    return this.has(field) && !this.isIgnored(field)
+  }
+
   isIgnored(field: string): boolean {
     return this.#ignored.has(this.#path + field)
   }
@@ -89,7 +94,7 @@ export class Fields {
   /** A field that hogwild does not compute with: absent, ignored, or `accept` takes its value as it stands. */
   judge(field: string, accept: (value: unknown) => boolean, supported: string): void {
     this.#known.add(field)
-    if (!this.has(field) || this.isIgnored(field)) return
+    if (!this.isGiven(field)) return
     const value = this.#json[field]
     if (!accept(value)) throw this.refused(field, `= ${describe(value)}`, supported)
   }

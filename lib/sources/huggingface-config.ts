@@ -212,7 +212,7 @@ function judgeWindow(fields: Fields, family: Family, layers: number): void {
     'use_sliding_window',
     (value) => {
       if (isOff(value) || types !== undefined) return true
-      const window = fields.has('sliding_window') ? fields.get('sliding_window') : 4096
+      const window = fields.isGiven('sliding_window') ? fields.get('sliding_window') : 4096
       return window === undefined || fields.count('max_window_layers', 28) >= layers
     },
     `${full} (false)`,
@@ -221,11 +221,8 @@ function judgeWindow(fields: Fields, family: Family, layers: number): void {
 
 function readLayerTypes(fields: Fields, layers: number): unknown[] | undefined {
   const field = 'layer_types'
-  if (!fields.has(field) || fields.isIgnored(field)) {
-    fields.passOver([field])
-    return undefined
-  }
-  if (fields.get(field) === undefined) return undefined
+  fields.passOver([field])
+  if (!fields.isGiven(field) || fields.get(field) === undefined) return undefined
   const types = fields.list(field)
   const other = types.find((type) => type !== 'full_attention')
   if (other !== undefined)
