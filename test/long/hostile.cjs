@@ -465,7 +465,7 @@ async function settle(call) {
 module.exports = { attack }
 
 if (require.main === module) {
-  attack(require(path.join(root, 'dist')), () => true).then((report) => {
+  void attack(require(path.join(root, 'dist')), () => true).then((report) => {
     console.log(JSON.stringify(report, undefined, 1))
     process.exitCode = report.faults.length > 0 ? 1 : 0
   })
