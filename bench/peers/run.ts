@@ -6,7 +6,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { parseArgs, promisify } from 'node:util'
-import { writeRandomLlama } from '../../lib/cli/bench/random-llama'
+import { withRandomLlama } from '../../lib/cli/bench/random-llama'
 import { median } from '../../lib/cli/median'
 import { formatTable } from '../../lib/cli/table'
 import { machine, root, round, type Spread, spread } from '../machine'
@@ -55,11 +55,10 @@ const [promptLength, generate, threads, rounds] = [
 async function main(): Promise<void> {
   const about = machine()
   install()
-  const model = await writeRandomLlama()
-  try {
-    await writeGguf(model.folder, join(model.folder, 'model.gguf'))
-    const logitsNmse = await compareLogits(model.folder)
-    const samples = await measureAll(model.folder)
+  await withRandomLlama(async (folder) => {
+    await writeGguf(folder, join(folder, 'model.gguf'))
+    const logitsNmse = await compareLogits(folder)
+    const samples = await measureAll(folder)
     const report = {
       ...evaluate(samples),
       logits_nmse: logitsNmse,
@@ -72,9 +71,7 @@ async function main(): Promise<void> {
     await writeFile(`${path}.json`, `${JSON.stringify(report, null, 1)}\n`)
     await writeFile(`${path}.svg`, chartOf(report.runs, about.processor))
     print(report.runs)
-  } finally {
-    await model.remove()
-  }
+  })
 }
 
 function install(): void {
@@ -138,36 +135,29 @@ interface Run {
   peak_memory_mb: Spread
 }
 
+function stepSeconds(sample: Sample): number {
+  return sample.decodeSeconds / generate
+}
+
+function summary(engine: Engine, workers: number, samples: readonly Sample[]): Run {
+  const over = (figure: (sample: Sample) => number, digits: number) =>
+    spread(samples.map(figure), digits)
+  return {
+    engine,
+    workers,
+    prefill_tokens_per_s: over((sample) => promptLength / sample.prefillSeconds, 1),
+    decode_tokens_per_s: over((sample) => workers / stepSeconds(sample), 1),
+    step_ms: over((sample) => stepSeconds(sample) * 1e3, 2),
+    peak_memory_mb: over((sample) => sample.peakBytes / 1e6, 0),
+  }
+}
+
 function evaluate(samples: readonly Sample[]) {
   const of = (engine: Engine, workers: number) =>
     samples.filter((sample) => sample.engine === engine && sample.workers === workers)
-  const stepSeconds = (sample: Sample) => sample.decodeSeconds / generate
   const runs = engines.flatMap((engine) =>
-    counts.map((workers): Run => {
-      const own = of(engine, workers)
-      return {
-        engine,
-        workers,
-        prefill_tokens_per_s: spread(
-          own.map((sample) => promptLength / sample.prefillSeconds),
-          1,
-        ),
-        decode_tokens_per_s: spread(
-          own.map((sample) => workers / stepSeconds(sample)),
-          1,
-        ),
-        step_ms: spread(
-          own.map((sample) => stepSeconds(sample) * 1e3),
-          2,
-        ),
-        peak_memory_mb: spread(
-          own.map((sample) => sample.peakBytes / 1e6),
-          0,
-        ),
-      }
-    }),
+    counts.map((workers) => summary(engine, workers, of(engine, workers))),
   )
-
   const decode = (engine: Engine, workers: number) =>
     median(of(engine, workers).map((sample) => workers / stepSeconds(sample)))
   const prefill = (engine: Engine) =>
@@ -275,4 +265,4 @@ function print(runs: readonly Run[]): void {
   for (const line of formatTable(header, rows)) process.stdout.write(`${line}\n`)
 }
 
-main()
+void main()

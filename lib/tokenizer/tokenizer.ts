@@ -211,6 +211,11 @@ export class Tokenizer {
     return this.#source.chat.templates.size > 0
   }
 
+  /** @internal */
+  static is(value: unknown): value is Tokenizer {
+    return typeof value === 'object' && value !== null && #thread in value
+  }
+
   /** The id of one token of the vocabulary, or undefined. */
   tokenId(token: string): number | undefined {
     return this.#decoding.tokens.id(checkString(token, 'token'))
