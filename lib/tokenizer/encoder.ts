@@ -16,7 +16,8 @@ import {
   parseAddedTokens,
   type Range,
 } from './added-tokens'
-import { parseModel, type TokenModel } from './models/model'
+import type { TokenModel } from './models/model'
+import { parseModel } from './models/parse'
 import { type Normalizer, parseNormalizer } from './normalizers'
 import { parsePostProcessor, type Surroundings } from './post-processors'
 import { type PreTokenizer, parsePreTokenizer } from './pre-tokenizers'

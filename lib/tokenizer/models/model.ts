@@ -1,10 +1,6 @@
-// What turns a piece of text into token ids: one of the four models of tokenizer.json.
+// What turns a piece of text into token ids, and what the four kinds of it share.
 
-import { checkArray, checkInteger, checkObject, checkOneOf, invalid } from '../../validate'
-import { parseBpe } from './bpe'
-import { parseUnigram } from './unigram'
-import { parseWordLevel } from './word-level'
-import { parseWordPiece } from './word-piece'
+import { checkArray, checkInteger, checkObject, invalid } from '../../validate'
 
 const CODE = 'HOGWILD_INVALID_MODEL'
 
@@ -23,31 +19,6 @@ export interface TokenModel {
    * together from others, or is unknown.
    */
   tokenize(piece: string, ids: number[], forbidden?: (id: number) => boolean): void
-}
-
-const TYPES = ['BPE', 'Unigram', 'WordLevel', 'WordPiece'] as const
-
-/** `value` is the field `model` of tokenizer.json. Throws HOGWILD_INVALID_MODEL. */
-export function parseModel(value: unknown): TokenModel {
-  const object = checkObject(value, 'model', CODE)
-  const type = checkOneOf(object.type ?? guessedType(object), 'model.type', TYPES, CODE)
-  switch (type) {
-    case 'BPE':
-      return parseBpe(object)
-    case 'Unigram':
-      return parseUnigram(object)
-    case 'WordLevel':
-      return parseWordLevel(object)
-    case 'WordPiece':
-      return parseWordPiece(object)
-  }
-}
-
-/** Old files do not name it. */
-function guessedType(object: Record<string, unknown>): string {
-  if (object.merges !== undefined) return 'BPE'
-  if (Array.isArray(object.vocab)) return 'Unigram'
-  return object.continuing_subword_prefix === undefined ? 'WordLevel' : 'WordPiece'
 }
 
 /** A vocabulary written as { token: id }. */
