@@ -15,6 +15,7 @@ import {
   isTrue,
   items,
   lengthOf,
+  Markup,
   type NamedValues,
   Namespace,
   Opaque,
@@ -91,8 +92,9 @@ function runOne(statement: Statement, scope: Scope, output: Text[]): Jump {
     case 'filter block': {
       const inner: Text[] = []
       const jump = run(statement.body, new Scope(scope), inner)
-      if (jump === undefined)
-        output.push(toText(evaluate(statement.filter, scope, Text.join(inner))))
+      if (jump === undefined) {
+        output.push(writable(evaluate(statement.filter, scope, Text.join(inner))))
+      }
       return jump
     }
     case 'with': {
@@ -263,7 +265,13 @@ function runCallBlock(
   const caller = macroOf(statement.macro, undefined, scope)
   if (named.has('caller')) throw new TemplateError("a call block passes 'caller' itself")
   const result = call(evaluate(callee, scope), positional, new Map([...named, ['caller', caller]]))
-  output.push(toText(result))
+  output.push(writable(result))
+}
+
+// What the filter or call of a block gives is written as it is: it must be text.
+function writable(value: Value): Text {
+  if (value instanceof Text || value instanceof Markup) return toText(value)
+  throw new TemplateError(`a block gives text, not '${typeName(value)}'`)
 }
 
 // Expressions
