@@ -44,6 +44,13 @@ export function item(value: Value, key: Value): Value {
   return own === undefined ? missing(value, toText(key).text) : own
 }
 
+/** The filter attr: value.name, but no item of that name. */
+export function attributeOnly(value: Value, name: string): Value {
+  if (value instanceof Undefined) return value.fail()
+  const own = ownAttribute(value, name)
+  return own === undefined ? missing(value, name) : own
+}
+
 function missing(value: Value, name: string): Undefined {
   return new Undefined(`'${typeName(value)}' object has no '${name}', which`)
 }

@@ -1,7 +1,7 @@
 // Jinja2's filters: `value | name(arguments)`.
 
 import { type Bound, bind } from './arguments'
-import { capitalize, centerLeft, item, replaceText } from './attributes'
+import { attributeOnly, capitalize, centerLeft, item, replaceText } from './attributes'
 import { fixed, formatPercent } from './format'
 import { toJson } from './json'
 import { binary } from './operators'
@@ -51,7 +51,7 @@ export function hasFilter(name: string): boolean {
 
 // Filters for web pages, and one that draws lots.
 const UNSUPPORTED = new Set(
-  'attr filesizeformat pprint random striptags urlencode urlize wordwrap xmlattr'.split(' '),
+  'filesizeformat pprint random striptags urlencode urlize wordwrap xmlattr'.split(' '),
 )
 
 // A filter with named parameters.
@@ -356,7 +356,8 @@ function round(value: Value, args: Bound): Value {
 }
 
 function indent(value: Value, args: Bound): Value {
-  if (!(value instanceof Text)) throw new TemplateError(`indent of a '${typeName(value)}' is not supported`)
+  if (!(value instanceof Text))
+    throw new TemplateError(`indent of a '${typeName(value)}' is not supported`)
   const width = args.valueOr('width', 4n)
   const margin = width instanceof Text ? width : new Text(' ').repeat(toIndex(width, 'indent'))
   const newline = new Text('\n')
@@ -499,6 +500,7 @@ const FILTERS: ReadonlyMap<string, Filter> = new Map<string, Filter>([
   filter('escape', [], (value) => (value instanceof Markup ? value : escapeHtml(toText(value)))),
   filter('forceescape', [], (value) => escapeHtml(toText(value))),
   filter('safe', [], (value) => new Markup(toText(value))),
+  filter('attr', ['name'], (value, args) => attributeOnly(value, args.text('name').text)),
   filter('length', [], length),
   filter('count', [], length),
   filter('list', [], (value) => [...items(value)]),

@@ -85,7 +85,11 @@ function write(value: Value, style: Style, depth: number): Text {
     const entries = value.entries()
     if (style.sortKeys) entries.sort(([a], [b]) => compare(a, b))
     const parts = entries.map(([key, one]) =>
-      Text.join([quote(keyText(key), style.ascii), style.keySeparator, write(one, style, depth + 1)]),
+      Text.join([
+        quote(keyText(key), style.ascii),
+        style.keySeparator,
+        write(one, style, depth + 1),
+      ]),
     )
     return enclose('{', parts, '}', style, depth)
   }
