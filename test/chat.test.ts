@@ -251,6 +251,7 @@ describe('what is refused by name', () => {
     "{{ '%99999999d' % 1 }}",
     "{{ 'x'.ljust(1000000000) }}",
     '{{ messages | tojson(indent=1000000000) }}',
+    "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'x' * 9999 }}{% endfor %}{% endfor %}",
     '{{ messages.append(1) }}',
     '{{ messages.__class__.__mro__ }}',
     '{{ [1, 2] | random }}',

@@ -15,7 +15,7 @@ import {
 } from './values'
 
 /** Longest list that a template may build. */
-const MAX_ITEMS = 1 << 20
+const MAX_ITEMS = 1 << 18
 /** Largest int, in bits: about what Python prints (4300 digits). */
 const MAX_BITS = 14_000
 
