@@ -85,7 +85,10 @@ export class Chat {
       }
       for (const [name, value] of variables) {
         // In place of a special token stands a special token.
-        values.set(name, toValue(value, !(name in this.#specialTokens), `variables.${name}`))
+        values.set(
+          name,
+          toValue(value, !Object.hasOwn(this.#specialTokens, name), `variables.${name}`),
+        )
       }
       values.set('messages', toValue(messages, true, 'messages'))
       values.set('tools', toValue(tools ?? null, true, 'tools'))

@@ -43,24 +43,11 @@ export function readSpecialTokens(
   map: Readonly<Record<string, unknown>> | undefined,
   origin: string,
 ): SpecialTokens {
-  const decoder = config.added_tokens_decoder
-  const fields: Record<string, unknown> = {
-    ...config,
-    ...(decoder === undefined ? map : undefined),
-  }
   const named: Record<string, string> = {}
-  const declared: DeclaredToken[] = []
+  const declared = readDecoder(config.added_tokens_decoder, origin)
+  const fields: Record<string, unknown> = { ...config }
+  if (config.added_tokens_decoder === undefined) Object.assign(fields, map)
 
-  for (const [id, token] of Object.entries(
-    decoder === undefined ? {} : checkObject(decoder, `added_tokens_decoder of ${origin}`, CODE),
-  )) {
-    if (!/^\d+$/.test(id))
-      throw invalid(`a key of added_tokens_decoder of ${origin}`, 'a token id', id, CODE)
-    declared.push({
-      ...readToken(token, `added_tokens_decoder.${id} of ${origin}`, false),
-      id: Number(id),
-    })
-  }
   const add = (name: string, value: unknown) => {
     const token = readToken(value, `${name} of ${origin}`, true)
     named[name] = token.content
@@ -68,27 +55,39 @@ export function readSpecialTokens(
   }
   for (const [name, value] of Object.entries(fields)) {
     if (value === null) continue
-    // Of the names that are not standard only tokens count: add_bos_token is a switch.
-    if (STANDARD.includes(name) || (name.endsWith('_token') && isToken(value))) add(name, value)
+    const isOwn = name.endsWith('_token') && isToken(value, fields[name] !== config[name])
+    if (STANDARD.includes(name) || isOwn) add(name, value)
   }
   const extra = fields.extra_special_tokens ?? fields.additional_special_tokens ?? []
   if (Array.isArray(extra)) {
     extra.forEach((token, i) => {
       declared.push(readToken(token, `extra_special_tokens[${i}] of ${origin}`, true))
     })
-  } else {
-    for (const [name, value] of Object.entries(
-      checkObject(extra, `extra_special_tokens of ${origin}`, CODE),
-    )) {
-      add(name, value)
-    }
+  }
+  for (const [field, tokens] of [
+    ['extra_special_tokens', Array.isArray(extra) ? {} : extra],
+    ['model_specific_special_tokens', fields.model_specific_special_tokens ?? {}],
+  ] as const) {
+    const byName = checkObject(tokens, `${field} of ${origin}`, CODE)
+    for (const [name, value] of Object.entries(byName)) add(name, value)
   }
   return { named, declared }
 }
 
-function isToken(value: unknown): boolean {
-  const content = typeof value === 'object' ? (value as { content?: unknown }).content : value
-  return typeof content === 'string'
+function readDecoder(decoder: unknown, origin: string): DeclaredToken[] {
+  if (decoder === undefined) return []
+  const name = `added_tokens_decoder of ${origin}`
+  return Object.entries(checkObject(decoder, name, CODE)).map(([id, token]) => {
+    if (!/^\d+$/.test(id)) throw invalid(`a key of ${name}`, 'a token id', id, CODE)
+    return { ...readToken(token, `added_tokens_decoder.${id} of ${origin}`, false), id: Number(id) }
+  })
+}
+
+// Of the fields whose names are not standard only those with a token count: add_bos_token is a switch.
+// tokenizer_config.json marks objects that are tokens, the map does not.
+function isToken(value: unknown, isFromMap: boolean): boolean {
+  if (typeof value !== 'object' || value === null) return typeof value === 'string'
+  return isFromMap || (value as { __type?: unknown }).__type === 'AddedToken'
 }
 
 // A string, or an object that says more. `special` is the default of what is named a special token.

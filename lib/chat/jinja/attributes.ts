@@ -44,6 +44,13 @@ export function item(value: Value, key: Value): Value {
   return own === undefined ? missing(value, toText(key).text) : own
 }
 
+/** The filter attr: value.name, but no item of that name. */
+export function attributeOnly(value: Value, name: string): Value {
+  if (value instanceof Undefined) return value.fail()
+  const own = ownAttribute(value, name)
+  return own === undefined ? missing(value, name) : own
+}
+
 function missing(value: Value, name: string): Undefined {
   return new Undefined(`'${typeName(value)}' object has no '${name}', which`)
 }
@@ -54,6 +61,7 @@ function ownItem(value: Value, key: Value): Value | undefined {
     return isHashable ? value.get(key) : undefined
   }
   if (typeof key !== 'bigint' && typeof key !== 'boolean') return undefined
+  if (value instanceof Markup) throw new TemplateError('items of markup are not supported')
   const index = Number(key)
   if (value instanceof Text) return value.at(index)
   const list = sequence(value)
@@ -398,7 +406,7 @@ const TITLE_DIGRAPHS = [
   '\u01ca\u01cb\u01cc',
   '\u01f1\u01f2\u01f3',
 ]
-const CASED = /[\p{Uppercase}\p{Lowercase}\p{Lt}]/u
+const CASED = /\p{Cased}/u
 const EVERY = {
   isalnum: /^[\p{L}\p{N}]+$/u,
   isalpha: /^\p{L}+$/u,
@@ -428,23 +436,43 @@ export function capitalize(self: Text): Text {
 // Cased letters that follow a cased one are lower, the others in title case.
 function title(self: Text): Text {
   let isInWord = false
-  let end = 0
-  const parts = self.characters().map((one) => {
-    end += one.text.length
-    const after = self.text.slice(end, end + SIGMA_CONTEXT)
-    const changed = one.mapCase(isInWord ? (text) => lowerInWord(text, after) : titleCase)
-    isInWord = CASED.test(one.text)
+  return mapInContext(self, (char, before, after) => {
+    const changed = isInWord ? lowerInContext(char, before, after) : titleCase(char)
+    isInWord = CASED.test(char)
     return changed
+  })
+}
+
+function swapCase(self: Text): Text {
+  return mapInContext(self, (char, before, after) =>
+    /\p{Uppercase}/u.test(char) ? lowerInContext(char, before, after) : char.toUpperCase(),
+  )
+}
+
+/** How far around a capital sigma other letters are looked for, past marks that have no case. */
+const CONTEXT = 32
+
+function mapInContext(
+  self: Text,
+  change: (char: string, before: string, after: string) => string,
+): Text {
+  let start = 0
+  const parts = self.characters().map((one) => {
+    const end = start + one.text.length
+    const before = self.text.slice(Math.max(0, start - CONTEXT), start)
+    const after = self.text.slice(end, end + CONTEXT)
+    start = end
+    return one.mapCase((char) => change(char, before, after))
   })
   return Text.join(parts)
 }
 
-/** How far behind a capital sigma a letter is looked for, past marks that have no case. */
-const SIGMA_CONTEXT = 32
-
 // A sigma at a word's end is lowered to another letter.
-function lowerInWord(char: string, after: string): string {
-  return char === '\u03a3' ? (`A${char}${after}`.toLowerCase()[1] as string) : char.toLowerCase()
+function lowerInContext(char: string, before: string, after: string): string {
+  if (char !== '\u03a3') return char.toLowerCase()
+  const isFinal =
+    /\p{Cased}\p{Case_Ignorable}*$/u.test(before) && !/^\p{Case_Ignorable}*\p{Cased}/u.test(after)
+  return isFinal ? '\u03c2' : '\u03c3'
 }
 
 function isTitle(text: string): boolean {
@@ -458,12 +486,6 @@ function isTitle(text: string): boolean {
     hasCased ||= isInWord
   }
   return hasCased
-}
-
-function swapCase(self: Text): Text {
-  const swap = (char: string) =>
-    /\p{Uppercase}/u.test(char) ? char.toLowerCase() : char.toUpperCase()
-  return Text.join(self.characters().map((one) => one.mapCase(swap)))
 }
 
 const TEXT_METHODS = new Map<string, Method<Text>>([

@@ -1,7 +1,7 @@
 // Jinja2's filters: `value | name(arguments)`.
 
 import { type Bound, bind } from './arguments'
-import { capitalize, centerLeft, item, replaceText } from './attributes'
+import { attributeOnly, capitalize, centerLeft, item, replaceText } from './attributes'
 import { fixed, formatPercent } from './format'
 import { toJson } from './json'
 import { binary } from './operators'
@@ -51,7 +51,7 @@ export function hasFilter(name: string): boolean {
 
 // Filters for web pages, and one that draws lots.
 const UNSUPPORTED = new Set(
-  'attr filesizeformat pprint random striptags urlencode urlize wordwrap xmlattr'.split(' '),
+  'filesizeformat pprint random striptags urlencode urlize wordwrap xmlattr'.split(' '),
 )
 
 // A filter with named parameters.
@@ -151,7 +151,7 @@ function selection(name: string, withAttribute: boolean, keeps: boolean): [strin
   return [name, (value, positional, named) => new Iter(select(value, positional, named))]
 }
 
-/** Tests, with those that ask whether a name is a filter's or a test's. */
+/** All tests, with the one that asks whether a name is a filter's. */
 export function testByName(
   name: string,
   value: Value,
@@ -160,7 +160,7 @@ export function testByName(
 ): boolean {
   if (name === 'filter') {
     bind(name, [], positional, named)
-    return value instanceof Text && hasFilter(value.text)
+    return hash(value) !== undefined && value instanceof Text && hasFilter(value.text)
   }
   return applyTest(name, value, positional, named)
 }
@@ -356,7 +356,8 @@ function round(value: Value, args: Bound): Value {
 }
 
 function indent(value: Value, args: Bound): Value {
-  if (!(value instanceof Text)) throw new TemplateError(`indent of a '${typeName(value)}'`)
+  if (!(value instanceof Text))
+    throw new TemplateError(`indent of a '${typeName(value)}' is not supported`)
   const width = args.valueOr('width', 4n)
   const margin = width instanceof Text ? width : new Text(' ').repeat(toIndex(width, 'indent'))
   const newline = new Text('\n')
@@ -370,13 +371,15 @@ function indent(value: Value, args: Bound): Value {
 }
 
 function truncate(value: Value, args: Bound): Value {
-  if (!(value instanceof Text)) throw new TemplateError(`truncate of a '${typeName(value)}'`)
+  const total = lengthOf(value)
+  if (total === undefined) throw new TemplateError(`truncate of a '${typeName(value)}'`)
   const length = args.index('length', 255)
   const end = args.has('end') ? args.text('end') : new Text('...')
   const leeway = (args.value('leeway') ?? null) === null ? 5 : args.index('leeway', 5)
   if (length < end.length || leeway < 0)
     throw new TemplateError('truncate: the length is too small')
-  if (value.length <= length + leeway) return value
+  if (total <= length + leeway) return value
+  if (!(value instanceof Text)) throw new TemplateError(`truncate of a '${typeName(value)}'`)
   const kept = Text.join(value.characters().slice(0, length - end.length))
   const whole = isTrue(args.value('killwords') ?? false)
     ? kept
@@ -497,6 +500,7 @@ const FILTERS: ReadonlyMap<string, Filter> = new Map<string, Filter>([
   filter('escape', [], (value) => (value instanceof Markup ? value : escapeHtml(toText(value)))),
   filter('forceescape', [], (value) => escapeHtml(toText(value))),
   filter('safe', [], (value) => new Markup(toText(value))),
+  filter('attr', ['name'], (value, args) => attributeOnly(value, args.text('name').text)),
   filter('length', [], length),
   filter('count', [], length),
   filter('list', [], (value) => [...items(value)]),

@@ -5,7 +5,7 @@ import { attribute, item, slice } from './attributes'
 import { applyFilter, testByName } from './filters'
 import { binary, negate } from './operators'
 import type { Template } from './parser'
-import { EMPTY, TemplateError, Text } from './text'
+import { checkLength, EMPTY, TemplateError, Text } from './text'
 import {
   Callable,
   compare,
@@ -15,6 +15,7 @@ import {
   isTrue,
   items,
   lengthOf,
+  Markup,
   type NamedValues,
   Namespace,
   Opaque,
@@ -26,10 +27,31 @@ import {
 } from './values'
 
 /** Renders with these variables, among them the functions that a template may call. */
-export function render(template: Template, variables: ReadonlyMap<string, Value>): Text {
-  const output: Text[] = []
+export function render(template: Template, variables: Map<string, Value>): Text {
+  const output = new Output()
   run(template.body, new Scope(new Scope(undefined, variables)), output)
-  return Text.join(output)
+  return output.text()
+}
+
+/** What a template, a block or a macro has written. */
+class Output {
+  // Many short pieces are joined now and then: as objects they take more memory than as text.
+  #recent: Text[] = []
+  readonly #joined: Text[] = []
+  #length = 0
+
+  push(text: Text): void {
+    this.#length += text.text.length
+    checkLength(this.#length)
+    this.#recent.push(text)
+    if (this.#recent.length < 1024) return
+    this.#joined.push(Text.join(this.#recent))
+    this.#recent = []
+  }
+
+  text(): Text {
+    return Text.join([...this.#joined, ...this.#recent])
+  }
 }
 
 // Names are looked up where a template is written, not where it is called. An `if` is no scope of its own.
@@ -37,9 +59,9 @@ class Scope {
   readonly #parent: Scope | undefined
   readonly #values: Map<string, Value>
 
-  constructor(parent: Scope | undefined, values: ReadonlyMap<string, Value> = new Map()) {
+  constructor(parent: Scope | undefined, values = new Map<string, Value>()) {
     this.#parent = parent
-    this.#values = new Map(values)
+    this.#values = values
   }
 
   get(name: string): Value | undefined {
@@ -55,7 +77,7 @@ type Jump = 'break' | 'continue' | undefined
 
 // Statements. Each appends what it writes to `output`.
 
-function run(statements: readonly Statement[], scope: Scope, output: Text[]): Jump {
+function run(statements: readonly Statement[], scope: Scope, output: Output): Jump {
   for (const statement of statements) {
     const jump = runOne(statement, scope, output)
     if (jump !== undefined) return jump
@@ -63,7 +85,7 @@ function run(statements: readonly Statement[], scope: Scope, output: Text[]): Ju
   return undefined
 }
 
-function runOne(statement: Statement, scope: Scope, output: Text[]): Jump {
+function runOne(statement: Statement, scope: Scope, output: Output): Jump {
   switch (statement.type) {
     case 'data':
       output.push(new Text(statement.text))
@@ -89,10 +111,11 @@ function runOne(statement: Statement, scope: Scope, output: Text[]): Jump {
       runCallBlock(statement, scope, output)
       return undefined
     case 'filter block': {
-      const inner: Text[] = []
+      const inner = new Output()
       const jump = run(statement.body, new Scope(scope), inner)
-      if (jump === undefined)
-        output.push(toText(evaluate(statement.filter, scope, Text.join(inner))))
+      if (jump === undefined) {
+        output.push(writable(evaluate(statement.filter, scope, inner.text())))
+      }
       return jump
     }
     case 'with': {
@@ -112,20 +135,20 @@ function runOne(statement: Statement, scope: Scope, output: Text[]): Jump {
 }
 
 function runSetBlock(statement: Statement & { type: 'set block' }, scope: Scope): Jump {
-  const inner: Text[] = []
+  const inner = new Output()
   const jump = run(statement.body, new Scope(scope), inner)
   if (jump !== undefined) return jump
-  const text = Text.join(inner)
+  const text = inner.text()
   const { filter } = statement
   assign(statement.target, filter === undefined ? text : evaluate(filter, scope, text), scope)
   return undefined
 }
 
-function runFor(statement: Statement & { type: 'for' }, scope: Scope, output: Text[]): Jump {
+function runFor(statement: Statement & { type: 'for' }, scope: Scope, output: Output): Jump {
   const loop = (iterable: Value, depth: number): Text => {
-    const inner: Text[] = []
+    const inner = new Output()
     iterateFor(statement, iterable, depth, scope, inner, loop)
-    return Text.join(inner)
+    return inner.text()
   }
   const iterable = evaluate(statement.iterable, scope)
   return iterateFor(statement, iterable, 0, scope, output, statement.recursive ? loop : undefined)
@@ -136,7 +159,7 @@ function iterateFor(
   iterable: Value,
   depth: number,
   scope: Scope,
-  output: Text[],
+  output: Output,
   recurse: ((iterable: Value, depth: number) => Text) | undefined,
 ): Jump {
   const { target, condition, body, otherwise } = statement
@@ -205,9 +228,9 @@ function assign(target: Target, value: Value, scope: Scope): void {
 function macroOf(macro: MacroBody, name: string | undefined, scope: Scope): Callable {
   const call = (positional: readonly Value[], named: NamedValues): Value => {
     const inner = bindMacro(macro, name ?? 'caller', positional, named, scope)
-    const output: Text[] = []
+    const output = new Output()
     run(macro.body, inner, output)
-    return Text.join(output)
+    return output.text()
   }
   return new Callable(call, name === undefined ? new Map() : new Map([['name', new Text(name)]]))
 }
@@ -256,14 +279,20 @@ function bindMacro(
 function runCallBlock(
   statement: Statement & { type: 'call block' },
   scope: Scope,
-  output: Text[],
+  output: Output,
 ): void {
   const { callee, args } = statement.call
   const [positional, named] = evaluateArguments(args, scope)
   const caller = macroOf(statement.macro, undefined, scope)
   if (named.has('caller')) throw new TemplateError("a call block passes 'caller' itself")
   const result = call(evaluate(callee, scope), positional, new Map([...named, ['caller', caller]]))
-  output.push(toText(result))
+  output.push(writable(result))
+}
+
+// What the filter or call of a block gives is written as it is: it must be text.
+function writable(value: Value): Text {
+  if (value instanceof Text || value instanceof Markup) return toText(value)
+  throw new TemplateError(`a block gives text, not '${typeName(value)}'`)
 }
 
 // Expressions

@@ -1,12 +1,14 @@
 // Python's json.dumps, as transformers' filter tojson calls it.
 
 import { bind } from './arguments'
-import { compareText, TemplateError, Text } from './text'
+import { TemplateError, Text } from './text'
 import {
+  compare,
   Dict,
   floatRepr,
   isTrue,
   items,
+  Markup,
   type NamedValues,
   Tuple,
   toIndex,
@@ -67,6 +69,7 @@ function write(value: Value, style: Style, depth: number): Text {
   if (typeof value === 'boolean') return new Text(value ? 'true' : 'false')
   if (typeof value === 'bigint') return new Text(String(value))
   if (typeof value === 'number') return new Text(jsonFloat(value))
+  if (value instanceof Markup) return quote(value.text, style.ascii)
   if (value instanceof Text) return quote(value, style.ascii)
   if (Array.isArray(value) || value instanceof Tuple) {
     const list = Array.isArray(value) ? value : value.items
@@ -79,10 +82,14 @@ function write(value: Value, style: Style, depth: number): Text {
     )
   }
   if (value instanceof Dict) {
-    const entries = value.entries().map(([key, one]) => [keyText(key), one] as const)
-    if (style.sortKeys) entries.sort(([a], [b]) => compareText(a.text, b.text))
+    const entries = value.entries()
+    if (style.sortKeys) entries.sort(([a], [b]) => compare(a, b))
     const parts = entries.map(([key, one]) =>
-      Text.join([quote(key, style.ascii), style.keySeparator, write(one, style, depth + 1)]),
+      Text.join([
+        quote(keyText(key), style.ascii),
+        style.keySeparator,
+        write(one, style, depth + 1),
+      ]),
     )
     return enclose('{', parts, '}', style, depth)
   }

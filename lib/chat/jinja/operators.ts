@@ -15,9 +15,9 @@ import {
 } from './values'
 
 /** Longest list that a template may build. */
-const MAX_ITEMS = 1 << 20
-/** Largest int, in bits. */
-const MAX_BITS = 1 << 16
+const MAX_ITEMS = 1 << 18
+/** Largest int, in bits: about what Python prints (4300 digits). */
+const MAX_BITS = 14_000
 
 export function binary(operator: Operator, left: Value, right: Value): Value {
   if (left instanceof Undefined) return left.fail()

@@ -11,7 +11,9 @@ import type {
   Statement,
   Target,
 } from './ast'
+import { hasFilter } from './filters'
 import { type Token, type TokenType, tokenize } from './lexer'
+import { hasTest } from './tests'
 import { TemplateError } from './text'
 
 export interface Template {
@@ -45,6 +47,11 @@ class Parser {
   // Of the bodies of macros around the present statement, the innermost last: the special names they read.
   readonly #special: Set<string>[] = []
 
+  // Messages about filters and tests that do not exist. Jinja2 lets them pass where only a condition leads to
+  // them (within `if`, but not within a scope in it): those are #conditional until their condition is parsed.
+  readonly #unknown: string[] = []
+  readonly #conditional: string[] = []
+
   constructor(tokens: readonly Token[]) {
     this.#tokens = tokens
   }
@@ -52,6 +59,8 @@ class Parser {
   template(): Statement[] {
     const body = this.#statements([])
     if (this.#token.type !== 'end') this.#unexpected()
+    const [unknown] = [...this.#unknown, ...this.#conditional]
+    if (unknown !== undefined) throw new TemplateError(unknown)
     return body
   }
 
@@ -138,8 +147,16 @@ class Parser {
     return this.#statements(ends)
   }
 
-  #bodyToEnd(end: string): Statement[] {
-    const body = this.#body(end)
+  // The same of a statement that is a scope.
+  #scope(...ends: string[]): Statement[] {
+    const start = this.#conditional.length
+    const body = this.#body(...ends)
+    this.#unknown.push(...this.#conditional.splice(start))
+    return body
+  }
+
+  #scopeToEnd(end: string): Statement[] {
+    const body = this.#scope(end)
     this.#next()
     return body
   }
@@ -164,7 +181,7 @@ class Parser {
           {
             type: 'filter block',
             filter: this.#filters(undefined, true),
-            body: this.#bodyToEnd('endfilter'),
+            body: this.#scopeToEnd('endfilter'),
           },
         ]
       case 'with':
@@ -182,14 +199,21 @@ class Parser {
   }
 
   #if(): Statement {
+    const start = this.#conditional.length
     const branches: { test: Expression; body: Statement[] }[] = []
-    for (;;) {
+    let otherwise: Statement[] = []
+    let end = ''
+    while (end !== 'endif' && end !== 'else') {
       const test = this.#tuple({ conditions: false })
       branches.push({ test, body: this.#body('elif', 'else', 'endif') })
-      const end = this.#next().value
-      if (end === 'endif') return { type: 'if', branches, otherwise: [] }
-      if (end === 'else') return { type: 'if', branches, otherwise: this.#bodyToEnd('endif') }
+      end = this.#next().value
     }
+    if (end === 'else') {
+      otherwise = this.#body('endif')
+      this.#next()
+    }
+    this.#conditional.splice(start)
+    return { type: 'if', branches, otherwise }
   }
 
   #for(): Statement {
@@ -200,9 +224,9 @@ class Parser {
     const condition = this.#skip('name', 'if') ? this.#expression() : undefined
     const recursive = this.#skip('name', 'recursive')
     this.#loops++
-    const body = this.#body('endfor', 'else')
+    const body = this.#scope('endfor', 'else')
     this.#loops--
-    const otherwise = this.#next().value === 'else' ? this.#bodyToEnd('endfor') : []
+    const otherwise = this.#next().value === 'else' ? this.#scopeToEnd('endfor') : []
     return { type: 'for', target, iterable, condition, recursive, body, otherwise }
   }
 
@@ -210,7 +234,7 @@ class Parser {
     const target = this.#target({ members: true })
     if (this.#skip('operator', '=')) return { type: 'set', target, value: this.#tuple() }
     const filter = this.#isOperator('|') ? this.#filters(undefined) : undefined
-    return { type: 'set block', target, filter, body: this.#bodyToEnd('endset') }
+    return { type: 'set block', target, filter, body: this.#scopeToEnd('endset') }
   }
 
   #with(): Statement {
@@ -221,7 +245,7 @@ class Parser {
       this.#expect('operator', '=')
       targets.push({ target, value: this.#expression() })
     }
-    return { type: 'with', targets, body: this.#bodyToEnd('endwith') }
+    return { type: 'with', targets, body: this.#scopeToEnd('endwith') }
   }
 
   #print(): Statement[] {
@@ -256,7 +280,7 @@ class Parser {
     const read = new Set<string>()
     this.#special.push(read)
     this.#loops = 0
-    const body = this.#bodyToEnd(end)
+    const body = this.#scopeToEnd(end)
     this.#loops = loops
     this.#special.pop()
     // A macro within a macro reads for both, unless it has a parameter of that name.
@@ -356,11 +380,13 @@ class Parser {
 
   #expression(): Expression {
     return this.#nested(() => {
+      const start = this.#conditional.length
       let result = this.#or()
       while (this.#skip('name', 'if')) {
         const test = this.#or()
         const no = this.#skip('name', 'else') ? this.#expression() : undefined
         result = { type: 'condition', test, yes: result, no }
+        this.#conditional.splice(start)
       }
       return result
     })
@@ -614,6 +640,7 @@ class Parser {
   #filter(operand: Expression | undefined): Expression {
     const { line } = this.#token
     const name = this.#dottedName()
+    if (!hasFilter(name)) this.#conditional.push(`line ${line}: no filter is named '${name}'`)
     const args = this.#isOperator('(') ? this.#arguments() : NO_ARGUMENTS
     return { type: 'filter', name, operand, args, line }
   }
@@ -639,6 +666,7 @@ class Parser {
     const { line } = this.#token
     const isNegated = this.#skip('name', 'not')
     const name = this.#dottedName()
+    if (!hasTest(name)) this.#conditional.push(`line ${line}: no test is named '${name}'`)
     const test: Expression = { type: 'test', name, operand, args: this.#testArguments(), line }
     return isNegated ? { type: 'unary', operator: 'not', operand: test } : test
   }

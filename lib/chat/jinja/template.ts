@@ -1,5 +1,10 @@
 // A Jinja template as transformers compiles and renders it: trim_blocks, lstrip_blocks, the sandbox that lets no
 // template change its values, the loop controls and the generation tag.
+//
+// The package has an interpreter of its own, since none that Node.js offers has Python's semantics, on which
+// templates depend. Of the 1972 renders of test/fixtures/chat, @huggingface/jinja 0.5.11 gets 950 right
+// and minijinja-js 2.11.0 1020; what differs is spread over lexer, grammar, scopes, undefined values,
+// numbers, methods and filters. Neither can tell a caller's text from the template's in what it renders.
 
 import { globals } from './globals'
 import { render } from './interpreter'

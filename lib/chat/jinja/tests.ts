@@ -10,6 +10,7 @@ import {
   contains,
   Dict,
   equals,
+  hash,
   isNumber,
   iterate,
   Markup,
@@ -42,6 +43,7 @@ const WITHOUT_ARGUMENT: ReadonlyMap<string, (value: Value) => boolean> = new Map
   ['odd', (value) => equals(modulo(value, 2n), 1n)],
   ['sequence', isSequence],
   ['string', (value) => value instanceof Text || value instanceof Markup],
+  ['test', (value) => hash(value) !== undefined && value instanceof Text && hasTest(value.text)],
   ['true', (value) => value === true],
   ['undefined', (value) => value instanceof Undefined],
   ['upper', (value) => isUpperCase(toText(value).text)],
@@ -74,9 +76,9 @@ function isSame(value: Value, other: Value): boolean {
   throw new TemplateError("the test 'sameas' of equal values is not supported")
 }
 
-/** The names of all tests. `filter` and `test`, which ask for names, are left to the caller. */
+/** Whether Jinja2 has such a test. */
 export function hasTest(name: string): boolean {
-  return WITHOUT_ARGUMENT.has(name) || WITH_ARGUMENT.has(name)
+  return name === 'filter' || WITHOUT_ARGUMENT.has(name) || WITH_ARGUMENT.has(name)
 }
 
 export function applyTest(

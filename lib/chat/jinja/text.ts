@@ -2,7 +2,7 @@
 // counted in code points, with Python's idea of white space.
 
 /** Longest string that a template may build, in UTF-16 units. */
-const MAX_LENGTH = 1 << 26
+const MAX_LENGTH = 1 << 24
 
 /** Python's str.isspace, as the inside of a character class. JavaScript's \s has U+FEFF and lacks U+001C to U+001F, U+0085. */
 export const SPACE =
@@ -21,6 +21,12 @@ export class TemplateError extends Error {
   override readonly name = 'TemplateError'
 }
 
+export function checkLength(length: number): void {
+  if (length > MAX_LENGTH) {
+    throw new TemplateError(`a template builds texts of at most ${MAX_LENGTH} characters`)
+  }
+}
+
 /**
  * A string. `origin` tells for each UTF-16 unit whether the caller supplied it: true or false for all of them,
  * else a string of '0' and '1' as long as the text.
@@ -30,8 +36,7 @@ export class Text {
   readonly origin: boolean | string
 
   constructor(text: string, origin: boolean | string = false) {
-    if (text.length > MAX_LENGTH)
-      throw new TemplateError(`a text of more than ${MAX_LENGTH} characters`)
+    checkLength(text.length)
     this.text = text
     this.origin = origin
   }
@@ -44,7 +49,7 @@ export class Text {
     const [first] = all
     if (first === undefined) return EMPTY
     const total = all.reduce((length, part) => length + part.text.length, 0)
-    if (total > MAX_LENGTH) throw new TemplateError(`a text of more than ${MAX_LENGTH} characters`)
+    checkLength(total)
     const text = all.map((part) => part.text).join('')
     const { origin } = first
     const uniform = typeof origin === 'boolean' && all.every((part) => part.origin === origin)
@@ -57,9 +62,7 @@ export class Text {
 
   repeat(count: number): Text {
     if (count <= 0 || this.text === '') return EMPTY
-    if (this.text.length * count > MAX_LENGTH) {
-      throw new TemplateError(`a text of more than ${MAX_LENGTH} characters`)
-    }
+    checkLength(this.text.length * count)
     const { origin } = this
     return new Text(
       this.text.repeat(count),

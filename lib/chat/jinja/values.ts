@@ -303,6 +303,9 @@ export function compare(a: Value, b: Value): number {
   if (a instanceof Text && b instanceof Text) return compareText(a.text, b.text)
   if (Array.isArray(a) && Array.isArray(b)) return compareItems(a, b)
   if (a instanceof Tuple && b instanceof Tuple) return compareItems(a.items, b.items)
+  if (a instanceof Markup || b instanceof Markup) {
+    throw new TemplateError('the order of markup is not supported')
+  }
   throw new TemplateError(`'${typeName(a)}' and '${typeName(b)}' have no order`)
 }
 
@@ -339,6 +342,8 @@ export function hash(key: Value): string {
   if (key instanceof Text) return `text ${key.text}`
   if (key instanceof Tuple) return `tuple ${JSON.stringify(key.items.map(hash))}`
   if (key instanceof Undefined) return 'undefined'
+  const isHashable = !(Array.isArray(key) || key instanceof Dict)
+  if (isHashable) throw new TemplateError(`a key of type '${typeName(key)}' is not supported`)
   throw new TemplateError(`unhashable type: '${typeName(key)}'`)
 }
 
