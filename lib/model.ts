@@ -103,8 +103,6 @@ export interface StepOutput {
   logprob: number | undefined
   /** 'last': [V], after the last new token; 'all': [new tokens, V]. */
   logits: Float32Array | undefined
-  /** What the step took, the same for all its workers; the wait for other steps of the device is left out. */
-  milliseconds: number
 }
 
 export interface StepOptions {
@@ -383,12 +381,13 @@ export class Model {
         native.step(model, cache.open(), natives, cancel),
       )
       drawn = true
-      return results.map(({ token, logprob, logits, seconds }, i) => ({
+      const outputs = results.map(({ token, logprob, logits }, i) => ({
         token: token < 0 ? undefined : token,
         logprob: list[i]?.logprob && token >= 0 ? logprob : undefined,
         logits: logits.length > 0 ? logits : undefined,
-        milliseconds: seconds * 1e3,
       }))
+      stepTimes.set(outputs, results.seconds * 1e3)
+      return outputs
     } finally {
       for (const sampler of acquired) sampler.release(drawn)
     }
@@ -475,6 +474,14 @@ export class Model {
     if (reaction === 'error') throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT')
     warnings.warn('HOGWILD_BEYOND_CONTEXT', message)
   }
+}
+
+// Equal steps have equal outputs, so the time is kept beside them.
+const stepTimes = new WeakMap<readonly StepOutput[], number>()
+
+/** @internal Milliseconds that the forward pass took, the wait for other steps of the device left out. */
+export function timeOf(outputs: readonly StepOutput[]): number {
+  return stepTimes.get(outputs) ?? 0
 }
 
 /** A StepWorker whose parts were checked and copied. */

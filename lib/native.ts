@@ -148,8 +148,11 @@ export interface NativeStepResult {
   logprob: number
   /** 'last': [V]; 'all': [new tokens, V]; else empty. */
   logits: Float32Array
-  /** What the step took on the runner's thread, the same for all its workers. */
-  seconds: number
+}
+
+export type NativeStepResults = NativeStepResult[] & {
+  /** What the step took on the runner's thread. Not enumerable: it is no result. */
+  readonly seconds: number
 }
 
 export interface NativePassWorker extends NativeWorkerView {
@@ -234,7 +237,7 @@ export interface NativeBinding {
     cache: CacheHandle,
     workers: NativeStepWorker[],
     cancel: CancelHandle | null,
-  ): Promise<NativeStepResult[]>
+  ): Promise<NativeStepResults>
 
   /** Reserves room for the new tokens and plans the step; the cache is busy until commit or abort. */
   beginPass(cache: CacheHandle, workers: NativePassWorker[]): PassHandle

@@ -31,7 +31,7 @@ const MODULES = {
       const [output] = await model.step([{ view: { blocks: [block] }, tokens: [1], sampler }])
       const run = runWorkers({ model, prompt: [1], workers: [{ name: 'a', prompt: [1], stop: ['x'] }] })
       for await (const event of run) if (event.type === 'stop') console.log(event.reason, event.text)
-      return [output?.milliseconds, run.workers[0]?.state === 'joining']
+      return [output?.token, run.workers[0]?.state === 'joining']
     }
     export const rope = ropeFrequencies({ type: 'default', theta: 1e4, rotaryDim: 8 })
     createCache({ layers: 1, kvHeads: 1, headDim: 8, rope, dtpye: 'f32' })

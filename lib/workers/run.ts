@@ -4,7 +4,7 @@
 import type { Block } from '../block'
 import type { Cache } from '../cache'
 import { HogwildError, type HogwildErrorCode } from '../errors'
-import type { StepOutput, StepWorker } from '../model'
+import { type StepOutput, type StepWorker, timeOf } from '../model'
 import { withinVocabulary } from '../sources/eos'
 import { onAbort, throwIfAborted } from '../tasks'
 import { checkBoolean, checkOptions, checkTokens, invalid, optionKeys } from '../validate'
@@ -300,7 +300,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
       return withoutRoom.map((worker) => this.#stop(worker, 'out-of-pages'))
     }
     const events: WorkerEvent[] = []
-    const milliseconds = outputs[0]?.milliseconds ?? 0
+    const milliseconds = timeOf(outputs)
     let tokens = 0
     participants.forEach(({ worker, state }, i) => {
       tokens += worker.pending.length

@@ -159,14 +159,14 @@ class StepTask : public PromiseTask {
     }
   }
 
-  Napi::Value result(Napi::Env) override {
-    const auto results = kept().As<Napi::Array>();
+  Napi::Value result(Napi::Env env) override {
+    auto results = kept().As<Napi::Array>();
     for (std::uint32_t i = 0; i < workers_.size(); i++) {
       auto worker = results.Get(i).As<Napi::Object>();
       worker.Set("token", output_.workers[i].token);
       worker.Set("logprob", workers_[i].logprob ? output_.workers[i].logprob : std::nanf(""));
-      worker.Set("seconds", seconds());
     }
+    results.DefineProperty(Napi::PropertyDescriptor::Value("seconds", Napi::Number::New(env, seconds()), napi_default));
     return results;
   }
 
