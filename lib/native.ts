@@ -147,6 +147,8 @@ export interface NativeStepResult {
   logprob: number
   /** 'last': [V]; 'all': [new tokens, V]; else empty. */
   logits: Float32Array
+  /** What the step took on the runner's thread, the same for all its workers. */
+  seconds: number
 }
 
 export interface NativePassWorker extends NativeWorkerView {
@@ -190,9 +192,13 @@ export interface NativeBinding {
   modelWeightBytes(model: ModelHandle): number
   modelClose(model: ModelHandle): void
 
+  /**
+   * Takes microseconds. A CUDA device allocates the pool when it is first used, on its own thread: what uses
+   * it then rejects with HOGWILD_OUT_OF_MEMORY, and may be tried again.
+   */
   createCache(device: DeviceHandle, shape: NativeCacheShape): CacheHandle
   cacheStats(cache: CacheHandle): NativeCacheStats
-  /** Frees the pool once no step or pass uses it; its blocks are closed with it. */
+  /** Frees the pool, on the device's thread, once no step or pass uses it; its blocks are closed with it. */
   cacheClose(cache: CacheHandle): void
 
   createBlock(cache: CacheHandle): BlockHandle

@@ -133,7 +133,7 @@ Napi::Value create_cache(const Napi::CallbackInfo& info) {
   shape.dtype = options.property("dtype").dtype();
   const std::int64_t capacity = options.property("capacity").size();
   RopeSpec rope = read_rope(options.property("inverseFrequencies"), options.property("attentionFactor"));
-  auto cache = KvCache::create(device->open(), shape, std::move(rope), capacity);
+  auto cache = KvCache::create(device->open(), shape, std::move(rope), capacity, device->disposer());
   return to_handle(info.Env(), std::make_shared<CacheHandle>(device, std::move(cache)));
 }
 

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "addon/type_tags.h"
 #include "core/error.h"
 #include "core/tensor.h"
 
@@ -75,14 +76,14 @@ Napi::Value rejecting(const Napi::CallbackInfo& info) {
 // ---- handles --------------------------------------------------------------------------------------
 
 // JavaScript holds native state through opaque, tagged Externals, each of which owns a reference.
-// `State` names its kind (kKind) and has a tag of its own (kTag), so one kind never passes for another.
+// `State` names its kind (kKind) and stands in the list of type_tags.h, so one kind never passes for another.
 template <typename State>
 Napi::Value to_handle(Napi::Env env, std::shared_ptr<State> state) {
   using Owner = std::shared_ptr<State>;
   auto owner = std::make_unique<Owner>(std::move(state));
   auto external = Napi::External<Owner>::New(env, owner.get(), [](Napi::Env, Owner* data) { delete data; });
   owner.release();
-  external.TypeTag(&State::kTag);
+  external.TypeTag(&kTypeTag<State>);
   return external;
 }
 
@@ -145,7 +146,7 @@ class Argument {
   std::shared_ptr<State> handle() const {
     if (value_.IsExternal()) {
       const auto external = value_.As<Napi::External<std::shared_ptr<State>>>();
-      if (external.CheckTypeTag(&State::kTag)) return *external.Data();
+      if (external.CheckTypeTag(&kTypeTag<State>)) return *external.Data();
     }
     refuse(std::string("a ") + State::kKind + " handle");
   }

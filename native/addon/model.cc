@@ -19,6 +19,12 @@ const std::shared_ptr<Transformer>& ModelHandle::open() const {
   return transformer_;
 }
 
+// Bytes of tensors that a load has dealt with, written on the runner's thread and read by JavaScript.
+struct Progress {
+  static constexpr const char* kKind = "progress";
+  std::atomic<std::int64_t> bytes{0};
+};
+
 namespace {
 
 // ---- loading --------------------------------------------------------------------------------------
@@ -52,19 +58,13 @@ TensorSource read_tensor(const Argument& tensor) {
   return source;
 }
 
-// Bytes of tensors that a load has dealt with, written on the runner's thread and read by JavaScript.
-struct Progress {
-  static constexpr const char* kKind = "progress";
-  static constexpr napi_type_tag kTag{0x686f6777696c6406, 0x9d5c1f0b7a3e4c06};
-  std::atomic<std::int64_t> bytes{0};
-};
-
 class LoadTask : public PromiseTask {
  public:
   LoadTask(std::shared_ptr<DeviceHandle> device, ModelConfig config, std::vector<TensorSource> tensors,
            std::optional<Dtype> convert_to, std::shared_ptr<Progress> progress)
       : handle_(std::move(device)),
         device_(handle_->open()),
+        disposer_(handle_->disposer()),
         config_(std::move(config)),
         tensors_(std::move(tensors)),
         convert_to_(convert_to),
@@ -77,7 +77,7 @@ class LoadTask : public PromiseTask {
       if (cancelled) throw Error(code::kAborted, "the loading was aborted");
     };
     auto weights = std::make_unique<Weights>(*device_, tensors_, convert_to_ ? &*convert_to_ : nullptr, on_loaded);
-    transformer_ = std::make_shared<Transformer>(device_, std::move(config_), std::move(weights));
+    transformer_ = {new Transformer(device_, std::move(config_), std::move(weights)), disposer_};
   }
   Napi::Value result(Napi::Env env) override {
     return to_handle(env, std::make_shared<ModelHandle>(handle_, std::move(transformer_)));
@@ -86,6 +86,7 @@ class LoadTask : public PromiseTask {
  private:
   std::shared_ptr<DeviceHandle> handle_;
   std::shared_ptr<Device> device_;
+  Runner::Disposer disposer_;
   ModelConfig config_;
   std::vector<TensorSource> tensors_;
   std::optional<Dtype> convert_to_;
@@ -165,6 +166,7 @@ class StepTask : public PromiseTask {
       auto worker = results.Get(i).As<Napi::Object>();
       worker.Set("token", output_.workers[i].token);
       worker.Set("logprob", workers_[i].logprob ? output_.workers[i].logprob : std::nanf(""));
+      worker.Set("seconds", seconds());
     }
     return results;
   }

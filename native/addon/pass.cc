@@ -12,6 +12,11 @@
 
 namespace hogwild::addon {
 
+// Device memory of a pass, used by one task at a time.
+struct PassBuffers {
+  Buffer k, v, q, out, lse;
+};
+
 // What the tasks of a pass share. Whoever holds the last reference (on the JavaScript thread) gives
 // back what was not committed, then the cache.
 struct OpenPass {
@@ -19,11 +24,11 @@ struct OpenPass {
   std::shared_ptr<KvCache> cache;
   std::vector<std::vector<std::int32_t>> tokens;  // an engine's tokens have no ids: -1 each
   std::unique_ptr<StepReservation> reservation;
-  Buffer q, k, v, out, lse;  // device memory, used by one task at a time
+  std::shared_ptr<PassBuffers> buffers;
 
   OpenPass(const std::shared_ptr<CacheHandle>& handle, const std::vector<WorkerViewArguments>& views,
            const std::vector<std::int64_t>& n_tokens)
-      : lease(handle), cache(handle->open()) {
+      : lease(handle), cache(handle->open()), buffers(new PassBuffers, handle->device()->disposer()) {
     const KvCache::Stats stats = cache->stats();
     std::vector<WorkerView> workers;
     for (std::size_t i = 0; i < views.size(); i++) {
@@ -41,6 +46,7 @@ struct OpenPass {
 
   // Before every op: a step or a pass of another cache may have come between two layers.
   void begin_step() {
+    cache->allocate_pool();
     cache->device().begin_step({.id = reservation->id(),
                                 .plan = reservation->plan(),
                                 .rope = reservation->rope(),
@@ -68,7 +74,6 @@ struct OpenPass {
 class PassHandle {
  public:
   static constexpr const char* kKind = "pass";
-  static constexpr napi_type_tag kTag{0x686f6777696c6406, 0x9d5c1f0b7a3e4c06};
 
   PassHandle(std::shared_ptr<CacheHandle> cache, std::shared_ptr<OpenPass> pass)
       : cache_(std::move(cache)), pass_(std::move(pass)) {}
@@ -105,13 +110,13 @@ class AppendTask : public PromiseTask {
  protected:
   void execute(const std::atomic<bool>&) override {
     KvCache& cache = *pass_->cache;
+    pass_->begin_step();
     KvAppendParams params;
     params.shape = cache.shape();
     params.layer = cache.layer(layer_);
     params.rows = pass_->reservation->n_tokens();
-    params.k = pass_->upload(pass_->k, k_, "new keys");
-    params.v = pass_->upload(pass_->v, v_, "new values");
-    pass_->begin_step();
+    params.k = pass_->upload(pass_->buffers->k, k_, "new keys");
+    params.v = pass_->upload(pass_->buffers->v, v_, "new values");
     cache.device().kv_append(params);
     cache.device().synchronize();
   }
@@ -147,17 +152,17 @@ class AttendTask : public PromiseTask {
   void execute(const std::atomic<bool>&) override {
     KvCache& cache = *pass_->cache;
     Device& device = cache.device();
-    float* out = pass_->scratch(pass_->out, static_cast<std::int64_t>(q_.size()), "attention output");
-    float* lse = n_lse_ > 0 ? pass_->scratch(pass_->lse, n_lse_, "log-sum-exp") : nullptr;
+    pass_->begin_step();
+    float* out = pass_->scratch(pass_->buffers->out, static_cast<std::int64_t>(q_.size()), "attention output");
+    float* lse = n_lse_ > 0 ? pass_->scratch(pass_->buffers->lse, n_lse_, "log-sum-exp") : nullptr;
     AttentionParams params;
     params.shape = cache.shape();
     params.layer = cache.layer(layer_);
     params.query_heads = query_heads_;
     params.scale = scale_;
-    params.q = pass_->upload(pass_->q, q_, "queries");
+    params.q = pass_->upload(pass_->buffers->q, q_, "queries");
     params.out = out;
     params.lse = lse;
-    pass_->begin_step();
     device.attention(params);
     device.download(out_, out, q_.size() * sizeof(float));
     if (lse != nullptr) device.download(lse_, lse, static_cast<std::size_t>(n_lse_) * sizeof(float));
@@ -179,25 +184,26 @@ class AttendTask : public PromiseTask {
 // stream, or goes on with it, sees the results.
 class ExternalTask : public PromiseTask {
  public:
-  ExternalTask(std::shared_ptr<OpenPass> pass, std::function<void(Device&)> op)
-      : pass_(std::move(pass)), op_(std::move(op)) {}
+  ExternalTask(std::shared_ptr<OpenPass> pass, std::int64_t layer, std::function<void(Device&, const KvLayer&)> op)
+      : pass_(std::move(pass)), layer_(layer), op_(std::move(op)) {}
 
  protected:
   void execute(const std::atomic<bool>&) override {
     pass_->begin_step();
-    op_(pass_->cache->device());
+    op_(pass_->cache->device(), pass_->cache->layer(layer_));
   }
   Napi::Value result(Napi::Env env) override { return env.Undefined(); }
 
  private:
   std::shared_ptr<OpenPass> pass_;
-  std::function<void(Device&)> op_;
+  std::int64_t layer_;
+  std::function<void(Device&, const KvLayer&)> op_;
 };
 
 // What the engine hands over: addresses on the device of the pass's cache.
 struct ExternalArguments {
   explicit ExternalArguments(const Argument& buffers, const OpenPass& pass) {
-    if (pass.cache->device().info().type != "cuda") {
+    if (!pass.cache->device().has_own_memory()) {
       throw Error(code::kUnsupported, buffers.path() + ": addresses of device memory need a cache on a CUDA device");
     }
     external.dtype = buffers.property("dtype").dtype();
@@ -264,15 +270,18 @@ Napi::Value pass_append_device(const Napi::CallbackInfo& info) {
   const std::shared_ptr<KvCache> cache = pass->open()->cache;
   const std::int64_t layer = Argument(info, 1, "layer").integer(0, cache->shape().layers - 1);
   const Argument buffers(info, 2, "buffers");
-  const KvAppendParams params{.shape = cache->shape(),
-                              .layer = cache->layer(layer),
-                              .first = 0,
-                              .rows = pass->open()->reservation->n_tokens(),
-                              .k = ExternalArguments::buffer(buffers, "k"),
-                              .v = ExternalArguments::buffer(buffers, "v"),
-                              .buffers = ExternalArguments(buffers, *pass->open()).external};
-  return pass->schedule(
-      std::make_unique<ExternalTask>(pass->open(), [params](Device& device) { device.kv_append(params); }));
+  KvAppendParams params{.shape = cache->shape(),
+                        .layer = {},
+                        .first = 0,
+                        .rows = pass->open()->reservation->n_tokens(),
+                        .k = ExternalArguments::buffer(buffers, "k"),
+                        .v = ExternalArguments::buffer(buffers, "v"),
+                        .buffers = ExternalArguments(buffers, *pass->open()).external};
+  const auto append = [params](Device& device, const KvLayer& storage) mutable {
+    params.layer = storage;
+    device.kv_append(params);
+  };
+  return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, append));
 }
 
 Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
@@ -285,16 +294,19 @@ Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
   if (query_heads % cache->shape().kv_heads != 0) {
     heads.refuse("a multiple of " + std::to_string(cache->shape().kv_heads) + " (kvHeads)");
   }
-  const AttentionParams params{.shape = cache->shape(),
-                               .layer = cache->layer(layer),
-                               .query_heads = query_heads,
-                               .scale = static_cast<float>(Argument(info, 4, "scale").number()),
-                               .q = ExternalArguments::buffer(buffers, "q"),
-                               .out = ExternalArguments::buffer(buffers, "out"),
-                               .lse = static_cast<float*>(ExternalArguments::address(buffers, "lse")),
-                               .buffers = ExternalArguments(buffers, *pass->open()).external};
-  return pass->schedule(
-      std::make_unique<ExternalTask>(pass->open(), [params](Device& device) { device.attention(params); }));
+  AttentionParams params{.shape = cache->shape(),
+                         .layer = {},
+                         .query_heads = query_heads,
+                         .scale = static_cast<float>(Argument(info, 4, "scale").number()),
+                         .q = ExternalArguments::buffer(buffers, "q"),
+                         .out = ExternalArguments::buffer(buffers, "out"),
+                         .lse = static_cast<float*>(ExternalArguments::address(buffers, "lse")),
+                         .buffers = ExternalArguments(buffers, *pass->open()).external};
+  const auto attend = [params](Device& device, const KvLayer& storage) mutable {
+    params.layer = storage;
+    device.attention(params);
+  };
+  return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, attend));
 }
 
 Napi::Value pass_commit(const Napi::CallbackInfo& info) {

@@ -64,7 +64,7 @@ KvCache::Lease::Lease(KvCache& cache) : cache_(cache) {
 }
 
 std::shared_ptr<KvCache> KvCache::create(std::shared_ptr<Device> device, KvShape shape, RopeSpec rope,
-                                         std::int64_t capacity) {
+                                         std::int64_t capacity, Dispose dispose) {
   check_shape(shape);
   check_rope(rope, shape);
   if (capacity < 1) refuse("capacity must be at least 1 token, received " + std::to_string(capacity));
@@ -79,21 +79,25 @@ std::shared_ptr<KvCache> KvCache::create(std::shared_ptr<Device> device, KvShape
                                         std::to_string(shape.layers) + " layers and " + std::to_string(shape.kv_heads) +
                                         " kv heads of " + std::to_string(shape.head_dim) + " exceeds 2^63 bytes");
   }
-  Buffer keys = device->allocate(bytes / 2, "keys of the cache");
-  Buffer values = device->allocate(bytes / 2, "values of the cache");
-  return std::shared_ptr<KvCache>(
-      new KvCache(std::move(device), shape, std::move(rope), pages, std::move(keys), std::move(values)));
+  std::shared_ptr<KvCache> cache(new KvCache(std::move(device), shape, std::move(rope), pages), std::move(dispose));
+  if (!cache->device_->has_own_memory()) cache->allocate_pool();
+  return cache;
 }
 
-KvCache::KvCache(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope, std::int64_t pages, Buffer keys,
-                 Buffer values)
+KvCache::KvCache(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope, std::int64_t pages)
     : device_(std::move(device)),
       shape_(shape),
       rope_(std::move(rope)),
       angles_(rope_.inverse_frequencies),
-      pool_(pages),
-      keys_(std::move(keys)),
-      values_(std::move(values)) {}
+      pool_(pages) {}
+
+void KvCache::allocate_pool() {
+  if (values_.data() != nullptr) return;
+  const std::size_t bytes = static_cast<std::size_t>(shape_.layers * pool_.size() * shape_.page_bytes());
+  Buffer keys = device_->allocate(bytes, "keys of the cache");
+  values_ = device_->allocate(bytes, "values of the cache");
+  keys_ = std::move(keys);
+}
 
 std::shared_ptr<CacheBlock> KvCache::create_block() {
   return std::shared_ptr<CacheBlock>(new CacheBlock(shared_from_this()));
@@ -240,6 +244,7 @@ CacheBlock::CompactResult CacheBlock::compact() {
     index += source.length;
   }
 
+  cache_->allocate_pool();
   Device& device = *cache_->device_;
   const KvShape& shape = cache_->shape_;
   for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
@@ -265,6 +270,7 @@ CacheBlock::CompactResult CacheBlock::compact() {
 }
 
 void CacheBlock::read(std::int64_t layer, float* k, float* v, std::int64_t* rotated_at) const {
+  cache_->allocate_pool();
   const KvLayer storage = cache_->layer(layer);
   if (length() == 0) return;
   std::vector<AppendSlot> slots;

@@ -18,6 +18,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -43,8 +44,15 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
 
   // `capacity` in tokens, rounded up to pages. Throws kInvalidArgument (shape, rope, capacity),
   // kUnsupported (what the device cannot keep) or kOutOfMemory. `shape.padding` is the device's business.
+  // May be called on any thread at any time: a device with memory of its own allocates the pool when it is first used.
+  // `dispose` frees the cache when its last reference goes, on whatever thread that happens.
+  using Dispose = std::function<void(KvCache*)>;
   static std::shared_ptr<KvCache> create(std::shared_ptr<Device> device, KvShape shape, RopeSpec rope,
-                                         std::int64_t capacity);
+                                         std::int64_t capacity, Dispose dispose = std::default_delete<KvCache>());
+
+  // Before the first op on the cache's layers, on the device's thread: makes sure that the pool has its memory.
+  // Throws kOutOfMemory; a later call tries again.
+  void allocate_pool();
 
   std::shared_ptr<CacheBlock> create_block();
 
@@ -72,8 +80,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
     KvCache& cache_;
   };
 
-  KvCache(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope, std::int64_t pages, Buffer keys,
-          Buffer values);
+  KvCache(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope, std::int64_t pages);
 
   static inline std::atomic<std::uint64_t> next_id_ = 1;
 
@@ -83,7 +90,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   RopeSpec rope_;
   RopeAngles angles_;
   mutable PagePool pool_;
-  Buffer keys_;    // [layers, N pages]
+  Buffer keys_;    // [layers, N pages]; empty before allocate_pool
   Buffer values_;  // [layers, N pages]
   std::atomic<std::int64_t> key_bytes_moved_ = 0;
   std::atomic<std::int64_t> next_block_id_ = 1;

@@ -49,7 +49,8 @@ struct DeviceInfo {
   int threads = 0;   // cpu: threads that compute, the calling one included
 };
 
-// Calls come from one thread at a time (the device's runner, see addon/promise_task.h). Ops may be
+// Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
+// `kv_padding`, `has_own_memory` and, where that is false, `allocate`: those may come from any thread. Ops may be
 // asynchronous on the device; `synchronize` waits for all of them. `download` waits by itself.
 class Device {
  public:
@@ -60,6 +61,10 @@ class Device {
   // Elements to be added to each row of a cache of this shape (KvShape::padding). Throws kUnsupported, naming
   // what is supported, where the device cannot keep such a cache.
   virtual std::int64_t kv_padding(const KvShape&) const { return 0; }
+
+  // Whether its memory is another than the host's. Allocating it then takes its time and must not come between the
+  // ops of a step, and engines may have buffers of their own in it.
+  virtual bool has_own_memory() const { return false; }
 
   // Throws kOutOfMemory with the size and `purpose` in the message. Memory that is never touched
   // costs nothing where the system allows it (a page pool is bounded, not pre-paid).
@@ -112,6 +117,9 @@ struct CpuOptions {
 
 // Throws kUnsupported for a SIMD level that this build or this processor lacks, naming those it has.
 std::shared_ptr<Device> create_cpu_device(const CpuOptions& options);
+
+// Processors that this process may run on.
+int available_processors();
 
 // SIMD levels that this processor can run, best last.
 std::vector<std::string> available_simd_levels();

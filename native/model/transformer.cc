@@ -459,6 +459,7 @@ struct Transformer::State {
       views.back().tokens = worker.tokens;
       tokens.insert(tokens.end(), worker.tokens.begin(), worker.tokens.end());
     }
+    cache.allocate_pool();
     const std::vector<LogitsRow> wanted = logits_rows(workers);
     StepReservation reservation(cache, std::move(views));
     for (const StepWorker& worker : workers) {

@@ -90,7 +90,7 @@ class CpuDevice final : public Device {
   explicit CpuDevice(const CpuOptions& options)
       : name_(processor_name()),
         kernels_(select_kernels(requested_simd(options))),
-        pool_(options.threads > 0 ? options.threads : ThreadPool::available_processors()),
+        pool_(options.threads > 0 ? options.threads : available_processors()),
         threads_(pool_.threads()) {}
 
   DeviceInfo info() const override {

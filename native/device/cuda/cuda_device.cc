@@ -161,6 +161,7 @@ class CudaDevice final : public Device {
   }
 
   std::int64_t kv_padding(const KvShape& shape) const override;
+  bool has_own_memory() const override { return true; }
   Buffer allocate(std::size_t bytes, const char* purpose) override;
   void download(void* host, const void* device, std::size_t bytes) override;
   void upload(void* device, const void* host, std::size_t bytes) override;
