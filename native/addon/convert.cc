@@ -33,7 +33,7 @@ Napi::Error to_error(Napi::Env env, const Failure& failure) {
   const auto message = Napi::String::New(env, failure.message);
   const auto code = Napi::String::New(env, failure.code);
   const auto* data = env.GetInstanceData<EnvironmentData>();
-  if (!data->error_class.IsEmpty()) return Napi::Error(env, data->error_class.New({message, code}));
+  if (data != nullptr && !data->error_class.IsEmpty()) return Napi::Error(env, data->error_class.New({message, code}));
   const auto error = Napi::Error::New(env, failure.message);
   error.Value().Set("code", code);
   return error;
