@@ -274,3 +274,15 @@ test('wrong values in any place are refused with a code, and nothing changes', a
   expect(tried).toBeGreaterThan(2000)
   expect(snapshot()).toEqual(before)
 })
+
+test('3,000 random hostile calls crash nothing and fail with a code', async () => {
+  const script = join(root, 'test', 'binding', 'hostile.cjs')
+  const { stdout } = await promisify(execFile)(
+    process.execPath,
+    ['--expose-gc', script, '20251128', '3000'],
+    { timeout: 60_000 },
+  )
+  const { codes } = JSON.parse(stdout) as { codes: Record<string, number> }
+  expect(Object.values(codes).reduce((sum, n) => sum + n)).toBeGreaterThan(2500)
+  expect(codes).not.toHaveProperty('HOGWILD_INTERNAL')
+})

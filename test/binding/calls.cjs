@@ -213,7 +213,7 @@ function at(value, path) {
 function put(value, path, other) {
   const [key, ...rest] = keys(path)
   if (key === undefined) return other
-  const copy = Array.isArray(value) ? [...value] : { ...value }
+  const copy = Object.assign(Array.isArray(value) ? [] : {}, value) // (an array may claim to be 2^32 long)
   copy[key] = put(value[key], rest, other)
   return copy
 }
