@@ -178,6 +178,7 @@ const WORKING: Record<string, () => unknown[] | Promise<unknown[]>> = {
   passAttend: () => [newPass(), 1, floats(2 * qSize), config.queryHeads, 0.25, true],
   passCommit: () => [newPass()],
   passAbort: () => [newPass()],
+  'ops.deviceMemory': () => [device, new Uint8Array(16)],
   'ops.embedding': () => [device, Int32Array.of(0, 2), new Uint8Array(3 * 4 * 4), 'f32', 4, 1],
   'ops.rmsNorm': () => [device, floats(16), floats(8), 1e-5],
   'ops.matmul': () => {
@@ -344,7 +345,7 @@ test('wrong values in any place are refused with a code, and nothing changes', a
 })
 
 test('addresses of device memory are refused where there is no CUDA device', async () => {
-  const memory = { dtype: 'f32' as const, stream: 0n }
+  const memory = { dtype: 'f32' as const, stream: null }
   const pass = newPass()
   const append = native.passAppendDevice(pass, 1, { k: 16n, v: 16n, ...memory })
   await expect(append).rejects.toMatchObject({ code: 'HOGWILD_UNSUPPORTED' })

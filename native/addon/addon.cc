@@ -81,6 +81,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add<pass_abort>(exports, "passAbort");
 
   auto ops = Napi::Object::New(env);
+  add<op_device_memory>(ops, "deviceMemory");
   add<op_embedding>(ops, "embedding");
   add<op_rms_norm>(ops, "rmsNorm");
   add<op_matmul>(ops, "matmul");

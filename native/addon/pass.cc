@@ -175,22 +175,25 @@ class AttendTask : public PromiseTask {
   float* lse_;
 };
 
-// Device memory of the engine. The call comes back when the work is on the stream: who waits for the
-// stream, or goes on with it, sees the results.
+// Device memory of the engine. The call comes back when the work is on the engine's stream: who waits for the
+// stream, or goes on with it, sees the results. Without a stream it comes back when the work is done.
 class ExternalTask : public PromiseTask {
  public:
-  ExternalTask(std::shared_ptr<OpenPass> pass, std::function<void(Device&)> op)
-      : pass_(std::move(pass)), op_(std::move(op)) {}
+  ExternalTask(std::shared_ptr<OpenPass> pass, const ExternalBuffers& buffers, std::function<void(Device&)> op)
+      : pass_(std::move(pass)), has_stream_(buffers.stream != nullptr), op_(std::move(op)) {}
 
  protected:
   void execute(const std::atomic<bool>&) override {
+    Device& device = pass_->cache->device();
     pass_->begin_step();
-    op_(pass_->cache->device());
+    op_(device);
+    if (!has_stream_) device.synchronize();
   }
   Napi::Value result(Napi::Env env) override { return env.Undefined(); }
 
  private:
   std::shared_ptr<OpenPass> pass_;
+  bool has_stream_;
   std::function<void(Device&)> op_;
 };
 
@@ -200,8 +203,21 @@ struct ExternalArguments {
     if (pass.cache->device().info().type != "cuda") {
       throw Error(code::kUnsupported, buffers.path() + ": addresses of device memory need a cache on a CUDA device");
     }
-    external.dtype = buffers.property("dtype").dtype();
-    external.stream = address(buffers, "stream");
+    external = {
+        .dtype = buffers.property("dtype").dtype(), .stream = stream(buffers.property("stream")), .is_external = true};
+  }
+
+  // Null: none, the device's own order.
+  static void* stream(const Argument& argument) {
+    constexpr std::uint64_t kLegacy = 1, kPerThread = 2;  // cudaStreamLegacy, cudaStreamPerThread
+    if (argument.is_null()) return nullptr;
+    const std::uint64_t handle = argument.uint64();
+    if (handle == kPerThread) {
+      argument.refuse(
+          "a cudaStream_t, or 0n or 1n for the legacy default stream (calls run on a thread of their own, whose "
+          "per-thread default stream is not the engine's)");
+    }
+    return reinterpret_cast<void*>(static_cast<std::uintptr_t>(handle == 0 ? kLegacy : handle));
   }
 
   // Null for 0n.
@@ -271,8 +287,8 @@ Napi::Value pass_append_device(const Napi::CallbackInfo& info) {
                               .k = ExternalArguments::buffer(buffers, "k"),
                               .v = ExternalArguments::buffer(buffers, "v"),
                               .buffers = ExternalArguments(buffers, *pass->open()).external};
-  return pass->schedule(
-      std::make_unique<ExternalTask>(pass->open(), [params](Device& device) { device.kv_append(params); }));
+  return pass->schedule(std::make_unique<ExternalTask>(pass->open(), params.buffers,
+                                                       [params](Device& device) { device.kv_append(params); }));
 }
 
 Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
@@ -293,8 +309,8 @@ Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
                                .out = ExternalArguments::buffer(buffers, "out"),
                                .lse = static_cast<float*>(ExternalArguments::address(buffers, "lse")),
                                .buffers = ExternalArguments(buffers, *pass->open()).external};
-  return pass->schedule(
-      std::make_unique<ExternalTask>(pass->open(), [params](Device& device) { device.attention(params); }));
+  return pass->schedule(std::make_unique<ExternalTask>(pass->open(), params.buffers,
+                                                       [params](Device& device) { device.attention(params); }));
 }
 
 Napi::Value pass_commit(const Napi::CallbackInfo& info) {

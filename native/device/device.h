@@ -1,5 +1,5 @@
 // What the model and the cache need of a device. `cpu/cpu_device.cc` implements it everywhere;
-// `cuda/cuda_device.cc` is the place for the same on NVIDIA GPUs. Nothing above this header asks
+// `cuda/cuda_device.cc` does the same on NVIDIA GPUs. Nothing above this header asks
 // which one it is.
 #pragma once
 
@@ -18,10 +18,12 @@ namespace hogwild {
 // Device memory, freed with its owner. `data` is zero-filled at first.
 class Buffer {
  public:
-  using Release = void (*)(void* data, std::size_t bytes);
+  using Release = void (*)(void* data, std::size_t bytes, int index);
 
   Buffer() = default;
-  Buffer(void* data, std::size_t bytes, Release release) : data_(data), bytes_(bytes), release_(release) {}
+  // `index`: of the card that the memory is on.
+  Buffer(void* data, std::size_t bytes, Release release, int index = 0)
+      : data_(data), bytes_(bytes), release_(release), index_(index) {}
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
   Buffer(const Buffer&) = delete;
@@ -39,6 +41,7 @@ class Buffer {
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
   Release release_ = nullptr;
+  int index_ = 0;
 };
 
 struct DeviceInfo {
@@ -121,7 +124,7 @@ struct CudaCard {
   std::string name;
   std::int64_t memory = 0;     // bytes
   int compute_capability = 0;  // major * 10 + minor
-  std::string reason;          // why it cannot be used; empty where it can
+  std::string reason;  // why it cannot be used; empty where it looks usable (create_cuda_device has the last word)
 };
 struct CudaStatus {
   bool compiled = false;        // this binary holds CUDA kernels
