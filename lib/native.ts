@@ -256,19 +256,19 @@ export interface NativeBinding {
     wantLse: boolean,
   ): Promise<{ out: Float32Array; lse: Float32Array | null }>
   /**
-   * The same on buffers of the engine's own on the device: addresses, multiples of 16. Resolves once the
-   * work is enqueued on the stream (0n: the device's own).
+   * The same on buffers of the engine's own on the device: addresses, multiples of 16. Resolves once the work is
+   * enqueued on the stream (a cudaStream_t, 0n or 1n: the legacy default stream), or is done where there is none.
    */
   passAppendDevice(
     pass: PassHandle,
     layer: number,
-    buffers: { k: bigint; v: bigint; dtype: Dtype; stream: bigint },
+    buffers: { k: bigint; v: bigint; dtype: Dtype; stream: bigint | null },
   ): Promise<void>
   /** `lse`: 0n where it is not wanted. */
   passAttendDevice(
     pass: PassHandle,
     layer: number,
-    buffers: { q: bigint; out: bigint; lse: bigint; dtype: Dtype; stream: bigint },
+    buffers: { q: bigint; out: bigint; lse: bigint; dtype: Dtype; stream: bigint | null },
     queryHeads: number,
     scale: number,
   ): Promise<void>
@@ -283,6 +283,8 @@ export interface NativeBinding {
 
 /** Each runs at once and returns fresh arrays; refused with HOGWILD_BUSY while the device computes. */
 export interface NativeOps {
+  /** Memory of the device that holds `bytes`, for as long as `read` can be called, which copies it back. */
+  deviceMemory(device: DeviceHandle, bytes: Uint8Array): { address: bigint; read: () => Uint8Array }
   /** table: raw little-endian elements of `dtype`, [rows, cols]. */
   embedding(
     device: DeviceHandle,

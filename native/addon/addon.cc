@@ -31,6 +31,7 @@ void set_environment_data(Napi::Env env) {
   const auto constructor = [global = env.Global()](const char* name) {
     return Napi::Persistent(global.Get(name).As<Napi::Function>());
   };
+  data->uint8_array = constructor("Uint8Array");
   data->int32_array = constructor("Int32Array");
   data->float32_array = constructor("Float32Array");
   data->float64_array = constructor("Float64Array");
@@ -93,6 +94,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add<pass_abort>(exports, "passAbort");
 
   auto ops = Napi::Object::New(env);
+  add<op_device_memory>(ops, "deviceMemory");
   add<op_embedding>(ops, "embedding");
   add<op_rms_norm>(ops, "rmsNorm");
   add<op_matmul>(ops, "matmul");

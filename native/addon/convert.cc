@@ -192,6 +192,11 @@ Array new_typed_array(Napi::Env env, const Napi::FunctionReference& constructor,
 
 }  // namespace
 
+Napi::Uint8Array new_uint8_array(Napi::Env env, std::int64_t length) {
+  return new_typed_array<Napi::Uint8Array>(env, env.GetInstanceData<EnvironmentData>()->uint8_array, napi_uint8_array,
+                                           length);
+}
+
 Napi::Int32Array new_int32_array(Napi::Env env, std::int64_t length) {
   return new_typed_array<Napi::Int32Array>(env, env.GetInstanceData<EnvironmentData>()->int32_array, napi_int32_array,
                                            length);

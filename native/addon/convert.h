@@ -23,7 +23,7 @@ namespace hogwild::addon {
 // One per environment (the main thread, each worker thread): the addon has no mutable globals.
 struct EnvironmentData {
   Napi::FunctionReference error_class;  // set by setErrorClass: new (message, code)
-  Napi::FunctionReference int32_array, float32_array, float64_array;
+  Napi::FunctionReference uint8_array, int32_array, float32_array, float64_array;
 };
 
 // ---- errors ---------------------------------------------------------------------------------------
@@ -45,15 +45,20 @@ Napi::Error to_error(Napi::Env env, const Failure& failure);
 // Every exported function goes through one of these: no C++ exception but Napi::Error may reach Node.
 using Function = Napi::Value (*)(const Napi::CallbackInfo&);
 
-template <Function kFunction>
-Napi::Value throwing(const Napi::CallbackInfo& info) {
+template <typename Call>
+Napi::Value throwing(Call&& call, const Napi::CallbackInfo& info) {
   try {
-    return kFunction(info);
+    return call(info);
   } catch (const Napi::Error&) {
     throw;
   } catch (...) {
     throw to_error(info.Env(), current_failure());
   }
+}
+
+template <Function kFunction>
+Napi::Value throwing(const Napi::CallbackInfo& info) {
+  return throwing(kFunction, info);
 }
 
 // For functions that return a promise: they reject, they never throw.
@@ -169,6 +174,7 @@ class Argument {
 
 // Fresh zero-filled typed arrays. Made by their JavaScript constructors, which report a lack of memory
 // (kOutOfMemory here), where Node-API's own call would end the process.
+Napi::Uint8Array new_uint8_array(Napi::Env env, std::int64_t length);
 Napi::Int32Array new_int32_array(Napi::Env env, std::int64_t length);
 Napi::Float32Array new_float32_array(Napi::Env env, std::int64_t length);
 Napi::Float64Array new_float64_array(Napi::Env env, std::int64_t length);

@@ -180,34 +180,52 @@ class AttendTask : public PromiseTask {
   float* lse_;
 };
 
-// Device memory of the engine. The call comes back when the work is on the stream: who waits for the
-// stream, or goes on with it, sees the results.
+// Device memory of the engine. The call comes back when the work is on the engine's stream: who waits for the
+// stream, or goes on with it, sees the results. Without a stream it comes back when the work is done.
 class ExternalTask : public PromiseTask {
  public:
-  ExternalTask(std::shared_ptr<OpenPass> pass, std::int64_t layer, std::function<void(Device&, const KvLayer&)> op)
-      : pass_(std::move(pass)), layer_(layer), op_(std::move(op)) {}
+  using Op = std::function<void(Device&, const KvLayer&)>;
+
+  ExternalTask(std::shared_ptr<OpenPass> pass, std::int64_t layer, const ExternalBuffers& buffers, Op op)
+      : pass_(std::move(pass)), layer_(layer), has_stream_(buffers.stream != nullptr), op_(std::move(op)) {}
 
  protected:
   void execute(const std::atomic<bool>&) override {
+    Device& device = pass_->cache->device();
     pass_->begin_step();
-    op_(pass_->cache->device(), pass_->cache->layer(layer_));
+    op_(device, pass_->cache->layer(layer_));
+    if (!has_stream_) device.synchronize();
   }
   Napi::Value result(Napi::Env env) override { return env.Undefined(); }
 
  private:
   std::shared_ptr<OpenPass> pass_;
   std::int64_t layer_;
-  std::function<void(Device&, const KvLayer&)> op_;
+  bool has_stream_;
+  Op op_;
 };
 
 // What the engine hands over: addresses on the device of the pass's cache.
 struct ExternalArguments {
   explicit ExternalArguments(const Argument& buffers, const OpenPass& pass) {
-    if (!pass.cache->device().has_own_memory()) {
+    if (pass.cache->device().own_memory() == 0) {
       throw Error(code::kUnsupported, buffers.path() + ": addresses of device memory need a cache on a CUDA device");
     }
-    external.dtype = buffers.property("dtype").dtype();
-    external.stream = address(buffers, "stream");
+    external = {
+        .dtype = buffers.property("dtype").dtype(), .stream = stream(buffers.property("stream")), .is_external = true};
+  }
+
+  // Null: none, the device's own order.
+  static void* stream(const Argument& argument) {
+    constexpr std::uint64_t kLegacy = 1, kPerThread = 2;  // cudaStreamLegacy, cudaStreamPerThread
+    if (argument.is_null()) return nullptr;
+    const std::uint64_t handle = argument.uint64();
+    if (handle == kPerThread) {
+      argument.refuse(
+          "a cudaStream_t, or 0n or 1n for the legacy default stream (calls run on a thread of their own, whose "
+          "per-thread default stream is not the engine's)");
+    }
+    return reinterpret_cast<void*>(static_cast<std::uintptr_t>(handle == 0 ? kLegacy : handle));
   }
 
   // Null for 0n.
@@ -281,7 +299,7 @@ Napi::Value pass_append_device(const Napi::CallbackInfo& info) {
     params.layer = storage;
     device.kv_append(params);
   };
-  return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, append));
+  return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, params.buffers, append));
 }
 
 Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
@@ -306,7 +324,7 @@ Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
     params.layer = storage;
     device.attention(params);
   };
-  return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, attend));
+  return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, params.buffers, attend));
 }
 
 Napi::Value pass_commit(const Napi::CallbackInfo& info) {

@@ -79,8 +79,13 @@ std::shared_ptr<KvCache> KvCache::create(std::shared_ptr<Device> device, KvShape
                                         std::to_string(shape.layers) + " layers and " + std::to_string(shape.kv_heads) +
                                         " kv heads of " + std::to_string(shape.head_dim) + " exceeds 2^63 bytes");
   }
+  if (const std::int64_t memory = device->own_memory(); memory > 0 && bytes > memory) {
+    throw Error(code::kOutOfMemory, "a cache of " + std::to_string(capacity) + " tokens takes " +
+                                        std::to_string(bytes) + " bytes: the GPU has " + std::to_string(memory) +
+                                        " in all");
+  }
   std::shared_ptr<KvCache> cache(new KvCache(std::move(device), shape, std::move(rope), pages), std::move(dispose));
-  if (!cache->device_->has_own_memory()) cache->allocate_pool();
+  if (cache->device_->own_memory() == 0) cache->allocate_pool();
   return cache;
 }
 

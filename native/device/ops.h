@@ -146,6 +146,7 @@ struct StepView {
 struct ExternalBuffers {
   Dtype dtype = Dtype::kF32;  // the CPU device has kernels for f32 only
   void* stream = nullptr;     // cudaStream_t on which they are made and used; null: the device's own order
+  bool is_external = false;   // an engine's: the device checks that the addresses are of its memory
 };
 
 // keys[slot] = rotate(k), values[slot] = v, for rows [first, first + rows) of the step. Keys are rotated
