@@ -161,6 +161,10 @@ async function openBinding(native, { config, tensors }) {
     passCommit: { args: () => [newPass()], handles: { '[0]': 'pass' } },
     passAbort: { args: () => [newPass()], handles: { '[0]': 'pass' } },
 
+    'ops.deviceMemory': {
+      args: () => [device, new Uint8Array(3)],
+      handles: { '[0]': 'device' },
+    },
     'ops.embedding': {
       args: () => [device, Int32Array.of(0, 2), new Uint8Array(3 * 4 * 4), 'f32', 4, 1],
       handles: { '[0]': 'device' },
