@@ -748,15 +748,93 @@ TEST(segments) {
   CHECK(a->segments().size() == 2 && a->segments()[1].rotated_at == 90);
   world.check_contents();
 
-  // Alone again, the fork's own first page is free to write behind what is left.
-  world.blocks.erase(world.blocks.begin());
-  world.lists.erase(world.lists.begin());
-  fork->truncate(80);
-  world.lists[0].resize(80);
-  CHECK(fork->segments().size() == 1);
+  // What nobody else ever saw is written over.
+  a->truncate(91);
+  world.lists[0].resize(91);
   world.append(0, 4);
-  CHECK(a->length() == 92);  // `a` lives on in this test and shares the page
+  CHECK(a->segments().size() == 2 && a->segments()[1].length == 5);
+  world.check_contents();
+
+  // Also alone, the fork writes in pages of its own only.
+  fork->truncate(80);
+  world.lists[1].resize(80);
+  CHECK(fork->segments().size() == 1);
+  a->clear();
+  world.lists[0].clear();
+  world.append(1, 4);
   CHECK(fork->segments().size() == 2);
+  world.check_contents();
+}
+
+// Slots and rotations, without the pages' numbers.
+using Shape = std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>>;
+Shape shape_of(const CacheBlock& block) {
+  Shape shape;
+  for (const Segment& s : block.segments()) shape.emplace_back(s.first_slot, s.length, s.rotated_at);
+  return shape;
+}
+
+// A collector may drop any block that is no longer used, at any time or never: how the others lie in
+// storage does not depend on it.
+TEST(blocks_that_die_leave_storage_alone) {
+  const auto run = [](std::uint64_t seed, bool keep) {
+    World world(plain_device(), 400 * kPageSize);
+    for (int i = 0; i < 3; ++i) world.create();
+    std::vector<BlockPtr> kept;
+    std::mt19937_64 rng(seed);
+    const auto random = [&](std::int64_t end) { return static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(end)); };
+    std::vector<Shape> shapes;
+    for (int i = 0; i < 60; ++i) {
+      const auto at = static_cast<std::size_t>(random(3));
+      BlockPtr& block = world.blocks[at];
+      std::vector<std::int32_t>& list = world.lists[at];
+      const auto other = static_cast<std::size_t>(random(3));
+      switch (random(7)) {
+        case 0: {  // the fork goes on, the original is dropped
+          kept.push_back(std::exchange(block, block->fork()));
+          break;
+        }
+        case 1: {  // a fork that does nothing
+          kept.push_back(block->fork());
+          break;
+        }
+        case 2: {
+          const std::int64_t length = block->length() - random(std::min<std::int64_t>(block->length(), 20) + 1);
+          block->truncate(length);
+          list.resize(length);
+          break;
+        }
+        case 3: {
+          if (list.size() + world.lists[other].size() > 2000) break;
+          const std::vector<std::int32_t> source = world.lists[other];
+          block->append_from(*world.blocks[other]);
+          list.insert(list.end(), source.begin(), source.end());
+          break;
+        }
+        case 4: {
+          const std::int64_t begin = random(block->length() + 1);
+          const std::int64_t end = begin + random(block->length() - begin + 1);
+          kept.push_back(block->fork());
+          kept.back()->forget(begin, end);
+          break;
+        }
+        default:
+          world.append(at, 1 + random(40));
+      }
+      if (!keep) kept.clear();
+      for (const BlockPtr& each : world.blocks) shapes.push_back(shape_of(*each));
+    }
+    const std::vector<BlockPtr> ours = world.blocks;
+    world.blocks.insert(world.blocks.end(), kept.begin(), kept.end());
+    for (const BlockPtr& each : kept) world.lists.push_back(each->tokens());
+    world.check_contents();
+    for (const BlockPtr& each : ours) {
+      each->compact();
+      shapes.push_back(shape_of(*each));
+    }
+    return shapes;
+  };
+  for (std::uint64_t seed = 0; seed < 20; ++seed) CHECK(run(seed, true) == run(seed, false));
 }
 
 TEST(company_leaves_storage_alone) {
