@@ -186,6 +186,7 @@ export interface NativeBinding {
     convertTo: Dtype | null,
     progress: ProgressHandle | null,
     cancel: CancelHandle | null,
+    mapped: boolean,
   ): Promise<ModelHandle>
   modelWeightBytes(model: ModelHandle): number
   modelClose(model: ModelHandle): void
@@ -225,13 +226,16 @@ export interface NativeBinding {
   createCancel(): CancelHandle
   cancel(handle: CancelHandle): void
 
-  /** One forward pass. Refused with HOGWILD_BUSY while another step, pass or compaction uses the cache. */
+  /**
+   * One forward pass. Refused with HOGWILD_BUSY while another step, pass or compaction uses the cache. `seconds`
+   * is the time that it took, without its waiting for other tasks.
+   */
   step(
     model: ModelHandle,
     cache: CacheHandle,
     workers: NativeStepWorker[],
     cancel: CancelHandle | null,
-  ): Promise<NativeStepResult[]>
+  ): Promise<NativeStepResult[] & { seconds: number }>
 
   /** Reserves room for the new tokens and plans the step; the cache is busy until commit or abort. */
   beginPass(cache: CacheHandle, workers: NativePassWorker[]): PassHandle

@@ -49,7 +49,7 @@ let b: BlockHandle // tokens 4 5
 
 beforeAll(async () => {
   device = native.createDevice({ type: 'cpu', index: 0, threads: 2, simd: '', profile: true })
-  model = await native.createModel(device, config, tensors, null, null, null)
+  model = await native.createModel(device, config, tensors, null, null, null, true)
   cache = newCache()
   a = native.createBlock(cache)
   b = native.createBlock(cache)
@@ -142,10 +142,11 @@ const WORKING: Record<string, () => unknown[] | Promise<unknown[]>> = {
     'f32',
     native.createProgress(),
     native.createCancel(),
+    true,
   ],
   progressBytes: () => [native.createProgress()],
   modelWeightBytes: () => [model],
-  modelClose: async () => [await native.createModel(device, config, tensors, null, null, null)],
+  modelClose: async () => [await native.createModel(device, config, tensors, null, null, null, true)],
   createCache: () => [device, cacheShape(config, 64)],
   cacheStats: () => [cache],
   cacheClose: () => [newCache()],
@@ -432,7 +433,7 @@ test('closed handles answer HOGWILD_CLOSED, and closing again does nothing', asy
   const other = native.createBlock(own)
   native.blockClose(block)
   native.blockClose(block)
-  const ownModel = await native.createModel(device, config, tensors, null, null, null)
+  const ownModel = await native.createModel(device, config, tensors, null, null, null, true)
   const pass = native.beginPass(own, [passWorker(other)])
   native.passAbort(pass)
   native.passAbort(pass)
@@ -493,7 +494,7 @@ test('closed handles answer HOGWILD_CLOSED, and closing again does nothing', asy
     () => native.deviceInfo(ownDevice),
     () => native.deviceReadBandwidth(ownDevice, 1 << 20),
     () => native.createCache(ownDevice, cacheShape(config, 64)),
-    () => native.createModel(ownDevice, config, tensors, null, null, null),
+    () => native.createModel(ownDevice, config, tensors, null, null, null, true),
     () => native.createBlock(onIt),
     () => native.blockCompact(itsBlock),
     () => native.ops.rmsNorm(ownDevice, floats(8), floats(8), 1),

@@ -12,12 +12,15 @@ namespace hogwild::addon {
 
 void PromiseTask::keep(Napi::Object value) { kept_ = Napi::Persistent(value); }
 
-void PromiseTask::run() noexcept {
+bool PromiseTask::run() noexcept {
   try {
-    if (*cancelled_) throw Error(code::kAborted, "aborted before it began");
+    if (*cancelled_ && !begun_) throw Error(code::kAborted, "aborted before it began");
+    begun_ = true;
     execute(*cancelled_);
+    return done();
   } catch (...) {
     failure_ = current_failure();
+    return true;
   }
 }
 
@@ -73,10 +76,14 @@ struct Runner::Core {
         queue.pop_front();
         running = task->cancel_flag();
       }
-      task->run();
+      const bool done = task->run();
       {
         const std::lock_guard lock(mutex);
         running.reset();
+        if (!done) {
+          queue.push_back(std::move(task));
+          continue;
+        }
       }
       // Never refused: the queue is unbounded, and this thread's own hold keeps the function open.
       delivery.NonBlockingCall(task.release());

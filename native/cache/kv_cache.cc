@@ -17,8 +17,6 @@ namespace {
 
 constexpr std::int64_t kMaxHeadDim = 256;
 
-[[noreturn]] void refuse(const std::string& message) { throw Error(code::kInvalidArgument, message); }
-
 // The product of positive numbers, or the largest std::int64_t where it does not fit.
 std::int64_t saturating_product(std::initializer_list<std::int64_t> factors) {
   constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();

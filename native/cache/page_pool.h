@@ -95,6 +95,7 @@ class PageReservation {
   PageReservation& operator=(const PageReservation&) = delete;
 
   std::vector<ReservedRange>& ranges() { return ranges_; }
+  const std::vector<ReservedRange>& ranges() const { return ranges_; }
 
   // With the mutex held. The references of the new pages now belong to whoever takes the segments.
   void commit() noexcept;
