@@ -147,8 +147,6 @@ export interface NativeStepResult {
   logprob: number
   /** 'last': [V]; 'all': [new tokens, V]; else empty. */
   logits: Float32Array
-  /** What the step took on the runner's thread, the same for all its workers. */
-  seconds: number
 }
 
 export interface NativePassWorker extends NativeWorkerView {
@@ -188,6 +186,7 @@ export interface NativeBinding {
     convertTo: Dtype | null,
     progress: ProgressHandle | null,
     cancel: CancelHandle | null,
+    mapped: boolean,
   ): Promise<ModelHandle>
   modelWeightBytes(model: ModelHandle): number
   modelClose(model: ModelHandle): void
@@ -231,13 +230,16 @@ export interface NativeBinding {
   createCancel(): CancelHandle
   cancel(handle: CancelHandle): void
 
-  /** One forward pass. Refused with HOGWILD_BUSY while another step, pass or compaction uses the cache. */
+  /**
+   * One forward pass. Refused with HOGWILD_BUSY while another step, pass or compaction uses the cache. `seconds`
+   * is the time that it took, without its waiting for other tasks.
+   */
   step(
     model: ModelHandle,
     cache: CacheHandle,
     workers: NativeStepWorker[],
     cancel: CancelHandle | null,
-  ): Promise<NativeStepResult[]>
+  ): Promise<NativeStepResult[] & { seconds: number }>
 
   /** Reserves room for the new tokens and plans the step; the cache is busy until commit or abort. */
   beginPass(cache: CacheHandle, workers: NativePassWorker[]): PassHandle

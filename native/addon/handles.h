@@ -73,7 +73,7 @@ class BlockHandle {
   const std::shared_ptr<CacheHandle>& cache() const { return cache_; }
   const std::shared_ptr<CacheBlock>& open() const;  // throws kClosed
   CacheBlock& idle() const;                         // throws kClosed, kBusy
-  // In tokens. While the cache is in use: as before, although a step may have ended already on its thread.
+  // In tokens. While a step writes the block: as before, although it may have ended already on its thread.
   std::int64_t length() const;
   void close();
 
@@ -82,7 +82,8 @@ class BlockHandle {
 
   std::shared_ptr<CacheHandle> cache_;
   std::shared_ptr<CacheBlock> block_;  // null once closed
-  std::int64_t length_before_ = 0;     // when the cache was leased
+  bool being_written_ = false;         // by the step or pass that has leased the cache
+  std::int64_t length_before_ = 0;     // that
 };
 
 class CacheHandle {
@@ -112,8 +113,9 @@ class CacheHandle {
 // The exclusive use of a cache by a step, a pass or a compaction.
 class CacheLease {
  public:
-  explicit CacheLease(std::shared_ptr<CacheHandle> cache);  // throws kClosed, kBusy
-  ~CacheLease() { cache_->busy_ = false; }
+  // `targets`: blocks that will be written. Throws kClosed, kBusy.
+  CacheLease(std::shared_ptr<CacheHandle> cache, std::vector<std::shared_ptr<BlockHandle>> targets);
+  ~CacheLease();
   CacheLease(const CacheLease&) = delete;
   CacheLease& operator=(const CacheLease&) = delete;
 
@@ -121,6 +123,7 @@ class CacheLease {
 
  private:
   std::shared_ptr<CacheHandle> cache_;
+  std::vector<std::shared_ptr<BlockHandle>> targets_;
 };
 
 // What a worker of a step or a pass brings: NativeWorkerView of lib/native.ts.
@@ -133,6 +136,8 @@ struct WorkerViewArguments {
   // The blocks themselves, without tokens. Throws kClosed where one is closed.
   WorkerView open() const;
 };
+
+std::vector<std::shared_ptr<BlockHandle>> targets_of(const std::vector<WorkerViewArguments>& views);
 
 RopeSpec read_rope(const Argument& inverse_frequencies, const Argument& attention_factor);
 

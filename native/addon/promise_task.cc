@@ -1,6 +1,5 @@
 #include "addon/promise_task.h"
 
-#include <chrono>
 #include <condition_variable>
 #include <list>
 #include <mutex>
@@ -13,15 +12,16 @@ namespace hogwild::addon {
 
 void PromiseTask::keep(Napi::Object value) { kept_ = Napi::Persistent(value); }
 
-void PromiseTask::run() noexcept {
-  const auto begin = std::chrono::steady_clock::now();
+bool PromiseTask::run() noexcept {
   try {
-    if (*cancelled_) throw Error(code::kAborted, "aborted before it began");
+    if (*cancelled_ && !begun_) throw Error(code::kAborted, "aborted before it began");
+    begun_ = true;
     execute(*cancelled_);
+    return done();
   } catch (...) {
     failure_ = current_failure();
+    return true;
   }
-  seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 void PromiseTask::settle(Napi::Env env) {
@@ -93,10 +93,14 @@ struct Runner::Core {
         destroy(object);
         continue;
       }
-      task->run();
+      const bool done = task->run();
       {
         const std::lock_guard lock(mutex);
         running.reset();
+        if (!done) {
+          queue.splice(queue.end(), next);
+          continue;
+        }
       }
       // Never refused: the queue is unbounded, and this thread's own hold keeps the function open.
       delivery.NonBlockingCall(task.release());

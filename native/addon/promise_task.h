@@ -1,6 +1,7 @@
 // Asynchronous calls. Each device handle has one runner: a thread that executes tasks in the order in
 // which they were scheduled, so everything that computes on a device comes from one thread, and none of
-// it from libuv's four. A task's result goes back to the JavaScript thread and settles its promise.
+// it from libuv's four. Long tasks do their work in pieces and take turns with whatever else has been scheduled
+// by then. A task's result goes back to the JavaScript thread and settles its promise.
 //
 // What holds memory of a device dies on that thread as well (Disposer): giving back gigabytes takes its
 // time, and a card waits for all that is queued on it.
@@ -35,13 +36,14 @@ class PromiseTask {
   // kAborted soon; the environment's end waits for it.
   virtual void execute(const std::atomic<bool>& cancelled) = 0;
 
+  // Whether `execute` has done all of it. Where not, it is called again, after one turn of each task that
+  // waits by then.
+  virtual bool done() const { return true; }
+
   // The promise's value, on the JavaScript thread, after `execute` returned. Little may be done here:
   // it is time that the event loop loses. What `execute` has changed stays changed, so where that
   // matters this must not fail: no memory is asked for.
   virtual Napi::Value result(Napi::Env env) = 0;
-
-  // How long `execute` took, the time in the queue excluded.
-  double seconds() const { return seconds_; }
 
   // Keeps `value` alive until the promise is settled. Arrays that nobody else can reach are memory that
   // `execute` may fill: results need no copy on the JavaScript thread.
@@ -51,15 +53,15 @@ class PromiseTask {
  private:
   friend class Runner;
 
-  void run() noexcept;
+  bool run() noexcept;  // one turn; whether it was the last
   void settle(Napi::Env env);
   void abandon() noexcept;
 
   std::optional<Napi::Promise::Deferred> deferred_;  // from schedule() on: one that is never settled leaks
   Napi::ObjectReference kept_;
   CancelFlag cancelled_ = std::make_shared<std::atomic<bool>>(false);
+  bool begun_ = false;
   Failure failure_;
-  double seconds_ = 0;
 };
 
 // Used on the JavaScript thread only. An idle runner keeps no process alive. At the end of the

@@ -17,8 +17,6 @@ namespace {
 
 constexpr std::int64_t kMaxHeadDim = 256;
 
-[[noreturn]] void refuse(const std::string& message) { throw Error(code::kInvalidArgument, message); }
-
 // The product of positive numbers, or the largest std::int64_t where it does not fit.
 std::int64_t saturating_product(std::initializer_list<std::int64_t> factors) {
   constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
@@ -152,7 +150,7 @@ void CacheBlock::append_from(const CacheBlock& source) {
   next.reserve(segments_.size() + source.segments_.size());
   push_range(next, segments_, 0, length());
   push_range(next, source.segments_, 0, source.length());
-  replace_segments(std::move(next));
+  share_segments(std::move(next));
 }
 
 void CacheBlock::insert(std::int64_t at, const CacheBlock& source) {
@@ -164,7 +162,7 @@ void CacheBlock::insert(std::int64_t at, const CacheBlock& source) {
   push_range(next, segments_, 0, at);
   push_range(next, source.segments_, 0, source.length());
   push_range(next, segments_, at, length());
-  replace_segments(std::move(next));
+  share_segments(std::move(next));
 }
 
 void CacheBlock::truncate(std::int64_t length) {
@@ -180,17 +178,17 @@ void CacheBlock::forget(std::int64_t begin, std::int64_t end) {
   next.reserve(segments_.size() + 1);
   push_range(next, segments_, 0, begin);
   push_range(next, segments_, end, length());
-  replace_segments(std::move(next));
+  keep_segments(std::move(next));
 }
 
 void CacheBlock::clear() {
   require_idle();
-  replace_segments({});
+  keep_segments({});
 }
 
 std::shared_ptr<CacheBlock> CacheBlock::fork() const {
   std::shared_ptr<CacheBlock> copy = cache_->create_block();
-  copy->replace_segments(segments_);
+  copy->share_segments(segments_);
   return copy;
 }
 
@@ -306,9 +304,23 @@ void CacheBlock::require_same_cache(const CacheBlock& other) const {
   if (other.cache_ != cache_) refuse("the blocks belong to different caches");
 }
 
+void CacheBlock::keep_segments(std::vector<Segment> rest) noexcept {
+  const std::scoped_lock lock(cache_->pool_.mutex);
+  if (!rest.empty()) {
+    const std::int64_t end = rest.back().end_slot() % kPageSize;
+    if (end != 0) cache_->pool_.mark_dropped(rest.back().pages.back(), end, id_);
+  }
+  replace_segments(std::move(rest));
+}
+
+void CacheBlock::share_segments(std::vector<Segment> next) noexcept {
+  const std::scoped_lock lock(cache_->pool_.mutex);
+  cache_->pool_.mark_shared(next);
+  replace_segments(std::move(next));
+}
+
 void CacheBlock::replace_segments(std::vector<Segment> next) noexcept {
   PagePool& pool = cache_->pool_;
-  const std::scoped_lock lock(pool.mutex);
   pool.add_references(next);
   segments_.swap(next);
   length_.store(total_length(segments_), std::memory_order_release);

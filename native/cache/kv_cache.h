@@ -6,10 +6,10 @@
 // in a block or in a view. So every operation on blocks re-arranges references to pages: it costs
 // O(pages) and moves no key. Only `compact` moves keys, and only when asked.
 //
-// Pages are shared (`fork`, `append_from`, `insert`) and counted. A page's slots are handed out in
-// order; a slot once written is never written again while anybody can see it. Of several blocks that
-// end in one page, only the one that wrote its newest token goes on writing behind it; the next tokens
-// of the others start a new page (a new segment): copy on write without the copy.
+// Pages are shared (`fork`, `append_from`, `insert`) and counted. A page is written by the block that took
+// it and by no other: tokens that are written behind a fork, or behind what came from another block, start
+// a page (a segment) of their own, whether the other block still lives or not. A slot once shared is never
+// written again until the page is free.
 //
 // Threads: one at a time, except that `length`, `tokens` and `stats` may be read, and the last
 // reference to a CacheBlock may be dropped, on any thread at any time. Whatever would change a block
@@ -144,8 +144,11 @@ class CacheBlock {
 
   void require_idle() const;
   void require_same_cache(const CacheBlock& other) const;
-  // The block's tokens are now those of `next`, whose pages it refers to from here on.
-  void replace_segments(std::vector<Segment> next) noexcept;
+  // The block's tokens are now those of the segments. keep: parts of the present ones, in their order.
+  // share: parts that other blocks have, or this one in another order.
+  void keep_segments(std::vector<Segment> rest) noexcept;
+  void share_segments(std::vector<Segment> next) noexcept;
+  void replace_segments(std::vector<Segment> next) noexcept;  // with the mutex held
 
   std::shared_ptr<KvCache> cache_;
   std::int64_t id_;

@@ -88,6 +88,10 @@ class Device {
   // captured graph for several numbers of rows. Rows beyond the step may hold anything; nobody reads them.
   virtual std::int64_t bucket_rows(std::int64_t rows) const { return rows; }
 
+  // Whether a step should be handed over layer after layer without a pause: a device that runs behind its callers
+  // loses time in pauses, one that runs with them lets others come between.
+  virtual bool prefers_whole_passes() const { return false; }
+
   // Runs `ops`, which calls ops of this device and nothing else, or replays the graph captured for this key. The
   // caller guarantees identical arguments per key: only what begin_step brought may differ.
   struct GraphKey {

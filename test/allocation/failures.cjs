@@ -96,7 +96,7 @@ function operations(native, binding, files) {
   run(
     'createModel: converted',
     () => {},
-    () => native.createModel(device, config, tensors, 'bf16', native.createProgress(), null),
+    () => native.createModel(device, config, tensors, 'bf16', native.createProgress(), null, false),
     () => {},
   )
   run(

@@ -22,7 +22,7 @@ function floats(length, seed = 1) {
 async function openBinding(native, { config, tensors }) {
   const device = native.createDevice({ ...DEVICE, threads: 2, simd: '' })
   const newDevice = () => native.createDevice(DEVICE)
-  const newModel = () => native.createModel(device, config, tensors, null, null, null)
+  const newModel = () => native.createModel(device, config, tensors, null, null, null, true)
   const newCache = () => native.createCache(device, cacheShape(config, 1024))
   const passWorker = (target, nTokens = 2) => ({
     view: [target],
@@ -69,7 +69,15 @@ async function openBinding(native, { config, tensors }) {
     deviceClose: { args: () => [newDevice()], handles: { '[0]': 'device' } },
 
     createModel: {
-      args: () => [device, config, tensors, 'f32', native.createProgress(), native.createCancel()],
+      args: () => [
+        device,
+        config,
+        tensors,
+        'f32',
+        native.createProgress(),
+        native.createCancel(),
+        true,
+      ],
       handles: { '[0]': 'device', '[4]': 'progress', '[5]': 'cancel' },
       promise: true,
     },

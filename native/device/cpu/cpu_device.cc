@@ -463,7 +463,7 @@ void CpuDevice::sample(const SampleParams& p) {
       try {
         const SampleParams::Row& row = p.rows[i];
         const SampledToken sampled = sample_row(kernels_, p.logits + row.logits_row * p.vocab, p.vocab, row,
-                                                p.logprobs != nullptr, threads_[thread].sampler);
+                                                p.logprobs != nullptr, p.finite, threads_[thread].sampler);
         p.tokens[i] = sampled.token;
         if (p.logprobs) p.logprobs[i] = sampled.logprob;
       } catch (...) {

@@ -38,6 +38,7 @@ class CudaDevice final : public Device {
 
   void begin_step(const StepView& step) override;
   std::int64_t bucket_rows(std::int64_t rows) const override;
+  bool prefers_whole_passes() const override { return true; }
   void replay(const Device::GraphKey& key, const std::function<void()>& ops) override;
 
   void embedding(const EmbeddingParams& params) override;
