@@ -12,8 +12,8 @@
 // Order of the work: (kv head, row tile, segment, tile of keys). An *output* is one (kv head, row tile): a run
 // of consecutive tiles. CTA i of n takes tiles [i N / n, (i + 1) N / n) of all N. It keeps its softmax state
 // from segment to segment, where only the queries are rotated anew, and gives it away where the output
-// changes: as the result if it has seen the whole run, else as a partial state in slot (CTA + output), which
-// grows along the order and so is never used twice.
+// changes: as the result if it has seen the whole run, else as a partial state. Only the first and the last output
+// of a CTA can be cut, so each CTA has two slots for partial states.
 #include "dispatch.cuh"
 #include "kernels.h"
 #include "page.cuh"
@@ -43,8 +43,8 @@ struct Arguments {
 
   std::int32_t* tiles_before;  // [row tiles * S + 1]: tiles of the (row tile, segment) pairs before each
   int4* shares;                // [1 + CTAs]: {CTAs used, tiles per kv head}, then {kv head, pair, tile, tiles} each
-  float* partial_out;          // [slots, rows_per_tile, E]
-  float2* partial_state;       // [slots, rows_per_tile]: (max, sum)
+  float* partial_out;          // [CTAs, 2, rows_per_tile, E]
+  float2* partial_state;       // [CTAs, 2, rows_per_tile]: (max, sum)
 };
 
 constexpr int kThreads = 128;
@@ -57,6 +57,11 @@ SIMT_HOST_DEVICE constexpr int tile_keys(int width) { return width <= 128 ? 64 :
 
 SIMT_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 SIMT_DEVICE long long share_begin(long long total, int cta, int ctas) { return total * cta / ctas; }
+
+// Where a CTA, whose share begins at `begin`, leaves its part of the output whose run begins at `run_begin`.
+SIMT_DEVICE std::size_t slot_of(int cta, long long begin, long long run_begin) {
+  return 2 * static_cast<std::size_t>(cta) + (begin < run_begin ? 1 : 0);
+}
 
 // ---- plan -------------------------------------------------------------------------------------------
 
@@ -415,7 +420,7 @@ SIMT_DEVICE void write_columns(Element* to, int columns, int row, float factor, 
 // The rows of one warp: the result if this CTA saw all of the output's tiles, else a partial state.
 template <typename Tile>
 SIMT_DEVICE void write_rows(const Arguments& p, const Place& place, int kv_head, int rows, int first_row, bool whole,
-                            int slot, const typename Tile::State& state) {
+                            std::size_t slot, const typename Tile::State& state) {
   const int own_column = Tile::kColumnStep * place.column_warp + 2 * (place.lane % 4);
   const bool is_first = own_column == 0;  // of the threads that hold a row
   const int head_dim = static_cast<int>(p.shape.head_dim);
@@ -432,7 +437,7 @@ SIMT_DEVICE void write_rows(const Arguments& p, const Place& place, int kv_head,
         write_columns<Tile>(out + at * head_dim + own_column, head_dim - own_column, i, inverse, state);
       });
     } else {
-      const std::size_t at = static_cast<std::size_t>(slot) * Tile::kRows + r;
+      const std::size_t at = slot * Tile::kRows + r;
       if (is_first) p.partial_state[at] = make_float2(state.max[i], sum);
       write_columns<Tile>(p.partial_out + at * Tile::kWidth + own_column, Tile::kWidth, i, 1.f, state);
     }
@@ -524,8 +529,8 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ Ar
       const bool whole = first_position <= run_begin && run_end <= first_position + n_tiles;
       merge_key_warps<Tile>(place, reinterpret_cast<float4*>(stage), row_exchange, state);
       if (place.key_warp == 0) {
-        const int output = done.kv_head * row_tiles + row_tile;
-        write_rows<Tile>(p, place, done.kv_head, rows, first_row, whole, static_cast<int>(blockIdx.x) + output, state);
+        write_rows<Tile>(p, place, done.kv_head, rows, first_row, whole,
+                         slot_of(static_cast<int>(blockIdx.x), first_position, run_begin), state);
       }
       state.clear();
     }
@@ -544,7 +549,6 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
   const int rows = simt::load_constant(p.plan.counts) * p.group;
   if (row >= rows) return;
   const int row_tile = row / p.rows_per_tile;
-  const int output = kv_head * ceil_div(rows, p.rows_per_tile) + row_tile;
 
   const int4 all = simt::load_constant(p.shares);
   const int ctas = all.x;
@@ -560,11 +564,14 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
     if (first_cta == last_cta) return;  // it has written the result
   }
 
+  // Only the first of them can have begun with another output.
+  const std::size_t first_slot = slot_of(first_cta, share_begin(total, first_cta, ctas), run_begin);
+  const auto row_of = [&](int cta) {
+    const std::size_t slot = cta == first_cta ? first_slot : 2 * static_cast<std::size_t>(cta);
+    return slot * p.rows_per_tile + row % p.rows_per_tile;
+  };
   float max = -INFINITY;
-  for (int cta = first_cta; cta <= last_cta; ++cta) {
-    max =
-        fmaxf(max, p.partial_state[static_cast<std::size_t>(cta + output) * p.rows_per_tile + row % p.rows_per_tile].x);
-  }
+  for (int cta = first_cta; cta <= last_cta; ++cta) max = fmaxf(max, p.partial_state[row_of(cta)].x);
   const float reference = max == -INFINITY ? 0.f : max;
   const int head_dim = static_cast<int>(p.shape.head_dim);
   const std::size_t out_row = row_index(p, row, kv_head);
@@ -572,7 +579,7 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
     float4 mean = make_float4(0, 0, 0, 0);
     float sum = 0;
     for (int cta = first_cta; cta <= last_cta; ++cta) {
-      const std::size_t at = static_cast<std::size_t>(cta + output) * p.rows_per_tile + row % p.rows_per_tile;
+      const std::size_t at = row_of(cta);
       const float2 state = p.partial_state[at];
       const float4 part = *reinterpret_cast<const float4*>(p.partial_out + at * p.width + column);
       const float factor = simt::exp2_approx(state.x - reference);
@@ -625,7 +632,7 @@ Workspace lay_out(const AttentionLaunch& launch) {
   const std::int64_t rows = launch.max_tokens * (launch.query_heads / launch.shape.kv_heads);
   const std::size_t per_tile = static_cast<std::size_t>(rows_per_tile(rows, launch.shape.row_elements()));
   const std::size_t row_tiles = (static_cast<std::size_t>(rows) + per_tile - 1) / per_tile;
-  const std::size_t slots = static_cast<std::size_t>(launch.max_ctas) + row_tiles * launch.shape.kv_heads;
+  const std::size_t slots = 2 * static_cast<std::size_t>(launch.max_ctas);
   std::size_t end = 0;
   const auto place = [&](std::size_t bytes) {
     const std::size_t at = end;
@@ -666,7 +673,31 @@ Arguments arguments(const AttentionLaunch& launch) {
   return p;
 }
 
+// Calls `body.template operator()<T, Tile>()` with the dtype of the cache and the tile of the launch.
+template <typename Body>
+cudaError_t dispatch_tile(const AttentionLaunch& launch, Body&& body) {
+  const std::int64_t rows = launch.max_tokens * (launch.query_heads / launch.shape.kv_heads);
+  return dispatch_dtype(launch.shape.dtype, [&]<typename T>() {
+    return dispatch_int(RowWidths(), static_cast<int>(launch.shape.row_elements()), [&]<int kWidth>() {
+      return dispatch_int<16, 32, 64>(rows_per_tile(rows, kWidth), [&]<int kRows>() {
+        if constexpr (kWidth > 128 && kRows != 32) {
+          return cudaErrorInvalidValue;  // see rows_per_tile
+        } else {
+          return body.template operator()<T, Tile<kWidth, kRows>>();
+        }
+      });
+    });
+  });
+}
+
 }  // namespace
+
+cudaError_t attention_ctas_per_multiprocessor(const AttentionLaunch& launch, int* ctas) {
+  if (!is_valid(launch)) return cudaErrorInvalidValue;
+  return dispatch_tile(launch, [&]<typename T, typename Tile>() {
+    return SIMT_OCCUPANCY((attend<T, Tile>), kThreads, Tile::kSharedBytes, ctas);
+  });
+}
 
 std::size_t attention_workspace_bytes(const AttentionLaunch& launch) {
   return is_valid(launch) ? lay_out(launch).bytes : 0;
@@ -684,18 +715,9 @@ cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream)
     return cudaErrorInvalidValue;
   }
   const Arguments p = arguments(launch);
-  const cudaError_t error = dispatch_dtype(launch.shape.dtype, [&]<typename T>() {
-    return dispatch_int(RowWidths(), p.width, [&]<int kWidth>() {
-      return dispatch_int<16, 32, 64>(p.rows_per_tile, [&]<int kRows>() {
-        if constexpr (kWidth > 128 && kRows != 32) {
-          return cudaErrorInvalidValue;  // see rows_per_tile
-        } else {
-          using AttentionTile = Tile<kWidth, kRows>;
-          return SIMT_LAUNCH((attend<T, AttentionTile>), dim3(static_cast<unsigned>(p.max_ctas)), dim3(kThreads),
-                             AttentionTile::kSharedBytes, stream, p);
-        }
-      });
-    });
+  const cudaError_t error = dispatch_tile(launch, [&]<typename T, typename Tile>() {
+    return SIMT_LAUNCH((attend<T, Tile>), dim3(static_cast<unsigned>(p.max_ctas)), dim3(kThreads), Tile::kSharedBytes,
+                       stream, p);
   });
   if (error != cudaSuccess) return error;
   const unsigned rows = static_cast<unsigned>(launch.max_tokens * p.group);

@@ -91,6 +91,10 @@ struct AttentionLaunch {
   void* workspace = nullptr;   // attention_workspace_bytes(), aligned to 256
 };
 
+// Sets *ctas to how many CTAs of the main kernel a multiprocessor of the current device holds at once: with
+// pages of this shape and so many rows. Pointers, max_ctas and min_tiles are not looked at.
+cudaError_t attention_ctas_per_multiprocessor(const AttentionLaunch& launch, int* ctas);
+
 // Scratch memory for these bounds, whatever the plan; 0 where the shape is not supported.
 std::size_t attention_workspace_bytes(const AttentionLaunch& launch);
 

@@ -107,7 +107,13 @@ export function createDevice(options: DeviceOptions = {}): Device {
   if (options.threads !== undefined || options.simd !== undefined) {
     return new Device(native.createDevice(settings), 'threads or a SIMD level are asked for')
   }
-  return new Device(native.createDevice({ ...settings, type: 'cuda', index: usable }), '')
+  try {
+    return new Device(native.createDevice({ ...settings, type: 'cuda', index: usable }), '')
+  } catch (error) {
+    // Only now its kernels were tried: this build may have none for the card.
+    if ((error as HogwildError).code !== 'HOGWILD_UNSUPPORTED') throw error
+    return new Device(native.createDevice(settings), (error as HogwildError).message)
+  }
 }
 
 /** What computes. Calls of all models and caches on one device run one after another, off the JS thread. */

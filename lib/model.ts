@@ -12,6 +12,7 @@ import {
   type CancelHandle,
   type Dtype,
   type ModelHandle,
+  type NativeModelConfig,
   type NativeStepWorker,
   type NativeTensor,
   native,
@@ -46,8 +47,14 @@ export interface LoadModelOptions {
   device?: Device | DeviceName | undefined
   /** Threads of that device of its own. */
   threads?: number | undefined
-  /** Of matrices in memory. Default 'auto': as stored, mapped from the files; another one is converted to. */
+  /** Of matrices in memory. Default 'auto': as stored; another one is converted to. */
   dtype?: 'auto' | Dtype | undefined
+  /**
+   * Default true: a CPU reads matrices of the stored dtype in place, from files that it maps. They must not
+   * change while the model is open: a step that finds a file changed rejects with HOGWILD_INVALID_MODEL, but a
+   * file that is shortened during a step ends the process. false: everything is read into memory.
+   */
+  mapped?: boolean | undefined
   /** Called about ten times per second while weights are read or copied to a GPU, and at the end. */
   onProgress?: ((progress: LoadProgress) => void) | undefined
   /** Aborts the loading: HOGWILD_ABORTED with the signal's reason as `cause`. */
@@ -130,6 +137,7 @@ const LOAD_KEYS = optionKeys<LoadModelOptions>()({
   threads: true,
   dtype: true,
   onProgress: true,
+  mapped: true,
   signal: true,
   ignoreFields: true,
   beyondContext: true,
@@ -178,6 +186,7 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
   const beyondContext = checkBeyondContext(options.beyondContext)
   const dtype = checkOneOf(options.dtype ?? 'auto', 'options.dtype', ['auto', ...DTYPES])
   const onProgress = checkOptionalFunction(options.onProgress, 'options.onProgress')
+  const mapped = checkBoolean(options.mapped ?? true, 'options.mapped')
   const signal = checkSignal(options.signal, 'options.signal')
   const ignoreFields = checkArray(
     options.ignoreFields === undefined ? [] : options.ignoreFields,
@@ -195,25 +204,12 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
     const create = (progress: ProgressHandle | null, cancel: CancelHandle) =>
       native.createModel(
         device.handle,
-        {
-          vocabSize: config.vocabSize,
-          hiddenSize: config.hiddenSize,
-          intermediateSize: config.intermediateSize,
-          layers: config.layers,
-          queryHeads: config.queryHeads,
-          kvHeads: config.kvHeads,
-          headDim: config.headDim,
-          rmsNormEps: config.rmsNormEps,
-          normOffset: config.normOffset,
-          embeddingScale: config.embeddingScale,
-          attentionScale: 1 / Math.sqrt(config.headDim),
-          activation: config.activation,
-          ...ropeFrequencies(config.rope),
-        },
+        nativeConfig(config),
         tensors,
         dtype === 'auto' ? null : dtype,
         progress,
         cancel,
+        mapped,
       )
     const handle = await runTask([], signal, (cancel) =>
       reportProgress(
@@ -236,6 +232,24 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
   } catch (error) {
     if (owned) device.close()
     throw error
+  }
+}
+
+function nativeConfig(config: ModelConfig): NativeModelConfig {
+  return {
+    vocabSize: config.vocabSize,
+    hiddenSize: config.hiddenSize,
+    intermediateSize: config.intermediateSize,
+    layers: config.layers,
+    queryHeads: config.queryHeads,
+    kvHeads: config.kvHeads,
+    headDim: config.headDim,
+    rmsNormEps: config.rmsNormEps,
+    normOffset: config.normOffset,
+    embeddingScale: config.embeddingScale,
+    attentionScale: 1 / Math.sqrt(config.headDim),
+    activation: config.activation,
+    ...ropeFrequencies(config.rope),
   }
 }
 
@@ -353,9 +367,20 @@ export class Model {
    *
    * Rejects and leaves the cache as it was: HOGWILD_INVALID_ARGUMENT, HOGWILD_WRITE_CONFLICT (two workers
    * write to one block), HOGWILD_OUT_OF_PAGES, HOGWILD_BUSY (the cache or a sampler is in use),
-   * HOGWILD_CLOSED, HOGWILD_ABORTED.
+   * HOGWILD_CLOSED, HOGWILD_ABORTED, HOGWILD_INVALID_MODEL (the model computes NaN or infinity, or its files
+   * changed).
+   *
+   * A long step does not hold up the steps of other caches on the device: they take turns, piece by piece.
    */
   async step(workers: readonly StepWorker[], options: StepOptions = {}): Promise<StepOutput[]> {
+    return (await this.timedStep(workers, options)).outputs
+  }
+
+  /** @internal The same, with the seconds that the step took, without its waiting for others on the device. */
+  async timedStep(
+    workers: readonly StepWorker[],
+    options: StepOptions = {},
+  ): Promise<{ outputs: StepOutput[]; seconds: number }> {
     options = checkOptions(options, 'options', STEP_KEYS)
     const signal = checkSignal(options.signal, 'options.signal')
     const list = this.#checkWorkers(workers)
@@ -386,8 +411,7 @@ export class Model {
         logprob: list[i]?.logprob && token >= 0 ? logprob : undefined,
         logits: logits.length > 0 ? logits : undefined,
       }))
-      stepTimes.set(outputs, results.seconds * 1e3)
-      return outputs
+      return { outputs, seconds: results.seconds }
     } finally {
       for (const sampler of acquired) sampler.release(drawn)
     }
@@ -474,14 +498,6 @@ export class Model {
     if (reaction === 'error') throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT')
     warnings.warn('HOGWILD_BEYOND_CONTEXT', message)
   }
-}
-
-// Equal steps have equal outputs, so the time is kept beside them.
-const stepTimes = new WeakMap<readonly StepOutput[], number>()
-
-/** @internal Milliseconds that the forward pass took, the wait for other steps of the device left out. */
-export function timeOf(outputs: readonly StepOutput[]): number {
-  return stepTimes.get(outputs) ?? 0
 }
 
 /** A StepWorker whose parts were checked and copied. */

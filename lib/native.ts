@@ -192,13 +192,18 @@ export interface NativeBinding {
     convertTo: Dtype | null,
     progress: ProgressHandle | null,
     cancel: CancelHandle | null,
+    mapped: boolean,
   ): Promise<ModelHandle>
   modelWeightBytes(model: ModelHandle): number
   modelClose(model: ModelHandle): void
 
+  /**
+   * Takes microseconds. A CUDA device allocates the pool when it is first used, on its own thread: what uses
+   * it then rejects with HOGWILD_OUT_OF_MEMORY, and may be tried again.
+   */
   createCache(device: DeviceHandle, shape: NativeCacheShape): CacheHandle
   cacheStats(cache: CacheHandle): NativeCacheStats
-  /** Frees the pool once no step or pass uses it; its blocks are closed with it. */
+  /** Frees the pool, on the device's thread, once no step or pass uses it; its blocks are closed with it. */
   cacheClose(cache: CacheHandle): void
 
   createBlock(cache: CacheHandle): BlockHandle
@@ -231,7 +236,10 @@ export interface NativeBinding {
   createCancel(): CancelHandle
   cancel(handle: CancelHandle): void
 
-  /** One forward pass. Refused with HOGWILD_BUSY while another step, pass or compaction uses the cache. */
+  /**
+   * One forward pass. Refused with HOGWILD_BUSY while another step, pass or compaction uses the cache. `seconds`
+   * is the time that it took, without its waiting for other tasks.
+   */
   step(
     model: ModelHandle,
     cache: CacheHandle,
@@ -256,19 +264,19 @@ export interface NativeBinding {
     wantLse: boolean,
   ): Promise<{ out: Float32Array; lse: Float32Array | null }>
   /**
-   * The same on buffers of the engine's own on the device: addresses, multiples of 16. Resolves once the
-   * work is enqueued on the stream (0n: the device's own).
+   * The same on buffers of the engine's own on the device: addresses, multiples of 16. Resolves once the work is
+   * enqueued on the stream (a cudaStream_t, 0n or 1n: the legacy default stream), or is done where there is none.
    */
   passAppendDevice(
     pass: PassHandle,
     layer: number,
-    buffers: { k: bigint; v: bigint; dtype: Dtype; stream: bigint },
+    buffers: { k: bigint; v: bigint; dtype: Dtype; stream: bigint | null },
   ): Promise<void>
   /** `lse`: 0n where it is not wanted. */
   passAttendDevice(
     pass: PassHandle,
     layer: number,
-    buffers: { q: bigint; out: bigint; lse: bigint; dtype: Dtype; stream: bigint },
+    buffers: { q: bigint; out: bigint; lse: bigint; dtype: Dtype; stream: bigint | null },
     queryHeads: number,
     scale: number,
   ): Promise<void>
@@ -283,6 +291,8 @@ export interface NativeBinding {
 
 /** Each runs at once and returns fresh arrays; refused with HOGWILD_BUSY while the device computes. */
 export interface NativeOps {
+  /** Memory of the device that holds `bytes`, for as long as `read` can be called, which copies it back. */
+  deviceMemory(device: DeviceHandle, bytes: Uint8Array): { address: bigint; read: () => Uint8Array }
   /** table: raw little-endian elements of `dtype`, [rows, cols]. */
   embedding(
     device: DeviceHandle,

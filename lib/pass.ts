@@ -28,17 +28,26 @@ export interface PassWorker {
 export interface DeviceCaller {
   /** Default 'f32'. */
   dtype?: Dtype | undefined
-  /** A cudaStream_t; default 0n: the device's own order. */
+  /**
+   * A cudaStream_t of the cache's card that is not capturing a graph: the call's work comes after what the stream
+   * holds when it runs, and before what is enqueued there once it has resolved. 0n and 1n (cudaStreamLegacy) are the
+   * legacy default stream, which is PyTorch's default. 2n (cudaStreamPerThread) is refused: it would be another
+   * stream than the engine's. Absent: the buffers are complete before the call, and the work is done when it
+   * resolves.
+   */
   stream?: bigint | undefined
 }
 
-/** Addresses in device memory, multiples of 16: k, v [T, Hkv, D], keys before RoPE. */
+/** Addresses in device memory, multiples of 16: k, v [T, Hkv, D], keys before RoPE; they may be the same. */
 export interface DeviceKeys extends DeviceCaller {
   k: bigint
   v: bigint
 }
 
-/** Addresses in device memory, multiples of 16: q before RoPE, out [T, Hq, D]; lse [T, Hq], f32. */
+/**
+ * Addresses in device memory, multiples of 16: q before RoPE, out [T, Hq, D]; lse [T, Hq], f32. None overlaps
+ * another: queries are read while results are written.
+ */
 export interface DeviceQueries extends DeviceCaller {
   q: bigint
   out: bigint
@@ -153,8 +162,9 @@ export class Pass {
 
   /**
    * `append` for an engine on a CUDA device: `k`, `v` are addresses of [T, Hkv, D] in device memory. Nothing
-   * passes through the host. Resolves once the work is enqueued behind what `stream` holds; what is
-   * enqueued there later comes after it. Throws HOGWILD_UNSUPPORTED on another device.
+   * passes through the host. Resolves once the work is enqueued on `stream`, or is done where there is none.
+   * Throws HOGWILD_UNSUPPORTED on another device, HOGWILD_INVALID_ARGUMENT where an address is not memory of this
+   * one.
    */
   async appendDevice(layer: number, buffers: DeviceKeys): Promise<void> {
     const { k, v, ...caller } = checkOptions(buffers, 'buffers', KEYS_BUFFERS)
@@ -165,7 +175,8 @@ export class Pass {
 
   /**
    * `attend` for an engine on a CUDA device: `q` and `out` are addresses of [T, Hq, D], `lse` of [T, Hq] in
-   * f32. As with `appendDevice`, results are there when `stream` has come so far.
+   * f32. As with `appendDevice`, results are there when `stream` has come so far. Throws HOGWILD_INVALID_ARGUMENT
+   * where they overlap.
    */
   async attendDevice(
     layer: number,
@@ -252,6 +263,6 @@ export class Pass {
   }
 }
 
-function checkCaller({ dtype, stream = 0n }: DeviceCaller): { dtype: Dtype; stream: bigint } {
-  return { dtype: checkOneOf(dtype ?? 'f32', 'buffers.dtype', DTYPES), stream }
+function checkCaller({ dtype, stream }: DeviceCaller): { dtype: Dtype; stream: bigint | null } {
+  return { dtype: checkOneOf(dtype ?? 'f32', 'buffers.dtype', DTYPES), stream: stream ?? null }
 }

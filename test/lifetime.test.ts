@@ -30,7 +30,7 @@ function script(body: string): Promise<string> {
      const device = native.createDevice({ type: 'cpu', index: 0, threads: 2, simd: '', profile: false })
      const long = new Array(2000).fill(7)
      async function main() {
-       const model = await native.createModel(device, config, tensors, null, null, null)
+       const model = await native.createModel(device, config, tensors, null, null, null, true)
        const cache = native.createCache(device, cacheShape(config, 4096))
        const block = native.createBlock(cache)
        const step = (tokens, cancel = null) => native.step(model, cache, [stepWorker([block], tokens)], cancel)
@@ -194,7 +194,7 @@ test('worker threads that end in any way leave the others alone', async () => {
       const { cacheShape, loadAddon, stepWorker } = require('./test/lifetime/random-model.cjs')
       const native = loadAddon()
       const device = native.createDevice({ type: 'cpu', index: 0, threads: 2, simd: '', profile: false })
-      native.createModel(device, workerData.config, workerData.tensors, null, null, null).then((model) => {
+      native.createModel(device, workerData.config, workerData.tensors, null, null, null, true).then((model) => {
         const cache = native.createCache(device, cacheShape(workerData.config, 4096))
         const block = native.createBlock(cache)
         native.step(model, cache, [stepWorker([block], new Array(2000).fill(7))], null)

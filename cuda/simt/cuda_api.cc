@@ -4,9 +4,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <new>
-#include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 namespace simt {
@@ -15,16 +16,46 @@ Card card;
 
 namespace {
 
-// Sizes of what cudaMalloc gave out: memory of a card is bounded.
-std::mutex memory_mutex;
-std::unordered_map<void*, std::size_t> allocations;
+// What cudaMalloc gave out, by address.
+struct Allocation {
+  std::size_t bytes;
+  int device;
+};
+std::mutex mutex;  // over all below, and the contexts of `card`
+std::map<const std::byte*, Allocation> allocations;
+std::unordered_set<Stream*> streams;
+
+thread_local int current_device = 0;
 
 constexpr std::size_t kAlignment = 256;  // that of cudaMalloc
+
+bool is_default(Stream* stream) {
+  return stream == nullptr || stream == cudaStreamLegacy || stream == cudaStreamPerThread;
+}
+
+bool is_capturing(Stream* stream) { return !is_default(stream) && stream->capturing != nullptr; }
+
+// A context is made on the current card by the first call that needs one.
+void need_context() {
+  const std::scoped_lock lock(mutex);
+  card.contexts.insert(current_device);
+}
+
+// What the thread that captures may not call meanwhile (cudaStreamCaptureModeThreadLocal): the graph is lost.
+bool invalidates_a_capture() {
+  const std::scoped_lock lock(mutex);
+  bool any = false;
+  for (Stream* stream : streams) {
+    if (stream->capturing == nullptr || stream->capturing_thread != std::this_thread::get_id()) continue;
+    stream->invalidated = any = true;
+  }
+  return any;
+}
 
 }  // namespace
 
 void enqueue(Stream* stream, Work work) {
-  if (stream != nullptr && stream->capturing) {
+  if (is_capturing(stream)) {
     stream->capturing->work.push_back(std::move(work));
   } else {
     work();
@@ -51,6 +82,12 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidDevice";
     case cudaErrorNoKernelImageForDevice:
       return "cudaErrorNoKernelImageForDevice";
+    case cudaErrorIllegalAddress:
+      return "cudaErrorIllegalAddress";
+    case cudaErrorLaunchFailure:
+      return "cudaErrorLaunchFailure";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
     case cudaErrorStreamCaptureInvalidated:
       return "cudaErrorStreamCaptureInvalidated";
   }
@@ -70,12 +107,17 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = 0;
   if (simt::card.driver_version < 13000) return cudaErrorInsufficientDriver;
-  *count = 1;
+  *count = simt::card.count;
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int index) { return index == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+cudaError_t cudaSetDevice(int index) {
+  if (index < 0 || index >= simt::card.count) return cudaErrorInvalidDevice;
+  simt::current_device = index;
+  simt::need_context();
+  return cudaSuccess;
+}
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
-  if (index != 0) return cudaErrorInvalidDevice;
+  if (index < 0 || index >= simt::card.count) return cudaErrorInvalidDevice;
   *properties = {};
   std::snprintf(properties->name, sizeof properties->name, "emulated GPU");
   properties->totalGlobalMem = simt::card.memory;
@@ -86,36 +128,54 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
   return cudaSuccess;
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  simt::need_context();
+  if (!simt::card.has_kernels) return cudaErrorNoKernelImageForDevice;
   attributes->binaryVersion = simt::card.compute_capability;
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
-  const std::scoped_lock lock(simt::memory_mutex);
+  const std::scoped_lock lock(simt::mutex);
   *total = simt::card.memory;
   *free = simt::card.memory - simt::card.allocated;
   return cudaSuccess;
 }
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  const std::scoped_lock lock(simt::mutex);
+  *attributes = {cudaMemoryTypeUnregistered, -1};
+  const auto* at = static_cast<const std::byte*>(pointer);
+  const auto after = simt::allocations.upper_bound(at);
+  if (after == simt::allocations.begin()) return cudaSuccess;
+  const auto& [begin, allocation] = *std::prev(after);
+  if (at < begin + allocation.bytes) *attributes = {cudaMemoryTypeDevice, allocation.device};
+  return cudaSuccess;
+}
 
 cudaError_t cudaMalloc(void** data, std::size_t bytes) {
-  const std::scoped_lock lock(simt::memory_mutex);
+  simt::need_context();
+  if (simt::invalidates_a_capture()) return cudaErrorStreamCaptureUnsupported;
+  const std::scoped_lock lock(simt::mutex);
   if (bytes > simt::card.memory - simt::card.allocated) return cudaErrorMemoryAllocation;
   *data = std::aligned_alloc(simt::kAlignment, (bytes + simt::kAlignment - 1) / simt::kAlignment * simt::kAlignment);
   if (*data == nullptr) return cudaErrorMemoryAllocation;
-  simt::allocations[*data] = bytes;
+  simt::allocations[static_cast<std::byte*>(*data)] = {bytes, simt::current_device};
   simt::card.allocated += bytes;
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* data) {
   if (data == nullptr) return cudaSuccess;
-  const std::scoped_lock lock(simt::memory_mutex);
-  const auto found = simt::allocations.find(data);
+  simt::need_context();
+  if (simt::invalidates_a_capture()) return cudaErrorStreamCaptureUnsupported;
+  const std::scoped_lock lock(simt::mutex);
+  const auto found = simt::allocations.find(static_cast<std::byte*>(data));
   if (found == simt::allocations.end()) return cudaErrorInvalidValue;
-  simt::card.allocated -= found->second;
+  simt::card.allocated -= found->second.bytes;
   simt::allocations.erase(found);
   std::free(data);
   return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void** data, std::size_t bytes) {
+  if (simt::invalidates_a_capture()) return cudaErrorStreamCaptureUnsupported;
+  ++simt::card.pinned_allocations;
   *data = std::malloc(bytes);
   return *data != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -124,9 +184,9 @@ cudaError_t cudaFreeHost(void* data) {
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
-  if (simt::card.failing_calls > 0) {
-    --simt::card.failing_calls;
-    return cudaErrorInvalidValue;
+  if (simt::card.failing_copies > 0) {
+    --simt::card.failing_copies;
+    return simt::card.copy_error;
   }
   simt::enqueue(stream, [=] { std::memcpy(to, from, bytes); });
   return cudaSuccess;
@@ -137,31 +197,55 @@ cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  simt::need_context();
   *stream = new simt::Stream;
+  const std::scoped_lock lock(simt::mutex);
+  simt::streams.insert(*stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  const std::scoped_lock lock(simt::mutex);
+  simt::streams.erase(stream);
   delete stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  return stream != nullptr && stream->capturing ? cudaErrorStreamCaptureInvalidated : cudaSuccess;
+  if (!simt::is_capturing(stream)) return cudaSuccess;
+  stream->invalidated = true;
+  return cudaErrorStreamCaptureUnsupported;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = simt::is_capturing(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  if (stream == nullptr || stream->capturing) return cudaErrorInvalidValue;
+  if (simt::is_default(stream) || stream->capturing) return cudaErrorStreamCaptureUnsupported;
+  const std::scoped_lock lock(simt::mutex);
   stream->capturing = std::make_unique<simt::Graph>();
+  stream->capturing_thread = std::this_thread::get_id();
+  stream->invalidated = false;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  *graph = stream->capturing.release();
-  return *graph != nullptr ? cudaSuccess : cudaErrorInvalidValue;
+  const std::scoped_lock lock(simt::mutex);
+  const std::unique_ptr<simt::Graph> captured = std::move(stream->capturing);
+  *graph = nullptr;
+  if (captured == nullptr) return cudaErrorInvalidValue;
+  if (stream->invalidated) return cudaErrorStreamCaptureInvalidated;
+  *graph = new simt::Graph(*captured);
+  return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  if (simt::card.failing_instantiations > 0) {
+    --simt::card.failing_instantiations;
+    return cudaErrorMemoryAllocation;
+  }
   *exec = new simt::Graph(*graph);
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  ++simt::card.graph_launches;
   for (const simt::Work& work : exec->work) simt::enqueue(stream, work);
   return cudaSuccess;
 }
@@ -178,6 +262,10 @@ cudaError_t cudaEventCreate(cudaEvent_t* event) {
   *event = new simt::Event;
   return cudaSuccess;
 }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
+  *event = new simt::Event{.timing = flags != cudaEventDisableTiming};
+  return cudaSuccess;
+}
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return cudaSuccess;
@@ -190,6 +278,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
+  if (!from->timing || !to->timing) return cudaErrorInvalidValue;
   *milliseconds = static_cast<float>((to->seconds - from->seconds) * 1e3);
   return cudaSuccess;
 }

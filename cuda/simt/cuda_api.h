@@ -1,11 +1,14 @@
-// The part of the CUDA runtime API that the device of native/device/cuda uses, on the CPU: one card whose
-// memory is the host's. Work on a stream is done when it is enqueued, or recorded while the stream captures
-// a graph. Names, arguments and results are CUDA's.
+// The part of the CUDA runtime API that the device of native/device/cuda uses, on the CPU: cards whose memory
+// is the host's. Work on a stream is done when it is enqueued, or recorded while the stream captures a graph,
+// whichever thread enqueues it. Names, arguments and results are CUDA's.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <set>
+#include <thread>
 #include <vector>
 
 enum cudaError_t {
@@ -17,6 +20,9 @@ enum cudaError_t {
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorStreamCaptureInvalidated = 901,
 };
 
@@ -29,22 +35,38 @@ struct Graph {
 };
 struct Stream {
   std::unique_ptr<Graph> capturing;  // null: work is done at once
+  std::thread::id capturing_thread;  // that began it
+  bool invalidated = false;          // the capture: a call was made that no graph can hold
 };
 struct Event {
+  bool timing = true;
   double seconds = 0;  // when it was recorded
 };
 
-// Does `work` now, or puts it into the graph that `stream` captures. Null is the default stream.
+// Does `work` now, or puts it into the graph that `stream` captures. Null is the default stream, and so are the
+// handles cudaStreamLegacy and cudaStreamPerThread.
 void enqueue(Stream* stream, Work work);
 
-// The emulated card, for tests.
+// The emulated cards, for tests: all alike.
 struct Card {
+  int count = 1;
   int multiprocessors = 3;
   std::size_t memory = std::size_t{16} << 30;  // bytes; beyond, cudaMalloc fails
   std::size_t allocated = 0;
-  int compute_capability = 90;  // major * 10 + minor
-  int driver_version = 13000;   // as cudaDriverGetVersion gives it; 0: no driver
-  int failing_calls = 0;        // that many calls of cudaMemcpyAsync fail
+  std::size_t shared_memory = 228 * 1024;  // bytes, of a multiprocessor
+  int compute_capability = 90;             // major * 10 + minor
+  bool has_kernels = true;                 // this build's
+  int driver_version = 13000;              // as cudaDriverGetVersion gives it; 0: no driver
+  std::set<int> contexts;                  // cards that a context was made on
+
+  // Faults: that many calls fail.
+  int failing_copies = 0;                          // of cudaMemcpyAsync, with
+  cudaError_t copy_error = cudaErrorInvalidValue;  // this error
+  int failing_instantiations = 0;                  // of cudaGraphInstantiate
+
+  // Counted.
+  int graph_launches = 0;
+  int pinned_allocations = 0;
 };
 extern Card card;
 
@@ -65,9 +87,17 @@ struct cudaFuncAttributes {
 };
 
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDefault = 4 };
+enum cudaMemoryType { cudaMemoryTypeUnregistered = 0, cudaMemoryTypeDevice = 2, cudaMemoryTypeManaged = 3 };
+struct cudaPointerAttributes {
+  cudaMemoryType type;
+  int device;
+};
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0, cudaStreamCaptureModeThreadLocal = 1 };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive = 1 };
 constexpr unsigned cudaStreamNonBlocking = 1;
-constexpr unsigned cudaHostAllocDefault = 0;
+constexpr unsigned cudaEventDisableTiming = 2;
+#define cudaStreamLegacy (reinterpret_cast<cudaStream_t>(std::uintptr_t{1}))
+#define cudaStreamPerThread (reinterpret_cast<cudaStream_t>(std::uintptr_t{2}))
 
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);
@@ -79,6 +109,7 @@ cudaError_t cudaSetDevice(int index);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index);
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel);
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total);
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer);
 
 cudaError_t cudaMalloc(void** data, std::size_t bytes);
 cudaError_t cudaFree(void* data);
@@ -91,6 +122,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long flags);
@@ -99,6 +131,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 
 cudaError_t cudaEventCreate(cudaEvent_t* event);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);

@@ -27,6 +27,14 @@
     return cudaGetLastError();                                                                        \
   }())
 
+// Sets *ctas to how many CTAs of the kernel a multiprocessor holds at once, and evaluates to a cudaError_t.
+#define SIMT_OCCUPANCY(kernel, threads, shared_bytes, ctas)                                               \
+  ([&]() -> cudaError_t {                                                                                 \
+    auto* simt_kernel = &kernel;                                                                          \
+    if (const cudaError_t error = simt::allow_shared_memory(simt_kernel, shared_bytes)) return error;     \
+    return cudaOccupancyMaxActiveBlocksPerMultiprocessor((ctas), simt_kernel, (threads), (shared_bytes)); \
+  }())
+
 namespace simt {
 
 // ---- launching --------------------------------------------------------------------------------------

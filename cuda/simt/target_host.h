@@ -2,6 +2,7 @@
 // test/cuda/simt_test.cc runs on both targets.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -30,6 +31,8 @@
 #define SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                           \
   simt::launch_on((stream), (grid), (block), (shared_bytes), [](auto... arguments) { kernel(arguments...); }, \
                   __VA_ARGS__)
+
+#define SIMT_OCCUPANCY(kernel, threads, shared_bytes, ctas) simt::occupancy((threads), (shared_bytes), (ctas))
 
 #define threadIdx (simt::current->thread_index)
 #define blockIdx (simt::current->block_index)
@@ -170,6 +173,14 @@ template <typename Kernel, typename... Arguments>
 cudaError_t launch_on(cudaStream_t stream, dim3 grid, dim3 block, std::size_t shared_bytes, Kernel kernel,
                       Arguments... arguments) {
   enqueue(stream, [=] { launch(grid, block, shared_bytes, [=] { kernel(arguments...); }); });
+  return cudaSuccess;
+}
+
+// Registers are not modelled: threads and shared memory decide.
+inline cudaError_t occupancy(int threads, std::size_t shared_bytes, int* ctas) {
+  constexpr int kThreads = 2048;
+  constexpr std::size_t kReserved = 1024;  // bytes of shared memory that the system takes for each CTA
+  *ctas = std::min(kThreads / threads, static_cast<int>(card.shared_memory / (shared_bytes + kReserved)));
   return cudaSuccess;
 }
 

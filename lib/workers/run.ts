@@ -4,7 +4,7 @@
 import type { Block } from '../block'
 import type { Cache } from '../cache'
 import { HogwildError, type HogwildErrorCode } from '../errors'
-import { type StepOutput, type StepWorker, timeOf } from '../model'
+import type { StepOutput, StepWorker } from '../model'
 import { withinVocabulary } from '../sources/eos'
 import { onAbort, throwIfAborted } from '../tasks'
 import { checkBoolean, checkOptions, checkTokens, invalid, optionKeys } from '../validate'
@@ -288,19 +288,20 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     const { model, beyondContext } = this.#settings
     const parts = participants.map((one) => this.#stepWorker(one, blocks))
     let outputs: StepOutput[]
+    let seconds: number
     try {
-      outputs = await model.step(parts, {
+      ;({ outputs, seconds } = await model.timedStep(parts, {
         signal: this.#abort.signal,
         beyondContext,
         onWarning: this.#onWarning,
-      })
+      }))
     } catch (error) {
       const withoutRoom = isOutOfPages(error) ? this.#withoutRoom(participants, parts, blocks) : []
       if (withoutRoom.length === 0) throw error
       return withoutRoom.map((worker) => this.#stop(worker, 'out-of-pages'))
     }
     const events: WorkerEvent[] = []
-    const milliseconds = timeOf(outputs)
+    const milliseconds = seconds * 1e3
     let tokens = 0
     participants.forEach(({ worker, state }, i) => {
       tokens += worker.pending.length

@@ -1,6 +1,9 @@
 // The export table. lib/native.ts types it; test/addon.test.ts compares the two.
 #include <napi.h>
 
+#include <memory>
+#include <new>
+
 #include "addon/convert.h"
 #include "addon/exports.h"
 
@@ -23,17 +26,27 @@ void add_async(Napi::Object& exports, const char* name) {
   exports.Set(name, Napi::Function::New<rejecting<kFunction>>(exports.Env(), name));
 }
 
-}  // namespace
-
-Napi::Object init(Napi::Env env, Napi::Object exports) {
-  auto* data = new EnvironmentData;
-  env.SetInstanceData(data);  // deletes it with the environment
+void set_environment_data(Napi::Env env) {
+  auto data = std::make_unique<EnvironmentData>();
   const auto constructor = [global = env.Global()](const char* name) {
     return Napi::Persistent(global.Get(name).As<Napi::Function>());
   };
+  data->uint8_array = constructor("Uint8Array");
   data->int32_array = constructor("Int32Array");
   data->float32_array = constructor("Float32Array");
   data->float64_array = constructor("Float64Array");
+  env.SetInstanceData(data.get());
+  data.release();  // deleted with the environment
+}
+
+}  // namespace
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  try {
+    set_environment_data(env);
+  } catch (const std::bad_alloc&) {
+    throw to_error(env, current_failure());
+  }
 
   add<set_error_class>(exports, "setErrorClass");
   add<probe>(exports, "probe");
@@ -81,6 +94,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add<pass_abort>(exports, "passAbort");
 
   auto ops = Napi::Object::New(env);
+  add<op_device_memory>(ops, "deviceMemory");
   add<op_embedding>(ops, "embedding");
   add<op_rms_norm>(ops, "rmsNorm");
   add<op_matmul>(ops, "matmul");

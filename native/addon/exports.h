@@ -51,6 +51,7 @@ Napi::Value pass_commit(const Napi::CallbackInfo& info);
 Napi::Value pass_abort(const Napi::CallbackInfo& info);
 
 // ops.cc
+Napi::Value op_device_memory(const Napi::CallbackInfo& info);
 Napi::Value op_embedding(const Napi::CallbackInfo& info);
 Napi::Value op_rms_norm(const Napi::CallbackInfo& info);
 Napi::Value op_matmul(const Napi::CallbackInfo& info);

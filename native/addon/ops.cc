@@ -58,6 +58,28 @@ std::int64_t count_rows(const Argument& data, std::size_t bytes, Dtype dtype, st
 
 }  // namespace
 
+// What an engine on the device would have: memory, filled, and its address. It is freed with `read`.
+Napi::Value op_device_memory(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto handle = device_argument(info);
+  const std::vector<std::uint8_t> bytes = Argument(info, 1, "bytes").bytes();
+  Device& device = handle->idle();
+  const auto memory = std::make_shared<Buffer>(device.allocate(std::max<std::size_t>(bytes.size(), 1), "a test"));
+  device.upload(memory->data(), bytes.data(), bytes.size());
+
+  const auto copy_back = [handle, memory, size = bytes.size()](const Napi::CallbackInfo& call) -> Napi::Value {
+    auto copy = new_uint8_array(call.Env(), static_cast<std::int64_t>(size));
+    handle->idle().download(copy.Data(), memory->data(), size);
+    return copy;
+  };
+  const auto read = [copy_back](const Napi::CallbackInfo& call) { return throwing(copy_back, call); };
+  auto result = Napi::Object::New(env);
+  result.Set("address",
+             Napi::BigInt::New(env, static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(memory->data()))));
+  result.Set("read", Napi::Function::New(env, read, "read"));
+  return result;
+}
+
 Napi::Value op_embedding(const Napi::CallbackInfo& info) {
   const auto handle = device_argument(info);
   const Argument ids(info, 1, "tokens");

@@ -9,20 +9,22 @@ namespace hogwild {
 Buffer::Buffer(Buffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       bytes_(std::exchange(other.bytes_, 0)),
-      release_(std::exchange(other.release_, nullptr)) {}
+      release_(std::exchange(other.release_, nullptr)),
+      index_(other.index_) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   if (this != &other) {
-    if (release_) release_(data_, bytes_);
+    if (release_) release_(data_, bytes_, index_);
     data_ = std::exchange(other.data_, nullptr);
     bytes_ = std::exchange(other.bytes_, 0);
     release_ = std::exchange(other.release_, nullptr);
+    index_ = other.index_;
   }
   return *this;
 }
 
 Buffer::~Buffer() {
-  if (release_) release_(data_, bytes_);
+  if (release_) release_(data_, bytes_, index_);
 }
 
 #if !defined(HOGWILD_CUDA)

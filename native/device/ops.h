@@ -146,6 +146,7 @@ struct StepView {
 struct ExternalBuffers {
   Dtype dtype = Dtype::kF32;  // the CPU device has kernels for f32 only
   void* stream = nullptr;     // cudaStream_t on which they are made and used; null: the device's own order
+  bool is_external = false;   // an engine's: the device checks that the addresses are of its memory
 };
 
 // keys[slot] = rotate(k), values[slot] = v, for rows [first, first + rows) of the step. Keys are rotated
@@ -225,6 +226,9 @@ struct SampleParams {
   std::span<const Row> rows;
   std::int32_t* tokens = nullptr;  // [rows.size()], host memory
   float* logprobs = nullptr;       // [rows.size()], host memory: log softmax(raw logits)[token], or null
+  // The logits are a model's: -infinity, else a hidden token, is refused as NaN is. The CUDA device does not
+  // look for it.
+  bool finite = false;
 };
 
 // What became of a row.

@@ -6,16 +6,28 @@ import {
   createCache,
   createDevice,
   type Device,
+  type Dtype,
   loadModel,
   loadTokenizer,
   type Model,
+  type Pass,
   probe,
   ropeFrequencies,
   runWorkers,
   Sampler,
   type StepOutput,
 } from '../../lib'
-import { codeOf, difference, oracleFolder, oracleModels, Random } from '../fixtures'
+import { native } from '../../lib/native'
+import {
+  codeOf,
+  decode,
+  difference,
+  encode,
+  oracleFolder,
+  oracleModels,
+  Random,
+  rounded,
+} from '../fixtures'
 import { expectSameChoices } from '../oracle'
 
 const demoFolder = join(__dirname, '..', '..', 'models', 'demo')
@@ -246,6 +258,101 @@ describe("an engine's own layers", () => {
   })
 })
 
+describe("an engine's layers in device memory", () => {
+  const shape = { layers: 1, kvHeads: 2, headDim: 64, capacity: 1024, dtype: 'bf16' as const }
+  const queryHeads = 6
+  const tokens = 70
+  const random = new Random(12)
+  const k = random.floats(tokens * 2 * 64)
+  const v = random.floats(tokens * 2 * 64)
+  const q = random.floats(tokens * queryHeads * 64)
+
+  /** A pass whose `attend` gives `out` and `lse` for k, v, q; `use` gets it and what belongs to it. */
+  async function withPass<T>(device: Device, use: (pass: Pass) => Promise<T>): Promise<T> {
+    const cache = createCache({ ...shape, rope, device })
+    const block = cache.createBlock()
+    const pass = cache.beginPass([{ view: { blocks: [block] }, tokens }])
+    try {
+      return await use(pass)
+    } finally {
+      pass.abort()
+      await cache.close()
+    }
+  }
+  const memory = (values: ArrayLike<number>, dtype: Dtype) =>
+    native.ops.deviceMemory(cuda.handle, encode(values, dtype))
+  const zeros = (n: number) => native.ops.deviceMemory(cuda.handle, new Uint8Array(n))
+  const floatsOf = (array: { read: () => Uint8Array }, dtype: Dtype = 'f32') =>
+    decode(array.read(), dtype)
+
+  test.each([
+    ['f32', undefined],
+    ['f32', 0n],
+    ['f32', 1n],
+    ['bf16', 0n],
+    ['f16', undefined],
+  ] as const)('%s on stream %s: what comes through the host', async (dtype, stream) => {
+    // The same values for both ways, so that only the way differs.
+    const values = [k, v, q].map((array) => Float32Array.from(rounded(array, dtype)))
+    const host = await withPass(cuda, async (pass) => {
+      await pass.append(0, values[0] as Float32Array, values[1] as Float32Array)
+      return pass.attend(0, values[2] as Float32Array, { lse: true })
+    })
+    const [outBytes, lseBytes] = [q.length * (dtype === 'f32' ? 4 : 2), tokens * queryHeads * 4]
+    const [keys, newValues, queries] = values.map((array) => memory(array, dtype))
+    const out = zeros(outBytes)
+    const lse = zeros(lseBytes)
+    await withPass(cuda, async (pass) => {
+      const caller = { dtype, stream }
+      await pass.appendDevice(0, {
+        k: keys?.address ?? 0n,
+        v: newValues?.address ?? 0n,
+        ...caller,
+      })
+      await pass.attendDevice(
+        0,
+        { q: queries?.address ?? 0n, out: out.address, lse: lse.address, ...caller },
+        { queryHeads },
+      )
+    })
+    expect(difference(floatsOf(lse), host.lse ?? []).max).toBe(0)
+    const expected = rounded(host.out, dtype)
+    expect(difference(floatsOf(out, dtype), expected).max).toBe(0)
+  })
+
+  test('what cannot be used is refused, and the pass goes on', async () => {
+    const keys = memory(k, 'f32')
+    const queries = memory(q, 'f32')
+    const out = zeros(q.length * 4)
+    const short = zeros(1024)
+    await withPass(cuda, async (pass) => {
+      const append = (buffers: object) =>
+        pass.appendDevice(0, { k: keys.address, v: keys.address, ...buffers })
+      const attend = (buffers: object) =>
+        pass.attendDevice(0, { q: queries.address, out: out.address, ...buffers }, { queryHeads })
+      await expect(append({ stream: 2n })).rejects.toThrow(/per-thread default stream/)
+      await expect(append({ k: 0n })).rejects.toThrow(/buffers.k: expected/)
+      await expect(append({ k: keys.address + 4n })).rejects.toThrow(/buffers.k: expected/)
+      await expect(append({ v: 1n << 40n })).rejects.toThrow(/buffers.v: expected .* device memory/)
+      await expect(append({ dtype: 'int8' })).rejects.toThrow(/buffers.dtype/)
+      await append({})
+      await expect(attend({ out: queries.address })).rejects.toThrow(/memory of their own/)
+      await expect(attend({ out: queries.address + 256n })).rejects.toThrow(/memory of their own/)
+      await expect(attend({ lse: out.address })).rejects.toThrow(/memory of their own/)
+      await expect(attend({ out: short.address })).rejects.toThrow(/buffers.out: expected/)
+      await attend({})
+    })
+    expect(floatsOf(out).some((value) => value !== 0)).toBe(true)
+  })
+
+  test('another device refuses addresses', async () => {
+    await withPass(cpu, async (pass) => {
+      const append = pass.appendDevice(0, { k: 16n, v: 16n })
+      expect(await codeOf(() => append)).toBe('HOGWILD_UNSUPPORTED')
+    })
+  })
+})
+
 describe('what it does not do', () => {
   test('a cache in f32, naming what it does; by default it is bf16', async () => {
     const options = { layers: 1, kvHeads: 1, headDim: 64, rope, device: cuda }
@@ -258,7 +365,7 @@ describe('what it does not do', () => {
   test('more memory than there is: the sizes are in the message', () => {
     const options = { layers: 64, kvHeads: 8, headDim: 128, rope, device: cuda }
     expect(() => createCache({ ...options, capacity: 2 ** 26 })).toThrow(
-      /the GPU refused \d+ bytes for keys of the cache: \d+ of its \d+ bytes are free/,
+      /a cache of 67108864 tokens takes \d+ bytes: the GPU has \d+ in all/,
     )
   })
 })

@@ -24,7 +24,7 @@ class PlainDevice : public Device {
     // The sanitizers' allocators end the process where others return null.
     void* data = bytes <= std::size_t{1} << 38 ? std::calloc(1, bytes) : nullptr;
     if (data == nullptr) throw Error(code::kOutOfMemory, std::string("no memory for ") + purpose);
-    return Buffer(data, bytes, [](void* memory, std::size_t) { std::free(memory); });
+    return Buffer(data, bytes, [](void* memory, std::size_t, int) { std::free(memory); });
   }
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }

@@ -68,7 +68,7 @@ Buffer map_memory(std::size_t bytes, const char* purpose) {
   if (data == MAP_FAILED) {
     throw Error(code::kOutOfMemory, "the system refused " + std::to_string(bytes) + " bytes of memory for " + purpose);
   }
-  return Buffer(data, bytes, [](void* memory, std::size_t size) { munmap(memory, std::max<std::size_t>(size, 1)); });
+  return Buffer(data, bytes, [](void* memory, std::size_t size, int) { munmap(memory, std::max<std::size_t>(size, 1)); });
 }
 
 // Scratch memory aligned to cache lines that only grows.
@@ -90,7 +90,7 @@ class CpuDevice final : public Device {
   explicit CpuDevice(const CpuOptions& options)
       : name_(processor_name()),
         kernels_(select_kernels(requested_simd(options))),
-        pool_(options.threads > 0 ? options.threads : ThreadPool::available_processors()),
+        pool_(options.threads > 0 ? options.threads : available_processors()),
         threads_(pool_.threads()) {}
 
   DeviceInfo info() const override {
@@ -463,7 +463,7 @@ void CpuDevice::sample(const SampleParams& p) {
       try {
         const SampleParams::Row& row = p.rows[i];
         const SampledToken sampled = sample_row(kernels_, p.logits + row.logits_row * p.vocab, p.vocab, row,
-                                                p.logprobs != nullptr, threads_[thread].sampler);
+                                                p.logprobs != nullptr, p.finite, threads_[thread].sampler);
         p.tokens[i] = sampled.token;
         if (p.logprobs) p.logprobs[i] = sampled.logprob;
       } catch (...) {

@@ -1,0 +1,101 @@
+// The CUDA device: the ops of device/ops.h around the launchers of cuda/kernels.h. Everything is enqueued on one
+// stream; what must come back is waited for.
+//
+// Also compiled by the host compiler against cuda/simt, where the same code runs on an emulated card.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "device/cuda/graphs.h"
+#include "device/cuda/memory.h"
+#include "device/cuda/step.h"
+#include "device/device.h"
+#include "kernels.h"
+
+namespace hogwild::cuda {
+
+class CudaDevice final : public Device {
+ public:
+  // Environment: HOGWILD_CUDA_GRAPHS=off runs the ops of every step one by one.
+  explicit CudaDevice(int index);
+  ~CudaDevice() override;
+
+  DeviceInfo info() const override {
+    return {.type = "cuda", .name = name_, .index = index_, .simd = "", .threads = 0};
+  }
+
+  std::int64_t kv_padding(const KvShape& shape) const override;
+  std::int64_t own_memory() const override { return own_memory_; }
+  Buffer allocate(std::size_t bytes, const char* purpose) override;
+  void download(void* host, const void* device, std::size_t bytes) override;
+  void upload(void* device, const void* host, std::size_t bytes) override;
+  void synchronize() override;
+  Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) override;
+
+  void begin_step(const StepView& step) override;
+  std::int64_t bucket_rows(std::int64_t rows) const override;
+  bool prefers_whole_passes() const override { return true; }
+  void replay(const Device::GraphKey& key, const std::function<void()>& ops) override;
+
+  void embedding(const EmbeddingParams& params) override;
+  void rms_norm(const RmsNormParams& params) override;
+  void matmul(const MatmulParams& params) override;
+  void gated_activation(const GatedActivationParams& params) override;
+  void kv_append(const KvAppendParams& params) override;
+  void attention(const AttentionParams& params) override;
+  void kv_move(const KvMoveParams& params) override;
+  void kv_read(const KvReadParams& params) override;
+  void sample(const SampleParams& params) override;
+  double measure_read_bandwidth(std::size_t bytes) override;
+
+ private:
+  // What a plan of the work was made for, and over how many CTAs.
+  struct AttentionShares {
+    std::int64_t kv_heads = 0, query_heads = 0, row_elements = 0;
+    Dtype dtype = Dtype::kF32;
+    std::int32_t max_ctas = 0;
+    bool is_for(const AttentionParams& params) const;
+  };
+
+  // The runtime's current device belongs to the calling thread.
+  void use() const { check_cuda(cudaSetDevice(index_), "choosing the GPU"); }
+  void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind);
+  // Host arrays of an op: room for them in argument_staging_; once they are filled, where they lie on the device.
+  void open_arguments(const ArrayLayout& arrays);
+  std::byte* upload_arguments();
+
+  // Device memory of an engine: on this device, of `bytes`. Throws kInvalidArgument.
+  struct ExternalArray {
+    const char* name;
+    const void* data;
+    std::size_t bytes;
+  };
+  void check_external(const ExternalBuffers& buffers, std::span<const ExternalArray> arrays) const;
+  template <typename Launch>
+  void on_stream_of(const ExternalBuffers& buffers, Launch&& launch);
+
+  AttentionLaunch attention_launch(const AttentionParams& params) const;
+
+  int index_;
+  std::string name_;
+  int multiprocessors_ = 0;
+  std::int64_t own_memory_ = 0;
+  Stream stream_;
+  DeviceMemory memory_;
+  StepMemory step_;
+  GraphCache graphs_;
+  std::optional<AttentionShares> shares_;  // of the step, in attention_workspace_
+
+  StagedArrays argument_staging_;
+  Buffer arguments_;  // of ops that are given host arrays
+  PinnedBuffer results_;
+  Buffer attention_workspace_, matmul_workspace_, sample_workspace_;
+  PinnedBuffer weight_staging_;
+  Event weight_staged_[2], external_event_;
+};
+
+}  // namespace hogwild::cuda

@@ -1,0 +1,87 @@
+#include "device/cuda/step.h"
+
+#include <algorithm>
+#include <bit>
+#include <span>
+
+namespace hogwild::cuda {
+namespace {
+
+std::int64_t round_up_to_power(std::int64_t n, std::int64_t least) {
+  return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(std::max(n, least))));
+}
+
+}  // namespace
+
+std::int64_t bucket_rows(std::int64_t rows) {
+  for (const std::int64_t bucket : kBucketRows) {
+    if (rows <= bucket) return bucket;
+  }
+  return rows;
+}
+
+bool StepMemory::upload(const StepView& step) {
+  if (step.id != 0 && step.id == view_.id) return false;
+  view_ = {};  // until all is copied there is no step
+  const FlatPlan flat = flatten(step.plan);
+  const std::int64_t rows = std::max({step.plan.n_tokens, static_cast<std::int64_t>(step.slots.size()),
+                                      static_cast<std::int64_t>(step.tokens.size())});
+  std::int64_t rope_rows = 0;
+  for (const QueryRange& range : step.plan.query_ranges) {
+    rope_rows = std::max<std::int64_t>(rope_rows, range.rope_row + 1);
+  }
+  for (const AppendSlot& slot : step.slots) rope_rows = std::max<std::int64_t>(rope_rows, slot.rope_row + 1);
+
+  StepLayout layout{.rows = bucket_rows(rows),
+                    .segments = std::ssize(flat.segments),
+                    .pages = std::ssize(flat.pages),
+                    .rope_rows = rope_rows,
+                    .rotary_half = step.rope.rotary_dim / 2};
+  if (rows <= kMaxGraphRows) {
+    layout.segments = round_up_to_power(layout.segments, 16);
+    layout.pages = round_up_to_power(layout.pages, 64);
+    layout.rope_rows = round_up_to_power(layout.rope_rows, 64);
+  }
+  const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+  ArrayLayout arrays;
+  const std::size_t counts = arrays.place<std::int32_t>(2);
+  const std::size_t tokens = arrays.place<std::int32_t>(size(layout.rows));
+  const std::size_t slots = arrays.place<AppendSlot>(size(layout.rows));
+  const std::size_t segments = arrays.place<Segment>(size(layout.segments));
+  const std::size_t query_ranges = arrays.place<DeviceQueryRange>(size(layout.segments * layout.rows));
+  const std::size_t pages = arrays.place<std::int64_t>(size(layout.pages));
+  const std::size_t cos = arrays.place<float>(size(layout.rope_rows * layout.rotary_half));
+  const std::size_t sin = arrays.place<float>(size(layout.rope_rows * layout.rotary_half));
+  memory_.reserve(buffer_, arrays.bytes(), "a step's plan");
+  staged_.open(arrays.bytes());
+  staged_.put(counts, std::span<const std::int32_t>(flat.counts));
+  staged_.put(tokens, step.tokens);
+  staged_.put(slots, step.slots);
+  // Rows beyond the step's: any token, and no slot.
+  std::fill(staged_.host<std::int32_t>(tokens) + step.tokens.size(), staged_.host<std::int32_t>(tokens) + layout.rows,
+            0);
+  std::fill(staged_.host<AppendSlot>(slots) + step.slots.size(), staged_.host<AppendSlot>(slots) + layout.rows,
+            AppendSlot{.page = -1, .slot = 0, .rope_row = 0});
+  staged_.put(segments, std::span<const Segment>(flat.segments));
+  staged_.put(query_ranges, std::span<const DeviceQueryRange>(flat.query_ranges));
+  staged_.put(pages, std::span<const std::int64_t>(flat.pages));
+  staged_.put(cos, std::span(step.rope.cos, size(rope_rows * layout.rotary_half)));
+  staged_.put(sin, std::span(step.rope.sin, size(rope_rows * layout.rotary_half)));
+  std::byte* memory = buffer_.as<std::byte>();
+  staged_.copy_to(memory);
+
+  tokens_ = reinterpret_cast<const std::int32_t*>(memory + tokens);
+  slots_ = reinterpret_cast<const AppendSlot*>(memory + slots);
+  plan_ = {.counts = reinterpret_cast<const std::int32_t*>(memory + counts),
+           .segments = reinterpret_cast<const Segment*>(memory + segments),
+           .query_ranges = reinterpret_cast<const DeviceQueryRange*>(memory + query_ranges),
+           .pages = reinterpret_cast<const std::int64_t*>(memory + pages)};
+  rope_ = {.cos = reinterpret_cast<const float*>(memory + cos),
+           .sin = reinterpret_cast<const float*>(memory + sin),
+           .rotary_dim = step.rope.rotary_dim};
+  layout_ = layout;
+  view_ = step;
+  return true;
+}
+
+}  // namespace hogwild::cuda

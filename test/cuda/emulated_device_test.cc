@@ -1,0 +1,385 @@
+// The host side of the CUDA device on the emulated card, which can be told to fail and counts what it is asked for:
+// memory, graphs, streams, the choice of a card.
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../native/check.h"
+#include "device/cuda/memory.h"
+#include "device/device.h"
+#include "kernels.h"
+#include "simt/simt.h"
+#include "worker_step.h"
+
+namespace hogwild {
+namespace {
+
+constexpr std::int64_t kHeads = 2, kQueryHeads = 4, kDim = 64;
+
+// As a test finds the card.
+struct Fresh {
+  Fresh() { simt::card = {.allocated = simt::card.allocated}; }
+};
+
+std::string message_of(const auto& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+// Attention of one step over a pool of its own.
+struct Attention {
+  explicit Attention(std::shared_ptr<Device> device, std::int64_t workers = 3, std::int64_t common = 100)
+      : device(std::move(device)), step(workers, common, 20, 0, kDim) {
+    const std::int64_t pages = std::ssize(step.pages);
+    keys = allocate(pages * shape().page_bytes());
+    values = allocate(pages * shape().page_bytes());
+    const std::int64_t rows = this->device->bucket_rows(workers);
+    q = allocate(4 * rows * kQueryHeads * kDim);
+    out = allocate(4 * rows * kQueryHeads * kDim);
+    lse = allocate(4 * rows * kQueryHeads);
+    std::vector<float> queries(static_cast<std::size_t>(rows * kQueryHeads * kDim));
+    for (std::size_t i = 0; i < queries.size(); ++i) queries[i] = 0.01f * static_cast<float>(i % 97) - 0.5f;
+    this->device->upload(q.data(), queries.data(), queries.size() * sizeof(float));
+  }
+  static KvShape shape() { return {.layers = 1, .kv_heads = kHeads, .head_dim = kDim, .dtype = Dtype::kBF16}; }
+  Buffer allocate(std::int64_t bytes) const { return device->allocate(static_cast<std::size_t>(bytes), "a test"); }
+  AttentionParams params() const {
+    return {.shape = shape(),
+            .layer = {keys.data(), values.data()},
+            .query_heads = kQueryHeads,
+            .scale = 0.125f,
+            .q = q.data(),
+            .out = out.data(),
+            .lse = lse.as<float>()};
+  }
+  void begin() const { device->begin_step(step.view()); }
+  void run() const { device->attention(params()); }
+  std::vector<float> results() const {
+    std::vector<float> host(static_cast<std::size_t>(step.workers * kQueryHeads * kDim));
+    device->download(host.data(), out.data(), host.size() * sizeof(float));
+    return host;
+  }
+
+  std::shared_ptr<Device> device;
+  WorkerStep step;
+  Buffer keys, values, q, out, lse;
+};
+
+// ---- the card -------------------------------------------------------------------------------------------
+
+TEST(what_cards_there_are_is_asked_without_a_context) {
+  const Fresh fresh;
+  simt::card.count = 2;
+  CHECK(cuda_status().cards.size() == 2);
+  CHECK(cuda_status().reason.empty());
+  CHECK(simt::card.contexts.empty());
+}
+
+TEST(only_the_chosen_card_gets_a_context) {
+  const Fresh fresh;
+  simt::card.count = 3;
+  std::shared_ptr<Device> device = create_cuda_device(1);
+  Buffer buffer = device->allocate(1000, "a test");
+  CHECK(simt::card.contexts == std::set<int>{1});
+  // Another thread, with no card of its own, gives it back.
+  const std::size_t allocated = simt::card.allocated;
+  std::thread([&] { buffer = Buffer(); }).join();
+  CHECK(simt::card.allocated == allocated - 1000);
+  std::thread([&] { device.reset(); }).join();
+  CHECK(simt::card.contexts == std::set<int>{1});
+}
+
+TEST(a_card_that_cannot_be_used_says_why) {
+  const Fresh fresh;
+  CHECK_CODE(std::string(code::kInvalidArgument), create_cuda_device(1));
+  simt::card.has_kernels = false;
+  CHECK(contains(message_of([] { create_cuda_device(0); }), "no kernels"));
+  simt::card = {.compute_capability = 75};
+  CHECK(contains(message_of([] { create_cuda_device(0); }), "7.5"));
+  simt::card = {.driver_version = 12020};
+  CHECK(contains(message_of([] { create_cuda_device(0); }), "12.2"));
+  simt::card = {.driver_version = 0};
+  CHECK(contains(message_of([] { create_cuda_device(0); }), "no NVIDIA driver"));
+}
+
+TEST(an_error_that_loses_the_context_says_so) {
+  const Fresh fresh;
+  const auto device = create_cuda_device(0);
+  const Buffer buffer = device->allocate(16, "a test");
+  const auto failure = [&](cudaError_t error) {
+    simt::card.copy_error = error;
+    simt::card.failing_copies = 1;
+    return message_of([&] {
+      const int zero = 0;
+      device->upload(buffer.data(), &zero, sizeof zero);
+    });
+  };
+  CHECK(contains(failure(cudaErrorIllegalAddress), "start it anew"));
+  CHECK(contains(failure(cudaErrorLaunchFailure), "start it anew"));
+  const std::string once = failure(cudaErrorInvalidValue);
+  CHECK(contains(once, "cudaErrorInvalidValue") && !contains(once, "start it anew"));
+}
+
+// ---- graphs ---------------------------------------------------------------------------------------------
+
+TEST(a_step_is_run_then_captured_then_replayed) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  int calls = 0;
+  for (int i = 0; i < 4; ++i) {
+    attention.begin();
+    attention.device->replay({.model = 1, .cache = 1, .buffers = 1, .rows = 4}, [&] {
+      ++calls;
+      attention.run();
+    });
+  }
+  CHECK(calls == 2);
+  CHECK(simt::card.graph_launches == 3);
+}
+
+TEST(memory_made_while_a_step_is_captured_is_cleared_once) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  const Device::GraphKey key{.model = 1, .cache = 1, .buffers = 1, .rows = 4};
+  attention.begin();
+  attention.device->replay(key, [&] { attention.run(); });
+  Buffer other;
+  attention.begin();
+  attention.device->replay(key, [&] {
+    attention.run();
+    std::thread([&] { other = attention.allocate(64); }).join();
+  });
+  CHECK(simt::card.graph_launches == 1);
+  const std::vector<float> pattern(16, 1.5f);
+  attention.device->upload(other.data(), pattern.data(), 64);
+  attention.begin();
+  attention.device->replay(key, [] { throw Error(code::kInternal, "not captured"); });
+  std::vector<float> after(16);
+  attention.device->download(after.data(), other.data(), 64);
+  CHECK(after == pattern);
+}
+
+TEST(what_cannot_be_captured_is_run_each_time) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  const Device::GraphKey key{.model = 1, .cache = 1, .buffers = 1, .rows = 4};
+  attention.begin();
+  attention.run();
+  const std::vector<float> expected = attention.results();
+  int calls = 0;
+  const auto step = [&](const auto& disturb) {
+    attention.device->synchronize();
+    const std::vector<float> zeros(expected.size());
+    attention.device->upload(attention.out.data(), zeros.data(), zeros.size() * sizeof(float));
+    attention.begin();
+    attention.device->replay(key, [&] {
+      ++calls;
+      attention.run();
+      disturb();
+    });
+    CHECK(attention.results() == expected);
+  };
+  const auto nothing = [] {};
+  // A call that no graph holds: the capture is lost, the step is not.
+  const auto unsupported = [&] { static_cast<void>(attention.allocate(16)); };
+  step(nothing);
+  step(unsupported);
+  CHECK(calls == 3);  // captured in vain, then run
+  step(nothing);
+  CHECK(calls == 4);
+  CHECK(simt::card.graph_launches == 0);
+}
+
+TEST(a_graph_that_cannot_be_made_is_run_each_time) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  simt::card.failing_instantiations = 1;
+  int calls = 0;
+  for (int i = 0; i < 4; ++i) {
+    attention.begin();
+    attention.device->replay({.model = 1, .cache = 1, .buffers = 1, .rows = 4}, [&] {
+      ++calls;
+      attention.run();
+    });
+  }
+  CHECK(calls == 5 && simt::card.graph_launches == 0);
+  // Another key is captured.
+  for (int i = 0; i < 2; ++i) {
+    attention.begin();
+    attention.device->replay({.model = 2, .cache = 1, .buffers = 1, .rows = 4}, [&] { attention.run(); });
+  }
+  CHECK(simt::card.graph_launches == 1);
+}
+
+TEST(a_step_aborted_or_refused_while_it_is_captured_is_captured_later) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  const Device::GraphKey key{.model = 1, .cache = 1, .buffers = 1, .rows = 4};
+  const auto step = [&](const char* error) {
+    attention.begin();
+    attention.device->replay(key, [&] {
+      attention.run();
+      if (error != nullptr) throw Error(error, "thrown by the test");
+    });
+  };
+  step(nullptr);
+  CHECK_CODE(std::string(code::kAborted), step(code::kAborted));
+  CHECK_CODE(std::string(code::kInvalidArgument), step(code::kInvalidArgument));
+  CHECK(simt::card.graph_launches == 0);
+  step(nullptr);
+  CHECK(simt::card.graph_launches == 1);
+}
+
+TEST(graphs_can_be_turned_off) {
+  const Fresh fresh;
+  setenv("HOGWILD_CUDA_GRAPHS", "off", 1);
+  const Attention attention(create_cuda_device(0));
+  int calls = 0;
+  for (int i = 0; i < 3; ++i) {
+    attention.begin();
+    attention.device->replay({.model = 1, .cache = 1, .buffers = 1, .rows = 4}, [&] {
+      ++calls;
+      attention.run();
+    });
+  }
+  CHECK(calls == 3 && simt::card.graph_launches == 0);
+  setenv("HOGWILD_CUDA_GRAPHS", "maybe", 1);
+  CHECK(contains(message_of([] { create_cuda_device(0); }), "HOGWILD_CUDA_GRAPHS: expected on or off, found 'maybe'"));
+  unsetenv("HOGWILD_CUDA_GRAPHS");
+}
+
+// ---- an engine's buffers --------------------------------------------------------------------------------
+
+TEST(buffers_of_an_engine_are_checked) {
+  const Fresh fresh;
+  simt::card.count = 2;
+  const Attention attention(create_cuda_device(0));
+  const auto refused = [&](const auto& change) {
+    AttentionParams params = attention.params();
+    params.buffers.is_external = true;
+    change(params);
+    attention.begin();
+    return message_of([&] { attention.device->attention(params); });
+  };
+  CHECK(refused([](AttentionParams&) {}) == "");
+  const auto* q = attention.q.as<float>();
+  CHECK(contains(refused([&](AttentionParams& p) { p.out = attention.q.data(); }), "memory of their own"));
+  CHECK(contains(refused([&](AttentionParams& p) {
+                   p.q = q + 4;
+                   p.out = const_cast<float*>(q);
+                 }),
+                 "memory of their own"));
+  CHECK(contains(refused([&](AttentionParams& p) { p.lse = attention.out.as<float>() + 8; }), "memory of their own"));
+  std::vector<float> host(static_cast<std::size_t>(3 * kQueryHeads * kDim));
+  CHECK(contains(refused([&](AttentionParams& p) { p.q = host.data(); }), "buffers.q: expected"));
+  CHECK(contains(refused([&](AttentionParams& p) { p.lse = host.data(); }), "buffers.lse: expected"));
+  const Buffer small = attention.allocate(16);
+  CHECK(contains(refused([&](AttentionParams& p) { p.out = small.data(); }), "buffers.out: expected 3072 bytes"));
+  const auto other = create_cuda_device(1);
+  const Buffer far = other->allocate(1 << 16, "a test");
+  CHECK(contains(refused([&](AttentionParams& p) { p.q = far.data(); }), "found that of GPU 1"));
+
+  // Whatever was refused: the next one is right.
+  attention.run();
+  const std::vector<float> expected = attention.results();
+  CHECK(refused([](AttentionParams&) {}) == "");
+  CHECK(attention.results() == expected);
+}
+
+TEST(keys_and_values_may_share_memory) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  attention.begin();
+  attention.device->kv_append({.shape = Attention::shape(),
+                               .layer = {attention.keys.data(), attention.values.data()},
+                               .rows = 3,
+                               .k = attention.q.data(),
+                               .v = attention.q.data(),
+                               .buffers = {.dtype = Dtype::kF32, .stream = nullptr, .is_external = true}});
+  const std::vector<float> host(12);
+  CHECK_CODE(std::string(code::kInvalidArgument),
+             attention.device->kv_append({.shape = Attention::shape(),
+                                          .layer = {attention.keys.data(), attention.values.data()},
+                                          .rows = 3,
+                                          .k = host.data(),
+                                          .v = attention.q.data(),
+                                          .buffers = {.dtype = Dtype::kF32, .stream = nullptr, .is_external = true}}));
+}
+
+TEST(a_stream_that_captures_is_refused) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  attention.begin();
+  attention.run();
+  cudaStream_t stream = nullptr;
+  CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
+  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+  AttentionParams params = attention.params();
+  params.buffers = {.dtype = Dtype::kF32, .stream = stream, .is_external = true};
+  CHECK(contains(message_of([&] { attention.device->attention(params); }), "captures no graph"));
+  cudaGraph_t graph = nullptr;
+  CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
+  CHECK(graph->work.empty());
+  attention.device->attention(params);
+  CHECK(cudaGraphDestroy(graph) == cudaSuccess && cudaStreamDestroy(stream) == cudaSuccess);
+}
+
+// ---- memory ---------------------------------------------------------------------------------------------
+
+TEST(staging_grows_geometrically) {
+  const Fresh fresh;
+  cuda::PinnedBuffer buffer;
+  for (std::size_t bytes = 1; bytes <= 10'000; ++bytes) buffer.reserve(bytes);
+  CHECK_MESSAGE(simt::card.pinned_allocations <= 15, std::to_string(simt::card.pinned_allocations));
+}
+
+TEST(partial_results_do_not_grow_with_the_tokens) {
+  cuda::AttentionLaunch launch{.shape = Attention::shape()};
+  launch.query_heads = kQueryHeads;
+  launch.max_ctas = 264;
+  launch.max_tokens = 64;
+  launch.max_segments = 0;
+  const std::size_t few = cuda::attention_workspace_bytes(launch);
+  launch.max_tokens = 32'768;
+  const std::size_t many = cuda::attention_workspace_bytes(launch);
+  CHECK_MESSAGE(few > 0 && many <= few + 4096, std::to_string(few) + ", " + std::to_string(many));
+}
+
+// Two CTAs of the larger tiles fit 228 KiB of shared memory, one fits 100 KiB.
+TEST(there_are_as_many_ctas_as_fit) {
+  const Fresh fresh;
+  const auto workspace = [] {
+    const std::size_t before = simt::card.allocated;
+    const Attention attention(create_cuda_device(0), 5, 3000);
+    attention.begin();
+    attention.run();
+    return simt::card.allocated - before;
+  };
+  const std::size_t two = workspace();
+  simt::card.shared_memory = 100 * 1024;
+  const std::size_t one = workspace();
+  CHECK_MESSAGE(one < two, std::to_string(one) + ", " + std::to_string(two));
+  cuda::AttentionLaunch launch{.shape = {.layers = 1, .kv_heads = 8, .head_dim = 128, .dtype = Dtype::kBF16}};
+  launch.query_heads = 40;
+  launch.max_tokens = 4;
+  launch.max_ctas = 1;
+  int ctas = 0;
+  CHECK(cuda::attention_ctas_per_multiprocessor(launch, &ctas) == cudaSuccess && ctas == 1);
+  simt::card.shared_memory = 228 * 1024;
+  CHECK(cuda::attention_ctas_per_multiprocessor(launch, &ctas) == cudaSuccess && ctas >= 2);
+  launch.shape.head_dim = 7;
+  CHECK(cuda::attention_ctas_per_multiprocessor(launch, &ctas) == cudaErrorInvalidValue);
+}
+
+}  // namespace
+}  // namespace hogwild
+
+HOGWILD_TEST_MAIN
