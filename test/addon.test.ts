@@ -331,7 +331,7 @@ test('steps on two caches wait for each other', async () => {
       ),
     ),
   )
-  expect(results[0]).toEqual(results[1])
+  expect([...results[0]!]).toEqual([...results[1]!])
   expect(results[0]![0]!.logits.length).toBe(config.vocabSize)
 })
 

@@ -132,6 +132,48 @@ test('a step goes on when its cache, blocks and model are closed, and their memo
   expect(output).toBe('done HOGWILD_CLOSED')
 })
 
+linux(
+  'closing and making a cache of 512 MiB takes no time on the JavaScript thread',
+  async () => {
+    // Written from end to end: memory that was never touched costs nothing to give back.
+    const output = await script(`
+    const size = { layers: 1, kvHeads: 16, headDim: 256, dtype: 'f32', attentionFactor: 1 }
+    const inverseFrequencies = config.inverseFrequencies
+    const tokens = 2 ** 29 / (2 * 16 * 256 * 4)
+    const times = { create: [], close: [] }
+    const timed = (list, call) => {
+      const begin = performance.now()
+      const result = call()
+      list.push(performance.now() - begin)
+      return result
+    }
+    const rss = () => process.memoryUsage.rss() / 2 ** 20
+    const before = rss()
+    let full
+    for (let i = 0; i < 5; i++) {
+      const large = timed(times.create, () =>
+        native.createCache(device, { ...size, inverseFrequencies, capacity: tokens }))
+      const target = native.createBlock(large)
+      const pass = native.beginPass(large, [{ view: [target], bias: null, target, nTokens: tokens }])
+      const kv = new Float32Array(tokens * 16 * 256)
+      await native.passAppend(pass, 0, kv, kv)
+      native.passCommit(pass)
+      full = rss()
+      timed(times.close, () => native.cacheClose(large))
+      await native.deviceReadBandwidth(device, 1 << 16) // comes behind it
+    }
+    const median = (list) => list.sort((a, b) => a - b)[2]
+    const kept = rss() - before
+    console.log(JSON.stringify({ create: median(times.create), close: median(times.close), full: full - before, kept }))`)
+    const { create, close, full, kept } = JSON.parse(output)
+    expect(full).toBeGreaterThan(500)
+    expect(kept).toBeLessThan(full - 450) // the arrays that were appended may still be there
+    expect(close).toBeLessThan(3) // munmap of that much takes tens of milliseconds
+    expect(create).toBeLessThan(10)
+  },
+  120_000,
+)
+
 test('a pass that is dropped gives its cache back', async () => {
   const output = await script(`
     const free = native.cacheStats(cache).freePages
@@ -174,6 +216,21 @@ linux(
   },
   120_000,
 )
+
+linux('what a closed device has left ends with its last cache', async () => {
+  const output = await script(`
+    const before = threads()
+    const other = native.createDevice({ type: 'cpu', index: 0, threads: 2, simd: '', profile: false })
+    const itsCache = native.createCache(other, cacheShape(config, 64))
+    native.createBlock(itsCache)
+    native.deviceClose(other)
+    await sleep(20)
+    const open = threads() - before
+    native.cacheClose(itsCache)
+    for (let i = 0; i < 50 && threads() > before; i++) { gc(); await sleep(10) }
+    console.log(open, threads() - before)`)
+  expect(output).toBe('2 0')
+})
 
 test('without a registered class an error is a plain Error with a code', async () => {
   const output = await script(`
