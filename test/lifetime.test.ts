@@ -133,13 +133,13 @@ test('a step goes on when its cache, blocks and model are closed, and their memo
 })
 
 linux(
-  'closing and making a cache of 512 MiB takes no time on the JavaScript thread',
+  'closing and making a cache of 256 MiB takes no time on the JavaScript thread',
   async () => {
     // Written from end to end: memory that was never touched costs nothing to give back.
     const output = await script(`
     const size = { layers: 1, kvHeads: 16, headDim: 256, dtype: 'f32', attentionFactor: 1 }
     const inverseFrequencies = config.inverseFrequencies
-    const tokens = 2 ** 29 / (2 * 16 * 256 * 4)
+    const tokens = 2 ** 28 / (2 * 16 * 256 * 4)
     const times = { create: [], close: [] }
     const timed = (list, call) => {
       const begin = performance.now()
@@ -150,7 +150,7 @@ linux(
     const rss = () => process.memoryUsage.rss() / 2 ** 20
     const before = rss()
     let full
-    for (let i = 0; i < 5; i++) {
+    for (let i = 0; i < 3; i++) {
       const large = timed(times.create, () =>
         native.createCache(device, { ...size, inverseFrequencies, capacity: tokens }))
       const target = native.createBlock(large)
@@ -160,14 +160,14 @@ linux(
       native.passCommit(pass)
       full = rss()
       timed(times.close, () => native.cacheClose(large))
-      await native.deviceReadBandwidth(device, 1 << 16) // comes behind it
+      await native.blockCompact(block) // comes behind it
     }
-    const median = (list) => list.sort((a, b) => a - b)[2]
+    const median = (list) => list.sort((a, b) => a - b)[1]
     const kept = rss() - before
     console.log(JSON.stringify({ create: median(times.create), close: median(times.close), full: full - before, kept }))`)
     const { create, close, full, kept } = JSON.parse(output)
-    expect(full).toBeGreaterThan(500)
-    expect(kept).toBeLessThan(full - 450) // the arrays that were appended may still be there
+    expect(full).toBeGreaterThan(250)
+    expect(kept).toBeLessThan(full - 220) // the arrays that were appended may still be there
     expect(close).toBeLessThan(3) // munmap of that much takes tens of milliseconds
     expect(create).toBeLessThan(10)
   },
