@@ -695,7 +695,9 @@ cudaError_t dispatch_tile(const AttentionLaunch& launch, Body&& body) {
 }  // namespace
 
 cudaError_t attention_ctas_per_multiprocessor(const AttentionLaunch& launch, int* ctas) {
-  if (!is_valid(launch)) return cudaErrorInvalidValue;
+  AttentionLaunch sizes = launch;
+  sizes.max_ctas = sizes.min_tiles = 1;
+  if (!is_valid(sizes)) return cudaErrorInvalidValue;
   return dispatch_tile(launch, [&]<typename T, typename Tile>() {
     return SIMT_OCCUPANCY((attend<T, Tile>), kThreads, Tile::kSharedBytes, ctas);
   });

@@ -288,7 +288,7 @@ AttentionLaunch CudaDevice::attention_launch(const AttentionParams& p) const {
           .lse = p.lse,
           .max_tokens = static_cast<std::int32_t>(step_.layout().rows),
           .max_segments = static_cast<std::int32_t>(step_.layout().segments),
-          .max_ctas = shares_ ? shares_->max_ctas : multiprocessors_,
+          .max_ctas = shares_ ? shares_->max_ctas : 0,
           .min_tiles = kMinTiles,
           .workspace = attention_workspace_.data()};
 }
