@@ -249,12 +249,14 @@ SIMT_DEVICE void load_tile(const Arguments& p, const WorkCursor& at, int segment
                              static_cast<std::size_t>(first_slot % kPageSize) * Tile::kChunks;
   const uint4* keys = static_cast<const uint4*>(p.layer.keys) + offset;
   const uint4* values = static_cast<const uint4*>(p.layer.values) + offset;
-  constexpr int kTileChunks = Tile::kKeys * Tile::kChunks;
+  constexpr unsigned kTileChunks = Tile::kKeys * Tile::kChunks;
   static_assert(kTileChunks % kThreads == 0, "each thread copies the same number of chunks");
 #pragma unroll
-  for (int chunk = static_cast<int>(threadIdx.x); chunk < kTileChunks; chunk += kThreads) {
-    const int slot = first_slot + chunk / Tile::kChunks;
-    const bool valid = slot >= segment.first_slot && slot < segment.first_slot + segment.length;
+  for (unsigned i = 0; i < kTileChunks / kThreads; ++i) {
+    const unsigned chunk = threadIdx.x + i * kThreads;
+    // One comparison: slots before the segment's first wrap round.
+    const unsigned token = static_cast<unsigned>(first_slot - segment.first_slot) + chunk / Tile::kChunks;
+    const bool valid = token < static_cast<unsigned>(segment.length);
     simt::cp_async_16(stage + chunk, keys + chunk, valid);
     simt::cp_async_16(stage + kTileChunks + chunk, values + chunk, valid);
   }
@@ -693,7 +695,9 @@ cudaError_t dispatch_tile(const AttentionLaunch& launch, Body&& body) {
 }  // namespace
 
 cudaError_t attention_ctas_per_multiprocessor(const AttentionLaunch& launch, int* ctas) {
-  if (!is_valid(launch)) return cudaErrorInvalidValue;
+  AttentionLaunch sizes = launch;
+  sizes.max_ctas = sizes.min_tiles = 1;
+  if (!is_valid(sizes)) return cudaErrorInvalidValue;
   return dispatch_tile(launch, [&]<typename T, typename Tile>() {
     return SIMT_OCCUPANCY((attend<T, Tile>), kThreads, Tile::kSharedBytes, ctas);
   });

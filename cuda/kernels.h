@@ -162,8 +162,9 @@ struct SampleLaunch {
   const SampleRow* rows = nullptr;    // [n]
   const std::int32_t* ids = nullptr;  // those seen and forbidden, of all rows, each in [0, V)
   std::int64_t n = 0;
-  SampledRow* sampled = nullptr;  // [n]
-  void* workspace = nullptr;      // sample_workspace_bytes(), aligned to 256
+  bool any_top_k = true, any_top_p = true;  // whether a row has 0 < top_k < V, or top_p < 1
+  SampledRow* sampled = nullptr;            // [n]
+  void* workspace = nullptr;                // sample_workspace_bytes(), aligned to 256
 };
 std::size_t sample_workspace_bytes(std::int64_t rows, std::int64_t vocab);
 cudaError_t launch_sample(const SampleLaunch& launch, cudaStream_t stream);

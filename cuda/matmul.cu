@@ -2,8 +2,8 @@
 //
 // Weights are the A operand of mma.sync (16 outputs), tokens the B operand (8 rows), so that few rows waste
 // little. The work is cut into *tiles* of outputs x rows, a tile into *chunks* of kDepth along k. All chunks
-// stand in one order - matrix, tile of outputs, tile of rows, chunk - and CTA i of n takes the chunks
-// [i N / n, (i + 1) N / n) of all N (stream-K, Osama et al. 2023, arXiv 2301.03598). A tile that is cut
+// stand in one order - matrix, tile of outputs, tile of rows, chunk - and each of n CTAs takes the chunks
+// of one of n equal shares (stream-K, Osama et al. 2023, arXiv 2301.03598). A tile that is cut
 // between CTAs is added up by the last of them to arrive, in the order of the work: the result does not
 // depend on timing.
 //
@@ -15,6 +15,7 @@
 
 #include "dispatch.cuh"
 #include "kernels.h"
+#include "quotient.cuh"
 #include "simt/simt.h"
 #include "vector_load.cuh"
 
@@ -25,8 +26,10 @@ namespace {
 struct Arguments {
   MatmulParams params;
   int tiles_before[MatmulParams::kMaxOutputs + 1];  // tiles of the matrices before each
-  int row_tiles;
+  Quotient by_row_tiles;
+  Quotient by_chunks;
   int chunks;               // per tile
+  Shares shares;            // of all chunks
   unsigned* tickets;        // [tiles]: CTAs that have finished a tile that is cut; 0 between launches
   volatile float* partial;  // [CTAs, 2, kOutputs, kRows]: of a CTA's first and last tile
 };
@@ -75,8 +78,6 @@ struct Place {
   int tile, chunk;
 };
 
-SIMT_DEVICE long long share_begin(long long total, int cta, int ctas) { return total * cta / ctas; }
-
 // Which matrix, outputs and rows a tile is of.
 struct TileAt {
   int matrix;
@@ -88,38 +89,77 @@ SIMT_DEVICE TileAt locate(const Arguments& p, int tile) {
   int matrix = 0;
   while (matrix + 1 < p.params.n_outputs && tile >= p.tiles_before[matrix + 1]) ++matrix;
   const int within = tile - p.tiles_before[matrix];
-  return {matrix, static_cast<std::int64_t>(within / p.row_tiles) * Tile::kOutputs,
-          static_cast<std::int64_t>(within % p.row_tiles) * Tile::kRows};
+  const int output_tile = p.by_row_tiles.of(within);
+  const int row_tile = within - output_tile * p.by_row_tiles.divisor;
+  return {matrix, static_cast<std::int64_t>(output_tile) * Tile::kOutputs,
+          static_cast<std::int64_t>(row_tile) * Tile::kRows};
 }
 
-// Begins the copy of one chunk of weights and of x. What lies beyond a matrix becomes zero.
+// Copies one chunk after another of weights and of x. Each thread copies the same places of every stage, so all that
+// changes from chunk to chunk is one column; all else is worked out where a tile begins. What lies beyond a matrix
+// becomes zero.
 template <typename Tile>
-SIMT_DEVICE void load_chunk(const Arguments& p, Place at, unsigned char* stage) {
-  const TileAt tile = locate<Tile>(p, at.tile);
-  const Matrix& weight = p.params.outputs[tile.matrix].weight;
-  const std::int64_t k = p.params.k;
-  const std::int64_t first_k = static_cast<std::int64_t>(at.chunk) * Tile::kDepth;
-  uint4* weights = reinterpret_cast<uint4*>(stage);
-  for (int i = static_cast<int>(threadIdx.x); i < Tile::kOutputs * Tile::kWeightChunks; i += Tile::kThreads) {
-    const int row = i / Tile::kWeightChunks;
-    const int chunk = i % Tile::kWeightChunks;
-    const std::int64_t output = tile.first_output + row;
-    const std::int64_t column = first_k + chunk * 8;
-    const bool valid = output < weight.rows && column < k;
-    const auto* from = static_cast<const std::uint16_t*>(weight.data) + (valid ? output * k + column : 0);
-    simt::cp_async_16(weights + Tile::weight_chunk(row, chunk), from, valid);
+struct Loader {
+  static constexpr int kWeightCopies = Tile::kOutputs * Tile::kWeightChunks / Tile::kThreads;
+  static constexpr int kWeightRowsApart = Tile::kThreads / Tile::kWeightChunks;  // of a thread's copies
+  static constexpr int kXChunks = Tile::kDepth / 4;
+  static constexpr int kXRowsApart = Tile::kThreads / kXChunks;
+  static constexpr int kXCopies = (Tile::kRows * kXChunks + Tile::kThreads - 1) / Tile::kThreads;
+  static_assert(Tile::kOutputs * Tile::kWeightChunks % Tile::kThreads == 0 && Tile::kThreads % kXChunks == 0);
+  static_assert(kWeightRowsApart % 8 == 0, "weight_chunk of rows so far apart differs by whole rows only");
+
+  int tile, chunk;               // the next to load
+  const std::uint16_t* weights;  // of the tile: this thread's first row, column 0
+  const float* x;
+  int outputs, rows;            // of the matrices, from this thread's first row on
+  int weight_column, x_column;  // of this thread in `chunk`
+
+  SIMT_DEVICE void seek(const Arguments& p, Place at) {
+    tile = at.tile;
+    chunk = at.chunk;
+    const int tid = static_cast<int>(threadIdx.x);
+    const TileAt where = locate<Tile>(p, at.tile);
+    const Matrix& weight = p.params.outputs[where.matrix].weight;
+    const std::int64_t output = where.first_output + tid / Tile::kWeightChunks;
+    const std::int64_t row = where.first_row + tid / kXChunks;
+    outputs = static_cast<int>(max(min(weight.rows - output, std::int64_t{Tile::kOutputs}), std::int64_t{0}));
+    rows = static_cast<int>(max(min(p.params.rows - row, std::int64_t{Tile::kRows}), std::int64_t{0}));
+    weights = static_cast<const std::uint16_t*>(weight.data) + (outputs > 0 ? output * p.params.k : 0);
+    x = p.params.x + (rows > 0 ? row * p.params.k : 0);
+    weight_column = at.chunk * Tile::kDepth + tid % Tile::kWeightChunks * 8;
+    x_column = at.chunk * Tile::kDepth + tid % kXChunks * 4;
   }
-  float* x = reinterpret_cast<float*>(stage + Tile::kWeightBytes);
-  constexpr int kXChunks = Tile::kDepth / 4;
-  for (int i = static_cast<int>(threadIdx.x); i < Tile::kRows * kXChunks; i += Tile::kThreads) {
-    const int r = i / kXChunks;
-    const int chunk = i % kXChunks;
-    const std::int64_t row = tile.first_row + r;
-    const std::int64_t column = first_k + chunk * 4;
-    const bool valid = row < p.params.rows && column < k;
-    simt::cp_async_16(x + r * Tile::kXStride + chunk * 4, p.params.x + (valid ? row * k + column : 0), valid);
+
+  // Begins the copy of the next chunk.
+  SIMT_DEVICE void load(const Arguments& p, unsigned char* stage) {
+    const int tid = static_cast<int>(threadIdx.x);
+    const int k = static_cast<int>(p.params.k);
+    uint4* weights_to =
+        reinterpret_cast<uint4*>(stage) + Tile::weight_chunk(tid / Tile::kWeightChunks, tid % Tile::kWeightChunks);
+    const bool inside = weight_column < k;
+    const std::uint16_t* weights_from = weights + (inside ? weight_column : 0);
+#pragma unroll
+    for (int i = 0; i < kWeightCopies; ++i) {
+      const bool valid = inside && i * kWeightRowsApart < outputs;
+      simt::cp_async_16(weights_to + i * kWeightRowsApart * Tile::kWeightChunks,
+                        weights_from + (valid ? static_cast<std::int64_t>(i * kWeightRowsApart) * k : 0), valid);
+    }
+    float* x_to =
+        reinterpret_cast<float*>(stage + Tile::kWeightBytes) + tid / kXChunks * Tile::kXStride + tid % kXChunks * 4;
+    const bool x_inside = x_column < k;
+    const float* x_from = x + (x_inside ? x_column : 0);
+#pragma unroll
+    for (int i = 0; i < kXCopies; ++i) {
+      if (Tile::kRows * kXChunks % Tile::kThreads != 0 && tid / kXChunks + i * kXRowsApart >= Tile::kRows) break;
+      const bool valid = x_inside && i * kXRowsApart < rows;
+      simt::cp_async_16(x_to + i * kXRowsApart * Tile::kXStride,
+                        x_from + (valid ? static_cast<std::int64_t>(i * kXRowsApart) * k : 0), valid);
+    }
+    weight_column += Tile::kDepth;
+    x_column += Tile::kDepth;
+    if (++chunk == p.chunks && tile + 1 < p.tiles_before[p.params.n_outputs]) seek(p, {tile + 1, 0});
   }
-}
+};
 
 // x rounded to the weights' type. f16 reaches only to 65504: beyond, x is held there. NaN stays.
 template <typename T>
@@ -193,14 +233,21 @@ SIMT_DEVICE void multiply_chunk(const unsigned char* stage, Sums<Tile>& sums) {
   }
 }
 
-// Adds up what the CTAs [first, last] have of a tile, in this order, instead of the own part alone.
+// Where a CTA leaves its part of a tile that is cut: its first tile's, or its last one's.
 template <typename Tile>
-SIMT_DEVICE void add_partials(const Arguments& p, int first, int last, int tile, long long total, Sums<Tile>& sums) {
+SIMT_DEVICE volatile float* partial_of(const Arguments& p, int cta, bool is_first_tile) {
   constexpr std::size_t kTileSize = static_cast<std::size_t>(Tile::kOutputs) * Tile::kRows;
+  return p.partial + (2 * static_cast<std::size_t>(cta) + (is_first_tile ? 0 : 1)) * kTileSize;
+}
+
+// Adds up what the CTAs [first, last] have of a tile whose chunks begin at `tile_begin`, in this order, instead of
+// the own part alone.
+template <typename Tile>
+SIMT_DEVICE void add_partials(const Arguments& p, int first, int last, int tile_begin, Sums<Tile>& sums) {
   sums.clear();
   for (int cta = first; cta <= last; ++cta) {
-    const bool is_first_tile = share_begin(total, cta, static_cast<int>(gridDim.x)) / p.chunks == tile;
-    const volatile float* from = p.partial + (2 * static_cast<std::size_t>(cta) + (is_first_tile ? 0 : 1)) * kTileSize;
+    // Only the first of them can have begun with another tile.
+    const volatile float* from = partial_of<Tile>(p, cta, cta != first || p.shares.begin(cta) >= tile_begin);
     sums.for_each([&](float& sum, int output, int row) { sum += from[output * Tile::kRows + row]; });
   }
 }
@@ -227,22 +274,19 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtasPerMultiprocessor)
   SIMT_SHARED_MEMORY(shared);
   unsigned* ticket = reinterpret_cast<unsigned*>(shared + Tile::kStages * Tile::kStageBytes);
   const int cta = static_cast<int>(blockIdx.x);
-  const int ctas = static_cast<int>(gridDim.x);
-  const long long total = static_cast<long long>(p.tiles_before[p.params.n_outputs]) * p.chunks;
-  const long long begin = share_begin(total, cta, ctas);
-  const int n = static_cast<int>(share_begin(total, cta + 1, ctas) - begin);
-  const Place first = {static_cast<int>(begin / p.chunks), static_cast<int>(begin % p.chunks)};
+  const int begin = p.shares.begin(cta);
+  const int n = p.shares.begin(cta + 1) - begin;
+  const int first_tile = p.by_chunks.of(begin);
+  const Place first = {first_tile, begin - first_tile * p.chunks};
   const auto next = [&p](Place& at) {
     if (++at.chunk == p.chunks) at = {at.tile + 1, 0};
   };
 
-  Place loading = first;
-#pragma unroll
+  Loader<Tile> loader;
+  loader.seek(p, first);
+#pragma unroll 1
   for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
-    if (stage < n) {
-      load_chunk<Tile>(p, loading, shared + stage * Tile::kStageBytes);
-      next(loading);
-    }
+    if (stage < n) loader.load(p, shared + stage * Tile::kStageBytes);
     simt::cp_async_commit();
   }
 
@@ -254,8 +298,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtasPerMultiprocessor)
     simt::cp_async_wait<Tile::kStages - 2>();
     __syncthreads();  // this chunk is there for all; all are done with the one before
     if (i + Tile::kStages - 1 < n) {
-      load_chunk<Tile>(p, loading, shared + (i + Tile::kStages - 1) % Tile::kStages * Tile::kStageBytes);
-      next(loading);
+      loader.load(p, shared + (i + Tile::kStages - 1) % Tile::kStages * Tile::kStageBytes);
     }
     simt::cp_async_commit();
     multiply_chunk<T, Tile>(shared + i % Tile::kStages * Tile::kStageBytes, sums);
@@ -267,21 +310,19 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kCtasPerMultiprocessor)
     // The tile ends here, for this CTA.
     bool complete = tile_chunks == p.chunks;
     if (!complete) {
-      constexpr std::size_t kTileSize = static_cast<std::size_t>(Tile::kOutputs) * Tile::kRows;
-      volatile float* to = p.partial + (2 * static_cast<std::size_t>(cta) + (tile == first.tile ? 0 : 1)) * kTileSize;
+      volatile float* to = partial_of<Tile>(p, cta, tile == first.tile);
       sums.for_each([&](float& sum, int output, int row) { to[output * Tile::kRows + row] = sum; });
       __threadfence();
       __syncthreads();  // all of it is written
-      // The CTA of chunk c is the last whose share begins at or before c.
-      const long long tile_begin = static_cast<long long>(tile) * p.chunks;
-      const int first_cta = static_cast<int>(((tile_begin + 1) * ctas - 1) / total);
-      const int last_cta = static_cast<int>(((tile_begin + p.chunks) * ctas - 1) / total);
+      const int tile_begin = tile * p.chunks;
+      const int first_cta = p.shares.owner(tile_begin);
+      const int last_cta = p.shares.owner(tile_begin + p.chunks - 1);
       if (threadIdx.x == 0) *ticket = atomicAdd(&p.tickets[tile], 1u);
       __syncthreads();
       complete = *ticket == static_cast<unsigned>(last_cta - first_cta);
       if (complete) {
         __threadfence();  // the others' parts, not what was there before
-        add_partials<Tile>(p, first_cta, last_cta, tile, total, sums);
+        add_partials<Tile>(p, first_cta, last_cta, tile_begin, sums);
         if (threadIdx.x == 0) p.tickets[tile] = 0;
       }
     }
@@ -346,12 +387,14 @@ Layout lay_out(const MatmulLaunch& launch) {
     if (tiles > kMaxTiles) return layout;
   }
   p.tiles_before[params.n_outputs] = static_cast<int>(tiles);
-  p.row_tiles = static_cast<int>(row_tiles);
+  if (tiles * chunks > INT_MAX) return layout;
+  p.by_row_tiles = Quotient(static_cast<int>(row_tiles));
+  p.by_chunks = Quotient(static_cast<int>(chunks));
   p.chunks = static_cast<int>(chunks);
-  // (A share within INT_MAX chunks: tiles and chunks are bounded, and there are CTAs for all.)
   const std::int64_t ctas = std::clamp(tiles * chunks / kMinChunks, std::int64_t{1},
                                        std::int64_t{launch.multiprocessors} * Tile::kCtasPerMultiprocessor);
   layout.ctas = static_cast<unsigned>(ctas);
+  p.shares = Shares(static_cast<int>(tiles * chunks), static_cast<int>(ctas));
   layout.bytes = kTicketBytes + static_cast<std::size_t>(ctas) * 2 * Tile::kOutputs * Tile::kRows * sizeof(float);
   p.tickets = static_cast<unsigned*>(launch.workspace);
   p.partial = reinterpret_cast<float*>(static_cast<unsigned char*>(launch.workspace) + kTicketBytes);

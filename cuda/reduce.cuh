@@ -40,4 +40,31 @@ SIMT_DEVICE T block_sum(T value, T* scratch) {
   return block_reduce<kThreads>(value, scratch, [](T a, T b) { return a + b; });
 }
 
+// Sum of the values of all lower threads of the CTA; `total`: of all. `scratch`: one element for each warp, which may
+// be used again after the call.
+template <int kThreads, typename T>
+SIMT_DEVICE T block_exclusive_sum(T value, T* scratch, T& total) {
+  constexpr int kWarps = kThreads / 32;
+  static_assert(kThreads % 32 == 0 && kWarps <= 32);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  T upto = value;  // of this warp's lanes up to this one (Hillis and Steele 1986)
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const T lower = __shfl_up_sync(0xffffffffu, upto, static_cast<unsigned>(distance));
+    if (lane >= distance) upto += lower;
+  }
+  if (lane == 31) scratch[warp] = upto;
+  __syncthreads();
+  T before = 0;
+  total = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    if (w < warp) before += scratch[w];
+    total += scratch[w];
+  }
+  __syncthreads();
+  return before + upto - value;
+}
+
 }  // namespace hogwild::cuda

@@ -21,6 +21,7 @@ export type BlockHandle = Handle<'block'>
 export type PassHandle = Handle<'pass'>
 export type CancelHandle = Handle<'cancel'>
 export type ProgressHandle = Handle<'progress'>
+export type MemoryHandle = Handle<'memory'>
 
 export type { Dtype }
 export type SimdLevel = 'baseline' | 'avx2' | 'avx512' | 'avx512bf16' | 'neon'
@@ -291,8 +292,9 @@ export interface NativeBinding {
 
 /** Each runs at once and returns fresh arrays; refused with HOGWILD_BUSY while the device computes. */
 export interface NativeOps {
-  /** Memory of the device that holds `bytes`, for as long as `read` can be called, which copies it back. */
-  deviceMemory(device: DeviceHandle, bytes: Uint8Array): { address: bigint; read: () => Uint8Array }
+  /** Memory of the device that holds `bytes`, for as long as its handle lives. */
+  deviceMemory(device: DeviceHandle, bytes: Uint8Array): { address: bigint; memory: MemoryHandle }
+  readMemory(memory: MemoryHandle): Uint8Array
   /** table: raw little-endian elements of `dtype`, [rows, cols]. */
   embedding(
     device: DeviceHandle,

@@ -319,7 +319,7 @@ test('while a step, pass or compaction uses a cache, all that would change it is
   native.blockClear(block)
 })
 
-test('steps on two caches wait for each other', async () => {
+test('steps on two caches give the same', async () => {
   const caches = [newCache(), newCache()]
   const results = await Promise.all(
     caches.map((own) =>
@@ -331,8 +331,29 @@ test('steps on two caches wait for each other', async () => {
       ),
     ),
   )
-  expect(results[0]).toEqual(results[1])
+  expect([...results[0]!]).toEqual([...results[1]!])
   expect(results[0]![0]!.logits.length).toBe(config.vocabSize)
+})
+
+test('short steps of other caches come between the pieces of a long one', async () => {
+  const long = native.createCache(device, cacheShape(config, 8192))
+  const other = newCache()
+  const block = native.createBlock(other)
+  const order: string[] = []
+  const tokens = Array.from({ length: 6000 }, (_, i) => i % config.vocabSize)
+  const prefilling = native
+    .step(model, long, [stepWorker([native.createBlock(long)], tokens)], null)
+    .then(({ seconds }) => {
+      order.push('long')
+      return seconds
+    })
+  for (let i = 0; i < 3; i++) {
+    const { seconds } = await native.step(model, other, [stepWorker([block], [i])], null)
+    expect(seconds).toBeGreaterThan(0)
+    order.push(`short ${i}`)
+  }
+  expect(await prefilling).toBeGreaterThan(0)
+  expect(order).toEqual(['short 0', 'short 1', 'short 2', 'long'])
 })
 
 // ---- passes ---------------------------------------------------------------------------------------

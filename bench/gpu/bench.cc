@@ -1,204 +1,184 @@
-// The CUDA device's speed on the card that is there: attention over 300 to 65,536 cached tokens, its plan, and
-// whole steps, beside the card's copy bandwidth of the same run. Prints JSON.
+// The CUDA device's speed on the card that is there, part by part, as JSON: one object a line, flushed at once, so that
+// a run that is cut off loses nothing.
 //
-//   bench_gpu [--layers N] [--runs N] [--tokens 300,4096,...]
+//   bench [--seconds N] [part...]     parts: card gaps attention matmul sample steps pointwise host (default: all)
 //
-// Shapes are QwQ-32B's (40 query heads, 8 kv heads of 128, hidden size 5120, 27648 in between, 64 layers,
-// vocabulary 152064), weights, keys and values are random bf16. `scripts/gpu.sh bench` builds this with nvcc alone.
+// --seconds: nothing more is begun after so long (each part says how much it left out).
+//
+// Work is timed as it runs in a step: in one captured graph of many layers, each on memory of its own, together four
+// times what the L2 holds. Beside each time stands the share of the copy bandwidth that `card` has measured, of a copy
+// of 4 GiB. What comes first in a part matters most.
 #if !defined(HOGWILD_SIMT)
 #include <cuda_runtime_api.h>
 #endif
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
-#include <random>
-#include <sstream>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
 #include "core/float16.h"
 #include "device/device.h"
 #include "kernels.h"
+#include "worker_step.h"
 
 namespace hogwild {
 namespace {
 
-constexpr std::int64_t kQueryHeads = 40, kKvHeads = 8, kHeadDim = 128, kHidden = 5120, kIntermediate = 27648;
-constexpr std::int64_t kModelLayers = 64, kVocab = 152064;
-constexpr std::int64_t kOwnTokens = 64;  // of each worker, behind what all share
-constexpr std::int64_t kWorkers[] = {1, 2, 4, 8};
+#if defined(HOGWILD_SIMT)  // only to see that it runs
+constexpr bool kEmulated = true;
+#else
+constexpr bool kEmulated = false;
+#endif
 
-struct Options {
-  std::int64_t layers = 4;
-  int runs = 30;
-  std::vector<std::int64_t> tokens = {300, 1024, 4096, 8192, 16384, 32768, 65536};
+struct ModelShape {
+  const char* name;
+  std::int64_t layers, hidden, intermediate, query_heads, kv_heads, head_dim, vocab;
 };
+constexpr ModelShape kQwq = {"QwQ-32B", 64, 5120, 27648, 40, 8, 128, 152064};
+constexpr ModelShape kQwen3 = {"Qwen3-8B", 36, 4096, 12288, 32, 8, 128, 151936};
+constexpr ModelShape kSmall = {"small", 2, 256, 512, 4, 2, 64, 3000};
 
 void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw Error(code::kInternal, std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+template <typename T>
+T median(std::vector<T> values) {
+  std::nth_element(values.begin(), values.begin() + std::ssize(values) / 2, values.end());
   return values[values.size() / 2];
 }
 
-// A plan of W workers with one new token each: a common block, then each worker's own, seen by all.
-struct Step {
-  std::vector<std::int64_t> pages, token_query_ranges, token_query_ranges_at;
-  std::vector<PlanSegment> segments;
-  std::vector<QueryRange> query_ranges;
-  std::vector<AppendSlot> slots;
-  std::vector<std::int32_t> tokens;
-  std::vector<float> cos, sin;
-  std::int64_t workers;
-
-  Step(std::int64_t workers, std::int64_t cached) : workers(workers) {
-    const std::int64_t own = std::min(kOwnTokens, cached / (2 * workers));
-    const auto add = [&](std::int64_t length) {
-      PlanSegment segment{.first_page = std::ssize(pages),
-                          .first_slot = 0,
-                          .length = length,
-                          .first_query_range = std::ssize(query_ranges),
-                          .n_query_ranges = workers};
-      for (std::int64_t at = 0; at < length; at += kPageSize) pages.push_back(std::ssize(pages));
-      for (std::int64_t w = 0; w < workers; ++w) {
-        query_ranges.push_back({.token = static_cast<std::int32_t>(w),
-                                .rope_row = static_cast<std::int32_t>(w),
-                                .limit = length,
-                                .bias = 0,
-                                .order = static_cast<std::int32_t>(segments.size())});
-      }
-      segments.push_back(segment);
-    };
-    add(cached - workers * own);
-    for (std::int64_t w = 0; w < workers; ++w) {
-      add(own);
-      slots.push_back({.page = pages.back(), .slot = static_cast<std::int32_t>((own - 1) % kPageSize), .rope_row = 0});
-      tokens.push_back(static_cast<std::int32_t>(w));
-    }
-    token_query_ranges_at.push_back(0);
-    for (std::int64_t w = 0; w < workers; ++w) {
-      for (std::int64_t s = 0; s < std::ssize(segments); ++s) token_query_ranges.push_back(s * workers + w);
-      token_query_ranges_at.push_back(std::ssize(token_query_ranges));
-    }
-    for (std::int64_t i = 0; i < workers * kHeadDim / 2; ++i) {
-      cos.push_back(std::cos(0.1f * static_cast<float>(i)));
-      sin.push_back(std::sin(0.1f * static_cast<float>(i)));
-    }
-  }
-  StepView view() const {
-    return {.id = 0,
-            .plan = {workers, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
-            .rope = {.cos = cos.data(), .sin = sin.data(), .rotary_dim = kHeadDim},
-            .slots = slots,
-            .tokens = tokens};
-  }
-};
-
 class Bench {
  public:
-  explicit Bench(const Options& options) : options_(options), device_(create_cuda_device(0)) {
+  explicit Bench(double seconds) : deadline_(now() + seconds) {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
     check(cudaEventCreate(&begin_), "an event");
     check(cudaEventCreate(&end_), "an event");
-    cudaDeviceProp properties;
-    check(cudaGetDeviceProperties(&properties, 0), "the card");
-    multiprocessors_ = properties.multiProcessorCount;
-    flush_bytes_ = std::max<std::size_t>(4 * static_cast<std::size_t>(properties.l2CacheSize), 1 << 20);
-    flush_ = device_->allocate(flush_bytes_, "flushing the L2");
+    check(cudaGetDeviceProperties(&card_, 0), "the card");
   }
 
-  void run() {
-    int driver = 0;
-    static_cast<void>(cudaDriverGetVersion(&driver));
-    std::printf("{\"card\": \"%s\", \"driver_cuda\": %d, \"runs\": %d,\n", device_->info().name.c_str(), driver,
-                options_.runs);
-    copy_bandwidth_ = copy_bandwidth();
-    std::printf("\"copy_gb_per_s\": %.1f,\n\"read_gb_per_s\": %.1f,\n", copy_bandwidth_ * 1e-9,
-                device_->measure_read_bandwidth(flush_bytes_) * 1e-9);
-    std::printf("\"attention\": [");
-    const char* comma = "";
-    for (const std::int64_t tokens : options_.tokens) {
-      double one = 0;
-      for (const std::int64_t workers : kWorkers) {
-        const auto [plan_us, us] = attention(workers, tokens);
-        if (workers == 1) one = us;
-        const double bytes = 2.0 * static_cast<double>(tokens * kKvHeads * kHeadDim) * 2;
-        std::printf(
-            "%s\n {\"tokens\": %lld, \"workers\": %lld, \"us\": %.2f, \"plan_us\": %.2f, \"over_one\": %.3f, "
-            "\"copy_share\": %.3f}",
-            comma, static_cast<long long>(tokens), static_cast<long long>(workers), us, plan_us, us / one,
-            bytes / (us * 1e-6) / copy_bandwidth_);
-        std::fflush(stdout);
-        comma = ",";
-      }
+  // Runs a part. False where it failed.
+  bool run(const std::string& name) {
+    part_ = name;
+    left_out_ = 0;
+    bool is_good = true;
+    try {
+      if (name == "card") measure_card();
+      if (name == "gaps") measure_gaps();
+      if (name == "attention") measure_attention();
+      if (name == "matmul") measure_matmul();
+      if (name == "sample") measure_sampling();
+      if (name == "steps") measure_steps();
+      if (name == "pointwise") measure_pointwise();
+      if (name == "host") measure_host();
+    } catch (const std::exception& error) {
+      std::string text = error.what();
+      std::replace(text.begin(), text.end(), '"', '\'');
+      print("\"error\": \"%s\"", text.c_str());
+      is_good = false;
     }
-    std::printf("],\n\"step\": [");
-    comma = "";
-    for (const std::int64_t workers : {std::int64_t{1}, std::int64_t{4}}) {
-      const auto [ms, share] = step(workers, options_.tokens.back());
-      std::printf(
-          "%s\n {\"workers\": %lld, \"tokens\": %lld, \"layers\": %lld, \"ms\": %.3f, \"ms_of_%lld_layers\": "
-          "%.3f, \"time_over_bytes_at_copy_bandwidth\": %.3f}",
-          comma, static_cast<long long>(workers), static_cast<long long>(options_.tokens.back()),
-          static_cast<long long>(options_.layers), ms, static_cast<long long>(kModelLayers),
-          ms / static_cast<double>(options_.layers) * static_cast<double>(kModelLayers), share);
-      comma = ",";
-    }
-    std::printf("]}\n");
+    buffers_.clear();
+    if (left_out_ > 0) print("\"left_out\": %d", left_out_);
+    return is_good;
   }
 
  private:
-  // Median of the runs, in seconds, of what `work` enqueues on the stream, each with a cold L2.
-  template <typename Work>
-  double time(Work&& work) {
-    std::vector<double> seconds;
-    for (int run = 0; run < options_.runs + 3; ++run) {
-      check(cudaMemsetAsync(flush_.data(), run, flush_bytes_, stream_), "flushing");
-      check(cudaEventRecord(begin_, stream_), "timing");
+  // ---- output and time --------------------------------------------------------------------------------
+
+  __attribute__((format(printf, 2, 3))) void print(const char* format, ...) const {
+    std::printf("{\"part\": \"%s\", ", part_.c_str());
+    std::va_list arguments;
+    va_start(arguments, format);
+    std::vprintf(format, arguments);
+    va_end(arguments);
+    std::printf("}\n");
+    std::fflush(stdout);
+  }
+
+  bool is_late() {
+    if (now() < deadline_) return false;
+    ++left_out_;
+    return true;
+  }
+
+  double share(double bytes, double seconds) const { return copy_ > 0 ? bytes / seconds / copy_ : 0; }
+
+  // Seconds of `work` on the stream: the median of several runs of a graph that holds it, or of plain calls.
+  double time(const std::function<void()>& work, bool as_graph = true) {
+    constexpr int kRuns = kEmulated ? 1 : 9, kWarmUp = kEmulated ? 0 : 2;
+    work();  // loads modules
+    check(cudaStreamSynchronize(stream_), "the work");
+    cudaGraphExec_t exec = nullptr;
+    if (as_graph) {
+      cudaGraph_t graph = nullptr;
+      check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "capturing");
       work();
+      check(cudaStreamEndCapture(stream_, &graph), "capturing");
+      check(cudaGraphInstantiate(&exec, graph, 0), "capturing");
+      check(cudaGraphDestroy(graph), "capturing");
+    }
+    std::vector<double> seconds;
+    for (int run = 0; run < kRuns + kWarmUp; ++run) {
+      check(cudaEventRecord(begin_, stream_), "timing");
+      if (as_graph) {
+        check(cudaGraphLaunch(exec, stream_), "timing");
+      } else {
+        work();
+      }
       check(cudaEventRecord(end_, stream_), "timing");
       check(cudaStreamSynchronize(stream_), "the work");
       float milliseconds = 0;
       check(cudaEventElapsedTime(&milliseconds, begin_, end_), "timing");
-      if (run >= 3) seconds.push_back(milliseconds * 1e-3);
+      if (run >= kWarmUp) seconds.push_back(milliseconds * 1e-3);
     }
-    return median(seconds);
+    if (as_graph) check(cudaGraphExecDestroy(exec), "a graph");
+    return median(std::move(seconds));
   }
 
-  double copy_bandwidth() {
-    const std::size_t half = flush_bytes_ / 2;
-    auto* data = flush_.as<std::byte>();
-    return 2.0 * static_cast<double>(half) /
-           time([&] { check(cudaMemcpyAsync(data, data + half, half, cudaMemcpyDefault, stream_), "a copy"); });
+  // Of `bytes` each, that hold four times what the L2 does.
+  std::int64_t copies_beyond_l2(std::int64_t bytes, std::int64_t least) const {
+    return std::max(least, (kEmulated ? 0 : 4) * static_cast<std::int64_t>(card_.l2CacheSize) / bytes + 1);
   }
 
-  template <typename T>
-  const T* upload(const std::vector<T>& values) {
-    buffers_.push_back(device_->allocate(values.size() * sizeof(T) + 16, "the bench"));
-    device_->upload(buffers_.back().data(), values.data(), values.size() * sizeof(T));
-    return buffers_.back().as<T>();
-  }
+  // ---- memory -----------------------------------------------------------------------------------------
+
   template <typename T>
   T* allocate(std::int64_t n) {
-    buffers_.push_back(device_->allocate(static_cast<std::size_t>(n) * sizeof(T), "the bench"));
+    buffers_.push_back(device_->allocate(static_cast<std::size_t>(n) * sizeof(T) + 256, "the benchmark"));
     return buffers_.back().as<T>();
   }
-
+  template <typename T>
+  T* upload(const std::vector<T>& values) {
+    T* data = allocate<T>(std::ssize(values));
+    device_->upload(data, values.data(), values.size() * sizeof(T));
+    return data;
+  }
+  float random() {  // xorshift64 (Marsaglia 2003), in [-1, 1)
+    random_ ^= random_ << 13;
+    random_ ^= random_ >> 7;
+    random_ ^= random_ << 17;
+    return static_cast<float>(static_cast<std::int32_t>(random_ >> 32)) * (1.f / 2147483648.f);
+  }
   // Zeros would leave the tensor cores cooler, and the clock higher, than a model does.
   std::uint16_t* random_bf16(std::int64_t n) {
-    constexpr std::int64_t kPiece = std::int64_t{1} << 20;
+    constexpr std::int64_t kPiece = std::int64_t{1} << 23;
     auto* data = allocate<std::uint16_t>(n);
-    std::normal_distribution<float> normal(0, 0.05f);
     std::vector<std::uint16_t> piece(static_cast<std::size_t>(std::min(n, kPiece)));
-    for (std::uint16_t& value : piece) value = f32_to_bf16(normal(random_));
+    for (std::uint16_t& value : piece) value = f32_to_bf16(0.05f * random());
     device_->upload(data, piece.data(), piece.size() * sizeof(piece[0]));
     for (std::int64_t at = kPiece; at < n; at += kPiece) {
       const auto bytes = static_cast<std::size_t>(std::min(n - at, kPiece)) * sizeof(piece[0]);
@@ -207,173 +187,475 @@ class Bench {
     check(cudaStreamSynchronize(stream_), "filling memory");
     return data;
   }
-
   float* random_f32(std::int64_t n) {
-    std::normal_distribution<float> normal;
     std::vector<float> values(static_cast<std::size_t>(n));
-    for (float& value : values) value = normal(random_);
-    float* data = allocate<float>(n);
-    device_->upload(data, values.data(), values.size() * sizeof(float));
-    return data;
+    for (float& value : values) value = random();
+    return upload(values);
   }
 
-  static KvShape shape(std::int64_t layers) {
-    return {.layers = layers, .kv_heads = kKvHeads, .head_dim = kHeadDim, .dtype = Dtype::kBF16};
+  // ---- parts ------------------------------------------------------------------------------------------
+
+  void measure_card() {
+    int driver = 0, runtime = 0;
+    static_cast<void>(cudaDriverGetVersion(&driver));
+    static_cast<void>(cudaRuntimeGetVersion(&runtime));
+    print(
+        "\"name\": \"%s\", \"multiprocessors\": %d, \"l2_mb\": %d, \"memory_gb\": %.1f, \"driver_cuda\": %d, \"cuda\": "
+        "%d",
+        card_.name, card_.multiProcessorCount, card_.l2CacheSize >> 20,
+        static_cast<double>(card_.totalGlobalMem) * 1e-9, driver, runtime);
+    const std::int64_t bytes = kEmulated ? 1 << 20 : std::int64_t{8} << 30, half = bytes / 2;
+    auto* data = reinterpret_cast<std::byte*>(random_bf16(bytes / 2));
+    copy_ = static_cast<double>(bytes) /
+            time(
+                [&] {
+                  check(cudaMemcpyAsync(data, data + half, static_cast<std::size_t>(half), cudaMemcpyDefault, stream_),
+                        "a copy");
+                },
+                false);
+    auto* result = allocate<std::uint32_t>(1);
+    const double read =
+        static_cast<double>(bytes) / time(
+                                         [&] {
+                                           check(cuda::launch_read(data, static_cast<std::size_t>(bytes),
+                                                                   card_.multiProcessorCount, result, stream_),
+                                                 "reading");
+                                         },
+                                         false);
+    print("\"copy_gb_s\": %.0f, \"read_gb_s\": %.0f", copy_ * 1e-9, read * 1e-9);
   }
 
-  struct AttentionTimes {
-    double plan_us, us;
+  // What a kernel that does next to nothing takes, one behind the other.
+  void measure_gaps() {
+    const float* x = random_f32(1024);
+    float* out = allocate<float>(1024);
+    constexpr int kKernels = kEmulated ? 4 : 512;
+    const auto chain = [&] {
+      for (int i = 0; i < kKernels; ++i) {
+        check(cuda::launch_gated_activation({.gate = x, .up = x + 512, .n = 256, .out = out}, stream_), "a kernel");
+      }
+    };
+    const double in_graph = time(chain), launched = time(chain, false);
+    print("\"us_in_graph\": %.2f, \"us_launched\": %.2f", in_graph / kKernels * 1e6, launched / kKernels * 1e6);
+  }
+
+  struct Heads {
+    std::int64_t query, kv, dim;
   };
-  AttentionTimes attention(std::int64_t workers, std::int64_t tokens) {
-    const Step step(workers, tokens);
-    const cuda::FlatPlan plan = cuda::flatten(step.view().plan);
-    const std::int64_t pool = std::ssize(step.pages) * shape(1).page_elements();
-    cuda::AttentionLaunch launch{.shape = shape(1)};
-    launch.layer = {.keys = random_bf16(pool), .values = random_bf16(pool)};
-    launch.plan = {upload(plan.counts), upload(plan.segments), upload(plan.query_ranges), upload(plan.pages)};
-    launch.rope = {.cos = upload(step.cos), .sin = upload(step.sin), .rotary_dim = kHeadDim};
-    launch.query_heads = kQueryHeads;
-    launch.scale = 1 / std::sqrt(static_cast<float>(kHeadDim));
-    launch.q = random_f32(workers * kQueryHeads * kHeadDim);
-    launch.out = allocate<float>(workers * kQueryHeads * kHeadDim);
-    launch.max_tokens = static_cast<std::int32_t>(workers);
-    launch.max_segments = plan.counts[1];
-    launch.max_ctas = 2 * multiprocessors_;
-    launch.min_tiles = 2;
-    launch.workspace = allocate<std::byte>(static_cast<std::int64_t>(cuda::attention_workspace_bytes(launch)));
-    device_->synchronize();
-    const double plan_s = time([&] { check(cuda::launch_attention_plan(launch, stream_), "the plan"); });
-    const double s = time([&] { check(cuda::launch_attention(launch, stream_), "attention"); });
-    buffers_.clear();
-    return {plan_s * 1e6, s * 1e6};
+  void measure_attention() {
+    const auto all = [this](Heads heads, const std::vector<std::int64_t>& tokens,
+                            const std::vector<std::int64_t>& workers) {
+      for (const std::int64_t t : tokens) {
+        double one = 0;
+        for (const std::int64_t w : workers) {
+          if (is_late()) continue;
+          one = attention(heads, t, w, one);
+          buffers_.clear();
+        }
+      }
+    };
+    if (kEmulated) return all({10, 2, 128}, {300}, {1, 4});
+    // The goals first, then the other models' heads, then what is long or wide.
+    const std::vector<std::int64_t> lengths = {300, 1024, 4096, 16384, 65536};
+    all({32, 4, 128}, lengths, {1, 4});
+    all({40, 8, 128}, lengths, {1, 4});
+    for (const Heads heads : {Heads{28, 4, 128}, Heads{64, 8, 128}}) all(heads, {1024, 16384, 65536}, {1, 4});
+    all({4, 2, 32}, {300, 4096}, {1, 4});  // the demo model's
+    all({32, 4, 128}, {64, 1024, 16384, 65536}, {1, 2, 8, 16});
+    all({40, 8, 128}, {1024, 65536}, {1, 2, 8, 16});
+    all({32, 4, 128}, {131072, 262144}, {1, 4});
+    all({40, 8, 128}, {131072, 262144}, {1, 4});
   }
 
-  struct StepTimes {
-    double ms, over_bytes;
-  };
-  // All layers as model/transformer.cc calls them, through the device and its recorded graphs, and the logits.
-  StepTimes step(std::int64_t workers, std::int64_t tokens) {
-    const Step step(workers, tokens);
-    const std::int64_t rows = device_->bucket_rows(workers), layers = options_.layers;
-    const std::int64_t q_size = kQueryHeads * kHeadDim, kv_size = kKvHeads * kHeadDim;
+  // Returns the seconds with one worker: `one`, or what was measured now.
+  double attention(Heads heads, std::int64_t tokens, std::int64_t workers, double one) {
+    const std::int64_t own = std::max<std::int64_t>(1, std::min<std::int64_t>(64, tokens / (2 * workers)));
+    const WorkerStep step(workers, tokens - workers * own, own);
+    const WorkerStep alone(1, tokens - own, own);
+    const KvShape shape{.layers = 1, .kv_heads = heads.kv, .head_dim = heads.dim, .dtype = Dtype::kBF16};
+    const std::int64_t pages = std::max(std::ssize(step.pages), std::ssize(alone.pages));
+    const std::int64_t pool = pages * shape.page_elements();
+    const std::int64_t bytes = 2 * tokens * heads.kv * heads.dim * 2;
+    const std::int64_t layers = kEmulated ? 2 : std::min<std::int64_t>(copies_beyond_l2(bytes, 8), 200);
+    std::uint16_t* memory = random_bf16(2 * pool * layers);
+    const float* q = random_f32(workers * heads.query * heads.dim);
+    float* out = allocate<float>(workers * heads.query * heads.dim);
+    const auto launch_of = [&](const WorkerStep& s) {
+      const cuda::FlatPlan plan = cuda::flatten(s.view().plan);
+      cuda::AttentionLaunch launch{.shape = shape};
+      launch.layer = {.keys = memory, .values = memory};
+      launch.plan = {upload(plan.counts), upload(plan.segments), upload(plan.query_ranges), upload(plan.pages)};
+      launch.rope = {.cos = upload(s.cos), .sin = upload(s.sin), .rotary_dim = std::min(s.rotary_dim, heads.dim)};
+      launch.query_heads = heads.query;
+      launch.scale = 1 / std::sqrt(static_cast<float>(heads.dim));
+      launch.q = q;
+      launch.out = out;
+      launch.max_tokens = static_cast<std::int32_t>(s.workers);
+      launch.max_segments = plan.counts[1];
+      int ctas = 0;
+      check(cuda::attention_ctas_per_multiprocessor(launch, &ctas), "attention");
+      launch.max_ctas = std::clamp(ctas, 1, 2) * card_.multiProcessorCount;
+      launch.min_tiles = 2;
+      launch.workspace = allocate<std::byte>(static_cast<std::int64_t>(cuda::attention_workspace_bytes(launch)));
+      return launch;
+    };
+    cuda::AttentionLaunch launch = launch_of(step), single = launch_of(alone);
+    const double plan = time([&] { check(cuda::launch_attention_plan(launch, stream_), "the plan"); });
+    check(cuda::launch_attention_plan(single, stream_), "the plan");
+    const auto seconds_of = [&](cuda::AttentionLaunch& which, std::int64_t times) {
+      return time([&] {
+               for (std::int64_t i = 0; i < layers; ++i) {
+                 which.layer = {.keys = memory + 2 * pool * i, .values = memory + 2 * pool * i + pool};
+                 for (std::int64_t n = 0; n < times; ++n) check(cuda::launch_attention(which, stream_), "attention");
+               }
+             }) /
+             static_cast<double>(layers);
+    };
+    const double seconds = seconds_of(launch, 1);
+    if (one == 0) one = workers == 1 ? seconds : seconds_of(single, 1);
+    // Beside it one pass for each worker, as the paper's Table 2 has it, by the same kernel.
+    const double passes = workers == 1 ? seconds : seconds_of(single, workers);
+    print(
+        "\"heads\": \"%lld/%lld\", \"head_dim\": %lld, \"tokens\": %lld, \"workers\": %lld, \"us\": %.2f, "
+        "\"plan_us\": %.2f, \"gb_s\": %.0f, \"copy_share\": %.3f, \"over_one\": %.3f, \"pass_per_worker_us\": %.2f",
+        static_cast<long long>(heads.query), static_cast<long long>(heads.kv), static_cast<long long>(heads.dim),
+        static_cast<long long>(tokens), static_cast<long long>(workers), seconds * 1e6, plan * 1e6,
+        static_cast<double>(bytes) / seconds * 1e-9, share(static_cast<double>(bytes), seconds), seconds / one,
+        passes * 1e6);
+    return one;
+  }
+
+  void measure_matmul() {
+    struct Case {
+      const char* name;
+      std::vector<std::int64_t> outputs;
+      std::int64_t k;
+    };
+    const ModelShape& m = kEmulated ? kSmall : kQwq;
+    const Case cases[] = {{"gate_up", {m.intermediate, m.intermediate}, m.hidden},
+                          {"down", {m.hidden}, m.intermediate},
+                          {"qkv", {m.hidden, m.hidden / 5 / 8 * 8, m.hidden / 5 / 8 * 8}, m.hidden},
+                          {"o", {m.hidden}, m.hidden},
+                          {"head", {m.vocab}, m.hidden}};
+    for (const Case& c : cases) {
+      std::int64_t n = 0;
+      for (const std::int64_t outputs : c.outputs) n += outputs;
+      const std::int64_t bytes = n * c.k * 2, copies = copies_beyond_l2(bytes, 2);
+      std::vector<const std::uint16_t*> weights;
+      for (const std::int64_t rows : {1, 4, 8, 16, 32, 64}) {
+        if (kEmulated && rows > 4) continue;
+        if (is_late()) continue;
+        while (std::ssize(weights) < copies) weights.push_back(random_bf16(n * c.k));
+        const float* x = random_f32(rows * c.k);
+        float* y = allocate<float>(rows * n);
+        cuda::MatmulLaunch launch{.multiprocessors = card_.multiProcessorCount};
+        launch.params = {.x = x, .rows = rows, .k = c.k, .n_outputs = static_cast<int>(c.outputs.size())};
+        for (std::size_t i = 0; i < c.outputs.size(); ++i) {
+          launch.params.outputs[i].weight = {nullptr, Dtype::kBF16, c.outputs[i], c.k};
+        }
+        launch.workspace = allocate<std::byte>(static_cast<std::int64_t>(cuda::matmul_workspace_bytes(launch)));
+        const std::int64_t launches = std::max<std::int64_t>(copies, kEmulated ? 1 : 8);
+        const double seconds = time([&] {
+                                 for (std::int64_t i = 0; i < launches; ++i) {
+                                   const std::uint16_t* at = weights[static_cast<std::size_t>(i % copies)];
+                                   float* to = y;
+                                   for (std::size_t o = 0; o < c.outputs.size(); ++o) {
+                                     launch.params.outputs[o].weight.data = at;
+                                     launch.params.outputs[o].y = to;
+                                     at += c.outputs[o] * c.k;
+                                     to += rows * c.outputs[o];
+                                   }
+                                   check(cuda::launch_matmul(launch, stream_), "matmul");
+                                 }
+                               }) /
+                               static_cast<double>(launches);
+        print("\"name\": \"%s\", \"rows\": %lld, \"us\": %.2f, \"gb_s\": %.0f, \"copy_share\": %.3f", c.name,
+              static_cast<long long>(rows), seconds * 1e6, static_cast<double>(bytes) / seconds * 1e-9,
+              share(static_cast<double>(bytes), seconds));
+      }
+      buffers_.clear();
+    }
+  }
+
+  void measure_sampling() {
+    const std::int64_t vocab = (kEmulated ? kSmall : kQwq).vocab;
+    struct Way {
+      const char* name;
+      float temperature;
+      int top_k;
+      float top_p;
+    };
+    for (const std::int64_t rows : {1, 4, 8}) {
+      if (kEmulated && rows > 1) continue;
+      std::vector<float> logits(static_cast<std::size_t>(rows * vocab));
+      for (float& value : logits) value = 3 * (random() + random() + random() + random());  // roughly normal
+      const float* device_logits = upload(logits);
+      for (const Way& way :
+           {Way{"temperature", 0.8f, 0, 1.f}, Way{"top_k 40, top_p 0.95", 0.8f, 40, 0.95f},
+            Way{"top_k 40", 0.8f, 40, 1.f}, Way{"top_p 0.95", 0.8f, 0, 0.95f}, Way{"greedy", 0.f, 0, 1.f}}) {
+        if (is_late()) continue;
+        std::vector<cuda::SampleRow> all;
+        for (std::int64_t i = 0; i < rows; ++i) {
+          all.push_back({.logits_row = i,
+                         .uniform = 0.37,
+                         .temperature = way.temperature,
+                         .top_p = way.top_p,
+                         .top_k = way.top_k});
+        }
+        const auto bytes = static_cast<std::int64_t>(cuda::sample_workspace_bytes(rows, vocab));
+        const cuda::SampleLaunch launch{.logits = device_logits,
+                                        .vocab = vocab,
+                                        .rows = upload(all),
+                                        .ids = nullptr,
+                                        .n = rows,
+                                        .any_top_k = way.top_k > 0,
+                                        .any_top_p = way.top_p < 1,
+                                        .sampled = allocate<cuda::SampledRow>(rows),
+                                        .workspace = allocate<std::byte>(bytes)};
+        // Launched one by one, as the device does it.
+        const double seconds = time([&] { check(cuda::launch_sample(launch, stream_), "sampling"); }, false);
+        print("\"rows\": %lld, \"vocab\": %lld, \"way\": \"%s\", \"us\": %.1f", static_cast<long long>(rows),
+              static_cast<long long>(vocab), way.name, seconds * 1e6);
+      }
+      buffers_.clear();
+    }
+  }
+
+  void measure_steps() {
+    if (kEmulated) return steps(kSmall, 2, {300});
+    steps(kQwq, 8, {4096, 65536});
+    steps(kQwen3, 12, {4096, 65536});
+  }
+
+  // All layers as model/transformer.cc calls them, through the device and its graphs, and the logits. What the host
+  // does for a step is included.
+  void steps(const ModelShape& m, std::int64_t layers, const std::vector<std::int64_t>& lengths) {
+    const std::int64_t q_size = m.query_heads * m.head_dim, kv_size = m.kv_heads * m.head_dim;
     const auto matrix = [&](std::int64_t n, std::int64_t k) { return Matrix{random_bf16(n * k), Dtype::kBF16, n, k}; };
     struct Layer {
       Matrix q, k, v, o, gate, up, down;
     };
     std::vector<Layer> weights;
     for (std::int64_t i = 0; i < layers; ++i) {
-      weights.push_back({matrix(q_size, kHidden), matrix(kv_size, kHidden), matrix(kv_size, kHidden),
-                         matrix(kHidden, q_size), matrix(kIntermediate, kHidden), matrix(kIntermediate, kHidden),
-                         matrix(kHidden, kIntermediate)});
+      if (is_late()) return buffers_.clear();
+      weights.push_back({matrix(q_size, m.hidden), matrix(kv_size, m.hidden), matrix(kv_size, m.hidden),
+                         matrix(m.hidden, q_size), matrix(m.intermediate, m.hidden), matrix(m.intermediate, m.hidden),
+                         matrix(m.hidden, m.intermediate)});
     }
-    const Matrix head = matrix(kVocab, kHidden);
-    const float* norm = random_f32(kHidden);
-    float* x = random_f32(rows * kHidden);
-    float* normed = allocate<float>(rows * kHidden);
-    float* q = allocate<float>(rows * q_size);
-    float* attended = allocate<float>(rows * q_size);
-    float* k = allocate<float>(rows * kv_size);
-    float* v = allocate<float>(rows * kv_size);
-    float* gate = allocate<float>(rows * kIntermediate);
-    float* up = allocate<float>(rows * kIntermediate);
-    float* logits = allocate<float>(rows * kVocab);
-    const KvShape kv = shape(layers);
-    const std::int64_t pool = std::ssize(step.pages) * kv.page_elements();
-    auto* keys = random_bf16(layers * pool);
-    auto* values = random_bf16(layers * pool);
-
-    const auto run_layers = [&] {
-      for (std::int64_t i = 0; i < layers; ++i) {
-        const Layer& layer = weights[static_cast<std::size_t>(i)];
-        const KvLayer pages = {keys + i * pool, values + i * pool};
-        device_->rms_norm({.x = x, .weight = norm, .eps = 1e-5f, .rows = rows, .cols = kHidden, .out = normed});
-        device_->matmul({.x = normed,
-                         .rows = rows,
-                         .k = kHidden,
-                         .n_outputs = 3,
-                         .outputs = {{layer.q, nullptr, q}, {layer.k, nullptr, k}, {layer.v, nullptr, v}}});
-        device_->kv_append({.shape = kv, .layer = pages, .first = 0, .rows = rows, .k = k, .v = v});
-        device_->attention({.shape = kv,
-                            .layer = pages,
-                            .query_heads = kQueryHeads,
-                            .scale = 0.088f,
-                            .q = q,
-                            .out = attended,
-                            .lse = nullptr});
-        device_->matmul(
-            {.x = attended, .rows = rows, .k = q_size, .n_outputs = 1, .outputs = {{layer.o, nullptr, x, true}}});
-        device_->rms_norm({.x = x, .weight = norm, .eps = 1e-5f, .rows = rows, .cols = kHidden, .out = normed});
-        device_->matmul({.x = normed,
-                         .rows = rows,
-                         .k = kHidden,
-                         .n_outputs = 2,
-                         .outputs = {{layer.gate, nullptr, gate}, {layer.up, nullptr, up}}});
-        device_->gated_activation({.gate = gate, .up = up, .n = rows * kIntermediate, .out = gate});
-        device_->matmul(
-            {.x = gate, .rows = rows, .k = kIntermediate, .n_outputs = 1, .outputs = {{layer.down, nullptr, x, true}}});
+    const Matrix head = matrix(m.vocab, m.hidden);
+    const float* norm = random_f32(m.hidden);
+    const std::int64_t most_rows = 4;
+    float* x = random_f32(most_rows * m.hidden);
+    float* normed = allocate<float>(most_rows * m.hidden);
+    float* q = allocate<float>(most_rows * q_size);
+    float* attended = allocate<float>(most_rows * q_size);
+    float* k = allocate<float>(most_rows * kv_size);
+    float* v = allocate<float>(most_rows * kv_size);
+    float* gate = allocate<float>(most_rows * m.intermediate);
+    float* up = allocate<float>(most_rows * m.intermediate);
+    float* logits = allocate<float>(most_rows * m.vocab);
+    const KvShape kv{.layers = layers, .kv_heads = m.kv_heads, .head_dim = m.head_dim, .dtype = Dtype::kBF16};
+    std::uint64_t key = 0;
+    for (const std::int64_t tokens : lengths) {
+      const std::size_t kept = buffers_.size();
+      const std::int64_t own = std::min<std::int64_t>(64, tokens / 8);
+      const std::int64_t pool = (tokens / kPageSize + 2 * most_rows) * kv.page_elements();
+      auto* cache = random_bf16(2 * layers * pool);
+      for (const std::int64_t workers : {std::int64_t{1}, most_rows}) {
+        if (is_late()) continue;
+        const WorkerStep step(workers, tokens - workers * own, own, 0, m.head_dim);
+        const std::int64_t rows = device_->bucket_rows(workers);
+        ++key;
+        const auto run_layers = [&] {
+          for (std::int64_t i = 0; i < layers; ++i) {
+            const Layer& layer = weights[static_cast<std::size_t>(i)];
+            const KvLayer pages = {cache + 2 * i * pool, cache + (2 * i + 1) * pool};
+            device_->rms_norm({.x = x, .weight = norm, .eps = 1e-5f, .rows = rows, .cols = m.hidden, .out = normed});
+            device_->matmul({.x = normed,
+                             .rows = rows,
+                             .k = m.hidden,
+                             .n_outputs = 3,
+                             .outputs = {{layer.q, nullptr, q}, {layer.k, nullptr, k}, {layer.v, nullptr, v}}});
+            device_->kv_append({.shape = kv, .layer = pages, .first = 0, .rows = rows, .k = k, .v = v});
+            device_->attention({.shape = kv,
+                                .layer = pages,
+                                .query_heads = m.query_heads,
+                                .scale = 0.088f,
+                                .q = q,
+                                .out = attended,
+                                .lse = nullptr});
+            device_->matmul(
+                {.x = attended, .rows = rows, .k = q_size, .n_outputs = 1, .outputs = {{layer.o, nullptr, x, true}}});
+            device_->rms_norm({.x = x, .weight = norm, .eps = 1e-5f, .rows = rows, .cols = m.hidden, .out = normed});
+            device_->matmul({.x = normed,
+                             .rows = rows,
+                             .k = m.hidden,
+                             .n_outputs = 2,
+                             .outputs = {{layer.gate, nullptr, gate}, {layer.up, nullptr, up}}});
+            device_->gated_activation({.gate = gate, .up = up, .n = rows * m.intermediate, .out = gate});
+            device_->matmul({.x = gate,
+                             .rows = rows,
+                             .k = m.intermediate,
+                             .n_outputs = 1,
+                             .outputs = {{layer.down, nullptr, x, true}}});
+          }
+          device_->matmul({.x = x, .rows = rows, .k = m.hidden, .n_outputs = 1, .outputs = {{head, nullptr, logits}}});
+        };
+        std::vector<double> seconds;
+        for (int run = 0; run < (kEmulated ? 3 : 13); ++run) {
+          device_->synchronize();
+          const double start = now();
+          device_->begin_step(step.view());
+          device_->replay({.model = 1, .cache = 1, .buffers = key, .rows = rows}, run_layers);
+          device_->synchronize();
+          if (run >= 2) seconds.push_back(now() - start);
+        }
+        const double s = median(std::move(seconds));
+        const double layer_bytes =
+            2.0 * static_cast<double>(m.hidden * (2 * q_size + 2 * kv_size + 3 * m.intermediate)) +
+            4.0 * static_cast<double>(tokens * kv_size);
+        const double bytes = static_cast<double>(layers) * layer_bytes + 2.0 * static_cast<double>(m.vocab * m.hidden);
+        print(
+            "\"model\": \"%s\", \"layers\": %lld, \"of\": %lld, \"tokens\": %lld, \"workers\": %lld, \"ms\": %.3f, "
+            "\"time_over_bytes_at_copy_bandwidth\": %.3f",
+            m.name, static_cast<long long>(layers), static_cast<long long>(m.layers), static_cast<long long>(tokens),
+            static_cast<long long>(workers), s * 1e3, copy_ > 0 ? s * copy_ / bytes : 0);
       }
-      device_->matmul({.x = x, .rows = rows, .k = kHidden, .n_outputs = 1, .outputs = {{head, nullptr, logits}}});
-    };
-    std::vector<double> seconds;
-    for (int run = 0; run < options_.runs + 3; ++run) {
-      device_->synchronize();
-      // Events around all of it, on a stream of their own: what the host does for a step is included.
-      check(cudaEventRecord(begin_, stream_), "timing");
-      device_->begin_step(step.view());
-      device_->repeat({.model = 1, .cache = 1, .buffers = static_cast<std::uint64_t>(workers), .rows = rows},
-                      run_layers);
-      device_->synchronize();
-      check(cudaEventRecord(end_, stream_), "timing");
-      check(cudaStreamSynchronize(stream_), "timing");
-      float milliseconds = 0;
-      check(cudaEventElapsedTime(&milliseconds, begin_, end_), "timing");
-      if (run >= 3) seconds.push_back(milliseconds * 1e-3);
+      buffers_.resize(kept);
     }
-    const double weight_bytes =
-        2.0 * static_cast<double>(layers * (kHidden * (2 * q_size + 2 * kv_size) + 3 * kHidden * kIntermediate) +
-                                  kVocab * kHidden);
-    const double kv_bytes = 2.0 * 2 * static_cast<double>(layers * tokens * kv_size);
     buffers_.clear();
-    const double s = median(seconds);
-    return {s * 1e3, s * copy_bandwidth_ / (weight_bytes + kv_bytes)};
   }
 
-  Options options_;
-  std::shared_ptr<Device> device_;
-  std::mt19937 random_{1};
+  void measure_pointwise() {
+    const ModelShape& m = kEmulated ? kSmall : kQwq;
+    constexpr int kKernels = kEmulated ? 2 : 64;
+    for (const std::int64_t rows : {4, 64}) {
+      if (is_late()) continue;
+      const float* x = random_f32(rows * 2 * m.intermediate);
+      float* out = allocate<float>(rows * m.intermediate);
+      const auto line = [&](const char* name, const std::function<cudaError_t()>& launch) {
+        const double seconds = time([&] {
+          for (int i = 0; i < kKernels; ++i) check(launch(), name);
+        });
+        print("\"name\": \"%s\", \"rows\": %lld, \"us\": %.2f", name, static_cast<long long>(rows),
+              seconds / kKernels * 1e6);
+      };
+      line("rms_norm", [&] {
+        return cuda::launch_rms_norm({.x = x, .weight = x, .eps = 1e-5f, .rows = rows, .cols = m.hidden, .out = out},
+                                     stream_);
+      });
+      line("gated_activation", [&] {
+        return cuda::launch_gated_activation(
+            {.gate = x, .up = x + rows * m.intermediate, .n = rows * m.intermediate, .out = out}, stream_);
+      });
+      const KvShape shape{.layers = 1, .kv_heads = m.kv_heads, .head_dim = m.head_dim, .dtype = Dtype::kBF16};
+      std::vector<AppendSlot> slots;
+      for (std::int64_t i = 0; i < rows; ++i) slots.push_back({.page = i, .slot = 3, .rope_row = 0});
+      std::uint16_t* pool = random_bf16(2 * rows * shape.page_elements());
+      const cuda::KvAppendLaunch append{.shape = shape,
+                                        .layer = {pool, pool + rows * shape.page_elements()},
+                                        .rope = {x, x, m.head_dim},
+                                        .slots = upload(slots),
+                                        .rows = rows,
+                                        .k = x,
+                                        .v = x};
+      line("append", [&] { return cuda::launch_kv_append(append, stream_); });
+      buffers_.clear();
+    }
+  }
+
+  // What the host does for a step of 640 launches and for sampling, beside what the card does.
+  void measure_host() {
+    constexpr int kLaunches = kEmulated ? 10 : 640;
+    const std::int64_t rows = 4, hidden = 256, vocab = 1024;
+    float* x = random_f32(rows * hidden * 8);
+    const Matrix weight{random_bf16(hidden * hidden), Dtype::kBF16, hidden, hidden};
+    const WorkerStep step(rows, 5000, 40);
+    const auto ops = [&] {
+      for (int i = 0; i < kLaunches; ++i) {
+        device_->matmul(
+            {.x = x, .rows = rows, .k = hidden, .n_outputs = 1, .outputs = {{weight, nullptr, x + rows * hidden}}});
+      }
+    };
+    std::vector<SampleParams::Row> draws(static_cast<std::size_t>(rows));
+    for (std::size_t i = 0; i < draws.size(); ++i)
+      draws[i] = {.logits_row = static_cast<std::int64_t>(i), .temperature = 1};
+    std::vector<std::int32_t> tokens(draws.size());
+    const float* logits = random_f32(rows * vocab);
+    std::vector<double> upload_us, launch_us, all_us, sample_us;
+    double direct = 0, capture = 0;
+    for (int run = 0; run < (kEmulated ? 4 : 60); ++run) {
+      const double start = now();
+      device_->begin_step(step.view());
+      const double uploaded = now();
+      device_->replay({.model = 3, .cache = 3, .buffers = 3, .rows = rows}, ops);
+      const double launched = now();
+      device_->synchronize();
+      const double done = now();
+      device_->sample({.logits = logits, .vocab = vocab, .rows = draws, .tokens = tokens.data(), .logprobs = nullptr});
+      const double sampled = now();
+      if (run == 0) direct = launched - uploaded;
+      if (run == 1) capture = launched - uploaded;
+      if (run < (kEmulated ? 2 : 10)) continue;
+      upload_us.push_back((uploaded - start) * 1e6);
+      launch_us.push_back((launched - uploaded) * 1e6);
+      all_us.push_back((done - start) * 1e6);
+      sample_us.push_back((sampled - done) * 1e6);
+    }
+    print(
+        "\"launches\": %d, \"direct_us\": %.0f, \"capture_us\": %.0f, \"upload_us\": %.1f, \"graph_launch_us\": %.1f, "
+        "\"until_done_us\": %.1f, \"sample_us\": %.1f",
+        kLaunches, direct * 1e6, capture * 1e6, median(upload_us), median(launch_us), median(all_us),
+        median(sample_us));
+  }
+
+  std::shared_ptr<Device> device_ = create_cuda_device(0);
   cudaStream_t stream_ = nullptr;
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
-  int multiprocessors_ = 0;
-  std::size_t flush_bytes_ = 0;
-  Buffer flush_;
+  cudaDeviceProp card_ = {};
+  double deadline_;
   std::vector<Buffer> buffers_;  // of the measurement under way
-  double copy_bandwidth_ = 0;
+  std::uint64_t random_ = 88172645463325252ull;
+  double copy_ = 0;  // bytes/s
+  std::string part_;
+  int left_out_ = 0;
 };
 
-std::vector<std::int64_t> parse_list(const char* text) {
-  std::vector<std::int64_t> values;
-  std::stringstream list(text);
-  for (std::string value; std::getline(list, value, ',');) values.push_back(std::stoll(value));
-  return values;
+constexpr const char* kParts[] = {"card", "gaps", "attention", "matmul", "sample", "steps", "pointwise", "host"};
+
+int run(int argc, char** argv) {
+  double seconds = 1e9;
+  std::vector<std::string> parts;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const bool is_part = std::find(std::begin(kParts), std::end(kParts), argument) != std::end(kParts);
+    if (argument == "--seconds" && i + 1 < argc) {
+      seconds = std::atof(argv[++i]);
+    } else if (is_part) {
+      parts.push_back(argument);
+    } else {
+      std::fprintf(stderr, "bench [--seconds N] [part...]: '%s' is neither\n", argument.c_str());
+      return 2;
+    }
+  }
+  if (parts.empty()) parts.assign(std::begin(kParts), std::end(kParts));
+  const CudaStatus status = cuda_status();
+  if (!status.reason.empty()) {
+    std::fprintf(stderr, "nothing was measured: %s\n", status.reason.c_str());
+    return 3;
+  }
+  Bench bench(seconds);
+  bool is_good = true;
+  for (const std::string& part : parts) is_good &= bench.run(part);
+  return is_good ? 0 : 1;
 }
 
 }  // namespace
 }  // namespace hogwild
 
 int main(int argc, char** argv) {
-  hogwild::Options options;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    if (std::strcmp(argv[i], "--layers") == 0) options.layers = std::atoll(argv[i + 1]);
-    if (std::strcmp(argv[i], "--runs") == 0) options.runs = std::atoi(argv[i + 1]);
-    if (std::strcmp(argv[i], "--tokens") == 0) options.tokens = hogwild::parse_list(argv[i + 1]);
-  }
   try {
-    const hogwild::CudaStatus status = hogwild::cuda_status();
-    if (!status.reason.empty()) {
-      std::fprintf(stderr, "nothing was measured: %s\n", status.reason.c_str());
-      return 3;
-    }
-    hogwild::Bench(options).run();
+    return hogwild::run(argc, argv);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

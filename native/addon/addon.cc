@@ -16,14 +16,21 @@ Napi::Value set_error_class(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+void add_callback(Napi::Object& exports, const char* name, napi_callback callback) {
+  napi_value function = nullptr;
+  const napi_status status = napi_create_function(exports.Env(), name, NAPI_AUTO_LENGTH, callback, nullptr, &function);
+  if (status != napi_ok) throw Napi::Error::New(exports.Env());
+  exports.Set(name, function);
+}
+
 template <Function kFunction>
 void add(Napi::Object& exports, const char* name) {
-  exports.Set(name, Napi::Function::New<throwing<kFunction>>(exports.Env(), name));
+  add_callback(exports, name, throwing<kFunction>);
 }
 
 template <Function kFunction>
 void add_async(Napi::Object& exports, const char* name) {
-  exports.Set(name, Napi::Function::New<rejecting<kFunction>>(exports.Env(), name));
+  add_callback(exports, name, rejecting<kFunction>);
 }
 
 void set_environment_data(Napi::Env env) {
@@ -95,6 +102,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
 
   auto ops = Napi::Object::New(env);
   add<op_device_memory>(ops, "deviceMemory");
+  add<op_read_memory>(ops, "readMemory");
   add<op_embedding>(ops, "embedding");
   add<op_rms_norm>(ops, "rmsNorm");
   add<op_matmul>(ops, "matmul");

@@ -42,40 +42,48 @@ Failure current_failure() noexcept;
 // A HogwildError, or, before setErrorClass was called, an Error with a `code`.
 Napi::Error to_error(Napi::Env env, const Failure& failure);
 
-// Every exported function goes through one of these: no C++ exception but Napi::Error may reach Node.
+// Every exported function goes through one of these: no C++ exception may reach Node. Node-API's own callbacks,
+// since Napi::CallbackInfo asks for memory where a caller gives many arguments.
 using Function = Napi::Value (*)(const Napi::CallbackInfo&);
 
 template <typename Call>
-Napi::Value throwing(Call&& call, const Napi::CallbackInfo& info) {
+napi_value throwing(Napi::Env env, Call&& call) {
   try {
-    return call(info);
-  } catch (const Napi::Error&) {
-    throw;
-  } catch (...) {
-    throw to_error(info.Env(), current_failure());
+    try {
+      return call();
+    } catch (const Napi::Error&) {
+      throw;
+    } catch (...) {
+      throw to_error(env, current_failure());
+    }
+  } catch (const Napi::Error& error) {
+    error.ThrowAsJavaScriptException();
+    return nullptr;
   }
 }
 
 template <Function kFunction>
-Napi::Value throwing(const Napi::CallbackInfo& info) {
-  return throwing(kFunction, info);
+napi_value throwing(napi_env env, napi_callback_info info) {
+  return throwing(env, [&]() -> napi_value { return kFunction(Napi::CallbackInfo(env, info)); });
 }
 
 // For functions that return a promise: they reject, they never throw.
 template <Function kFunction>
-Napi::Value rejecting(const Napi::CallbackInfo& info) {
-  const auto rejected = [&info](const Napi::Error& error) {
-    const auto deferred = Napi::Promise::Deferred::New(info.Env());
+napi_value rejecting(napi_env env, napi_callback_info info) {
+  const auto rejected = [env](const Napi::Error& error) {
+    const auto deferred = Napi::Promise::Deferred::New(env);
     deferred.Reject(error.Value());
     return deferred.Promise();
   };
-  try {
-    return kFunction(info);
-  } catch (const Napi::Error& error) {
-    return rejected(error);
-  } catch (...) {
-    return rejected(to_error(info.Env(), current_failure()));
-  }
+  return throwing(env, [&]() -> napi_value {
+    try {
+      return kFunction(Napi::CallbackInfo(env, info));
+    } catch (const Napi::Error& error) {
+      return rejected(error);
+    } catch (...) {
+      return rejected(to_error(env, current_failure()));
+    }
+  });
 }
 
 // ---- handles --------------------------------------------------------------------------------------

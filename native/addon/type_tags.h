@@ -16,6 +16,7 @@ class Cancel;
 class DeviceHandle;
 class ModelHandle;
 class PassHandle;
+struct DeviceMemory;
 struct Progress;
 
 // A tag is the place of its state's type in this list, so no tag can be given twice.
@@ -29,7 +30,7 @@ struct KindList {
     return {0x686f6777696c6400, 0x9d5c1f0b7a3e4c00 + place};
   }
 };
-using Kinds = KindList<DeviceHandle, ModelHandle, CacheHandle, BlockHandle, PassHandle, Progress, Cancel>;
+using Kinds = KindList<DeviceHandle, ModelHandle, CacheHandle, BlockHandle, PassHandle, Progress, Cancel, DeviceMemory>;
 
 template <typename State>
 inline constexpr napi_type_tag kTypeTag = Kinds::tag<State>();

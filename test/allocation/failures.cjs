@@ -38,7 +38,8 @@ function operations(native, binding, files) {
   const { config, tensors } = files
   const operations = {}
   for (const [name, { args, unsupported }] of Object.entries(calls)) {
-    const run = (args) => functionOf(native, name)(...args)
+    // Arguments that nobody reads: many of them take memory.
+    const run = (args) => functionOf(native, name)(...args, ...Array(8).fill(0))
     operations[name] = { prepare: args, run, unsupported }
   }
   const run = (name, prepare, run, undo = (blocks) => blocks.forEach(native.blockClose)) => {
@@ -165,7 +166,8 @@ async function main() {
       globalThis.gc()
       await sleep(2)
     }
-    return { live: control.get('live'), threads: fs.readdirSync('/proc/self/task').length }
+    const count = (what) => fs.readdirSync(`/proc/self/${what}`).length
+    return { live: control.get('live'), threads: count('task'), files: count('fd') }
   }
 
   const faults = []
@@ -207,6 +209,8 @@ async function main() {
     if (leaked > KEPT) faults.push(`${name}: ${leaked} pieces of memory leaked`)
     if (after.threads > before.threads)
       faults.push(`${name}: ${after.threads - before.threads} threads left`)
+    if (after.files > before.files)
+      faults.push(`${name}: ${after.files - before.files} files left open`)
     console.log(
       `${name.padEnd(34)} ${String(points).padStart(4)} failures ${JSON.stringify(codes)} live ${leaked}`,
     )

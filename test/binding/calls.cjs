@@ -35,6 +35,7 @@ async function openBinding(native, { config, tensors }) {
     const own = newCache()
     return native.beginPass(own, [passWorker(native.createBlock(own))])
   }
+  const newMemory = () => native.ops.deviceMemory(device, new Uint8Array(3)).memory
   const model = await newModel()
   const cache = newCache()
   const a = native.createBlock(cache)
@@ -173,6 +174,7 @@ async function openBinding(native, { config, tensors }) {
       args: () => [device, new Uint8Array(3)],
       handles: { '[0]': 'device' },
     },
+    'ops.readMemory': { args: () => [newMemory()], handles: { '[0]': 'memory' } },
     'ops.embedding': {
       args: () => [device, Int32Array.of(0, 2), new Uint8Array(3 * 4 * 4), 'f32', 4, 1],
       handles: { '[0]': 'device' },
@@ -206,6 +208,7 @@ async function openBinding(native, { config, tensors }) {
     pass: newPass,
     progress: () => native.createProgress(),
     cancel: () => native.createCancel(),
+    memory: newMemory,
   }
 
   return { device, model, cache, a, b, newCache, newPass, passWorker, calls, handle }

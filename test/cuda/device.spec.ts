@@ -17,7 +17,7 @@ import {
   Sampler,
   type StepOutput,
 } from '../../lib'
-import { native } from '../../lib/native'
+import { type MemoryHandle, native } from '../../lib/native'
 import {
   codeOf,
   decode,
@@ -282,8 +282,8 @@ describe("an engine's layers in device memory", () => {
   const memory = (values: ArrayLike<number>, dtype: Dtype) =>
     native.ops.deviceMemory(cuda.handle, encode(values, dtype))
   const zeros = (n: number) => native.ops.deviceMemory(cuda.handle, new Uint8Array(n))
-  const floatsOf = (array: { read: () => Uint8Array }, dtype: Dtype = 'f32') =>
-    decode(array.read(), dtype)
+  const floatsOf = (array: { memory: MemoryHandle }, dtype: Dtype = 'f32') =>
+    decode(native.ops.readMemory(array.memory), dtype)
 
   test.each([
     ['f32', undefined],

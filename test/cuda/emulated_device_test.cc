@@ -370,7 +370,6 @@ TEST(there_are_as_many_ctas_as_fit) {
   cuda::AttentionLaunch launch{.shape = {.layers = 1, .kv_heads = 8, .head_dim = 128, .dtype = Dtype::kBF16}};
   launch.query_heads = 40;
   launch.max_tokens = 4;
-  launch.max_ctas = 1;
   int ctas = 0;
   CHECK(cuda::attention_ctas_per_multiprocessor(launch, &ctas) == cudaSuccess && ctas == 1);
   simt::card.shared_memory = 228 * 1024;

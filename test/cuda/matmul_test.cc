@@ -4,6 +4,7 @@
 //
 // Also compiles for a GPU (nvcc -x cu).
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -11,11 +12,13 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../native/check.h"
 #include "core/float16.h"
 #include "kernels.h"
+#include "quotient.cuh"
 #include "simt/simt.h"
 
 namespace hogwild::cuda {
@@ -198,6 +201,32 @@ void check_case(const Case& c) {
 int scaled(int cases) {
   const char* text = std::getenv("HOGWILD_TEST_CASES");
   return text != nullptr ? std::max(1, cases * std::atoi(text) / 4) : cases;
+}
+
+TEST(quotients_and_shares) {
+  std::mt19937 random(5);
+  for (int i = 0; i < 20'000; ++i) {
+    const int bits = 1 + i % 31;
+    const int divisor = 1 + static_cast<int>(random() >> (32 - bits) & 0x7ffffffe);
+    const Quotient quotient(divisor);
+    const std::int64_t multiple = divisor * (static_cast<std::int64_t>(random()) % (INT_MAX / divisor) + 1);
+    for (const std::int64_t x : {std::int64_t{0}, std::int64_t{INT_MAX}, static_cast<std::int64_t>(random() >> 1),
+                                 multiple - 1, multiple, multiple + 1}) {
+      if (x > INT_MAX) continue;
+      const bool is_right = quotient.of(static_cast<int>(x)) == static_cast<int>(x) / divisor;
+      CHECK_MESSAGE(is_right, std::to_string(x) + " / " + std::to_string(divisor));
+      if (!is_right) return;
+    }
+  }
+  for (const auto& [total, ctas] : {std::pair{1, 1}, {7, 3}, {6, 3}, {264, 264}, {1000, 264}, {14'155'776, 264}}) {
+    const Shares shares(total, ctas);
+    CHECK(shares.begin(0) == 0 && shares.begin(ctas) == total);
+    for (int cta = 0; cta < ctas; ++cta) {
+      const int begin = shares.begin(cta), end = shares.begin(cta + 1);
+      CHECK(end - begin == total / ctas || end - begin == total / ctas + 1);
+      CHECK(shares.owner(begin) == cta && shares.owner(end - 1) == cta);
+    }
+  }
 }
 
 TEST(few_rows_equal_the_definition) {

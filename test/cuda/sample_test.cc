@@ -187,8 +187,8 @@ void check_draws(const std::vector<Draw>& draws) {
 }
 
 TEST(draws_equal_the_definition) {
-  for (const std::int64_t vocab : {1, 2, 31, 420, 2000, 20'000}) {
-    const int n = vocab < 10'000 ? 60 : 15;  // where a thread walks through several tokens
+  for (const std::int64_t vocab : {1, 2, 31, 420, 2000, 4096, 4097, 20'000}) {
+    const int n = vocab < 4000 ? 60 : 15;  // where there are many tokens for a thread, or several CTAs
     std::vector<Draw> draws;
     for (int i = 0; i < n; ++i) {
       draws.push_back(random_draw(vocab));
@@ -203,7 +203,7 @@ TEST(draws_equal_the_definition) {
 TEST(ties_go_to_the_lowest_ids) {
   std::vector<Draw> draws;
   for (const float logit : {2.5f, 0.f}) {
-    for (int k = 1; k <= 6; ++k) {
+    for (const int k : {1, 2, 3, 6, 4095, 4096, 4097, 7000}) {  // slices of the vocabulary have 4096
       for (const double uniform : {0.0, 0.5, 0.999999}) {
         Draw draw;
         draw.logits.assign(10'000, logit);  // a thread walks through several
@@ -212,11 +212,16 @@ TEST(ties_go_to_the_lowest_ids) {
         draw.row.top_k = k;
         draw.row.uniform = uniform;
         draws.push_back(draw);
+        draw.row.top_p = 0.75;  // of the equal ones that top-k has left
+        draws.push_back(draw);
       }
     }
   }
   check_draws(draws);
-  for (const Draw& draw : draws) CHECK(run({draw})[0].token <= draw.row.top_k);
+  for (const Draw& draw : draws) {
+    const double kept = draw.row.top_p < 1 ? std::ceil(0.75 * draw.row.top_k) : draw.row.top_k;
+    CHECK(run({draw})[0].token <= kept);
+  }
 }
 
 TEST(what_was_seen_twice_is_penalised_once) {

@@ -4,7 +4,7 @@ const { execFile } = require('node:child_process')
 const path = require('node:path')
 const { promisify } = require('node:util')
 
-const SEEDS = 100
+const SEEDS = 40
 const INTERLEAVINGS = 100
 
 async function main() {

@@ -289,7 +289,7 @@ AttentionLaunch CudaDevice::attention_launch(const AttentionParams& p) const {
           .lse = p.lse,
           .max_tokens = static_cast<std::int32_t>(step_.layout().rows),
           .max_segments = static_cast<std::int32_t>(step_.layout().segments),
-          .max_ctas = shares_ ? shares_->max_ctas : multiprocessors_,
+          .max_ctas = shares_ ? shares_->max_ctas : 0,
           .min_tiles = kMinTiles,
           .workspace = attention_workspace_.data()};
 }
@@ -373,8 +373,11 @@ void CudaDevice::kv_read(const KvReadParams& p) {
 void CudaDevice::sample(const SampleParams& p) {
   use();
   std::size_t n_ids = 0;
+  bool any_top_k = false, any_top_p = false;
   for (const SampleParams::Row& row : p.rows) {
     check_sampling(row, p.vocab);
+    any_top_k |= row.top_k > 0 && row.top_k < p.vocab;
+    any_top_p |= row.top_p < 1;
     n_ids += row.seen.size() + row.forbidden.size();
   }
   if (p.rows.empty()) return;
@@ -412,6 +415,8 @@ void CudaDevice::sample(const SampleParams& p) {
                             .rows = reinterpret_cast<const SampleRow*>(arguments + rows_at),
                             .ids = reinterpret_cast<const std::int32_t*>(arguments + ids_at),
                             .n = rows,
+                            .any_top_k = any_top_k,
+                            .any_top_p = any_top_p,
                             .sampled = reinterpret_cast<SampledRow*>(arguments + sampled_at),
                             .workspace = sample_workspace_.data()};
   check_launch(launch_sample(launch, stream_), "sampling");

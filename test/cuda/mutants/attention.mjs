@@ -88,14 +88,14 @@ export default {
     [
       'slots before the segment are copied',
       kernels,
-      'slot >= segment.first_slot && slot <',
-      'slot <',
+      'token < static_cast<unsigned>(segment.length);',
+      'static_cast<int>(token) < segment.length;',
     ],
     [
       'slots behind the segment are copied',
       kernels,
-      ' && slot < segment.first_slot + segment.length;',
-      ';',
+      'token < static_cast<unsigned>(segment.length);',
+      'static_cast<int>(token) >= 0;',
     ],
     [
       'always the first page',
@@ -236,11 +236,18 @@ export default {
       'tiles[i * 32], factor0, factor1',
       'tiles[i * 32], factor1, factor0',
     ],
+    ['slots of cut outputs collide', kernels, 'begin < run_begin ? 1 : 0);', '0);'],
     [
-      'slots of cut outputs collide',
+      'the slot of the first CTA is taken for that of its first output',
       kernels,
-      'static_cast<int>(blockIdx.x) + output, state',
-      'static_cast<int>(blockIdx.x), state',
+      'cta == first_cta ? first_slot : 2 *',
+      '2 *',
+    ],
+    [
+      'more than the first CTA is looked up in the slot of its last output',
+      kernels,
+      'cta == first_cta ? first_slot : 2 * static_cast<std::size_t>(cta);',
+      'first_slot + 2 * static_cast<std::size_t>(cta - first_cta);',
     ],
     ['cut outputs written as whole', kernels, 'first_position <= run_begin && run_end', 'run_end'],
     [

@@ -48,7 +48,7 @@ export default {
     [
       'both edges of a share in one slot',
       matmul,
-      '(tile == first.tile ? 0 : 1)) * kTileSize',
+      '(is_first_tile ? 0 : 1)) * kTileSize',
       '0) * kTileSize',
     ],
     [
@@ -84,14 +84,14 @@ export default {
     [
       'the tail of k is not zero',
       matmul,
-      'const bool valid = row < p.params.rows && column < k;',
-      'const bool valid = row < p.params.rows;',
+      'const bool x_inside = x_column < k;',
+      'const bool x_inside = true;',
     ],
     [
       'weights beyond the matrix are read',
       matmul,
-      'const bool valid = output < weight.rows && column < k;',
-      'const bool valid = output < weight.rows + 1 && column < k;',
+      'valid = inside && i * kWeightRowsApart < outputs;',
+      'valid = inside && i * kWeightRowsApart <= outputs;',
     ],
     [
       'weights are not permuted',
@@ -115,8 +115,52 @@ export default {
     [
       'rows of the next row tile',
       matmul,
-      'within % p.row_tiles) * Tile::kRows',
-      'within % p.row_tiles) * Tile::kRows * 2',
+      '(row_tile) * Tile::kRows',
+      '(row_tile) * Tile::kRows * 2',
+    ],
+    [
+      'rows beyond the step are read',
+      matmul,
+      'valid = x_inside && i * kXRowsApart < rows;',
+      'valid = x_inside;',
+    ],
+    ['the column stays where it is', matmul, '    weight_column += Tile::kDepth;\n', ''],
+    ['the loader stays in its tile', matmul, 'seek(p, {tile + 1, 0});', 'chunk = 0;'],
+    [
+      'copies of a thread one row too close',
+      matmul,
+      'weights_to + i * kWeightRowsApart * Tile::kWeightChunks',
+      'weights_to + i * (kWeightRowsApart - 1) * Tile::kWeightChunks',
+    ],
+    [
+      'the first CTA is looked up in the slot of its last tile, never',
+      matmul,
+      'cta != first || p.shares.begin(cta) >= tile_begin',
+      'true',
+    ],
+    [
+      'the rest of the work is left out',
+      'quotient.cuh',
+      '(cta < larger ? cta : larger)',
+      '(cta < larger ? cta : larger - 1)',
+    ],
+    [
+      'the owner of a chunk is off where shares are smaller',
+      'quotient.cuh',
+      'larger + by_small.of(unit - first_small)',
+      'larger + by_large.of(unit - first_small)',
+    ],
+    [
+      'the multiplier of a quotient is rounded down',
+      'quotient.cuh',
+      'static_cast<std::uint64_t>(divisor) - 1) /',
+      '0) /',
+    ],
+    [
+      'a quotient is shifted too far for powers of two',
+      'quotient.cuh',
+      'std::bit_width(static_cast<std::uint32_t>(divisor) - 1)',
+      'std::bit_width(static_cast<std::uint32_t>(divisor))',
     ],
   ],
 }

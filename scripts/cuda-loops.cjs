@@ -1,0 +1,179 @@
+#!/usr/bin/env node
+// Instructions of one trip round the main loop of the matrix products and of attention, per kernel and architecture,
+// against the committed table cuda/loops.json: what cannot be timed without a GPU is at least counted.
+//
+//   node scripts/cuda-loops.cjs FOLDER [--write]
+//
+// FOLDER: of cubins named matmul*.sm_<architecture>.cubin and attention*.sm_<architecture>.cubin, as nvcc --keep leaves
+// them. A trip copies and multiplies 8 KB of weights (matmul: 64 outputs x 64) or a tile of keys and values (attention:
+// 32 KB in rows of 128). Counted is the shortest way round the loop that passes all of its copies (LDGSTS) and matrix
+// products (HMMA), for one warp. Fails where a trip takes more instructions than the table allows, or is not in it.
+// --write: makes the table.
+'use strict'
+const { execFileSync } = require('node:child_process')
+const { readdirSync, readFileSync, writeFileSync } = require('node:fs')
+const path = require('node:path')
+
+const table = path.join(__dirname, '..', 'cuda', 'loops.json')
+
+// Lowest 12 bits of the 128-bit instructions of compute capability 8.0 to 12.0, as far as they matter here.
+const OPCODES = { BRA: 0x947, EXIT: 0x94d, HMMA: 0x23c, LDGSTS: 0xfae }
+const BYTES = 16
+const ALWAYS = 7 // the predicate PT
+
+/** The machine code of each kernel in a cubin, by mangled name. */
+function kernelsOf(file) {
+  const elf = readFileSync(file)
+  if (elf.readUInt32BE(0) !== 0x7f454c46) throw new Error(`${file} is no ELF file`)
+  const sections = []
+  const [at, size, count, names] = [
+    Number(elf.readBigUInt64LE(0x28)),
+    elf.readUInt16LE(0x3a),
+    elf.readUInt16LE(0x3c),
+    elf.readUInt16LE(0x3e),
+  ]
+  for (let i = 0; i < count; i++) {
+    const header = at + i * size
+    sections.push({
+      name: elf.readUInt32LE(header),
+      offset: Number(elf.readBigUInt64LE(header + 0x18)),
+      size: Number(elf.readBigUInt64LE(header + 0x20)),
+    })
+  }
+  const kernels = new Map()
+  for (const section of sections) {
+    const start = sections[names].offset + section.name
+    const name = elf.toString('latin1', start, elf.indexOf(0, start))
+    if (!name.startsWith('.text.')) continue
+    kernels.set(
+      name.slice('.text.'.length),
+      elf.subarray(section.offset, section.offset + section.size),
+    )
+  }
+  return kernels
+}
+
+/** Instructions in order: opcode, whether it may be skipped, and where a branch goes (an index). */
+function decode(code) {
+  const instructions = []
+  for (let at = 0; at + BYTES <= code.length; at += BYTES) {
+    const low = code.readBigUInt64LE(at)
+    const high = code.readBigUInt64LE(at + 8)
+    const opcode = Number(low & 0xfffn)
+    const instruction = { opcode, conditional: Number((low >> 12n) & 0xfn) !== ALWAYS }
+    if (opcode === OPCODES.BRA) {
+      // In units of 4 bytes from the next instruction on: bits 34 to 81, then 16 to 23.
+      const upper = BigInt.asIntN(48, (low >> 34n) | (high << 30n))
+      const offset = Number((upper << 8n) | ((low >> 16n) & 0xffn)) * 4
+      instruction.target = (at + BYTES + offset) / BYTES
+    }
+    instructions.push(instruction)
+  }
+  return instructions
+}
+
+/** Instructions of the shortest way from `from` to `to`, both included, inside [first, last]; Infinity where none is. */
+function shortest(instructions, from, to, first, last) {
+  // All steps cost the same: breadth first.
+  const seen = new Set([from])
+  let front = [from]
+  for (let length = 1; front.length > 0; length++) {
+    const next = []
+    for (const at of front) {
+      if (at === to) return length
+      const { opcode, conditional, target } = instructions[at]
+      const after = []
+      if (target !== undefined) after.push(target)
+      if ((opcode !== OPCODES.BRA && opcode !== OPCODES.EXIT) || conditional) after.push(at + 1)
+      for (const following of after) {
+        if (following < first || following > last || seen.has(following)) continue
+        seen.add(following)
+        next.push(following)
+      }
+    }
+    front = next
+  }
+  return Number.POSITIVE_INFINITY
+}
+
+/** Of the main loop: the one, of those that both copy and multiply, with the fewest instructions in it. */
+function trip(instructions) {
+  const loops = []
+  instructions.forEach(({ target }, last) => {
+    if (target === undefined || target >= last) return
+    const body = instructions.slice(target, last + 1)
+    const has = (opcode) => body.some((instruction) => instruction.opcode === opcode)
+    if (has(OPCODES.HMMA) && has(OPCODES.LDGSTS)) loops.push({ first: target, last })
+  })
+  if (loops.length === 0) return undefined
+  const { first, last } = loops.reduce((a, b) => (b.last - b.first < a.last - a.first ? b : a))
+  let at = first
+  let length = 0
+  let products = 0
+  for (let i = first; i <= last; i++) {
+    const { opcode } = instructions[i]
+    if (opcode !== OPCODES.HMMA && opcode !== OPCODES.LDGSTS && i !== last) continue
+    if (opcode === OPCODES.HMMA) products++
+    length += shortest(instructions, at, i, first, last) - 1
+    at = i
+  }
+  return { instructions: length + 1, products }
+}
+
+const readable = (symbols) =>
+  execFileSync('c++filt', { input: symbols.join('\n') })
+    .toString()
+    .split('\n')
+    .map((name) =>
+      name
+        .replace(/^void /, '')
+        .replace(/\(anonymous namespace\)::|hogwild::cuda::|hogwild::|simt::/g, '')
+        .replace(/\([^()]*\)$/, ''),
+    )
+
+const [folder, write] = process.argv.slice(2)
+const found = {}
+const problems = []
+for (const file of readdirSync(folder).sort()) {
+  const named = /^(?:matmul|attention)\b.*\bsm_(\w+)\.cubin$/.exec(file)
+  if (!named) continue
+  const kernels = kernelsOf(path.join(folder, file))
+  const names = readable([...kernels.keys()])
+  ;[...kernels.values()].forEach((code, i) => {
+    const counted = trip(decode(code))
+    if (counted === undefined) return
+    const name = names[i]
+    found[name] ??= {}
+    found[name][named[1]] = counted.instructions
+    if (!Number.isFinite(counted.instructions)) {
+      problems.push(`${name} for sm_${named[1]}: no way round its loop was found`)
+    }
+  })
+}
+const kernels = Object.keys(found).sort()
+if (
+  !kernels.some((name) => name.startsWith('multiply')) ||
+  !kernels.some((name) => name.startsWith('attend'))
+) {
+  problems.push(`${folder} lacks the cubins of matmul.cu or attention.cu`)
+}
+if (write === '--write') {
+  const sorted = Object.fromEntries(kernels.map((name) => [name, found[name]]))
+  writeFileSync(table, `${JSON.stringify(sorted, null, 2)}\n`)
+} else {
+  const allowed = JSON.parse(readFileSync(table, 'utf8'))
+  for (const name of kernels) {
+    for (const [architecture, instructions] of Object.entries(found[name])) {
+      const most = allowed[name]?.[architecture]
+      if (most === undefined) problems.push(`${name} for sm_${architecture} is not in the table`)
+      else if (instructions > most) {
+        problems.push(
+          `${name} for sm_${architecture}: ${instructions} instructions, ${most} allowed`,
+        )
+      }
+    }
+  }
+}
+for (const problem of problems) console.error(problem)
+console.log(`${kernels.length} loops, ${problems.length} problems`)
+process.exit(problems.length === 0 ? 0 : 1)
