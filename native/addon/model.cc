@@ -178,7 +178,8 @@ class StepTask : public PromiseTask {
       worker.Set("token", output_.workers[i].token);
       worker.Set("logprob", logprobs_[i] ? output_.workers[i].logprob : std::nanf(""));
     }
-    results.DefineProperty(Napi::PropertyDescriptor::Value("seconds", Napi::Number::New(env, output_.seconds), napi_default));
+    results.DefineProperty(
+        Napi::PropertyDescriptor::Value("seconds", Napi::Number::New(env, output_.seconds), napi_default));
     return results;
   }
 

@@ -68,7 +68,8 @@ Buffer map_memory(std::size_t bytes, const char* purpose) {
   if (data == MAP_FAILED) {
     throw Error(code::kOutOfMemory, "the system refused " + std::to_string(bytes) + " bytes of memory for " + purpose);
   }
-  return Buffer(data, bytes, [](void* memory, std::size_t size, int) { munmap(memory, std::max<std::size_t>(size, 1)); });
+  return Buffer(data, bytes,
+                [](void* memory, std::size_t size, int) { munmap(memory, std::max<std::size_t>(size, 1)); });
 }
 
 // Scratch memory aligned to cache lines that only grows.
