@@ -306,9 +306,9 @@ describe('beyond the model’s context', () => {
 
 test('the time of a step leaves out the wait for others', async () => {
   const cache = model.createCache({ capacity: 4096 })
-  const step = model.step.bind(model)
+  const step = model.timedStep.bind(model)
   const waits: number[] = []
-  jest.spyOn(model, 'step').mockImplementation(async (parts, stepOptions) => {
+  jest.spyOn(model, 'timedStep').mockImplementation(async (parts, stepOptions) => {
     // Another step of the device comes before each.
     const before = step([
       { view: { blocks: [cache.createBlock()] }, tokens: new Array(300).fill(1) },

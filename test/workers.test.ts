@@ -174,8 +174,8 @@ async function play(script: Script): Promise<{ steps: LockStep[]; events: Worker
     else run[order.do](order.name)
   }
   const given: { views: number[][][]; tokens: number[][] }[] = []
-  const step = model.step.bind(model)
-  jest.spyOn(model, 'step').mockImplementation((parts, stepOptions) => {
+  const step = model.timedStep.bind(model)
+  jest.spyOn(model, 'timedStep').mockImplementation((parts, stepOptions) => {
     const views = parts.map(({ view }) => view.blocks.map((block) => [...block.tokens()]))
     given.push({ views, tokens: parts.map(({ tokens }) => Array.from(tokens)) })
     return step(parts, stepOptions)
@@ -427,7 +427,7 @@ test('workers tells name, state and tokens', async () => {
 })
 
 test('no step runs before its events are asked for', async () => {
-  const step = jest.spyOn(model, 'step')
+  const step = jest.spyOn(model, 'timedStep')
   const run = start()
   expect(step).not.toHaveBeenCalled()
   const iterator = run[Symbol.asyncIterator]()
@@ -643,7 +643,7 @@ test('errors of the callbacks come out of the iterator', async () => {
 })
 
 test('workers that are not to sample are told so', async () => {
-  const step = jest.spyOn(model, 'step')
+  const step = jest.spyOn(model, 'timedStep')
   await collect(start({ workers: [alice], maxTokens: 1 }))
   const samplers = step.mock.calls.map(([[part]]) => (part as StepWorker).sampler)
   expect(samplers).toEqual([null, undefined, null])
