@@ -213,6 +213,7 @@ async function main() {
     }
     if (pending.length > 20) await settle()
     if (i % 500 === 0) {
+      await settle()
       await tick()
       globalThis.gc()
       // Those that calls have closed are replaced by open ones.
