@@ -36,15 +36,11 @@ constexpr std::int64_t kSpanTokens = kSpanPages * kPageSize;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-void check(bool good, const char* message) {
-  if (!good) throw Error(code::kInvalidArgument, message);
-}
-
 void check_cache(const KvShape& shape, const RopeTable* rope) {
-  check(shape.head_dim > 0 && shape.head_dim % 8 == 0 && shape.head_dim <= kMaxHeadDim,
-        "head_dim must be a multiple of 8 up to 256");
-  check(!rope || (rope->rotary_dim >= 0 && rope->rotary_dim % 2 == 0 && rope->rotary_dim <= shape.head_dim),
-        "rotary_dim must be even and at most head_dim");
+  require(shape.head_dim > 0 && shape.head_dim % 8 == 0 && shape.head_dim <= kMaxHeadDim,
+          "head_dim must be a multiple of 8 up to 256");
+  require(!rope || (rope->rotary_dim >= 0 && rope->rotary_dim % 2 == 0 && rope->rotary_dim <= shape.head_dim),
+          "rotary_dim must be even and at most head_dim");
 }
 
 void check_buffers(const ExternalBuffers& buffers) {
@@ -106,7 +102,7 @@ class CpuDevice final : public Device {
   void begin_step(const StepView& step) override { step_ = step; }
 
   void embedding(const EmbeddingParams& params) override {
-    check(params.rows >= 0 && params.rows <= std::ssize(step_.tokens), "more rows than the step has");
+    require(params.rows >= 0 && params.rows <= std::ssize(step_.tokens), "more rows than the step has");
     for (const std::int32_t token : step_.tokens) {
       if (token < 0 || token >= params.table.rows) {
         throw Error(code::kInvalidArgument, "token id " + std::to_string(token) + " is outside the vocabulary of " +
@@ -123,11 +119,11 @@ class CpuDevice final : public Device {
   }
 
   void matmul(const MatmulParams& p) override {
-    check(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
+    require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
     // Units are blocks of outputs, matrix after matrix.
     std::int64_t blocks_before[MatmulParams::kMaxOutputs + 1] = {0};
     for (int i = 0; i < p.n_outputs; i++) {
-      check(p.outputs[i].weight.cols == p.k, "a weight matrix needs k columns");
+      require(p.outputs[i].weight.cols == p.k, "a weight matrix needs k columns");
       blocks_before[i + 1] = blocks_before[i] + ceil_div(p.outputs[i].weight.rows, kMatmulOutputBlock);
     }
     if (p.rows == 0) return;
@@ -166,7 +162,7 @@ class CpuDevice final : public Device {
   void kv_append(const KvAppendParams& p) override {
     check_cache(p.shape, &step_.rope);
     check_buffers(p.buffers);
-    check(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(step_.slots), "more rows than the step has");
+    require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(step_.slots), "more rows than the step has");
     const std::int64_t cols = p.shape.kv_heads * p.shape.head_dim;
     const float* k = static_cast<const float*>(p.k);
     const float* v = static_cast<const float*>(p.v);
@@ -292,7 +288,7 @@ std::int64_t spans_seen(const PlanSegment& segment, const QueryRange& range) {
 void CpuDevice::attention(const AttentionParams& p) {
   check_cache(p.shape, &step_.rope);
   check_buffers(p.buffers);
-  check(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
+  require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   first_state_.resize(step_.plan.query_ranges.size());
   segment_of_range_.resize(step_.plan.query_ranges.size());
   std::int64_t n_states = 0;
@@ -506,7 +502,7 @@ double CpuDevice::measure_read_bandwidth(std::size_t bytes) {
 }  // namespace
 
 std::shared_ptr<Device> create_cpu_device(const CpuOptions& options) {
-  check(options.threads >= 0, "threads must be >= 0");
+  require(options.threads >= 0, "threads must be >= 0");
   return std::make_shared<CpuDevice>(options);
 }
 

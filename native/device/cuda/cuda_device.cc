@@ -20,10 +20,6 @@ constexpr int kMaxAttentionCtasPerMultiprocessor = 2;
 // Weights go through pinned memory in pieces of this size, one being filled while the other is copied.
 constexpr std::size_t kStagingBytes = std::size_t{16} << 20;
 
-void check(bool good, const char* message) {
-  if (!good) throw Error(code::kInvalidArgument, message);
-}
-
 // HOGWILD_CUDA_GRAPHS: on (default) or off.
 bool graphs_enabled() {
   const char* const text = std::getenv("HOGWILD_CUDA_GRAPHS");
@@ -165,7 +161,7 @@ void CudaDevice::replay(const Device::GraphKey& key, const std::function<void()>
 
 void CudaDevice::embedding(const EmbeddingParams& p) {
   use();
-  check(p.rows <= step_.layout().rows && !step_.view().tokens.empty(), "more rows than the step has");
+  require(p.rows <= step_.layout().rows && !step_.view().tokens.empty(), "more rows than the step has");
   for (const std::int32_t token : step_.view().tokens) {
     if (token >= 0 && token < p.table.rows) continue;
     throw Error(code::kInvalidArgument,
@@ -189,8 +185,8 @@ void CudaDevice::gated_activation(const GatedActivationParams& p) {
 
 void CudaDevice::matmul(const MatmulParams& p) {
   use();
-  check(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
-  for (int i = 0; i < p.n_outputs; ++i) check(p.outputs[i].weight.cols == p.k, "a weight matrix needs k columns");
+  require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
+  for (int i = 0; i < p.n_outputs; ++i) require(p.outputs[i].weight.cols == p.k, "a weight matrix needs k columns");
   if (p.rows == 0) return;
   // Matrices of one dtype go together; a model that mixes dtypes takes a launch for each run of them.
   for (int first = 0, last = 0; first < p.n_outputs; first = last) {
@@ -211,8 +207,8 @@ void CudaDevice::check_external(const ExternalBuffers& buffers, std::span<const 
   if (const auto stream = static_cast<cudaStream_t>(buffers.stream)) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     check_cuda(cudaStreamIsCapturing(stream, &status), "the engine's stream");
-    check(status == cudaStreamCaptureStatusNone,
-          "buffers.stream: expected a stream that captures no graph: what a pass does differs from step to step");
+    require(status == cudaStreamCaptureStatusNone,
+            "buffers.stream: expected a stream that captures no graph: what a pass does differs from step to step");
   }
   for (const ExternalArray& array : arrays) {
     const auto refuse = [&array](const std::string& what) {
@@ -252,8 +248,8 @@ void CudaDevice::on_stream_of(const ExternalBuffers& buffers, Launch&& launch) {
 
 void CudaDevice::kv_append(const KvAppendParams& p) {
   use();
-  check(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= step_.layout().rows && !step_.view().slots.empty(),
-        "more rows than the step has");
+  require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= step_.layout().rows && !step_.view().slots.empty(),
+          "more rows than the step has");
   const std::size_t bytes =
       static_cast<std::size_t>(p.rows * p.shape.kv_heads * p.shape.head_dim) * dtype_size(p.buffers.dtype);
   check_external(p.buffers, {{{"k", p.k, bytes}, {"v", p.v, bytes}}});
@@ -296,14 +292,14 @@ AttentionLaunch CudaDevice::attention_launch(const AttentionParams& p) const {
 
 void CudaDevice::attention(const AttentionParams& p) {
   use();
-  check(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
+  require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   const std::int64_t rows = step_.view().plan.n_tokens * p.query_heads;
   if (rows == 0) return;
   const std::size_t bytes = static_cast<std::size_t>(rows * p.shape.head_dim) * dtype_size(p.buffers.dtype);
   const std::size_t lse_bytes = p.lse == nullptr ? 0 : static_cast<std::size_t>(rows) * sizeof(float);
-  check(!overlap(p.q, bytes, p.out, bytes) && !overlap(p.q, bytes, p.lse, lse_bytes) &&
-            !overlap(p.out, bytes, p.lse, lse_bytes),
-        "q, out and lse: expected memory of their own: queries are read while results are written");
+  require(!overlap(p.q, bytes, p.out, bytes) && !overlap(p.q, bytes, p.lse, lse_bytes) &&
+              !overlap(p.out, bytes, p.lse, lse_bytes),
+          "q, out and lse: expected memory of their own: queries are read while results are written");
   check_external(p.buffers, {{{"q", p.q, bytes}, {"out", p.out, bytes}, {"lse", p.lse, lse_bytes}}});
 
   // The shares of the work lie in the workspace: all layers of the step take them from there.
