@@ -7,7 +7,7 @@
 #include "addon/convert.h"
 #include "addon/exports.h"
 #include "addon/handles.h"
-#include "addon/sampling.h"
+#include "addon/sampler_arguments.h"
 #include "model/transformer.h"
 #include "model/weights.h"
 

@@ -155,8 +155,8 @@ class AttendTask : public PromiseTask {
     const ChunkedPlan::Chunk chunk = pass_->chunks()[next_chunk_];
     float* out = pass_->scratch(pass_->out, chunk.n * row, "attention output");
     float* lse = lse_ != nullptr ? pass_->scratch(pass_->lse, chunk.n * query_heads_, "log-sum-exp") : nullptr;
-    const std::span<const float> queries = std::span(q_).subspan(static_cast<std::size_t>(chunk.first * row),
-                                                                 static_cast<std::size_t>(chunk.n * row));
+    const std::span<const float> queries =
+        std::span(q_).subspan(static_cast<std::size_t>(chunk.first * row), static_cast<std::size_t>(chunk.n * row));
     const float* q = pass_->upload(pass_->q, queries, "queries");
     pass_->begin_chunk(next_chunk_);
     device.attention({.shape = cache.shape(),

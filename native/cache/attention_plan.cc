@@ -63,7 +63,7 @@ class SegmentTable {
   // One segment of a block as it will be after the step's appends.
   struct Entry {
     std::int64_t segment = 0;  // index into segments()
-    std::int64_t start = 0;  // local position of its first token
+    std::int64_t start = 0;    // local position of its first token
     std::int64_t length = 0;
     std::int64_t rotated_at = 0;
   };
@@ -151,7 +151,7 @@ struct StepReservation::State {
   struct Worker {
     WorkerView view;  // keeps the blocks alive
     std::int64_t first_row = 0;
-    std::int64_t first_position = -1;  // view position of its first new token
+    std::int64_t first_position = -1;     // view position of its first new token
     std::vector<SegmentInView> segments;  // in view order, so with ascending `start`
 
     std::int64_t n_tokens() const { return static_cast<std::int64_t>(view.tokens.size()); }

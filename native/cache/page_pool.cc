@@ -67,10 +67,9 @@ void PagePool::mark_used(std::int64_t id, std::int64_t used, std::int64_t writer
 
 void PagePool::mark_shared(std::span<const Segment> segments) noexcept {
   for (const Segment& segment : segments) {
-    for_each_run(segment, 0, segment.length,
-                 [&](std::int64_t id, std::int32_t slot, std::int64_t count, std::int64_t) {
-                   pages_[id].shared = std::max(pages_[id].shared, slot + count);
-                 });
+    for_each_run(segment, 0, segment.length, [&](std::int64_t id, std::int32_t slot, std::int64_t count, std::int64_t) {
+      pages_[id].shared = std::max(pages_[id].shared, slot + count);
+    });
   }
 }
 

@@ -11,8 +11,8 @@ namespace {
 // 2^31 - 1: products of two sizes cannot overflow, and token ids fit 32 bits.
 void check_size(const char* name, std::int64_t value) {
   if (value >= 1 && value <= INT32_MAX) return;
-  throw Error(code::kInvalidModel, std::string(name) + ": expected 1 to " + std::to_string(INT32_MAX) + ", found " +
-                                       std::to_string(value));
+  throw Error(code::kInvalidModel,
+              std::string(name) + ": expected 1 to " + std::to_string(INT32_MAX) + ", found " + std::to_string(value));
 }
 
 }  // namespace

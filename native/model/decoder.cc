@@ -108,11 +108,12 @@ void Decoder::output_and_mlp(std::int64_t index, const Rows& rows) {
                    .outputs = {{layer.o_proj, layer.o_bias, x(rows), true}}});
   rms_norm(x(rows), layer.post_attention_norm, rows.n, config_.hidden_size, normed_.as<float>());
   check_cancelled(rows.cancel);
-  device_->matmul({.x = normed_.as<float>(),
-                   .rows = rows.n,
-                   .k = config_.hidden_size,
-                   .n_outputs = 2,
-                   .outputs = {{layer.gate_proj, layer.gate_bias, gate()}, {layer.up_proj, layer.up_bias, up(rows.n)}}});
+  device_->matmul(
+      {.x = normed_.as<float>(),
+       .rows = rows.n,
+       .k = config_.hidden_size,
+       .n_outputs = 2,
+       .outputs = {{layer.gate_proj, layer.gate_bias, gate()}, {layer.up_proj, layer.up_bias, up(rows.n)}}});
   device_->gated_activation({.gate = gate(),
                              .up = up(rows.n),
                              .n = rows.n * config_.intermediate_size,

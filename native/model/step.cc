@@ -132,7 +132,7 @@ struct Step::State {
   const std::vector<StepWorker> workers;
   StepReservation reservation;
   const std::vector<LogitsRow> wanted;
-  std::span<const LogitsRow> pending;  // of `wanted`
+  std::span<const LogitsRow> pending;           // of `wanted`
   std::vector<std::vector<std::int32_t>> seen;  // by each worker; empty where nobody asks
   std::vector<std::int32_t> tokens;             // of all workers
   StepResult result;
