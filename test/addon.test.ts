@@ -146,7 +146,9 @@ const WORKING: Record<string, () => unknown[] | Promise<unknown[]>> = {
   ],
   progressBytes: () => [native.createProgress()],
   modelWeightBytes: () => [model],
-  modelClose: async () => [await native.createModel(device, config, tensors, null, null, null, true)],
+  modelClose: async () => [
+    await native.createModel(device, config, tensors, null, null, null, true),
+  ],
   createCache: () => [device, cacheShape(config, 64)],
   cacheStats: () => [cache],
   cacheClose: () => [newCache()],

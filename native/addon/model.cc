@@ -170,14 +170,16 @@ class StepTask : public PromiseTask {
   }
   bool done() const override { return !step_; }
 
-  Napi::Value result(Napi::Env) override {
+  Napi::Value result(Napi::Env env) override {
     auto results = kept().As<Napi::Array>();
     for (std::uint32_t i = 0; i < logprobs_.size(); i++) {
       auto worker = results.Get(i).As<Napi::Object>();
       worker.Set("token", output_.workers[i].token);
       worker.Set("logprob", logprobs_[i] ? output_.workers[i].logprob : std::nanf(""));
     }
-    results.Set("seconds", output_.seconds);
+    // Not enumerable: results are equal whatever time they took.
+    results.DefineProperty(
+        Napi::PropertyDescriptor::Value("seconds", Napi::Number::New(env, output_.seconds), napi_default));
     return results;
   }
 
