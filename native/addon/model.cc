@@ -7,7 +7,7 @@
 #include "addon/convert.h"
 #include "addon/exports.h"
 #include "addon/handles.h"
-#include "addon/sampling.h"
+#include "addon/sampler_arguments.h"
 #include "model/transformer.h"
 #include "model/weights.h"
 
@@ -178,6 +178,7 @@ class StepTask : public PromiseTask {
       worker.Set("token", output_.workers[i].token);
       worker.Set("logprob", logprobs_[i] ? output_.workers[i].logprob : std::nanf(""));
     }
+    // Not enumerable: results are equal whatever time they took.
     results.DefineProperty(
         Napi::PropertyDescriptor::Value("seconds", Napi::Number::New(env, output_.seconds), napi_default));
     return results;

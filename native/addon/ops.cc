@@ -9,7 +9,7 @@
 #include "addon/convert.h"
 #include "addon/exports.h"
 #include "addon/handles.h"
-#include "addon/sampling.h"
+#include "addon/sampler_arguments.h"
 #include "device/device.h"
 
 namespace hogwild::addon {

@@ -11,11 +11,10 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/limits.h"
 
 namespace hogwild {
 namespace {
-
-constexpr std::int64_t kMaxHeadDim = 256;
 
 // The product of positive numbers, or the largest std::int64_t where it does not fit.
 std::int64_t saturating_product(std::initializer_list<std::int64_t> factors) {
@@ -31,7 +30,7 @@ std::int64_t saturating_product(std::initializer_list<std::int64_t> factors) {
 void check_shape(const KvShape& shape) {
   if (shape.layers < 1) refuse("layers must be at least 1, received " + std::to_string(shape.layers));
   if (shape.kv_heads < 1) refuse("kv_heads must be at least 1, received " + std::to_string(shape.kv_heads));
-  if (shape.head_dim < 8 || shape.head_dim > kMaxHeadDim || shape.head_dim % 8 != 0) {
+  if (!is_supported_head_dim(shape.head_dim)) {
     refuse("head_dim must be a multiple of 8 from 8 to " + std::to_string(kMaxHeadDim) + ", received " +
            std::to_string(shape.head_dim));
   }

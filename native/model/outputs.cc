@@ -54,6 +54,7 @@ void collect_outputs(Device& device, const float* logits, std::int64_t vocab, st
   std::vector<SampleParams::Row> draws;
   std::vector<std::size_t> drawn_for;
   bool want_logprobs = false;
+  bool all_checked = true;  // all that are sampled from
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const std::size_t w = rows[i].worker;
     const auto row = static_cast<std::int64_t>(i);
@@ -70,6 +71,7 @@ void collect_outputs(Device& device, const float* logits, std::int64_t vocab, st
     draws.push_back(draw);
     drawn_for.push_back(w);
     want_logprobs |= workers[w].logprob;
+    all_checked &= rows[i].logits_at >= 0;
   }
   if (draws.empty()) return;
 
@@ -80,7 +82,7 @@ void collect_outputs(Device& device, const float* logits, std::int64_t vocab, st
                  .rows = draws,
                  .tokens = tokens.data(),
                  .logprobs = want_logprobs ? logprobs.data() : nullptr,
-                 .finite = true});
+                 .finite = !all_checked});
   for (std::size_t i = 0; i < draws.size(); ++i) {
     StepResult::Worker& out = result.workers[drawn_for[i]];
     out.token = tokens[i];

@@ -434,7 +434,8 @@ void check_plans(const World& world, const std::vector<Turn>& turns, const StepR
   const std::int64_t total = step.n_tokens();
   check_plan(world, turns, step, 0, total);
   const auto first = static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(total));
-  check_plan(world, turns, step, first, 1 + static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(total - first)));
+  check_plan(world, turns, step, first,
+             1 + static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(total - first)));
 }
 
 // Attention over the plan against softmax over the definition, in double precision.
@@ -798,7 +799,9 @@ TEST(blocks_that_die_leave_storage_alone) {
     for (int i = 0; i < 3; ++i) world.create();
     std::vector<BlockPtr> kept;
     std::mt19937_64 rng(seed);
-    const auto random = [&](std::int64_t end) { return static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(end)); };
+    const auto random = [&](std::int64_t end) {
+      return static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(end));
+    };
     std::vector<Shape> shapes;
     for (int i = 0; i < 60; ++i) {
       const auto at = static_cast<std::size_t>(random(3));

@@ -962,7 +962,7 @@ TEST(sampling_refuses_bad_input) {
     std::vector<float> logits = random_floats(20);
     std::vector<std::int32_t> all(20);
     for (int i = 0; i < 20; i++) all[i] = i;
-    const std::int32_t outside[] = {20}, negative[] = {-1};
+    const std::int32_t outside[] = {20}, negative[] = {-1}, four[] = {4};
     for (const float temperature : {0.0f, 1.0f}) {
       CHECK_CODE(code::kInvalidArgument, sample_one(device, logits, {.temperature = temperature, .forbidden = all}));
       CHECK_CODE(code::kInvalidArgument,
@@ -980,11 +980,13 @@ TEST(sampling_refuses_bad_input) {
       for (const int at : {0, 7, 19}) {
         std::vector<float> broken = logits;
         broken[at] = bad;
-        CHECK_CODE(code::kInternal, sample_one(device, broken, {.temperature = 1}));
-        CHECK_CODE(code::kInternal, sample_one(device, broken, {}));
+        CHECK_CODE(code::kInvalidModel, sample_one(device, broken, {.temperature = 1}));
+        CHECK_CODE(code::kInvalidModel, sample_one(device, broken, {}));
       }
     }
-    CHECK_CODE(code::kInternal, sample_one(device, std::vector<float>(20, -kInf), {.temperature = 1}));
+    CHECK_CODE(code::kInvalidModel, sample_one(device, std::vector<float>(20, -kInf), {.temperature = 1}));
+    logits[4] = 1e30f;
+    CHECK_CODE(code::kInvalidArgument, sample_one(device, logits, {.repetition_penalty = 1e-30f, .seen = four}));
     logits.assign(20, -kInf);
     logits[13] = -3;
     CHECK(sample_one(device, logits, {.temperature = 1}) == 13);

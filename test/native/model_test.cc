@@ -746,8 +746,9 @@ TEST(damaged_weights_are_the_fault_of_the_model) {
         CHECK_MESSAGE(false, name);
       } catch (const Error& error) {
         CHECK_MESSAGE(error.code() == std::string(code::kInvalidModel), error.what());
-        CHECK_MESSAGE(std::string(error.what()).find("'" + name + "' of '" + file.file->path() + "'") != std::string::npos,
-                      error.what());
+        CHECK_MESSAGE(
+            std::string(error.what()).find("'" + name + "' of '" + file.file->path() + "'") != std::string::npos,
+            error.what());
       }
       CHECK(contents(*block, world.shape()) == before && other->length() == 0);
       CHECK(world.cache->stats().free_pages == free_pages);
@@ -1088,7 +1089,8 @@ TEST(weights_are_read_in_place_copied_or_converted) {
 
 // A file that changes while its pages are in use is noticed before the next step; one that was read is not needed.
 TEST(changed_files_are_noticed) {
-  const auto try_change = [](bool mapped, const Dtype* convert_to, const std::function<void(const std::string&)>& change) {
+  const auto try_change = [](bool mapped, const Dtype* convert_to,
+                             const std::function<void(const std::string&)>& change) {
     World world;
     const TensorFile file(world.tensors);
     Transformer model(world.device, world.config,

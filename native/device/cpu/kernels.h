@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 
+#include "core/limits.h"
 #include "device/ops.h"
 
 namespace hogwild {
@@ -35,7 +36,6 @@ constexpr int64_t kMaxSpanRows = 96;
 constexpr int64_t kStateMax = 0;
 constexpr int64_t kStateSum = 1;
 constexpr int64_t kStateValues = 16;
-constexpr int64_t kMaxHeadDim = 256;
 static inline int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 static inline int64_t state_size(int64_t head_dim) { return kStateValues + padded_head_dim(head_dim); }
 

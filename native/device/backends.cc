@@ -1,8 +1,7 @@
-#include "device/device.h"
-
 #include <utility>
 
 #include "core/error.h"
+#include "device/device.h"
 
 namespace hogwild {
 

@@ -91,7 +91,8 @@ int run(int steps, int workers) {
 
   const auto tokens = [&](std::int32_t first, std::size_t count) {
     std::vector<std::int32_t> ids(count);
-    for (std::size_t i = 0; i < count; ++i) ids[i] = static_cast<std::int32_t>((static_cast<std::size_t>(first) + 37 * i) % 2048);
+    for (std::size_t i = 0; i < count; ++i)
+      ids[i] = static_cast<std::int32_t>((static_cast<std::size_t>(first) + 37 * i) % 2048);
     return ids;
   };
   const std::shared_ptr<CacheBlock> common = cache->create_block();

@@ -1,0 +1,28 @@
+// Memory of the CPU device: whole pages from the system, which cost nothing until they are touched.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "device/device.h"
+
+namespace hogwild {
+
+// Zero-filled. Throws kOutOfMemory with the size and `purpose` in the message.
+Buffer map_memory(std::size_t bytes, const char* purpose);
+
+// Scratch memory aligned to cache lines that only grows.
+class Scratch {
+ public:
+  template <typename T>
+  T* get(std::int64_t n) {
+    const std::size_t bytes = static_cast<std::size_t>(n) * sizeof(T);
+    if (bytes > buffer_.bytes()) buffer_ = map_memory(bytes, "scratch space");
+    return buffer_.as<T>();
+  }
+
+ private:
+  Buffer buffer_;
+};
+
+}  // namespace hogwild
