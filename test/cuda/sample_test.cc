@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -186,9 +187,15 @@ void check_draws(const std::vector<Draw>& draws) {
   }
 }
 
+// HOGWILD_TEST_CASES: random cases of each kind, in quarters of the default.
+int cases(int by_default) {
+  const char* text = std::getenv("HOGWILD_TEST_CASES");
+  return text == nullptr ? by_default : std::max(1, by_default * std::atoi(text) / 4);
+}
+
 TEST(draws_equal_the_definition) {
   for (const std::int64_t vocab : {1, 2, 31, 420, 2000, 4096, 4097, 20'000}) {
-    const int n = vocab < 4000 ? 60 : 15;  // where there are many tokens for a thread, or several CTAs
+    const int n = cases(vocab < 4000 ? 60 : 15);  // where there are many tokens for a thread, or several CTAs
     std::vector<Draw> draws;
     for (int i = 0; i < n; ++i) {
       draws.push_back(random_draw(vocab));
@@ -203,8 +210,8 @@ TEST(draws_equal_the_definition) {
 TEST(ties_go_to_the_lowest_ids) {
   std::vector<Draw> draws;
   for (const float logit : {2.5f, 0.f}) {
-    for (const int k : {1, 2, 3, 6, 4095, 4096, 4097, 7000}) {  // slices of the vocabulary have 4096
-      for (const double uniform : {0.0, 0.5, 0.999999}) {
+    for (const int k : {1, 2, 4096, 4097, 7000}) {  // slices of the vocabulary have 4096
+      for (const double uniform : {0.0, 0.999999}) {
         Draw draw;
         draw.logits.assign(10'000, logit);  // a thread walks through several
         draw.logits[3] = -0.f;              // equal to 0
@@ -251,7 +258,7 @@ TEST(frequencies_are_the_probabilities) {
   draw = {.logits = draw.logits, .row = {}, .seen = {}, .forbidden = {}};
   for (float& logit : draw.logits) logit = std::max(-3.f, std::min(3.f, logit));
   draw.row.temperature = 0.8f;
-  constexpr int kDraws = 2000;
+  constexpr int kDraws = 500;
   for (int i = 0; i < kDraws; ++i) {
     draw.row.uniform = (i + 0.5) / kDraws;
     draws.push_back(draw);

@@ -4,7 +4,7 @@ const sample = 'sample.cu'
 export default {
   sources: ['sample.cu'],
   test: 'sample_test.cc',
-  environment: {},
+  environment: { HOGWILD_TEST_CASES: '1' },
   threads: { environment: {}, test: 'ties_go' },
   mutants: [
     [
