@@ -39,8 +39,14 @@ export interface LoadModelOptions {
   device?: Device | DeviceName | undefined
   /** Threads of that device of its own. */
   threads?: number | undefined
-  /** Of matrices in memory. Default 'auto': as stored, mapped from the files; another one is converted to. */
+  /** Of matrices in memory. Default 'auto': as stored; another one is converted to. */
   dtype?: 'auto' | Dtype | undefined
+  /**
+   * Default true: a CPU reads matrices of the stored dtype in place, from files that it maps. They must not
+   * change while the model is open: a step that finds a file changed rejects with HOGWILD_INVALID_MODEL, but a
+   * file that is shortened during a step ends the process. false: everything is read into memory.
+   */
+  mapped?: boolean | undefined
   /** Called about ten times per second while weights are read or copied to a GPU, and at the end. */
   onProgress?: ((progress: LoadProgress) => void) | undefined
   /** Aborts the loading: HOGWILD_ABORTED with the signal's reason as `cause`. */
@@ -101,6 +107,7 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
   const config = await readConfig(folder)
   const tensors = modelTensors(config, await readTensors(folder))
   const onProgress = checkOptionalFunction(options.onProgress, 'options.onProgress')
+  const mapped = checkBoolean(options.mapped ?? true, 'options.mapped')
   const signal = checkSignal(options.signal, 'options.signal')
   throwIfAborted(signal)
   const { device, owned } = useDevice(options.device, options.threads)
@@ -127,6 +134,7 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
         dtype === 'auto' ? null : dtype,
         progress,
         cancel,
+        mapped,
       )
     const handle = await runTask([], signal, (cancel) =>
       reportProgress(
@@ -237,9 +245,19 @@ export class Model {
    *
    * Rejects and leaves the cache as it was: HOGWILD_INVALID_ARGUMENT, HOGWILD_WRITE_CONFLICT (two workers
    * write to one block), HOGWILD_OUT_OF_PAGES, HOGWILD_BUSY (the cache is in use), HOGWILD_CLOSED,
-   * HOGWILD_ABORTED.
+   * HOGWILD_ABORTED, HOGWILD_INVALID_MODEL (the model computes NaN or infinity, or its files changed).
+   *
+   * A long step does not hold up the steps of other caches on the device: they take turns, piece by piece.
    */
   async step(workers: readonly StepWorker[], options: StepOptions = {}): Promise<StepOutput[]> {
+    return (await this.timedStep(workers, options)).outputs
+  }
+
+  /** @internal The same, with the seconds that the step took, without its waiting for others on the device. */
+  async timedStep(
+    workers: readonly StepWorker[],
+    options: StepOptions = {},
+  ): Promise<{ outputs: StepOutput[]; seconds: number }> {
     const model = this.#open()
     const signal = checkSignal(checkObject(options, 'options').signal, 'options.signal')
     const list = checkArray(workers, 'workers') as StepWorker[]
@@ -256,11 +274,12 @@ export class Model {
       native.step(model, cache.open(), natives, cancel),
     )
     for (const sampler of samplers) sampler.advance()
-    return results.map(({ token, logprob, logits }, i) => ({
+    const outputs = results.map(({ token, logprob, logits }, i) => ({
       token: token < 0 ? undefined : token,
       logprob: list[i]?.logprob && token >= 0 ? logprob : undefined,
       logits: logits.length > 0 ? logits : undefined,
     }))
+    return { outputs, seconds: results.seconds }
   }
 
   /** A step of one worker with the view [block]: computes tokens on their own, without anything before the block. */

@@ -20,6 +20,7 @@ export type BlockHandle = Handle<'block'>
 export type PassHandle = Handle<'pass'>
 export type CancelHandle = Handle<'cancel'>
 export type ProgressHandle = Handle<'progress'>
+export type MemoryHandle = Handle<'memory'>
 
 export type Dtype = 'f32' | 'f16' | 'bf16'
 export type SimdLevel = 'baseline' | 'avx2' | 'avx512' | 'avx512bf16' | 'neon'
@@ -186,13 +187,18 @@ export interface NativeBinding {
     convertTo: Dtype | null,
     progress: ProgressHandle | null,
     cancel: CancelHandle | null,
+    mapped: boolean,
   ): Promise<ModelHandle>
   modelWeightBytes(model: ModelHandle): number
   modelClose(model: ModelHandle): void
 
+  /**
+   * Takes microseconds. A CUDA device allocates the pool when it is first used, on its own thread: what uses
+   * it then rejects with HOGWILD_OUT_OF_MEMORY, and may be tried again.
+   */
   createCache(device: DeviceHandle, shape: NativeCacheShape): CacheHandle
   cacheStats(cache: CacheHandle): NativeCacheStats
-  /** Frees the pool once no step or pass uses it; its blocks are closed with it. */
+  /** Frees the pool, on the device's thread, once no step or pass uses it; its blocks are closed with it. */
   cacheClose(cache: CacheHandle): void
 
   createBlock(cache: CacheHandle): BlockHandle
@@ -225,13 +231,16 @@ export interface NativeBinding {
   createCancel(): CancelHandle
   cancel(handle: CancelHandle): void
 
-  /** One forward pass. Refused with HOGWILD_BUSY while another step, pass or compaction uses the cache. */
+  /**
+   * One forward pass. Refused with HOGWILD_BUSY while another step, pass or compaction uses the cache. `seconds`
+   * is the time that it took, without its waiting for other tasks.
+   */
   step(
     model: ModelHandle,
     cache: CacheHandle,
     workers: NativeStepWorker[],
     cancel: CancelHandle | null,
-  ): Promise<NativeStepResult[]>
+  ): Promise<NativeStepResult[] & { seconds: number }>
 
   /** Reserves room for the new tokens and plans the step; the cache is busy until commit or abort. */
   beginPass(cache: CacheHandle, workers: NativePassWorker[]): PassHandle
@@ -277,8 +286,9 @@ export interface NativeBinding {
 
 /** Each runs at once and returns fresh arrays; refused with HOGWILD_BUSY while the device computes. */
 export interface NativeOps {
-  /** Memory of the device that holds `bytes`, for as long as `read` can be called, which copies it back. */
-  deviceMemory(device: DeviceHandle, bytes: Uint8Array): { address: bigint; read: () => Uint8Array }
+  /** Memory of the device that holds `bytes`, for as long as its handle lives. */
+  deviceMemory(device: DeviceHandle, bytes: Uint8Array): { address: bigint; memory: MemoryHandle }
+  readMemory(memory: MemoryHandle): Uint8Array
   /** table: raw little-endian elements of `dtype`, [rows, cols]. */
   embedding(
     device: DeviceHandle,

@@ -30,7 +30,7 @@ function script(body: string): Promise<string> {
      const device = native.createDevice({ type: 'cpu', index: 0, threads: 2, simd: '', profile: false })
      const long = new Array(2000).fill(7)
      async function main() {
-       const model = await native.createModel(device, config, tensors, null, null, null)
+       const model = await native.createModel(device, config, tensors, null, null, null, true)
        const cache = native.createCache(device, cacheShape(config, 4096))
        const block = native.createBlock(cache)
        const step = (tokens, cancel = null) => native.step(model, cache, [stepWorker([block], tokens)], cancel)
@@ -132,6 +132,39 @@ test('a step goes on when its cache, blocks and model are closed, and their memo
   expect(output).toBe('done HOGWILD_CLOSED')
 })
 
+linux('making and closing a cache costs nothing on the JavaScript thread', async () => {
+  // Written from end to end: memory that was never touched costs nothing to give back.
+  const output = await script(`
+    const tokens = 2 ** 26 / (2 * 16 * 256 * 4)
+    const { inverseFrequencies } = config
+    const shape = { layers: 1, kvHeads: 16, headDim: 256, dtype: 'f32', capacity: tokens, inverseFrequencies, attentionFactor: 1 }
+    const kv = new Float32Array(tokens * 16 * 256)
+    const rss = () => process.memoryUsage.rss() / 2 ** 20
+    const timed = (call) => {
+      const begin = performance.now()
+      const result = call()
+      return [result, performance.now() - begin]
+    }
+    const rounds = []
+    for (let i = 0; i < 4; i++) {
+      const [large, create] = timed(() => native.createCache(device, shape))
+      const target = native.createBlock(large)
+      const pass = native.beginPass(large, [{ view: [target], bias: null, target, nTokens: tokens }])
+      await native.passAppend(pass, 0, kv, kv)
+      native.passCommit(pass)
+      const full = rss()
+      const [, close] = timed(() => native.cacheClose(large))
+      await native.blockCompact(block) // comes behind it
+      rounds.push({ create, close, freed: full - rss() })
+    }
+    const least = (key) => Math.min(...rounds.map((round) => round[key]))
+    console.log(JSON.stringify({ create: least('create'), close: least('close'), freed: least('freed') }))`)
+  const { create, close, freed } = JSON.parse(output)
+  expect(freed).toBeGreaterThan(50) // MiB
+  expect(create).toBeLessThan(1)
+  expect(close).toBeLessThan(1) // munmap of that much takes several milliseconds
+})
+
 test('a pass that is dropped gives its cache back', async () => {
   const output = await script(`
     const free = native.cacheStats(cache).freePages
@@ -175,6 +208,21 @@ linux(
   120_000,
 )
 
+linux('what a closed device has left ends with its last cache', async () => {
+  const output = await script(`
+    const before = threads()
+    const other = native.createDevice({ type: 'cpu', index: 0, threads: 2, simd: '', profile: false })
+    const itsCache = native.createCache(other, cacheShape(config, 64))
+    native.createBlock(itsCache)
+    native.deviceClose(other)
+    await sleep(20)
+    const open = threads() - before
+    native.cacheClose(itsCache)
+    for (let i = 0; i < 50 && threads() > before; i++) { gc(); await sleep(10) }
+    console.log(open, threads() - before)`)
+  expect(output).toBe('2 0')
+})
+
 test('without a registered class an error is a plain Error with a code', async () => {
   const output = await script(`
     try { native.blockLength(7) } catch (error) { console.log(error.constructor === Error, error.code) }
@@ -194,7 +242,7 @@ test('worker threads that end in any way leave the others alone', async () => {
       const { cacheShape, loadAddon, stepWorker } = require('./test/lifetime/random-model.cjs')
       const native = loadAddon()
       const device = native.createDevice({ type: 'cpu', index: 0, threads: 2, simd: '', profile: false })
-      native.createModel(device, workerData.config, workerData.tensors, null, null, null).then((model) => {
+      native.createModel(device, workerData.config, workerData.tensors, null, null, null, true).then((model) => {
         const cache = native.createCache(device, cacheShape(workerData.config, 4096))
         const block = native.createBlock(cache)
         native.step(model, cache, [stepWorker([block], new Array(2000).fill(7))], null)

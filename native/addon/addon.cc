@@ -1,6 +1,9 @@
 // The export table. lib/native.ts types it; test/addon.test.ts compares the two.
 #include <napi.h>
 
+#include <memory>
+#include <new>
+
 #include "addon/convert.h"
 #include "addon/exports.h"
 
@@ -13,27 +16,44 @@ Napi::Value set_error_class(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+void add_callback(Napi::Object& exports, const char* name, napi_callback callback) {
+  napi_value function = nullptr;
+  const napi_status status = napi_create_function(exports.Env(), name, NAPI_AUTO_LENGTH, callback, nullptr, &function);
+  if (status != napi_ok) throw Napi::Error::New(exports.Env());
+  exports.Set(name, function);
+}
+
 template <Function kFunction>
 void add(Napi::Object& exports, const char* name) {
-  exports.Set(name, Napi::Function::New<throwing<kFunction>>(exports.Env(), name));
+  add_callback(exports, name, throwing<kFunction>);
 }
 
 template <Function kFunction>
 void add_async(Napi::Object& exports, const char* name) {
-  exports.Set(name, Napi::Function::New<rejecting<kFunction>>(exports.Env(), name));
+  add_callback(exports, name, rejecting<kFunction>);
+}
+
+void set_environment_data(Napi::Env env) {
+  auto data = std::make_unique<EnvironmentData>();
+  const auto constructor = [global = env.Global()](const char* name) {
+    return Napi::Persistent(global.Get(name).As<Napi::Function>());
+  };
+  data->uint8_array = constructor("Uint8Array");
+  data->int32_array = constructor("Int32Array");
+  data->float32_array = constructor("Float32Array");
+  data->float64_array = constructor("Float64Array");
+  env.SetInstanceData(data.get());
+  data.release();  // deleted with the environment
 }
 
 }  // namespace
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
-  auto* data = new EnvironmentData;
-  env.SetInstanceData(data);  // deletes it with the environment
-  const auto constructor = [global = env.Global()](const char* name) {
-    return Napi::Persistent(global.Get(name).As<Napi::Function>());
-  };
-  data->int32_array = constructor("Int32Array");
-  data->float32_array = constructor("Float32Array");
-  data->float64_array = constructor("Float64Array");
+  try {
+    set_environment_data(env);
+  } catch (const std::bad_alloc&) {
+    throw to_error(env, current_failure());
+  }
 
   add<set_error_class>(exports, "setErrorClass");
   add<probe>(exports, "probe");
@@ -82,6 +102,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
 
   auto ops = Napi::Object::New(env);
   add<op_device_memory>(ops, "deviceMemory");
+  add<op_read_memory>(ops, "readMemory");
   add<op_embedding>(ops, "embedding");
   add<op_rms_norm>(ops, "rmsNorm");
   add<op_matmul>(ops, "matmul");

@@ -35,7 +35,7 @@ CacheBlock& BlockHandle::idle() const {
 
 std::int64_t BlockHandle::length() const {
   const CacheBlock& block = *open();
-  return cache_->busy() ? length_before_ : block.length();
+  return being_written_ ? length_before_ : block.length();
 }
 
 void BlockHandle::close() { block_.reset(); }
@@ -57,12 +57,19 @@ void CacheHandle::close() {
   cache_.reset();
 }
 
-CacheLease::CacheLease(std::shared_ptr<CacheHandle> cache) : cache_(std::move(cache)) {
+CacheLease::CacheLease(std::shared_ptr<CacheHandle> cache, std::vector<std::shared_ptr<BlockHandle>> targets)
+    : cache_(std::move(cache)), targets_(std::move(targets)) {
   cache_->idle();
-  for (BlockHandle* block : cache_->blocks_) {
-    if (block->block_) block->length_before_ = block->block_->length();
+  for (const auto& target : targets_) {
+    target->length_before_ = target->open()->length();
+    target->being_written_ = true;
   }
   cache_->busy_ = true;
+}
+
+CacheLease::~CacheLease() {
+  for (const auto& target : targets_) target->being_written_ = false;
+  cache_->busy_ = false;
 }
 
 // ---- arguments ------------------------------------------------------------------------------------
@@ -72,6 +79,12 @@ WorkerViewArguments::WorkerViewArguments(const Argument& worker)
       target(worker.property("target").handle<BlockHandle>()) {
   const Argument weights = worker.property("bias");
   if (!weights.is_null()) bias = weights.floats(static_cast<std::int64_t>(blocks.size()));
+}
+
+std::vector<std::shared_ptr<BlockHandle>> targets_of(const std::vector<WorkerViewArguments>& views) {
+  std::vector<std::shared_ptr<BlockHandle>> targets;
+  for (const WorkerViewArguments& view : views) targets.push_back(view.target);
+  return targets;
 }
 
 WorkerView WorkerViewArguments::open() const {
@@ -102,7 +115,7 @@ std::shared_ptr<BlockHandle> block_argument(const Napi::CallbackInfo& info, std:
 
 class CompactTask : public PromiseTask {
  public:
-  explicit CompactTask(const BlockHandle& block) : block_(block.open()), lease_(block.cache()) {}
+  explicit CompactTask(const BlockHandle& block) : block_(block.open()), lease_(block.cache(), {}) {}
 
  protected:
   void execute(const std::atomic<bool>&) override { moved_ = block_->compact(); }
@@ -133,7 +146,7 @@ Napi::Value create_cache(const Napi::CallbackInfo& info) {
   shape.dtype = options.property("dtype").dtype();
   const std::int64_t capacity = options.property("capacity").size();
   RopeSpec rope = read_rope(options.property("inverseFrequencies"), options.property("attentionFactor"));
-  auto cache = KvCache::create(device->open(), shape, std::move(rope), capacity);
+  auto cache = KvCache::create(device->open(), shape, std::move(rope), capacity, device->disposer());
   return to_handle(info.Env(), std::make_shared<CacheHandle>(device, std::move(cache)));
 }
 

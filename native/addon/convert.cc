@@ -1,8 +1,9 @@
 #include "addon/convert.h"
 
 #include <cmath>
-#include <cstring>
 #include <new>
+#include <stdexcept>
+#include <system_error>
 
 namespace hogwild::addon {
 
@@ -16,13 +17,15 @@ Failure current_failure() noexcept {
       return {code::kOutOfMemory, "out of memory"};
     } catch (const std::length_error&) {  // a container asked for more than any memory holds
       return {code::kOutOfMemory, "out of memory"};
+    } catch (const std::system_error& error) {  // thrown by std::thread alone, for want of memory or of threads
+      return {code::kOutOfMemory, std::string("the system refused a thread: ") + error.what()};
     } catch (const std::exception& error) {
       return {code::kInternal, error.what()};
     } catch (...) {
       return {code::kInternal, "unknown C++ exception"};
     }
-  } catch (...) {  // no memory for the message
-    return {code::kOutOfMemory, {}};
+  } catch (...) {  // no memory for the message; this one is short enough to need none
+    return {code::kOutOfMemory, "out of memory"};
   }
 }
 
@@ -30,7 +33,7 @@ Napi::Error to_error(Napi::Env env, const Failure& failure) {
   const auto message = Napi::String::New(env, failure.message);
   const auto code = Napi::String::New(env, failure.code);
   const auto* data = env.GetInstanceData<EnvironmentData>();
-  if (!data->error_class.IsEmpty()) return Napi::Error(env, data->error_class.New({message, code}));
+  if (data != nullptr && !data->error_class.IsEmpty()) return Napi::Error(env, data->error_class.New({message, code}));
   const auto error = Napi::Error::New(env, failure.message);
   error.Value().Set("code", code);
   return error;
@@ -171,29 +174,42 @@ Argument Argument::item(std::uint32_t index) const {
 namespace {
 
 template <typename Array>
-Array new_typed_array(Napi::Env env, const Napi::FunctionReference& constructor, std::int64_t length) {
+Array new_typed_array(Napi::Env env, const Napi::FunctionReference& constructor, napi_typedarray_type type,
+                      std::int64_t length) {
   Napi::Value array;
   try {
     array = constructor.New({Napi::Number::New(env, static_cast<double>(length))});
   } catch (const Napi::Error&) {
     throw Error(code::kOutOfMemory, "no memory for a result of " + std::to_string(length) + " elements");
   }
-  if (!array.IsTypedArray()) throw Error(code::kInternal, "a global typed array constructor was replaced");
+  // A constructor that was replaced before the addon was loaded can return anything, and results are written to it.
+  if (!array.IsTypedArray() || array.As<Napi::TypedArray>().TypedArrayType() != type ||
+      static_cast<std::int64_t>(array.As<Napi::TypedArray>().ElementLength()) != length) {
+    throw Error(code::kUnsupported, "a global typed array constructor was replaced before hogwild was loaded");
+  }
   return array.As<Array>();
 }
 
 }  // namespace
 
+Napi::Uint8Array new_uint8_array(Napi::Env env, std::int64_t length) {
+  return new_typed_array<Napi::Uint8Array>(env, env.GetInstanceData<EnvironmentData>()->uint8_array, napi_uint8_array,
+                                           length);
+}
+
 Napi::Int32Array new_int32_array(Napi::Env env, std::int64_t length) {
-  return new_typed_array<Napi::Int32Array>(env, env.GetInstanceData<EnvironmentData>()->int32_array, length);
+  return new_typed_array<Napi::Int32Array>(env, env.GetInstanceData<EnvironmentData>()->int32_array, napi_int32_array,
+                                           length);
 }
 
 Napi::Float32Array new_float32_array(Napi::Env env, std::int64_t length) {
-  return new_typed_array<Napi::Float32Array>(env, env.GetInstanceData<EnvironmentData>()->float32_array, length);
+  return new_typed_array<Napi::Float32Array>(env, env.GetInstanceData<EnvironmentData>()->float32_array,
+                                             napi_float32_array, length);
 }
 
 Napi::Float64Array new_float64_array(Napi::Env env, std::int64_t length) {
-  return new_typed_array<Napi::Float64Array>(env, env.GetInstanceData<EnvironmentData>()->float64_array, length);
+  return new_typed_array<Napi::Float64Array>(env, env.GetInstanceData<EnvironmentData>()->float64_array,
+                                             napi_float64_array, length);
 }
 
 }  // namespace hogwild::addon

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "addon/type_tags.h"
 #include "core/error.h"
 #include "core/tensor.h"
 
@@ -22,7 +23,7 @@ namespace hogwild::addon {
 // One per environment (the main thread, each worker thread): the addon has no mutable globals.
 struct EnvironmentData {
   Napi::FunctionReference error_class;  // set by setErrorClass: new (message, code)
-  Napi::FunctionReference int32_array, float32_array, float64_array;
+  Napi::FunctionReference uint8_array, int32_array, float32_array, float64_array;
 };
 
 // ---- errors ---------------------------------------------------------------------------------------
@@ -41,48 +42,61 @@ Failure current_failure() noexcept;
 // A HogwildError, or, before setErrorClass was called, an Error with a `code`.
 Napi::Error to_error(Napi::Env env, const Failure& failure);
 
-// Every exported function goes through one of these: no C++ exception but Napi::Error may reach Node.
+// Every exported function goes through one of these: no C++ exception may reach Node. Node-API's own callbacks,
+// since Napi::CallbackInfo asks for memory where a caller gives many arguments.
 using Function = Napi::Value (*)(const Napi::CallbackInfo&);
 
-template <Function kFunction>
-Napi::Value throwing(const Napi::CallbackInfo& info) {
+template <typename Call>
+napi_value throwing(Napi::Env env, Call&& call) {
   try {
-    return kFunction(info);
-  } catch (const Napi::Error&) {
-    throw;
-  } catch (...) {
-    throw to_error(info.Env(), current_failure());
+    try {
+      return call();
+    } catch (const Napi::Error&) {
+      throw;
+    } catch (...) {
+      throw to_error(env, current_failure());
+    }
+  } catch (const Napi::Error& error) {
+    error.ThrowAsJavaScriptException();
+    return nullptr;
   }
+}
+
+template <Function kFunction>
+napi_value throwing(napi_env env, napi_callback_info info) {
+  return throwing(env, [&]() -> napi_value { return kFunction(Napi::CallbackInfo(env, info)); });
 }
 
 // For functions that return a promise: they reject, they never throw.
 template <Function kFunction>
-Napi::Value rejecting(const Napi::CallbackInfo& info) {
-  const auto rejected = [&info](const Napi::Error& error) {
-    const auto deferred = Napi::Promise::Deferred::New(info.Env());
+napi_value rejecting(napi_env env, napi_callback_info info) {
+  const auto rejected = [env](const Napi::Error& error) {
+    const auto deferred = Napi::Promise::Deferred::New(env);
     deferred.Reject(error.Value());
     return deferred.Promise();
   };
-  try {
-    return kFunction(info);
-  } catch (const Napi::Error& error) {
-    return rejected(error);
-  } catch (...) {
-    return rejected(to_error(info.Env(), current_failure()));
-  }
+  return throwing(env, [&]() -> napi_value {
+    try {
+      return kFunction(Napi::CallbackInfo(env, info));
+    } catch (const Napi::Error& error) {
+      return rejected(error);
+    } catch (...) {
+      return rejected(to_error(env, current_failure()));
+    }
+  });
 }
 
 // ---- handles --------------------------------------------------------------------------------------
 
 // JavaScript holds native state through opaque, tagged Externals, each of which owns a reference.
-// `State` names its kind (kKind) and has a tag of its own (kTag), so one kind never passes for another.
+// `State` names its kind (kKind) and stands in the list of type_tags.h, so one kind never passes for another.
 template <typename State>
 Napi::Value to_handle(Napi::Env env, std::shared_ptr<State> state) {
   using Owner = std::shared_ptr<State>;
   auto owner = std::make_unique<Owner>(std::move(state));
   auto external = Napi::External<Owner>::New(env, owner.get(), [](Napi::Env, Owner* data) { delete data; });
   owner.release();
-  external.TypeTag(&State::kTag);
+  external.TypeTag(&kTypeTag<State>);
   return external;
 }
 
@@ -145,7 +159,7 @@ class Argument {
   std::shared_ptr<State> handle() const {
     if (value_.IsExternal()) {
       const auto external = value_.As<Napi::External<std::shared_ptr<State>>>();
-      if (external.CheckTypeTag(&State::kTag)) return *external.Data();
+      if (external.CheckTypeTag(&kTypeTag<State>)) return *external.Data();
     }
     refuse(std::string("a ") + State::kKind + " handle");
   }
@@ -168,6 +182,7 @@ class Argument {
 
 // Fresh zero-filled typed arrays. Made by their JavaScript constructors, which report a lack of memory
 // (kOutOfMemory here), where Node-API's own call would end the process.
+Napi::Uint8Array new_uint8_array(Napi::Env env, std::int64_t length);
 Napi::Int32Array new_int32_array(Napi::Env env, std::int64_t length);
 Napi::Float32Array new_float32_array(Napi::Env env, std::int64_t length);
 Napi::Float64Array new_float64_array(Napi::Env env, std::int64_t length);

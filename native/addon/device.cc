@@ -6,10 +6,15 @@
 #include "addon/convert.h"
 #include "addon/exports.h"
 #include "addon/handles.h"
-#include "device/cpu/thread_pool.h"
 #include "device/profile_device.h"
 
 namespace hogwild::addon {
+
+DeviceHandle::DeviceHandle(Napi::Env env, std::shared_ptr<Device> device) : runner_(env) {
+  Device* const data = device.get();
+  const std::shared_ptr<std::shared_ptr<Device>> owner(new std::shared_ptr<Device>(std::move(device)), disposer());
+  device_ = {owner, data};
+}
 
 const std::shared_ptr<Device>& DeviceHandle::open() const {
   if (closed()) throw Error(code::kClosed, "the device is closed");
@@ -70,7 +75,7 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
   auto found = Napi::Object::New(env);
   found.Set("version", HOGWILD_VERSION);
   found.Set("simd", simd);
-  found.Set("threads", ThreadPool::available_processors());
+  found.Set("threads", available_processors());
   found.Set("cuda", cuda);
   return found;
 }

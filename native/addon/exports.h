@@ -52,6 +52,7 @@ Napi::Value pass_abort(const Napi::CallbackInfo& info);
 
 // ops.cc
 Napi::Value op_device_memory(const Napi::CallbackInfo& info);
+Napi::Value op_read_memory(const Napi::CallbackInfo& info);
 Napi::Value op_embedding(const Napi::CallbackInfo& info);
 Napi::Value op_rms_norm(const Napi::CallbackInfo& info);
 Napi::Value op_matmul(const Napi::CallbackInfo& info);

@@ -3,6 +3,7 @@
 //
 // Closing is explicit and idempotent; a handle that is collected closes what it stood for. Closed
 // objects answer with kClosed. A cache in use by a step, a pass or a compaction answers with kBusy.
+// Devices, models and caches die on the runner's thread (Runner::Disposer): closing costs microseconds.
 #pragma once
 
 #include <napi.h>
@@ -27,9 +28,8 @@ class CacheHandle;
 class DeviceHandle {
  public:
   static constexpr const char* kKind = "device";
-  static constexpr napi_type_tag kTag{0x686f6777696c6402, 0x9d5c1f0b7a3e4c02};
 
-  DeviceHandle(Napi::Env env, std::shared_ptr<Device> device) : device_(std::move(device)), runner_(env) {}
+  DeviceHandle(Napi::Env env, std::shared_ptr<Device> device);
 
   const std::shared_ptr<Device>& open() const;  // throws kClosed
   // For calls that compute on the JavaScript thread. Throws kClosed, or kBusy while tasks are scheduled:
@@ -37,17 +37,17 @@ class DeviceHandle {
   Device& idle() const;
   bool closed() const { return runner_.closed(); }
   Napi::Promise schedule(std::unique_ptr<PromiseTask> task) { return runner_.schedule(std::move(task)); }
+  Runner::Disposer disposer() const { return Runner::Disposer(runner_); }
   void close();
 
  private:
-  std::shared_ptr<Device> device_;
   Runner runner_;
+  std::shared_ptr<Device> device_;  // null once closed
 };
 
 class ModelHandle {
  public:
   static constexpr const char* kKind = "model";
-  static constexpr napi_type_tag kTag{0x686f6777696c6403, 0x9d5c1f0b7a3e4c03};
 
   ModelHandle(std::shared_ptr<DeviceHandle> device, std::shared_ptr<Transformer> transformer)
       : device_(std::move(device)), transformer_(std::move(transformer)) {}
@@ -64,7 +64,6 @@ class ModelHandle {
 class BlockHandle {
  public:
   static constexpr const char* kKind = "block";
-  static constexpr napi_type_tag kTag{0x686f6777696c6404, 0x9d5c1f0b7a3e4c04};
 
   BlockHandle(std::shared_ptr<CacheHandle> cache, std::shared_ptr<CacheBlock> block);
   ~BlockHandle();
@@ -74,7 +73,7 @@ class BlockHandle {
   const std::shared_ptr<CacheHandle>& cache() const { return cache_; }
   const std::shared_ptr<CacheBlock>& open() const;  // throws kClosed
   CacheBlock& idle() const;                         // throws kClosed, kBusy
-  // In tokens. While the cache is in use: as before, although a step may have ended already on its thread.
+  // In tokens. While a step writes the block: as before, although it may have ended already on its thread.
   std::int64_t length() const;
   void close();
 
@@ -83,13 +82,13 @@ class BlockHandle {
 
   std::shared_ptr<CacheHandle> cache_;
   std::shared_ptr<CacheBlock> block_;  // null once closed
-  std::int64_t length_before_ = 0;     // when the cache was leased
+  bool being_written_ = false;         // by the step or pass that has leased the cache
+  std::int64_t length_before_ = 0;     // that
 };
 
 class CacheHandle {
  public:
   static constexpr const char* kKind = "cache";
-  static constexpr napi_type_tag kTag{0x686f6777696c6405, 0x9d5c1f0b7a3e4c05};
 
   CacheHandle(std::shared_ptr<DeviceHandle> device, std::shared_ptr<KvCache> cache)
       : device_(std::move(device)), cache_(std::move(cache)) {}
@@ -98,7 +97,7 @@ class CacheHandle {
   const std::shared_ptr<KvCache>& open() const;  // throws kClosed
   KvCache& idle() const;                         // throws kClosed, kBusy
   bool busy() const { return busy_; }
-  // Closes all blocks. What a task uses is freed when the task ends.
+  // Closes all blocks. The pool is freed once the tasks that use it have ended.
   void close();
 
  private:
@@ -114,8 +113,9 @@ class CacheHandle {
 // The exclusive use of a cache by a step, a pass or a compaction.
 class CacheLease {
  public:
-  explicit CacheLease(std::shared_ptr<CacheHandle> cache);  // throws kClosed, kBusy
-  ~CacheLease() { cache_->busy_ = false; }
+  // `targets`: blocks that will be written. Throws kClosed, kBusy.
+  CacheLease(std::shared_ptr<CacheHandle> cache, std::vector<std::shared_ptr<BlockHandle>> targets);
+  ~CacheLease();
   CacheLease(const CacheLease&) = delete;
   CacheLease& operator=(const CacheLease&) = delete;
 
@@ -123,6 +123,7 @@ class CacheLease {
 
  private:
   std::shared_ptr<CacheHandle> cache_;
+  std::vector<std::shared_ptr<BlockHandle>> targets_;
 };
 
 // What a worker of a step or a pass brings: NativeWorkerView of lib/native.ts.
@@ -135,6 +136,8 @@ struct WorkerViewArguments {
   // The blocks themselves, without tokens. Throws kClosed where one is closed.
   WorkerView open() const;
 };
+
+std::vector<std::shared_ptr<BlockHandle>> targets_of(const std::vector<WorkerViewArguments>& views);
 
 RopeSpec read_rope(const Argument& inverse_frequencies, const Argument& attention_factor);
 

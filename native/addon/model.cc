@@ -19,6 +19,12 @@ const std::shared_ptr<Transformer>& ModelHandle::open() const {
   return transformer_;
 }
 
+// Bytes of tensors that a load has dealt with, written on the runner's thread and read by JavaScript.
+struct Progress {
+  static constexpr const char* kKind = "progress";
+  std::atomic<std::int64_t> bytes{0};
+};
+
 namespace {
 
 // ---- loading --------------------------------------------------------------------------------------
@@ -52,22 +58,17 @@ TensorSource read_tensor(const Argument& tensor) {
   return source;
 }
 
-// Bytes of tensors that a load has dealt with, written on the runner's thread and read by JavaScript.
-struct Progress {
-  static constexpr const char* kKind = "progress";
-  static constexpr napi_type_tag kTag{0x686f6777696c6406, 0x9d5c1f0b7a3e4c06};
-  std::atomic<std::int64_t> bytes{0};
-};
-
 class LoadTask : public PromiseTask {
  public:
   LoadTask(std::shared_ptr<DeviceHandle> device, ModelConfig config, std::vector<TensorSource> tensors,
-           std::optional<Dtype> convert_to, std::shared_ptr<Progress> progress)
+           std::optional<Dtype> convert_to, bool mapped, std::shared_ptr<Progress> progress)
       : handle_(std::move(device)),
         device_(handle_->open()),
+        disposer_(handle_->disposer()),
         config_(std::move(config)),
         tensors_(std::move(tensors)),
         convert_to_(convert_to),
+        mapped_(mapped),
         progress_(std::move(progress)) {}
 
  protected:
@@ -76,8 +77,9 @@ class LoadTask : public PromiseTask {
       if (progress_) progress_->bytes += bytes;
       if (cancelled) throw Error(code::kAborted, "the loading was aborted");
     };
-    auto weights = std::make_unique<Weights>(*device_, tensors_, convert_to_ ? &*convert_to_ : nullptr, on_loaded);
-    transformer_ = std::make_shared<Transformer>(device_, std::move(config_), std::move(weights));
+    auto weights =
+        std::make_unique<Weights>(*device_, tensors_, convert_to_ ? &*convert_to_ : nullptr, mapped_, on_loaded);
+    transformer_ = {new Transformer(device_, std::move(config_), std::move(weights)), disposer_};
   }
   Napi::Value result(Napi::Env env) override {
     return to_handle(env, std::make_shared<ModelHandle>(handle_, std::move(transformer_)));
@@ -86,9 +88,11 @@ class LoadTask : public PromiseTask {
  private:
   std::shared_ptr<DeviceHandle> handle_;
   std::shared_ptr<Device> device_;
+  Runner::Disposer disposer_;
   ModelConfig config_;
   std::vector<TensorSource> tensors_;
   std::optional<Dtype> convert_to_;
+  bool mapped_;
   std::shared_ptr<Progress> progress_;
   std::shared_ptr<Transformer> transformer_;
 };
@@ -114,11 +118,17 @@ struct StepWorkerArguments {
   }
 };
 
+std::vector<std::shared_ptr<BlockHandle>> targets_of(const std::vector<StepWorkerArguments>& workers) {
+  std::vector<std::shared_ptr<BlockHandle>> targets;
+  for (const StepWorkerArguments& worker : workers) targets.push_back(worker.view.target);
+  return targets;
+}
+
 class StepTask : public PromiseTask {
  public:
   StepTask(Napi::Env env, const ModelHandle& model, const std::shared_ptr<CacheHandle>& cache,
            std::vector<StepWorkerArguments> workers)
-      : transformer_(model.open()), cache_(cache->open()), lease_(cache) {
+      : transformer_(model.open()), cache_(cache->open()), lease_(cache, targets_of(workers)) {
     const std::int64_t vocab = transformer_->config().vocab_size;
     auto results = Napi::Array::New(env, workers.size());
     workers_.reserve(workers.size());
@@ -126,19 +136,18 @@ class StepTask : public PromiseTask {
       StepWorker& worker = workers_.emplace_back();
       worker.view = from.view.open();
       worker.tokens = std::move(from.tokens);
-      worker.view.tokens = worker.tokens;
       worker.logits = from.logits;
       worker.logprob = from.logprob;
       if (from.sampler) {
         worker.sampler = from.sampler->row;
         worker.forbidden = std::move(from.sampler->forbidden);
-        worker.sampler->forbidden = worker.forbidden;
       }
       std::int64_t rows = 0;
       if (worker.logits == LogitsWanted::kLast) rows = 1;
       if (worker.logits == LogitsWanted::kAll) rows = static_cast<std::int64_t>(worker.tokens.size());
       auto logits = new_float32_array(env, rows * vocab);
       logits_.push_back(logits.Data());
+      logprobs_.push_back(worker.logprob);
       auto result = Napi::Object::New(env);
       result.Set("logits", logits);
       results.Set(static_cast<std::uint32_t>(workers_.size() - 1), result);
@@ -147,54 +156,40 @@ class StepTask : public PromiseTask {
   }
 
  protected:
-  void execute(const std::atomic<bool>& cancelled) override {
-    for (StepWorker& worker : workers_) {
-      if (!worker.sampler || worker.sampler->repetition_penalty == 1) continue;
-      worker.seen = ids_in_view(worker);
-      worker.sampler->seen = worker.seen;
-    }
-    output_ = transformer_->step(*cache_, workers_, cancelled);
-    for (std::size_t i = 0; i < workers_.size(); i++) {
+  // What a step holds of the cache and the device goes on this thread, whatever happens.
+  void execute(const std::atomic<bool>& cancelled) override try {
+    if (!step_) step_ = transformer_->begin(*cache_, std::move(workers_));
+    if (!step_->advance(cancelled)) return;
+    output_ = std::move(step_->result());
+    step_.reset();
+    for (std::size_t i = 0; i < logits_.size(); i++) {
       std::copy(output_.workers[i].logits.begin(), output_.workers[i].logits.end(), logits_[i]);
     }
+  } catch (...) {
+    step_.reset();
+    throw;
   }
+  bool done() const override { return !step_; }
 
   Napi::Value result(Napi::Env) override {
-    const auto results = kept().As<Napi::Array>();
-    for (std::uint32_t i = 0; i < workers_.size(); i++) {
+    auto results = kept().As<Napi::Array>();
+    for (std::uint32_t i = 0; i < logprobs_.size(); i++) {
       auto worker = results.Get(i).As<Napi::Object>();
       worker.Set("token", output_.workers[i].token);
-      worker.Set("logprob", workers_[i].logprob ? output_.workers[i].logprob : std::nanf(""));
+      worker.Set("logprob", logprobs_[i] ? output_.workers[i].logprob : std::nanf(""));
     }
+    results.Set("seconds", output_.seconds);
     return results;
   }
 
  private:
-  // The distinct token ids that the worker sees, the new ones of this step included, its own and others'.
-  std::vector<std::int32_t> ids_in_view(const StepWorker& worker) const {
-    std::vector<std::int32_t> ids;
-    for (std::size_t i = 0; i < worker.view.blocks.size(); i++) {
-      const auto& block = worker.view.blocks[i];
-      if (!worker.view.bias.empty() && std::isinf(worker.view.bias[i])) continue;  // hidden
-      const std::vector<std::int32_t> old = block->tokens();
-      ids.insert(ids.end(), old.begin(), old.end());
-      for (const StepWorker& other : workers_) {
-        if (other.view.target == block) ids.insert(ids.end(), other.tokens.begin(), other.tokens.end());
-      }
-    }
-    std::sort(ids.begin(), ids.end());
-    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-    // A block that an engine wrote without ids holds -1s, and another model's ids may lie outside this vocabulary.
-    const auto vocab = static_cast<std::int32_t>(transformer_->config().vocab_size);
-    std::erase_if(ids, [vocab](std::int32_t id) { return id < 0 || id >= vocab; });
-    return ids;
-  }
-
   std::shared_ptr<Transformer> transformer_;
   std::shared_ptr<KvCache> cache_;
   CacheLease lease_;
-  std::vector<StepWorker> workers_;
-  std::vector<float*> logits_;  // memory of the arrays in kept(), one per worker
+  std::vector<StepWorker> workers_;  // until the step begins
+  std::vector<float*> logits_;       // memory of the arrays in kept(), one per worker
+  std::vector<bool> logprobs_;       // which workers want theirs
+  std::unique_ptr<Step> step_;
   StepResult output_;
 };
 
@@ -210,9 +205,10 @@ Napi::Value create_model(const Napi::CallbackInfo& info) {
   std::optional<Dtype> convert_to;
   if (!dtype.is_null()) convert_to = dtype.dtype();
   const Argument progress_argument(info, 4, "progress"), cancel_argument(info, 5, "cancel");
+  const bool mapped = Argument(info, 6, "mapped").boolean();
   const auto progress = progress_argument.is_null() ? nullptr : progress_argument.handle<Progress>();
   const auto cancel = cancel_argument.is_null() ? nullptr : cancel_argument.handle<Cancel>();
-  auto task = std::make_unique<LoadTask>(device, std::move(config), std::move(tensors), convert_to, progress);
+  auto task = std::make_unique<LoadTask>(device, std::move(config), std::move(tensors), convert_to, mapped, progress);
   if (cancel) cancel->add(task->cancel_flag());
   return device->schedule(std::move(task));
 }

@@ -13,6 +13,18 @@
 #include "device/device.h"
 
 namespace hogwild::addon {
+
+struct DeviceMemory {
+  static constexpr const char* kKind = "memory";
+
+  DeviceMemory(std::shared_ptr<DeviceHandle> on, Buffer buffer, std::size_t size)
+      : device(std::move(on)), data(std::move(buffer)), bytes(size) {}
+
+  std::shared_ptr<DeviceHandle> device;
+  Buffer data;
+  std::size_t bytes;
+};
+
 namespace {
 
 // Device memory for the arguments and results of one call.
@@ -58,25 +70,27 @@ std::int64_t count_rows(const Argument& data, std::size_t bytes, Dtype dtype, st
 
 }  // namespace
 
-// What an engine on the device would have: memory, filled, and its address. It is freed with `read`.
+// What an engine on the device would have: memory, filled, and its address.
 Napi::Value op_device_memory(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
   const auto handle = device_argument(info);
   const std::vector<std::uint8_t> bytes = Argument(info, 1, "bytes").bytes();
   Device& device = handle->idle();
-  const auto memory = std::make_shared<Buffer>(device.allocate(std::max<std::size_t>(bytes.size(), 1), "a test"));
-  device.upload(memory->data(), bytes.data(), bytes.size());
+  Buffer data = device.allocate(std::max<std::size_t>(bytes.size(), 1), "a test");
+  device.upload(data.data(), bytes.data(), bytes.size());
 
-  const auto read = [handle, memory, size = bytes.size()](const Napi::CallbackInfo& call) -> Napi::Value {
-    auto copy = Napi::Uint8Array::New(call.Env(), size);
-    handle->idle().download(copy.Data(), memory->data(), size);
-    return copy;
-  };
-  auto result = Napi::Object::New(env);
-  result.Set("address",
-             Napi::BigInt::New(env, static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(memory->data()))));
-  result.Set("read", Napi::Function::New(env, read, "read"));
+  const auto address = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(data.data()));
+  auto result = Napi::Object::New(info.Env());
+  result.Set("address", Napi::BigInt::New(info.Env(), address));
+  auto memory = std::make_shared<DeviceMemory>(handle, std::move(data), bytes.size());
+  result.Set("memory", to_handle(info.Env(), std::move(memory)));
   return result;
+}
+
+Napi::Value op_read_memory(const Napi::CallbackInfo& info) {
+  const auto memory = Argument(info, 0, "memory").handle<DeviceMemory>();
+  auto copy = new_uint8_array(info.Env(), static_cast<std::int64_t>(memory->bytes));
+  memory->device->idle().download(copy.Data(), memory->data.data(), memory->bytes);
+  return copy;
 }
 
 Napi::Value op_embedding(const Napi::CallbackInfo& info) {

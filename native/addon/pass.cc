@@ -3,7 +3,9 @@
 
 #include <cmath>
 #include <functional>
-#include <numeric>
+#include <optional>
+#include <span>
+#include <type_traits>
 
 #include "addon/convert.h"
 #include "addon/exports.h"
@@ -12,6 +14,11 @@
 
 namespace hogwild::addon {
 
+// Device memory of a pass, used by one task at a time.
+struct PassBuffers {
+  Buffer k, v, q, out, lse;
+};
+
 // What the tasks of a pass share. Whoever holds the last reference (on the JavaScript thread) gives
 // back what was not committed, then the cache.
 struct OpenPass {
@@ -19,11 +26,14 @@ struct OpenPass {
   std::shared_ptr<KvCache> cache;
   std::vector<std::vector<std::int32_t>> tokens;  // an engine's tokens have no ids: -1 each
   std::unique_ptr<StepReservation> reservation;
-  Buffer q, k, v, out, lse;  // device memory, used by one task at a time
+  std::optional<ChunkedPlan> plans;
+  std::shared_ptr<PassBuffers> buffers;
 
   OpenPass(const std::shared_ptr<CacheHandle>& handle, const std::vector<WorkerViewArguments>& views,
            const std::vector<std::int64_t>& n_tokens)
-      : lease(handle), cache(handle->open()) {
+      : lease(handle, targets_of(views)),
+        cache(handle->open()),
+        buffers(new PassBuffers, handle->device()->disposer()) {
     const KvCache::Stats stats = cache->stats();
     std::vector<WorkerView> workers;
     for (std::size_t i = 0; i < views.size(); i++) {
@@ -37,15 +47,15 @@ struct OpenPass {
       workers.back().tokens = tokens.back();
     }
     reservation = std::make_unique<StepReservation>(*cache, std::move(workers));
+    plans.emplace(*reservation, 0, reservation->n_tokens());
   }
 
+  const std::vector<ChunkedPlan::Chunk>& chunks() const { return plans->chunks(); }
+
   // Before every op: a step or a pass of another cache may have come between two layers.
-  void begin_step() {
-    cache->device().begin_step({.id = reservation->id(),
-                                .plan = reservation->plan(),
-                                .rope = reservation->rope(),
-                                .slots = reservation->slots(),
-                                .tokens = {}});
+  void begin_chunk(std::size_t chunk) {
+    cache->allocate_pool();
+    cache->device().begin_step(plans->plan(chunk).view());
   }
 
   // A buffer that holds at least `values` floats.
@@ -58,9 +68,9 @@ struct OpenPass {
     return buffer.as<float>();
   }
 
-  const float* upload(Buffer& buffer, const std::vector<float>& values, const char* purpose) {
+  const float* upload(Buffer& buffer, std::span<const float> values, const char* purpose) {
     float* data = scratch(buffer, static_cast<std::int64_t>(values.size()), purpose);
-    cache->device().upload(data, values.data(), values.size() * sizeof(float));
+    cache->device().upload(data, values.data(), values.size_bytes());
     return data;
   }
 };
@@ -68,7 +78,6 @@ struct OpenPass {
 class PassHandle {
  public:
   static constexpr const char* kKind = "pass";
-  static constexpr napi_type_tag kTag{0x686f6777696c6406, 0x9d5c1f0b7a3e4c06};
 
   PassHandle(std::shared_ptr<CacheHandle> cache, std::shared_ptr<OpenPass> pass)
       : cache_(std::move(cache)), pass_(std::move(pass)) {}
@@ -105,14 +114,19 @@ class AppendTask : public PromiseTask {
  protected:
   void execute(const std::atomic<bool>&) override {
     KvCache& cache = *pass_->cache;
-    KvAppendParams params;
-    params.shape = cache.shape();
-    params.layer = cache.layer(layer_);
-    params.rows = pass_->reservation->n_tokens();
-    params.k = pass_->upload(pass_->k, k_, "new keys");
-    params.v = pass_->upload(pass_->v, v_, "new values");
-    pass_->begin_step();
-    cache.device().kv_append(params);
+    const float* k = pass_->upload(pass_->buffers->k, k_, "new keys");
+    const float* v = pass_->upload(pass_->buffers->v, v_, "new values");
+    const std::int64_t row = cache.shape().kv_heads * cache.shape().head_dim;
+    for (std::size_t i = 0; i < pass_->chunks().size(); ++i) {
+      const ChunkedPlan::Chunk chunk = pass_->chunks()[i];
+      pass_->begin_chunk(i);
+      cache.device().kv_append({.shape = cache.shape(),
+                                .layer = cache.layer(layer_),
+                                .first = 0,
+                                .rows = chunk.n,
+                                .k = k + chunk.first * row,
+                                .v = v + chunk.first * row});
+    }
     cache.device().synchronize();
   }
   Napi::Value result(Napi::Env env) override { return env.Undefined(); }
@@ -131,12 +145,11 @@ class AttendTask : public PromiseTask {
         layer_(layer),
         q_(std::move(q)),
         query_heads_(query_heads),
-        scale_(static_cast<float>(scale)),
-        n_lse_(want_lse ? pass_->reservation->n_tokens() * query_heads : 0) {
+        scale_(static_cast<float>(scale)) {
     auto out = new_float32_array(env, static_cast<std::int64_t>(q_.size()));
-    auto lse = new_float32_array(env, n_lse_);
+    auto lse = new_float32_array(env, want_lse ? pass_->reservation->n_tokens() * query_heads : 0);
     out_ = out.Data();
-    lse_ = lse.Data();
+    lse_ = want_lse ? lse.Data() : nullptr;
     auto result = Napi::Object::New(env);
     result.Set("out", out);
     result.Set("lse", want_lse ? lse : env.Null());
@@ -147,21 +160,29 @@ class AttendTask : public PromiseTask {
   void execute(const std::atomic<bool>&) override {
     KvCache& cache = *pass_->cache;
     Device& device = cache.device();
-    float* out = pass_->scratch(pass_->out, static_cast<std::int64_t>(q_.size()), "attention output");
-    float* lse = n_lse_ > 0 ? pass_->scratch(pass_->lse, n_lse_, "log-sum-exp") : nullptr;
-    AttentionParams params;
-    params.shape = cache.shape();
-    params.layer = cache.layer(layer_);
-    params.query_heads = query_heads_;
-    params.scale = scale_;
-    params.q = pass_->upload(pass_->q, q_, "queries");
-    params.out = out;
-    params.lse = lse;
-    pass_->begin_step();
-    device.attention(params);
-    device.download(out_, out, q_.size() * sizeof(float));
-    if (lse != nullptr) device.download(lse_, lse, static_cast<std::size_t>(n_lse_) * sizeof(float));
+    const std::int64_t row = query_heads_ * cache.shape().head_dim;
+    const ChunkedPlan::Chunk chunk = pass_->chunks()[next_chunk_];
+    float* out = pass_->scratch(pass_->buffers->out, chunk.n * row, "attention output");
+    float* lse = lse_ != nullptr ? pass_->scratch(pass_->buffers->lse, chunk.n * query_heads_, "log-sum-exp") : nullptr;
+    const std::span<const float> queries =
+        std::span(q_).subspan(static_cast<std::size_t>(chunk.first * row), static_cast<std::size_t>(chunk.n * row));
+    const float* q = pass_->upload(pass_->buffers->q, queries, "queries");
+    pass_->begin_chunk(next_chunk_);
+    device.attention({.shape = cache.shape(),
+                      .layer = cache.layer(layer_),
+                      .query_heads = query_heads_,
+                      .scale = scale_,
+                      .q = q,
+                      .out = out,
+                      .lse = lse});
+    device.download(out_ + chunk.first * row, out, queries.size_bytes());
+    if (lse != nullptr) {
+      device.download(lse_ + chunk.first * query_heads_, lse,
+                      static_cast<std::size_t>(chunk.n * query_heads_) * sizeof(float));
+    }
+    ++next_chunk_;
   }
+  bool done() const override { return next_chunk_ == pass_->chunks().size(); }
   Napi::Value result(Napi::Env) override { return kept(); }
 
  private:
@@ -170,37 +191,49 @@ class AttendTask : public PromiseTask {
   std::vector<float> q_;
   std::int64_t query_heads_;
   float scale_;
-  std::int64_t n_lse_;
   float* out_;  // memory of the arrays in kept()
-  float* lse_;
+  float* lse_;  // null where it is not wanted
+  std::size_t next_chunk_ = 0;
 };
 
 // Device memory of the engine. The call comes back when the work is on the engine's stream: who waits for the
 // stream, or goes on with it, sees the results. Without a stream it comes back when the work is done.
 class ExternalTask : public PromiseTask {
  public:
-  ExternalTask(std::shared_ptr<OpenPass> pass, const ExternalBuffers& buffers, std::function<void(Device&)> op)
-      : pass_(std::move(pass)), has_stream_(buffers.stream != nullptr), op_(std::move(op)) {}
+  using Op = std::function<void(Device&, const KvLayer&, const ChunkedPlan::Chunk&)>;
+
+  ExternalTask(std::shared_ptr<OpenPass> pass, std::int64_t layer, const ExternalBuffers& buffers, Op op)
+      : pass_(std::move(pass)), layer_(layer), has_stream_(buffers.stream != nullptr), op_(std::move(op)) {}
 
  protected:
   void execute(const std::atomic<bool>&) override {
-    Device& device = pass_->cache->device();
-    pass_->begin_step();
-    op_(device);
-    if (!has_stream_) device.synchronize();
+    KvCache& cache = *pass_->cache;
+    for (std::size_t i = 0; i < pass_->chunks().size(); ++i) {
+      pass_->begin_chunk(i);
+      op_(cache.device(), cache.layer(layer_), pass_->chunks()[i]);
+    }
+    if (!has_stream_) cache.device().synchronize();
   }
   Napi::Value result(Napi::Env env) override { return env.Undefined(); }
 
  private:
   std::shared_ptr<OpenPass> pass_;
+  std::int64_t layer_;
   bool has_stream_;
-  std::function<void(Device&)> op_;
+  Op op_;
 };
+
+// `data`, `elements` further.
+template <typename Pointer>
+Pointer advance(Pointer data, Dtype dtype, std::int64_t elements) {
+  using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const std::byte, std::byte>;
+  return static_cast<Byte*>(data) + elements * static_cast<std::int64_t>(dtype_size(dtype));
+}
 
 // What the engine hands over: addresses on the device of the pass's cache.
 struct ExternalArguments {
   explicit ExternalArguments(const Argument& buffers, const OpenPass& pass) {
-    if (pass.cache->device().info().type != "cuda") {
+    if (pass.cache->device().own_memory() == 0) {
       throw Error(code::kUnsupported, buffers.path() + ": addresses of device memory need a cache on a CUDA device");
     }
     external = {
@@ -281,14 +314,22 @@ Napi::Value pass_append_device(const Napi::CallbackInfo& info) {
   const std::int64_t layer = Argument(info, 1, "layer").integer(0, cache->shape().layers - 1);
   const Argument buffers(info, 2, "buffers");
   const KvAppendParams params{.shape = cache->shape(),
-                              .layer = cache->layer(layer),
+                              .layer = {},
                               .first = 0,
                               .rows = pass->open()->reservation->n_tokens(),
                               .k = ExternalArguments::buffer(buffers, "k"),
                               .v = ExternalArguments::buffer(buffers, "v"),
                               .buffers = ExternalArguments(buffers, *pass->open()).external};
-  return pass->schedule(std::make_unique<ExternalTask>(pass->open(), params.buffers,
-                                                       [params](Device& device) { device.kv_append(params); }));
+  const auto append = [params](Device& device, const KvLayer& storage, const ChunkedPlan::Chunk& chunk) {
+    const std::int64_t first = chunk.first * params.shape.kv_heads * params.shape.head_dim;
+    KvAppendParams part = params;
+    part.layer = storage;
+    part.rows = chunk.n;
+    part.k = advance(params.k, params.buffers.dtype, first);
+    part.v = advance(params.v, params.buffers.dtype, first);
+    device.kv_append(part);
+  };
+  return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, params.buffers, append));
 }
 
 Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
@@ -302,15 +343,23 @@ Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
     heads.refuse("a multiple of " + std::to_string(cache->shape().kv_heads) + " (kvHeads)");
   }
   const AttentionParams params{.shape = cache->shape(),
-                               .layer = cache->layer(layer),
+                               .layer = {},
                                .query_heads = query_heads,
                                .scale = static_cast<float>(Argument(info, 4, "scale").number()),
                                .q = ExternalArguments::buffer(buffers, "q"),
                                .out = ExternalArguments::buffer(buffers, "out"),
                                .lse = static_cast<float*>(ExternalArguments::address(buffers, "lse")),
                                .buffers = ExternalArguments(buffers, *pass->open()).external};
-  return pass->schedule(std::make_unique<ExternalTask>(pass->open(), params.buffers,
-                                                       [params](Device& device) { device.attention(params); }));
+  const auto attend = [params](Device& device, const KvLayer& storage, const ChunkedPlan::Chunk& chunk) {
+    const std::int64_t first = chunk.first * params.query_heads * params.shape.head_dim;
+    AttentionParams part = params;
+    part.layer = storage;
+    part.q = advance(params.q, params.buffers.dtype, first);
+    part.out = advance(params.out, params.buffers.dtype, first);
+    if (part.lse != nullptr) part.lse += chunk.first * params.query_heads;
+    device.attention(part);
+  };
+  return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, params.buffers, attend));
 }
 
 Napi::Value pass_commit(const Napi::CallbackInfo& info) {

@@ -1,7 +1,7 @@
 #include "addon/promise_task.h"
 
 #include <condition_variable>
-#include <deque>
+#include <list>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -12,12 +12,15 @@ namespace hogwild::addon {
 
 void PromiseTask::keep(Napi::Object value) { kept_ = Napi::Persistent(value); }
 
-void PromiseTask::run() noexcept {
+bool PromiseTask::run() noexcept {
   try {
-    if (*cancelled_) throw Error(code::kAborted, "aborted before it began");
+    if (*cancelled_ && !begun_) throw Error(code::kAborted, "aborted before it began");
+    begun_ = true;
     execute(*cancelled_);
+    return done();
   } catch (...) {
     failure_ = current_failure();
+    return true;
   }
 }
 
@@ -43,8 +46,15 @@ void PromiseTask::abandon() noexcept { kept_.SuppressDestruct(); }
 
 // ---- Runner ---------------------------------------------------------------------------------------
 
-// Shared by the Runner, its thread and its thread-safe function; the last of them frees it.
+// Shared by the Runner, its thread, its thread-safe function and its disposers; the last of them frees it.
 struct Runner::Core {
+  // A task, or an object that is to die. Lists of entries are spliced: queueing one that exists cannot fail.
+  struct Entry {
+    std::unique_ptr<PromiseTask> task;
+    void* object = nullptr;
+    void (*destroy)(void*) = nullptr;
+  };
+
   static void deliver(Napi::Env env, Napi::Function callback, Core* core, PromiseTask* task);
   using Delivery = Napi::TypedThreadSafeFunction<Core, PromiseTask, deliver>;
 
@@ -58,25 +68,39 @@ struct Runner::Core {
 
   std::mutex mutex;
   std::condition_variable wake;
-  std::deque<std::unique_ptr<PromiseTask>> queue;  // under the mutex, as are the next two
-  CancelFlag running;                              // of the task under way
-  bool stop = false;
+  std::list<Entry> queue;     // under the mutex, as is all that follows
+  CancelFlag running;         // of the task under way
+  std::size_t disposals = 0;  // objects that are to die here
+  bool stop = false;          // no task will come any more
+  bool ending = false;        // nor will the thread wait for objects
+  bool ended = false;
 
   void run() {
     for (;;) {
-      std::unique_ptr<PromiseTask> task;
+      std::list<Entry> next;
       {
         std::unique_lock lock(mutex);
-        wake.wait(lock, [this] { return stop || !queue.empty(); });
-        if (queue.empty()) break;
-        task = std::move(queue.front());
-        queue.pop_front();
-        running = task->cancel_flag();
+        wake.wait(lock, [this] { return !queue.empty() || (stop && (disposals == 0 || ending)); });
+        if (queue.empty()) {
+          ended = true;
+          break;
+        }
+        next.splice(next.begin(), queue, queue.begin());
+        if (next.front().task) running = next.front().task->cancel_flag();
       }
-      task->run();
+      auto& [task, object, destroy] = next.front();
+      if (!task) {
+        destroy(object);
+        continue;
+      }
+      const bool done = task->run();
       {
         const std::lock_guard lock(mutex);
         running.reset();
+        if (!done) {
+          queue.splice(queue.end(), next);
+          continue;
+        }
       }
       // Never refused: the queue is unbounded, and this thread's own hold keeps the function open.
       delivery.NonBlockingCall(task.release());
@@ -84,12 +108,15 @@ struct Runner::Core {
     delivery.Release();
   }
 
-  void cancel_all() noexcept {
+  void cancel_all(bool environment_ends) noexcept {
     {
       const std::lock_guard lock(mutex);
       stop = true;
+      ending |= environment_ends;
       if (running) *running = true;
-      for (const auto& task : queue) *task->cancel_flag() = true;
+      for (const Entry& entry : queue) {
+        if (entry.task) *entry.task->cancel_flag() = true;
+      }
     }
     wake.notify_all();
   }
@@ -101,7 +128,7 @@ struct Runner::Core {
   static void at_environment_end(void* data) {
     auto* core = static_cast<Core*>(data);
     core->closed = true;
-    core->cancel_all();
+    core->cancel_all(true);
     core->join();
   }
 };
@@ -134,6 +161,7 @@ Runner::Runner(Napi::Env env) : core_(std::make_shared<Core>()) {
     core_->thread = std::thread([core = core_] { core->run(); });
   } catch (...) {
     core_->closed = true;
+    core_->ended = true;
     core_->delivery.Release();
     throw;
   }
@@ -141,10 +169,13 @@ Runner::Runner(Napi::Env env) : core_(std::make_shared<Core>()) {
 
 Napi::Promise Runner::schedule(std::unique_ptr<PromiseTask> task) {
   if (core_->closed) throw Error(code::kClosed, "the device is closed");
-  const Napi::Promise promise = task->deferred_.emplace(Napi::Promise::Deferred::New(core_->env)).Promise();
+  // Whatever can fail comes before the promise: one that is never settled leaks.
+  std::list<Core::Entry> entry;
+  PromiseTask& scheduled = *entry.emplace_back(Core::Entry{.task = std::move(task)}).task;
+  const Napi::Promise promise = scheduled.deferred_.emplace(Napi::Promise::Deferred::New(core_->env)).Promise();
   {
     const std::lock_guard lock(core_->mutex);
-    core_->queue.push_back(std::move(task));
+    core_->queue.splice(core_->queue.end(), entry);
   }
   if (core_->unsettled++ == 0) core_->delivery.Ref(core_->env);
   core_->wake.notify_one();
@@ -157,7 +188,44 @@ bool Runner::closed() const { return core_->closed; }
 
 void Runner::close() noexcept {
   if (std::exchange(core_->closed, true)) return;
-  core_->cancel_all();
+  core_->cancel_all(false);
+}
+
+// ---- Disposer -------------------------------------------------------------------------------------
+
+struct Runner::Disposal {
+  std::shared_ptr<Core> core;
+  std::list<Core::Entry> entry = std::list<Core::Entry>(1);  // made in advance: disposing asks for no memory
+
+  explicit Disposal(std::shared_ptr<Core> runner) : core(std::move(runner)) {
+    const std::lock_guard lock(core->mutex);
+    core->disposals++;
+  }
+  ~Disposal() {
+    {
+      const std::lock_guard lock(core->mutex);
+      core->disposals--;
+    }
+    core->wake.notify_all();
+  }
+  Disposal(const Disposal&) = delete;
+  Disposal& operator=(const Disposal&) = delete;
+};
+
+Runner::Disposer::Disposer(const Runner& runner) : disposal_(std::make_shared<Disposal>(runner.core_)) {}
+
+void Runner::Disposer::dispose(void* object, void (*destroy)(void*)) const noexcept {
+  Core& core = *disposal_->core;
+  {
+    const std::lock_guard lock(core.mutex);
+    if (!core.ended) {
+      disposal_->entry.front() = {.task = nullptr, .object = object, .destroy = destroy};
+      core.queue.splice(core.queue.end(), disposal_->entry);
+      object = nullptr;
+    }
+  }
+  if (object) return destroy(object);
+  core.wake.notify_all();
 }
 
 // ---- Cancel ---------------------------------------------------------------------------------------

@@ -15,8 +15,6 @@
 namespace hogwild {
 namespace {
 
-[[noreturn]] void refuse(const std::string& message) { throw Error(code::kInvalidArgument, message); }
-
 void check_worker(const WorkerView& worker, const KvCache& cache, const std::string& name) {
   if (worker.tokens.empty()) refuse(name + " has no new tokens");
   if (!worker.target) refuse(name + " has no block to write to");
@@ -53,13 +51,18 @@ void check_workers(std::span<const WorkerView> workers, const KvCache& cache) {
   if (n_tokens > std::numeric_limits<std::int32_t>::max()) refuse("a step takes at most 2^31 - 1 new tokens");
 }
 
+// Pairs of a token and a segment that a plan, or all plans that are kept together, should not exceed.
+constexpr std::int64_t kMaxPairs = std::int64_t{1} << 20;
+constexpr std::int64_t kMinPlanRows = 64;  // a device captures steps up to this size as a whole
+constexpr std::int64_t kMaxPlanRows = 512;
+
 // The segments that the views of a step see, each run of storage once: blocks that share pages from
 // the same first slot on (forks, mostly) share the longest of these segments.
 class SegmentTable {
  public:
   // One segment of a block as it will be after the step's appends.
   struct Entry {
-    std::int64_t plan_segment = 0;
+    std::int64_t segment = 0;  // index into segments()
     std::int64_t start = 0;  // local position of its first token
     std::int64_t length = 0;
     std::int64_t rotated_at = 0;
@@ -88,7 +91,7 @@ class SegmentTable {
     return found->second;
   }
 
-  // [i] is plan segment i. They point into the blocks and the reservation.
+  // They point into the blocks and the reservation.
   std::span<const Segment* const> segments() const { return segments_; }
 
  private:
@@ -99,7 +102,7 @@ class SegmentTable {
   };
 
   void add(Block& block, const Segment& segment) {
-    block.entries.push_back({.plan_segment = find_or_add(segment),
+    block.entries.push_back({.segment = find_or_add(segment),
                              .start = block.length,
                              .length = segment.length,
                              .rotated_at = segment.rotated_at});
@@ -132,234 +135,284 @@ class SegmentTable {
 
 // One segment in one worker's view.
 struct SegmentInView {
-  std::int64_t segment = 0;  // in SegmentTable, later in the plan
+  std::int64_t segment = 0;  // in SegmentTable
   std::int64_t start = 0;    // view position of its first token
   std::int64_t length = 0;   // as the worker's block has it
   std::int64_t turn = 0;     // a query at view position p is rotated to p + turn
-  std::int64_t row = 0;      // of the rope table for view position p: row + p
   float bias = 0;
 };
+
+std::atomic<std::uint64_t> next_plan_id = 1;
 
 }  // namespace
 
 struct StepReservation::State {
-  State(KvCache& cache, std::vector<WorkerView> views) : workers(std::move(views)), lease(cache) {}
+  // What a worker sees, and where its new tokens stand.
+  struct Worker {
+    WorkerView view;  // keeps the blocks alive
+    std::int64_t first_row = 0;
+    std::int64_t first_position = -1;  // view position of its first new token
+    std::vector<SegmentInView> segments;  // in view order, so with ascending `start`
 
-  static inline std::atomic<std::uint64_t> next_id = 1;
+    std::int64_t n_tokens() const { return static_cast<std::int64_t>(view.tokens.size()); }
+  };
 
-  const std::uint64_t id = next_id++;
+  State(KvCache& shared_cache, std::vector<WorkerView> views) : cache(shared_cache), lease(shared_cache) {
+    for (WorkerView& view : views) workers.emplace_back().view = std::move(view);
+  }
 
-  void reserve(PagePool& pool);
-  void build_plan(const KvCache& cache);
-  void add_query_ranges(std::vector<std::vector<SegmentInView>>& in_view);
+  void reserve();
+  void look();
 
-  std::vector<WorkerView> workers;  // keeps the blocks alive
+  KvCache& cache;
+  std::vector<Worker> workers;
   KvCache::Lease lease;
   std::optional<PageReservation> reservation;  // ranges()[w] is worker w's
-  bool committed = false;
-
+  std::optional<SegmentTable> table;
   std::int64_t n_tokens = 0;
-  std::vector<std::int32_t> tokens;          // [T]
-  std::vector<std::int64_t> first_rows;      // [W]
-  std::vector<std::int64_t> view_positions;  // [T]
-  std::vector<AppendSlot> slots;             // [T]
-  RopeRows rope;
-  std::vector<std::int64_t> pages;
-  std::vector<PlanSegment> segments;
-  std::vector<QueryRange> query_ranges;
-  std::vector<std::int64_t> token_query_ranges;
-  std::vector<std::int64_t> token_query_ranges_at;
+  std::int64_t most_segments = 0;  // that one worker sees
+  bool committed = false;
 };
 
-void StepReservation::State::reserve(PagePool& pool) {
+void StepReservation::State::reserve() {
+  PagePool& pool = cache.pool_;
   std::vector<PageReservation::Request> requests;
-  for (const WorkerView& worker : workers) {
-    CacheBlock& target = *worker.target;
-    first_rows.push_back(n_tokens);
-    n_tokens += static_cast<std::int64_t>(worker.tokens.size());
+  for (Worker& worker : workers) {
+    CacheBlock& target = *worker.view.target;
+    worker.first_row = n_tokens;
+    n_tokens += worker.n_tokens();
     requests.push_back({.last = target.segments_.empty() ? nullptr : &target.segments_.back(),
                         .position = target.length(),
                         .writer = target.id_,
-                        .tokens = static_cast<std::int64_t>(worker.tokens.size())});
+                        .tokens = worker.n_tokens()});
   }
   reservation.emplace(pool, requests);
   for (std::size_t w = 0; w < workers.size(); ++w) {
-    tokens.insert(tokens.end(), workers[w].tokens.begin(), workers[w].tokens.end());
     // So that commit cannot fail.
     if (reservation->ranges()[w].replaces) continue;
     const std::scoped_lock lock(pool.mutex);
-    std::vector<Segment>& list = workers[w].target->segments_;
+    std::vector<Segment>& list = workers[w].view.target->segments_;
     if (list.size() == list.capacity()) list.reserve(2 * list.size() + 1);
   }
 }
 
-void StepReservation::State::build_plan(const KvCache& cache) {
+// Finds the segments that each worker sees.
+void StepReservation::State::look() {
   std::unordered_map<const CacheBlock*, const PageReservation::ReservedRange*> grown;
-  for (std::size_t w = 0; w < workers.size(); ++w) grown.emplace(workers[w].target.get(), &reservation->ranges()[w]);
-  SegmentTable table(std::move(grown));
-
-  // What each worker sees, and where its new tokens stand.
-  std::vector<std::vector<SegmentInView>> in_view(workers.size());
-  std::vector<RopeAngles::Range> ranges;
-  view_positions.reserve(n_tokens);
   for (std::size_t w = 0; w < workers.size(); ++w) {
-    const WorkerView& worker = workers[w];
-    const auto n_new = static_cast<std::int64_t>(worker.tokens.size());
+    grown.emplace(workers[w].view.target.get(), &reservation->ranges()[w]);
+  }
+  table.emplace(std::move(grown));
+  for (Worker& worker : workers) {
+    const WorkerView& view = worker.view;
     std::int64_t offset = 0;
-    std::int64_t first_position = -1;  // of the worker's first new token
-    for (std::size_t b = 0; b < worker.blocks.size(); ++b) {
-      const SegmentTable::Block& block = table.block(*worker.blocks[b]);
-      if (worker.blocks[b] == worker.target && first_position < 0) first_position = offset + block.length - n_new;
-      const float bias = worker.bias.empty() ? 0 : worker.bias[b];
+    for (std::size_t b = 0; b < view.blocks.size(); ++b) {
+      const SegmentTable::Block& block = table->block(*view.blocks[b]);
+      if (view.blocks[b] == view.target && worker.first_position < 0) {
+        worker.first_position = offset + block.length - worker.n_tokens();
+      }
+      const float bias = view.bias.empty() ? 0 : view.bias[b];
       if (bias != -std::numeric_limits<float>::infinity()) {
         for (const SegmentTable::Entry& entry : block.entries) {
           const std::int64_t start = offset + entry.start;
-          in_view[w].push_back({.segment = entry.plan_segment,
-                                .start = start,
-                                .length = entry.length,
-                                .turn = entry.rotated_at - start,
-                                .bias = bias});
+          worker.segments.push_back({.segment = entry.segment,
+                                     .start = start,
+                                     .length = entry.length,
+                                     .turn = entry.rotated_at - start,
+                                     .bias = bias});
         }
       }
       offset += block.length;
     }
-    for (std::int64_t i = 0; i < n_new; ++i) view_positions.push_back(first_position + i);
-
-    const std::int64_t end_position = first_position + n_new;
-    std::erase_if(in_view[w], [&](const SegmentInView& seen) { return seen.start >= end_position; });
-    for (const SegmentInView& seen : in_view[w]) {
-      const std::int64_t begin = std::max(first_position, seen.start);
-      ranges.push_back({.begin = begin + seen.turn, .end = end_position + seen.turn});
-    }
-    const PageReservation::ReservedRange& reserved = reservation->ranges()[w];
-    const std::int64_t first_key = reserved.segment.rotated_at + reserved.first;
-    ranges.push_back({.begin = first_key, .end = first_key + n_new});
-  }
-  rope = RopeRows(cache.angles_, cache.rope_, cache.rope_.attention_factor, std::move(ranges));
-
-  slots.reserve(n_tokens);
-  for (const PageReservation::ReservedRange& reserved : reservation->ranges()) {
-    std::int32_t rope_row = rope.row(reserved.segment.rotated_at + reserved.first);
-    for_each_run(reserved.segment, reserved.first, reserved.segment.length,
-                 [&](std::int64_t page, std::int32_t slot, std::int64_t count, std::int64_t) {
-                   for (std::int32_t i = 0; i < count; ++i) {
-                     slots.push_back({.page = page, .slot = slot + i, .rope_row = rope_row++});
-                   }
-                 });
-  }
-
-  // Segments that are seen get their place in the plan.
-  std::vector<std::int64_t> plan_index(table.segments().size(), -1);
-  for (std::vector<SegmentInView>& of_worker : in_view) {
-    for (SegmentInView& seen : of_worker) {
-      const Segment& segment = *table.segments()[seen.segment];
-      std::int64_t& index = plan_index[seen.segment];
-      if (index < 0) {
-        index = static_cast<std::int64_t>(segments.size());
-        segments.push_back({.first_page = static_cast<std::int64_t>(pages.size()),
-                            .first_slot = segment.first_slot,
-                            .length = segment.length});
-        pages.insert(pages.end(), segment.pages.begin(), segment.pages.end());
-      }
-      seen.segment = index;
-    }
-  }
-  add_query_ranges(in_view);
-}
-
-void StepReservation::State::add_query_ranges(std::vector<std::vector<SegmentInView>>& in_view) {
-  for (std::size_t w = 0; w < workers.size(); ++w) {
-    const std::int64_t begin = view_positions[first_rows[w]];
-    const std::int64_t end = begin + static_cast<std::int64_t>(workers[w].tokens.size());
-    for (SegmentInView& seen : in_view[w]) {
-      const std::int64_t first_seen = std::max(begin, seen.start);
-      seen.row = rope.row(first_seen + seen.turn) - first_seen;
-      segments[seen.segment].n_query_ranges += end - first_seen;
-    }
-  }
-  std::int64_t n_query_ranges = 0;
-  std::vector<std::int64_t> next_query_range;  // of each segment
-  for (PlanSegment& segment : segments) {
-    segment.first_query_range = n_query_ranges;
-    next_query_range.push_back(n_query_ranges);
-    n_query_ranges += segment.n_query_ranges;
-  }
-  // Token after token, each in view order: so a segment's query ranges come in ascending token order.
-  query_ranges.resize(n_query_ranges);
-  token_query_ranges.reserve(n_query_ranges);
-  token_query_ranges_at.reserve(n_tokens + 1);
-  token_query_ranges_at.push_back(0);
-  for (std::size_t w = 0; w < workers.size(); ++w) {
-    const auto n_new = static_cast<std::int64_t>(workers[w].tokens.size());
-    for (std::int64_t token = first_rows[w]; token < first_rows[w] + n_new; ++token) {
-      const std::int64_t position = view_positions[token];
-      std::int32_t order = 0;
-      for (const SegmentInView& seen : in_view[w]) {
-        if (seen.start > position) break;
-        const std::int64_t range = next_query_range[seen.segment]++;
-        query_ranges[range] = {.token = static_cast<std::int32_t>(token),
-                               .rope_row = static_cast<std::int32_t>(seen.row + position),
-                               .limit = std::min(position - seen.start + 1, seen.length),
-                               .bias = seen.bias,
-                               .order = order++};
-        token_query_ranges.push_back(range);
-      }
-      token_query_ranges_at.push_back(static_cast<std::int64_t>(token_query_ranges.size()));
-    }
+    const std::int64_t end_position = worker.first_position + worker.n_tokens();
+    std::erase_if(worker.segments, [&](const SegmentInView& seen) { return seen.start >= end_position; });
+    most_segments = std::max(most_segments, static_cast<std::int64_t>(worker.segments.size()));
   }
 }
 
 StepReservation::StepReservation(KvCache& cache, std::vector<WorkerView> workers) {
   check_workers(workers, cache);
   state_ = std::make_unique<State>(cache, std::move(workers));
-  state_->reserve(cache.pool_);
-  state_->build_plan(cache);
+  state_->reserve();
+  state_->look();
 }
 
 StepReservation::~StepReservation() = default;
 
+std::int64_t StepReservation::n_tokens() const { return state_->n_tokens; }
+
+std::int64_t StepReservation::most_segments() const { return state_->most_segments; }
+
+AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
+  // One worker's rows of the plan: view positions [begin, end).
+  struct Part {
+    const State::Worker* worker = nullptr;
+    std::int64_t begin = 0;
+    std::int64_t end = 0;
+    std::size_t first_sight = 0;  // of `sights`: its own are those up to the next part's
+  };
+  // A segment that they see. The row of the rope table for view position p is row + p.
+  struct Sight {
+    const SegmentInView* seen = nullptr;
+    std::int64_t segment = 0;  // of the plan
+    std::int64_t row = 0;
+  };
+  const State& state = *state_;
+  AttentionPlan plan;
+  plan.id_ = next_plan_id++;
+  plan.n_tokens_ = n;
+
+  std::vector<Part> parts;
+  std::vector<Sight> sights;  // part after part
+  std::vector<RopeAngles::Range> ranges;
+  std::vector<std::int64_t> plan_index(state.table->segments().size(), -1);
+  for (std::size_t w = 0; w < state.workers.size(); ++w) {
+    const State::Worker& worker = state.workers[w];
+    const std::int64_t skipped = std::max(first - worker.first_row, std::int64_t{0});
+    const std::int64_t stop = std::min(first + n - worker.first_row, worker.n_tokens());
+    if (skipped >= stop) continue;
+    const Part& part = parts.emplace_back(Part{.worker = &worker,
+                                               .begin = worker.first_position + skipped,
+                                               .end = worker.first_position + stop,
+                                               .first_sight = sights.size()});
+    for (const SegmentInView& seen : worker.segments) {
+      if (seen.start >= part.end) break;
+      std::int64_t& index = plan_index[seen.segment];
+      if (index < 0) {
+        const Segment& segment = *state.table->segments()[seen.segment];
+        index = static_cast<std::int64_t>(plan.segments_.size());
+        plan.segments_.push_back(
+            {.first_page = static_cast<std::int64_t>(plan.pages_.size()), .first_slot = segment.first_slot});
+        plan.pages_.insert(plan.pages_.end(), segment.pages.begin(), segment.pages.end());
+      }
+      const std::int64_t begin = std::max(part.begin, seen.start);
+      plan.segments_[index].n_query_ranges += part.end - begin;
+      ranges.push_back({.begin = begin + seen.turn, .end = part.end + seen.turn});
+      sights.push_back({.seen = &seen, .segment = index});
+    }
+    const PageReservation::ReservedRange& reserved = state.reservation->ranges()[w];
+    const std::int64_t first_key = reserved.segment.rotated_at + reserved.first;
+    ranges.push_back({.begin = first_key + skipped, .end = first_key + stop});
+  }
+  const KvCache& cache = state.cache;
+  plan.rope_ = RopeRows(cache.angles_, cache.rope_, cache.rope_.attention_factor, std::move(ranges));
+
+  // Where the keys go.
+  plan.slots_.reserve(n);
+  for (const Part& part : parts) {
+    const PageReservation::ReservedRange& reserved = state.reservation->ranges()[part.worker - state.workers.data()];
+    const std::int64_t begin = reserved.first + part.begin - part.worker->first_position;
+    std::int32_t rope_row = plan.rope_.row(reserved.segment.rotated_at + begin);
+    for_each_run(reserved.segment, begin, begin + part.end - part.begin,
+                 [&](std::int64_t page, std::int32_t slot, std::int64_t count, std::int64_t) {
+                   for (std::int32_t i = 0; i < count; ++i) {
+                     plan.slots_.push_back({.page = page, .slot = slot + i, .rope_row = rope_row++});
+                   }
+                 });
+  }
+
+  // Where each token looks. Token after token, each in view order: so a segment's query ranges come in
+  // ascending token order.
+  std::int64_t n_query_ranges = 0;
+  std::vector<std::int64_t> next_query_range;  // of each segment
+  for (PlanSegment& segment : plan.segments_) {
+    segment.first_query_range = n_query_ranges;
+    next_query_range.push_back(n_query_ranges);
+    n_query_ranges += segment.n_query_ranges;
+  }
+  plan.query_ranges_.resize(n_query_ranges);
+  plan.token_query_ranges_.reserve(n_query_ranges);
+  plan.token_query_ranges_at_.reserve(n + 1);
+  plan.token_query_ranges_at_.push_back(0);
+  std::int32_t token = 0;
+  for (std::size_t p = 0; p < parts.size(); ++p) {
+    const Part& part = parts[p];
+    const std::size_t end_sight = p + 1 < parts.size() ? parts[p + 1].first_sight : sights.size();
+    const std::span of_part(sights.begin() + static_cast<std::ptrdiff_t>(part.first_sight),
+                            sights.begin() + static_cast<std::ptrdiff_t>(end_sight));
+    for (Sight& sight : of_part) {
+      const std::int64_t begin = std::max(part.begin, sight.seen->start);
+      sight.row = plan.rope_.row(begin + sight.seen->turn) - begin;
+    }
+    for (std::int64_t position = part.begin; position < part.end; ++position, ++token) {
+      for (const Sight& sight : of_part) {
+        const SegmentInView& seen = *sight.seen;
+        if (seen.start > position) break;
+        const std::int64_t limit = std::min(position - seen.start + 1, seen.length);
+        const std::int64_t range = next_query_range[sight.segment]++;
+        plan.query_ranges_[range] = {.token = token,
+                                     .rope_row = static_cast<std::int32_t>(sight.row + position),
+                                     .limit = limit,
+                                     .bias = seen.bias};
+        plan.token_query_ranges_.push_back(range);
+        PlanSegment& segment = plan.segments_[sight.segment];
+        segment.length = std::max(segment.length, limit);
+      }
+      plan.token_query_ranges_at_.push_back(static_cast<std::int64_t>(plan.token_query_ranges_.size()));
+    }
+  }
+  return plan;
+}
+
 void StepReservation::commit() {
   State& state = *state_;
   if (state.committed) return;
-  PagePool& pool = state.workers.front().target->cache().pool_;
+  PagePool& pool = state.cache.pool_;
   const std::scoped_lock lock(pool.mutex);
   state.reservation->commit();
-  for (std::size_t row = 0; row < state.slots.size(); ++row) {
-    pool.tokens(state.slots[row].page)[state.slots[row].slot] = state.tokens[row];
-  }
   for (std::size_t w = 0; w < state.workers.size(); ++w) {
-    CacheBlock& target = *state.workers[w].target;
+    const WorkerView& view = state.workers[w].view;
+    CacheBlock& target = *view.target;
     PageReservation::ReservedRange& reserved = state.reservation->ranges()[w];
+    auto token = view.tokens.begin();
+    for_each_run(reserved.segment, reserved.first, reserved.segment.length,
+                 [&](std::int64_t page, std::int32_t slot, std::int64_t count, std::int64_t) {
+                   std::copy_n(token, count, pool.tokens(page).begin() + slot);
+                   token += count;
+                 });
     if (reserved.replaces) {
       std::swap(target.segments_.back(), reserved.segment);
     } else {
       target.segments_.push_back(std::move(reserved.segment));
     }
-    target.length_.store(target.length() + static_cast<std::int64_t>(state.workers[w].tokens.size()),
-                         std::memory_order_release);
+    target.length_.store(target.length() + state.workers[w].n_tokens(), std::memory_order_release);
   }
   state.committed = true;
 }
 
-std::uint64_t StepReservation::id() const { return state_->id; }
-
-std::int64_t StepReservation::n_tokens() const { return state_->n_tokens; }
-
-std::int64_t StepReservation::first_row(std::size_t worker) const { return state_->first_rows[worker]; }
-
-AttentionPlanView StepReservation::plan() const {
-  return {.n_tokens = state_->n_tokens,
-          .pages = state_->pages,
-          .segments = state_->segments,
-          .query_ranges = state_->query_ranges,
-          .token_query_ranges = state_->token_query_ranges,
-          .token_query_ranges_at = state_->token_query_ranges_at};
+StepView AttentionPlan::view(std::span<const std::int32_t> tokens) const {
+  return {.id = id_,
+          .plan = {.n_tokens = n_tokens_,
+                   .pages = pages_,
+                   .segments = segments_,
+                   .query_ranges = query_ranges_,
+                   .token_query_ranges = token_query_ranges_,
+                   .token_query_ranges_at = token_query_ranges_at_},
+          .rope = rope_.table(),
+          .slots = slots_,
+          .tokens = tokens};
 }
 
-RopeTable StepReservation::rope() const { return state_->rope.table(); }
+std::int64_t ChunkedPlan::chunk_rows(const StepReservation& step) {
+  return std::clamp(kMaxPairs / std::max(step.most_segments(), std::int64_t{1}), kMinPlanRows, kMaxPlanRows);
+}
 
-std::span<const AppendSlot> StepReservation::slots() const { return state_->slots; }
+ChunkedPlan::ChunkedPlan(const StepReservation& step, std::int64_t first, std::int64_t n)
+    : step_(step), keeps_all_(n <= kMaxPairs / std::max(step.most_segments(), std::int64_t{1})) {
+  const std::int64_t rows = chunk_rows(step);
+  for (std::int64_t row = first; row < first + n; row += rows) {
+    chunks_.push_back({.first = row, .n = std::min(rows, first + n - row)});
+  }
+  plans_.resize(chunks_.size());
+}
 
-std::int64_t StepReservation::view_position(std::int64_t row) const { return state_->view_positions[row]; }
+const AttentionPlan& ChunkedPlan::plan(std::size_t chunk) {
+  std::optional<AttentionPlan>& plan = plans_[chunk];
+  if (!plan) {
+    if (!keeps_all_) std::fill(plans_.begin(), plans_.end(), std::nullopt);
+    plan.emplace(step_.plan(chunks_[chunk].first, chunks_[chunk].n));
+  }
+  return *plan;
+}
 
 }  // namespace hogwild

@@ -1,9 +1,10 @@
-// From views to a plan: reserves room for a step's new tokens, then works out once what every layer
-// does: where keys go, which token looks at which segment, and to which position its query is turned.
+// From views to plans: reserves room for a step's new tokens, then works out once for all layers where
+// keys go, which token looks at which segment, and to which position its query is turned.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -16,7 +17,31 @@ struct WorkerView {
   std::vector<std::shared_ptr<CacheBlock>> blocks;  // in view order; a block may occur twice
   std::vector<float> bias;                          // one per block, or empty: no bias
   std::shared_ptr<CacheBlock> target;               // one of `blocks`; the first occurrence counts
-  std::span<const std::int32_t> tokens;             // new tokens; for engines without ids: all -1
+  std::span<const std::int32_t> tokens;             // new tokens, read at commit; for engines without ids: all -1
+};
+
+// What every layer does for some consecutive rows (new tokens) of a step. Memory: 40 bytes for each pair of a
+// token and a segment that it sees, and 4 R for each distinct position to which a query or a key is turned:
+// at most one for each such pair, and at most twice the longest view.
+class AttentionPlan {
+ public:
+  // Token numbers start at 0. `tokens`: the ids of these rows, for a device that looks up embeddings.
+  StepView view(std::span<const std::int32_t> tokens = {}) const;
+
+ private:
+  friend class StepReservation;
+
+  AttentionPlan() = default;
+
+  std::uint64_t id_ = 0;  // of all plans of the process
+  std::int64_t n_tokens_ = 0;
+  RopeRows rope_;
+  std::vector<AppendSlot> slots_;  // [n]
+  std::vector<std::int64_t> pages_;
+  std::vector<PlanSegment> segments_;
+  std::vector<QueryRange> query_ranges_;
+  std::vector<std::int64_t> token_query_ranges_;
+  std::vector<std::int64_t> token_query_ranges_at_;  // [n + 1]
 };
 
 // Room for the new tokens of a step. Until `commit` the blocks look to everybody as before; without
@@ -33,18 +58,42 @@ class StepReservation {
 
   void commit();
 
-  std::uint64_t id() const;  // of all reservations of the process; never 0
   // New tokens of all workers, worker after worker: row r of q, k, v.
   std::int64_t n_tokens() const;
-  std::int64_t first_row(std::size_t worker) const;
-  AttentionPlanView plan() const;
-  RopeTable rope() const;                     // host memory
-  std::span<const AppendSlot> slots() const;  // [T]
-  std::int64_t view_position(std::int64_t row) const;
+
+  // Of rows [first, first + n). Throws kUnsupported where it needs more than 2^31 - 1 rows of the rope table.
+  AttentionPlan plan(std::int64_t first, std::int64_t n) const;
+
+  std::int64_t most_segments() const;  // that one worker sees
 
  private:
   struct State;
   std::unique_ptr<State> state_;
+};
+
+// The plans of rows [first, first + n) of a step, chunk by chunk, so that their memory is bounded: by 2^20 pairs
+// of a token and a segment, or 64 tokens. They are made when they are first asked for, and all kept where
+// they stay within that bound together; else only the last one is.
+class ChunkedPlan {
+ public:
+  // Of a chunk: 512, fewer (down to 64) where views have thousands of segments.
+  static std::int64_t chunk_rows(const StepReservation& step);
+
+  struct Chunk {
+    std::int64_t first = 0;  // row of the step
+    std::int64_t n = 0;
+  };
+
+  ChunkedPlan(const StepReservation& step, std::int64_t first, std::int64_t n);
+
+  const std::vector<Chunk>& chunks() const { return chunks_; }
+  const AttentionPlan& plan(std::size_t chunk);  // valid until the next call
+
+ private:
+  const StepReservation& step_;
+  bool keeps_all_;
+  std::vector<Chunk> chunks_;
+  std::vector<std::optional<AttentionPlan>> plans_;
 };
 
 }  // namespace hogwild

@@ -17,8 +17,6 @@ namespace {
 
 constexpr std::int64_t kMaxHeadDim = 256;
 
-[[noreturn]] void refuse(const std::string& message) { throw Error(code::kInvalidArgument, message); }
-
 // The product of positive numbers, or the largest std::int64_t where it does not fit.
 std::int64_t saturating_product(std::initializer_list<std::int64_t> factors) {
   constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
@@ -64,7 +62,7 @@ KvCache::Lease::Lease(KvCache& cache) : cache_(cache) {
 }
 
 std::shared_ptr<KvCache> KvCache::create(std::shared_ptr<Device> device, KvShape shape, RopeSpec rope,
-                                         std::int64_t capacity) {
+                                         std::int64_t capacity, Dispose dispose) {
   check_shape(shape);
   check_rope(rope, shape);
   if (capacity < 1) refuse("capacity must be at least 1 token, received " + std::to_string(capacity));
@@ -79,21 +77,30 @@ std::shared_ptr<KvCache> KvCache::create(std::shared_ptr<Device> device, KvShape
                                         std::to_string(shape.layers) + " layers and " + std::to_string(shape.kv_heads) +
                                         " kv heads of " + std::to_string(shape.head_dim) + " exceeds 2^63 bytes");
   }
-  Buffer keys = device->allocate(bytes / 2, "keys of the cache");
-  Buffer values = device->allocate(bytes / 2, "values of the cache");
-  return std::shared_ptr<KvCache>(
-      new KvCache(std::move(device), shape, std::move(rope), pages, std::move(keys), std::move(values)));
+  if (const std::int64_t memory = device->own_memory(); memory > 0 && bytes > memory) {
+    throw Error(code::kOutOfMemory, "a cache of " + std::to_string(capacity) + " tokens takes " +
+                                        std::to_string(bytes) + " bytes: the GPU has " + std::to_string(memory) +
+                                        " in all");
+  }
+  std::shared_ptr<KvCache> cache(new KvCache(std::move(device), shape, std::move(rope), pages), std::move(dispose));
+  if (cache->device_->own_memory() == 0) cache->allocate_pool();
+  return cache;
 }
 
-KvCache::KvCache(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope, std::int64_t pages, Buffer keys,
-                 Buffer values)
+KvCache::KvCache(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope, std::int64_t pages)
     : device_(std::move(device)),
       shape_(shape),
       rope_(std::move(rope)),
       angles_(rope_.inverse_frequencies),
-      pool_(pages),
-      keys_(std::move(keys)),
-      values_(std::move(values)) {}
+      pool_(pages) {}
+
+void KvCache::allocate_pool() {
+  if (values_.data() != nullptr) return;
+  const std::size_t bytes = static_cast<std::size_t>(shape_.layers * pool_.size() * shape_.page_bytes());
+  Buffer keys = device_->allocate(bytes, "keys of the cache");
+  values_ = device_->allocate(bytes, "values of the cache");
+  keys_ = std::move(keys);
+}
 
 std::shared_ptr<CacheBlock> KvCache::create_block() {
   return std::shared_ptr<CacheBlock>(new CacheBlock(shared_from_this()));
@@ -143,7 +150,7 @@ void CacheBlock::append_from(const CacheBlock& source) {
   next.reserve(segments_.size() + source.segments_.size());
   push_range(next, segments_, 0, length());
   push_range(next, source.segments_, 0, source.length());
-  replace_segments(std::move(next));
+  share_segments(std::move(next));
 }
 
 void CacheBlock::insert(std::int64_t at, const CacheBlock& source) {
@@ -155,7 +162,7 @@ void CacheBlock::insert(std::int64_t at, const CacheBlock& source) {
   push_range(next, segments_, 0, at);
   push_range(next, source.segments_, 0, source.length());
   push_range(next, segments_, at, length());
-  replace_segments(std::move(next));
+  share_segments(std::move(next));
 }
 
 void CacheBlock::truncate(std::int64_t length) {
@@ -171,17 +178,17 @@ void CacheBlock::forget(std::int64_t begin, std::int64_t end) {
   next.reserve(segments_.size() + 1);
   push_range(next, segments_, 0, begin);
   push_range(next, segments_, end, length());
-  replace_segments(std::move(next));
+  keep_segments(std::move(next));
 }
 
 void CacheBlock::clear() {
   require_idle();
-  replace_segments({});
+  keep_segments({});
 }
 
 std::shared_ptr<CacheBlock> CacheBlock::fork() const {
   std::shared_ptr<CacheBlock> copy = cache_->create_block();
-  copy->replace_segments(segments_);
+  copy->share_segments(segments_);
   return copy;
 }
 
@@ -240,6 +247,7 @@ CacheBlock::CompactResult CacheBlock::compact() {
     index += source.length;
   }
 
+  cache_->allocate_pool();
   Device& device = *cache_->device_;
   const KvShape& shape = cache_->shape_;
   for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
@@ -265,6 +273,7 @@ CacheBlock::CompactResult CacheBlock::compact() {
 }
 
 void CacheBlock::read(std::int64_t layer, float* k, float* v, std::int64_t* rotated_at) const {
+  cache_->allocate_pool();
   const KvLayer storage = cache_->layer(layer);
   if (length() == 0) return;
   std::vector<AppendSlot> slots;
@@ -295,9 +304,23 @@ void CacheBlock::require_same_cache(const CacheBlock& other) const {
   if (other.cache_ != cache_) refuse("the blocks belong to different caches");
 }
 
+void CacheBlock::keep_segments(std::vector<Segment> rest) noexcept {
+  const std::scoped_lock lock(cache_->pool_.mutex);
+  if (!rest.empty()) {
+    const std::int64_t end = rest.back().end_slot() % kPageSize;
+    if (end != 0) cache_->pool_.mark_dropped(rest.back().pages.back(), end, id_);
+  }
+  replace_segments(std::move(rest));
+}
+
+void CacheBlock::share_segments(std::vector<Segment> next) noexcept {
+  const std::scoped_lock lock(cache_->pool_.mutex);
+  cache_->pool_.mark_shared(next);
+  replace_segments(std::move(next));
+}
+
 void CacheBlock::replace_segments(std::vector<Segment> next) noexcept {
   PagePool& pool = cache_->pool_;
-  const std::scoped_lock lock(pool.mutex);
   pool.add_references(next);
   segments_.swap(next);
   length_.store(total_length(segments_), std::memory_order_release);

@@ -6,10 +6,10 @@
 // in a block or in a view. So every operation on blocks re-arranges references to pages: it costs
 // O(pages) and moves no key. Only `compact` moves keys, and only when asked.
 //
-// Pages are shared (`fork`, `append_from`, `insert`) and counted. A page's slots are handed out in
-// order; a slot once written is never written again while anybody can see it. Of several blocks that
-// end in one page, only the one that wrote its newest token goes on writing behind it; the next tokens
-// of the others start a new page (a new segment): copy on write without the copy.
+// Pages are shared (`fork`, `append_from`, `insert`) and counted. A page is written by the block that took
+// it and by no other: tokens that are written behind a fork, or behind what came from another block, start
+// a page (a segment) of their own, whether the other block still lives or not. A slot once shared is never
+// written again until the page is free.
 //
 // Threads: one at a time, except that `length`, `tokens` and `stats` may be read, and the last
 // reference to a CacheBlock may be dropped, on any thread at any time. Whatever would change a block
@@ -18,6 +18,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -43,8 +44,15 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
 
   // `capacity` in tokens, rounded up to pages. Throws kInvalidArgument (shape, rope, capacity),
   // kUnsupported (what the device cannot keep) or kOutOfMemory. `shape.padding` is the device's business.
+  // May be called on any thread at any time: a device with memory of its own allocates the pool when it is first used.
+  // `dispose` frees the cache when its last reference goes, on whatever thread that happens.
+  using Dispose = std::function<void(KvCache*)>;
   static std::shared_ptr<KvCache> create(std::shared_ptr<Device> device, KvShape shape, RopeSpec rope,
-                                         std::int64_t capacity);
+                                         std::int64_t capacity, Dispose dispose = std::default_delete<KvCache>());
+
+  // Before the first op on the cache's layers, on the device's thread: makes sure that the pool has its memory.
+  // Throws kOutOfMemory; a later call tries again.
+  void allocate_pool();
 
   std::shared_ptr<CacheBlock> create_block();
 
@@ -72,8 +80,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
     KvCache& cache_;
   };
 
-  KvCache(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope, std::int64_t pages, Buffer keys,
-          Buffer values);
+  KvCache(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope, std::int64_t pages);
 
   static inline std::atomic<std::uint64_t> next_id_ = 1;
 
@@ -83,7 +90,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   RopeSpec rope_;
   RopeAngles angles_;
   mutable PagePool pool_;
-  Buffer keys_;    // [layers, N pages]
+  Buffer keys_;    // [layers, N pages]; empty before allocate_pool
   Buffer values_;  // [layers, N pages]
   std::atomic<std::int64_t> key_bytes_moved_ = 0;
   std::atomic<std::int64_t> next_block_id_ = 1;
@@ -137,8 +144,11 @@ class CacheBlock {
 
   void require_idle() const;
   void require_same_cache(const CacheBlock& other) const;
-  // The block's tokens are now those of `next`, whose pages it refers to from here on.
-  void replace_segments(std::vector<Segment> next) noexcept;
+  // The block's tokens are now those of the segments. keep: parts of the present ones, in their order.
+  // share: parts that other blocks have, or this one in another order.
+  void keep_segments(std::vector<Segment> rest) noexcept;
+  void share_segments(std::vector<Segment> next) noexcept;
+  void replace_segments(std::vector<Segment> next) noexcept;  // with the mutex held
 
   std::shared_ptr<KvCache> cache_;
   std::int64_t id_;

@@ -57,12 +57,26 @@ void PagePool::drop_reference(std::int64_t id) noexcept {
 
 bool PagePool::writable(std::int64_t id, std::int64_t end, std::int64_t writer) const {
   const Page& page = pages_[id];
-  return page.references == 1 || (page.writer == writer && page.used == end);
+  return page.writer == writer && page.used == end;
 }
 
 void PagePool::mark_used(std::int64_t id, std::int64_t used, std::int64_t writer) noexcept {
   pages_[id].used = used;
   pages_[id].writer = writer;
+}
+
+void PagePool::mark_shared(std::span<const Segment> segments) noexcept {
+  for (const Segment& segment : segments) {
+    for_each_run(segment, 0, segment.length,
+                 [&](std::int64_t id, std::int32_t slot, std::int64_t count, std::int64_t) {
+                   pages_[id].shared = std::max(pages_[id].shared, slot + count);
+                 });
+  }
+}
+
+void PagePool::mark_dropped(std::int64_t id, std::int64_t end, std::int64_t writer) noexcept {
+  Page& page = pages_[id];
+  if (page.writer == writer) page.used = std::max(end, page.shared);
 }
 
 void PagePool::record_peak() noexcept { peak_ = std::max(peak_, in_use_); }

@@ -17,9 +17,10 @@ class PagePool {
  public:
   struct Page {
     std::int64_t references = 0;  // places in segment lists that name this page; 0: free
-    std::int64_t writer = 0;      // id of the block that wrote the page's newest token
+    std::int64_t writer = 0;      // id of the block that took the page: nobody else ever writes in it
     std::int64_t next_free = 0;   // while free: the next free page
-    std::int64_t used = 0;        // slots handed out, from slot 0 on
+    std::int64_t used = 0;        // slots written, from slot 0 on
+    std::int64_t shared = 0;      // slots, from slot 0 on, that more than one place in lists of segments ever named
   };
   using TokenIds = std::array<std::int32_t, kPageSize>;
 
@@ -44,14 +45,19 @@ class PagePool {
   void drop_references(std::span<const Segment> segments) noexcept;
   void drop_reference(std::int64_t page) noexcept;
 
-  // Whether block `writer` may write on behind slot `end` - 1 of `page`, which ends its last segment:
-  // either nothing else refers to the page, or the block wrote the page's newest token and stands right
-  // behind it. This depends on nothing that happens elsewhere in the same step, so a worker's storage
-  // (and with it the last bit of its logits) does not depend on which other workers are in the step.
+  // Whether block `writer` may write on behind slot `end` - 1 of `page`, which ends its last segment: it
+  // wrote the page's newest token and stands right behind it. Where this holds decides how a block lies in
+  // storage, and so the last bit of logits. It follows from what was done to this block alone: not from other
+  // workers of the step, nor from whether a block that shares the page was closed or collected meanwhile.
   bool writable(std::int64_t page, std::int64_t end, std::int64_t writer) const;
 
   // Records that `writer` has filled the page up to slot `used` - 1.
   void mark_used(std::int64_t page, std::int64_t used, std::int64_t writer) noexcept;
+  // Records that several places may name these tokens from now on.
+  void mark_shared(std::span<const Segment> segments) noexcept;
+  // Records that `writer` has dropped what lies behind slot `end` - 1 of the page that ends its last
+  // segment, so that it may write there again, but for slots that were ever shared.
+  void mark_dropped(std::int64_t page, std::int64_t end, std::int64_t writer) noexcept;
   void record_peak() noexcept;
 
  private:
@@ -89,6 +95,7 @@ class PageReservation {
   PageReservation& operator=(const PageReservation&) = delete;
 
   std::vector<ReservedRange>& ranges() { return ranges_; }
+  const std::vector<ReservedRange>& ranges() const { return ranges_; }
 
   // With the mutex held. The references of the new pages now belong to whoever takes the segments.
   void commit() noexcept;

@@ -31,4 +31,10 @@ class Error : public std::runtime_error {
   const char* code_;  // one of namespace code: a string literal, so never freed
 };
 
+// What most checks of arguments end with.
+[[noreturn]] inline void refuse(const std::string& message) { throw Error(code::kInvalidArgument, message); }
+inline void require(bool good, const char* message) {
+  if (!good) refuse(message);
+}
+
 }  // namespace hogwild

@@ -52,7 +52,8 @@ struct DeviceInfo {
   int threads = 0;   // cpu: threads that compute, the calling one included
 };
 
-// Calls come from one thread at a time (the device's runner, see addon/promise_task.h). Ops may be
+// Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
+// `kv_padding`, `own_memory` and, where that is 0, `allocate`: those may come from any thread. Ops may be
 // asynchronous on the device; `synchronize` waits for all of them. `download` waits by itself.
 class Device {
  public:
@@ -63,6 +64,10 @@ class Device {
   // Elements to be added to each row of a cache of this shape (KvShape::padding). Throws kUnsupported, naming
   // what is supported, where the device cannot keep such a cache.
   virtual std::int64_t kv_padding(const KvShape&) const { return 0; }
+
+  // Bytes of memory of its own, in all; 0: it computes in the host's. Allocating its own takes a device time and must
+  // not come between the ops of a step, and engines may have buffers of theirs in it.
+  virtual std::int64_t own_memory() const { return 0; }
 
   // Throws kOutOfMemory with the size and `purpose` in the message. Memory that is never touched
   // costs nothing where the system allows it (a page pool is bounded, not pre-paid).
@@ -82,6 +87,10 @@ class Device {
   // Rows that the ops of a step of `rows` new tokens are to be called with: more where the device replays one
   // captured graph for several numbers of rows. Rows beyond the step may hold anything; nobody reads them.
   virtual std::int64_t bucket_rows(std::int64_t rows) const { return rows; }
+
+  // Whether a step should be handed over layer after layer without a pause: a device that runs behind its callers
+  // loses time in pauses, one that runs with them lets others come between.
+  virtual bool prefers_whole_passes() const { return false; }
 
   // Runs `ops`, which calls ops of this device and nothing else, or replays the graph captured for this key. The
   // caller guarantees identical arguments per key: only what begin_step brought may differ.
@@ -115,6 +124,9 @@ struct CpuOptions {
 
 // Throws kUnsupported for a SIMD level that this build or this processor lacks, naming those it has.
 std::shared_ptr<Device> create_cpu_device(const CpuOptions& options);
+
+// Processors that this process may run on.
+int available_processors();
 
 // SIMD levels that this processor can run, best last.
 std::vector<std::string> available_simd_levels();

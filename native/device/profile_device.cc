@@ -30,12 +30,14 @@ void ProfileDevice::measure(const Key& key, std::int64_t bytes, Op&& op) {
 
 std::vector<OpProfile> ProfileDevice::take_profile() {
   std::vector<OpProfile> taken;
+  taken.reserve(profiles_.size());
   for (auto& [key, profile] : profiles_) {
     const auto& [op, k, outputs] = key;
     profile.op = op;
     if (k > 0) profile.op.append(" ").append(std::to_string(k)).append(" x ").append(std::to_string(outputs));
-    taken.push_back(std::move(profile));
   }
+  // From here on nothing can fail: a profile is taken or kept.
+  for (auto& [key, profile] : profiles_) taken.push_back(std::move(profile));
   profiles_.clear();
   std::sort(taken.begin(), taken.end(), [](const OpProfile& a, const OpProfile& b) { return a.seconds > b.seconds; });
   return taken;

@@ -30,6 +30,7 @@ class ProfileDevice final : public Device {
   std::vector<OpProfile> take_profile();
 
   DeviceInfo info() const override { return device_->info(); }
+  std::int64_t own_memory() const override { return device_->own_memory(); }
   Buffer allocate(std::size_t bytes, const char* purpose) override { return device_->allocate(bytes, purpose); }
   void download(void* host, const void* device, std::size_t bytes) override { device_->download(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { device_->upload(device, host, bytes); }

@@ -41,13 +41,13 @@ void check_sampled(SampleStatus status) {
     case SampleStatus::kOk:
       return;
     case SampleStatus::kNotANumber:
-      throw Error(code::kInternal, "the logits contain NaN or +infinity");
+      throw Error(code::kInvalidModel, "the logits contain NaN or infinity");
     case SampleStatus::kNothingFinite:
-      throw Error(code::kInternal, "no logit is finite");
+      throw Error(code::kInvalidModel, "no logit is finite");
     case SampleStatus::kPenaltyOverflows:
-      throw Error(code::kInternal, "a logit overflows under the repetition penalty");
+      refuse("a logit overflows under the repetition penalty");
     case SampleStatus::kAllForbidden:
-      throw Error(code::kInvalidArgument, "every token with a finite logit is forbidden");
+      refuse("every token with a finite logit is forbidden");
   }
 }
 

@@ -10,7 +10,7 @@ namespace hogwild {
 // Throws kInvalidArgument: a parameter out of its range, an id outside the vocabulary.
 void check_sampling(const SampleParams::Row& row, std::int64_t vocab);
 
-// Throws kInternal, or kInvalidArgument where it is the caller's doing, unless a token was found.
+// Throws kInvalidModel, or kInvalidArgument where it is the caller's doing, unless a token was found.
 void check_sampled(SampleStatus status);
 
 // Uniform in [0, 1), 53 bits: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as

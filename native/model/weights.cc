@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cmath>
@@ -15,6 +16,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/finite.h"
 #include "core/float16.h"
 
 namespace hogwild {
@@ -26,47 +28,71 @@ constexpr std::size_t kCacheLine = 64;
 
 std::string system_message(int error) { return std::generic_category().message(error); }
 
-// A whole file, mapped read-only.
-class MappedFile {
+// A file that tensors are read from, mapped read-only or read on demand.
+class SourceFile {
  public:
-  explicit MappedFile(const std::string& path) : path_(path) {
-    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (file < 0) throw Error(code::kInvalidModel, "cannot open '" + path + "': " + system_message(errno));
-    struct stat status = {};
-    int error = ::fstat(file, &status) == 0 ? 0 : errno;
-    const bool regular = error == 0 && S_ISREG(status.st_mode);
-    if (regular && status.st_size > 0) {  // an empty mapping is an error to mmap
-      size_ = static_cast<std::uint64_t>(status.st_size);
-      data_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
-      if (data_ == MAP_FAILED) error = errno;
+  SourceFile(const std::string& path, bool mapped) : path_(path) {
+    // Without O_NONBLOCK a FIFO waits for somebody to write. To regular files it means nothing.
+    file_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (file_ < 0) throw Error(code::kInvalidModel, "cannot open '" + path + "': " + system_message(errno));
+    int error = ::fstat(file_, &status_) == 0 ? 0 : errno;
+    const bool regular = error == 0 && S_ISREG(status_.st_mode);
+    if (regular && mapped && status_.st_size > 0) {  // an empty mapping is an error to mmap
+      data_ = ::mmap(nullptr, size(), PROT_READ, MAP_PRIVATE, file_, 0);
+      if (data_ == MAP_FAILED) {
+        error = errno;
+        data_ = nullptr;
+      }
     }
-    ::close(file);  // the mapping stays
+    if (error != 0 || !regular) ::close(file_);
     if (error != 0) {
-      data_ = nullptr;
       throw Error(error == ENOMEM ? code::kOutOfMemory : code::kInvalidModel,
                   "cannot map '" + path + "': " + system_message(error));
     }
     if (!regular) throw Error(code::kInvalidModel, "'" + path + "' is not a regular file");
     // All of it will be read: let the system start now. Advice only, so a failure changes nothing.
-    if (data_ != nullptr) ::madvise(data_, size_, MADV_WILLNEED);
+    if (data_ != nullptr) ::madvise(data_, size(), MADV_WILLNEED);
   }
-  ~MappedFile() {
-    if (data_ != nullptr) ::munmap(data_, size_);
+  ~SourceFile() {
+    if (data_ != nullptr) ::munmap(data_, size());
+    ::close(file_);
   }
-  MappedFile(const MappedFile&) = delete;
-  MappedFile& operator=(const MappedFile&) = delete;
+  SourceFile(const SourceFile&) = delete;
+  SourceFile& operator=(const SourceFile&) = delete;
 
   const std::string& path() const { return path_; }
-  const std::byte* data() const { return static_cast<const std::byte*>(data_); }
-  std::uint64_t size() const { return size_; }
+  std::uint64_t size() const { return static_cast<std::uint64_t>(status_.st_size); }
+  const std::byte* mapping() const { return static_cast<const std::byte*>(data_); }  // null where it is not mapped
+
+  // Reads [offset, offset + bytes), which lies inside the file.
+  void read(std::uint64_t offset, std::size_t bytes, std::byte* to) const {
+    while (bytes > 0) {
+      constexpr std::size_t kMaxRead = std::size_t{1} << 30;
+      const ssize_t n = ::pread(file_, to, std::min(bytes, kMaxRead), static_cast<off_t>(offset));
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) throw Error(code::kInvalidModel, "cannot read '" + path_ + "': " + system_message(errno));
+      if (n == 0) throw Error(code::kInvalidModel, "'" + path_ + "' became shorter while it was read");
+      to += n;
+      offset += static_cast<std::uint64_t>(n);
+      bytes -= static_cast<std::size_t>(n);
+    }
+  }
+
+  // Whether the file has the size and the time of its last change that it had when it was opened.
+  bool unchanged() const {
+    struct stat now = {};
+    return ::fstat(file_, &now) == 0 && now.st_size == status_.st_size &&
+           now.st_mtim.tv_sec == status_.st_mtim.tv_sec && now.st_mtim.tv_nsec == status_.st_mtim.tv_nsec;
+  }
 
  private:
   std::string path_;
+  int file_ = -1;
+  struct stat status_ = {};
   void* data_ = nullptr;
-  std::uint64_t size_ = 0;
 };
 
-// Host memory for converted weights, aligned to cache lines.
+// Host memory for weights that do not stay in their file, aligned to cache lines.
 struct AlignedDelete {
   void operator()(std::byte* data) const { ::operator delete(data, std::align_val_t(kCacheLine)); }
 };
@@ -84,8 +110,8 @@ std::string shape_text(std::int64_t rows, std::int64_t cols) {
   return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
 }
 
-// The tensor's first byte and size; throws where it does not lie inside the file.
-std::pair<const std::byte*, std::size_t> locate(const TensorSource& source, const MappedFile& file) {
+// The tensor's size in bytes; throws where it does not lie inside the file.
+std::size_t size_inside(const TensorSource& source, const SourceFile& file) {
   std::uint64_t bytes = 0;
   const bool inside = source.rows >= 1 && source.cols >= 1 &&
                       !__builtin_mul_overflow(source.rows, source.cols, &bytes) &&
@@ -97,7 +123,7 @@ std::pair<const std::byte*, std::size_t> locate(const TensorSource& source, cons
                                          std::to_string(source.offset) + ") does not lie inside '" + file.path() +
                                          "' (" + std::to_string(file.size()) + " bytes)");
   }
-  return {file.data() + source.offset, static_cast<std::size_t>(bytes)};
+  return static_cast<std::size_t>(bytes);
 }
 
 std::uint16_t load_u16(const std::byte* from) {
@@ -167,19 +193,20 @@ struct Weights::State {
     std::int64_t size = 0;
   };
 
-  std::vector<std::unique_ptr<MappedFile>> files;  // those that a matrix still points into
+  std::vector<std::unique_ptr<SourceFile>> files;  // mapped, those that a matrix still points into
   std::vector<HostArray> host_arrays;              // copies that a matrix points into
   std::vector<Buffer> device_matrices;             // what upload_weight copied
   Buffer device_vectors;
   std::map<std::string, Matrix> matrices;
   std::map<std::string, Vector> vectors;
+  std::map<std::string, std::string> paths;  // where each tensor came from
 };
 
-Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to,
+Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to, bool mapped,
                  const std::function<void(std::int64_t bytes)>& on_loaded)
     : state_(std::make_unique<State>()) {
   struct File {
-    std::unique_ptr<MappedFile> mapping;
+    std::unique_ptr<SourceFile> file;
     bool in_use = false;
   };
   std::map<std::string, File> files;
@@ -191,9 +218,16 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       throw Error(code::kInvalidModel,
                   "tensor '" + source.name + "' is given twice, the second time in '" + source.path + "'");
     }
-    File& file = files[source.path];
-    if (file.mapping == nullptr) file.mapping = std::make_unique<MappedFile>(source.path);
-    const auto [data, bytes] = locate(source, *file.mapping);
+    auto& [file, in_use] = files[source.path];
+    if (file == nullptr) file = std::make_unique<SourceFile>(source.path, mapped);
+    const std::size_t bytes = size_inside(source, *file);
+    HostArray copy;
+    if (!mapped) {
+      copy = allocate_host(bytes, source.name);
+      file->read(source.offset, bytes, copy.get());
+    }
+    const std::byte* data = mapped ? file->mapping() + source.offset : copy.get();
+    state_->paths[source.name] = source.path;
 
     if (source.rows == 1) {
       vector_offsets[source.name] = vectors.size();
@@ -205,7 +239,6 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
     }
 
     Matrix host = {data, source.dtype, source.rows, source.cols};
-    HostArray copy;
     if (convert_to != nullptr && *convert_to != source.dtype) {
       copy = convert(source, data, *convert_to);
       host.dtype = *convert_to;
@@ -215,16 +248,16 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
     }
     if (copy != nullptr) host.data = copy.get();
 
-    const Matrix adopted = device.upload_weight(host, state_->device_matrices);
-    const bool in_place = adopted.data == host.data;
+    const Matrix uploaded = device.upload_weight(host, state_->device_matrices);
+    const bool in_place = uploaded.data == host.data;
     if (copy == nullptr) {
-      file.in_use |= in_place;
+      in_use |= in_place;
     } else if (in_place) {
       state_->host_arrays.push_back(std::move(copy));
     } else {
       device.synchronize();  // the device may still be reading the copy, which ends here
     }
-    state_->matrices[source.name] = adopted;
+    state_->matrices[source.name] = uploaded;
     on_loaded(static_cast<std::int64_t>(bytes));
   }
 
@@ -237,7 +270,7 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
   }
   device.synchronize();  // before files that nothing points into are unmapped
   for (auto& [path, file] : files) {
-    if (file.in_use) state_->files.push_back(std::move(file.mapping));
+    if (file.in_use) state_->files.push_back(std::move(file.file));
   }
 }
 
@@ -269,6 +302,43 @@ const float* Weights::vector(const std::string& name, std::int64_t size) const {
 
 bool Weights::has(const std::string& name) const {
   return state_->matrices.contains(name) || state_->vectors.contains(name);
+}
+
+void Weights::check_unchanged() const {
+  for (const auto& file : state_->files) {
+    if (file->unchanged()) continue;
+    throw Error(code::kInvalidModel, "'" + file->path() +
+                                         "' was changed after the model was loaded, which reads its weights in place: "
+                                         "load the model again, or with mapped: false");
+  }
+}
+
+std::string Weights::blame(Device& device, const std::string& what) const {
+  constexpr std::int64_t kPiece = std::int64_t{1} << 18;  // elements
+  std::vector<std::byte> piece;
+  std::vector<float> values;
+  const auto is_damaged = [&](const void* data, Dtype dtype, std::int64_t n) {
+    for (std::int64_t first = 0; first < n; first += kPiece) {
+      const std::int64_t count = std::min(kPiece, n - first);
+      const auto size = static_cast<std::int64_t>(dtype_size(dtype));
+      piece.resize(static_cast<std::size_t>(count * size));
+      values.resize(static_cast<std::size_t>(count));
+      device.download(piece.data(), static_cast<const std::byte*>(data) + first * size, piece.size());
+      read_as_f32(piece.data(), dtype, count, values.data());
+      if (!all_finite(values)) return true;
+    }
+    return false;
+  };
+  const auto message = [&](const std::string& name) {
+    return what + ": tensor '" + name + "' of '" + state_->paths.at(name) + "' holds NaN or infinity";
+  };
+  for (const auto& [name, vector] : state_->vectors) {
+    if (is_damaged(vector.data, Dtype::kF32, vector.size)) return message(name);
+  }
+  for (const auto& [name, matrix] : state_->matrices) {
+    if (is_damaged(matrix.data, matrix.dtype, matrix.rows * matrix.cols)) return message(name);
+  }
+  return what + ", though the weights are finite: they, or a number in its config, are too large";
 }
 
 std::vector<std::string> Weights::names() const {

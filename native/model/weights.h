@@ -1,5 +1,5 @@
-// Read-only weights, memory-mapped from safetensors files. lib/ parses the headers (text); this side
-// is told where each tensor lies, checks that it lies inside its file, and maps it.
+// Read-only weights from safetensors files, memory-mapped or read into memory. lib/ parses the headers
+// (text); this side is told where each tensor lies and checks that it lies inside its file.
 //
 // Names are roles, the same for every architecture; lib/ maps the names of a Hugging Face folder to
 // them. V vocabulary, H hidden size, F intermediate size, Q = Hq * D, K = Hkv * D, i a layer:
@@ -42,14 +42,16 @@ struct TensorSource {
 
 class Weights {
  public:
-  // Maps each file once; the files must not change while the object lives. Throws kInvalidModel
-  // (naming tensor and file) where a tensor does not lie inside its file, a name occurs twice or a
-  // value does not fit `convert_to`; kOutOfMemory.
+  // Throws kInvalidModel (naming tensor and file) where a tensor does not lie inside its file, a name
+  // occurs twice or a value does not fit `convert_to`; kOutOfMemory.
   // `convert_to`: matrices are converted to it (rounded to nearest even) and kept in memory; those
-  // already in it, and all of them where it is null, stay in the file's pages. Vectors become f32.
+  // already in it, and all of them where it is null, stay as they are. Vectors become f32.
+  // `mapped`: each file is mapped once, and matrices that are not converted stay in its pages. Such a file
+  // must not change while the object lives: a process that reads behind the end of a shortened file gets
+  // SIGBUS. Else everything is read into memory.
   // `on_loaded`: called after each tensor with its bytes in the file; what it throws ends the loading.
   Weights(
-      Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to,
+      Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to, bool mapped = true,
       const std::function<void(std::int64_t bytes)>& on_loaded = [](std::int64_t) {});
   ~Weights();
 
@@ -57,6 +59,12 @@ class Weights {
   Matrix matrix(const std::string& name, std::int64_t rows, std::int64_t cols) const;
   const float* vector(const std::string& name, std::int64_t size) const;  // device memory, f32
   bool has(const std::string& name) const;
+
+  // Throws kInvalidModel where a file that is still mapped has another size or time of change than it had.
+  void check_unchanged() const;
+
+  // `what`, with the first tensor that holds NaN or infinity. Reads all weights.
+  std::string blame(Device& device, const std::string& what) const;
 
   std::vector<std::string> names() const;
   std::int64_t bytes() const;  // of all matrices, in the dtype in which a step reads them

@@ -50,7 +50,7 @@ async function main() {
     simd: '',
     profile: false,
   })
-  const model = await native.createModel(device, config, tensors, null, null, null)
+  const model = await native.createModel(device, config, tensors, null, null, null, true)
   const cache = native.createCache(device, cacheShape(config, 8192))
   const block = () => native.createBlock(cache)
   const prompt = block()

@@ -57,6 +57,7 @@ async function interleave(native, model, next) {
     pick([null, null, 'bf16']),
     null,
     null,
+    next() < 0.5,
   )
   if (next() < 0.05) {
     native.deviceClose(device) // while the model loads

@@ -154,8 +154,8 @@ struct World {
   // What every layer does with the new tokens' keys and values.
   void write(const StepReservation& step, std::span<const std::int32_t> tokens) {
     std::vector<float> k, v;
-    cache->device().begin_step(
-        {.id = step.id(), .plan = step.plan(), .rope = step.rope(), .slots = step.slots(), .tokens = {}});
+    const AttentionPlan plan = step.plan(0, step.n_tokens());
+    cache->device().begin_step(plan.view());
     for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
       k.clear();
       v.clear();
@@ -356,10 +356,16 @@ struct StoredKey {
   std::int64_t rotated_at = 0;
 };
 
-void check_plan(const World& world, const std::vector<Turn>& turns, const StepReservation& step) {
-  const AttentionPlanView plan = step.plan();
-  const RopeTable rope = step.rope();
-  bool good = true;
+// The plan of rows [first, first + n).
+void check_plan(const World& world, const std::vector<Turn>& turns, const StepReservation& step, std::int64_t first,
+                std::int64_t n) {
+  const AttentionPlan made = step.plan(first, n);
+  const StepView view = made.view();
+  const AttentionPlanView& plan = view.plan;
+  const RopeTable rope = view.rope;
+  bool good = view.id != 0 && view.slots.size() == static_cast<std::size_t>(n) && plan.n_tokens == n;
+  const AttentionPlan whole = step.plan(0, step.n_tokens());  // new keys that other rows write are seen, too
+  const StepView whole_view = whole.view();
   std::map<std::pair<std::int64_t, std::int64_t>, StoredKey> stored;
   for (const BlockPtr& block : world.blocks) {
     for (const Segment& segment : block->segments()) {
@@ -374,14 +380,18 @@ void check_plan(const World& world, const std::vector<Turn>& turns, const StepRe
   }
   std::int64_t row = 0;
   for (std::size_t w = 0; w < turns.size(); ++w) {
-    CHECK(step.first_row(w) == row);
     for (const std::int32_t token : turns[w].tokens) {
-      const AppendSlot& slot = step.slots()[row++];
-      const std::int64_t rotated_at = position_of_row(rope, slot.rope_row);
+      const AppendSlot& slot = whole_view.slots[row];
+      const std::int64_t rotated_at = position_of_row(whole_view.rope, slot.rope_row);
       good &= stored.try_emplace({slot.page, slot.slot}, StoredKey{.token = token, .rotated_at = rotated_at}).second;
+      if (row >= first && row < first + n) {
+        const AppendSlot& same = view.slots[row - first];
+        good &= same.page == slot.page && same.slot == slot.slot && position_of_row(rope, same.rope_row) == rotated_at;
+      }
+      ++row;
     }
   }
-  CHECK(step.n_tokens() == row && plan.n_tokens == row);
+  CHECK(step.n_tokens() == row);
 
   // The lists are in order and complete.
   std::vector<const PlanSegment*> segment_of(plan.query_ranges.size());
@@ -398,17 +408,16 @@ void check_plan(const World& world, const std::vector<Turn>& turns, const StepRe
   CHECK(good);
   CHECK(next_query_range == static_cast<std::int64_t>(plan.query_ranges.size()));
   CHECK(plan.token_query_ranges.size() == plan.query_ranges.size());
-  CHECK(plan.token_query_ranges_at.size() == static_cast<std::size_t>(row + 1) && plan.token_query_ranges_at[0] == 0);
-  CHECK(plan.token_query_ranges_at[row] == next_query_range);
+  CHECK(plan.token_query_ranges_at.size() == static_cast<std::size_t>(n + 1) && plan.token_query_ranges_at[0] == 0);
+  CHECK(plan.token_query_ranges_at[n] == next_query_range);
 
   std::vector<std::int64_t> positions;
   const std::vector<std::vector<Seen>> expected = expected_sight(world, turns, positions);
-  for (std::int64_t token = 0; token < row; ++token) {
-    good &= step.view_position(token) == positions[token];
+  for (std::int64_t token = 0; token < n; ++token) {
     std::vector<Seen> seen;
     for (std::int64_t i = plan.token_query_ranges_at[token]; i < plan.token_query_ranges_at[token + 1]; ++i) {
       const QueryRange& range = plan.query_ranges[plan.token_query_ranges[i]];
-      good &= range.token == token && range.order == i - plan.token_query_ranges_at[token];
+      good &= range.token == token;
       const PlanSegment& segment = *segment_of[plan.token_query_ranges[i]];
       const std::int64_t query_at = position_of_row(rope, range.rope_row);
       for (std::int64_t slot = segment.first_slot; slot < segment.first_slot + range.limit; ++slot) {
@@ -416,9 +425,16 @@ void check_plan(const World& world, const std::vector<Turn>& turns, const StepRe
         seen.push_back({.token = key.token, .distance = query_at - key.rotated_at, .bias = range.bias});
       }
     }
-    good &= seen == expected[token];
+    good &= seen == expected[first + token];
   }
   CHECK(good);
+}
+
+void check_plans(const World& world, const std::vector<Turn>& turns, const StepReservation& step, Rng& rng) {
+  const std::int64_t total = step.n_tokens();
+  check_plan(world, turns, step, 0, total);
+  const auto first = static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(total));
+  check_plan(world, turns, step, first, 1 + static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(total - first)));
 }
 
 // Attention over the plan against softmax over the definition, in double precision.
@@ -432,8 +448,8 @@ void check_attention(World& world, const std::vector<Turn>& turns, const StepRes
     const std::vector<float> row = original(static_cast<std::int32_t>(1'000'000 + i), 0, true);
     std::copy_n(row.begin(), dim, q.begin() + i);
   }
-  world.cache->device().begin_step(
-      {.id = step.id(), .plan = step.plan(), .rope = step.rope(), .slots = step.slots(), .tokens = {}});
+  const AttentionPlan plan = step.plan(0, n);
+  world.cache->device().begin_step(plan.view());
   world.cache->device().attention({.shape = kShape,
                                    .layer = world.cache->layer(1),
                                    .query_heads = kQueryHeads,
@@ -489,7 +505,7 @@ void random_step(World& world, Rng& rng, bool thorough) {
   const std::string before = aborts || most_pages > free_pages ? world.dump() : "";
   try {
     StepReservation step(*world.cache, views_of(world, turns));
-    if (thorough) check_plan(world, turns, step);
+    if (thorough) check_plans(world, turns, step, rng);
     world.write(step, tokens);
     if (thorough && tokens.size() <= 8) check_attention(world, turns, step);  // slow, in plain loops
     world.check_lists();                                                      // nobody sees the new tokens yet
@@ -748,15 +764,93 @@ TEST(segments) {
   CHECK(a->segments().size() == 2 && a->segments()[1].rotated_at == 90);
   world.check_contents();
 
-  // Alone again, the fork's own first page is free to write behind what is left.
-  world.blocks.erase(world.blocks.begin());
-  world.lists.erase(world.lists.begin());
-  fork->truncate(80);
-  world.lists[0].resize(80);
-  CHECK(fork->segments().size() == 1);
+  // What nobody else ever saw is written over.
+  a->truncate(91);
+  world.lists[0].resize(91);
   world.append(0, 4);
-  CHECK(a->length() == 92);  // `a` lives on in this test and shares the page
+  CHECK(a->segments().size() == 2 && a->segments()[1].length == 5);
+  world.check_contents();
+
+  // Also alone, the fork writes in pages of its own only.
+  fork->truncate(80);
+  world.lists[1].resize(80);
+  CHECK(fork->segments().size() == 1);
+  a->clear();
+  world.lists[0].clear();
+  world.append(1, 4);
   CHECK(fork->segments().size() == 2);
+  world.check_contents();
+}
+
+// Slots and rotations, without the pages' numbers.
+using Shape = std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>>;
+Shape shape_of(const CacheBlock& block) {
+  Shape shape;
+  for (const Segment& s : block.segments()) shape.emplace_back(s.first_slot, s.length, s.rotated_at);
+  return shape;
+}
+
+// A collector may drop any block that is no longer used, at any time or never: how the others lie in
+// storage does not depend on it.
+TEST(blocks_that_die_leave_storage_alone) {
+  const auto run = [](std::uint64_t seed, bool keep) {
+    World world(plain_device(), 400 * kPageSize);
+    for (int i = 0; i < 3; ++i) world.create();
+    std::vector<BlockPtr> kept;
+    std::mt19937_64 rng(seed);
+    const auto random = [&](std::int64_t end) { return static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(end)); };
+    std::vector<Shape> shapes;
+    for (int i = 0; i < 60; ++i) {
+      const auto at = static_cast<std::size_t>(random(3));
+      BlockPtr& block = world.blocks[at];
+      std::vector<std::int32_t>& list = world.lists[at];
+      const auto other = static_cast<std::size_t>(random(3));
+      switch (random(7)) {
+        case 0: {  // the fork goes on, the original is dropped
+          kept.push_back(std::exchange(block, block->fork()));
+          break;
+        }
+        case 1: {  // a fork that does nothing
+          kept.push_back(block->fork());
+          break;
+        }
+        case 2: {
+          const std::int64_t length = block->length() - random(std::min<std::int64_t>(block->length(), 20) + 1);
+          block->truncate(length);
+          list.resize(length);
+          break;
+        }
+        case 3: {
+          if (list.size() + world.lists[other].size() > 2000) break;
+          const std::vector<std::int32_t> source = world.lists[other];
+          block->append_from(*world.blocks[other]);
+          list.insert(list.end(), source.begin(), source.end());
+          break;
+        }
+        case 4: {
+          const std::int64_t begin = random(block->length() + 1);
+          const std::int64_t end = begin + random(block->length() - begin + 1);
+          kept.push_back(block->fork());
+          kept.back()->forget(begin, end);
+          break;
+        }
+        default:
+          world.append(at, 1 + random(40));
+      }
+      if (!keep) kept.clear();
+      for (const BlockPtr& each : world.blocks) shapes.push_back(shape_of(*each));
+    }
+    const std::vector<BlockPtr> ours = world.blocks;
+    world.blocks.insert(world.blocks.end(), kept.begin(), kept.end());
+    for (const BlockPtr& each : kept) world.lists.push_back(each->tokens());
+    world.check_contents();
+    for (const BlockPtr& each : ours) {
+      each->compact();
+      shapes.push_back(shape_of(*each));
+    }
+    return shapes;
+  };
+  for (std::uint64_t seed = 0; seed < 20; ++seed) CHECK(run(seed, true) == run(seed, false));
 }
 
 TEST(company_leaves_storage_alone) {
@@ -799,9 +893,11 @@ TEST(shared_storage_is_read_once) {
   }
   const StepReservation step(*world.cache, views);
   // The prompt once, and each fork's new page.
-  CHECK(step.plan().segments.size() == 6);
-  CHECK(step.plan().segments[0].length == 200 && step.plan().segments[0].n_query_ranges == 5 * 3 * 2);
-  CHECK(step.plan().pages.size() == 4 + 5);
+  const AttentionPlan made = step.plan(0, step.n_tokens());
+  const AttentionPlanView plan = made.view().plan;
+  CHECK(plan.segments.size() == 6);
+  CHECK(plan.segments[0].length == 200 && plan.segments[0].n_query_ranges == 5 * 3 * 2);
+  CHECK(plan.pages.size() == 4 + 5);
 }
 
 TEST(compact) {

@@ -1035,7 +1035,7 @@ TEST(simd_levels_are_chosen_by_name) {
   const std::vector<std::string> levels = available_simd_levels();
   CHECK(!levels.empty());
   CHECK(create_cpu_device({})->info().simd == levels.back() || std::getenv("HOGWILD_SIMD"));
-  CHECK(create_cpu_device({})->info().threads == ThreadPool::available_processors());
+  CHECK(create_cpu_device({})->info().threads == available_processors());
   try {
     create_cpu_device({.simd = "mmx"});
     CHECK(false);

@@ -595,6 +595,221 @@ TEST(company_order_and_number_of_workers_change_no_bit) {
   }
 }
 
+// ---- pieces -----------------------------------------------------------------------------------------
+
+// Steps of several caches take turns, piece by piece: nobody's bits change, and a short step is done after
+// one turn.
+TEST(steps_of_several_caches_take_turns) {
+  World world({}, 8192);
+  struct Cache {
+    std::shared_ptr<KvCache> cache;
+    BlockPtr first, second;
+  };
+  const auto create = [&] {
+    Cache made{.cache = world.create_cache(4096), .first = nullptr, .second = nullptr};
+    made.first = made.cache->create_block();
+    made.second = made.cache->create_block();
+    return made;
+  };
+  const auto long_input = [&](const Cache& c) {  // of one worker: chunk by chunk through all layers
+    return std::vector<StepWorker>{world.worker({c.first}, c.first, world.random_tokens(1300, 21))};
+  };
+  const auto long_inputs = [&](const Cache& c) {  // of two that see each other: layer by layer, in three chunks
+    return std::vector<StepWorker>{world.worker({c.second, c.first}, c.first, world.random_tokens(700, 22)),
+                                   world.worker({c.first, c.second}, c.second, world.random_tokens(600, 23))};
+  };
+  const auto short_input = [&](const Cache& c) {
+    return std::vector<StepWorker>{world.worker({c.first}, c.first, {1, 2, 3})};
+  };
+  const auto run = [&](const std::function<std::vector<StepWorker>(const Cache&)>& make) {
+    const Cache c = create();
+    StepResult result = world.model->step(*c.cache, make(c), world.cancel);
+    return std::pair(std::move(result),
+                     std::pair(contents(*c.first, world.shape()), contents(*c.second, world.shape())));
+  };
+  const auto [one, one_contents] = run(long_input);
+  const auto [two, two_contents] = run(long_inputs);
+  const auto [brief, brief_contents] = run(short_input);
+
+  const Cache caches[] = {create(), create(), create(), create()};
+  std::vector<std::unique_ptr<Step>> steps;
+  steps.push_back(world.model->begin(*caches[0].cache, long_input(caches[0])));
+  steps.push_back(world.model->begin(*caches[1].cache, long_inputs(caches[1])));
+  steps.push_back(world.model->begin(*caches[2].cache, long_input(caches[2])));
+  int turns[3] = {};
+  const auto is_brief = [&] {
+    const Cache c = create();
+    const std::unique_ptr<Step> step = world.model->begin(*c.cache, short_input(c));
+    CHECK(step->advance(world.cancel));
+    CHECK(same_bits(step->result().workers[0].logits, brief.workers[0].logits));
+    CHECK(contents(*c.first, world.shape()) == brief_contents.first);
+  };
+  for (bool any = true; any;) {
+    any = false;
+    for (std::size_t i = 0; i < 3; ++i) {
+      if (steps[i] == nullptr) continue;
+      any = true;
+      ++turns[i];
+      CHECK(caches[i].first->length() == 0);
+      if (i == 2 && turns[i] == 5) {  // given up between two pieces
+        steps[i].reset();
+        CHECK(caches[i].first->length() == 0);
+        CHECK(caches[i].cache->stats().free_pages == caches[i].cache->stats().pages);
+        continue;
+      }
+      if (!steps[i]->advance(world.cancel)) continue;
+      const StepResult& result = steps[i]->result();
+      const StepResult& expected = i == 0 ? one : two;
+      for (std::size_t w = 0; w < expected.workers.size(); ++w) {
+        CHECK(same_bits(result.workers[w].logits, expected.workers[w].logits));
+      }
+      CHECK(result.seconds > 0);
+      steps[i].reset();
+      const auto& expected_contents = i == 0 ? one_contents : two_contents;
+      CHECK(contents(*caches[i].first, world.shape()) == expected_contents.first);
+      CHECK(contents(*caches[i].second, world.shape()) == expected_contents.second);
+    }
+    is_brief();
+  }
+  // Two layers each: 3 chunks that go through alone, then 512 / 64 groups of logits; and 1300 rows a layer.
+  CHECK(turns[0] >= 3 * 2 + 1300 / 64 && turns[1] >= 2 * 1300 / 512 + 1300 / 64);
+
+  // A step that is aborted between two pieces.
+  const std::unique_ptr<Step> step = world.model->begin(*caches[2].cache, long_input(caches[2]));
+  CHECK(!step->advance(world.cancel));
+  world.cancel = true;
+  CHECK_CODE(code::kAborted, step->advance(world.cancel));
+  world.cancel = false;
+}
+
+// Views of thousands of segments: plans come in smaller pieces, the bits are the same.
+TEST(a_view_of_many_segments_has_a_bounded_plan) {
+  World world({}, 64 * 1024);
+  const BlockPtr source = world.cache->create_block();
+  const BlockPtr common = world.cache->create_block();
+  world.prefill(source, {1, 2, 3});
+  common->append_from(*source);
+  while (common->segments().size() < 4096) common->append_from(*common);
+  const std::vector<std::int32_t> tokens = world.random_tokens(270, 32);
+
+  const BlockPtr whole = world.cache->create_block();
+  {
+    const StepReservation step(*world.cache,
+                               {{.blocks = {common, whole}, .bias = {}, .target = whole, .tokens = tokens}});
+    const std::int64_t rows = ChunkedPlan::chunk_rows(step);
+    CHECK(rows >= 64 && rows < 270 && rows * step.most_segments() <= std::int64_t{1} << 20);
+  }
+  const std::vector<float> logits =
+      world.step({world.worker({common, whole}, whole, tokens, LogitsWanted::kLast)}).workers[0].logits;
+  // In company the chunks' plans do not fit together, so they are made again for every layer.
+  const BlockPtr accompanied = world.cache->create_block();
+  const BlockPtr other = world.cache->create_block();
+  const StepResult both = world.step({world.worker({common, accompanied}, accompanied, tokens, LogitsWanted::kLast),
+                                      world.worker({common, other}, other, {5}, LogitsWanted::kNone)});
+  CHECK(same_bits(both.workers[0].logits, logits));
+}
+
+// ---- what is wanted ---------------------------------------------------------------------------------
+
+TEST(repetition_penalty_concerns_what_is_seen) {
+  World world;
+  std::vector<BlockPtr> blocks;
+  for (int i = 0; i < 3; ++i) blocks.push_back(world.cache->create_block());
+  world.prefill(blocks[0], {3, 1, 3});
+  world.prefill(blocks[1], {30});
+  world.prefill(blocks[2], {20});
+  std::vector<StepWorker> workers{world.worker({blocks[0], blocks[1], blocks[2]}, blocks[0], {7}),
+                                  world.worker({blocks[1]}, blocks[1], {9, 8})};
+  workers[0].view.bias = {0, 0, -std::numeric_limits<float>::infinity()};
+  CHECK((ids_in_view(workers, 0, 37) == std::vector<std::int32_t>{1, 3, 7, 8, 9, 30}));
+  CHECK((ids_in_view(workers, 1, 37) == std::vector<std::int32_t>{8, 9, 30}));
+  CHECK((ids_in_view(workers, 0, 8) == std::vector<std::int32_t>{1, 3, 7}));
+}
+
+// A model that computes NaN or infinity is refused by the name of the tensor that it comes from, whatever is
+// wanted of the step, and the cache is as it was.
+TEST(damaged_weights_are_the_fault_of_the_model) {
+  const float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
+  const auto try_damage = [&](const std::string& name, std::size_t at, float value, bool also_without_outputs) {
+    World world({.tied = false});
+    Tensors tensors = world.tensors;
+    tensors.at(name).values.at(at) = value;
+    const TensorFile file(tensors);
+    Transformer damaged(world.device, world.config, std::make_unique<Weights>(*world.device, file.sources, nullptr));
+    const BlockPtr block = world.cache->create_block(), other = world.cache->create_block();
+    world.prefill(block, {1, 2, 3});
+    const BlockContents before = contents(*block, world.shape());
+    const std::int64_t free_pages = world.cache->stats().free_pages;
+    const auto refused = [&](std::vector<StepWorker> workers) {
+      try {
+        damaged.step(*world.cache, std::move(workers), world.cancel);
+        CHECK_MESSAGE(false, name);
+      } catch (const Error& error) {
+        CHECK_MESSAGE(error.code() == std::string(code::kInvalidModel), error.what());
+        CHECK_MESSAGE(std::string(error.what()).find("'" + name + "' of '" + file.file->path() + "'") != std::string::npos,
+                      error.what());
+      }
+      CHECK(contents(*block, world.shape()) == before && other->length() == 0);
+      CHECK(world.cache->stats().free_pages == free_pages);
+    };
+    StepWorker greedy = world.worker({block}, block, {4, 5}, LogitsWanted::kNone);
+    greedy.sampler.emplace();
+    StepWorker drawn = greedy;
+    drawn.sampler->temperature = 1;
+    refused({greedy});
+    refused({drawn});
+    refused({world.worker({block}, block, {4, 5}, LogitsWanted::kLast)});
+    refused({world.worker({block}, block, world.random_tokens(100, 3), LogitsWanted::kAll)});
+    if (!also_without_outputs) return;
+    refused({world.worker({block}, block, {4, 5}, LogitsWanted::kNone)});
+    refused({world.worker({block}, block, world.random_tokens(1100, 3), LogitsWanted::kNone)});
+    refused({world.worker({block}, block, world.random_tokens(300, 3), LogitsWanted::kNone),
+             world.worker({other}, other, world.random_tokens(300, 4), LogitsWanted::kNone)});
+  };
+  for (const float value : {kNan, kInf, -kInf}) {
+    for (const char* name : {"layers.0.k_proj", "layers.1.v_proj", "layers.0.down_proj", "layers.1.input_norm"}) {
+      try_damage(name, 5, value, true);
+    }
+    try_damage("lm_head", 30, value, false);
+    try_damage("norm", 7, value, false);
+    try_damage("layers.1.gate_proj", 3, value, false);
+  }
+
+  // One token's embedding: the rows before the last count, too.
+  World world({.tied = false});
+  Tensors tensors = world.tensors;
+  tensors.at("embed").values.at(9 * 24 + 3) = kNan;
+  const TensorFile file(tensors);
+  Transformer damaged(world.device, world.config, std::make_unique<Weights>(*world.device, file.sources, nullptr));
+  const BlockPtr block = world.cache->create_block(), other = world.cache->create_block();
+  for (const LogitsWanted wanted : {LogitsWanted::kNone, LogitsWanted::kLast, LogitsWanted::kAll}) {
+    CHECK_CODE(code::kInvalidModel,
+               damaged.step(*world.cache, {world.worker({block}, block, {9, 1, 2, 3}, wanted)}, world.cancel));
+    // In company of a worker that is well and wants logits.
+    CHECK_CODE(code::kInvalidModel, damaged.step(*world.cache,
+                                                 {world.worker({block}, block, {1, 9, 2}, wanted),
+                                                  world.worker({other}, other, {3}, LogitsWanted::kLast)},
+                                                 world.cancel));
+  }
+  CHECK(block->length() == 0 && other->length() == 0);
+  damaged.step(*world.cache, {world.worker({block}, block, {1, 2, 3})}, world.cancel);  // those are well
+
+  // No weight is damaged: they are too large.
+  Tensors large = world.tensors;
+  for (float& value : large.at("layers.0.gate_proj").values) value *= 1e30f;
+  for (float& value : large.at("layers.0.up_proj").values) value *= 1e30f;
+  const TensorFile large_file(large);
+  Transformer overflowing(world.device, world.config,
+                          std::make_unique<Weights>(*world.device, large_file.sources, nullptr));
+  try {
+    overflowing.step(*world.cache, {world.worker({other}, other, {1})}, world.cancel);
+    CHECK(false);
+  } catch (const Error& error) {
+    CHECK(error.code() == std::string(code::kInvalidModel));
+    CHECK_MESSAGE(std::string(error.what()).find("too large") != std::string::npos, error.what());
+  }
+}
+
 TEST(only_what_is_wanted_comes_back) {
   World world;
   const std::size_t vocab = world.config.vocab_size;
@@ -840,8 +1055,8 @@ TEST(weights_are_read_in_place_copied_or_converted) {
   for (const Dtype stored : kDtypes) {
     for (const std::size_t padding : {16, 17}) {  // 17: not aligned to any element
       const TensorFile file(tensors, stored, padding);
-      const auto check_weights = [&](const Dtype* convert_to) {
-        const Weights weights(*device, file.sources, convert_to);
+      const auto check_weights = [&](const Dtype* convert_to, bool mapped) {
+        const Weights weights(*device, file.sources, convert_to, mapped);
         const Dtype dtype = convert_to == nullptr ? stored : *convert_to;
         const Matrix m = weights.matrix("m", 3, 5);
         CHECK(m.dtype == dtype);
@@ -854,8 +1069,10 @@ TEST(weights_are_read_in_place_copied_or_converted) {
           CHECK(widen(m, i) == round(in_file, dtype));
         }
       };
-      check_weights(nullptr);
-      for (const Dtype& convert_to : kDtypes) check_weights(&convert_to);
+      for (const bool mapped : {true, false}) {
+        check_weights(nullptr, mapped);
+        for (const Dtype& convert_to : kDtypes) check_weights(&convert_to, mapped);
+      }
     }
   }
 
@@ -867,6 +1084,37 @@ TEST(weights_are_read_in_place_copied_or_converted) {
   CHECK(std::isinf(widen(Weights(*device, TensorFile(large).sources, &f16).matrix("m", 3, 5), 7)));
   large["m"].values[7] = 65520.f;
   CHECK_CODE(code::kInvalidModel, Weights(*device, TensorFile(large).sources, &f16));
+}
+
+// A file that changes while its pages are in use is noticed before the next step; one that was read is not needed.
+TEST(changed_files_are_noticed) {
+  const auto try_change = [](bool mapped, const Dtype* convert_to, const std::function<void(const std::string&)>& change) {
+    World world;
+    const TensorFile file(world.tensors);
+    Transformer model(world.device, world.config,
+                      std::make_unique<Weights>(*world.device, file.sources, convert_to, mapped));
+    const BlockPtr block = world.cache->create_block();
+    const auto run = [&] { return model.step(*world.cache, {world.worker({block}, block, {1, 2})}, world.cancel); };
+    const std::vector<float> before = run().workers[0].logits;
+    block->clear();
+    change(file.file->path());
+    std::string thrown = hogwild::testing::code_of([&] { CHECK(same_bits(run().workers[0].logits, before)); });
+    if (!thrown.empty()) CHECK(block->length() == 0);
+    return thrown;
+  };
+  const auto shorten = [](const std::string& path) { CHECK(::truncate(path.c_str(), 1000) == 0); };
+  const auto overwrite = [](const std::string& path) {
+    std::FILE* file = std::fopen(path.c_str(), "r+b");
+    CHECK(file != nullptr && std::fputc(7, file) == 7 && std::fclose(file) == 0);
+  };
+  const auto remove = [](const std::string& path) { CHECK(::unlink(path.c_str()) == 0); };
+  const Dtype f32 = Dtype::kF32, bf16 = Dtype::kBF16;
+  CHECK(try_change(true, nullptr, shorten) == code::kInvalidModel);
+  CHECK(try_change(true, &f32, overwrite) == code::kInvalidModel);
+  CHECK(try_change(true, nullptr, remove).empty());  // the mapping keeps what it had
+  CHECK(try_change(true, &bf16, shorten).empty());   // all was converted
+  CHECK(try_change(false, nullptr, shorten).empty());
+  CHECK(try_change(false, nullptr, overwrite).empty());
 }
 
 TEST(weight_bytes_are_those_of_a_decode_step) {

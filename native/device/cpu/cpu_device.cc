@@ -90,7 +90,7 @@ class CpuDevice final : public Device {
   explicit CpuDevice(const CpuOptions& options)
       : name_(processor_name()),
         kernels_(select_kernels(requested_simd(options))),
-        pool_(options.threads > 0 ? options.threads : ThreadPool::available_processors()),
+        pool_(options.threads > 0 ? options.threads : available_processors()),
         threads_(pool_.threads()) {}
 
   DeviceInfo info() const override {
@@ -463,7 +463,7 @@ void CpuDevice::sample(const SampleParams& p) {
       try {
         const SampleParams::Row& row = p.rows[i];
         const SampledToken sampled = sample_row(kernels_, p.logits + row.logits_row * p.vocab, p.vocab, row,
-                                                p.logprobs != nullptr, threads_[thread].sampler);
+                                                p.logprobs != nullptr, p.finite, threads_[thread].sampler);
         p.tokens[i] = sampled.token;
         if (p.logprobs) p.logprobs[i] = sampled.logprob;
       } catch (...) {

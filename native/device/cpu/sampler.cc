@@ -6,6 +6,7 @@
 #include <numeric>
 #include <span>
 
+#include "core/finite.h"
 #include "device/sampling.h"
 
 namespace hogwild {
@@ -84,13 +85,14 @@ std::int32_t draw(const float* logits, const float* weights, std::int64_t vocab,
 }  // namespace
 
 SampledToken sample_row(const CpuKernels& kernels, const float* raw, std::int64_t vocab, const SampleParams::Row& row,
-                        bool want_logprob, SamplerScratch& scratch) {
+                        bool want_logprob, bool finite, SamplerScratch& scratch) {
   check_sampling(row, vocab);
 
   float raw_max = 0;
   std::int64_t best = 0;
   if (!kernels.find_max(raw, vocab, &raw_max, &best)) check_sampled(SampleStatus::kNotANumber);
   if (raw_max == kHidden) check_sampled(SampleStatus::kNothingFinite);
+  if (finite && !all_finite({raw, static_cast<std::size_t>(vocab)})) check_sampled(SampleStatus::kNotANumber);
 
   const float* logits = raw;
   float max = raw_max;

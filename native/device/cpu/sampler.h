@@ -22,8 +22,9 @@ struct SampledToken {
 };
 
 // `logits` [vocab]. Throws kInvalidArgument (a parameter out of its range, an id outside the
-// vocabulary, every token forbidden) or kInternal (a logit that is NaN or +inf, or none that is finite).
+// vocabulary, every token forbidden) or kInvalidModel (a logit that is NaN or +inf, none that is finite, or,
+// where `finite`, one that is -inf).
 SampledToken sample_row(const CpuKernels& kernels, const float* logits, std::int64_t vocab,
-                        const SampleParams::Row& row, bool want_logprob, SamplerScratch& scratch);
+                        const SampleParams::Row& row, bool want_logprob, bool finite, SamplerScratch& scratch);
 
 }  // namespace hogwild

@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "device/device.h"
 
 #if defined(__linux__)
 #include <sched.h>
@@ -44,7 +45,7 @@ void wait_while(const std::atomic<std::uint32_t>& word, std::uint32_t value) {
 
 }  // namespace
 
-int ThreadPool::available_processors() {
+int available_processors() {
 #if defined(__linux__)
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
@@ -54,12 +55,16 @@ int ThreadPool::available_processors() {
 
 ThreadPool::ThreadPool(int threads) {
   try {
+    helpers_.reserve(threads - 1);
     for (int thread = 1; thread < threads; thread++) helpers_.emplace_back(&ThreadPool::help, this, thread);
   } catch (const std::system_error& error) {
     const std::size_t started = helpers_.size();
     stop();
     throw Error(code::kOutOfMemory, "the system refused thread " + std::to_string(started + 2) + " of " +
                                         std::to_string(threads) + ": " + error.what());
+  } catch (...) {  // no memory
+    stop();
+    throw;
   }
 }
 

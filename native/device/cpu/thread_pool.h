@@ -13,15 +13,12 @@ namespace hogwild {
 
 class ThreadPool {
  public:
-  // `threads` >= 1 that compute, the caller of run() included. Throws kOutOfMemory where the system
-  // refuses a thread.
+  // `threads` >= 1 that compute, the caller of run() included. Throws kOutOfMemory or std::bad_alloc where the
+  // system refuses a thread or the memory for it; those already started have ended then.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
-
-  // Processors that this process may run on.
-  static int available_processors();
 
   int threads() const { return static_cast<int>(helpers_.size()) + 1; }
 

@@ -52,6 +52,7 @@ CudaDevice::CudaDevice(int index)
   check_cuda(cudaGetDeviceProperties(&properties, index), "reading its properties");
   name_ = properties.name;
   multiprocessors_ = properties.multiProcessorCount;
+  own_memory_ = static_cast<std::int64_t>(properties.totalGlobalMem);
 }
 
 CudaDevice::~CudaDevice() {

@@ -29,6 +29,7 @@ class CudaDevice final : public Device {
   }
 
   std::int64_t kv_padding(const KvShape& shape) const override;
+  std::int64_t own_memory() const override { return own_memory_; }
   Buffer allocate(std::size_t bytes, const char* purpose) override;
   void download(void* host, const void* device, std::size_t bytes) override;
   void upload(void* device, const void* host, std::size_t bytes) override;
@@ -37,6 +38,7 @@ class CudaDevice final : public Device {
 
   void begin_step(const StepView& step) override;
   std::int64_t bucket_rows(std::int64_t rows) const override;
+  bool prefers_whole_passes() const override { return true; }
   void replay(const Device::GraphKey& key, const std::function<void()>& ops) override;
 
   void embedding(const EmbeddingParams& params) override;
@@ -81,6 +83,7 @@ class CudaDevice final : public Device {
   int index_;
   std::string name_;
   int multiprocessors_ = 0;
+  std::int64_t own_memory_ = 0;
   Stream stream_;
   DeviceMemory memory_;
   StepMemory step_;

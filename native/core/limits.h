@@ -1,0 +1,16 @@
+// Limits that several parts of the engine share.
+#pragma once
+
+#include <cstdint>
+
+namespace hogwild {
+
+// head_dim: kernels keep one head's query, or its output, in registers.
+inline constexpr std::int64_t kMaxHeadDim = 256;
+inline constexpr std::int64_t kHeadDimMultiple = 8;
+
+constexpr bool is_supported_head_dim(std::int64_t head_dim) {
+  return head_dim >= kHeadDimMultiple && head_dim <= kMaxHeadDim && head_dim % kHeadDimMultiple == 0;
+}
+
+}  // namespace hogwild

@@ -1,0 +1,41 @@
+// A decoder's tensors by role, checked against its config.
+#pragma once
+
+#include <vector>
+
+#include "device/device.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+namespace hogwild {
+
+// Biases and head norms are null where the model has none.
+struct Layer {
+  const float* input_norm = nullptr;           // [hidden]
+  const float* post_attention_norm = nullptr;  // [hidden]
+  Matrix q_proj, k_proj, v_proj, o_proj;
+  const float* q_bias = nullptr;
+  const float* k_bias = nullptr;
+  const float* v_bias = nullptr;
+  const float* o_bias = nullptr;
+  const float* q_norm = nullptr;  // [D]
+  const float* k_norm = nullptr;  // [D]
+  Matrix gate_proj, up_proj, down_proj;
+  const float* gate_bias = nullptr;
+  const float* up_bias = nullptr;
+  const float* down_bias = nullptr;
+};
+
+struct Layers {
+  Matrix embed;    // [V, hidden]
+  Matrix lm_head;  // [V, hidden]; `embed` where they are tied
+  const float* norm = nullptr;
+  std::vector<Layer> layers;
+  std::vector<Buffer> shifted_norms;  // copies with norm_offset added, where it is not 0
+};
+
+// Throws kInvalidModel where a tensor is missing or has another shape, kUnsupported where there is one that
+// this decoder does not use. The result points into `weights`.
+Layers load_layers(Device& device, const ModelConfig& config, const Weights& weights);
+
+}  // namespace hogwild

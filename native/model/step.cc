@@ -1,0 +1,346 @@
+#include "model/step.h"
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "core/error.h"
+#include "core/finite.h"
+
+namespace hogwild {
+namespace {
+
+// A layer's work on some rows has three parts, with about as much to do in each.
+enum class Part : std::uint8_t { kProject, kAttend, kOutput };
+constexpr std::int64_t kParts = 3;
+
+// Rows, counted once for each part, after which a piece ends: 512 rows in one layer. Decode steps are one piece.
+constexpr std::int64_t kPieceRows = kParts * 512;
+
+// Adds the time of its life to `seconds`.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds) {}
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+  ~Stopwatch() { seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count(); }
+
+ private:
+  double& seconds_;
+  std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
+};
+
+void check_cache(const Decoder& decoder, KvCache& cache) {
+  const KvShape& shape = cache.shape();
+  const ModelConfig& config = decoder.config();
+  if (shape.layers != config.layers || shape.kv_heads != config.kv_heads || shape.head_dim != config.head_dim) {
+    const auto text = [](std::int64_t layers, std::int64_t kv_heads, std::int64_t head_dim) {
+      return std::to_string(layers) + " layers, " + std::to_string(kv_heads) + " kv heads, head_dim " +
+             std::to_string(head_dim);
+    };
+    refuse("cache: expected " + text(config.layers, config.kv_heads, config.head_dim) + ", received " +
+           text(shape.layers, shape.kv_heads, shape.head_dim));
+  }
+  if (cache.rope().inverse_frequencies != config.rope.inverse_frequencies ||
+      cache.rope().attention_factor != config.rope.attention_factor) {
+    refuse("cache: its rotary frequencies are not those of the model");
+  }
+  if (&cache.device() != &decoder.device()) refuse("cache: it is on another device than the model");
+}
+
+void check_workers(const std::vector<StepWorker>& workers, std::int64_t vocab) {
+  if (workers.empty()) refuse("workers: expected at least one");
+  for (std::size_t w = 0; w < workers.size(); ++w) {
+    const std::string name = "workers[" + std::to_string(w) + "].";
+    const auto check_ids = [&](const char* what, const std::vector<std::int32_t>& ids) {
+      for (const std::int32_t id : ids) {
+        if (id >= 0 && id < vocab) continue;
+        refuse(name + what + ": expected ids in [0, " + std::to_string(vocab) + "), received " + std::to_string(id));
+      }
+    };
+    if (workers[w].tokens.empty()) refuse(name + "tokens: expected at least one token");
+    check_ids("tokens", workers[w].tokens);
+    check_ids("forbidden", workers[w].forbidden);
+  }
+}
+
+std::vector<WorkerView> views_of(const std::vector<StepWorker>& workers) {
+  std::vector<WorkerView> views;
+  for (const StepWorker& worker : workers) {
+    views.push_back(worker.view);
+    views.back().tokens = worker.tokens;
+  }
+  return views;
+}
+
+[[noreturn]] void refuse_numbers() { throw Error(code::kInvalidModel, "the model computes NaN or infinity"); }
+
+}  // namespace
+
+struct Step::State {
+  // Rows that go through the layers together, chunk by chunk: a chunk of one worker's input, or all there are.
+  struct Pass {
+    std::int64_t first = 0;  // row of the step
+    std::int64_t n = 0;
+    ChunkedPlan plans;
+    std::vector<std::int64_t> rows;  // of each chunk, as many as the device wants (Device::bucket_rows)
+    bool output_wanted = false;      // somebody wants logits of one of them
+    std::int64_t layer = 0;          // what comes next, up to config.layers
+    Part part = Part::kProject;
+    std::size_t chunk = 0;
+  };
+
+  State(Decoder& its_decoder, KvCache& its_cache, std::vector<StepWorker> its_workers)
+      : decoder(its_decoder),
+        device(its_decoder.device()),
+        cache(its_cache),
+        workers(std::move(its_workers)),
+        reservation(its_cache, views_of(workers)),
+        wanted(logits_rows(workers)),
+        pending(wanted) {}
+
+  ~State() {
+    if (activations != nullptr) activations->in_use = false;
+  }
+
+  std::int64_t layers() const { return decoder.config().layers; }
+  ChunkedPlan::Chunk chunk() const { return pass->plans.chunks()[pass->chunk]; }
+  Rows rows(const std::atomic<bool>& cancel) const {
+    return {cache, *activations, chunk().first - pass->first, pass->rows[pass->chunk], cancel};
+  }
+
+  void prepare_results();
+  void begin_pass();
+  void begin_chunk();
+  void do_part(const std::atomic<bool>& cancel);
+  void go_on();
+  template <typename Check>
+  void check_last_rows(std::int64_t first, std::int64_t n, Check&& check) const;
+  void check_appended() const;
+  void check_residual() const;
+  std::int64_t do_layers(const std::atomic<bool>& cancel);
+  bool do_outputs();
+  bool advance(const std::atomic<bool>& cancel);
+
+  Decoder& decoder;
+  Device& device;
+  KvCache& cache;
+  const std::vector<StepWorker> workers;
+  StepReservation reservation;
+  const std::vector<LogitsRow> wanted;
+  std::span<const LogitsRow> pending;           // of `wanted`
+  std::vector<std::vector<std::int32_t>> seen;  // by each worker; empty where nobody asks
+  std::vector<std::int32_t> tokens;             // of all workers
+  StepResult result;
+  Activations* activations = nullptr;
+  std::int64_t next_row = 0;  // first of the next pass
+  std::optional<Pass> pass;
+};
+
+void Step::State::prepare_results() {
+  seen.resize(workers.size());
+  for (std::size_t w = 0; w < workers.size(); ++w) {
+    const StepWorker& worker = workers[w];
+    tokens.insert(tokens.end(), worker.tokens.begin(), worker.tokens.end());
+    const std::size_t n_logits = worker.logits == LogitsWanted::kAll    ? worker.tokens.size()
+                                 : worker.logits == LogitsWanted::kLast ? 1
+                                                                        : 0;
+    result.workers.emplace_back().logits.resize(n_logits * static_cast<std::size_t>(decoder.config().vocab_size));
+    if (worker.sampler && worker.sampler->repetition_penalty != 1) {
+      seen[w] = ids_in_view(workers, w, decoder.config().vocab_size);
+    }
+  }
+}
+
+void Step::State::begin_pass() {
+  const std::int64_t left = reservation.n_tokens() - next_row;
+  const std::int64_t n = workers.size() == 1 ? std::min(ChunkedPlan::chunk_rows(reservation), left) : left;
+  pass.emplace(Pass{.first = next_row, .n = n, .plans = ChunkedPlan(reservation, next_row, n), .rows = {}});
+  std::int64_t all_rows = 0;
+  for (const ChunkedPlan::Chunk& chunk : pass->plans.chunks()) {
+    pass->rows.push_back(device.bucket_rows(chunk.n));
+    all_rows = chunk.first - pass->first + pass->rows.back();
+  }
+  pass->output_wanted = !pending.empty() && pending.front().row < next_row + n;
+  if (activations == nullptr) {  // no later pass is larger
+    activations = &decoder.take_activations(all_rows, *std::max_element(pass->rows.begin(), pass->rows.end()));
+  }
+}
+
+void Step::State::begin_chunk() {
+  device.begin_step(pass->plans.plan(pass->chunk)
+                        .view(std::span(tokens).subspan(static_cast<std::size_t>(chunk().first),
+                                                        static_cast<std::size_t>(chunk().n))));
+}
+
+// Ops only: a device may replay them (Device::replay).
+void Step::State::do_part(const std::atomic<bool>& cancel) {
+  check_cancelled(cancel);
+  switch (pass->part) {
+    case Part::kProject:
+      if (pass->layer == 0) decoder.embed(rows(cancel));
+      decoder.project_and_append(pass->layer, rows(cancel));
+      break;
+    case Part::kAttend:
+      decoder.attend(pass->layer, rows(cancel));
+      break;
+    case Part::kOutput:
+      decoder.output_and_mlp(pass->layer, rows(cancel));
+      break;
+  }
+}
+
+// To the next part: the projections of all chunks, then for each chunk attention and output.
+void Step::State::go_on() {
+  const bool last_chunk = pass->chunk + 1 == pass->plans.chunks().size();
+  switch (pass->part) {
+    case Part::kProject:
+      pass->chunk = last_chunk ? 0 : pass->chunk + 1;
+      if (!last_chunk) break;
+      if (pass->layer + 1 == layers() && !pass->output_wanted) {
+        pass->layer = layers();  // only the keys and values were needed
+      } else {
+        pass->part = Part::kAttend;
+      }
+      break;
+    case Part::kAttend:
+      pass->part = Part::kOutput;
+      break;
+    case Part::kOutput:
+      pass->chunk = last_chunk ? 0 : pass->chunk + 1;
+      pass->part = last_chunk ? Part::kProject : Part::kAttend;
+      if (last_chunk) ++pass->layer;
+      break;
+  }
+}
+
+// Calls check(worker, row) for the last row in [first, first + n) of each worker that has one there. What is
+// not finite in an earlier row of a worker reaches this one through the keys and values of some layer.
+template <typename Check>
+void Step::State::check_last_rows(std::int64_t first, std::int64_t n, Check&& check) const {
+  std::int64_t begin = 0;
+  for (const StepWorker& worker : workers) {
+    const std::int64_t end = begin + static_cast<std::int64_t>(worker.tokens.size());
+    if (begin < first + n && end > first) check(worker, std::min(end, first + n) - 1);
+    begin = end;
+  }
+}
+
+// For a pass without outputs, behind the last layer's projections of a chunk: damaged weights must not fill the cache.
+void Step::State::check_appended() const {
+  const std::int64_t size = decoder.config().kv_size();
+  std::vector<float> values(static_cast<std::size_t>(size));
+  check_last_rows(chunk().first, chunk().n, [&](const StepWorker&, std::int64_t row) {
+    const std::int64_t at = (row - chunk().first) * size;
+    for (const float* from : {decoder.keys() + at, decoder.values(pass->rows[pass->chunk]) + at}) {
+      device.download(values.data(), from, values.size() * sizeof(float));
+      if (!all_finite(values)) refuse_numbers();
+    }
+  });
+}
+
+// Behind the last layer of a pass with outputs, for the workers that want none.
+void Step::State::check_residual() const {
+  std::vector<float> values(static_cast<std::size_t>(decoder.config().hidden_size));
+  check_last_rows(pass->first, pass->n, [&](const StepWorker& worker, std::int64_t row) {
+    if (worker.logits != LogitsWanted::kNone || worker.sampler) return;
+    const float* from = activations->x.as<float>() + (row - pass->first) * decoder.config().hidden_size;
+    device.download(values.data(), from, values.size() * sizeof(float));
+    if (!all_finite(values)) refuse_numbers();
+  });
+}
+
+// Returns the rows that went through a part. The pass's layers may not be done yet.
+std::int64_t Step::State::do_layers(const std::atomic<bool>& cancel) {
+  if (device.prefers_whole_passes() && pass->plans.chunks().size() == 1) {
+    begin_chunk();
+    device.replay({.model = decoder.id(),
+                   .cache = cache.id(),
+                   .buffers = activations->version,
+                   .rows = pass->rows.front(),
+                   .output_wanted = pass->output_wanted},
+                  [&] {
+                    for (; pass->layer < layers(); go_on()) do_part(cancel);
+                  });
+    pass->layer = layers();  // also where a graph did it
+    if (!pass->output_wanted) check_appended();
+    return kPieceRows;
+  }
+  std::int64_t done = 0;
+  while (pass->layer < layers() && done < kPieceRows) {
+    begin_chunk();
+    do_part(cancel);
+    done += chunk().n;
+    if (pass->layer + 1 == layers() && !pass->output_wanted) check_appended();
+    go_on();
+  }
+  return done;
+}
+
+// The next logits of the pass. Whether there are no more.
+bool Step::State::do_outputs() {
+  std::size_t count = 0;
+  while (count < pending.size() && pending[count].row < pass->first + pass->n) ++count;
+  const auto group = pending.first(std::min(count, static_cast<std::size_t>(Decoder::kMaxLogitRows)));
+  if (group.empty()) return true;
+  const float* logits = decoder.logits(*activations, group, pass->first);
+  collect_outputs(device, logits, decoder.config().vocab_size, group, workers, seen, result);
+  pending = pending.subspan(group.size());
+  return group.size() == count;
+}
+
+bool Step::State::advance(const std::atomic<bool>& cancel) {
+  check_cancelled(cancel);
+  if (!pass) begin_pass();
+  if (pass->layer < layers()) {
+    const std::int64_t done = do_layers(cancel);
+    if (pass->layer < layers()) {
+      device.synchronize();  // so that what comes between does not wait for more than this piece
+      return false;
+    }
+    if (pass->output_wanted) check_residual();
+    if (pass->n > Decoder::kMaxLogitRows && done >= kPieceRows && pass->output_wanted) return false;
+  }
+  check_cancelled(cancel);
+  if (!do_outputs()) return false;
+  next_row += pass->n;
+  pass.reset();
+  device.synchronize();  // an error of the device must come before the tokens count
+  if (next_row < reservation.n_tokens()) return false;
+  reservation.commit();
+  return true;
+}
+
+Step::Step(Decoder& decoder, KvCache& cache, std::vector<StepWorker> workers) {
+  double seconds = 0;
+  {
+    const Stopwatch stopwatch(seconds);
+    check_cache(decoder, cache);
+    check_workers(workers, decoder.config().vocab_size);
+    decoder.weights().check_unchanged();
+    cache.allocate_pool();
+    state_ = std::make_unique<State>(decoder, cache, std::move(workers));
+    state_->prepare_results();
+  }
+  state_->result.seconds = seconds;
+}
+
+Step::~Step() = default;
+
+bool Step::advance(const std::atomic<bool>& cancel) {
+  const Stopwatch stopwatch(state_->result.seconds);
+  try {
+    return state_->advance(cancel);
+  } catch (const Error& error) {
+    if (error.code() != std::string_view(code::kInvalidModel)) throw;
+    throw Error(code::kInvalidModel, state_->decoder.weights().blame(state_->device, error.what()));
+  }
+}
+
+StepResult& Step::result() { return state_->result; }
+
+}  // namespace hogwild
