@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../native/check.h"
+#include "device_array.h"
 #include "kernels.h"
 #include "simt/simt.h"
 
@@ -26,7 +27,7 @@ struct Draw {
   std::vector<std::int32_t> seen, forbidden;
 };
 
-std::vector<SampledRow> run(const std::vector<Draw>& draws) {
+std::vector<SampledRow> run(const std::vector<Draw>& draws, bool finite = false) {
   const auto vocab = static_cast<std::int64_t>(draws[0].logits.size());
   std::vector<float> logits;
   std::vector<SampleRow> rows;
@@ -54,6 +55,7 @@ std::vector<SampledRow> run(const std::vector<Draw>& draws) {
                                     .rows = device_rows.data(),
                                     .ids = device_ids.data(),
                                     .n = n,
+                                    .finite = finite,
                                     .sampled = sampled.data(),
                                     .workspace = workspace.data()},
                                    nullptr));
@@ -286,6 +288,13 @@ TEST(what_cannot_be_sampled_says_so) {
   CHECK(status([](Draw& d) { d.logits[2] = NAN; }) == SampleStatus::kNotANumber);
   CHECK(status([](Draw& d) { d.logits[0] = kInf; }) == SampleStatus::kNotANumber);
   CHECK(status([](Draw& d) { d.logits.assign(4, -kInf); }) == SampleStatus::kNothingFinite);
+  Draw hidden = good;
+  hidden.logits[3] = -kInf;
+  CHECK(run({hidden})[0].status == SampleStatus::kOk);
+  CHECK(run({hidden}, true)[0].status == SampleStatus::kNotANumber);
+  hidden.logits[3] = 4;
+  hidden.forbidden = {3};
+  CHECK(run({hidden}, true)[0].status == SampleStatus::kOk);
   CHECK(status([](Draw& d) { d.forbidden = {0, 1, 2, 3}; }) == SampleStatus::kAllForbidden);
   CHECK(status([](Draw& d) {
           d.logits[1] = 3e38f;

@@ -417,6 +417,7 @@ void CudaDevice::sample(const SampleParams& p) {
                             .n = rows,
                             .any_top_k = any_top_k,
                             .any_top_p = any_top_p,
+                            .finite = p.finite,
                             .sampled = reinterpret_cast<SampledRow*>(arguments + sampled_at),
                             .workspace = sample_workspace_.data()};
   check_launch(launch_sample(launch, stream_), "sampling");

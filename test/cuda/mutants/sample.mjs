@@ -14,7 +14,7 @@ export default {
       'static_cast<unsigned>',
       true,
     ],
-    ['NaN is not noticed', sample, 'bad |= !(value < INFINITY);', 'bad |= value == INFINITY;'],
+    ['NaN is not noticed', sample, 'bad |= !(least <= value && value < INFINITY);', 'bad |= value == INFINITY || value < least;'],
     [
       'negative logits are ordered upside down',
       sample,
