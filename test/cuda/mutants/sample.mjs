@@ -14,7 +14,12 @@ export default {
       'static_cast<unsigned>',
       true,
     ],
-    ['NaN is not noticed', sample, 'bad |= !(least <= value && value < INFINITY);', 'bad |= value == INFINITY || value < least;'],
+    [
+      'NaN is not noticed',
+      sample,
+      'bad |= !(least <= value && value < INFINITY);',
+      'bad |= value == INFINITY || value < least;',
+    ],
     [
       'negative logits are ordered upside down',
       sample,
