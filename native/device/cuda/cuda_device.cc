@@ -33,6 +33,12 @@ bool graphs_enabled() {
               "the environment variable HOGWILD_CUDA_GRAPHS: expected on or off, found '" + std::string(value) + "'");
 }
 
+// Before streams and events are made: they belong to the current card.
+int choose_card(int index) {
+  check_cuda(cudaSetDevice(index), "choosing the GPU");
+  return index;
+}
+
 bool overlap(const void* a, std::size_t a_bytes, const void* b, std::size_t b_bytes) {
   const auto first = reinterpret_cast<std::uintptr_t>(a), second = reinterpret_cast<std::uintptr_t>(b);
   return first < second + b_bytes && second < first + a_bytes;
@@ -41,7 +47,7 @@ bool overlap(const void* a, std::size_t a_bytes, const void* b, std::size_t b_by
 }  // namespace
 
 CudaDevice::CudaDevice(int index)
-    : index_((check_cuda(cudaSetDevice(index), "choosing the GPU"), index)),
+    : index_(choose_card(index)),
       memory_(index),
       step_(memory_, stream_),
       graphs_(stream_, graphs_enabled()),
