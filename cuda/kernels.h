@@ -163,6 +163,7 @@ struct SampleLaunch {
   const std::int32_t* ids = nullptr;  // those seen and forbidden, of all rows, each in [0, V)
   std::int64_t n = 0;
   bool any_top_k = true, any_top_p = true;  // whether a row has 0 < top_k < V, or top_p < 1
+  bool finite = false;                      // -inf among the raw logits is refused as NaN is
   SampledRow* sampled = nullptr;            // [n]
   void* workspace = nullptr;                // sample_workspace_bytes(), aligned to 256
 };

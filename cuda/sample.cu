@@ -59,7 +59,7 @@ struct SliceWork {
   Mass mass;            // of those above the cut
   unsigned ties;        // tokens whose key is the cut's
 };
-constexpr int kBadLogit = 1, kBadPenalty = 2;  // NaN or +inf
+constexpr int kBadLogit = 1, kBadPenalty = 2;  // NaN or +inf, of a model's raw logits also -inf
 
 struct Arguments {
   SampleLaunch launch;
@@ -156,12 +156,12 @@ SIMT_DEVICE void adjust(const Arguments& p, const SampleRow& row, Range range) {
   __syncthreads();
 }
 
-SIMT_DEVICE Mass best_of(const float* logits, Range range, Shared& shared, bool& is_bad) {
+SIMT_DEVICE Mass best_of(const float* logits, Range range, float least, Shared& shared, bool& is_bad) {
   Mass best = 0;
   int bad = 0;
   for (long long id = range.begin + threadIdx.x; id < range.end; id += kThreads) {
     const float value = logits[id];
-    bad |= !(value < INFINITY);
+    bad |= !(least <= value && value < INFINITY);
     best = max(best, pack_best(value, id));
   }
   __syncthreads();
@@ -183,8 +183,9 @@ __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) find_best(co
   }
   if (is_adjusted(row)) adjust(p, row, range);
   bool is_bad = false, is_overflow = false;
-  const Mass raw_best = best_of(raw_logits(p, row), range, shared, is_bad);
-  const Mass best = is_adjusted(row) ? best_of(adjusted_logits(p), range, shared, is_overflow) : raw_best;
+  const float least = p.launch.finite ? -3.4028235e38f : -INFINITY;
+  const Mass raw_best = best_of(raw_logits(p, row), range, least, shared, is_bad);
+  const Mass best = is_adjusted(row) ? best_of(adjusted_logits(p), range, -INFINITY, shared, is_overflow) : raw_best;
   if (threadIdx.x != 0) return;
   SliceWork& part = slices_of_row(p)[slice];
   part.raw_best = raw_best;

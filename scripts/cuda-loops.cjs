@@ -8,7 +8,8 @@
 // them. A trip copies and multiplies 8 KB of weights (matmul: 64 outputs x 64) or a tile of keys and values (attention:
 // 32 KB in rows of 128). Counted is the shortest way round the loop that passes all of its copies (LDGSTS) and matrix
 // products (HMMA), for one warp. Fails where a trip takes more instructions than the table allows, or is not in it.
-// --write: makes the table.
+// --write: makes the table. Sampling (sample*.sm_*.cubin) must not add to shared memory by compare-and-swap, which is
+// what 64-bit additions become.
 'use strict'
 const { execFileSync } = require('node:child_process')
 const { readdirSync, readFileSync, writeFileSync } = require('node:fs')
@@ -17,7 +18,7 @@ const path = require('node:path')
 const table = path.join(__dirname, '..', 'cuda', 'loops.json')
 
 // Lowest 12 bits of the 128-bit instructions of compute capability 8.0 to 12.0, as far as they matter here.
-const OPCODES = { BRA: 0x947, EXIT: 0x94d, HMMA: 0x23c, LDGSTS: 0xfae }
+const OPCODES = { ATOMS_CAS: 0x38d, BRA: 0x947, EXIT: 0x94d, HMMA: 0x23c, LDGSTS: 0xfae }
 const BYTES = 16
 const ALWAYS = 7 // the predicate PT
 
@@ -135,12 +136,19 @@ const [folder, write] = process.argv.slice(2)
 const found = {}
 const problems = []
 for (const file of readdirSync(folder).sort()) {
-  const named = /^(?:matmul|attention)\b.*\bsm_(\w+)\.cubin$/.exec(file)
+  const named = /^(?:matmul|attention|sample)\b.*\bsm_(\w+)\.cubin$/.exec(file)
   if (!named) continue
   const kernels = kernelsOf(path.join(folder, file))
   const names = readable([...kernels.keys()])
   ;[...kernels.values()].forEach((code, i) => {
-    const counted = trip(decode(code))
+    const instructions = decode(code)
+    if (
+      file.startsWith('sample') &&
+      instructions.some(({ opcode }) => opcode === OPCODES.ATOMS_CAS)
+    ) {
+      problems.push(`${names[i]} for sm_${named[1]} compares and swaps in shared memory`)
+    }
+    const counted = trip(instructions)
     if (counted === undefined) return
     const name = names[i]
     found[name] ??= {}

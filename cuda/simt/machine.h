@@ -27,7 +27,6 @@ inline constexpr unsigned kFullMask = 0xffffffffu;
 
 // Limits of the runtime, not of CUDA; exceeding one is reported.
 inline constexpr int kMaxCpAsync = 512;       // in flight per thread
-inline constexpr int kMaxBulkCopies = 256;    // in flight per block
 inline constexpr int kMaxWarpOperations = 8;  // under way in one warp, with disjoint masks
 
 // What uninitialised shared memory and the target of an unfinished copy hold: NaN in every format.
@@ -40,13 +39,6 @@ struct CpAsync {
   int group;
 };
 
-struct BulkCopy {
-  void* to;
-  const void* from;
-  int bytes;
-  Mbarrier* barrier;
-};
-
 struct Thread : ThreadContext {
   Thread() : ThreadContext{} {}  // the OS thread
   Thread(void (*entry)(), int number) : ThreadContext{}, fiber(entry, number) {}
@@ -55,8 +47,6 @@ struct Thread : ThreadContext {
   bool exited = true;
   const char* waits_in = "";  // for the report of a deadlock
   Site waits_at;
-  const Mbarrier* waits_for = nullptr;
-  int waits_for_parity = 0;
   CpAsync copies[kMaxCpAsync];
   int n_copies = 0;
   int copy_group = 0;  // the group that new copies belong to
@@ -107,14 +97,11 @@ struct Machine {
   void* argument = nullptr;
   unsigned char* shared = nullptr;
   std::size_t shared_bytes = 0;
-  BulkCopy bulk_copies[kMaxBulkCopies];
-  int n_bulk_copies = 0;
 
   char error[2048] = {};
   std::uint64_t random_state = 1;
 
-  void* tsan_copy_engine = nullptr;
-  char tsan_start, tsan_end, tsan_fence, tsan_copies;
+  char tsan_start, tsan_end, tsan_fence;
 };
 
 Machine& machine();
@@ -126,8 +113,5 @@ void set_ready(const Thread& thread);
 void schedule();
 
 bool in_shared_memory(const void* from, std::size_t bytes);
-
-// Lets the bulk copy with this index land.
-void finish_bulk_copy(int index);
 
 }  // namespace simt

@@ -21,7 +21,6 @@ Machine& machine() {
 Machine::~Machine() {
   for (int i = 0; i < threads_made; ++i) delete threads[i];
   std::free(shared);
-  SIMT_TSAN_ONLY(if (tsan_copy_engine != nullptr) __tsan_destroy_fiber(tsan_copy_engine);)
 }
 
 // ---- scheduling -------------------------------------------------------------------------------------
@@ -144,10 +143,6 @@ void set_ready(const Thread& thread) {
 
 void schedule() {
   Machine& m = machine();
-  // Lazy bulk copies land when nobody can run without them (in random order sometimes earlier).
-  while (m.n_bulk_copies > 0 && (m.warps_ready == 0 || now_and_then(5))) {
-    finish_bulk_copy(static_cast<int>(random_number() % static_cast<unsigned>(m.n_bulk_copies)));
-  }
   if (m.warps_ready == 0) {
     if (m.alive > 0) report_deadlock();
     switch_to(m.os_thread);
@@ -249,7 +244,6 @@ void run_block(dim3 grid, dim3 block, std::uint64_t number) {
   }
   m.barrier.arrived = 0;
   m.warps_ready = 0;
-  m.n_bulk_copies = 0;
   m.alive = m.n_threads;
   for (int i = 0; i < m.n_threads; ++i) {
     Thread& thread = *m.threads[i];
@@ -263,7 +257,6 @@ void run_block(dim3 grid, dim3 block, std::uint64_t number) {
     thread.lane = i % kWarpSize;
     thread.warp = i / kWarpSize;
     thread.exited = false;
-    thread.waits_for = nullptr;
     thread.n_copies = 0;
     thread.copy_group = 0;
     m.warps[thread.warp].alive |= 1u << thread.lane;

@@ -1,8 +1,8 @@
 // Runs kernels on the CPU: what target_host.h maps CUDA's names to, and what tests control and read.
 //
-// One OS thread runs a grid. The threads of a block are fibers: each runs until it meets a barrier, a
-// warp operation or an mbarrier, then hands over to another thread that can run. Blocks run one after
-// another. See README.md.
+// One OS thread runs a grid. The threads of a block are fibers: each runs until it meets a barrier
+// or a warp operation, then hands over to another thread that can run. Blocks run one after another. See
+// README.md.
 #pragma once
 
 #include <cstddef>
@@ -44,7 +44,7 @@ struct Stats {
   std::uint64_t mma = 0;                 // mma.sync, per warp
   std::uint64_t ldmatrix = 0;            // 8x8 matrices
   std::uint64_t ldmatrix_conflicts = 0;  // additional shared memory wavefronts
-  std::uint64_t bytes_copied = 0;        // by cp.async and bulk copies, from global memory
+  std::uint64_t bytes_copied = 0;        // by cp.async, from global memory
   std::uint64_t bytes_zero_filled = 0;   // by cp.async
 };
 
@@ -95,17 +95,5 @@ void warp_mma(float* d, const std::uint32_t* a, std::uint32_t b0, std::uint32_t 
 void cp_async(void* to, const void* from, bool valid, Site site);
 void cp_async_commit_group();
 void cp_async_wait_group(int pending);
-
-// 8 bytes, as on the device; its fields are the runtime's business.
-struct Mbarrier {
-  std::uint32_t bytes_due;
-  std::uint16_t arrivals_due;
-  std::uint16_t count_and_phase;
-};
-void mbarrier_init(Mbarrier* barrier, int count, Site site = Site::current());
-void mbarrier_arrive(Mbarrier* barrier, Site site = Site::current());
-void mbarrier_arrive_expect(Mbarrier* barrier, int bytes, Site site = Site::current());
-void mbarrier_wait(Mbarrier* barrier, int parity, Site site = Site::current());
-void bulk_copy(void* to, const void* from, int bytes, Mbarrier* barrier, Site site = Site::current());
 
 }  // namespace simt

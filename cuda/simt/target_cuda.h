@@ -7,9 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
 #define SIMT_HOST 0
 #define SIMT_DEVICE __device__ __forceinline__
@@ -46,35 +43,6 @@ cudaError_t allow_shared_memory(Kernel* kernel, std::size_t bytes) {
   return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                               static_cast<int>(bytes));
 }
-
-inline void check_launch(cudaError_t error) {
-  if (error == cudaSuccess) error = cudaDeviceSynchronize();
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-}
-
-// A device copy of a host array, for tests.
-template <typename T>
-class DeviceArray {
- public:
-  explicit DeviceArray(const std::vector<T>& host) : size_(host.size()) {
-    check_launch(cudaMalloc(&data_, size_ * sizeof(T) + 1));
-    check_launch(cudaMemcpy(data_, host.data(), size_ * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  ~DeviceArray() { cudaFree(data_); }
-
-  T* data() const { return data_; }
-  std::vector<T> to_host() const {
-    std::vector<T> host(size_);
-    check_launch(cudaMemcpy(host.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));
-    return host;
-  }
-
- private:
-  T* data_ = nullptr;
-  std::size_t size_;
-};
 
 // ---- numbers ----------------------------------------------------------------------------------------
 
@@ -197,54 +165,5 @@ template <int kPending>
 SIMT_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" : : "n"(kPending) : "memory");
 }
-
-// ---- mbarriers and bulk copies: sm_90 and newer -----------------------------------------------------
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define SIMT_SM90(...) __trap()
-#else
-#define SIMT_SM90(...) __VA_ARGS__
-#endif
-
-// In shared memory, aligned to 8. A phase completes when `count` threads have arrived and all bytes that
-// they announced have been copied.
-struct Mbarrier {
-  unsigned long long state;
-};
-
-SIMT_DEVICE void mbarrier_init(Mbarrier* barrier, int count) {
-  SIMT_SM90(
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(shared_address(barrier)), "r"(count) : "memory"));
-}
-// Between the inits and the first use by others, beside a __syncthreads.
-SIMT_DEVICE void mbarrier_init_fence() {
-  SIMT_SM90(asm volatile("fence.mbarrier_init.release.cluster;" :: : "memory"));
-}
-SIMT_DEVICE void mbarrier_arrive(Mbarrier* barrier) {
-  SIMT_SM90(asm volatile(
-      "{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" : : "r"(shared_address(barrier)) : "memory"));
-}
-// Arrives and announces `bytes` of copies.
-SIMT_DEVICE void mbarrier_arrive_expect(Mbarrier* barrier, int bytes) {
-  SIMT_SM90(asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1; }" : : "r"(
-                             shared_address(barrier)),
-                         "r"(bytes) : "memory"));
-}
-// Waits for the end of the phase of this parity (the first phase has parity 0).
-SIMT_DEVICE void mbarrier_wait(Mbarrier* barrier, int parity) {
-  SIMT_SM90(
-      asm volatile("{ .reg .pred done; WAIT_%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; "
-                   "@!done bra WAIT_%=; }" : : "r"(shared_address(barrier)),
-                   "r"(parity) : "memory"));
-}
-// `bytes` a multiple of 16, both addresses aligned to 16; reports to `barrier`.
-SIMT_DEVICE void bulk_copy(void* to, const void* from, int bytes, Mbarrier* barrier) {
-  SIMT_SM90(
-      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" : : "r"(
-                       shared_address(to)),
-                   "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory"));
-}
-// Between ordinary accesses to shared memory and bulk copies into the same place.
-SIMT_DEVICE void fence_proxy_async() { SIMT_SM90(asm volatile("fence.proxy.async.shared::cta;" :: : "memory")); }
 
 }  // namespace simt

@@ -7,10 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <new>
-#include <stdexcept>
 #include <type_traits>
-#include <vector>
 
 #include "core/float16.h"
 #include "simt/cuda_api.h"
@@ -184,31 +181,6 @@ inline cudaError_t occupancy(int threads, std::size_t shared_bytes, int* ctas) {
   return cudaSuccess;
 }
 
-inline void check_launch(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error("invalid value");
-}
-
-// A copy of exactly its size, so that AddressSanitizer sees every access beyond its end.
-template <typename T>
-class DeviceArray {
- public:
-  explicit DeviceArray(const std::vector<T>& host)
-      : data_(static_cast<T*>(::operator new(host.size() * sizeof(T), kAlignment))), size_(host.size()) {
-    if (size_ > 0) std::memcpy(static_cast<void*>(data_), host.data(), size_ * sizeof(T));
-  }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  ~DeviceArray() { ::operator delete(data_, kAlignment); }
-
-  T* data() const { return data_; }
-  std::vector<T> to_host() const { return std::vector<T>(data_, data_ + size_); }
-
- private:
-  static constexpr std::align_val_t kAlignment{256};  // that of cudaMalloc
-  T* data_;
-  std::size_t size_;
-};
-
 // ---- numbers ----------------------------------------------------------------------------------------
 
 struct bf16 {
@@ -281,9 +253,5 @@ template <int kPending>
 void cp_async_wait() {
   cp_async_wait_group(kPending);
 }
-
-// Ordering between the generic and the asynchronous proxy is not modelled.
-inline void mbarrier_init_fence() {}
-inline void fence_proxy_async() {}
 
 }  // namespace simt

@@ -226,8 +226,7 @@ struct SampleParams {
   std::span<const Row> rows;
   std::int32_t* tokens = nullptr;  // [rows.size()], host memory
   float* logprobs = nullptr;       // [rows.size()], host memory: log softmax(raw logits)[token], or null
-  // The logits are a model's: -infinity, else a hidden token, is refused as NaN is. The CUDA device does not
-  // look for it.
+  // The logits are a model's: -infinity, else a hidden token, is refused as NaN is.
   bool finite = false;
 };
 

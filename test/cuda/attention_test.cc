@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "../native/check.h"
+#include "device_array.h"
 #include "kernels.h"
 #include "pages.h"
 #include "plan.h"

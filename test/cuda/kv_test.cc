@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../native/check.h"
+#include "device_array.h"
 #include "kernels.h"
 #include "pages.h"
 #include "simt/simt.h"

@@ -17,6 +17,7 @@
 
 #include "../native/check.h"
 #include "core/float16.h"
+#include "device_array.h"
 #include "kernels.h"
 #include "quotient.cuh"
 #include "simt/simt.h"

@@ -11,6 +11,7 @@
 
 #include "../native/check.h"
 #include "core/float16.h"
+#include "device_array.h"
 #include "kernels.h"
 #include "simt/simt.h"
 

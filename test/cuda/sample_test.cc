@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "../native/check.h"
+#include "device_array.h"
 #include "kernels.h"
 #include "simt/simt.h"
 
@@ -25,7 +27,7 @@ struct Draw {
   std::vector<std::int32_t> seen, forbidden;
 };
 
-std::vector<SampledRow> run(const std::vector<Draw>& draws) {
+std::vector<SampledRow> run(const std::vector<Draw>& draws, bool finite = false) {
   const auto vocab = static_cast<std::int64_t>(draws[0].logits.size());
   std::vector<float> logits;
   std::vector<SampleRow> rows;
@@ -53,6 +55,7 @@ std::vector<SampledRow> run(const std::vector<Draw>& draws) {
                                     .rows = device_rows.data(),
                                     .ids = device_ids.data(),
                                     .n = n,
+                                    .finite = finite,
                                     .sampled = sampled.data(),
                                     .workspace = workspace.data()},
                                    nullptr));
@@ -186,9 +189,15 @@ void check_draws(const std::vector<Draw>& draws) {
   }
 }
 
+// HOGWILD_TEST_CASES: random cases of each kind, in quarters of the default.
+int cases(int by_default) {
+  const char* text = std::getenv("HOGWILD_TEST_CASES");
+  return text == nullptr ? by_default : std::max(1, by_default * std::atoi(text) / 4);
+}
+
 TEST(draws_equal_the_definition) {
   for (const std::int64_t vocab : {1, 2, 31, 420, 2000, 4096, 4097, 20'000}) {
-    const int n = vocab < 4000 ? 60 : 15;  // where there are many tokens for a thread, or several CTAs
+    const int n = cases(vocab < 4000 ? 60 : 15);  // where there are many tokens for a thread, or several CTAs
     std::vector<Draw> draws;
     for (int i = 0; i < n; ++i) {
       draws.push_back(random_draw(vocab));
@@ -203,8 +212,8 @@ TEST(draws_equal_the_definition) {
 TEST(ties_go_to_the_lowest_ids) {
   std::vector<Draw> draws;
   for (const float logit : {2.5f, 0.f}) {
-    for (const int k : {1, 2, 3, 6, 4095, 4096, 4097, 7000}) {  // slices of the vocabulary have 4096
-      for (const double uniform : {0.0, 0.5, 0.999999}) {
+    for (const int k : {1, 2, 4096, 4097, 7000}) {  // slices of the vocabulary have 4096
+      for (const double uniform : {0.0, 0.999999}) {
         Draw draw;
         draw.logits.assign(10'000, logit);  // a thread walks through several
         draw.logits[3] = -0.f;              // equal to 0
@@ -251,7 +260,7 @@ TEST(frequencies_are_the_probabilities) {
   draw = {.logits = draw.logits, .row = {}, .seen = {}, .forbidden = {}};
   for (float& logit : draw.logits) logit = std::max(-3.f, std::min(3.f, logit));
   draw.row.temperature = 0.8f;
-  constexpr int kDraws = 2000;
+  constexpr int kDraws = 500;
   for (int i = 0; i < kDraws; ++i) {
     draw.row.uniform = (i + 0.5) / kDraws;
     draws.push_back(draw);
@@ -279,6 +288,13 @@ TEST(what_cannot_be_sampled_says_so) {
   CHECK(status([](Draw& d) { d.logits[2] = NAN; }) == SampleStatus::kNotANumber);
   CHECK(status([](Draw& d) { d.logits[0] = kInf; }) == SampleStatus::kNotANumber);
   CHECK(status([](Draw& d) { d.logits.assign(4, -kInf); }) == SampleStatus::kNothingFinite);
+  Draw hidden = good;
+  hidden.logits[3] = -kInf;
+  CHECK(run({hidden})[0].status == SampleStatus::kOk);
+  CHECK(run({hidden}, true)[0].status == SampleStatus::kNotANumber);
+  hidden.logits[3] = 4;
+  hidden.forbidden = {3};
+  CHECK(run({hidden}, true)[0].status == SampleStatus::kOk);
   CHECK(status([](Draw& d) { d.forbidden = {0, 1, 2, 3}; }) == SampleStatus::kAllForbidden);
   CHECK(status([](Draw& d) {
           d.logits[1] = 3e38f;

@@ -15,6 +15,7 @@
 
 #include "../native/check.h"
 #include "core/float16.h"
+#include "device_array.h"
 
 namespace {
 
@@ -307,66 +308,6 @@ TEST(cp_async) {
   });
 }
 
-// A producer thread fills a ring of two stages by bulk copies, three warps consume it.
-__global__ void ring(const int* in, int* out, int rounds) {
-  constexpr int kConsumers = 96;
-  SIMT_SHARED_MEMORY(shared);
-  int* stages = reinterpret_cast<int*>(shared);  // [2][kConsumers]
-  auto* full = reinterpret_cast<simt::Mbarrier*>(stages + 2 * kConsumers);
-  simt::Mbarrier* empty = full + 2;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < 2; ++i) {
-      simt::mbarrier_init(full + i, 1);
-      simt::mbarrier_init(empty + i, kConsumers);
-    }
-    simt::mbarrier_init_fence();
-  }
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    if (threadIdx.x > 0) return;
-    for (int i = 0; i < rounds; ++i) {
-      if (i >= 2) simt::mbarrier_wait(empty + i % 2, (i / 2 - 1) % 2);
-      simt::fence_proxy_async();
-      simt::mbarrier_arrive_expect(full + i % 2, kConsumers * sizeof(int));
-      simt::bulk_copy(stages + i % 2 * kConsumers, in + i * kConsumers, kConsumers * sizeof(int), full + i % 2);
-    }
-    return;
-  }
-  const int consumer = static_cast<int>(threadIdx.x) - 32;
-  int sum = 0;
-  for (int i = 0; i < rounds; ++i) {
-    simt::mbarrier_wait(full + i % 2, i / 2 % 2);
-    sum += stages[i % 2 * kConsumers + (consumer * 7 + i) % kConsumers];
-    simt::mbarrier_arrive(empty + i % 2);
-  }
-  out[consumer] = sum;
-}
-
-TEST(mbarriers_and_bulk_copies) {
-#if !SIMT_HOST
-  int major = 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
-  if (major < 9) {
-    std::printf("  skipped: needs compute capability 9.0\n");
-    return;
-  }
-#endif
-  in_every_schedule([] {
-    std::vector<int> in(7 * 96);
-    for (int i = 0; i < static_cast<int>(in.size()); ++i) in[i] = i * i % 1009;
-    const DeviceArray<int> from(in), to(std::vector<int>(96));
-    simt::check_launch(SIMT_LAUNCH(ring, dim3(2), dim3(128), 2 * 384 + 32, nullptr, from.data(), to.data(), 7));
-    const std::vector<int> got = to.to_host();
-    bool good = true;
-    for (int t = 0; t < 96; ++t) {
-      int sum = 0;
-      for (int i = 0; i < 7; ++i) sum += in[i * 96 + (t * 7 + i) % 96];
-      good &= got[t] == sum;
-    }
-    CHECK(good);
-  });
-}
-
 // ---- broken kernels are reported (only the CPU can) -------------------------------------------------
 
 // Not under ThreadSanitizer: these kernels have the very races that it looks for.
@@ -457,15 +398,11 @@ TEST(divergence_is_reported) {
 
 TEST(a_deadlock_says_who_waits_where) {
   const std::string text = report(64, [] {
-    SIMT_SHARED_MEMORY(shared);
-    auto* barrier = reinterpret_cast<simt::Mbarrier*>(shared);
-    if (threadIdx.x == 0) simt::mbarrier_init(barrier, 2);
+    if (threadIdx.x == 5) __syncwarp(0x60u);  // with lane 6, which waits for it elsewhere
     __syncthreads();
-    if (threadIdx.x == 3) simt::mbarrier_arrive(barrier);
-    if (threadIdx.x == 5) simt::mbarrier_wait(barrier, 0);
   });
   check_report(text, "deadlock");
-  check_report(text, "thread (5, 0, 0) and on: in an mbarrier wait at ");
+  check_report(text, "thread (5, 0, 0) and on: in __syncwarp at ");
   check_report(text, "simt_test.cc:");
 }
 
@@ -487,18 +424,6 @@ TEST(wrong_addresses_and_sizes_are_reported) {
                "not aligned to 16 bytes");
   check_report(report(1, [] { simt::cp_async_16(global, simt::shared_memory(), true); }),
                "not inside dynamic shared memory");
-  check_report(report(1, [] { simt::mbarrier_init(reinterpret_cast<simt::Mbarrier*>(global), 1); }),
-               "not inside dynamic shared memory");
-  const auto bulk_copy = [](int offset, int bytes) {
-    return report(1, [=] {
-      auto* barrier = reinterpret_cast<simt::Mbarrier*>(simt::shared_memory());
-      simt::mbarrier_init(barrier, 1);
-      simt::bulk_copy(simt::shared_memory() + offset, global, bytes, barrier);
-    });
-  };
-  check_report(bulk_copy(16, 24), "multiples of 16");
-  check_report(bulk_copy(8, 32), "multiples of 16");
-  check_report(bulk_copy(1008, 32), "not inside dynamic shared memory");
   check_report(report(32, [] {}, 300 * 1024), "too much dynamic shared memory");
   check_report(report(1025, [] {}), "1 to 1024 threads");
 }
@@ -529,23 +454,6 @@ TEST(missing_waits_are_seen) {
                })
             .empty());
   CHECK(seen == 0xffffffffu);
-  CHECK(report(1, [&] {
-          auto* barrier = reinterpret_cast<simt::Mbarrier*>(simt::shared_memory());
-          simt::mbarrier_init(barrier, 1);
-          simt::mbarrier_arrive_expect(barrier, 16);
-          simt::bulk_copy(simt::shared_memory() + 16, source, 16, barrier);
-          seen = *reinterpret_cast<const std::uint32_t*>(simt::shared_memory() + 16);
-          simt::mbarrier_wait(barrier, 0);
-        }).empty());
-  CHECK(seen == 0xffffffffu);
-  check_report(report(2,
-                      [] {
-                        auto* barrier = reinterpret_cast<simt::Mbarrier*>(simt::shared_memory());
-                        if (threadIdx.x == 0) simt::mbarrier_init(barrier, 1);
-                        __syncthreads();
-                        simt::mbarrier_arrive_expect(barrier, 16);
-                      }),
-               "more arrivals than its count");
 }
 
 TEST(shared_memory_begins_as_nan_in_every_block) {

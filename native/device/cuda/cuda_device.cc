@@ -29,6 +29,12 @@ bool graphs_enabled() {
               "the environment variable HOGWILD_CUDA_GRAPHS: expected on or off, found '" + std::string(value) + "'");
 }
 
+// Before streams and events are made: they belong to the current card.
+int choose_card(int index) {
+  check_cuda(cudaSetDevice(index), "choosing the GPU");
+  return index;
+}
+
 bool overlap(const void* a, std::size_t a_bytes, const void* b, std::size_t b_bytes) {
   const auto first = reinterpret_cast<std::uintptr_t>(a), second = reinterpret_cast<std::uintptr_t>(b);
   return first < second + b_bytes && second < first + a_bytes;
@@ -37,7 +43,7 @@ bool overlap(const void* a, std::size_t a_bytes, const void* b, std::size_t b_by
 }  // namespace
 
 CudaDevice::CudaDevice(int index)
-    : index_((check_cuda(cudaSetDevice(index), "choosing the GPU"), index)),
+    : index_(choose_card(index)),
       memory_(index),
       step_(memory_, stream_),
       graphs_(stream_, graphs_enabled()),
@@ -413,6 +419,7 @@ void CudaDevice::sample(const SampleParams& p) {
                             .n = rows,
                             .any_top_k = any_top_k,
                             .any_top_p = any_top_p,
+                            .finite = p.finite,
                             .sampled = reinterpret_cast<SampledRow*>(arguments + sampled_at),
                             .workspace = sample_workspace_.data()};
   check_launch(launch_sample(launch, stream_), "sampling");

@@ -5,7 +5,13 @@ export default {
   sources: [kernels, 'plan.cc'],
   test: 'attention_test.cc',
   // One width with tiles of whole pages, one of half pages: compiles in a third of the time.
-  edits: [[kernels, 'dispatch_int(RowWidths(), p.width', 'dispatch_int<80, 192>(p.width']],
+  edits: [
+    [
+      kernels,
+      'dispatch_int(RowWidths(), static_cast<int>',
+      'dispatch_int<80, 192>(static_cast<int>',
+    ],
+  ],
   environment: { HOGWILD_TEST_CASES: '2', HOGWILD_TEST_ROW_WIDTHS: '80,192' },
   threads: { environment: { HOGWILD_TEST_CASES: '1' }, test: 'single_' },
   mutants: [

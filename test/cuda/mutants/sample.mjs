@@ -4,7 +4,7 @@ const sample = 'sample.cu'
 export default {
   sources: ['sample.cu'],
   test: 'sample_test.cc',
-  environment: {},
+  environment: { HOGWILD_TEST_CASES: '1' },
   threads: { environment: {}, test: 'ties_go' },
   mutants: [
     [
@@ -14,7 +14,12 @@ export default {
       'static_cast<unsigned>',
       true,
     ],
-    ['NaN is not noticed', sample, 'bad |= !(value < INFINITY);', 'bad |= value == INFINITY;'],
+    [
+      'NaN is not noticed',
+      sample,
+      'bad |= !(least <= value && value < INFINITY);',
+      'bad |= value == INFINITY || value < least;',
+    ],
     [
       'negative logits are ordered upside down',
       sample,
