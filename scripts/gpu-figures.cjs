@@ -41,31 +41,22 @@ function table(head, rows) {
 
 const percent = (share) => (share === undefined ? '' : `${Math.round(share * 100)} %`)
 
-function describe({ about, lines }) {
-  // Where a stage was run again, its later lines count.
-  const of = (part, key) => {
-    const found = new Map()
-    for (const line of lines)
-      if (line.part === part && line.us !== undefined) found.set(key(line), line)
-    return [...found.values()]
-  }
-  const shape = ({ heads, head_dim = 128, tokens, workers }) =>
-    `${heads} of ${head_dim}, ${tokens}, ${workers}`
-  const torch = new Map(
-    lines
-      .filter(({ part, op, us }) => part === 'torch' && op === 'attention' && us)
-      .map((line) => [shape(line), line.us]),
-  )
+/** The measured lines of a part, by what `key` tells of them. Where a stage was run again, its later lines count. */
+function latest(lines, part, key, isMeasured = ({ us }) => us !== undefined) {
+  const found = new Map()
+  for (const line of lines) if (line.part === part && isMeasured(line)) found.set(key(line), line)
+  return [...found.values()]
+}
+
+const shapeOf = ({ heads, head_dim = 128, tokens, workers }) =>
+  `${heads} of ${head_dim}, ${tokens}, ${workers}`
+
+function heading({ about, lines }) {
   const copy = lines.findLast(({ part, copy_gb_s }) => part === 'card' && copy_gb_s !== undefined)
-  const steps = new Map()
-  for (const line of lines) {
-    if (line.part === 'steps' && line.ms !== undefined)
-      steps.set(`${line.model} ${line.tokens} ${line.workers}`, line)
-  }
-  const failed = new Map()
+  const ended = new Map()
   for (const { stage, rc } of lines)
-    if (rc !== undefined && !stage.includes(':')) failed.set(stage, rc)
-  const stages = [...failed].map(([stage, rc]) =>
+    if (rc !== undefined && !stage.includes(':')) ended.set(stage, rc)
+  const stages = [...ended].map(([stage, rc]) =>
     rc === 0 ? stage : `**${stage} (exit code ${rc})**`,
   )
   return [
@@ -74,66 +65,70 @@ function describe({ about, lines }) {
     `${about.date.slice(0, 10)}, commit ${about.commit}, driver ${about.driver}, clocks ${about.clocks}.` +
       (copy === undefined ? '' : ` Copies ${copy.copy_gb_s} GB/s, reads ${copy.read_gb_s} GB/s.`) +
       ` Stages: ${stages.join(', ') || 'none'}.`,
-    ...table(
-      [
-        'heads',
-        'cached tokens',
-        'workers',
-        'us per layer',
-        'of copy bandwidth',
-        'over one worker',
-        'one pass per worker, us',
-        'PyTorch, us',
-      ],
-      of('attention', shape).map((line) => [
-        `${line.heads} of ${line.head_dim}`,
-        line.tokens,
-        line.workers,
-        line.us,
-        percent(line.copy_share),
-        line.over_one,
-        line.pass_per_worker_us,
-        torch.get(shape(line)) ?? '',
-      ]),
-    ),
-    ...table(
-      [
-        'whole step',
-        'layers',
-        'cached tokens',
-        'workers',
-        'ms',
-        'time over bytes / copy bandwidth',
-      ],
-      [...steps.values()].map((line) => [
-        line.model,
-        `${line.layers} of ${line.of}`,
-        line.tokens,
-        line.workers,
-        line.ms,
-        line.time_over_bytes_at_copy_bandwidth,
-      ]),
-    ),
-    ...table(
-      ['matrix product', 'rows', 'us', 'of copy bandwidth'],
-      of('matmul', ({ name, rows }) => `${name} ${rows}`).map(({ name, rows, us, copy_share }) => [
-        name,
-        rows,
-        us,
-        percent(copy_share),
-      ]),
-    ),
-    ...table(
-      ['sampling', 'rows', 'vocabulary', 'us'],
-      of('sample', ({ way, rows }) => `${way} ${rows}`).map(({ way, rows, vocab, us }) => [
-        way,
-        rows,
-        vocab,
-        us,
-      ]),
-    ),
-    '',
   ]
+}
+
+function attentionTable(lines) {
+  const torch = new Map(
+    lines
+      .filter(({ part, op, us }) => part === 'torch' && op === 'attention' && us)
+      .map((line) => [shapeOf(line), line.us]),
+  )
+  const head = ['heads', 'cached tokens', 'workers', 'us per layer', 'of copy bandwidth']
+  return table(
+    [...head, 'over one worker', 'one pass per worker, us', 'PyTorch, us'],
+    latest(lines, 'attention', shapeOf).map((line) => [
+      `${line.heads} of ${line.head_dim}`,
+      line.tokens,
+      line.workers,
+      line.us,
+      percent(line.copy_share),
+      line.over_one,
+      line.pass_per_worker_us,
+      torch.get(shapeOf(line)) ?? '',
+    ]),
+  )
+}
+
+function stepTable(lines) {
+  const steps = latest(
+    lines,
+    'steps',
+    ({ model, tokens, workers }) => `${model} ${tokens} ${workers}`,
+    ({ ms }) => ms !== undefined,
+  )
+  return table(
+    ['whole step', 'layers', 'cached tokens', 'workers', 'ms', 'time over bytes / copy bandwidth'],
+    steps.map((line) => [
+      line.model,
+      `${line.layers} of ${line.of}`,
+      line.tokens,
+      line.workers,
+      line.ms,
+      line.time_over_bytes_at_copy_bandwidth,
+    ]),
+  )
+}
+
+function productTable(lines) {
+  const products = latest(lines, 'matmul', ({ name, rows }) => `${name} ${rows}`)
+  return table(
+    ['matrix product', 'rows', 'us', 'of copy bandwidth'],
+    products.map(({ name, rows, us, copy_share }) => [name, rows, us, percent(copy_share)]),
+  )
+}
+
+function samplingTable(lines) {
+  const samplers = latest(lines, 'sample', ({ way, rows }) => `${way} ${rows}`)
+  return table(
+    ['sampling', 'rows', 'vocabulary', 'us'],
+    samplers.map(({ way, rows, vocab, us }) => [way, rows, vocab, us]),
+  )
+}
+
+function describe(run) {
+  const tables = [attentionTable, stepTable, productTable, samplingTable]
+  return [...heading(run), ...tables.flatMap((rows) => rows(run.lines)), '']
 }
 
 const args = process.argv.slice(2)
