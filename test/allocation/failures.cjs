@@ -160,11 +160,15 @@ async function main() {
     }
     return hash.digest('hex')
   }
-  // What is left when all that nobody holds is collected, on both threads.
+  // What is left when all that nobody holds is collected, on both threads: when nothing has been given back for
+  // a while, which on a busy machine may take long to begin.
   const settle = async () => {
-    for (let i = 0; i < 4; i++) {
+    for (let live = Number.NaN, quiet = 0; quiet < 10; ) {
       globalThis.gc()
-      await sleep(2)
+      await sleep(5)
+      const now = control.get('live')
+      quiet = now === live ? quiet + 1 : 0
+      live = now
     }
     const count = (what) => fs.readdirSync(`/proc/self/${what}`).length
     return { live: control.get('live'), threads: count('task'), files: count('fd') }

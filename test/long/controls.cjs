@@ -201,7 +201,7 @@ if (require.main === module) {
   const [first = '1', count = '3000'] = process.argv.slice(2)
   const seeds = Array.from({ length: Number(count) }, (_, i) => Number(first) + i)
   void play(require(path.join(root, 'dist')), seeds).then((report) => {
-    console.log(JSON.stringify(report, undefined, 1))
+    console.log(JSON.stringify(report))
     process.exitCode = report.faults.length > 0 ? 1 : 0
   })
 }

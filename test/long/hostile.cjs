@@ -466,7 +466,7 @@ module.exports = { attack }
 
 if (require.main === module) {
   void attack(require(path.join(root, 'dist')), () => true).then((report) => {
-    console.log(JSON.stringify(report, undefined, 1))
+    console.log(JSON.stringify(report))
     process.exitCode = report.faults.length > 0 ? 1 : 0
   })
 }
