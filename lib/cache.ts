@@ -1,7 +1,10 @@
 // The shared KV cache: blocks, views, and passes for engines that bring their own model.
 
-import { cacheDtype, type Device, type DeviceName, useDevice } from './device'
+import { cacheDtype, type Device, useDevice } from './device'
+import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
+import { DTYPES } from './formats'
+import { DEFAULT_CAPACITY, MAX_CAPACITY } from './limits'
 import {
   type BlockHandle,
   type CacheHandle,
@@ -26,11 +29,6 @@ import {
   invalid,
   isFloat64Array,
 } from './validate'
-
-export const DTYPES = ['f32', 'f16', 'bf16'] as const
-
-/** Tokens that a cache holds when not told. */
-export const DEFAULT_CAPACITY = 8192
 
 /** What one token takes in a cache: layers x (key and value) x kvHeads x headDim elements of dtype. */
 export interface CacheShape {
@@ -162,7 +160,7 @@ export function createCache(options: CacheOptions): Cache {
 }
 
 export function checkCapacity(capacity: number | undefined): number {
-  return checkInteger(capacity ?? DEFAULT_CAPACITY, 'options.capacity', 1, 2 ** 40)
+  return checkInteger(capacity ?? DEFAULT_CAPACITY, 'options.capacity', 1, MAX_CAPACITY)
 }
 
 function checkRope(rope: RopeOptions, headDim: number): Rope {

@@ -1,6 +1,8 @@
 // Devices: what computes.
 
+import { type DeviceName, type DeviceType, parseDevice } from './device-name'
 import { HogwildError } from './errors'
+import { MAX_THREADS } from './limits'
 import {
   type DeviceHandle,
   type Dtype,
@@ -11,11 +13,6 @@ import {
   type SimdLevel,
 } from './native'
 import { checkBoolean, checkInteger, checkObject, checkOneOf, invalid } from './validate'
-
-export type DeviceType = 'cpu' | 'cuda'
-
-/** By name: 'auto' is the first CUDA card that can be used, else the CPU; 'cuda:1' is the second card. */
-export type DeviceName = 'auto' | DeviceType | `cuda:${number}`
 
 export interface DeviceOptions {
   /** Default 'auto': the first CUDA card that can be used, else the CPU. */
@@ -62,7 +59,7 @@ export function createDevice(options: DeviceOptions = {}): Device {
   checkObject(options, 'options')
   const type = checkOneOf(options.type ?? 'auto', 'options.type', ['auto', 'cpu', 'cuda'])
   const threads = options.threads ?? 0
-  if (options.threads !== undefined) checkInteger(threads, 'options.threads', 1, 1024)
+  if (options.threads !== undefined) checkInteger(threads, 'options.threads', 1, MAX_THREADS)
   const simd = options.simd ?? ''
   if (options.simd !== undefined) checkOneOf(simd, 'options.simd', SIMD_LEVELS)
   const profile = checkBoolean(options.profile ?? false, 'options.profile')
@@ -153,16 +150,6 @@ export function useDevice(
     return { device, owned: false }
   }
   return { device: createDevice({ ...parseDevice(device ?? 'auto'), threads }), owned: true }
-}
-
-/** The options that a name stands for. Throws HOGWILD_INVALID_ARGUMENT. */
-export function parseDevice(name: string): DeviceOptions {
-  const card = /^cuda:(\d{1,5})$/.exec(name)
-  if (card) return { type: 'cuda', index: Number(card[1]) }
-  if (name !== 'auto' && name !== 'cpu' && name !== 'cuda') {
-    throw invalid('options.device', "a Device, 'auto', 'cpu', 'cuda' or 'cuda:N'", name)
-  }
-  return { type: name }
 }
 
 /** The dtype in which a cache keeps keys and values where none is asked for: `wanted`, if the device has it. */

@@ -1,3 +1,5 @@
+import { escapeUnsafe } from './printable'
+
 /**
  * Why a call was refused. The codes are part of the public interface; messages are for people.
  *
@@ -28,13 +30,23 @@ export type HogwildErrorCode =
   | 'HOGWILD_TIMEOUT'
   | 'HOGWILD_INTERNAL'
 
-/** Every error that this package throws on purpose. Test `code`, not the message. */
+/** Longest message, in UTF-16 code units: names in model files and scripts may be megabytes. */
+const MAX_MESSAGE = 2000
+
+/**
+ * Every error that this package throws on purpose. Test `code`, not the message. A message is one line and
+ * safe to print: control and other invisible characters of names stand in it as escapes.
+ */
 export class HogwildError extends Error {
   override readonly name = 'HogwildError'
   readonly code: HogwildErrorCode
 
   constructor(message: string, code: HogwildErrorCode, options?: ErrorOptions) {
-    super(message, options)
+    super(escapeUnsafe(shorten(message)), options)
     this.code = code
   }
+}
+
+function shorten(message: string): string {
+  return message.length > MAX_MESSAGE ? `${message.slice(0, MAX_MESSAGE - 1)}…` : message
 }

@@ -19,20 +19,19 @@ export {
   type Segment,
   type View,
 } from './cache'
-export type { Architecture, ModelConfig } from './config'
 export {
   createDevice,
   Device,
   type DeviceInfo,
-  type DeviceName,
   type DeviceOptions,
-  type DeviceType,
   type OpProfile,
   type Probe,
   probe,
 } from './device'
+export type { DeviceName, DeviceType } from './device-name'
 export { HogwildError, type HogwildErrorCode } from './errors'
 export type * from './events'
+export type { Architecture, ModelConfig } from './families'
 export {
   commitsTurns,
   type LayoutBlocks,
@@ -62,13 +61,14 @@ export {
   type YarnRope,
 } from './rope'
 export { Sampler, type SamplerOptions } from './sampler'
+export { TextStream } from './tokenizer/text-stream'
 export {
   type ChatMessage,
   type ChatOptions,
   loadTokenizer,
-  TextStream,
   Tokenizer,
-} from './tokenizer'
+} from './tokenizer/tokenizer'
+export type { Warning, WarningHandler } from './warnings'
 export {
   type RunOptions,
   runWorkers,

@@ -1,10 +1,12 @@
 // Models of a Hugging Face folder, and the step.
 
 import { stat } from 'node:fs/promises'
-import { type Block, Cache, checkCapacity, DTYPES, nativeView, type View } from './cache'
-import { type ModelConfig, readConfig } from './config'
-import { cacheDtype, type Device, type DeviceName, useDevice } from './device'
+import { type Block, Cache, checkCapacity, nativeView, type View } from './cache'
+import { cacheDtype, type Device, useDevice } from './device'
+import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
+import type { ModelConfig } from './families'
+import { DTYPES } from './formats'
 import {
   type CancelHandle,
   type Dtype,
@@ -15,8 +17,9 @@ import {
   type ProgressHandle,
 } from './native'
 import { ropeFrequencies } from './rope'
-import { readTensors } from './safetensors'
 import { GREEDY, Sampler } from './sampler'
+import { checkFolder } from './sources/files'
+import { readFolder } from './sources/huggingface'
 import { runTask, Tasks, throwIfAborted } from './tasks'
 import {
   checkArray,
@@ -25,12 +28,15 @@ import {
   checkObject,
   checkOneOf,
   checkOptionalFunction,
+  checkOptions,
   checkSignal,
   checkString,
   checkTokens,
+  describe,
   invalid,
+  optionKeys,
 } from './validate'
-import { modelTensors } from './weights'
+import { type WarningHandler, Warnings } from './warnings'
 
 const PROGRESS_INTERVAL_MS = 100
 
@@ -45,7 +51,25 @@ export interface LoadModelOptions {
   onProgress?: ((progress: LoadProgress) => void) | undefined
   /** Aborts the loading: HOGWILD_ABORTED with the signal's reason as `cause`. */
   signal?: AbortSignal | undefined
+  /**
+   * Fields of config.json that are treated as if they were not there: the way to load a model whose
+   * configuration says what hogwild does not know or compute, once you are sure that it does not matter. A field
+   * within an object is written 'rope_scaling.field'. Fields that the model is computed from are refused.
+   */
+  ignoreFields?: readonly string[] | undefined
+  /** Takes warnings, each code once; default: `process.emitWarning`. */
+  onWarning?: WarningHandler | undefined
 }
+
+const LOAD_MODEL_OPTIONS = optionKeys<LoadModelOptions>()({
+  device: true,
+  threads: true,
+  dtype: true,
+  onProgress: true,
+  signal: true,
+  ignoreFields: true,
+  onWarning: true,
+})
 
 /** Bytes of the model's tensors, in its files. */
 export interface LoadProgress {
@@ -85,23 +109,31 @@ export type PrefillOptions = StepOptions & Pick<StepWorker, 'sampler' | 'logits'
 
 /**
  * Loads config.json and the safetensors of a Hugging Face folder. Architectures: Llama, Mistral (without
- * sliding window), Qwen2, Qwen3, Gemma, Phi-3 (without longrope).
+ * sliding window), Qwen2, Qwen3, Gemma, Phi-3 (without longrope). Fields of config.json and tensors that are
+ * not known are refused by name.
+ *
+ * Warns of HOGWILD_UNKNOWN_EOS_TOKEN: ids of `eos_token_id` beyond the vocabulary, which are left out.
  *
  * Throws HOGWILD_INVALID_MODEL for damaged or contradictory files, HOGWILD_UNSUPPORTED, naming what is
- * supported, for models that would not be computed exactly, HOGWILD_OUT_OF_MEMORY.
+ * supported, for models that would not be computed exactly, HOGWILD_INVALID_ARGUMENT, HOGWILD_OUT_OF_MEMORY,
+ * HOGWILD_ABORTED.
  */
 export async function loadModel(folder: string, options: LoadModelOptions = {}): Promise<Model> {
-  checkString(folder, 'folder')
-  checkObject(options, 'options')
+  checkFolder(folder, 'folder')
+  checkOptions(options, 'options', LOAD_MODEL_OPTIONS)
   const dtype = checkOneOf(options.dtype ?? 'auto', 'options.dtype', ['auto', ...DTYPES])
-  const found = await stat(folder).catch(() => undefined)
-  if (!found?.isDirectory()) {
-    throw new HogwildError(`no model folder at ${folder}`, 'HOGWILD_INVALID_MODEL')
-  }
-  const config = await readConfig(folder)
-  const tensors = modelTensors(config, await readTensors(folder))
   const onProgress = checkOptionalFunction(options.onProgress, 'options.onProgress')
   const signal = checkSignal(options.signal, 'options.signal')
+  const ignoreFields = checkArray(
+    options.ignoreFields === undefined ? [] : options.ignoreFields,
+    'options.ignoreFields',
+  ).map((field, i) => checkString(field, `options.ignoreFields[${i}]`))
+  const warnings = new Warnings(options.onWarning)
+  const found = await stat(folder).catch(() => undefined)
+  if (!found?.isDirectory()) {
+    throw new HogwildError(`no model folder at ${describe(folder)}`, 'HOGWILD_INVALID_MODEL')
+  }
+  const { config, tensors } = await readFolder(folder, { ignoreFields, signal, warnings })
   throwIfAborted(signal)
   const { device, owned } = useDevice(options.device, options.threads)
   try {

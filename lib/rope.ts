@@ -1,5 +1,15 @@
 // Angles of the rotary position embedding (RoFormer, arXiv 2104.09864) and its context extensions,
-// in double precision. Pure arithmetic: config.ts reads the numbers from a model's files.
+// in double precision. Pure arithmetic: sources/ reads the numbers from a model's files.
+
+import { HEAD_DIM } from './limits'
+import {
+  checkBoolean,
+  checkInteger,
+  checkNumber,
+  checkOneOf,
+  checkOptions,
+  optionKeys,
+} from './validate'
 
 /** What rotates q and k. Pair u of R/2 turns by position * inverseFrequencies[u]. */
 export interface RopeOptions {
@@ -15,9 +25,9 @@ export interface Rope extends RopeOptions {
 }
 
 interface RopeBase {
-  /** R: even, <= head_dim. */
+  /** R: even, in [2, head_dim]. */
   rotaryDim: number
-  /** Base of the frequencies. */
+  /** Base of the frequencies, in (1, 1e12]. */
   theta: number
 }
 
@@ -63,11 +73,60 @@ export type RopeConfig = DefaultRope | LinearRope | Llama3Rope | YarnRope
 /** RoPE types that `ropeFrequencies` knows. */
 export const ROPE_TYPES = ['default', 'linear', 'llama3', 'yarn'] as const
 
+/** A range of numbers, without `min` where it is `open`. */
+interface Range {
+  min: number
+  max: number
+  open?: boolean
+}
+
+/** Numbers with which angles stay finite, not all zero, and as exact as those of float32. */
+export const ROPE_LIMITS = {
+  theta: { min: 1, max: 1e12, open: true },
+  factor: { min: 1, max: 1e6 },
+  attentionFactor: { min: 0, max: 100, open: true },
+  /** Rotations, frequency factors, mscale. */
+  weight: { min: 0, max: 1e6, open: true },
+} as const satisfies Record<string, Range>
+
+const MAX_POSITIONS = 2 ** 31 - 1
+
+const KEYS = {
+  default: optionKeys<DefaultRope>()({ type: true, rotaryDim: true, theta: true }),
+  linear: optionKeys<LinearRope>()({ type: true, rotaryDim: true, theta: true, factor: true }),
+  llama3: optionKeys<Llama3Rope>()({
+    type: true,
+    rotaryDim: true,
+    theta: true,
+    factor: true,
+    lowFreqFactor: true,
+    highFreqFactor: true,
+    originalMaxPositions: true,
+  }),
+  yarn: optionKeys<YarnRope>()({
+    type: true,
+    rotaryDim: true,
+    theta: true,
+    factor: true,
+    originalMaxPositions: true,
+    betaFast: true,
+    betaSlow: true,
+    attentionFactor: true,
+    mscale: true,
+    mscaleAllDim: true,
+    truncate: true,
+  }),
+}
+
 /**
  * Inverse frequencies [R/2] and attention factor of a RoPE configuration, as Hugging Face
- * transformers 5 computes them (modeling_rope_utils.py), but in float64.
+ * transformers 5 computes them (modeling_rope_utils.py), but in float64. Factors are in [1, 1e6],
+ * the attention factor in (0, 100], other weights in (0, 1e6].
+ *
+ * Throws HOGWILD_INVALID_ARGUMENT.
  */
 export function ropeFrequencies(config: RopeConfig): Rope {
+  checkRope(config)
   const plain = Float64Array.from(
     { length: config.rotaryDim / 2 },
     (_, u) => config.theta ** ((-2 * u) / config.rotaryDim),
@@ -82,6 +141,40 @@ export function ropeFrequencies(config: RopeConfig): Rope {
     case 'yarn':
       return { inverseFrequencies: yarn(plain, config), attentionFactor: yarnFactor(config) }
   }
+}
+
+function checkRope(config: RopeConfig): void {
+  const type = checkOneOf((config as RopeConfig | undefined)?.type, 'config.type', ROPE_TYPES)
+  checkOptions<object>(config, 'config', KEYS[type] as readonly never[])
+  const pairs = checkInteger(config.rotaryDim, 'config.rotaryDim', 2, HEAD_DIM.max) / 2
+  checkNumber(config.rotaryDim, 'config.rotaryDim', 'even', () => Number.isInteger(pairs))
+  checkRange(config.theta, 'config.theta', ROPE_LIMITS.theta)
+  if (config.type === 'default') return
+  checkRange(config.factor, 'config.factor', ROPE_LIMITS.factor)
+  if (config.type === 'linear') return
+  checkInteger(config.originalMaxPositions, 'config.originalMaxPositions', 1, MAX_POSITIONS)
+  if (config.type === 'llama3') {
+    checkRange(config.lowFreqFactor, 'config.lowFreqFactor', ROPE_LIMITS.weight)
+    const above = { ...ROPE_LIMITS.weight, min: config.lowFreqFactor }
+    checkRange(config.highFreqFactor, 'config.highFreqFactor', above)
+    return
+  }
+  for (const key of ['betaFast', 'betaSlow', 'mscale', 'mscaleAllDim'] as const) {
+    if (config[key] !== undefined) checkRange(config[key], `config.${key}`, ROPE_LIMITS.weight)
+  }
+  if (config.attentionFactor !== undefined) {
+    checkRange(config.attentionFactor, 'config.attentionFactor', ROPE_LIMITS.attentionFactor)
+  }
+  checkBoolean(config.truncate ?? true, 'config.truncate')
+}
+
+function checkRange(value: unknown, name: string, { min, max, open = false }: Range): void {
+  checkNumber(
+    value,
+    name,
+    `a number ${open ? '>' : '>='} ${min} and <= ${max}`,
+    (x) => (open ? x > min : x >= min) && x <= max,
+  )
 }
 
 function clamp(x: number): number {

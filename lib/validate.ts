@@ -6,7 +6,8 @@ import { HogwildError, type HogwildErrorCode } from './errors'
 /** Longest piece of a received value that a message repeats, in characters. */
 const MAX_SHOWN = 60
 
-function describe(value: unknown): string {
+/** A received value, in short, for messages. */
+export function describe(value: unknown): string {
   if (value === undefined || value === null) return String(value)
   if (typeof value === 'bigint') return `${value}n`
   if (typeof value === 'function') return `a function`

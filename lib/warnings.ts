@@ -1,5 +1,6 @@
 // The one way out for what a user should know and no error is: each kind of warning once per object.
 
+import { escapeUnsafe } from './printable'
 import { checkOptionalFunction } from './validate'
 
 /**
@@ -27,7 +28,7 @@ export class Warnings {
   warn(code: Warning['code'], message: string): void {
     if (this.#told.has(code)) return
     this.#told.add(code)
-    this.#handler({ code, message })
+    this.#handler({ code, message: escapeUnsafe(message) })
   }
 }
 

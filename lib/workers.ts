@@ -8,7 +8,8 @@ import { commitsTurns, LAYOUT_NAMES, type LayoutName, viewOf } from './layout'
 import { Model } from './model'
 import { Sampler, type SamplerOptions } from './sampler'
 import { throwIfAborted } from './tasks'
-import { type TextStream, Tokenizer } from './tokenizer'
+import type { TextStream } from './tokenizer/text-stream'
+import { Tokenizer } from './tokenizer/tokenizer'
 import {
   checkArray,
   checkBoolean,

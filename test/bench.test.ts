@@ -7,7 +7,7 @@ import { barChart } from '../bench/peers/chart'
 import { writeGguf } from '../bench/peers/gguf'
 import { createDevice, loadModel } from '../lib'
 import { median } from '../lib/cli/median'
-import { readTensors } from '../lib/safetensors'
+import { readTensors } from '../lib/sources/safetensors'
 import { writeModel } from './fixtures'
 
 const root = join(__dirname, '..')

@@ -1,7 +1,8 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { type ModelConfig, parseConfig, readConfig } from '../lib/config'
+import type { ModelConfig } from '../lib/families'
 import { ropeFrequencies } from '../lib/rope'
+import { parseConfig, readConfig } from '../lib/sources/huggingface-config'
 import { codeOf, oracleFolder, oracleModels, temporaryFolder } from './fixtures'
 import rope from './fixtures/rope.json'
 
@@ -20,7 +21,11 @@ const base = {
   max_position_embeddings: 1024,
   sliding_window: null,
 }
-const architecture = (name: string) => ({ architectures: [name] })
+/** Names a family in both ways. */
+const architecture = (name: string) => ({
+  architectures: [name],
+  model_type: name.replace('ForCausalLM', '').toLowerCase(),
+})
 const without = (...fields: string[]) => Object.fromEntries(fields.map((f) => [f, undefined]))
 /** As it would be written: fields that are undefined are not there. */
 const parse = (patch: object): ModelConfig =>
@@ -131,6 +136,11 @@ describe('config.json', () => {
       { rope_parameters: { full_attention: { rope_theta: 1e6 } } },
       /by layer type/,
     ],
+    [
+      'an odd number of rotated dimensions',
+      { ...architecture('Phi3ForCausalLM'), partial_rotary_factor: 0.2 },
+      /partial_rotary/,
+    ],
     ['sliding window', { sliding_window: 4096 }, /sliding_window.*4096/],
     [
       'sliding window by default',
@@ -139,7 +149,12 @@ describe('config.json', () => {
     ],
     [
       'sliding window of Qwen',
-      { ...architecture('Qwen2ForCausalLM'), use_sliding_window: true },
+      {
+        ...architecture('Qwen2ForCausalLM'),
+        use_sliding_window: true,
+        sliding_window: 64,
+        max_window_layers: 2,
+      },
       /use_sliding_window/,
     ],
     [
@@ -181,9 +196,13 @@ describe('config.json', () => {
       },
       /high_freq_factor.*> 4/,
     ],
-    ['an odd number of rotated dimensions', { partial_rotary_factor: 0.2 }, /partial_rotary/],
-    ['more than all dimensions', { partial_rotary_factor: 1.5 }, /partial_rotary/],
-    ['eos that is no token', { eos_token_id: -2 }, /eos_token_id/],
+    [
+      'more than all dimensions',
+      { ...architecture('Phi3ForCausalLM'), partial_rotary_factor: 1.5 },
+      /partial_rotary/,
+    ],
+    ['eos that is no id', { eos_token_id: '</s>' }, /eos_token_id/],
+    ['eos that is no integer', { eos_token_id: [2.5] }, /eos_token_id/],
   ])('refused as invalid: %s', async (_, patch, message) => {
     expect(() => parse(patch)).toThrow(message)
     expect(await codeOf(() => parse(patch))).toBe('HOGWILD_INVALID_MODEL')
@@ -201,21 +220,26 @@ describe('config.json', () => {
     expect(await codeOf(() => readConfig(folder))).toBe('HOGWILD_INVALID_MODEL')
   })
 
-  test('the ends of a text come from generation_config.json first', async () => {
+  test('the ends of a text come from generation_config.json and config.json', async () => {
     const folder = temporaryFolder()
     writeFileSync(join(folder, 'config.json'), JSON.stringify({ ...base, eos_token_id: 1 }))
     expect((await readConfig(folder)).eosTokenIds).toEqual([1])
     writeFileSync(join(folder, 'generation_config.json'), '{"eos_token_id": [2, 3]}')
-    expect((await readConfig(folder)).eosTokenIds).toEqual([2, 3])
+    expect((await readConfig(folder)).eosTokenIds).toEqual([2, 3, 1])
   })
 })
 
 describe('RoPE frequencies', () => {
   test.each(rope.cases)('$name', ({ config, inverseFrequencies, attentionFactor }) => {
     const { rope_scaling: scaling, ...rest } = { rope_scaling: undefined, ...config }
+    const family = 'partial_rotary_factor' in config ? architecture('Phi3ForCausalLM') : {}
     const forms = [
-      { ...base, ...config },
-      { ...base, ...rest, rope_theta: undefined, rope_parameters: ropeParameters(rest, scaling) },
+      { ...base, ...family, ...config },
+      {
+        ...{ ...base, ...family, ...rest },
+        rope_theta: undefined,
+        rope_parameters: ropeParameters(rest, scaling),
+      },
     ]
     for (const form of forms) {
       const found = ropeFrequencies(parse(form).rope)

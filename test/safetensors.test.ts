@@ -1,8 +1,8 @@
 import { copyFileSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { parseConfig, readConfig } from '../lib/config'
-import { readHeader, readTensors } from '../lib/safetensors'
-import { modelTensors } from '../lib/weights'
+import { modelTensors } from '../lib/sources/huggingface'
+import { parseConfig, readConfig } from '../lib/sources/huggingface-config'
+import { readHeader, readTensors } from '../lib/sources/safetensors'
 import {
   codeOf,
   oracleFolder,
@@ -35,7 +35,7 @@ describe('the header of a file', () => {
       a: tensor(0, 8),
       'b"\\': { dtype: 'BF16', shape: [2, 3], data_offsets: [12, 24] },
       scalar: { dtype: 'F32', shape: [], data_offsets: [8, 12] },
-      empty: { dtype: 'F32', shape: [0, 5], data_offsets: [4, 4] },
+      empty: { dtype: 'F32', shape: [0, 5], data_offsets: [12, 12] },
       packed: { dtype: 'F4', shape: [3], data_offsets: [24, 26] },
     })
     const path = write(header, 26)
@@ -44,15 +44,15 @@ describe('the header of a file', () => {
       { name: 'a', path, offset: start, dtype: 'F32', shape: [2] },
       { name: 'b"\\', path, offset: start + 12, dtype: 'BF16', shape: [2, 3] },
       { name: 'scalar', path, offset: start + 8, dtype: 'F32', shape: [] },
-      { name: 'empty', path, offset: start + 4, dtype: 'F32', shape: [0, 5] },
+      { name: 'empty', path, offset: start + 12, dtype: 'F32', shape: [0, 5] },
       { name: 'packed', path, offset: start + 24, dtype: 'F4', shape: [3] },
     ])
   })
 
   const entries = (value: object) => JSON.stringify(value)
   test.each<[string, () => string, RegExp]>([
-    ['an empty file', () => truncated(0), /ends within its header/],
-    ['half a length', () => truncated(5), /ends within its header/],
+    ['an empty file', () => truncated(0), /ends at byte 0/],
+    ['half a length', () => truncated(5), /ends at byte 5/],
     ['a header cut short', () => truncated(40), /header of \d+ bytes in a file of 40/],
     ['a length of 2^60', () => write('{}', 0, 2n ** 60n), /header of 1152921504606846976 bytes/],
     [
@@ -62,7 +62,7 @@ describe('the header of a file', () => {
     ],
     ['a length beyond the file', () => write('{}', 0, 3n), /header of 3 bytes in a file of 10/],
     ['no JSON', () => write('{"a":', 8), /not JSON/],
-    ['bytes that are no UTF-8', () => write(Uint8Array.of(0x22, 0xff, 0x22), 0), /not JSON/],
+    ['bytes that are no UTF-8', () => write(Uint8Array.of(0x22, 0xff, 0x22), 0), /not UTF-8/],
     ['a list', () => write('[]', 0), /header of .* object/],
     ['metadata that is no map of strings', () => write('{"__metadata__":{"a":{}}}', 0), /metadata/],
     ['a name twice', () => write(twice('a', 'a'), 8), /"a" occurs twice/],
@@ -109,7 +109,7 @@ describe('the header of a file', () => {
     [
       'a size that is not that of the shape',
       () => write(entries({ a: tensor(0, 8, { shape: [3] }) }), 8),
-      /"a".*F32 \[3\].*8 bytes/,
+      /"a".*"F32" \[3\].*8 bytes/,
     ],
     [
       'tensors that overlap',
@@ -278,10 +278,31 @@ describe('the tensors of a model', () => {
     const { config, tensors } = await read({ family: 'qwen2' })
     const before = modelTensors(config, tensors)
     const spare = { ...tensors.get('model.norm.weight')!, dtype: 'I64' }
-    tensors.set('model.layers.0.self_attn.rotary_emb.inv_freq', spare)
-    tensors.set('lm_head.weight', spare)
-    tensors.set('model.layers.2.self_attn.q_norm.weight', spare)
+    for (const name of [
+      'model.rotary_emb.inv_freq',
+      'model.layers.0.self_attn.rotary_emb.inv_freq',
+      'model.layers.1.self_attn.rotary_emb.cos_cached',
+      'model.layers.1.self_attn.masked_bias',
+    ]) {
+      tensors.set(name, { ...spare, name })
+    }
     expect(modelTensors(config, tensors)).toEqual(before)
+  })
+
+  test('an output matrix that is stored counts, even where it is tied', async () => {
+    const { config, tensors } = await read({ family: 'llama', tied: true })
+    const roles = () => modelTensors(config, tensors).map(({ name }) => name)
+    expect(roles()).not.toContain('lm_head')
+    const name = 'lm_head.weight'
+    tensors.set(name, { ...tensors.get('model.embed_tokens.weight')!, name })
+    expect(roles()).toContain('lm_head')
+  })
+
+  test('a promise of 2^31 - 1 layers is refused at the first that is missing', async () => {
+    const { config, tensors } = await read({ family: 'llama', layers: 2 })
+    const start = performance.now()
+    expect(() => modelTensors({ ...config, layers: 2 ** 31 - 1 }, tensors)).toThrow(/layers\.2\./)
+    expect(performance.now() - start).toBeLessThan(200)
   })
 
   const norm = 'model.layers.1.input_layernorm.weight'
@@ -317,6 +338,13 @@ describe('the tensors of a model', () => {
       'a norm that the architecture does not know',
       patch('model.layers.0.self_attn.q_norm.weight', {}),
       /q_norm.*no place/,
+    ],
+    ['a layer too many', patch('model.layers.9.mlp.up_proj.weight', {}), /layers\.9.*no place/],
+    ['a name that nothing has', patch('extra', {}), /"extra".*no place/],
+    [
+      'a buffer elsewhere than in attention',
+      patch('model.layers.0.mlp.rotary_emb.inv_freq', {}),
+      /inv_freq.*no place/,
     ],
   ])('are refused: %s', async (_, make, message) => {
     await expect(make()).rejects.toThrow(message)

@@ -1,6 +1,6 @@
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { loadTokenizer } from '../lib/tokenizer'
+import { loadTokenizer } from '../lib/tokenizer/tokenizer'
 import { codeOf, temporaryFolder } from './fixtures'
 
 const demo = join(__dirname, '../models/demo')

@@ -5,8 +5,9 @@
 import { createWriteStream } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { pipeline } from 'node:stream/promises'
-import { type ModelConfig, readConfig } from '../../lib/config'
-import { readTensors, type TensorEntry } from '../../lib/safetensors'
+import type { ModelConfig } from '../../lib/families'
+import { readConfig } from '../../lib/sources/huggingface-config'
+import { readTensors, type TensorEntry } from '../../lib/sources/safetensors'
 
 /** A value of the metadata with its type; the numbers are GGUF's own. */
 type Value =

@@ -1,7 +1,7 @@
 // `hogwild bench`: workers share a prompt and each generates into its own block.
 
 import { cpus } from 'node:os'
-import { parseDevice } from '../device'
+import { parseDevice } from '../device-name'
 import {
   type Block,
   createDevice,
@@ -12,11 +12,12 @@ import {
   type Model,
   type OpProfile,
 } from '../index'
+import { escapeUnsafe } from '../printable'
 import { writeRandomLlama } from './bench/random-llama'
 import { median } from './median'
 import { packageVersion } from './package'
 import { formatTable } from './table'
-import { print } from './terminal'
+import { print, printJson } from './terminal'
 
 export interface BenchOptions {
   model?: string
@@ -85,7 +86,7 @@ export async function bench(options: BenchOptions): Promise<void> {
     const model = await loadModel(folder, { device, dtype })
     try {
       const report = await measure(model, device, options)
-      if (options.json) print(JSON.stringify(report))
+      if (options.json) printJson(report)
       else printReport(report)
     } finally {
       await model.close()
@@ -221,8 +222,10 @@ function others(blocks: readonly Block[], own: Block): Block[] {
 }
 
 function printReport(report: Report): void {
-  print(`${report.model}, ${report.dtype}; prompt ${report.prompt}, generate ${report.generate}`)
-  print(`${report.processor}, ${report.threads} threads, ${report.simd}`)
+  print(
+    `${escapeUnsafe(report.model)}, ${report.dtype}; prompt ${report.prompt}, generate ${report.generate}`,
+  )
+  print(`${escapeUnsafe(report.processor)}, ${report.threads} threads, ${report.simd}`)
   print(`reads ${report.read_gb_per_s} GB/s`)
   print()
   const header = [

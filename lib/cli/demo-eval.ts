@@ -9,7 +9,7 @@ import { DemoModel, demoModelFolder } from './demo/team'
 import { formatMarkdown, measure, type Row, type RowOptions } from './eval/rows'
 import { longWords, randomStarts, randomStops, wordTasks } from './eval/tasks'
 import { packageVersion } from './package'
-import { print } from './terminal'
+import { print, printJson } from './terminal'
 
 export interface DemoEvalOptions {
   /** Per row. */
@@ -47,7 +47,8 @@ export async function demoEval(options: DemoEvalOptions): Promise<void> {
       '',
       formatMarkdown(rows),
     ].join('\n')
-    print(options.json ? JSON.stringify({ rows, ...measured }) : card)
+    if (options.json) printJson({ rows, ...measured })
+    else print(card)
     if (options.write) await writeCard(card)
   } finally {
     await demo.close()

@@ -6,7 +6,7 @@ import { formatRace, type RaceRun, race } from './demo/race'
 import { Show } from './demo/show'
 import { createTask, parseSentence } from './demo/task'
 import { DemoModel } from './demo/team'
-import { colors, print } from './terminal'
+import { colors, print, printJson } from './terminal'
 
 export interface DemoOptions {
   workers: number
@@ -26,7 +26,7 @@ export async function demo(sentence: string, options: DemoOptions): Promise<numb
   const team = await DemoModel.load(options.device)
   try {
     if (options.json) {
-      print(JSON.stringify({ sentence: words.join(' '), runs: await race(team, task) }))
+      printJson({ sentence: words.join(' '), runs: await race(team, task) })
       return 0
     }
     const { workers, share, pace = process.stdout.isTTY ? EASY_PACE : 0 } = options

@@ -2,8 +2,9 @@
 
 import { availableParallelism, cpus, release, totalmem } from 'node:os'
 import { createDevice, probe } from '../index'
+import { escapeUnsafe } from '../printable'
 import { packageVersion } from './package'
-import { colors, print } from './terminal'
+import { colors, print, printJson } from './terminal'
 
 export function doctor(options: { json?: boolean }): void {
   const found = probe()
@@ -23,7 +24,7 @@ export function doctor(options: { json?: boolean }): void {
     cuda: found.cuda,
   }
   if (options.json) {
-    print(JSON.stringify(report))
+    printJson(report)
     return
   }
   const cards = found.cuda.cards.map(({ name, memory, computeCapability, reason }, index) => [
@@ -43,5 +44,7 @@ export function doctor(options: { json?: boolean }): void {
     ['threads', String(found.threads)],
     ...(cards.length > 0 ? cards : [['CUDA', `not used: ${found.cuda.reason}`]]),
   ]
-  for (const [name = '', value = ''] of rows) print(`${colors.bold(name.padEnd(10))} ${value}`)
+  for (const [name = '', value = ''] of rows) {
+    print(`${colors.bold(name.padEnd(10))} ${escapeUnsafe(value)}`)
+  }
 }

@@ -1,11 +1,17 @@
 #!/usr/bin/env node
 // The command line: every command with its options. What a command does is in a file of its own, loaded
-// when it is called. Exit codes: 0, 1 for a HogwildError, 2 for wrong usage.
+// when it is called: help and usage errors need no addon. Exit codes: 0, 1 for a failure, 2 for wrong
+// usage, 130 for Ctrl-C in the demo.
 
 import { Command, CommanderError, Option } from 'commander'
-import { HogwildError } from '../errors'
-import { deviceName, integer, integers, number } from './options'
+import { DTYPES } from '../formats'
+import { LAYOUT_NAMES } from '../layout'
+import { DEFAULT_CAPACITY, MAX_CAPACITY, MAX_THREADS } from '../limits'
+import { escapeUnsafe, printable } from '../printable'
+import { WORKER_NAMES as DEMO_WORKERS, MAX_LETTERS, MAX_WORDS } from './demo/task'
+import { deviceName, integer, integers, number, probability, text, texts } from './options'
 import { packageVersion } from './package'
+import { WORKER_NAMES as RUN_WORKERS } from './run/prompt'
 
 const device = () =>
   new Option(
@@ -16,16 +22,22 @@ const device = () =>
     .default('auto')
 const dtype = () =>
   new Option('--dtype <dtype>', 'convert the weights; auto: as they are stored')
-    .choices(['auto', 'f32', 'bf16', 'f16'])
+    .choices(['auto', ...DTYPES])
     .default('auto')
 const threads = () =>
-  new Option('--threads <n>', 'CPU threads; default: all processors').argParser(integer(1, 1024))
+  new Option('--threads <n>', 'CPU threads; default: all processors').argParser(
+    integer(1, MAX_THREADS),
+  )
 const capacity = (byDefault: string) =>
   new Option('--capacity <tokens>', `room of the cache; default: ${byDefault}`).argParser(
-    integer(1),
+    integer(1, MAX_CAPACITY),
   )
 const json = () => new Option('--json', 'print figures as JSON')
 
+const model = (files: string) =>
+  new Option('--model <folder>', `Hugging Face folder: ${files}`).argParser(text)
+
+const MAX_BENCH_WORKERS = 1024
 const SENTENCE = 'many hands make light work when they see at once what is done already'
 
 const program = new Command('hogwild')
@@ -33,12 +45,18 @@ const program = new Command('hogwild')
   .version(packageVersion)
   .showHelpAfterError('(hogwild --help, or --help behind a command, lists what there is)')
   .exitOverride()
+  // Messages repeat what was typed; scripts may have it from elsewhere.
+  .configureOutput({ writeErr: (message) => process.stderr.write(printable(message)) })
 
 program
   .command('demo')
   .description('workers share the words of a sentence among themselves; then a race')
-  .argument('[sentence]', 'up to 16 words of up to 9 letters a-z', SENTENCE)
-  .addOption(new Option('--workers <n>', 'how many begin').argParser(integer(1, 4)).default(4))
+  .argument('[sentence]', `up to ${MAX_WORDS} words of up to ${MAX_LETTERS} letters a-z`, SENTENCE)
+  .addOption(
+    new Option('--workers <n>', 'how many begin')
+      .argParser(integer(1, DEMO_WORKERS.length))
+      .default(DEMO_WORKERS.length),
+  )
   .option('--no-share', 'each worker sees only the prompt and itself')
   .addOption(
     new Option(
@@ -48,7 +66,10 @@ program
   )
   .addOption(device().default('cpu'))
   .addOption(new Option('--json', 'only the race, its figures as JSON'))
-  .addHelpText('after', '\nKeys while the workers write: 1-4 stop a worker or call one, q quits.')
+  .addHelpText(
+    'after',
+    `\nKeys while the workers write: 1-${DEMO_WORKERS.length} stop a worker or call one, q quits.`,
+  )
   .action(async (sentence, options) => {
     const { demo } = await import('./demo.js')
     process.exitCode = await demo(sentence, options)
@@ -57,36 +78,48 @@ program
 program
   .command('run')
   .description('workers solve a problem together, on a model of your own')
-  .argument('<prompt>', 'the problem')
-  .requiredOption(
-    '--model <folder>',
-    'Hugging Face folder: config.json, safetensors, tokenizer.json',
+  .argument('<prompt>', 'the problem', text)
+  .addOption(model('config.json, safetensors, tokenizer.json').makeOptionMandatory())
+  .addOption(
+    new Option('--workers <n>', 'how many').argParser(integer(1, RUN_WORKERS.length)).default(2),
   )
-  .addOption(new Option('--workers <n>', 'how many').argParser(integer(1, 16)).default(2))
   .addOption(
     new Option('--layout <layout>', 'how each worker sees the cache')
-      .choices(['contiguous', 'interleaved', 'combined'])
+      .choices(LAYOUT_NAMES)
       .default('combined'),
   )
   .option('--no-share', 'each worker sees only the prompt and itself')
   .addOption(new Option('--max-tokens <n>', 'per worker').argParser(integer(1)).default(512))
   .addOption(new Option('--temperature <t>', '0: greedy').argParser(number(0)).default(0))
-  .addOption(new Option('--top-k <k>', 'sample among the k likeliest').argParser(integer(1)))
   .addOption(
-    new Option('--top-p <p>', 'sample among the likeliest of this total').argParser(number(0, 1)),
+    new Option('--top-k <k>', 'sample among the k likeliest').argParser(integer(1, 2 ** 31 - 1)),
+  )
+  .addOption(
+    new Option('--top-p <p>', 'sample among the likeliest of this total').argParser(probability),
   )
   .addOption(
     new Option('--min-p <p>', 'at least this share of the likeliest').argParser(number(0, 1)),
   )
   .addOption(
     new Option('--seed <n>', "of the first worker; the next worker's is one more")
-      .argParser(integer(0))
+      .argParser(integer(0, Number.MAX_SAFE_INTEGER - RUN_WORKERS.length))
       .default(0),
   )
   .addOption(device())
   .addOption(dtype())
   .addOption(threads())
-  .addOption(capacity('8192'))
+  .addOption(capacity(String(DEFAULT_CAPACITY)))
+  .addOption(
+    new Option('--stop <text>', 'a worker stops before this text; may be repeated').argParser(
+      texts,
+    ),
+  )
+  .addOption(
+    new Option(
+      '--ignore-field <name>',
+      'a field of config.json that this package does not know: go on without it; may be repeated',
+    ).argParser(texts),
+  )
   .addOption(new Option('--json', 'print every event as a line of JSON'))
   .action(async (prompt, options) => {
     const { run } = await import('./run.js')
@@ -96,9 +129,9 @@ program
 program
   .command('replay')
   .description('run a scripted experiment (docs/replay.md); a line of JSON per prefill and step')
-  .argument('<script>', 'JSON file with the ops')
-  .requiredOption('--model <folder>', 'Hugging Face folder: config.json, safetensors')
-  .option('--out <file>', 'write the logits as safetensors')
+  .argument('<script>', 'JSON file with the ops', text)
+  .addOption(model('config.json, safetensors').makeOptionMandatory())
+  .addOption(new Option('--out <file>', 'write the logits as safetensors').argParser(text))
   .addOption(device())
   .addOption(dtype())
   .addOption(threads())
@@ -113,10 +146,10 @@ program
   .description(
     'measure prefill and decoding; without --model on a random Llama of 135 M parameters',
   )
-  .option('--model <folder>', 'Hugging Face folder: config.json, safetensors')
+  .addOption(model('config.json, safetensors'))
   .addOption(
     new Option('--workers <list>', 'numbers of workers')
-      .argParser(integers(1))
+      .argParser(integers(1, MAX_BENCH_WORKERS))
       .default([1, 2, 4], '1,2,4'),
   )
   .addOption(
@@ -159,23 +192,37 @@ program
   })
 
 async function main(): Promise<void> {
-  // A reader that leaves early (`| head`) is no error.
-  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code === 'EPIPE') process.exit(0)
-    throw error
-  })
+  process.stdout.on('error', endOfOutput)
+  // Without a reader for remarks and errors the command goes on.
+  process.stderr.on('error', () => {})
   try {
     await program.parseAsync()
   } catch (error) {
-    if (error instanceof CommanderError) {
-      process.exitCode = error.exitCode === 0 ? 0 : 2
-    } else if (error instanceof HogwildError) {
-      process.stderr.write(`hogwild: ${error.message} [${error.code}]\n`)
-      process.exitCode = 1
-    } else {
-      throw error
-    }
+    if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? 0 : 2
+    else fail(error)
   }
+}
+
+/** A reader that leaves early (`| head`) is no error; a full disk is one. */
+function endOfOutput(error: NodeJS.ErrnoException): void {
+  if (error.code !== 'EPIPE') fail(error)
+  process.exit()
+}
+
+/**
+ * One line for what is to be expected: a HogwildError, also of another realm, or an error of the system. Anything
+ * else is a bug, for whose report the stack is needed.
+ */
+function fail(error: unknown): void {
+  process.exitCode = 1
+  const { name, message, code, syscall, stack } = error as NodeJS.ErrnoException
+  if (name === 'HogwildError') report(`${message} [${code}]`)
+  else if (syscall !== undefined) report(message)
+  else process.stderr.write(printable(`hogwild: a bug: ${stack ?? String(error)}\n`))
+}
+
+function report(line: string): void {
+  process.stderr.write(`hogwild: ${escapeUnsafe(line)}\n`)
 }
 
 main()

@@ -1,34 +1,55 @@
 // Parsers for the values of options; what they throw is a usage error.
 
 import { InvalidArgumentError } from 'commander'
-import { type DeviceName, parseDevice } from '../device'
+import { type DeviceName, parseDevice } from '../device-name'
 
+/** Decimal digits only: no sign, fraction, exponent or other base. */
 export function integer(least: number, most = Number.MAX_SAFE_INTEGER): (text: string) => number {
   return (text) => {
-    const value = Number(text)
-    if (text.trim() === '' || !Number.isSafeInteger(value) || value < least || value > most) {
-      const range =
-        most === Number.MAX_SAFE_INTEGER ? `of at least ${least}` : `from ${least} to ${most}`
-      throw new InvalidArgumentError(`Expected an integer ${range}.`)
+    const value = /^\d+$/.test(text) ? Number(text) : Number.NaN
+    if (!Number.isSafeInteger(value) || value < least || value > most) {
+      throw new InvalidArgumentError(`Expected an integer ${range(least, most)}.`)
     }
     return value
   }
 }
 
-export function number(least: number, most = Number.POSITIVE_INFINITY): (text: string) => number {
+export function number(least: number, most = Number.MAX_VALUE): (text: string) => number {
   return (text) => {
-    const value = Number(text)
-    if (text.trim() === '' || !Number.isFinite(value) || value < least || value > most) {
-      const range =
-        most === Number.POSITIVE_INFINITY ? `of at least ${least}` : `from ${least} to ${most}`
-      throw new InvalidArgumentError(`Expected a number ${range}.`)
+    const value = /^\d*\.?\d+(e[+-]?\d+)?$/i.test(text) ? Number(text) : Number.NaN
+    if (Number.isNaN(value) || value < least || value > most) {
+      throw new InvalidArgumentError(`Expected a number ${range(least, most)}.`)
     }
     return value
   }
 }
 
-export function integers(least: number): (text: string) => number[] {
-  return (text) => text.split(',').map(integer(least))
+/** Above 0. */
+export function probability(text: string): number {
+  const value = number(0, 1)(text)
+  if (value === 0) throw new InvalidArgumentError('Expected a number above 0, at most 1.')
+  return value
+}
+
+/** Integers between commas, each once. */
+export function integers(least: number, most: number): (text: string) => number[] {
+  return (text) => {
+    const values = text.split(',').map(integer(least, most))
+    if (new Set(values).size < values.length) {
+      throw new InvalidArgumentError('Expected each number once.')
+    }
+    return values
+  }
+}
+
+export function text(value: string): string {
+  if (value === '') throw new InvalidArgumentError('Expected a text that is not empty.')
+  return value
+}
+
+/** For an option that may be given several times. */
+export function texts(value: string, previous: readonly string[] = []): string[] {
+  return [...previous, text(value)]
 }
 
 export function deviceName(text: string): DeviceName {
@@ -38,4 +59,9 @@ export function deviceName(text: string): DeviceName {
     throw new InvalidArgumentError('Expected auto, cpu, cuda or cuda:N.')
   }
   return text as DeviceName
+}
+
+function range(least: number, most: number): string {
+  const unbounded = most === Number.MAX_SAFE_INTEGER || most === Number.MAX_VALUE
+  return unbounded ? `of at least ${least}` : `from ${least} to ${most}`
 }

@@ -6,7 +6,7 @@ import { type DeviceName, type Dtype, loadModel } from '../index'
 import { type ReplayResult, replay } from './replay/replay'
 import { parseScript, type ReplayOp } from './replay/script'
 import { type TensorShape, writeSafetensors } from './replay/write-safetensors'
-import { print } from './terminal'
+import { printJson } from './terminal'
 
 export interface ReplayOptions {
   model: string
@@ -59,7 +59,7 @@ async function* printed(results: AsyncIterable<ReplayResult>): AsyncGenerator<Fl
         ids.map((id) => Number(logits[worker]?.[id]?.toPrecision(9))),
       ),
     }
-    print(JSON.stringify(line))
+    printJson(line)
     yield* logits
   }
 }

@@ -20,7 +20,7 @@ import {
   turnOpening,
   WORKER_NAMES,
 } from './run/prompt'
-import { colors, print } from './terminal'
+import { colors, print, printJson } from './terminal'
 
 export interface RunCommandOptions {
   model: string
@@ -83,7 +83,7 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
     })
     const printer = new LinePrinter(names)
     for await (const event of session) {
-      if (options.json) print(JSON.stringify(event))
+      if (options.json) printJson(event)
       else if (event.type === 'token') printer.write(event.worker, event.text)
       else if (event.type === 'stop') {
         printer.flush(event.worker)

@@ -2,6 +2,7 @@
 
 import { emitKeypressEvents, type Key } from 'node:readline'
 import pc from 'picocolors'
+import { escapeUnsafe } from '../printable'
 
 const HIDE_CURSOR = '\x1b[?25l'
 const SHOW_CURSOR = '\x1b[?25h'
@@ -26,6 +27,11 @@ export const colors = pc.createColors(stdout.isTTY === true && pc.isColorSupport
 
 export function print(line = ''): void {
   stdout.write(`${line}\n`)
+}
+
+/** One line of JSON; what a terminal would obey stands in it as escapes. */
+export function printJson(value: unknown): void {
+  print(escapeUnsafe(JSON.stringify(value)))
 }
 
 /** Lines at the bottom of the terminal that are drawn again in place. */

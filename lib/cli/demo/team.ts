@@ -9,6 +9,7 @@ import {
   runWorkers,
   type WorkerRun,
 } from '../../index'
+import { escapeUnsafe } from '../../printable'
 import { packageRoot } from '../package'
 import { type Blocks, type DemoTask, HALT, TAKEN_AWAY, type WrittenToken } from './task'
 
@@ -26,7 +27,9 @@ export class DemoModel {
     private readonly encode: (text: string) => number[],
     decode: (token: number) => string,
   ) {
-    this.symbols = Array.from({ length: model.config.vocabSize }, (_, token) => decode(token))
+    this.symbols = Array.from({ length: model.config.vocabSize }, (_, token) =>
+      escapeUnsafe(decode(token)),
+    )
   }
 
   /** On a CPU one thread by default: a matrix of this model is smaller than the wait for a second one. */
@@ -66,7 +69,7 @@ export class DemoModel {
     run.stop(name, mark ? { append: this.encode(TAKEN_AWAY) } : {})
   }
 
-  /** The text of a token of the vocabulary. */
+  /** The text of a token of the vocabulary, to be shown. */
   symbol(token: number): string {
     return this.symbols[token] ?? ''
   }

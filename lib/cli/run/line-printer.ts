@@ -1,11 +1,16 @@
 // Texts that grow at the same time, printed as lines with the writer's name in front.
 
-import { stripVTControlCharacters } from 'node:util'
+import { printable } from '../../printable'
 import { colors, print } from '../terminal'
 
+/** Columns of a line's text, where the terminal is not narrower. */
 const LONGEST = 100
+/** However narrow the terminal is. */
+const SHORTEST = 20
+const SEPARATOR = ' | '
 
 export class LinePrinter {
+  /** By name: what is not printed yet, printable already. */
   private readonly pending = new Map<string, string>()
   private readonly width: number
   private readonly paints = [colors.cyan, colors.yellow, colors.magenta, colors.green, colors.blue]
@@ -14,15 +19,20 @@ export class LinePrinter {
     this.width = Math.max(...names.map((name) => name.length))
   }
 
-  /** Prints what is complete: whole lines, and of long ones what ends with a word. */
+  /**
+   * Prints what is complete: whole lines, and of long ones what ends with a word. No line is longer than
+   * the terminal: what it breaks itself would stand there without the writer's name.
+   */
   write(name: string, text: string): void {
-    let rest = (this.pending.get(name) ?? '') + text
+    let rest = (this.pending.get(name) ?? '') + printable(text)
+    const room = this.room()
     for (;;) {
       const newline = rest.indexOf('\n')
-      const space = rest.lastIndexOf(' ', LONGEST)
-      const long = rest.length > LONGEST && (newline < 0 || newline > LONGEST)
-      const end = long ? (space > 0 ? space : LONGEST) : newline
-      if (end < 0) break
+      const line = newline < 0 ? rest : rest.slice(0, newline)
+      const fits = fittingLength(line, room)
+      if (fits === line.length && newline < 0) break
+      const space = line.lastIndexOf(' ', fits)
+      const end = fits === line.length || space <= 0 ? fits : space
       this.print(name, rest.slice(0, end))
       rest = rest.slice(end).replace(/^[ \n]/, '')
     }
@@ -39,11 +49,30 @@ export class LinePrinter {
     print(colors.dim(`${name.padEnd(this.width)} · ${text}`))
   }
 
+  private room(): number {
+    const columns = process.stdout.columns ?? Number.POSITIVE_INFINITY
+    const room = columns - this.width - SEPARATOR.length
+    return Math.max(SHORTEST, Math.min(LONGEST, room))
+  }
+
   private print(name: string, line: string): void {
     if (line.trim() === '') return
     const paint = this.paints[this.names.indexOf(name) % this.paints.length] ?? String
-    // What a model writes must not steer the terminal.
-    const text = stripVTControlCharacters(line).trimEnd()
-    print(`${paint(name.padEnd(this.width))} | ${text}`)
+    print(`${paint(name.padEnd(this.width))}${SEPARATOR}${line.trimEnd()}`)
   }
+}
+
+/**
+ * How much of a line fits into `room` columns, in UTF-16 code units; at least one character. Other
+ * characters than ASCII count as two columns, which none exceeds.
+ */
+function fittingLength(line: string, room: number): number {
+  let columns = 0
+  let length = 0
+  for (const character of line) {
+    columns += character <= '\x7f' ? 1 : 2
+    if (columns > room && length > 0) return length
+    length += character.length
+  }
+  return length
 }

@@ -1,0 +1,10 @@
+// Sizes that more than one file must agree on.
+
+/** Tokens that a cache holds when not told. */
+export const DEFAULT_CAPACITY = 8192
+/** Tokens that a cache may be asked to hold. */
+export const MAX_CAPACITY = 2 ** 40
+/** Threads of a CPU device. */
+export const MAX_THREADS = 1024
+/** D: a multiple of `step`, at most `max`. */
+export const HEAD_DIM = { step: 8, max: 256 } as const
