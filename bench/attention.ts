@@ -210,4 +210,4 @@ function print(runs: readonly Run[]): void {
   for (const line of formatTable(header, rows)) process.stdout.write(`${line}\n`)
 }
 
-main()
+void main()

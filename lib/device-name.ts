@@ -8,8 +8,8 @@ export type DeviceType = 'cpu' | 'cuda'
 export type DeviceName = 'auto' | DeviceType | `cuda:${number}`
 
 /** The options that a name stands for. Throws HOGWILD_INVALID_ARGUMENT. */
-export function parseDevice(name: string): { type: 'auto' | DeviceType; index?: number } {
-  const card = /^cuda:(\d{1,5})$/.exec(name)
+export function parseDevice(name: unknown): { type: 'auto' | DeviceType; index?: number } {
+  const card = typeof name === 'string' ? /^cuda:(\d{1,5})$/.exec(name) : null
   if (card) return { type: 'cuda', index: Number(card[1]) }
   if (name !== 'auto' && name !== 'cpu' && name !== 'cuda') {
     throw invalid('options.device', "a Device, 'auto', 'cpu', 'cuda' or 'cuda:N'", name)

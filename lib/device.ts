@@ -12,7 +12,14 @@ import {
   native,
   type SimdLevel,
 } from './native'
-import { checkBoolean, checkInteger, checkObject, checkOneOf, invalid } from './validate'
+import {
+  checkBoolean,
+  checkInteger,
+  checkOneOf,
+  checkOptions,
+  invalid,
+  optionKeys,
+} from './validate'
 
 export interface DeviceOptions {
   /** Default 'auto': the first CUDA card that can be used, else the CPU. */
@@ -43,7 +50,21 @@ export type OpProfile = NativeOpProfile
 /** What this build and this machine offer; see `probe`. */
 export type Probe = NativeProbe
 
-const SIMD_LEVELS = ['baseline', 'avx2', 'avx512', 'avx512bf16', 'neon'] as const
+const DEVICE_KEYS = optionKeys<DeviceOptions>()({
+  type: true,
+  index: true,
+  threads: true,
+  simd: true,
+  profile: true,
+})
+
+const SIMD_LEVELS = [
+  'baseline',
+  'avx2',
+  'avx512',
+  'avx512bf16',
+  'neon',
+] as const satisfies readonly SimdLevel[]
 
 /** SIMD levels, threads and CUDA cards found, and why CUDA cannot be used where it cannot. */
 export function probe(): Probe {
@@ -56,7 +77,7 @@ export function probe(): Probe {
  * Throws HOGWILD_UNSUPPORTED for a type or SIMD level that this build or machine does not offer.
  */
 export function createDevice(options: DeviceOptions = {}): Device {
-  checkObject(options, 'options')
+  options = checkOptions(options, 'options', DEVICE_KEYS)
   const type = checkOneOf(options.type ?? 'auto', 'options.type', ['auto', 'cpu', 'cuda'])
   const threads = options.threads ?? 0
   if (options.threads !== undefined) checkInteger(threads, 'options.threads', 1, MAX_THREADS)
@@ -111,7 +132,7 @@ export class Device {
    */
   async readBandwidth(bytes: number = 2 ** 28): Promise<number> {
     checkInteger(bytes, 'bytes', 2 ** 16, 2 ** 36)
-    return native.deviceReadBandwidth(this.handle, bytes)
+    return await native.deviceReadBandwidth(this.handle, bytes)
   }
 
   /**
@@ -124,6 +145,11 @@ export class Device {
 
   get closed(): boolean {
     return this.#closed
+  }
+
+  /** @internal */
+  static is(value: unknown): value is Device {
+    return typeof value === 'object' && value !== null && #closed in value
   }
 
   /** Aborts what runs on it. Models and caches on it answer HOGWILD_CLOSED from now on. Idempotent. */
@@ -143,7 +169,7 @@ export function useDevice(
   device: Device | DeviceName | undefined,
   threads?: number,
 ): { device: Device; owned: boolean } {
-  if (device instanceof Device) {
+  if (Device.is(device)) {
     if (threads !== undefined) {
       throw invalid('options.threads', 'absent where options.device is a Device', threads)
     }

@@ -1,5 +1,8 @@
 // Formats in which weights, keys and values are stored.
 
-import type { Dtype } from './native'
+/** Bytes of an element. */
+export const DTYPE_BYTES = { f32: 4, f16: 2, bf16: 2 } as const
 
-export const DTYPES = ['f32', 'f16', 'bf16'] as const satisfies readonly Dtype[]
+export type Dtype = keyof typeof DTYPE_BYTES
+
+export const DTYPES = Object.keys(DTYPE_BYTES) as readonly Dtype[]

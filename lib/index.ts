@@ -1,27 +1,17 @@
 // The public surface, in three levels, each usable without the next: (a) the cache, for engines that
 // bring their own model; (b) models and the step; (c) the loop of workers.
 
+export type { AppendFromOptions, Block, CompactResult, Segment } from './block'
 export {
-  type Attended,
-  type AttendOptions,
-  Block,
-  Cache,
+  type Cache,
   type CacheOptions,
   type CacheShape,
   type CacheStats,
-  type CompactResult,
   createCache,
-  type DeviceCaller,
-  type DeviceKeys,
-  type DeviceQueries,
-  Pass,
-  type PassWorker,
-  type Segment,
-  type View,
 } from './cache'
 export {
   createDevice,
-  Device,
+  type Device,
   type DeviceInfo,
   type DeviceOptions,
   type OpProfile,
@@ -30,26 +20,30 @@ export {
 } from './device'
 export type { DeviceName, DeviceType } from './device-name'
 export { HogwildError, type HogwildErrorCode } from './errors'
-export type * from './events'
 export type { Architecture, ModelConfig } from './families'
 export {
-  commitsTurns,
-  type LayoutBlocks,
-  type LayoutName,
-  type ViewOptions,
-  viewOf,
-} from './layout'
-export {
+  type BeyondContext,
   type LoadModelOptions,
   type LoadProgress,
   loadModel,
-  Model,
+  type Model,
+  type ModelCacheOptions,
   type PrefillOptions,
   type StepOptions,
   type StepOutput,
   type StepWorker,
 } from './model'
 export type { Dtype, SimdLevel } from './native'
+export type {
+  AttendDeviceOptions,
+  Attended,
+  AttendOptions,
+  DeviceCaller,
+  DeviceKeys,
+  DeviceQueries,
+  Pass,
+  PassWorker,
+} from './pass'
 export {
   type DefaultRope,
   type LinearRope,
@@ -61,18 +55,23 @@ export {
   type YarnRope,
 } from './rope'
 export { Sampler, type SamplerOptions } from './sampler'
-export { TextStream } from './tokenizer/text-stream'
+export type { TextStream } from './tokenizer/text-stream'
 export {
   type ChatMessage,
   type ChatOptions,
   loadTokenizer,
-  Tokenizer,
+  type Tokenizer,
 } from './tokenizer/tokenizer'
+export type { View } from './view'
 export type { Warning, WarningHandler } from './warnings'
+export type * from './workers/events'
 export {
-  type RunOptions,
-  runWorkers,
-  WorkerRun,
-  type WorkerSpec,
-  type WorkerStatus,
-} from './workers'
+  commitsTurns,
+  type LayoutBlocks,
+  type LayoutName,
+  type ViewOptions,
+  viewOf,
+} from './workers/layout'
+export type { RunOptions, WorkerSpec } from './workers/options'
+export { runWorkers, type StopOptions, type WorkerRun } from './workers/run'
+export type { WorkerStatus } from './workers/worker'

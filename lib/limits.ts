@@ -6,5 +6,5 @@ export const DEFAULT_CAPACITY = 8192
 export const MAX_CAPACITY = 2 ** 40
 /** Threads of a CPU device. */
 export const MAX_THREADS = 1024
-/** D: a multiple of `step`, at most `max`. */
+/** D, the size of a head: a multiple of `step`, at most `max`. */
 export const HEAD_DIM = { step: 8, max: 256 } as const

@@ -1,12 +1,13 @@
 // Models of a Hugging Face folder, and the step.
 
 import { stat } from 'node:fs/promises'
-import { type Block, Cache, checkCapacity, nativeView, type View } from './cache'
+import type { Block } from './block'
+import { Cache, checkCapacity } from './cache'
 import { cacheDtype, type Device, useDevice } from './device'
 import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
-import { DTYPES } from './formats'
+import { DTYPE_BYTES, DTYPES } from './formats'
 import {
   type CancelHandle,
   type Dtype,
@@ -25,7 +26,6 @@ import {
   checkArray,
   checkBoolean,
   checkInstance,
-  checkObject,
   checkOneOf,
   checkOptionalFunction,
   checkOptions,
@@ -36,6 +36,7 @@ import {
   invalid,
   optionKeys,
 } from './validate'
+import { type CheckedView, checkView, nativeView, type View } from './view'
 import { type WarningHandler, Warnings } from './warnings'
 
 const PROGRESS_INTERVAL_MS = 100
@@ -57,19 +58,23 @@ export interface LoadModelOptions {
    * within an object is written 'rope_scaling.field'. Fields that the model is computed from are refused.
    */
   ignoreFields?: readonly string[] | undefined
-  /** Takes warnings, each code once; default: `process.emitWarning`. */
+  /** What a step does whose view is longer than the model's context (`config.maxPositions`); default 'warn'. */
+  beyondContext?: BeyondContext | undefined
+  /**
+   * Takes the warnings of the model, its caches and runs; default: `process.emitWarning`. Each code comes
+   * once. HOGWILD_BEYOND_CONTEXT: see `beyondContext`; HOGWILD_UNKNOWN_EOS_TOKEN: a token that would end
+   * a text is not in the vocabulary; HOGWILD_LOW_MEMORY: a cache is larger than the memory that is free.
+   */
   onWarning?: WarningHandler | undefined
 }
 
-const LOAD_MODEL_OPTIONS = optionKeys<LoadModelOptions>()({
-  device: true,
-  threads: true,
-  dtype: true,
-  onProgress: true,
-  signal: true,
-  ignoreFields: true,
-  onWarning: true,
-})
+/**
+ * - `warn`: it is computed and HOGWILD_BEYOND_CONTEXT is told, once per model, and once per run
+ * - `error`: it is refused with HOGWILD_INVALID_ARGUMENT
+ */
+export type BeyondContext = 'warn' | 'error'
+
+const BEYOND_CONTEXT = ['warn', 'error'] as const
 
 /** Bytes of the model's tensors, in its files. */
 export interface LoadProgress {
@@ -98,14 +103,65 @@ export interface StepOutput {
   logprob: number | undefined
   /** 'last': [V], after the last new token; 'all': [new tokens, V]. */
   logits: Float32Array | undefined
+  /** What the step took, the same for all its workers; the wait for other steps of the device is left out. */
+  milliseconds: number
 }
 
 export interface StepOptions {
   /** Aborts the step: HOGWILD_ABORTED with the signal's reason as `cause`, and the cache as it was before. */
   signal?: AbortSignal | undefined
+  /** Default: the model's. */
+  beyondContext?: BeyondContext | undefined
+  /** Takes the warnings of this step; default: the model's. */
+  onWarning?: WarningHandler | undefined
 }
 
 export type PrefillOptions = StepOptions & Pick<StepWorker, 'sampler' | 'logits' | 'logprob'>
+
+export interface ModelCacheOptions {
+  /** Tokens, rounded up to pages; default 8192. */
+  capacity?: number | undefined
+  /** Of keys and values as stored; default: the model's, on a CUDA device, which has no f32, 'bf16' for it. */
+  dtype?: Dtype | undefined
+  /** Takes the cache's warnings (see CacheOptions); default: the model's. */
+  onWarning?: WarningHandler | undefined
+}
+
+const LOAD_KEYS = optionKeys<LoadModelOptions>()({
+  device: true,
+  threads: true,
+  dtype: true,
+  onProgress: true,
+  signal: true,
+  ignoreFields: true,
+  beyondContext: true,
+  onWarning: true,
+})
+const STEP_WORKER_KEYS = optionKeys<StepWorker>()({
+  view: true,
+  tokens: true,
+  sampler: true,
+  logits: true,
+  logprob: true,
+})
+const STEP_KEYS = optionKeys<StepOptions>()({
+  signal: true,
+  beyondContext: true,
+  onWarning: true,
+})
+const PREFILL_KEYS = optionKeys<PrefillOptions>()({
+  signal: true,
+  beyondContext: true,
+  onWarning: true,
+  sampler: true,
+  logits: true,
+  logprob: true,
+})
+const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
+  capacity: true,
+  dtype: true,
+  onWarning: true,
+})
 
 /**
  * Loads config.json and the safetensors of a Hugging Face folder. Architectures: Llama, Mistral (without
@@ -120,7 +176,8 @@ export type PrefillOptions = StepOptions & Pick<StepWorker, 'sampler' | 'logits'
  */
 export async function loadModel(folder: string, options: LoadModelOptions = {}): Promise<Model> {
   checkFolder(folder, 'folder')
-  checkOptions(options, 'options', LOAD_MODEL_OPTIONS)
+  options = checkOptions(options, 'options', LOAD_KEYS)
+  const beyondContext = checkBeyondContext(options.beyondContext)
   const dtype = checkOneOf(options.dtype ?? 'auto', 'options.dtype', ['auto', ...DTYPES])
   const onProgress = checkOptionalFunction(options.onProgress, 'options.onProgress')
   const signal = checkSignal(options.signal, 'options.signal')
@@ -169,7 +226,15 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
       ),
     )
     const stored = tensors.find(({ name }) => name === 'embed')?.dtype as Dtype
-    return new Model(handle, config, device, owned, dtype === 'auto' ? stored : dtype)
+    return new Model(
+      handle,
+      config,
+      device,
+      owned,
+      dtype === 'auto' ? stored : dtype,
+      beyondContext,
+      warnings,
+    )
   } catch (error) {
     if (owned) device.close()
     throw error
@@ -186,7 +251,7 @@ async function reportProgress(
   if (onProgress === undefined) return start(null)
   const progress = native.createProgress()
   const totalBytes = tensors.reduce(
-    (sum, { dtype, rows, cols }) => sum + rows * cols * (dtype === 'f32' ? 4 : 2),
+    (sum, { dtype, rows, cols }) => sum + rows * cols * DTYPE_BYTES[dtype],
     0,
   )
   const thrown: unknown[] = []
@@ -221,9 +286,14 @@ export class Model {
   readonly dtype: Dtype
   /** Bytes of weights that one step reads, whatever the number of workers. */
   readonly weightBytes: number
+  /** @internal */
+  readonly warnings: Warnings
   readonly #handle: ModelHandle
   readonly #tasks = new Tasks()
   readonly #ownsDevice: boolean
+  readonly #beyondContext: BeyondContext
+  /** Those that may be open. */
+  readonly #caches = new Set<WeakRef<Cache>>()
   #closing: Promise<void> | undefined
 
   /** @internal */
@@ -233,23 +303,33 @@ export class Model {
     device: Device,
     ownsDevice: boolean,
     dtype: Dtype,
+    beyondContext: BeyondContext,
+    warnings: Warnings,
   ) {
     this.#handle = handle
     this.config = config
     this.device = device
     this.dtype = dtype
     this.weightBytes = native.modelWeightBytes(handle)
+    this.warnings = warnings
     this.#ownsDevice = ownsDevice
+    this.#beyondContext = beyondContext
   }
 
+  /** Whether it can no longer be used: `close()` was called on it or on its device. */
   get closed(): boolean {
-    return this.#closing !== undefined
+    return this.#closing !== undefined || this.device.closed
   }
 
-  /** A cache of this model's shape, on its device. `capacity` in tokens, default 8192; `dtype` default: the model's. */
-  createCache(options: { capacity?: number | undefined; dtype?: Dtype | undefined } = {}): Cache {
+  /**
+   * A cache of this model's shape, on its device.
+   *
+   * Throws HOGWILD_INVALID_ARGUMENT, HOGWILD_CLOSED; HOGWILD_OUT_OF_MEMORY where the machine has less
+   * memory than the capacity asks for.
+   */
+  createCache(options: ModelCacheOptions = {}): Cache {
+    options = checkOptions(options, 'options', CACHE_KEYS)
     this.#open()
-    checkObject(options, 'options')
     const { layers, kvHeads, headDim, rope } = this.config
     const dtype = checkOneOf(
       options.dtype ?? cacheDtype(this.device, this.dtype),
@@ -258,7 +338,13 @@ export class Model {
     )
     const shape = { layers, kvHeads, headDim, dtype }
     const capacity = checkCapacity(options.capacity)
-    return new Cache(this.device, false, shape, ropeFrequencies(rope), capacity)
+    const warnings = this.warnings.child(options.onWarning)
+    const cache = new Cache(this.device, false, shape, ropeFrequencies(rope), capacity, warnings)
+    for (const ref of this.#caches) {
+      if (ref.deref()?.closed !== false) this.#caches.delete(ref)
+    }
+    this.#caches.add(new WeakRef(cache))
+    return cache
   }
 
   /**
@@ -268,46 +354,66 @@ export class Model {
    * on which other workers take part.
    *
    * Rejects and leaves the cache as it was: HOGWILD_INVALID_ARGUMENT, HOGWILD_WRITE_CONFLICT (two workers
-   * write to one block), HOGWILD_OUT_OF_PAGES, HOGWILD_BUSY (the cache is in use), HOGWILD_CLOSED,
-   * HOGWILD_ABORTED.
+   * write to one block), HOGWILD_OUT_OF_PAGES, HOGWILD_BUSY (the cache or a sampler is in use),
+   * HOGWILD_CLOSED, HOGWILD_ABORTED.
    */
   async step(workers: readonly StepWorker[], options: StepOptions = {}): Promise<StepOutput[]> {
+    options = checkOptions(options, 'options', STEP_KEYS)
+    const signal = checkSignal(options.signal, 'options.signal')
+    const list = this.#checkWorkers(workers)
     const model = this.#open()
-    const signal = checkSignal(checkObject(options, 'options').signal, 'options.signal')
-    const list = checkArray(workers, 'workers') as StepWorker[]
-    const cache = list[0]?.view?.blocks?.[0]?.cache
-    if (cache === undefined) {
-      throw invalid('workers', 'at least one worker with a block in its view', workers)
-    }
-    const natives = list.map((worker, i) => this.#nativeWorker(worker, `workers[${i}]`, cache))
+    const cache = (list[0] as CheckedWorker).view.cache
+    this.#checkContext(list, options)
+    const natives = list.map(nativeWorker)
     const samplers = list.flatMap(({ sampler }) => sampler ?? [])
     if (new Set(samplers).size < samplers.length) {
-      throw invalid('workers', 'served by a sampler of its own each', 'a sampler that serves two')
+      throw new HogwildError(
+        'expected workers to be served by a sampler of its own each, received one that serves two',
+        'HOGWILD_INVALID_ARGUMENT',
+      )
     }
-    const results = await runTask([this.#tasks, cache.tasks], signal, (cancel) =>
-      native.step(model, cache.open(), natives, cancel),
-    )
-    for (const sampler of samplers) sampler.advance()
-    return results.map(({ token, logprob, logits }, i) => ({
-      token: token < 0 ? undefined : token,
-      logprob: list[i]?.logprob && token >= 0 ? logprob : undefined,
-      logits: logits.length > 0 ? logits : undefined,
-    }))
+    const acquired: Sampler[] = []
+    let drawn = false
+    try {
+      for (const sampler of samplers) {
+        sampler.acquire()
+        acquired.push(sampler)
+      }
+      const results = await runTask([this.#tasks, cache.tasks], signal, (cancel) =>
+        native.step(model, cache.open(), natives, cancel),
+      )
+      drawn = true
+      return results.map(({ token, logprob, logits, seconds }, i) => ({
+        token: token < 0 ? undefined : token,
+        logprob: list[i]?.logprob && token >= 0 ? logprob : undefined,
+        logits: logits.length > 0 ? logits : undefined,
+        milliseconds: seconds * 1e3,
+      }))
+    } finally {
+      for (const sampler of acquired) sampler.release(drawn)
+    }
   }
 
-  /** A step of one worker with the view [block]: computes tokens on their own, without anything before the block. */
+  /**
+   * A step of one worker with the view [block]: computes tokens on their own, without anything before the
+   * block. Rejects as `step` does.
+   */
   async prefill(
     block: Block,
     tokens: ArrayLike<number>,
     options: PrefillOptions = {},
   ): Promise<StepOutput> {
-    const { signal, ...wanted } = checkObject(options, 'options') as PrefillOptions
-    const worker = { view: { blocks: [block] }, tokens, ...wanted }
-    const outputs = await this.step([worker], signal === undefined ? {} : { signal })
+    const { sampler, logits, logprob, ...stepOptions } = checkOptions(
+      options,
+      'options',
+      PREFILL_KEYS,
+    )
+    const worker = { view: { blocks: [block] }, tokens, sampler, logits, logprob }
+    const outputs = await this.step([worker], stepOptions)
     return outputs[0] as StepOutput
   }
 
-  /** Aborts the steps under way, waits for them, and frees the weights. Idempotent. Close caches first. */
+  /** Aborts the steps under way, waits for them, closes the model's caches and frees the weights. Idempotent. */
   close(): Promise<void> {
     this.#closing ??= this.#close()
     return this.#closing
@@ -315,6 +421,7 @@ export class Model {
 
   async #close(): Promise<void> {
     await this.#tasks.abort()
+    await Promise.all(Array.from(this.#caches, (ref) => ref.deref()?.close()))
     native.modelClose(this.#handle)
     if (this.#ownsDevice) this.device.close()
   }
@@ -323,27 +430,85 @@ export class Model {
     await this.close()
   }
 
+  /** @internal */
+  static is(value: unknown): value is Model {
+    return typeof value === 'object' && value !== null && #handle in value
+  }
+
   #open(): ModelHandle {
     if (this.closed) throw new HogwildError('the model is closed', 'HOGWILD_CLOSED')
     return this.#handle
   }
 
-  #nativeWorker(worker: StepWorker, name: string, cache: Cache): NativeStepWorker {
-    const { view, tokens, sampler, logits, logprob } = checkObject(
-      worker,
-      name,
-    ) as unknown as StepWorker
-    return {
-      ...nativeView(view, `${name}.view`, cache),
-      tokens: checkTokens(tokens, `${name}.tokens`, this.config.vocabSize, 1),
-      logits: checkOneOf(logits ?? 'none', `${name}.logits`, ['none', 'last', 'all']),
-      sampler: nativeSampler(sampler, `${name}.sampler`),
-      logprob: checkBoolean(logprob ?? false, `${name}.logprob`),
+  #checkWorkers(workers: readonly StepWorker[]): CheckedWorker[] {
+    const list: CheckedWorker[] = []
+    for (const [i, worker] of checkArray(workers, 'workers').entries()) {
+      const name = `workers[${i}]`
+      const part = checkOptions(worker as StepWorker, name, STEP_WORKER_KEYS)
+      const { sampler } = part
+      list.push({
+        view: checkView(part.view, `${name}.view`, list[0]?.view.cache),
+        tokens: checkTokens(part.tokens, `${name}.tokens`, this.config.vocabSize, 1),
+        sampler: sampler ? checkInstance(sampler, `${name}.sampler`, Sampler) : sampler,
+        logits: checkOneOf(part.logits ?? 'none', `${name}.logits`, ['none', 'last', 'all']),
+        logprob: checkBoolean(part.logprob ?? false, `${name}.logprob`),
+      })
     }
+    if (list.length === 0) throw invalid('workers', 'at least one worker', list)
+    return list
+  }
+
+  /** Positions are those that the last new token of the step can see, hidden blocks included. */
+  #checkContext(workers: readonly CheckedWorker[], options: StepOptions): void {
+    const { maxPositions } = this.config
+    const reaction = options.beyondContext ?? this.#beyondContext
+    checkBeyondContext(reaction)
+    const warnings =
+      options.onWarning === undefined ? this.warnings : new Warnings(options.onWarning)
+    if (maxPositions === undefined) return
+    const positions = longestView(workers)
+    if (positions <= maxPositions) return
+    const message = `a view of ${positions} tokens is beyond the model's context of ${maxPositions} (max_position_embeddings)`
+    if (reaction === 'error') throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT')
+    warnings.warn('HOGWILD_BEYOND_CONTEXT', message)
   }
 }
 
-function nativeSampler(sampler: Sampler | null | undefined, name: string) {
-  if (sampler === null) return null
-  return sampler === undefined ? GREEDY : checkInstance(sampler, name, Sampler).next()
+/** A StepWorker whose parts were checked and copied. */
+interface CheckedWorker {
+  view: CheckedView
+  tokens: Int32Array
+  sampler: Sampler | null | undefined
+  logits: 'none' | 'last' | 'all'
+  logprob: boolean
+}
+
+function nativeWorker({ view, tokens, sampler, logits, logprob }: CheckedWorker): NativeStepWorker {
+  return {
+    ...nativeView(view),
+    tokens,
+    logits,
+    sampler: sampler === undefined ? GREEDY : (sampler?.next() ?? null),
+    logprob,
+  }
+}
+
+/** Tokens of the longest view after the step. Asks each block for its length once. */
+function longestView(workers: readonly CheckedWorker[]): number {
+  const lengths = new Map<Block, number>()
+  for (const { view } of workers) {
+    for (const block of view.blocks) if (!lengths.has(block)) lengths.set(block, block.length)
+  }
+  for (const { view, tokens } of workers) {
+    lengths.set(view.writeTo, (lengths.get(view.writeTo) as number) + tokens.length)
+  }
+  return Math.max(
+    ...workers.map(({ view }) =>
+      view.blocks.reduce((sum, block) => sum + (lengths.get(block) as number), 0),
+    ),
+  )
+}
+
+export function checkBeyondContext(value: BeyondContext = 'warn'): BeyondContext {
+  return checkOneOf(value, 'options.beyondContext', BEYOND_CONTEXT)
 }

@@ -8,6 +8,7 @@
 import { join } from 'node:path'
 import nodeGypBuild from 'node-gyp-build'
 import { HogwildError } from './errors'
+import type { Dtype } from './formats'
 
 declare const kind: unique symbol
 interface Handle<Kind extends string> {
@@ -21,7 +22,7 @@ export type PassHandle = Handle<'pass'>
 export type CancelHandle = Handle<'cancel'>
 export type ProgressHandle = Handle<'progress'>
 
-export type Dtype = 'f32' | 'f16' | 'bf16'
+export type { Dtype }
 export type SimdLevel = 'baseline' | 'avx2' | 'avx512' | 'avx512bf16' | 'neon'
 
 export interface NativeProbe {
@@ -147,6 +148,8 @@ export interface NativeStepResult {
   logprob: number
   /** 'last': [V]; 'all': [new tokens, V]; else empty. */
   logits: Float32Array
+  /** What the step took on the runner's thread, the same for all its workers. */
+  seconds: number
 }
 
 export interface NativePassWorker extends NativeWorkerView {

@@ -1,7 +1,15 @@
 // How a token is chosen from logits. The arithmetic is the device's (native/device/ops.h, SampleParams).
 
+import { HogwildError } from './errors'
 import type { NativeSampler } from './native'
-import { checkInteger, checkNumber, checkObject, checkTokens, invalid } from './validate'
+import {
+  checkInteger,
+  checkNumber,
+  checkOptions,
+  checkTokens,
+  invalid,
+  optionKeys,
+} from './validate'
 
 export interface SamplerOptions {
   /** Divides the logits; default 1. 0: greedy, the largest logit, ties to the lowest id. */
@@ -20,6 +28,16 @@ export interface SamplerOptions {
   seed?: number | bigint | undefined
 }
 
+const SAMPLER_KEYS = optionKeys<SamplerOptions>()({
+  temperature: true,
+  topK: true,
+  topP: true,
+  minP: true,
+  repetitionPenalty: true,
+  forbidden: true,
+  seed: true,
+})
+
 const SEEDS = 2n ** 64n
 
 /** Greedy: what a step does that is given no sampler. */
@@ -36,7 +54,8 @@ export const GREEDY: NativeSampler = {
 
 /**
  * Chooses one worker's tokens. Owns a seed and a counter of draws; a step that fails or is aborted
- * leaves the counter where it was, so that trying again gives the same token.
+ * leaves the counter where it was, so that trying again gives the same token. One step at a time uses it:
+ * another one meanwhile is refused with HOGWILD_BUSY.
  *
  * Order: forbidden, repetition penalty (arXiv 1909.05858), temperature, top-k, top-p (arXiv 1904.09751),
  * min-p (arXiv 2407.01082), one draw.
@@ -46,9 +65,11 @@ export class Sampler {
   readonly seed: bigint
   readonly #options: Omit<NativeSampler, 'seed' | 'draw'>
   #draw = 0n
+  #busy = false
 
+  /** Throws HOGWILD_INVALID_ARGUMENT. */
   constructor(options: SamplerOptions = {}) {
-    checkObject(options, 'sampler')
+    options = checkOptions(options, 'sampler', SAMPLER_KEYS)
     this.#options = {
       temperature: checkNumber(
         options.temperature ?? 1,
@@ -85,14 +106,28 @@ export class Sampler {
     return this.#draw
   }
 
+  /** @internal */
+  static is(value: unknown): value is Sampler {
+    return typeof value === 'object' && value !== null && #draw in value
+  }
+
   /** @internal The next draw. */
   next(): NativeSampler {
     return { ...this.#options, seed: this.seed, draw: this.#draw }
   }
 
-  /** @internal The draw was made. */
-  advance(): void {
-    this.#draw++
+  /** @internal A step uses it from now on. Throws HOGWILD_BUSY. */
+  acquire(): void {
+    if (this.#busy) {
+      throw new HogwildError('the sampler is in use by a step that has not ended', 'HOGWILD_BUSY')
+    }
+    this.#busy = true
+  }
+
+  /** @internal The step has ended. `drawn`: it made its draw. */
+  release(drawn: boolean): void {
+    this.#busy = false
+    if (drawn) this.#draw++
   }
 }
 

@@ -35,24 +35,45 @@ export async function runTask<T>(
   throwIfAborted(signal)
   const cancel = native.createCancel()
   const abort = () => native.cancel(cancel)
-  signal?.addEventListener('abort', abort)
+  const forget = onAbort(signal, abort)
   try {
     const task = start(cancel)
     for (const owner of owners) owner.track(task, abort)
     return await task
   } catch (error) {
     const isAbort = (error as { code?: unknown }).code === 'HOGWILD_ABORTED'
-    throw isAbort && signal?.aborted ? aborted(signal) : error
+    if (isAbort) throwIfAborted(signal)
+    throw error
   } finally {
-    signal?.removeEventListener('abort', abort)
+    forget()
   }
 }
 
 /** Throws HOGWILD_ABORTED with the signal's reason as `cause`. */
 export function throwIfAborted(signal: AbortSignal | undefined): void {
-  if (signal?.aborted) throw aborted(signal)
+  if (signal === undefined || !use(() => signal.aborted)) return
+  const cause = use(() => signal.reason)
+  throw new HogwildError('aborted by the signal', 'HOGWILD_ABORTED', { cause })
 }
 
-function aborted(signal: AbortSignal): HogwildError {
-  return new HogwildError('aborted by the signal', 'HOGWILD_ABORTED', { cause: signal.reason })
+/** Calls `abort` when the signal is aborted, until the function returned is called. */
+export function onAbort(signal: AbortSignal | undefined, abort: () => void): () => void {
+  if (signal === undefined) return () => {}
+  use(() => signal.addEventListener('abort', abort))
+  return () => {
+    try {
+      signal.removeEventListener('abort', abort)
+    } catch {
+      // A listener is left behind that does nothing any more.
+    }
+  }
+}
+
+// A signal may be anything with the right methods (see checkSignal), and these may throw.
+function use<T>(read: () => T): T {
+  try {
+    return read()
+  } catch (cause) {
+    throw new HogwildError('the signal cannot be used', 'HOGWILD_INVALID_ARGUMENT', { cause })
+  }
 }

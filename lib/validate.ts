@@ -1,22 +1,64 @@
 // Checks of values that come from outside: options, token ids, fields of model files. One message
 // form for all: "expected NAME to be WHAT, received VALUE".
+//
+// Whatever a caller passes (proxies, getters that throw, lengths that lie), a check throws HogwildError or
+// returns what it has checked. Objects and lists are copied while they are checked, each field read
+// once, so that nothing changes between the check and the use.
 
+import { types } from 'node:util'
 import { HogwildError, type HogwildErrorCode } from './errors'
 
 /** Longest piece of a received value that a message repeats, in characters. */
 const MAX_SHOWN = 60
 
-/** A received value, in short, for messages. */
-export function describe(value: unknown): string {
-  if (value === undefined || value === null) return String(value)
-  if (typeof value === 'bigint') return `${value}n`
-  if (typeof value === 'function') return `a function`
-  if (typeof value === 'string' || Array.isArray(value)) {
-    const text = JSON.stringify(value) ?? ''
-    return text.length > MAX_SHOWN ? `${text.slice(0, MAX_SHOWN)}…` : text
+/** Longest list that is read, in elements. */
+const MAX_LENGTH = 2 ** 24
+
+/** What `read` returns, or `otherwise` where it throws: messages about a value must not fail on it. */
+function attempt<T>(read: () => T, otherwise: T): T {
+  try {
+    return read()
+  } catch {
+    return otherwise
   }
-  if (typeof value === 'object') return `an object (${value.constructor?.name ?? 'no prototype'})`
-  return String(value)
+}
+
+function shorten(text: string): string {
+  return text.length > MAX_SHOWN ? `${text.slice(0, MAX_SHOWN)}…` : text
+}
+
+/** A value in words, for messages. Never throws, and never reads more of a value than it shows. */
+export function describe(value: unknown): string {
+  switch (typeof value) {
+    case 'string':
+      return shorten(JSON.stringify(value.slice(0, MAX_SHOWN + 1)))
+    case 'bigint':
+      return shorten(`${value}n`)
+    case 'function':
+      return 'a function'
+    case 'object':
+      if (value === null) return 'null'
+      return attempt(
+        () => (Array.isArray(value) ? describeArray(value) : describeObject(value)),
+        'an object',
+      )
+    default:
+      return String(value)
+  }
+}
+
+function describeArray(value: readonly unknown[]): string {
+  const shown: string[] = []
+  for (let i = 0; i < Math.min(value.length, MAX_SHOWN / 2); i++) {
+    const element = value[i]
+    shown.push(typeof element === 'object' && element !== null ? '…' : describe(element))
+  }
+  return shorten(`[${shown.join(',')}${value.length > shown.length ? ',…' : ''}]`)
+}
+
+function describeObject(value: object): string {
+  const { name } = value.constructor ?? { name: 'no prototype' }
+  return typeof name === 'string' ? `an object (${shorten(name)})` : 'an object'
 }
 
 /** The error for a value that is not what it should be. */
@@ -30,6 +72,16 @@ export function invalid(
     `expected ${name} to be ${expected}, received ${describe(received)}`,
     code,
   )
+}
+
+/** What `read` returns; where it throws (a getter, a proxy), HOGWILD_INVALID_ARGUMENT with that as `cause`. */
+function readable<T>(name: string, code: HogwildErrorCode | undefined, read: () => T): T {
+  try {
+    return read()
+  } catch (cause) {
+    if (cause instanceof HogwildError) throw cause
+    throw new HogwildError(`${name} cannot be read`, code ?? 'HOGWILD_INVALID_ARGUMENT', { cause })
+  }
 }
 
 /** An integer in [min, max]; max defaults to the largest safe integer. */
@@ -84,14 +136,19 @@ export function checkOneOf<const T extends string>(
   return value as T
 }
 
-/** Duck-typed, since realms have classes of their own. */
+/** Duck-typed, since realms have classes of their own. Use it through `onAbort` and `throwIfAborted`. */
 export function checkSignal(value: unknown, name: string): AbortSignal | undefined {
   if (value === undefined) return undefined
-  const signal = value as Partial<AbortSignal> | null
-  if (typeof signal?.aborted !== 'boolean' || typeof signal.addEventListener !== 'function') {
-    throw invalid(name, 'an AbortSignal', value)
-  }
-  return signal as AbortSignal
+  const isSignal = readable(name, undefined, () => {
+    const signal = value as Partial<AbortSignal> | null
+    return (
+      typeof signal?.aborted === 'boolean' &&
+      typeof signal.addEventListener === 'function' &&
+      typeof signal.removeEventListener === 'function'
+    )
+  })
+  if (!isSignal) throw invalid(name, 'an AbortSignal', value)
+  return value as AbortSignal
 }
 
 export function checkOptionalFunction<T>(value: T, name: string): T {
@@ -105,15 +162,16 @@ export function checkObject(
   name: string,
   code?: HogwildErrorCode,
 ): Record<string, unknown> {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+  const isArray = readable(name, code, () => Array.isArray(value))
+  if (typeof value !== 'object' || value === null || isArray) {
     throw invalid(name, 'an object', value, code)
   }
   return value as Record<string, unknown>
 }
 
 /**
- * An object of options, each of which is one of `keys`: a misspelt option is refused by its name instead of
- * being ignored. A list of keys that leaves one of T's out does not type-check: write it as
+ * A copy of an object of options, each of which is one of `keys`: a misspelt option is refused by its name
+ * instead of being ignored. A list of keys that leaves one of T's out does not type-check: write it as
  * `optionKeys<T>()({ a: true, b: true })`.
  */
 export function checkOptions<T extends object>(
@@ -121,16 +179,23 @@ export function checkOptions<T extends object>(
   name: string,
   keys: readonly (keyof T & string)[],
 ): T {
-  const unknown = Object.keys(checkObject(value, name)).find(
-    (key) => !(keys as readonly string[]).includes(key),
+  const options = checkObject(value, name)
+  const known: readonly string[] = keys
+  const unknown = readable(name, undefined, () =>
+    Object.keys(options).find((key) => !known.includes(key)),
   )
   if (unknown !== undefined) {
     throw new HogwildError(
-      `${name} has no "${unknown}"; it knows ${keys.join(', ')}`,
+      `${name} has no "${shorten(unknown)}"; it knows ${keys.join(', ')}`,
       'HOGWILD_INVALID_ARGUMENT',
     )
   }
-  return value
+  const copy: Record<string, unknown> = {}
+  for (const key of keys) {
+    const option = readable(`${name}.${key}`, undefined, () => options[key])
+    if (option !== undefined) copy[key] = option
+  }
+  return copy as T
 }
 
 /** The keys of T, complete by its type. */
@@ -140,38 +205,78 @@ export function optionKeys<T extends object>(): (
   return (keys) => Object.keys(keys) as (keyof T & string)[]
 }
 
+/**
+ * An object of one of this package's classes. `is` is the class's own test of a private field, which a
+ * proxy or an object with a borrowed prototype does not pass.
+ */
 export function checkInstance<T>(
   value: unknown,
   name: string,
-  type: abstract new (...args: never[]) => T,
+  type: { readonly name: string; is(value: unknown): value is T },
 ): T {
-  if (!(value instanceof type)) throw invalid(name, `a ${type.name}`, value)
+  if (!type.is(value)) throw invalid(name, `a ${type.name}`, value)
   return value
 }
 
+/** A copy of an array. */
 export function checkArray(value: unknown, name: string, code?: HogwildErrorCode): unknown[] {
-  if (!Array.isArray(value)) throw invalid(name, 'an array', value, code)
-  return value
+  return readable(name, code, () => {
+    if (!Array.isArray(value)) throw invalid(name, 'an array', value, code)
+    const list = value as unknown[]
+    return Array.from({ length: checkLength(list, name, code) }, (_, i) => list[i])
+  })
 }
 
-/** Copies token ids, each in [0, vocabSize). An array or a typed array of integers. */
+/** The length of anything that has elements. */
+function checkLength(list: ArrayLike<unknown>, name: string, code?: HogwildErrorCode): number {
+  return checkInteger(list.length, `${name}.length`, 0, MAX_LENGTH, code)
+}
+
+/** Copies token ids, each in [0, vocabSize). An array or a typed array of integers, at most 2^24 of them. */
 export function checkTokens(
-  value: ArrayLike<number>,
+  value: unknown,
   name: string,
   vocabSize: number,
   minLength = 0,
 ): Int32Array {
-  if (typeof value !== 'object' || value === null || !Number.isSafeInteger(value.length)) {
-    throw invalid(name, 'an array of token ids', value)
-  }
-  if (value.length < minLength) {
-    throw invalid(name, `at least ${minLength} token${minLength === 1 ? '' : 's'}`, 'none')
-  }
-  const tokens = new Int32Array(value.length)
-  for (let i = 0; i < tokens.length; i++) {
-    tokens[i] = checkInteger(value[i], `${name}[${i}]`, 0, vocabSize - 1)
-  }
-  return tokens
+  return readable(name, undefined, () => {
+    const list = value as ArrayLike<unknown>
+    if (typeof value !== 'object' || value === null || !Number.isSafeInteger(list.length)) {
+      throw invalid(name, 'an array of token ids', value)
+    }
+    const tokens = new Int32Array(checkLength(list, name))
+    if (tokens.length < minLength) {
+      throw invalid(name, `at least ${minLength} token${minLength === 1 ? '' : 's'}`, 'none')
+    }
+    for (let i = 0; i < tokens.length; i++) {
+      const token = list[i]
+      const known =
+        Number.isInteger(token) && (token as number) >= 0 && (token as number) < vocabSize
+      tokens[i] = known ? (token as number) : checkInteger(token, `${name}[${i}]`, 0, vocabSize - 1)
+    }
+    return tokens
+  })
+}
+
+/** Copies `length` numbers that `accept` takes; `expected` says in words what all of them are. */
+export function checkNumbers(
+  value: unknown,
+  name: string,
+  length: number,
+  expected: string,
+  accept: (value: number) => boolean,
+): number[] {
+  return readable(name, undefined, () => {
+    const list = value as ArrayLike<unknown>
+    if (typeof value !== 'object' || value === null || list.length !== length) {
+      throw invalid(name, expected, value)
+    }
+    return Array.from({ length }, (_, i) => {
+      const number = list[i]
+      if (typeof number !== 'number' || !accept(number)) throw invalid(name, expected, value)
+      return number
+    })
+  })
 }
 
 /** A Float32Array of `length` elements, from whichever realm. `shape` says what the length is made of. */
@@ -191,11 +296,11 @@ export function checkFloats(
   return value
 }
 
-/** Holds across realms (worker contexts, Jest), where `instanceof` does not. */
+/** Holds across realms (worker contexts, Jest), where `instanceof` does not; a proxy is none. */
 export function isFloat32Array(value: unknown): value is Float32Array {
-  return Object.prototype.toString.call(value) === '[object Float32Array]'
+  return types.isFloat32Array(value)
 }
 
 export function isFloat64Array(value: unknown): value is Float64Array {
-  return Object.prototype.toString.call(value) === '[object Float64Array]'
+  return types.isFloat64Array(value)
 }

@@ -25,6 +25,11 @@ export class Warnings {
     this.#handler = checkOptionalFunction(handler, name) ?? emit
   }
 
+  /** Those of another object, for which `handler` stands; where it is undefined, they go where these go. */
+  child(handler: WarningHandler | undefined): Warnings {
+    return new Warnings(handler ?? this.#handler)
+  }
+
   warn(code: Warning['code'], message: string): void {
     if (this.#told.has(code)) return
     this.#told.add(code)

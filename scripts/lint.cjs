@@ -35,7 +35,7 @@ if (!fix) run('tsc', 'tsc', ['--noEmit'])
 const figures = [path.join(__dirname, 'readme-figures.cjs'), ...(fix ? [] : ['--check'])]
 if (spawnSync(process.execPath, figures, { stdio: 'inherit' }).status !== 0) failed = true
 
-// An include points downwards only (see "How it is built" in the README).
+// An include points downwards only (docs/architecture.md, "Layers").
 const rules = [
   { forbidden: /#include\s*<(napi|node_api)[^>]*>/, allowed: /^native\/addon\// },
   {

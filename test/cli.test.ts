@@ -1,7 +1,7 @@
 // The command line as a user meets it: built, in a process of its own, without a terminal.
 
 import { spawn } from 'node:child_process'
-import { existsSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, openSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createColors } from 'picocolors'
 import { drawFrame } from '../lib/cli/demo/frame'
@@ -25,8 +25,15 @@ interface Result {
 }
 
 function hogwild(...args: string[]): Promise<Result> {
+  return hogwildIn({}, ...args)
+}
+
+function hogwildIn(environment: NodeJS.ProcessEnv, ...args: string[]): Promise<Result> {
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', 'pipe'] })
+    const child = spawn(process.execPath, [main, ...args], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      env: { ...process.env, ...environment },
+    })
     let stdout = ''
     let stderr = ''
     child.stdout.on('data', (chunk) => {
@@ -78,6 +85,23 @@ describe('usage', () => {
     [['run', 'a problem', '--model', '.', '--layout', 'star'], 'contiguous, interleaved, combined'],
     [['bench', '--workers', '1,,2'], 'Expected an integer of at least 1'],
     [['replay', '--model', '.'], "missing required argument 'script'"],
+    [['run', 'x', '--model', '.', '--top-p', '0'], 'Expected a number above 0, at most 1'],
+    [['run', 'x', '--model', '.', '--top-k', '0x10'], 'Expected an integer from 1'],
+    [['run', 'x', '--model', '.', '--seed', '1.5'], 'Expected an integer from 0'],
+    [['run', 'x', '--model', '.', '--temperature', '-1'], 'Expected a number of at least 0'],
+    [['run', 'x', '--model', '.', '--temperature', 'Infinity'], 'Expected a number of at least 0'],
+    [['run', 'x', '--model', '.', '--max-tokens', '0'], 'Expected an integer of at least 1'],
+    [['run', 'x', '--model', '.', '--capacity', '9e99'], 'Expected an integer from 1'],
+    [['run', 'x', '--model', '.', '--threads', '1025'], 'Expected an integer from 1 to 1024'],
+    [['run', 'x', '--model', '.', '--workers', '17'], 'Expected an integer from 1 to 16'],
+    [['run', 'x', '--model', '.', '--stop', ''], 'Expected a text that is not empty'],
+    [['run', 'x', '--model', ''], 'Expected a text that is not empty'],
+    [['run', '', '--model', '.'], 'Expected a text that is not empty'],
+    [['run', 'x', '--model', '.', '--dtype', 'f8'], 'Allowed choices are auto, f32'],
+    [['run', 'x', '--model', '.', '--temprature', '1'], "unknown option '--temprature'"],
+    [['replay', 's.json', '--model', '.', '--device', 'gpu'], 'Expected auto, cpu, cuda or cuda:N'],
+    [['replay', 's.json', '--model', '.', '--out', ''], 'Expected a text that is not empty'],
+    [['bench', '--workers', '2,2'], 'Expected each number once'],
     [['fly'], "unknown command 'fly'"],
     [[], 'Usage: hogwild'],
   ])('%j: exit code 2 and the reason', async (args, reason) => {
@@ -85,6 +109,52 @@ describe('usage', () => {
     expect(stderr).toContain(reason)
     expect(stdout).toBe('')
     expect(code).toBe(2)
+  })
+})
+
+describe('what goes wrong', () => {
+  test('arguments and paths with control characters do not steer the terminal', async () => {
+    const name = '\x1b]0;title\x07\u202e\x9b2Jx'
+    const results = await Promise.all([
+      hogwild(`--${name}`),
+      hogwild(name),
+      hogwild('demo', '--workers', name),
+      hogwild('demo', name),
+      hogwild('run', 'x', '--model', name),
+      hogwild('replay', name, '--model', name),
+    ])
+    for (const { code, stdout, stderr } of results) {
+      expect(stdout).toBe('')
+      expect(stderr).toContain('title')
+      expect(stderr).not.toMatch(/(?!\n)[\p{Cc}\p{Bidi_Control}]/u)
+      expect(code).toBeGreaterThan(0)
+    }
+  })
+
+  test('without the addon: help and usage errors, and one line for what needs it', async () => {
+    const run = (...args: string[]) => hogwildIn({ HOGWILD_PREBUILD: temporaryFolder() }, ...args)
+    expect(await run('run', '--help')).toMatchObject({ code: 0, stderr: '' })
+    expect(await run('demo', '--workers', '5')).toMatchObject({ code: 2, stdout: '' })
+    for (const args of [['doctor'], ['demo'], ['bench']]) {
+      const { code, stdout, stderr } = await run(...args)
+      expect(stderr).toMatch(/^hogwild: .*npm rebuild.*\[HOGWILD_UNSUPPORTED\]\n$/)
+      expect(stdout).toBe('')
+      expect(code).toBe(1)
+    }
+  })
+
+  const full = existsSync('/dev/full') ? test : test.skip
+  full('an output that takes no more: one line, exit code 1', async () => {
+    const output = openSync('/dev/full', 'w')
+    const child = spawn(process.execPath, [main, 'doctor'], { stdio: ['ignore', output, 'pipe'] })
+    closeSync(output)
+    let stderr = ''
+    child.stderr?.on('data', (chunk) => {
+      stderr += chunk
+    })
+    const code = await new Promise((resolve) => child.on('close', resolve))
+    expect(stderr).toMatch(/^hogwild: ENOSPC.*\n$/)
+    expect(code).toBe(1)
   })
 })
 

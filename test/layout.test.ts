@@ -1,4 +1,4 @@
-import { commitsTurns, type LayoutName, viewOf } from '../lib/layout'
+import { commitsTurns, type LayoutName, viewOf } from '../lib/workers/layout'
 import { codeOf } from './fixtures'
 
 const headers = ['a>', 'b>', 'c>']

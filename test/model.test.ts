@@ -34,8 +34,8 @@ import {
 } from './fixtures'
 import { argmax, type ReferenceModel, type RopeScaling } from './reference'
 
-// Logits have a standard deviation near 4. SEMANTICS asks for 1e-4 of float32 there, the oracle for
-// 2e-4; a wrong mask or position is off by more than 0.1.
+// Logits have a standard deviation near 4. docs/semantics.md asks for 2e-4 of float32 there, as
+// the oracle does; a wrong mask or position is off by more than 0.1.
 const tolerance = 2e-4
 
 const opened: { close(): unknown }[] = []

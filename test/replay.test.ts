@@ -1,9 +1,18 @@
 // Every scenario of the oracle through `replay`, and the ops that the oracle does not have.
 
-import { copyFileSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import {
+  copyFileSync,
+  readdirSync,
+  readFileSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
-import { HogwildError, loadModel } from '../lib'
-import { largest, tensorShapes } from '../lib/cli/replay'
+import { HogwildError, type HogwildErrorCode, loadModel } from '../lib'
+import { largest, replayScript, tensorShapes } from '../lib/cli/replay'
+import { replay } from '../lib/cli/replay/replay'
 import { parseScript, type ReplayOp } from '../lib/cli/replay/script'
 import { writeSafetensors } from '../lib/cli/replay/write-safetensors'
 import {
@@ -159,6 +168,76 @@ describe('scripts that are refused', () => {
     ],
     ['a fraction', { ops: [{ op: 'truncate', block: 'b', length: 1.5 }] }, /non-negative integer/],
     ['a negative id', { ops: [{ op: 'prefill', block: 'b', tokens: [-1] }] }, /token ids/],
+    ['a number for op', { ops: [{ op: 5 }] }, /op 0: expected "op" to be one of .*received 5/],
+    [
+      'an array for op',
+      { ops: [{ op: ['block'], name: 'b' }] },
+      /op 0: expected "op".*\["block"\]/,
+    ],
+    ['an array for an op', { ops: [['block']] }, /op 0: expected "op"/],
+    ['a text for an op', { ops: ['block'] }, /op 0: expected "op"/],
+    [
+      'an unknown field',
+      { ops: [{ ...block, nmae: 'b' }] },
+      /op 0 \(block\): unknown field "nmae"; known: op, name$/,
+    ],
+    [
+      "another op's field",
+      { ops: [{ op: 'clear', block: 'b', length: 0 }] },
+      /op 0 \(clear\): unknown field "length"/,
+    ],
+    [
+      'a field named like a prototype',
+      JSON.parse('{"ops":[{"op":"block","name":"b","__proto__":1}]}'),
+      /unknown field "__proto__"/,
+    ],
+    [
+      'a field that only the prototype has',
+      { ops: [Object.assign(Object.create({ name: 'b' }), { op: 'block' })] },
+      /op 0 \(block\): expected name .*received nothing/,
+    ],
+    ['an empty name', { ops: [{ op: 'block', name: '' }] }, /op 0 \(block\): expected name/],
+    ['a number for a name', { ops: [{ op: 'block', name: 1 }] }, /expected name .*received 1$/],
+    ['null for a name', { ops: [{ op: 'block', name: null }] }, /expected name .*received null$/],
+    [
+      'an empty view',
+      { ops: [{ op: 'worker', name: 'A', view: [] }] },
+      /op 0 \(worker\): expected view to be a non-empty array of names/,
+    ],
+    [
+      'null for write_to',
+      { ops: [{ op: 'worker', name: 'A', view: ['b'], write_to: null }] },
+      /expected write_to/,
+    ],
+    ['no tokens', { ops: [{ op: 'prefill', block: 'b', tokens: [] }] }, /expected tokens/],
+    [
+      'a text for tokens',
+      { ops: [{ op: 'prefill', block: 'b', tokens: '12' }] },
+      /expected tokens/,
+    ],
+    ['a step of nobody', { ops: [{ op: 'step', workers: [], inputs: [] }] }, /expected workers/],
+    [
+      'a worker without tokens',
+      { ops: [{ op: 'step', workers: ['A', 'B'], inputs: [[1], []] }] },
+      /op 0 \(step\): expected inputs/,
+    ],
+    [
+      'a text for a boolean',
+      { ops: [{ op: 'append_from', target: 'b', source: 'c', clear_source: 'false' }] },
+      /expected clear_source to be a boolean/,
+    ],
+    ['a huge number', { ops: [{ op: 'truncate', block: 'b', length: 1e300 }] }, /expected length/],
+    ['infinity', { ops: [{ op: 'insert', target: 'b', at: 1 / 0, source: 'c' }] }, /expected at/],
+    [
+      'a negative number',
+      { ops: [{ op: 'forget', block: 'b', begin: 0, end: -1 }] },
+      /expected end to be a non-negative integer, received -1/,
+    ],
+    [
+      'a value of megabytes, cut in the message',
+      { ops: [{ op: 'block', name: ['x'.repeat(1e6)] }] },
+      /^.{1,200}$/,
+    ],
     [
       'inputs for fewer workers',
       { ops: [{ op: 'step', workers: ['A', 'B'], inputs: [[1]] }] },
@@ -174,7 +253,108 @@ describe('scripts that are refused', () => {
     }
   })
 
-  const inTheRun: [string, unknown[], RegExp][] = [
+  const blocks = [block, { op: 'block', name: 'c' }]
+  const filled = [...blocks, { op: 'prefill', block: 'b', tokens: [1, 2, 3] }]
+  const inTheRun: [string, unknown[], RegExp, HogwildErrorCode?][] = [
+    [
+      'a block appended to itself',
+      [...filled, { op: 'append_from', target: 'b', source: 'b' }],
+      /op 3 \(append_from\): expected source to be another block than target, received "b"/,
+    ],
+    [
+      'a block inserted into itself',
+      [...filled, { op: 'insert', target: 'b', at: 0, source: 'b' }],
+      /op 3 \(insert\): expected source/,
+    ],
+    [
+      'an unknown source',
+      [...blocks, { op: 'append_from', target: 'b', source: 'd' }],
+      /op 2 \(append_from\): unknown block "d" in source; defined: "b", "c"/,
+    ],
+    [
+      'an unknown block in a view',
+      [...blocks, { op: 'worker', name: 'A', view: ['b', 'd'] }],
+      /op 2 \(worker\): unknown block "d" in view\[1\]/,
+    ],
+    [
+      'a block in a view before it is there',
+      [block, { op: 'worker', name: 'A', view: ['c'] }, { op: 'block', name: 'c' }],
+      /op 1 \(worker\): unknown block "c"/,
+    ],
+    [
+      'a target outside of the view',
+      [...blocks, { op: 'worker', name: 'A', view: ['b'], write_to: 'c' }],
+      /op 2 \(worker\): expected write_to to be one of the blocks of the view, received "c"/,
+    ],
+    [
+      'a fork of nothing',
+      [block, { op: 'fork', block: 'c', name: 'd' }],
+      /op 1 \(fork\): unknown block "c" in block/,
+    ],
+    [
+      'a fork under a name that is taken',
+      [...blocks, { op: 'fork', block: 'b', name: 'c' }],
+      /op 2 \(fork\): there is a block "c" already \(field "name"\)/,
+    ],
+    [
+      'a worker twice in a step',
+      [
+        block,
+        { op: 'worker', name: 'A', view: ['b'] },
+        { op: 'step', workers: ['A', 'A'], inputs: [[1], [2]] },
+      ],
+      /op 2 \(step\): worker "A" stands twice in workers/,
+    ],
+    [
+      'two writers of one block',
+      [
+        block,
+        { op: 'worker', name: 'A', view: ['b'] },
+        { op: 'worker', name: 'B', view: ['b'] },
+        { op: 'step', workers: ['A', 'B'], inputs: [[1], [2]] },
+      ],
+      /op 3 \(step\): "A" and "B" in workers write to the same block, "b"/,
+      'HOGWILD_WRITE_CONFLICT',
+    ],
+    [
+      'a token out of range, late',
+      [
+        ...filled,
+        { op: 'worker', name: 'A', view: ['b'] },
+        { op: 'step', workers: ['A'], inputs: [[1, 53]] },
+      ],
+      /op 4 \(step\): expected inputs\[0\]\[1\] to be a token id in \[0, 52\], received 53/,
+    ],
+    [
+      'a range that ends before it begins',
+      [...filled, { op: 'forget', block: 'b', begin: 2, end: 1 }],
+      /op 3 \(forget\): expected begin to be an integer in \[0, 1\]/,
+    ],
+    [
+      'a length that an earlier op has taken away',
+      [...filled, { op: 'clear', block: 'b' }, { op: 'truncate', block: 'b', length: 3 }],
+      /op 4 \(truncate\): expected length to be an integer in \[0, 0\] for block "b", received 3/,
+    ],
+    [
+      'blocks that double without end',
+      [
+        ...filled,
+        ...Array.from({ length: 80 }, (_, i) =>
+          i % 2
+            ? { op: 'append_from', target: 'b', source: 'c' }
+            : { op: 'append_from', target: 'c', source: 'b' },
+        ),
+      ],
+      /op \d+ \(append_from\): expected all blocks together to hold at most \d+ tokens/,
+    ],
+    [
+      'many names, of which the message lists some',
+      [
+        ...Array.from({ length: 1000 }, (_, i) => ({ op: 'block', name: `block ${i}` })),
+        { op: 'clear', block: 'c' },
+      ],
+      /op 1000 \(clear\): unknown block "c" in block; .*"block 9" and 990 more$/,
+    ],
     ['an unknown block', [block, { op: 'clear', block: 'c' }], /op 1 \(clear\): unknown block "c"/],
     [
       'an unknown worker',
@@ -195,12 +375,163 @@ describe('scripts that are refused', () => {
     ],
     ['a wrong range', [block, { op: 'forget', block: 'b', begin: 0, end: 1 }], /op 1 \(forget\)/],
   ]
-  test.each(inTheRun)('%s, with the index of the op', async (_, ops, message) => {
+  const rows = inTheRun.map(
+    ([what, ops, message, code = 'HOGWILD_INVALID_ARGUMENT']) =>
+      [what, ops, message, code] as const,
+  )
+  test.each(rows)('%s, with the index of the op', async (_, ops, message, code) => {
     const model = await loadModel(writeModel(), { device: 'cpu' })
+    const step = jest.spyOn(model, 'step')
     const run = () => results(model, parseScript({ ops }))
     await expect(run()).rejects.toThrow(message)
-    expect(await codeOf(run)).toBe('HOGWILD_INVALID_ARGUMENT')
+    expect(await codeOf(run)).toBe(code)
+    // Known before the first op.
+    expect(step).not.toHaveBeenCalled()
     await model.close()
+  })
+
+  test('what runs out in the run names the op', async () => {
+    const model = await loadModel(writeModel(), { device: 'cpu' })
+    const tokens = Array.from({ length: 65 }, (_, i) => i % 53)
+    const run = async () => {
+      for await (const _ of replay(
+        model,
+        parseScript({ ops: [block, { op: 'prefill', block: 'b', tokens }] }),
+        64,
+      ));
+    }
+    await expect(run()).rejects.toThrow(/^op 1 \(prefill\): /)
+    expect(await codeOf(run)).toBe('HOGWILD_OUT_OF_PAGES')
+    await model.close()
+  })
+})
+
+describe('what a script can need fits into the cache made for it', () => {
+  test('many compactions, forks and cuts', async () => {
+    const model = await loadModel(writeModel(), { device: 'cpu' })
+    const random = new Random(3)
+    for (let round = 0; round < 20; round++) {
+      const ops: unknown[] = [
+        { op: 'block', name: 'b0' },
+        { op: 'prefill', block: 'b0', tokens: random.tokens(150, 53) },
+      ]
+      for (let i = 1; i < 12; i++) {
+        const other = `b${random.int(0, i - 1)}`
+        ops.push({ op: 'fork', block: other, name: `b${i}` })
+        ops.push({ op: 'prefill', block: `b${i}`, tokens: random.tokens(random.int(1, 70), 53) })
+        ops.push({ op: 'insert', target: other, at: random.int(0, 100), source: `b${i}` })
+        ops.push({ op: 'forget', block: other, begin: random.int(0, 40), end: random.int(40, 90) })
+        ops.push({ op: 'compact', block: random.int(0, 1) ? other : `b${i}` })
+      }
+      await results(model, parseScript({ ops }))
+    }
+    await model.close()
+  })
+
+  test('an empty script', async () => {
+    const model = await loadModel(writeModel(), { device: 'cpu' })
+    expect(await results(model, parseScript({ ops: [] }))).toEqual([])
+    await model.close()
+  })
+})
+
+describe('the command, before the first op', () => {
+  const ops = [
+    { op: 'block', name: 'b' },
+    { op: 'prefill', block: 'b', tokens: [1, 2] },
+  ]
+  let model: string
+  let folder: string
+  let script: string
+  let output: string[]
+
+  beforeEach(() => {
+    model = writeModel()
+    folder = temporaryFolder()
+    script = join(folder, 'script.json')
+    writeFileSync(script, JSON.stringify({ ops }))
+    output = []
+    jest.spyOn(process.stdout, 'write').mockImplementation((text) => {
+      output.push(String(text))
+      return true
+    })
+  })
+  afterEach(() => {
+    jest.restoreAllMocks()
+  })
+
+  const run = (path: string, out?: string) =>
+    replayScript(path, { model, device: 'cpu', dtype: 'auto', ...(out !== undefined && { out }) })
+
+  async function refused(promise: Promise<void>, reason: RegExp): Promise<void> {
+    const error: HogwildError = await promise.then(
+      () => new Error('it ran'),
+      (error) => error,
+    )
+    expect(error.message).toMatch(reason)
+    expect(error.code).toBe('HOGWILD_INVALID_ARGUMENT')
+    expect(output).toEqual([])
+  }
+
+  test('--out: a file that is there is replaced, through a link', async () => {
+    const out = join(folder, 'logits.safetensors')
+    writeFileSync(out, 'before')
+    symlinkSync(out, join(folder, 'link'))
+    await run(script, join(folder, 'link'))
+    expect(output).toHaveLength(1)
+    expect([...readSafetensors(out).keys()]).toEqual(['001'])
+    expect(readdirSync(folder).sort()).toEqual(['link', 'logits.safetensors', 'script.json'])
+  })
+
+  const outs: [string, () => string, RegExp][] = [
+    ['in a folder that is not there', () => join(folder, 'no', 'x'), /--out .*ENOENT/],
+    ['in a file', () => join(script, 'x'), /--out .*(ENOTDIR|is no folder)/],
+    ['a folder', () => folder, /--out .* no regular file/],
+    ['a folder by its name', () => join(folder, 'x/'), /--out .*received a folder/],
+    ['a device', () => '/dev/null', /--out .* no regular file/],
+    ['a pipe', () => pipe(), /--out .* no regular file/],
+    ['the script', () => script, /--out .* is the script/],
+    ['the weights', () => join(model, 'model.safetensors'), /--out .*the model's folder/],
+    ['a name that is too long', () => join(folder, 'x'.repeat(300)), /--out .*ENAMETOOLONG/],
+    ['a NUL in the name', () => join(folder, 'a\0b'), /--out .*null bytes/],
+  ]
+  const pipe = () => {
+    const path = join(folder, 'pipe')
+    execFileSync('mkfifo', [path])
+    return path
+  }
+  test.each(outs)('--out: %s', async (_, out, reason) => {
+    const before = readFileSync(join(model, 'model.safetensors'))
+    await refused(run(script, out()), reason)
+    expect(readFileSync(join(model, 'model.safetensors')).equals(before)).toBe(true)
+    expect(readdirSync(folder).filter((name) => name !== 'pipe')).toEqual(['script.json'])
+  })
+
+  test('--out is looked at before the model is', async () => {
+    const options = { model: folder, device: 'cpu', dtype: 'auto', out: folder } as const
+    await refused(replayScript(script, options), /--out/)
+  })
+
+  const scripts: [string, () => string, RegExp][] = [
+    ['that is not there', () => join(folder, 'no.json'), /expected a JSON file.*ENOENT/],
+    ['that is a folder', () => folder, /expected a JSON file.*regular file/],
+    ['that is a pipe', () => pipe(), /expected a JSON file.*regular file/],
+    ['that is a device without end', () => '/dev/zero', /expected a JSON file.*regular file/],
+    ['of 65 MB', () => written(65 * 2 ** 20), /expected a JSON file.*bytes/],
+    ['that is nested deeply', () => written('['.repeat(1e6)), /expected a JSON file.*nested/],
+    ['that is no JSON', () => written('{"ops": [}'), /expected a JSON file.*not JSON/],
+    ['that is no UTF-8', () => written(Buffer.of(0x22, 0xff, 0x22)), /expected a JSON file.*UTF-8/],
+    ['that is a number', () => written('5'), /expected a script/],
+    ['with Python numbers', () => written('{"ops": [{"op": NaN}]}'), /op 0: expected "op"/],
+  ]
+  const written = (content: string | Buffer | number) => {
+    const path = join(folder, 'other.json')
+    writeFileSync(path, typeof content === 'number' ? '' : content)
+    if (typeof content === 'number') truncateSync(path, content)
+    return path
+  }
+  test.each(scripts)('a script %s', async (_, path, reason) => {
+    await refused(run(path()), reason)
   })
 })
 
@@ -246,7 +577,7 @@ describe('what is printed and written', () => {
     const path = join(folder, 'logits.safetensors')
     writeFileSync(path, 'what was there')
     async function* rows(): AsyncGenerator<Float32Array> {
-      yield new Float32Array(3)
+      yield await Promise.resolve(new Float32Array(3))
       throw new HogwildError('no more', 'HOGWILD_OUT_OF_PAGES')
     }
     const write = () => writeSafetensors(path, [{ name: '000', shape: [2, 3] }], rows())

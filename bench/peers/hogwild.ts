@@ -81,4 +81,4 @@ async function main(): Promise<void> {
   process.stdout.write(JSON.stringify(result))
 }
 
-main()
+void main()

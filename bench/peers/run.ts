@@ -138,36 +138,29 @@ interface Run {
   peak_memory_mb: Spread
 }
 
+function stepSeconds(sample: Sample): number {
+  return sample.decodeSeconds / generate
+}
+
+function summary(engine: Engine, workers: number, samples: readonly Sample[]): Run {
+  const over = (figure: (sample: Sample) => number, digits: number) =>
+    spread(samples.map(figure), digits)
+  return {
+    engine,
+    workers,
+    prefill_tokens_per_s: over((sample) => promptLength / sample.prefillSeconds, 1),
+    decode_tokens_per_s: over((sample) => workers / stepSeconds(sample), 1),
+    step_ms: over((sample) => stepSeconds(sample) * 1e3, 2),
+    peak_memory_mb: over((sample) => sample.peakBytes / 1e6, 0),
+  }
+}
+
 function evaluate(samples: readonly Sample[]) {
   const of = (engine: Engine, workers: number) =>
     samples.filter((sample) => sample.engine === engine && sample.workers === workers)
-  const stepSeconds = (sample: Sample) => sample.decodeSeconds / generate
   const runs = engines.flatMap((engine) =>
-    counts.map((workers): Run => {
-      const own = of(engine, workers)
-      return {
-        engine,
-        workers,
-        prefill_tokens_per_s: spread(
-          own.map((sample) => promptLength / sample.prefillSeconds),
-          1,
-        ),
-        decode_tokens_per_s: spread(
-          own.map((sample) => workers / stepSeconds(sample)),
-          1,
-        ),
-        step_ms: spread(
-          own.map((sample) => stepSeconds(sample) * 1e3),
-          2,
-        ),
-        peak_memory_mb: spread(
-          own.map((sample) => sample.peakBytes / 1e6),
-          0,
-        ),
-      }
-    }),
+    counts.map((workers) => summary(engine, workers, of(engine, workers))),
   )
-
   const decode = (engine: Engine, workers: number) =>
     median(of(engine, workers).map((sample) => workers / stepSeconds(sample)))
   const prefill = (engine: Engine) =>
@@ -275,4 +268,4 @@ function print(runs: readonly Run[]): void {
   for (const line of formatTable(header, rows)) process.stdout.write(`${line}\n`)
 }
 
-main()
+void main()

@@ -3,7 +3,6 @@
 import { cpus } from 'node:os'
 import { parseDevice } from '../device-name'
 import {
-  type Block,
   createDevice,
   type Device,
   type DeviceName,
@@ -11,11 +10,13 @@ import {
   loadModel,
   type Model,
   type OpProfile,
+  viewOf,
 } from '../index'
 import { escapeUnsafe } from '../printable'
 import { writeRandomLlama } from './bench/random-llama'
 import { median } from './median'
 import { packageVersion } from './package'
+import { pageSizeOf } from './page-size'
 import { formatTable } from './table'
 import { print, printJson } from './terminal'
 
@@ -29,6 +30,7 @@ export interface BenchOptions {
   dtype: 'auto' | Dtype
   threads?: number
   profile?: boolean
+  ignoreField?: string[]
   json?: boolean
 }
 
@@ -68,7 +70,6 @@ interface OpShare {
   read_share: number
 }
 
-const PAGE_TOKENS = 64
 /** Larger than the caches of processors, about the size of the random model. */
 const BANDWIDTH_BUFFER = 256 * 2 ** 20
 const RANDOM_MODEL = 'random Llama of 135 M parameters'
@@ -76,14 +77,14 @@ const RANDOM_MODEL = 'random Llama of 135 M parameters'
 export async function bench(options: BenchOptions): Promise<void> {
   const random = options.model === undefined ? await writeRandomLlama() : undefined
   try {
-    const { threads, dtype } = options
+    const { threads, dtype, ignoreField: ignoreFields } = options
     using device = createDevice({
       ...parseDevice(options.device),
       threads,
       profile: options.profile,
     })
     const folder = options.model ?? (random?.folder as string)
-    const model = await loadModel(folder, { device, dtype })
+    const model = await loadModel(folder, { device, dtype, ignoreFields })
     try {
       const report = await measure(model, device, options)
       if (options.json) printJson(report)
@@ -184,10 +185,9 @@ async function generateTogether(
   steps: number,
   profile = false,
 ): Promise<Sample> {
-  // Every worker's block may end in a page that is partly empty.
-  const cache = model.createCache({
-    capacity: promptLength + count * steps + (count + 1) * PAGE_TOKENS,
-  })
+  // Every block may end in a page that is partly empty.
+  const partPages = (count + 1) * (await pageSizeOf(model))
+  const cache = model.createCache({ capacity: promptLength + count * steps + partPages })
   try {
     const prompt = cache.createBlock()
     const blocks = Array.from({ length: count }, () => cache.createBlock())
@@ -196,8 +196,8 @@ async function generateTogether(
     const begin = performance.now()
     await model.prefill(prompt, tokens)
     const prefillSeconds = (performance.now() - begin) / 1e3
-    // The contiguous layout: each sees the prompt, the others, itself.
-    const views = blocks.map((own) => [prompt, ...others(blocks, own), own])
+    const layout = { common: prompt, workers: blocks.map((own) => ({ own })) }
+    const views = blocks.map((_, worker) => viewOf('contiguous', layout, worker))
     let last = blocks.map((_, worker) => worker % vocabSize)
     const stepSeconds: number[] = []
     if (profile) model.device.takeProfile()
@@ -215,10 +215,6 @@ async function generateTogether(
   } finally {
     await cache.close()
   }
-}
-
-function others(blocks: readonly Block[], own: Block): Block[] {
-  return blocks.filter((block) => block !== own)
 }
 
 function printReport(report: Report): void {

@@ -5,9 +5,9 @@
 
 import { Command, CommanderError, Option } from 'commander'
 import { DTYPES } from '../formats'
-import { LAYOUT_NAMES } from '../layout'
 import { DEFAULT_CAPACITY, MAX_CAPACITY, MAX_THREADS } from '../limits'
 import { escapeUnsafe, printable } from '../printable'
+import { LAYOUT_NAMES } from '../workers/layout'
 import { WORKER_NAMES as DEMO_WORKERS, MAX_LETTERS, MAX_WORDS } from './demo/task'
 import { deviceName, integer, integers, number, probability, text, texts } from './options'
 import { packageVersion } from './package'
@@ -36,8 +36,12 @@ const json = () => new Option('--json', 'print figures as JSON')
 
 const model = (files: string) =>
   new Option('--model <folder>', `Hugging Face folder: ${files}`).argParser(text)
+const ignoreField = () =>
+  new Option(
+    '--ignore-field <name>',
+    'load the model as if this field of its config.json were not there; may be repeated',
+  ).argParser(texts)
 
-const MAX_BENCH_WORKERS = 1024
 const SENTENCE = 'many hands make light work when they see at once what is done already'
 
 const program = new Command('hogwild')
@@ -80,6 +84,7 @@ program
   .description('workers solve a problem together, on a model of your own')
   .argument('<prompt>', 'the problem', text)
   .addOption(model('config.json, safetensors, tokenizer.json').makeOptionMandatory())
+  .addOption(ignoreField())
   .addOption(
     new Option('--workers <n>', 'how many').argParser(integer(1, RUN_WORKERS.length)).default(2),
   )
@@ -114,12 +119,6 @@ program
       texts,
     ),
   )
-  .addOption(
-    new Option(
-      '--ignore-field <name>',
-      'a field of config.json that this package does not know: go on without it; may be repeated',
-    ).argParser(texts),
-  )
   .addOption(new Option('--json', 'print every event as a line of JSON'))
   .action(async (prompt, options) => {
     const { run } = await import('./run.js')
@@ -131,6 +130,7 @@ program
   .description('run a scripted experiment (docs/replay.md); a line of JSON per prefill and step')
   .argument('<script>', 'JSON file with the ops', text)
   .addOption(model('config.json, safetensors').makeOptionMandatory())
+  .addOption(ignoreField())
   .addOption(new Option('--out <file>', 'write the logits as safetensors').argParser(text))
   .addOption(device())
   .addOption(dtype())
@@ -147,9 +147,10 @@ program
     'measure prefill and decoding; without --model on a random Llama of 135 M parameters',
   )
   .addOption(model('config.json, safetensors'))
+  .addOption(ignoreField())
   .addOption(
     new Option('--workers <list>', 'numbers of workers')
-      .argParser(integers(1, MAX_BENCH_WORKERS))
+      .argParser(integers(1))
       .default([1, 2, 4], '1,2,4'),
   )
   .addOption(
@@ -225,4 +226,4 @@ function report(line: string): void {
   process.stderr.write(`hogwild: ${escapeUnsafe(line)}\n`)
 }
 
-main()
+void main()

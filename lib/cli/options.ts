@@ -32,7 +32,7 @@ export function probability(text: string): number {
 }
 
 /** Integers between commas, each once. */
-export function integers(least: number, most: number): (text: string) => number[] {
+export function integers(least: number, most?: number): (text: string) => number[] {
   return (text) => {
     const values = text.split(',').map(integer(least, most))
     if (new Set(values).size < values.length) {

@@ -1,8 +1,10 @@
 // `hogwild replay`: runs the script of an experiment (docs/replay.md) and prints the logits' largest.
 
-import { readFile } from 'node:fs/promises'
 import { HogwildError } from '../errors'
 import { type DeviceName, type Dtype, loadModel } from '../index'
+import { readJson } from '../sources/files'
+import { checkOutput } from './replay/output'
+import { rehearse } from './replay/rehearsal'
 import { type ReplayResult, replay } from './replay/replay'
 import { parseScript, type ReplayOp } from './replay/script'
 import { type TensorShape, writeSafetensors } from './replay/write-safetensors'
@@ -15,32 +17,37 @@ export interface ReplayOptions {
   threads?: number
   capacity?: number
   out?: string
+  ignoreField?: string[]
 }
 
 const TOP = 8
+const MAX_SCRIPT_BYTES = 64 * 2 ** 20
 
 export async function replayScript(path: string, options: ReplayOptions): Promise<void> {
-  const ops = parseScript(await readJson(path))
-  const { device, dtype, threads, capacity } = options
-  const model = await loadModel(options.model, { device, dtype, ...(threads && { threads }) })
+  const ops = parseScript(await readScript(path))
+  // Once more, with the vocabulary, when the model is there: most mistakes need not wait for it.
+  rehearse(ops)
+  const { device, dtype, threads, capacity, model: folder, ignoreField: ignoreFields } = options
+  const out =
+    options.out === undefined
+      ? undefined
+      : await checkOutput(options.out, { script: path, model: folder })
+  const model = await loadModel(folder, { device, dtype, threads, ignoreFields })
   try {
-    const results = replay(model, ops, capacity)
-    const logits = printed(results)
-    if (options.out) {
-      await writeSafetensors(options.out, tensorShapes(ops, model.config.vocabSize), logits)
-    } else {
-      for await (const _ of logits);
-    }
+    const logits = printed(replay(model, ops, capacity))
+    if (out === undefined) for await (const _ of logits);
+    else await writeSafetensors(out, tensorShapes(ops, model.config.vocabSize), logits)
   } finally {
     await model.close()
   }
 }
 
-async function readJson(path: string): Promise<unknown> {
+async function readScript(path: string): Promise<unknown> {
   try {
-    return JSON.parse(await readFile(path, 'utf8'))
+    return await readJson(path, { maxBytes: MAX_SCRIPT_BYTES })
   } catch (cause) {
-    const message = `expected a JSON file, received "${path}": ${(cause as Error).message}`
+    // The reader speaks of models.
+    const message = `expected a JSON file with a script: ${(cause as Error).message}`
     throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT', { cause })
   }
 }

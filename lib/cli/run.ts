@@ -37,6 +37,8 @@ export interface RunCommandOptions {
   dtype: 'auto' | Dtype
   threads?: number
   capacity?: number
+  stop?: string[]
+  ignoreField?: string[]
   json?: boolean
 }
 
@@ -56,7 +58,8 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
     device,
     dtype,
     onProgress,
-    ...(threads && { threads }),
+    threads,
+    ignoreFields: options.ignoreField,
   })
   try {
     await using session = runWorkers({
@@ -72,20 +75,21 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
       layout,
       share,
       ...(layout === 'combined' && { sharedHeader: encode(OTHERS_HEADING) }),
-      stopTokens: tokenizer.eosTokenIds,
       ...(layout !== 'contiguous' && {
         // A paragraph ends with a blank line, in one token or in two.
         turnEnds: (ids: readonly number[]) => /\n\s*\n$/.test(tokenizer.decode(ids.slice(-2))),
         turnHeader: (name: string, turn: number) => encode(turnOpening(name, turn + 1)),
       }),
+      stop: options.stop,
       maxTokens,
-      ...(capacity && { capacity }),
+      capacity,
     })
     const printer = new LinePrinter(names)
     for await (const event of session) {
       if (options.json) printJson(event)
       else if (event.type === 'token') printer.write(event.worker, event.text)
       else if (event.type === 'stop') {
+        printer.write(event.worker, event.text ?? '')
         printer.flush(event.worker)
         printer.remark(event.worker, `stopped: ${event.reason}`)
       } else if (event.type === 'end') {

@@ -121,7 +121,7 @@ export class Fields {
   #wayOut(fields: readonly string[]): string {
     const list = fields.map((field) => describe(this.#path + field)).join(', ')
     const field = fields.length > 1 ? 'fields' : 'field'
-    return `to load the model without the ${field}: ignoreFields: [${list}]`
+    return `to load the model without the ${field}: ignoreFields: [${list}], on the command line --ignore-field`
   }
 
   count(field: string, fallback?: number): number {

@@ -120,7 +120,7 @@ export class RegularFile {
 export async function readBytes(path: string, options: ReadOptions = {}): Promise<Buffer> {
   const { maxBytes = MAX_BYTES.config, signal } = options
   throwIfAborted(signal)
-  return withFile(path, (file) => {
+  return await withFile(path, (file) => {
     if (file.size > maxBytes) {
       throw damaged(path, `has ${file.size} bytes; at most ${maxBytes} are read`)
     }

@@ -3,7 +3,8 @@
 
 import { HogwildError } from '../errors'
 import type { ModelConfig } from '../families'
-import type { Dtype, NativeTensor } from '../native'
+import type { Dtype } from '../formats'
+import type { NativeTensor } from '../native'
 import { describe } from '../validate'
 import type { Warnings } from '../warnings'
 import { type ConfigOptions, readConfig } from './huggingface-config'

@@ -107,7 +107,7 @@ export async function readHeader(
   path: string,
   options: { signal?: AbortSignal | undefined } = {},
 ): Promise<Map<string, TensorEntry>> {
-  return withFile(path, async (file) => {
+  return await withFile(path, async (file) => {
     const header = await readHeaderText(file, options.signal)
     const dataStart = 8 + header.bytes
     return parseHeader(header.text, path, dataStart, file.size - dataStart)

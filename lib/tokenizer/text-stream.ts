@@ -29,6 +29,15 @@ export class TextStream {
     return text.slice(given.length)
   }
 
+  /** The text of tokens that wait for the rest of a character which does not come. */
+  end(): string {
+    const given = this.#decode(this.#context)
+    const text = this.#decode([...this.#context, ...this.#waiting])
+    this.#context = this.#waiting
+    this.#waiting = []
+    return text.slice(given.length)
+  }
+
   #decode(ids: readonly number[]): string {
     return this.#tokenizer.decode(ids, { skipSpecialTokens: true })
   }

@@ -132,6 +132,11 @@ export class Tokenizer {
     })
   }
 
+  /** @internal */
+  static is(value: unknown): value is Tokenizer {
+    return typeof value === 'object' && value !== null && #tokenizer in value
+  }
+
   /** The id of one token of the vocabulary, or undefined. */
   tokenId(token: string): number | undefined {
     return this.#tokenizer.token_to_id(token)

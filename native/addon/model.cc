@@ -165,6 +165,7 @@ class StepTask : public PromiseTask {
       auto worker = results.Get(i).As<Napi::Object>();
       worker.Set("token", output_.workers[i].token);
       worker.Set("logprob", workers_[i].logprob ? output_.workers[i].logprob : std::nanf(""));
+      worker.Set("seconds", seconds());
     }
     return results;
   }

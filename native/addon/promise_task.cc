@@ -1,5 +1,6 @@
 #include "addon/promise_task.h"
 
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -13,12 +14,14 @@ namespace hogwild::addon {
 void PromiseTask::keep(Napi::Object value) { kept_ = Napi::Persistent(value); }
 
 void PromiseTask::run() noexcept {
+  const auto begin = std::chrono::steady_clock::now();
   try {
     if (*cancelled_) throw Error(code::kAborted, "aborted before it began");
     execute(*cancelled_);
   } catch (...) {
     failure_ = current_failure();
   }
+  seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 void PromiseTask::settle(Napi::Env env) {

@@ -36,6 +36,9 @@ class PromiseTask {
   // it is time that the event loop loses.
   virtual Napi::Value result(Napi::Env env) = 0;
 
+  // What `execute` took, the wait for its turn left out. Known in `result`.
+  double seconds() const { return seconds_; }
+
   // Keeps `value` alive until the promise is settled. Arrays that nobody else can reach are memory that
   // `execute` may fill: results need no copy on the JavaScript thread.
   void keep(Napi::Object value);
@@ -52,6 +55,7 @@ class PromiseTask {
   Napi::ObjectReference kept_;
   CancelFlag cancelled_ = std::make_shared<std::atomic<bool>>(false);
   Failure failure_;
+  double seconds_ = 0;
 };
 
 // Used on the JavaScript thread only. An idle runner keeps no process alive. At the end of the

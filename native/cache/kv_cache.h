@@ -90,7 +90,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   std::atomic<bool> leased_ = false;
 };
 
-// An ordered list of tokens with one writer (SEMANTICS, "Objects"): segment after segment. Every operation
+// An ordered list of tokens with one writer (docs/semantics.md, "Blocks"): segment after segment. Every operation
 // either takes place as a whole or throws and changes nothing. Blocks of different caches never mix
 // (kInvalidArgument). Token ids are kept beside the keys; -1 where the caller gave none.
 class CacheBlock {

@@ -11,7 +11,7 @@ namespace hogwild {
 
 struct RopeSpec {
   std::vector<double> inverse_frequencies;  // [R / 2], radians per position
-  double attention_factor = 1;              // `a` of SEMANTICS: once through q, once through k
+  double attention_factor = 1;              // `a` of docs/semantics.md: once through q, once through k
 
   std::int64_t rotary_dim() const { return 2 * static_cast<std::int64_t>(inverse_frequencies.size()); }
 };

@@ -114,7 +114,7 @@ struct PlanSegment {
 };
 
 // One new token looks at one segment. Its query, rotated to row `rope_row`, meets the segment's keys
-// as they are stored (SEMANTICS, "Rotating the query instead of the keys").
+// as they are stored (docs/semantics.md, "Keys are rotated once").
 struct QueryRange {
   std::int32_t token = 0;     // row of q, in [0, T)
   std::int32_t rope_row = 0;  // row of the rope table

@@ -62,7 +62,7 @@ class Transformer {
   Device& device() const;
   std::int64_t weight_bytes() const;  // that one decode step reads: all matrices, but no untied embedding
 
-  // One forward pass (SEMANTICS, "One step"). In every layer all workers append before any attends.
+  // One forward pass (docs/semantics.md, "A step"). In every layer all workers append before any attends.
   // On return the new tokens are in their blocks; on a throw (kAborted once `cancel` is set, looked at
   // several times per layer) the cache is as it was. A single worker's long input is cut into chunks,
   // which changes no bit of the result.

@@ -92,4 +92,4 @@ async function main() {
   console.log(JSON.stringify({ unit: 'ms', threads, ...lag }))
 }
 
-main()
+void main()

@@ -204,5 +204,4 @@ async function main() {
   if (next() < 0.5) process.exit()
 }
 
-if (isMainThread) main()
-else worker()
+void (isMainThread ? main() : worker())

@@ -1,4 +1,4 @@
-// The cache against its definition: blocks against lists of tokens, plans against what SEMANTICS says
+// The cache against its definition: blocks against lists of tokens, plans against what docs/semantics.md says
 // each token sees. On a plain device of its own and on the CPU device.
 #include <algorithm>
 #include <atomic>

@@ -1,10 +1,9 @@
 // A Llama of random weights, of the shape of SmolLM2-135M: for timing, where no model is given.
 
-import { createWriteStream } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { pipeline } from 'node:stream/promises'
+import { type TensorShape, tensorBytes, writeSafetensors } from '../replay/write-safetensors'
 
 const HIDDEN = 576
 const LAYERS = 30
@@ -34,25 +33,27 @@ const CONFIG = {
   torch_dtype: 'bfloat16',
 }
 
-function tensorShapes(): [string, number[]][] {
-  const layers = Array.from({ length: LAYERS }, (_, layer): [string, number[]][] => {
-    const name = (part: string) => `model.layers.${layer}.${part}.weight`
+function tensorShapes(): TensorShape[] {
+  const tensor = (name: string, ...shape: number[]): TensorShape => ({ name, shape, dtype: 'BF16' })
+  const layers = Array.from({ length: LAYERS }, (_, layer) => {
+    const part = (name: string, ...shape: number[]) =>
+      tensor(`model.layers.${layer}.${name}.weight`, ...shape)
     return [
-      [name('input_layernorm'), [HIDDEN]],
-      [name('self_attn.q_proj'), [HEADS * HEAD_DIM, HIDDEN]],
-      [name('self_attn.k_proj'), [KV_HEADS * HEAD_DIM, HIDDEN]],
-      [name('self_attn.v_proj'), [KV_HEADS * HEAD_DIM, HIDDEN]],
-      [name('self_attn.o_proj'), [HIDDEN, HEADS * HEAD_DIM]],
-      [name('post_attention_layernorm'), [HIDDEN]],
-      [name('mlp.gate_proj'), [INTERMEDIATE, HIDDEN]],
-      [name('mlp.up_proj'), [INTERMEDIATE, HIDDEN]],
-      [name('mlp.down_proj'), [HIDDEN, INTERMEDIATE]],
+      part('input_layernorm', HIDDEN),
+      part('self_attn.q_proj', HEADS * HEAD_DIM, HIDDEN),
+      part('self_attn.k_proj', KV_HEADS * HEAD_DIM, HIDDEN),
+      part('self_attn.v_proj', KV_HEADS * HEAD_DIM, HIDDEN),
+      part('self_attn.o_proj', HIDDEN, HEADS * HEAD_DIM),
+      part('post_attention_layernorm', HIDDEN),
+      part('mlp.gate_proj', INTERMEDIATE, HIDDEN),
+      part('mlp.up_proj', INTERMEDIATE, HIDDEN),
+      part('mlp.down_proj', HIDDEN, INTERMEDIATE),
     ]
   })
   return [
-    ['model.embed_tokens.weight', [VOCABULARY, HIDDEN]],
+    tensor('model.embed_tokens.weight', VOCABULARY, HIDDEN),
     ...layers.flat(),
-    ['model.norm.weight', [HIDDEN]],
+    tensor('model.norm.weight', HIDDEN),
   ]
 }
 
@@ -62,7 +63,8 @@ export async function writeRandomLlama(): Promise<{ folder: string; remove: () =
   const remove = () => rm(folder, { recursive: true, force: true })
   try {
     await writeFile(join(folder, 'config.json'), JSON.stringify(CONFIG))
-    await pipeline(serialize, createWriteStream(join(folder, 'model.safetensors')))
+    const tensors = tensorShapes()
+    await writeSafetensors(join(folder, 'model.safetensors'), tensors, weightsOf(tensors))
   } catch (error) {
     await remove()
     throw error
@@ -70,29 +72,17 @@ export async function writeRandomLlama(): Promise<{ folder: string; remove: () =
   return { folder, remove }
 }
 
-async function* serialize() {
-  let offset = 0
-  const shapes = tensorShapes()
-  const entries = shapes.map(([name, shape]) => {
-    const begin = offset
-    offset += shape.reduce((product, size) => product * size, 2)
-    return [name, { dtype: 'BF16', shape, data_offsets: [begin, offset] }]
-  })
-  const json = JSON.stringify(Object.fromEntries(entries))
-  const header = Buffer.from(json.padEnd(Math.ceil(json.length / 8) * 8))
-  const length = Buffer.alloc(8)
-  length.writeBigUInt64LE(BigInt(header.length))
-  yield length
-  yield header
+/** Data of the tensors: norms of their own, matrices from one buffer over and over. */
+function* weightsOf(tensors: readonly TensorShape[]): Generator<Uint8Array> {
   const norms = randomNumbers(HIDDEN, 1)
   const weights = randomNumbers(1 << 20, 0)
   let at = 0
-  for (const [, shape] of shapes) {
-    if (shape.length === 1) {
+  for (const tensor of tensors) {
+    if (tensor.shape.length === 1) {
       yield norms
       continue
     }
-    let left = shape.reduce((product, size) => product * size, 2)
+    let left = tensorBytes(tensor)
     while (left > 0) {
       const part = weights.subarray(at, at + left)
       yield part

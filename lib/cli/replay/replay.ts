@@ -2,7 +2,9 @@
 
 import { HogwildError } from '../../errors'
 import type { Block, Cache, Model, View } from '../../index'
-import type { ReplayOp } from './script'
+import { pageSizeOf } from '../page-size'
+import { type Demand, rehearse } from './rehearsal'
+import { type ReplayOp, refusal } from './script'
 
 export interface ReplayResult {
   /** Index of the op in the script. */
@@ -13,24 +15,32 @@ export interface ReplayResult {
 }
 
 /**
- * Yields the logits of each prefill and step. An error names the op, and keeps its code.
+ * Yields the logits of each prefill and step. Throws before the first op where the script is wrong; an
+ * error names the op, and keeps its code.
  *
  * @param capacity tokens of the cache; by default what the script can need at most.
  */
-export async function* replay(
+export function replay(
   model: Model,
   ops: readonly ReplayOp[],
   capacity?: number,
 ): AsyncGenerator<ReplayResult> {
-  const cache = model.createCache({ capacity: capacity ?? tokensNeeded(ops) })
+  return perform(model, ops, rehearse(ops, model.config.vocabSize), capacity)
+}
+
+async function* perform(
+  model: Model,
+  ops: readonly ReplayOp[],
+  demand: Demand,
+  capacity: number | undefined,
+): AsyncGenerator<ReplayResult> {
+  const needed = demand.tokens + demand.partPages * (await pageSizeOf(model))
+  const cache = model.createCache({ capacity: capacity ?? Math.max(1, needed) })
   try {
     const stage = new Stage(model, cache)
     for (const [index, op] of ops.entries()) {
       const logits = await stage.run(op).catch((error: unknown) => {
-        if (!(error instanceof HogwildError)) throw error
-        throw new HogwildError(`op ${index} (${op.op}): ${error.message}`, error.code, {
-          cause: error,
-        })
+        throw error instanceof HogwildError ? refusal(index, op.op, error) : error
       })
       if (logits) yield { op: index, kind: op.op === 'prefill' ? 'prefill' : 'step', logits }
     }
@@ -39,6 +49,7 @@ export async function* replay(
   }
 }
 
+/** The blocks and workers of a script that was rehearsed: every name is there. */
 class Stage {
   private readonly blocks = new Map<string, Block>()
   private readonly views = new Map<string, View>()
@@ -52,7 +63,7 @@ class Stage {
   async run(op: ReplayOp): Promise<Float32Array[] | undefined> {
     switch (op.op) {
       case 'block':
-        this.add(op.name, () => this.cache.createBlock())
+        this.blocks.set(op.name, this.cache.createBlock())
         return undefined
       case 'worker': {
         const view = { blocks: op.view.map((name) => this.block(name)) }
@@ -65,8 +76,8 @@ class Stage {
       case 'step':
         return this.step(
           op.workers.map((name, worker) => ({
-            view: this.view(name),
-            tokens: op.inputs[worker] ?? [],
+            view: this.views.get(name) as View,
+            tokens: op.inputs[worker] as number[],
           })),
         )
       case 'append_from':
@@ -81,7 +92,7 @@ class Stage {
         this.block(op.block).truncate(op.length)
         return undefined
       case 'fork':
-        this.add(op.name, () => this.block(op.block).fork())
+        this.blocks.set(op.name, this.block(op.block).fork())
         return undefined
       case 'insert':
         this.block(op.target).insert(op.at, this.block(op.source))
@@ -101,45 +112,7 @@ class Stage {
     return outputs.map(({ logits }) => logits as Float32Array)
   }
 
-  private add(name: string, create: () => Block): void {
-    if (this.blocks.has(name)) throw invalid(`there is a block "${name}" already`)
-    this.blocks.set(name, create())
-  }
-
   private block(name: string): Block {
-    const block = this.blocks.get(name)
-    if (!block)
-      throw invalid(`unknown block "${name}"; defined: ${[...this.blocks.keys()].join(', ')}`)
-    return block
+    return this.blocks.get(name) as Block
   }
-
-  private view(name: string): View {
-    const view = this.views.get(name)
-    if (!view)
-      throw invalid(`unknown worker "${name}"; defined: ${[...this.views.keys()].join(', ')}`)
-    return view
-  }
-}
-
-const PAGE_TOKENS = 64
-
-/**
- * An upper bound. Every block may leave its last page part empty, and so may both sides of an
- * operation that cuts blocks or shares pages; a compaction writes a block again.
- */
-function tokensNeeded(ops: readonly ReplayOp[]): number {
-  let written = 0
-  let partPages = 0
-  let copies = 1
-  for (const op of ops) {
-    if (op.op === 'prefill') written += op.tokens.length
-    else if (op.op === 'step') written += op.inputs.flat().length
-    else if (op.op === 'compact') copies += 1
-    else if (op.op !== 'worker') partPages += 2
-  }
-  return written * copies + partPages * PAGE_TOKENS
-}
-
-function invalid(message: string): HogwildError {
-  return new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT')
 }

@@ -1,6 +1,7 @@
-// The script of an experiment (docs/replay.md): reads and checks it, before anything is computed.
+// The script of an experiment (docs/replay.md): its form. Whether the names in it exist and the numbers fit is
+// the rehearsal's question (rehearsal.ts).
 
-import { HogwildError } from '../../errors'
+import { HogwildError, type HogwildErrorCode } from '../../errors'
 
 export type ReplayOp =
   | { op: 'block'; name: string }
@@ -15,37 +16,50 @@ export type ReplayOp =
   | { op: 'forget'; block: string; begin: number; end: number }
   | { op: 'compact'; block: string }
 
+/** Longest piece of a script that a message repeats, in characters. */
+const MAX_SHOWN = 60
+
 interface Kind {
   expected: string
   accepts: (value: unknown) => boolean
 }
 
 const isIndex = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0
-const isTokens = (value: unknown) => Array.isArray(value) && value.every(isIndex)
-const isName = (value: unknown) => typeof value === 'string'
+const isTokens = (value: unknown) =>
+  Array.isArray(value) && value.length > 0 && value.every(isIndex)
+const isName = (value: unknown) => typeof value === 'string' && value !== ''
+const isListOf = (accepts: (value: unknown) => boolean) => (value: unknown) =>
+  Array.isArray(value) && value.length > 0 && value.every(accepts)
 
-const name: Kind = { expected: 'a string', accepts: isName }
-const names: Kind = {
-  expected: 'an array of strings',
-  accepts: (value) => Array.isArray(value) && value.every(isName),
-}
+const name: Kind = { expected: 'a string that is not empty', accepts: isName }
+const names: Kind = { expected: 'a non-empty array of names', accepts: isListOf(isName) }
 const index: Kind = { expected: 'a non-negative integer', accepts: isIndex }
-const tokens: Kind = { expected: 'an array of token ids', accepts: isTokens }
+const tokens: Kind = { expected: 'a non-empty array of token ids', accepts: isTokens }
 const inputs: Kind = {
-  expected: 'an array of token id arrays',
-  accepts: (value) => Array.isArray(value) && value.every(isTokens),
+  expected: 'an array with a non-empty array of token ids for each worker',
+  accepts: isListOf(isTokens),
 }
 const flag: Kind = { expected: 'a boolean', accepts: (value) => typeof value === 'boolean' }
 const optional = (kind: Kind): Kind => ({
-  expected: `${kind.expected} or nothing`,
+  expected: `${kind.expected} or absent`,
   accepts: (value) => value === undefined || kind.accepts(value),
 })
+/** What a script may expect of a prefill or step. It is not compared with anything here. */
+const expectation: Kind = { expected: 'anything', accepts: () => true }
+const EXPECTATIONS = {
+  logits: expectation,
+  argmax: expectation,
+  top8_ids: expectation,
+  top8_values: expectation,
+  first_position: expectation,
+  view_length: expectation,
+}
 
 const FIELDS: Record<ReplayOp['op'], Record<string, Kind>> = {
   block: { name },
   worker: { name, view: names, write_to: optional(name) },
-  prefill: { block: name, tokens },
-  step: { workers: names, inputs },
+  prefill: { block: name, tokens, ...EXPECTATIONS },
+  step: { workers: names, inputs, ...EXPECTATIONS },
   append_from: { target: name, source: name, clear_source: optional(flag) },
   clear: { block: name },
   truncate: { block: name, length: index },
@@ -55,37 +69,64 @@ const FIELDS: Record<ReplayOp['op'], Record<string, Kind>> = {
   compact: { block: name },
 }
 
-/** @throws HogwildError HOGWILD_INVALID_ARGUMENT, with the index of the op and what was expected. */
+/**
+ * @throws HogwildError HOGWILD_INVALID_ARGUMENT, with the index of the op, its field, and what was expected.
+ */
 export function parseScript(script: unknown): ReplayOp[] {
   const ops = (script as { ops?: unknown } | null)?.ops
-  if (!Array.isArray(ops)) throw invalid('expected a script {"ops": [...]}')
-  ops.forEach((op: Record<string, unknown> | null, at) => {
-    const kind = op?.op as ReplayOp['op']
-    if (!Object.hasOwn(FIELDS, kind)) {
-      const known = Object.keys(FIELDS).join(', ')
-      throw invalid(
-        `op ${at}: expected "op" to be one of ${known}, received ${JSON.stringify(kind)}`,
-      )
-    }
-    for (const [field, { expected, accepts }] of Object.entries(FIELDS[kind])) {
-      const value = op?.[field]
-      if (!accepts(value)) {
-        const received = (JSON.stringify(value) ?? 'nothing').slice(0, 60)
-        throw invalid(
-          `op ${at} (${kind}): expected ${field} to be ${expected}, received ${received}`,
-        )
-      }
-    }
-  })
-  ops.forEach((op: ReplayOp, at) => {
-    if (op.op === 'step' && op.workers.length !== op.inputs.length) {
-      const message = `expected inputs for ${op.workers.length} workers, received ${op.inputs.length}`
-      throw invalid(`op ${at} (step): ${message}`)
-    }
-  })
-  return ops
+  if (!Array.isArray(ops)) throw wrong('expected a script {"ops": [...]}')
+  return ops.map((op, at) => parseOp(op, at))
 }
 
-function invalid(message: string): HogwildError {
-  return new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT')
+function parseOp(value: unknown, at: number): ReplayOp {
+  const op = (typeof value === 'object' ? value : {}) as Readonly<Record<string, unknown>> | null
+  const kind = op?.op
+  if (op === null || !isKind(kind)) {
+    const known = Object.keys(FIELDS).join(', ')
+    throw wrong(`op ${at}: expected "op" to be one of ${known}, received ${show(kind)}`)
+  }
+  const fields = FIELDS[kind]
+  for (const [field, { expected, accepts }] of Object.entries(fields)) {
+    const own = Object.hasOwn(op, field) ? op[field] : undefined
+    if (!accepts(own)) {
+      throw refusal(at, kind, wrong(`expected ${field} to be ${expected}, received ${show(own)}`))
+    }
+  }
+  const known = ['op', ...Object.keys(fields)]
+  const unknown = Object.keys(op).find((field) => !known.includes(field))
+  if (unknown !== undefined) {
+    const message = `unknown field ${show(unknown)}; known: ${known.join(', ')}`
+    throw refusal(at, kind, wrong(message))
+  }
+  return checkInputs(op as ReplayOp, at)
+}
+
+function checkInputs(op: ReplayOp, at: number): ReplayOp {
+  if (op.op === 'step' && op.workers.length !== op.inputs.length) {
+    const message = `expected inputs for ${op.workers.length} workers, received ${op.inputs.length}`
+    throw refusal(at, op.op, wrong(message))
+  }
+  return op
+}
+
+function isKind(value: unknown): value is ReplayOp['op'] {
+  return typeof value === 'string' && Object.hasOwn(FIELDS, value)
+}
+
+/** The error of an op, with its index and kind in front. The code stays. */
+export function refusal(at: number, kind: ReplayOp['op'], error: HogwildError): HogwildError {
+  return new HogwildError(`op ${at} (${kind}): ${error.message}`, error.code, { cause: error })
+}
+
+export function wrong(
+  message: string,
+  code: HogwildErrorCode = 'HOGWILD_INVALID_ARGUMENT',
+): HogwildError {
+  return new HogwildError(message, code)
+}
+
+/** A value of a script, cut where it is long. */
+export function show(value: unknown): string {
+  const json = JSON.stringify(value) ?? 'nothing'
+  return json.length > MAX_SHOWN ? `${json.slice(0, MAX_SHOWN)}…` : json
 }

@@ -1,5 +1,13 @@
-// What a run of workers tells, in order. `step` counts lock steps from 0; events between two steps carry
-// the number of the step to come.
+// Events of a run, in emission order. `step` counts lock steps from 0; events between two steps carry the
+// number of the step to come.
+
+import type { Warning } from '../warnings'
+
+/** Something that works, but maybe not as its user thinks; each code comes once per run. */
+export interface WarningEvent extends Warning {
+  type: 'warning'
+  step: number
+}
 
 /** A worker takes part from this step on. */
 export interface JoinEvent {
@@ -28,7 +36,10 @@ export interface TokenEvent {
   worker: string
   step: number
   token: number
-  /** What it adds to the worker's text: '' without a tokenizer, and until a character is complete. */
+  /**
+   * What it adds to the worker's text: '' without a tokenizer, until a character is complete, and while the
+   * text may be the beginning of a stop string.
+   */
   text: string
   /** It was given (prompt, header of a turn, injected, mark of a stop) and not sampled. */
   forced: boolean
@@ -44,17 +55,24 @@ export interface TurnEvent {
 }
 
 /**
- * A worker takes no further part; its block stays visible.
+ * Why a worker stops.
  *
  * - `stop-token`: it wrote one of the stop tokens
+ * - `stop-string`: its text came to one of the stop strings
  * - `max-tokens`: it wrote as many tokens as it may
+ * - `out-of-pages`: the cache has no room for its next tokens
  * - `stopped`: by `stop()`
  */
+export type StopReason = 'stop-token' | 'stop-string' | 'max-tokens' | 'out-of-pages' | 'stopped'
+
+/** A worker takes no further part; its block stays visible. */
 export interface StopEvent {
   type: 'stop'
   worker: string
   step: number
-  reason: 'stop-token' | 'max-tokens' | 'stopped'
+  reason: StopReason
+  /** The end of the worker's text, where some was held back: characters that were never complete included. */
+  text?: string | undefined
 }
 
 /** A step has ended; its tokens, stops and turns came before this. */
@@ -65,7 +83,7 @@ export interface StepEvent {
   workers: number
   /** New tokens of all of them. */
   tokens: number
-  /** Wall time of the forward pass. */
+  /** What the forward pass took; the wait for other steps of the device is left out. */
   milliseconds: number
 }
 
@@ -78,6 +96,7 @@ export interface EndEvent {
 }
 
 export type WorkerEvent =
+  | WarningEvent
   | JoinEvent
   | PauseEvent
   | ResumeEvent

@@ -1,0 +1,257 @@
+// Passes: one step of an engine's own model, layer by layer.
+
+import type { Cache } from './cache'
+import { HogwildError } from './errors'
+import { DTYPES } from './formats'
+import { type Dtype, native, type PassHandle } from './native'
+import {
+  checkArray,
+  checkBoolean,
+  checkFloats,
+  checkInteger,
+  checkNumber,
+  checkOneOf,
+  checkOptions,
+  invalid,
+  isFloat32Array,
+  optionKeys,
+} from './validate'
+import { checkView, nativeView, type View } from './view'
+
+export interface PassWorker {
+  view: View
+  /** New tokens, at least 1. */
+  tokens: number
+}
+
+/** Whose buffers on the device: their dtype, and the CUDA stream on which they are made and used. */
+export interface DeviceCaller {
+  /** Default 'f32'. */
+  dtype?: Dtype | undefined
+  /** A cudaStream_t; default 0n: the device's own order. */
+  stream?: bigint | undefined
+}
+
+/** Addresses in device memory, multiples of 16: k, v [T, Hkv, D], keys before RoPE. */
+export interface DeviceKeys extends DeviceCaller {
+  k: bigint
+  v: bigint
+}
+
+/** Addresses in device memory, multiples of 16: q before RoPE, out [T, Hq, D]; lse [T, Hq], f32. */
+export interface DeviceQueries extends DeviceCaller {
+  q: bigint
+  out: bigint
+  lse?: bigint | undefined
+}
+
+export interface AttendOptions {
+  /** Multiplies the scores; default 1 / sqrt(headDim). */
+  scale?: number | undefined
+  /** Whether the log-sum-exp of the scores is wanted too; default false. */
+  lse?: boolean | undefined
+}
+
+export interface Attended {
+  /** [T, Hq, D] */
+  out: Float32Array
+  /** [T, Hq]: natural logarithm of the sum of exp(score), or undefined where not asked for. */
+  lse: Float32Array | undefined
+}
+
+/** How `attendDevice` computes: as `attend`, without the log-sum-exp, for which DeviceQueries has a buffer. */
+export interface AttendDeviceOptions extends Omit<AttendOptions, 'lse'> {
+  /** Hq, a multiple of kvHeads. */
+  queryHeads: number
+}
+
+const PASS_WORKER_KEYS = optionKeys<PassWorker>()({ view: true, tokens: true })
+const ATTEND_KEYS = optionKeys<AttendOptions>()({ scale: true, lse: true })
+const ATTEND_DEVICE_KEYS = optionKeys<AttendDeviceOptions>()({ scale: true, queryHeads: true })
+const DEVICE_KEYS_KEYS = optionKeys<DeviceKeys>()({ k: true, v: true, dtype: true, stream: true })
+const DEVICE_QUERIES_KEYS = optionKeys<DeviceQueries>()({
+  q: true,
+  out: true,
+  lse: true,
+  dtype: true,
+  stream: true,
+})
+
+/** See `Cache.beginPass`. */
+export function beginPass(cache: Cache, workers: readonly PassWorker[]): Pass {
+  const natives = checkArray(workers, 'workers').map((worker, i) => {
+    const name = `workers[${i}]`
+    const { view, tokens } = checkOptions(worker as PassWorker, name, PASS_WORKER_KEYS)
+    const nTokens = checkInteger(tokens, `${name}.tokens`, 1, 2 ** 31 - 1)
+    return { ...nativeView(checkView(view, `${name}.view`, cache)), nTokens }
+  })
+  if (natives.length === 0) throw invalid('workers', 'at least one worker', workers)
+  const total = natives.reduce((sum, { nTokens }) => sum + nTokens, 0)
+  return new Pass(cache, native.beginPass(cache.open(), natives), total)
+}
+
+/**
+ * One step of an engine's own model, begun by `Cache.beginPass`. In each layer: `append` the new keys and
+ * values of all workers, then `attend`. Rows are new tokens, worker after worker. Until `commit` blocks look
+ * as before.
+ */
+export class Pass {
+  readonly cache: Cache
+  /** T: new tokens of all workers. */
+  readonly tokens: number
+  readonly #handle: PassHandle
+  /** Layers that have the new keys and values. */
+  readonly #appended = new Set<number>()
+  #running: Promise<unknown> | undefined
+  #state: 'open' | 'committed' | 'aborted' = 'open'
+
+  /** @internal */
+  constructor(cache: Cache, handle: PassHandle, tokens: number) {
+    this.cache = cache
+    this.tokens = tokens
+    this.#handle = handle
+  }
+
+  /**
+   * k, v: [T, Hkv, D] of one layer, keys before RoPE. The arrays are copied.
+   *
+   * Throws HOGWILD_INVALID_ARGUMENT, HOGWILD_CLOSED.
+   */
+  async append(layer: number, k: Float32Array, v: Float32Array): Promise<void> {
+    this.#check(layer)
+    const { kvHeads, headDim } = this.cache.shape
+    const size = this.tokens * kvHeads * headDim
+    const shape = `[T, Hkv, D] = [${this.tokens}, ${kvHeads}, ${headDim}]`
+    checkFloats(k, 'k', size, shape)
+    checkFloats(v, 'v', size, shape)
+    await this.#append(layer, native.passAppend(this.#handle, layer, k, v))
+  }
+
+  /**
+   * Attention of each new token over its worker's view (all new tokens of this step that come
+   * before it in the view included). q: [T, Hq, D] of one layer, before RoPE; Hq, a multiple of Hkv,
+   * follows from its length. Throws HOGWILD_INVALID_ARGUMENT before the layer's `append`.
+   */
+  async attend(layer: number, q: Float32Array, options: AttendOptions = {}): Promise<Attended> {
+    options = checkOptions(options, 'options', ATTEND_KEYS)
+    this.#check(layer)
+    this.#checkAppended(layer)
+    const { kvHeads, headDim } = this.cache.shape
+    const group = this.tokens * kvHeads * headDim
+    const length = isFloat32Array(q) ? q.length : 0
+    if (length === 0 || length % group !== 0) {
+      throw invalid('q', `a Float32Array of [T, Hq, D], a multiple of ${group} elements`, q)
+    }
+    const scale = this.#checkScale(options.scale)
+    const wantLse = checkBoolean(options.lse ?? false, 'options.lse')
+    const queryHeads = length / (this.tokens * headDim)
+    const { out, lse } = await this.#run(
+      native.passAttend(this.#handle, layer, q, queryHeads, scale, wantLse),
+    )
+    return { out, lse: lse ?? undefined }
+  }
+
+  /**
+   * `append` for an engine on a CUDA device: `k`, `v` are addresses of [T, Hkv, D] in device memory. Nothing
+   * passes through the host. Resolves once the work is enqueued behind what `stream` holds; what is
+   * enqueued there later comes after it. Throws HOGWILD_UNSUPPORTED on another device.
+   */
+  async appendDevice(layer: number, buffers: DeviceKeys): Promise<void> {
+    const { k, v, ...caller } = checkOptions(buffers, 'buffers', DEVICE_KEYS_KEYS)
+    this.#check(layer)
+    const keys = { k, v, ...checkCaller(caller) }
+    await this.#append(layer, native.passAppendDevice(this.#handle, layer, keys))
+  }
+
+  /**
+   * `attend` for an engine on a CUDA device: `q` and `out` are addresses of [T, Hq, D], `lse` of [T, Hq] in
+   * f32. As with `appendDevice`, results are there when `stream` has come so far.
+   */
+  async attendDevice(
+    layer: number,
+    buffers: DeviceQueries,
+    options: AttendDeviceOptions,
+  ): Promise<void> {
+    const { q, out, lse = 0n, ...caller } = checkOptions(buffers, 'buffers', DEVICE_QUERIES_KEYS)
+    const { queryHeads, scale } = checkOptions(options, 'options', ATTEND_DEVICE_KEYS)
+    this.#check(layer)
+    this.#checkAppended(layer)
+    const { kvHeads } = this.cache.shape
+    if (checkInteger(queryHeads, 'options.queryHeads', 1, 2 ** 16) % kvHeads !== 0) {
+      throw invalid('options.queryHeads', `a multiple of ${kvHeads} (kvHeads)`, queryHeads)
+    }
+    const queries = { q, out, lse, ...checkCaller(caller) }
+    await this.#run(
+      native.passAttendDevice(this.#handle, layer, queries, queryHeads, this.#checkScale(scale)),
+    )
+  }
+
+  /**
+   * The new tokens are in their blocks from now on. Throws HOGWILD_BUSY while a call is under way and
+   * HOGWILD_INVALID_ARGUMENT before every layer's `append`.
+   */
+  commit(): void {
+    this.#check(0)
+    if (this.#running !== undefined) {
+      throw new HogwildError('a call of this pass is under way', 'HOGWILD_BUSY')
+    }
+    for (let layer = 0; layer < this.cache.shape.layers; layer++) this.#checkAppended(layer)
+    native.passCommit(this.#handle)
+    this.#state = 'committed'
+  }
+
+  /** Leaves the cache as it was before the pass, once a call under way has ended. Idempotent. */
+  abort(): void {
+    if (this.#state !== 'open') return
+    this.#state = 'aborted'
+    if (this.#running === undefined) native.passAbort(this.#handle)
+  }
+
+  /** Aborts what was not committed. */
+  [Symbol.dispose](): void {
+    this.abort()
+  }
+
+  #check(layer: number): void {
+    if (this.#state !== 'open') {
+      throw new HogwildError(`the pass was ${this.#state} before`, 'HOGWILD_CLOSED')
+    }
+    checkInteger(layer, 'layer', 0, this.cache.shape.layers - 1)
+  }
+
+  #checkScale(scale: number | undefined): number {
+    const byDefault = 1 / Math.sqrt(this.cache.shape.headDim)
+    return checkNumber(scale ?? byDefault, 'options.scale', 'a number > 0', (x) => x > 0)
+  }
+
+  #checkAppended(layer: number): void {
+    if (!this.#appended.has(layer)) throw invalid('layer', 'one whose keys were appended', layer)
+  }
+
+  /** Runs the append of one layer, which counts as appended at once: `attend` may be called behind it. */
+  async #append(layer: number, task: Promise<void>): Promise<void> {
+    this.#appended.add(layer)
+    try {
+      await this.#run(task)
+    } catch (error) {
+      this.#appended.delete(layer)
+      throw error
+    }
+  }
+
+  async #run<T>(task: Promise<T>): Promise<T> {
+    this.#running = this.cache.tasks.track(task)
+    try {
+      return await task
+    } finally {
+      if (this.#running === task) {
+        this.#running = undefined
+        if (this.#state === 'aborted') native.passAbort(this.#handle)
+      }
+    }
+  }
+}
+
+function checkCaller({ dtype, stream = 0n }: DeviceCaller): { dtype: Dtype; stream: bigint } {
+  return { dtype: checkOneOf(dtype ?? 'f32', 'buffers.dtype', DTYPES), stream }
+}

@@ -1,0 +1,134 @@
+// One worker of a run: its state, its part of the cache, and what it has written.
+
+import type { Block } from '../block'
+import type { Sampler } from '../sampler'
+import { StopMatcher } from '../tokenizer/stop-strings'
+import type { TextStream } from '../tokenizer/text-stream'
+import type { Tokenizer } from '../tokenizer/tokenizer'
+import type { StopReason } from './events'
+import type { WorkerSettings } from './options'
+
+/** A worker's part of the cache. */
+export interface WorkerBlocks {
+  common: Block
+  header: Block | undefined
+  own: Block
+}
+
+/**
+ * - `joining`: it gets its blocks at the next step boundary
+ * - `active`: it takes part in steps
+ * - `paused`: it sits out; `ending`: it was stopping before
+ * - `stopping`: it writes its pending tokens in one more step, without sampling, and stops for `reason`
+ * - `stopped`: it takes no further part; it has blocks if it ever had some and the run goes on
+ */
+export type WorkerState =
+  | { name: 'joining' }
+  | { name: 'active'; blocks: WorkerBlocks }
+  | { name: 'paused'; blocks: WorkerBlocks; ending: StopReason | undefined }
+  | { name: 'stopping'; blocks: WorkerBlocks; reason: StopReason }
+  | { name: 'stopped'; blocks: WorkerBlocks | undefined }
+
+/** The states in which a worker takes part in a step. */
+export type StepState = Extract<WorkerState, { name: 'active' | 'stopping' }>
+
+/** A worker as seen from outside. */
+export interface WorkerStatus {
+  name: string
+  /** See the events: `joining` is before its `join`, `stopping` until its last tokens are written. */
+  state: WorkerState['name']
+  /** All that it has written, forced tokens and ended turns included. */
+  tokens: readonly number[]
+}
+
+/** A token that enters a worker's block in its next step. */
+export interface Pending {
+  token: number
+  forced: boolean
+}
+
+export function forced(tokens: Int32Array): Pending[] {
+  return Array.from(tokens, (token) => ({ token, forced: true }))
+}
+
+export class Worker {
+  readonly name: string
+  readonly header: Int32Array
+  readonly maxTokens: number
+  readonly sampler: Sampler | undefined
+  readonly tokens: number[] = []
+  state: WorkerState = { name: 'joining' }
+  pending: Pending[]
+  /** Sampled tokens in its blocks. */
+  written = 0
+  /** Turns that have ended. */
+  turn = 0
+  /** Tokens sampled in the present turn. */
+  turnIds: number[] = []
+  readonly #text: WorkerText | undefined
+
+  constructor(settings: WorkerSettings, tokenizer: Tokenizer | undefined) {
+    this.name = settings.name
+    this.header = settings.header
+    this.maxTokens = settings.maxTokens
+    this.sampler = settings.sampler
+    this.pending = forced(settings.prompt)
+    this.#text = tokenizer && new WorkerText(tokenizer.stream(), settings.stop)
+  }
+
+  get blocks(): WorkerBlocks | undefined {
+    return this.state.name === 'joining' ? undefined : this.state.blocks
+  }
+
+  /** Whether its text has come to a stop string. */
+  get cameToStop(): boolean {
+    return this.#text?.cameToStop ?? false
+  }
+
+  get status(): WorkerStatus {
+    return { name: this.name, state: this.state.name, tokens: [...this.tokens] }
+  }
+
+  /** The pending tokens are in its block; yields each with the text that it brings. */
+  *write(): Generator<Pending & { text: string }> {
+    const pending = this.pending
+    this.pending = []
+    for (const { token, forced } of pending) {
+      this.tokens.push(token)
+      if (!forced) this.written++
+      yield { token, forced, text: this.#text?.push(token, forced) ?? '' }
+    }
+  }
+
+  /** Takes no further part. Returns the text that was held back. */
+  stop(): string {
+    this.state = { name: 'stopped', blocks: this.blocks }
+    this.pending = []
+    return this.#text?.end() ?? ''
+  }
+}
+
+/** The text of a worker's tokens, up to a stop string among the sampled ones. */
+class WorkerText {
+  readonly #stream: TextStream
+  readonly #matcher: StopMatcher
+
+  constructor(stream: TextStream, stops: readonly string[]) {
+    this.#stream = stream
+    this.#matcher = new StopMatcher(stops)
+  }
+
+  get cameToStop(): boolean {
+    return this.#matcher.found
+  }
+
+  push(token: number, forced: boolean): string {
+    const text = this.#stream.push(token)
+    if (this.cameToStop) return ''
+    return forced ? this.#matcher.end() + text : this.#matcher.push(text)
+  }
+
+  end(): string {
+    return this.#matcher.push(this.#stream.end()) + this.#matcher.end()
+  }
+}

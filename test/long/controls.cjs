@@ -1,0 +1,207 @@
+// Random runs whose controls are called at every moment: from each kind of event, from turnEnds and turnHeader,
+// from a warning, from timers. `npm run test:long` plays many; test/run-controls.test.ts plays a few.
+'use strict'
+const path = require('node:path')
+const { random } = require('../lifetime/random-model.cjs')
+
+const root = path.join(__dirname, '..', '..')
+const MODEL = path.join(root, 'models', 'demo')
+
+/** A run that takes longer than this, paused workers resumed meanwhile, hangs. */
+const HANG_MS = 20_000
+/** Workers that are paused for longer are resumed by the test. */
+const PAUSE_MS = 30
+
+/** What the events of one worker may follow: its state by event. */
+const AFTER = {
+  join: { from: ['absent'], to: 'active' },
+  pause: { from: ['active'], to: 'paused' },
+  resume: { from: ['paused'], to: 'active' },
+  token: { from: ['active'], to: 'active' },
+  turn: { from: ['active'], to: 'active' },
+  stop: { from: ['active', 'paused'], to: 'stopped' },
+}
+
+/** Plays the runs of these seeds on a built package or on the sources. Resolves to what happened. */
+async function play(hogwild, seeds) {
+  const report = { runs: 0, events: {}, errors: {}, faults: [] }
+  const tokenizer = await hogwild.loadTokenizer(MODEL)
+  for (const seed of seeds) {
+    report.runs++
+    await playOne(hogwild, tokenizer, seed, report).catch((error) => {
+      report.faults.push(`seed ${seed}: ${error.stack}`)
+    })
+  }
+  return report
+}
+
+async function playOne(hogwild, tokenizer, seed, report) {
+  const next = random(seed)
+  const below = (n) => Math.floor(next() * n)
+  const chance = (share) => next() < share
+  const pick = (values) => values[below(values.length)]
+  const tokens = (most, least = 0) =>
+    Array.from({ length: least + below(most - least + 1) }, () => below(68))
+  const fault = (text) => report.faults.push(`seed ${seed}: ${text}`)
+
+  let run
+  let left = false
+  const controller = new AbortController()
+  const names = ['a', 'b', 'c', 'd'].slice(0, below(5))
+  let joined = 0
+  const spec = (name) => ({
+    name,
+    prompt: tokens(3, 1),
+    maxTokens: 1 + below(10),
+    sampler: { seed: seed * 100 + joined, temperature: pick([0, 1, 2]) },
+    ...(chance(0.3) && { header: tokens(3) }),
+    ...(chance(0.2) && { stop: ['e', 'xy'] }),
+  })
+
+  /** One control, whichever; `often`: how likely it is one that ends the run. */
+  const control = () => {
+    if (run === undefined || left) return
+    const name = pick([...names, 'a'])
+    const calls = [
+      () => run.pause(name),
+      () => run.resume(name),
+      () => run.inject(name, tokens(3)),
+      () => run.stop(name, chance(0.5) ? { append: tokens(2) } : {}),
+      () => run.stop(name),
+      () => {
+        const newcomer = `j${joined++}`
+        run.join(spec(newcomer))
+        names.push(newcomer)
+      },
+      () => chance(0.05) && controller.abort(new Error('enough')),
+      () => chance(0.05) && void run.close(),
+      () => run.workers,
+    ]
+    try {
+      pick(calls)()
+    } catch (error) {
+      noteError(report, fault, error)
+    }
+  }
+  const maybe = (share) => {
+    while (chance(share)) control()
+  }
+
+  const model = await hogwild.loadModel(MODEL, { threads: 1, onWarning: () => maybe(0.6) })
+  const caches = []
+  const createCache = model.createCache.bind(model)
+  model.createCache = (options) => {
+    caches.push(createCache(options))
+    return caches.at(-1)
+  }
+  const layout = pick(['contiguous', 'interleaved', 'combined'])
+  const longPrompt = chance(0.1)
+  run = hogwild.runWorkers({
+    model,
+    tokenizer,
+    layout,
+    share: chance(0.8),
+    prompt: longPrompt ? Array.from({ length: 1010 }, () => below(68)) : tokens(20),
+    workers: names.map(spec),
+    capacity: longPrompt ? 2048 : pick([192, 256, 512, 1024]),
+    signal: controller.signal,
+    ...(layout === 'combined' && chance(0.5) && { sharedHeader: tokens(3) }),
+    ...(chance(0.5) && { stopTokens: tokens(2) }),
+    ...(layout !== 'contiguous' &&
+      chance(0.6) && {
+        turnEnds: (ids) => {
+          maybe(0.2)
+          return ids.length > 3
+        },
+        turnHeader: () => {
+          maybe(0.2)
+          return tokens(2)
+        },
+      }),
+  })
+
+  const tick = () => {
+    maybe(0.3)
+    if (left) return
+    if (chance(0.5)) setImmediate(tick)
+    else setTimeout(tick, below(4))
+  }
+  if (chance(0.5)) tick()
+  const patience = setInterval(() => {
+    for (const { name, state } of run.workers) {
+      if (state !== 'paused') continue
+      try {
+        run.resume(name)
+      } catch {} // it has ended meanwhile
+    }
+  }, PAUSE_MS)
+
+  const states = new Map()
+  const written = new Map()
+  const leavesAfter = chance(0.2) ? below(30) : Number.POSITIVE_INFINITY
+  const consume = async () => {
+    let count = 0
+    let last
+    for await (const event of run) {
+      report.events[event.type] = (report.events[event.type] ?? 0) + 1
+      if (last?.type === 'end') fault('an event after the end')
+      if (last !== undefined && event.type !== 'end' && event.step < last.step) {
+        fault(`${event.type} of step ${event.step} after step ${last.step}`)
+      }
+      last = event
+      const rule = AFTER[event.type]
+      if (rule !== undefined) {
+        const state = states.get(event.worker) ?? 'absent'
+        if (!rule.from.includes(state)) fault(`${event.type} of ${event.worker}, which is ${state}`)
+        states.set(event.worker, rule.to)
+      }
+      if (event.type === 'token') {
+        written.set(event.worker, [...(written.get(event.worker) ?? []), event.token])
+      }
+      if (event.type === 'step' || event.type === 'end') {
+        for (const { name, tokens } of run.workers) {
+          if (tokens.join() !== (written.get(name) ?? []).join()) fault(`other tokens of ${name}`)
+        }
+      }
+      maybe(0.3)
+      if (++count > leavesAfter) break
+      if (count > 2000) fault('no end in sight')
+    }
+    if (last?.type === 'end' && [...states.values()].some((state) => state !== 'stopped')) {
+      fault('the end before all workers had stopped')
+    }
+  }
+  let hang
+  const hanging = new Promise((resolve) => {
+    hang = setTimeout(() => resolve('hang'), HANG_MS)
+  })
+  const outcome = await Promise.race([
+    consume().catch((error) => noteError(report, fault, error)),
+    hanging,
+  ])
+  if (outcome === 'hang') fault(`hangs: ${JSON.stringify(run.workers)}`)
+  clearTimeout(hang)
+  left = true
+  await run.close()
+  clearInterval(patience)
+  if (run.workers.some(({ state }) => state !== 'stopped')) fault('a worker outlives its run')
+  if (caches.some(({ closed }) => !closed)) fault('the cache outlives its run')
+  await model.close()
+}
+
+function noteError(report, fault, error) {
+  const code = error?.code
+  if (error?.name !== 'HogwildError' || code === 'HOGWILD_INTERNAL') fault(`${error?.stack}`)
+  report.errors[code] = (report.errors[code] ?? 0) + 1
+}
+
+module.exports = { play }
+
+if (require.main === module) {
+  const [first = '1', count = '3000'] = process.argv.slice(2)
+  const seeds = Array.from({ length: Number(count) }, (_, i) => Number(first) + i)
+  play(require(path.join(root, 'dist')), seeds).then((report) => {
+    console.log(JSON.stringify(report, undefined, 1))
+    process.exitCode = report.faults.length > 0 ? 1 : 0
+  })
+}
