@@ -16,6 +16,5 @@ list(JOIN system_libraries " " system_libraries)
 file(WRITE ${CMAKE_BINARY_DIR}/glibc.cc "extern \"C\" char __libc_single_threaded = 0;\n")
 
 set(CMAKE_CXX_CREATE_SHARED_MODULE
-    "\"${HOGWILD_ZIG}\" cc -target ${CMAKE_SYSTEM_PROCESSOR}-linux-gnu.${HOGWILD_GLIBC} -shared -nostdlib++ -s \
--Wl,-z,nodelete -Wl,-z,relro -Wl,-z,now -Wl,--gc-sections -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/native/addon/exports.map \
--o <TARGET> <OBJECTS> <LINK_LIBRARIES> ${system_libraries} -lpthread -ldl -lrt -lm")
+    "\"${HOGWILD_ZIG}\" cc -target ${CMAKE_SYSTEM_PROCESSOR}-linux-gnu.${HOGWILD_GLIBC} -shared -nostdlib++ -s -Wno-unused-command-line-argument \
+<LINK_FLAGS> -o <TARGET> <OBJECTS> <LINK_LIBRARIES> ${system_libraries} -lpthread -ldl -lrt -lm")

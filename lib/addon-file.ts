@@ -3,7 +3,7 @@
 // The names are those of prebuildify and node-gyp-build: build/Release/hogwild.node, compiled on this machine, then
 // prebuilds/<platform>-<arch>/hogwild[.<libc>].node. HOGWILD_PREBUILD names another folder for both.
 
-import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join, relative } from 'node:path'
 
 /** What helps wherever no addon loads. */
@@ -48,20 +48,26 @@ export function loadAddon(): LoadedAddon {
   )
   const tried: Attempt[] = []
   for (const file of [join(root, 'build', 'Release', 'hogwild.node'), prebuilt]) {
-    const reason = existsSync(file) ? misfit(file, libc) : 'not there'
-    if (reason === undefined) {
-      try {
-        return { addon: require(file), file }
-      } catch (error) {
-        tried.push({ file: relative(root, file), reason: explain(error as Error) })
-      }
-    } else {
-      const others = file === prebuilt && !existsSync(file) ? prebuiltFor(root) : []
-      const list = others.length === 0 ? '' : `; there is one for ${others.join(', ')}`
-      tried.push({ file: relative(root, file), reason: `${reason}${list}` })
-    }
+    const found = attempt(file, libc)
+    if (typeof found === 'object') return { addon: found, file }
+    tried.push({ file: relative(root, file), reason: found })
+  }
+  const others = prebuiltFor(root)
+  if (!existsSync(prebuilt) && others.length > 0) {
+    const last = tried.at(-1) as Attempt
+    last.reason += `; there is one for ${others.join(', ')}`
   }
   return { addon: undefined, tried }
+}
+
+/** The addon, or why the file does not serve. */
+function attempt(file: string, libc: Libc | undefined): object | string {
+  try {
+    if (!existsSync(file)) return 'not there'
+    return misfit(file, libc) ?? require(file)
+  } catch (error) {
+    return explain(error as Error)
+  }
 }
 
 /** One line: what was looked for, why it does not serve, and what helps. */
@@ -99,25 +105,21 @@ function processLibc(): Libc | undefined {
 }
 
 /**
- * Why a file must not be loaded: dlopen says of another architecture that there is no such file, and might take a
- * binary for glibc on musl.
+ * Why a file must not be loaded: dlopen says of another architecture that there is no such file, crashes on a file
+ * that was cut off, and might take a binary for glibc on musl.
  */
 function misfit(file: string, libc: Libc | undefined): string | undefined {
   if (libc === undefined) return undefined
-  const header = Buffer.alloc(20)
-  try {
-    const descriptor = openSync(file, 'r')
-    readSync(descriptor, header, 0, header.length, 0)
-    closeSync(descriptor)
-    if (header.readUInt32BE(0) !== 0x7f454c46) return 'damaged: no ELF file'
-    const machine = header.readUInt16LE(18)
-    const arch = MACHINES.get(machine) ?? `machine ${machine}`
-    if (arch !== process.arch) return `for ${arch}, this process is ${process.arch}`
-    const needs = readFileSync(file).includes('libc.so.6\0') ? 'glibc' : 'musl'
-    return needs === libc ? undefined : `for ${needs}, this process runs on ${libc}`
-  } catch (error) {
-    return (error as Error).message
-  }
+  const bytes = readFileSync(file)
+  if (bytes.length < 64 || bytes.readUInt32BE(0) !== 0x7f454c46) return 'damaged: no ELF file'
+  const machine = bytes.readUInt16LE(18)
+  const arch = MACHINES.get(machine) ?? `machine ${machine}`
+  if (arch !== process.arch) return `for ${arch}, this process is ${process.arch}`
+  // The section headers are the last in a file.
+  const end = Number(bytes.readBigUInt64LE(40)) + bytes.readUInt16LE(58) * bytes.readUInt16LE(60)
+  if (bytes.length < end) return `damaged: cut off after ${bytes.length} of ${end} bytes`
+  const needs = bytes.includes('libc.so.6\0') ? 'glibc' : 'musl'
+  return needs === libc ? undefined : `for ${needs}, this process runs on ${libc}`
 }
 
 /** What dlopen says, and first what it means. */

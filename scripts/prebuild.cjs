@@ -56,7 +56,6 @@ function zig() {
     const { status } = spawnSync('npm', [...npm, '--prefix', folder, ZIG], { stdio: 'inherit' })
     if (status !== 0) fail(`${ZIG} could not be installed`)
   }
-  process.env.ZIG_GLOBAL_CACHE_DIR ??= path.join(folder, 'cache')
   return program
 }
 
