@@ -72,7 +72,6 @@ function problems(file, libc) {
     .split('\n')
     .filter((line) => / (GLOBAL|WEAK) +DEFAULT +\d+ /.test(line))
     .map((line) => line.trim().split(/\s+/)[7])
-    .sort()
   const allowed = {
     glibc:
       /^(lib(c|m)\.so\.6|libpthread\.so\.0|libdl\.so\.2|librt\.so\.1|libgcc_s\.so\.1|ld-linux-.*)$/,
@@ -83,12 +82,18 @@ function problems(file, libc) {
     .map((name) => name.slice('GLIBC_'.length))
     .reduce((one, other) => (newer(other, one) ? other : one), '0')
   console.log(`  needs ${libraries.join(' ')}${newest === '0' ? '' : `, glibc ${newest}`}`)
-  const expected = 'napi_register_module_v1 node_api_module_get_api_version_v1'
+  const entries = ['napi_register_module_v1', 'node_api_module_get_api_version_v1']
+  const odd = [
+    ...exported.filter((name) => !entries.includes(name)),
+    ...entries.filter((name) => !exported.includes(name)).map((name) => `no ${name}`),
+  ]
   return [
     ...libraries.filter((name) => !allowed.test(name)).map((name) => `it needs ${name}`),
     ...versions.filter((name) => !/^GLIBC_\d/.test(name)).map((name) => `it needs ${name}`),
     ...(newer(newest, libc === 'musl' ? '0' : GLIBC) ? [`it needs glibc ${newest}`] : []),
-    ...(exported.join(' ') === expected ? [] : [`it exports ${exported.join(' ')}`]),
+    ...(odd.length === 0
+      ? []
+      : [`it exports ${odd.slice(0, 5).join(', ')} (${odd.length} in all)`]),
   ]
 }
 
@@ -121,15 +126,18 @@ function prebuild(name) {
   console.log(`  ${path.relative(root, file)}: ${(statSync(file).size / 1e6).toFixed(2)} MB`)
 }
 
-const names = process.argv
-  .slice(2)
-  .flatMap((name) =>
-    name === 'linux' ? Object.keys(TARGETS).filter((one) => one.startsWith('linux-')) : [name],
-  )
-const unknown = names.filter((name) => !(name in TARGETS))
-if (names.length === 0 || unknown.length > 0) {
-  fail(
-    `expected some of ${Object.keys(TARGETS).join(', ')} or linux, found ${unknown.join(', ') || 'none'}`,
-  )
+module.exports = { TARGETS, zig }
+
+if (require.main === module) {
+  const names = process.argv
+    .slice(2)
+    .flatMap((name) =>
+      name === 'linux' ? Object.keys(TARGETS).filter((one) => one.startsWith('linux-')) : [name],
+    )
+  const unknown = names.filter((name) => !(name in TARGETS))
+  if (names.length === 0 || unknown.length > 0) {
+    const list = Object.keys(TARGETS).join(', ')
+    fail(`expected some of ${list} or linux, found ${unknown.join(', ') || 'none'}`)
+  }
+  names.forEach(prebuild)
 }
-names.forEach(prebuild)
