@@ -64,7 +64,9 @@ fs.chmodSync(bun, 0o755)
 const pnpm = path.join(tools('pnpm', 'pnpm@10'), 'pnpm', 'bin', 'pnpm.cjs')
 const yarn = path.join(tools('yarn', 'yarn@1'), 'yarn', 'bin', 'yarn.js')
 const npm12 = path.join(tools('npm', 'npm@latest'), 'npm', 'bin')
+// The last three: pnpm's links to commands are shell scripts.
 const basic = { node: process.execPath, sh: '/bin/sh' }
+for (const name of ['sed', 'dirname', 'uname']) basic[name] = which(name)
 const npx = { npm: path.join(npm12, 'npm-cli.js'), npx: path.join(npm12, 'npx-cli.js') }
 const managers = {
   npm: [{ npm: npx.npm }, 'npm', 'install', '--ignore-scripts'],
@@ -101,7 +103,7 @@ for (const [name, cwd] of Object.entries(consumers)) {
   fs.renameSync(prebuilt, `${prebuilt}-away`)
   // Without tsc, node-gyp and cmake-js.
   const programs = {}
-  for (const one of ['cmake', 'make', 'g++', 'gcc', 'as', 'ld', 'ar', 'ranlib', 'uname']) {
+  for (const one of ['cmake', 'make', 'g++', 'gcc', 'as', 'ld', 'ar', 'ranlib']) {
     programs[one] = which(one)
   }
   const PATH = onlyThese({ ...basic, ...npx, ...programs, 'c++': programs['g++'] })
