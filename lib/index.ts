@@ -67,7 +67,12 @@ export type { TextStream } from './tokenizer/text-stream'
 export {
   type ChatMessage,
   type ChatOptions,
+  type DecodeOptions,
+  type EncodeOptions,
+  type LoadTokenizerOptions,
   loadTokenizer,
+  type StreamOptions,
+  type ThreadOptions,
   type Tokenizer,
 } from './tokenizer/tokenizer'
 export type { View } from './view'

@@ -449,7 +449,10 @@ export class Model {
       list.push({
         view: checkView(part.view, `${name}.view`, list[0]?.view.cache),
         tokens: checkTokens(part.tokens, `${name}.tokens`, this.config.vocabSize, 1),
-        sampler: sampler ? checkInstance(sampler, `${name}.sampler`, Sampler) : sampler,
+        sampler:
+          sampler === undefined || sampler === null
+            ? sampler
+            : checkInstance(sampler, `${name}.sampler`, Sampler),
         logits: checkOneOf(part.logits ?? 'none', `${name}.logits`, ['none', 'last', 'all']),
         logprob: checkBoolean(part.logprob ?? false, `${name}.logprob`),
       })

@@ -68,8 +68,8 @@ export interface AttendDeviceOptions extends Omit<AttendOptions, 'lse'> {
 const PASS_WORKER_KEYS = optionKeys<PassWorker>()({ view: true, tokens: true })
 const ATTEND_KEYS = optionKeys<AttendOptions>()({ scale: true, lse: true })
 const ATTEND_DEVICE_KEYS = optionKeys<AttendDeviceOptions>()({ scale: true, queryHeads: true })
-const DEVICE_KEYS_KEYS = optionKeys<DeviceKeys>()({ k: true, v: true, dtype: true, stream: true })
-const DEVICE_QUERIES_KEYS = optionKeys<DeviceQueries>()({
+const KEYS_BUFFERS = optionKeys<DeviceKeys>()({ k: true, v: true, dtype: true, stream: true })
+const QUERIES_BUFFERS = optionKeys<DeviceQueries>()({
   q: true,
   out: true,
   lse: true,
@@ -157,7 +157,7 @@ export class Pass {
    * enqueued there later comes after it. Throws HOGWILD_UNSUPPORTED on another device.
    */
   async appendDevice(layer: number, buffers: DeviceKeys): Promise<void> {
-    const { k, v, ...caller } = checkOptions(buffers, 'buffers', DEVICE_KEYS_KEYS)
+    const { k, v, ...caller } = checkOptions(buffers, 'buffers', KEYS_BUFFERS)
     this.#check(layer)
     const keys = { k, v, ...checkCaller(caller) }
     await this.#append(layer, native.passAppendDevice(this.#handle, layer, keys))
@@ -172,7 +172,7 @@ export class Pass {
     buffers: DeviceQueries,
     options: AttendDeviceOptions,
   ): Promise<void> {
-    const { q, out, lse = 0n, ...caller } = checkOptions(buffers, 'buffers', DEVICE_QUERIES_KEYS)
+    const { q, out, lse = 0n, ...caller } = checkOptions(buffers, 'buffers', QUERIES_BUFFERS)
     const { queryHeads, scale } = checkOptions(options, 'options', ATTEND_DEVICE_KEYS)
     this.#check(layer)
     this.#checkAppended(layer)

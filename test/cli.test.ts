@@ -1,7 +1,7 @@
 // The command line as a user meets it: built, in a process of its own, without a terminal.
 
 import { spawn } from 'node:child_process'
-import { closeSync, existsSync, openSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createColors } from 'picocolors'
 import { drawFrame } from '../lib/cli/demo/frame'
@@ -474,6 +474,52 @@ describe('run', () => {
     expect(text(other)).not.toBe(text(one))
   })
 
+  test('--stop: the text ends before it', async () => {
+    const model = writeChatModel(template)
+    const args = [
+      'run',
+      'Hello',
+      '--model',
+      model,
+      '--workers',
+      '1',
+      '--max-tokens',
+      '60',
+      '--json',
+    ]
+    const sampled = (stdout: string) =>
+      jsonLines(stdout)
+        .filter(({ type, forced }) => (type === 'token' && !forced) || type === 'stop')
+        .map(({ text }) => text ?? '')
+        .join('')
+    const all = sampled((await hogwild(...args)).stdout)
+    const word = /[!-~]{2}/.exec(all.slice(3))?.[0] ?? ''
+    expect(word).toHaveLength(2)
+    const { code, stdout } = await hogwild(...args, '--stop', 'not in it', '--stop', word)
+    expect(code).toBe(0)
+    expect(sampled(stdout)).toBe(all.slice(0, all.indexOf(word)))
+    const stops = jsonLines(stdout).filter(({ type }) => type === 'stop')
+    expect(stops).toMatchObject([{ worker: 'Alice', reason: 'stop-string' }])
+  })
+
+  test('--ignore-field lets a model pass that is refused otherwise, naming it', async () => {
+    const model = writeChatModel(template)
+    const config = join(model, 'config.json')
+    const fields = { unheard_of: 1, further_unknown: 2 }
+    writeFileSync(
+      config,
+      JSON.stringify({ ...JSON.parse(readFileSync(config, 'utf8')), ...fields }),
+    )
+    const args = ['run', 'Hello', '--model', model, '--workers', '1', '--max-tokens', '2']
+    const refused = await hogwild(...args, '--ignore-field', 'unheard_of')
+    expect(refused).toMatchObject({ code: 1, stdout: '' })
+    expect(refused.stderr).toMatch(
+      /^hogwild: .*"further_unknown".*--ignore-field.*UNSUPPORTED\]\n$/,
+    )
+    const each = ['--ignore-field', 'unheard_of', '--ignore-field', 'further_unknown']
+    expect(await hogwild(...args, ...each)).toMatchObject({ code: 0, stderr: '' })
+  })
+
   test('a folder without a model: a coded error', async () => {
     const { code, stderr } = await hogwild('run', 'Hello', '--model', temporaryFolder())
     expect(stderr).toMatch(/^hogwild: .*\[HOGWILD_\w+\]\n$/)
@@ -574,6 +620,19 @@ describe('figures', () => {
       expect(run.decode_tokens_per_s / perSecond).toBeCloseTo(1, 1)
     }
     expect(report.runs[0].step_over_one).toBe(1)
+  })
+
+  test('bench leaves nothing behind when it is ended', async () => {
+    const folder = temporaryFolder()
+    const child = spawn(process.execPath, [main, 'bench'], {
+      stdio: 'ignore',
+      env: { ...process.env, TMPDIR: folder },
+    })
+    while (readdirSync(folder).length === 0) await new Promise((resolve) => setTimeout(resolve, 20))
+    child.kill('SIGINT')
+    const code = await new Promise((resolve) => child.on('close', resolve))
+    expect(code).toBe(130)
+    expect(readdirSync(folder)).toEqual([])
   })
 
   test('demo-eval', async () => {

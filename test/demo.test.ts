@@ -24,7 +24,7 @@ afterAll(() => model.close())
 const id = (token: string): number => tokenizer.tokenId(token)!
 const reversed = (word: string): string => [...word].reverse().join('')
 const promptOf = (words: readonly string[]): number[] =>
-  tokenizer.encode(
+  tokenizer.encodeSync(
     `<s>${words.map((word, i) => `${String.fromCharCode(65 + i)}:${reversed(word)}\n`).join('')}`,
     { addSpecialTokens: false },
   )

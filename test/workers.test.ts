@@ -460,10 +460,10 @@ test('text is that of the tokens, without a tokenizer none', async () => {
   const tokenizer = await loadTokenizer(demo)
   const options: RunOptions = {
     model: writer,
-    prompt: tokenizer.encode('<s>A:ynam\nB:sdnah\n'),
+    prompt: tokenizer.encodeSync('<s>A:ynam\nB:sdnah\n'),
     workers: [
-      { name: 'Alice', prompt: tokenizer.encode('Alice') },
-      { name: 'Bob', prompt: tokenizer.encode('Bob') },
+      { name: 'Alice', prompt: tokenizer.encodeSync('Alice') },
+      { name: 'Bob', prompt: tokenizer.encodeSync('Bob') },
     ],
     layout: 'contiguous',
     maxTokens: 40,

@@ -6,7 +6,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { parseArgs, promisify } from 'node:util'
-import { writeRandomLlama } from '../../lib/cli/bench/random-llama'
+import { withRandomLlama } from '../../lib/cli/bench/random-llama'
 import { median } from '../../lib/cli/median'
 import { formatTable } from '../../lib/cli/table'
 import { machine, root, round, type Spread, spread } from '../machine'
@@ -55,11 +55,10 @@ const [promptLength, generate, threads, rounds] = [
 async function main(): Promise<void> {
   const about = machine()
   install()
-  const model = await writeRandomLlama()
-  try {
-    await writeGguf(model.folder, join(model.folder, 'model.gguf'))
-    const logitsNmse = await compareLogits(model.folder)
-    const samples = await measureAll(model.folder)
+  await withRandomLlama(async (folder) => {
+    await writeGguf(folder, join(folder, 'model.gguf'))
+    const logitsNmse = await compareLogits(folder)
+    const samples = await measureAll(folder)
     const report = {
       ...evaluate(samples),
       logits_nmse: logitsNmse,
@@ -72,9 +71,7 @@ async function main(): Promise<void> {
     await writeFile(`${path}.json`, `${JSON.stringify(report, null, 1)}\n`)
     await writeFile(`${path}.svg`, chartOf(report.runs, about.processor))
     print(report.runs)
-  } finally {
-    await model.remove()
-  }
+  })
 }
 
 function install(): void {

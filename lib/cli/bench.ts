@@ -13,7 +13,7 @@ import {
   viewOf,
 } from '../index'
 import { escapeUnsafe } from '../printable'
-import { writeRandomLlama } from './bench/random-llama'
+import { withRandomLlama } from './bench/random-llama'
 import { median } from './median'
 import { packageVersion } from './package'
 import { pageSizeOf } from './page-size'
@@ -75,26 +75,19 @@ const BANDWIDTH_BUFFER = 256 * 2 ** 20
 const RANDOM_MODEL = 'random Llama of 135 M parameters'
 
 export async function bench(options: BenchOptions): Promise<void> {
-  const random = options.model === undefined ? await writeRandomLlama() : undefined
-  try {
-    const { threads, dtype, ignoreField: ignoreFields } = options
-    using device = createDevice({
-      ...parseDevice(options.device),
-      threads,
-      profile: options.profile,
-    })
-    const folder = options.model ?? (random?.folder as string)
-    const model = await loadModel(folder, { device, dtype, ignoreFields })
-    try {
-      const report = await measure(model, device, options)
-      if (options.json) printJson(report)
-      else printReport(report)
-    } finally {
-      await model.close()
-    }
-  } finally {
-    await random?.remove()
-  }
+  const report =
+    options.model === undefined
+      ? await withRandomLlama((folder) => benchFolder(folder, options))
+      : await benchFolder(options.model, options)
+  if (options.json) printJson(report)
+  else printReport(report)
+}
+
+async function benchFolder(folder: string, options: BenchOptions) {
+  const { threads, dtype, profile, ignoreField: ignoreFields } = options
+  using device = createDevice({ ...parseDevice(options.device), threads, profile })
+  await using model = await loadModel(folder, { device, dtype, ignoreFields })
+  return await measure(model, device, options)
 }
 
 async function measure(model: Model, device: Device, options: BenchOptions) {

@@ -52,7 +52,7 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
   const { device, dtype, threads, layout, share, maxTokens, capacity } = options
   const names = WORKER_NAMES.slice(0, options.workers)
   const tokenizer = await loadTokenizer(options.model)
-  const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false })
+  const encode = (text: string) => tokenizer.encodeSync(text, { addSpecialTokens: false })
   const onProgress = process.stderr.isTTY ? showProgress : undefined
   const model = await loadModel(options.model, {
     device,
@@ -65,7 +65,7 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
     await using session = runWorkers({
       model,
       tokenizer,
-      prompt: encodePrompt(tokenizer, collaborationPrompt(problem, names, share)),
+      prompt: await encodePrompt(tokenizer, collaborationPrompt(problem, names, share)),
       workers: names.map((name, index) => ({
         name,
         prompt: encode(turnOpening(name, 1)),
@@ -104,10 +104,10 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
   }
 }
 
-function encodePrompt(tokenizer: Tokenizer, text: string): number[] {
-  if (!tokenizer.hasChatTemplate) return tokenizer.encode(`${text}\n\n${RECORD_HEADING}`)
-  const chat = tokenizer.chat([{ role: 'user', content: text }], { addGenerationPrompt: true })
-  return tokenizer.encode(chat + RECORD_HEADING, { addSpecialTokens: false })
+function encodePrompt(tokenizer: Tokenizer, text: string): Promise<number[]> {
+  return tokenizer.hasChatTemplate
+    ? tokenizer.encodeChat([{ role: 'user', content: text }], { answerPrefix: RECORD_HEADING })
+    : tokenizer.encode(`${text}\n\n${RECORD_HEADING}`)
 }
 
 /** The same for all but for the seed. */

@@ -1,44 +1,62 @@
 // The text of tokens that come one after the other.
 
-import type { Tokenizer } from './tokenizer'
+import type { Decoder, TextSink } from './decoders'
+import type { TokenTable } from './token-table'
+
+/** What a stream needs of a tokenizer. */
+export interface DecodeSource {
+  tokens: TokenTable
+  decoder: Decoder
+}
 
 /**
- * Text of a growing list of tokens. A character whose bytes are spread over several tokens comes with
- * the last of them; special tokens give no text.
+ * Text of a growing list of tokens: what `push` and `end` return, joined, is what `decode` gives for the list.
+ * A character whose bytes are spread over several tokens comes with the last of them, so at most 3 bytes are
+ * held back. Made by `Tokenizer.stream`.
  */
 export class TextStream {
-  readonly #tokenizer: Tokenizer
-  // Tokens whose text has been given out, as far as the next one's text may depend on them (leading
-  // spaces), and tokens that wait for the rest of a character.
-  #context: number[] = []
-  #waiting: number[] = []
+  readonly #source: DecodeSource
+  readonly #skipSpecialTokens: boolean
+  #sink: TextSink
+  #text = ''
 
   /** @internal */
-  constructor(tokenizer: Tokenizer) {
-    this.#tokenizer = tokenizer
+  constructor(source: DecodeSource, skipSpecialTokens: boolean) {
+    this.#source = source
+    this.#skipSpecialTokens = skipSpecialTokens
+    this.#sink = this.#begin()
   }
 
-  /** The text that one more token brings; '' while a character is incomplete. */
+  /** The text that one more token brings; '' while a character is incomplete. Ids without a token give no text. */
   push(id: number): string {
-    this.#waiting.push(id)
-    const given = this.#decode(this.#context)
-    const text = this.#decode([...this.#context, ...this.#waiting])
-    if (text.endsWith('\uFFFD')) return ''
-    this.#context = this.#waiting
-    this.#waiting = []
-    return text.slice(given.length)
+    const { tokens } = this.#source
+    if (tokens.has(id) && !(this.#skipSpecialTokens && tokens.isSpecial(id))) {
+      this.#sink.text(tokens.text(id))
+      this.#sink.close()
+    }
+    return this.#take()
   }
 
-  /** The text of tokens that wait for the rest of a character which does not come. */
+  /** The text held back: U+FFFD for an incomplete character. A token that is pushed later begins a new text. */
   end(): string {
-    const given = this.#decode(this.#context)
-    const text = this.#decode([...this.#context, ...this.#waiting])
-    this.#context = this.#waiting
-    this.#waiting = []
-    return text.slice(given.length)
+    this.#sink.end()
+    this.#sink = this.#begin()
+    return this.#take()
   }
 
-  #decode(ids: readonly number[]): string {
-    return this.#tokenizer.decode(ids, { skipSpecialTokens: true })
+  #begin(): TextSink {
+    return this.#source.decoder.start({
+      text: (piece) => {
+        this.#text += piece
+      },
+      close() {},
+      end() {},
+    })
+  }
+
+  #take(): string {
+    const text = this.#text
+    this.#text = ''
+    return text
   }
 }

@@ -1,180 +1,358 @@
-// Tokenizers and chat templates of a Hugging Face folder, through @huggingface/tokenizers and
-// @huggingface/jinja. These are loaded when they are first needed: whoever brings token ids does not pay for them.
+// Tokenizers and chat templates of a Hugging Face folder.
 
 import { join } from 'node:path'
-import type { Template } from '@huggingface/jinja'
+import type { ChatRequest } from '../chat/chat'
+import { readChatSources } from '../chat/sources'
 import { HogwildError } from '../errors'
 import { readEosTokenIds } from '../sources/eos'
-import { checkFolder, MAX_BYTES, optional, readJson, readText } from '../sources/files'
-import { checkArray, checkObject, checkString } from '../validate'
-import { TextStream } from './text-stream'
+import { checkFolder, MAX_BYTES, optional, readBytes, readJson } from '../sources/files'
+import { throwIfAborted } from '../tasks'
+import {
+  checkBoolean,
+  checkInteger,
+  checkObject,
+  checkOneOf,
+  checkOptions,
+  checkSignal,
+  checkString,
+  invalid,
+  optionKeys,
+} from '../validate'
+import { type WarningHandler, Warnings } from '../warnings'
+import { cleanUp, parseDecoder } from './decoders'
+import { endTokenIds } from './eos'
+import { type EngineSource, TextEngine } from './text-engine'
+import { type DecodeSource, TextStream } from './text-stream'
+import { type RequestOptions, TextThread } from './text-thread'
+import { TokenTable } from './token-table'
 
-// Written down here because the package's types do not resolve under "module": "node20" (relative
-// imports without file extensions).
-interface HuggingFaceTokenizer {
-  encode(text: string, options: { add_special_tokens: boolean }): { ids: number[] }
-  decode(
-    ids: number[],
-    options: { skip_special_tokens: boolean; clean_up_tokenization_spaces: boolean },
-  ): string
-  token_to_id(token: string): number | undefined
-  id_to_token(id: number): string | undefined
+export interface LoadTokenizerOptions {
+  /** Takes warnings; default: `process.emitWarning`. */
+  onWarning?: WarningHandler | undefined
+  /** Rejects with HOGWILD_ABORTED. */
+  signal?: AbortSignal | undefined
+}
+
+export interface EncodeOptions {
+  /** What the model puts around a text, e.g. a token for its beginning; default true. */
+  addSpecialTokens?: boolean | undefined
+  /**
+   * What special tokens are that are written out in the text, e.g. `<|im_end|>`: 'parse' takes them for these
+   * tokens, as Hugging Face's libraries do; 'text' for the characters, which is right for the text of strangers.
+   * Default 'parse'.
+   */
+  specialTokens?: 'parse' | 'text' | undefined
+}
+
+/** Of calls that run in a thread of their own. */
+export interface ThreadOptions {
+  /** Rejects with HOGWILD_TIMEOUT after so many milliseconds of work; default 10,000. */
+  timeoutMs?: number | undefined
+  /** Rejects with HOGWILD_ABORTED. */
+  signal?: AbortSignal | undefined
+}
+
+export interface DecodeOptions {
+  /** Leaves special tokens out of the text; default false. */
+  skipSpecialTokens?: boolean | undefined
+  /** Takes out the spaces that tokenizers of English words put before punctuation ("no ." -> "no."); default false. */
+  cleanUp?: boolean | undefined
+}
+
+export interface StreamOptions {
+  /** Leaves special tokens out of the text; default true. */
+  skipSpecialTokens?: boolean | undefined
 }
 
 export interface ChatMessage {
   /** As the template knows them: 'system', 'user', 'assistant', … */
   role: string
-  content: string
+  /** Text, or parts for templates that know them. A message with something else, e.g. tool calls, needs none. */
+  content?: string | readonly object[] | null | undefined
+  /** What else the template knows: tool_calls, name, … */
+  [field: string]: unknown
 }
 
 export interface ChatOptions {
   /** Ends the text with the opening of an assistant's message; default true. */
   addGenerationPrompt?: boolean | undefined
+  /** The text that the assistant's answer begins with, at the end. Default: none. */
+  answerPrefix?: string | undefined
+  /** JSON schemas of functions, for templates that know tools. */
+  tools?: readonly object[] | undefined
+  /** Objects with a title and a text, for templates that know documents. */
+  documents?: readonly object[] | undefined
+  /** The name of a template; default: 'tool_use' if there are tools and such a template, else 'default'. */
+  template?: string | undefined
   /** Further variables that the template knows, e.g. { enable_thinking: false }. */
   variables?: Record<string, unknown> | undefined
 }
 
+const LOAD_KEYS = optionKeys<LoadTokenizerOptions>()({ onWarning: true, signal: true })
+const ENCODE_KEYS = optionKeys<EncodeOptions>()({ addSpecialTokens: true, specialTokens: true })
+const THREAD_KEYS = optionKeys<ThreadOptions>()({ timeoutMs: true, signal: true })
+const DECODE_KEYS = optionKeys<DecodeOptions>()({ skipSpecialTokens: true, cleanUp: true })
+const STREAM_KEYS = optionKeys<StreamOptions>()({ skipSpecialTokens: true })
+const CHAT_KEYS = optionKeys<ChatOptions>()({
+  addGenerationPrompt: true,
+  answerPrefix: true,
+  tools: true,
+  documents: true,
+  template: true,
+  variables: true,
+})
+
+const DEFAULT_TIMEOUT_MS = 10_000
+
 /**
- * Reads tokenizer.json and, where they are there, tokenizer_config.json, chat_template.jinja,
- * generation_config.json and config.json of a folder.
+ * Reads tokenizer.json and, where they are there, tokenizer_config.json, special_tokens_map.json,
+ * chat_template.jinja, chat_template.json, additional_chat_templates/, generation_config.json and config.json of
+ * a folder.
  *
- * Throws HOGWILD_INVALID_MODEL, naming the file.
+ * Warns of end tokens that the vocabulary lacks (HOGWILD_UNKNOWN_EOS_TOKEN) and of added tokens whose id is not
+ * the one in the file (HOGWILD_TOKEN_IDS). Throws HOGWILD_INVALID_MODEL, naming the file; HOGWILD_ABORTED.
  */
-export async function loadTokenizer(folder: string): Promise<Tokenizer> {
+export async function loadTokenizer(
+  folder: string,
+  options: LoadTokenizerOptions = {},
+): Promise<Tokenizer> {
   checkFolder(folder, 'folder')
-  const tokenizerJson = await readObject(folder, 'tokenizer.json')
-  const config = await readObject(folder, 'tokenizer_config.json', { optional: true })
-  let tokenizer: HuggingFaceTokenizer
+  checkOptions(options, 'options', LOAD_KEYS)
+  const warnings = new Warnings(options.onWarning)
+  const signal = checkSignal(options.signal, 'options.signal')
+  const path = join(folder, 'tokenizer.json')
+  const bytes = await readBytes(path, { maxBytes: MAX_BYTES.tokenizer, signal })
+  const configPath = join(folder, 'tokenizer_config.json')
+  const config = checkObject(
+    (await optional(readJson, configPath, { signal })) ?? {},
+    configPath,
+    'HOGWILD_INVALID_MODEL',
+  )
+  const { chat, declaredTokens } = await readChatSources(folder, config, { signal })
+  const namedEos = await readEosTokenIds(folder, { signal })
+  const json = new SharedArrayBuffer(bytes.length)
+  new Uint8Array(json).set(bytes)
+  const source: EngineSource = { json, path, chat, declaredTokens }
+  const thread = new TextThread(source)
   try {
-    const huggingFace =
-      require('@huggingface/tokenizers') as typeof import('@huggingface/tokenizers')
-    tokenizer = new huggingFace.Tokenizer(tokenizerJson, config)
-  } catch (cause) {
-    const message = `${join(folder, 'tokenizer.json')}: ${(cause as Error).message}`
-    throw new HogwildError(message, 'HOGWILD_INVALID_MODEL', { cause })
-  }
-  const template = await readChatTemplate(folder, config)
-  return new Tokenizer(tokenizer, config, template, await readEosTokenIds(folder))
-}
-
-async function readObject(
-  folder: string,
-  file: string,
-  options: { optional?: boolean } = {},
-): Promise<Record<string, unknown>> {
-  const path = join(folder, file)
-  const limits = { maxBytes: MAX_BYTES.tokenizer }
-  const json = options.optional
-    ? ((await optional(readJson, path)) ?? {})
-    : await readJson(path, limits)
-  return checkObject(json, path, 'HOGWILD_INVALID_MODEL')
-}
-
-// A file of its own comes first; in tokenizer_config.json it is a string or a list of named ones.
-async function readChatTemplate(
-  folder: string,
-  config: Record<string, unknown>,
-): Promise<Template | undefined> {
-  let source: unknown = await optional(readText, join(folder, 'chat_template.jinja'))
-  source ??= config.chat_template
-  if (Array.isArray(source)) source = source.find(({ name }) => name === 'default')?.template
-  if (source === undefined || source === null) return undefined
-  try {
-    const { Template } = require('@huggingface/jinja') as typeof import('@huggingface/jinja')
-    return new Template(checkString(source, 'chat_template', 'HOGWILD_INVALID_MODEL'))
-  } catch (cause) {
-    const message = `the chat template of ${folder}: ${(cause as Error).message}`
-    throw new HogwildError(message, 'HOGWILD_INVALID_MODEL', { cause })
+    const loaded = await thread.load(signal)
+    if (loaded.renumbered.length > 0) {
+      const names = loaded.renumbered.map((token) => JSON.stringify(token)).join(', ')
+      warnings.warn('HOGWILD_TOKEN_IDS', `${path}: the ids of ${names} are not those of the file`)
+    }
+    const tokens = new TokenTable(loaded.tokens)
+    const eosToken = chat.specialTokens.eos_token
+    const ids = [eosToken === undefined ? undefined : tokens.id(eosToken), ...endTokenIds(tokens)]
+    const eosTokenIds = knownEos([...namedEos, ...ids.filter((id) => id !== undefined)], tokens, warnings)
+    return new Tokenizer(thread, source, { tokens, decoder: parseDecoder(loaded.decoder) }, eosTokenIds)
+  } catch (error) {
+    await thread.close()
+    throw error
   }
 }
 
-/** Text to token ids and back. Made by `loadTokenizer`. */
+function knownEos(ids: readonly number[], tokens: TokenTable, warnings: Warnings): number[] {
+  const unknown = ids.filter((id) => !tokens.has(id))
+  if (unknown.length > 0) {
+    warnings.warn(
+      'HOGWILD_UNKNOWN_EOS_TOKEN',
+      `eos_token_id ${unknown.join(', ')} is left out: the vocabulary has no such token`,
+    )
+  }
+  return [...new Set(ids.filter((id) => tokens.has(id)))]
+}
+
+// Threads of tokenizers that nobody can use any more end.
+const abandoned = new FinalizationRegistry<TextThread>((thread) => void thread.close())
+
+/**
+ * Text to token ids and back. Made by `loadTokenizer`.
+ *
+ * Texts and templates are worked on in a thread, so that no text blocks the event loop and each call has a
+ * deadline. The thread ends by `close()`, when the tokenizer is garbage-collected, and with the process, which it
+ * does not keep alive.
+ */
 export class Tokenizer {
-  /** Tokens that end a text, from generation_config.json or else config.json; may be empty. */
+  /**
+   * Tokens that end a text or a turn, maybe none: those that generation_config.json, config.json and the
+   * tokenizer's files name, and special tokens that are known as such, e.g. `<|im_end|>`.
+   */
   readonly eosTokenIds: readonly number[]
-  readonly #tokenizer: HuggingFaceTokenizer
-  readonly #config: Record<string, unknown>
-  readonly #template: Template | undefined
+  readonly #thread: TextThread
+  readonly #source: EngineSource
+  readonly #decoding: DecodeSource
+  #engine: TextEngine | undefined
+  #closed = false
 
   /** @internal */
   constructor(
-    tokenizer: HuggingFaceTokenizer,
-    config: Record<string, unknown>,
-    template: Template | undefined,
+    thread: TextThread,
+    source: EngineSource,
+    decoding: DecodeSource,
     eosTokenIds: readonly number[],
   ) {
-    this.#tokenizer = tokenizer
-    this.#config = config
-    this.#template = template
-    this.eosTokenIds = eosTokenIds
+    this.#thread = thread
+    this.#source = source
+    this.#decoding = decoding
+    this.eosTokenIds = Object.freeze([...eosTokenIds])
+    abandoned.register(this, thread, this)
   }
 
-  /**
-   * addSpecialTokens (default true): what the model puts around a text, e.g. a token for its beginning.
-   * Characters that a vocabulary without an unknown token lacks are dropped, as in Hugging Face's library.
-   */
-  encode(text: string, options: { addSpecialTokens?: boolean | undefined } = {}): number[] {
-    checkString(text, 'text')
-    const add_special_tokens = options.addSpecialTokens ?? true
-    return this.#tokenizer.encode(text, { add_special_tokens }).ids
-  }
-
-  /** skipSpecialTokens (default false) leaves them out of the text. Ids without a token give no text. */
-  decode(
-    ids: ArrayLike<number>,
-    options: { skipSpecialTokens?: boolean | undefined } = {},
-  ): string {
-    const known = Array.from(ids).filter((id) => this.#tokenizer.id_to_token(id) !== undefined)
-    if (known.length === 0) return ''
-    return this.#tokenizer.decode(known, {
-      skip_special_tokens: options.skipSpecialTokens ?? false,
-      clean_up_tokenization_spaces: this.#config.clean_up_tokenization_spaces === true,
-    })
+  get hasChatTemplate(): boolean {
+    return this.#source.chat.templates.size > 0
   }
 
   /** @internal */
   static is(value: unknown): value is Tokenizer {
-    return typeof value === 'object' && value !== null && #tokenizer in value
+    return typeof value === 'object' && value !== null && #thread in value
   }
 
   /** The id of one token of the vocabulary, or undefined. */
   tokenId(token: string): number | undefined {
-    return this.#tokenizer.token_to_id(token)
-  }
-
-  /** A decoder of one token after the other. */
-  stream(): TextStream {
-    return new TextStream(this)
-  }
-
-  get hasChatTemplate(): boolean {
-    return this.#template !== undefined
+    return this.#decoding.tokens.id(checkString(token, 'token'))
   }
 
   /**
-   * The text of a conversation, by the model's template. Encode it with addSpecialTokens: false, as it
-   * holds them already. Throws HOGWILD_UNSUPPORTED without a template, HOGWILD_INVALID_ARGUMENT where the
-   * template refuses the messages.
+   * Characters that a vocabulary without an unknown token lacks are dropped, as in Hugging Face's library; lone
+   * surrogates are U+FFFD.
+   *
+   * Throws HOGWILD_TIMEOUT, HOGWILD_ABORTED, HOGWILD_CLOSED, HOGWILD_OUT_OF_MEMORY.
    */
-  chat(messages: readonly ChatMessage[], options: ChatOptions = {}): string {
-    checkArray(messages, 'messages')
-    if (this.#template === undefined) {
-      throw new HogwildError('this model has no chat template', 'HOGWILD_UNSUPPORTED')
-    }
-    const specialTokens = Object.entries(this.#config).flatMap(([name, token]) => {
-      const content = typeof token === 'string' ? token : (token as { content?: unknown })?.content
-      return /^\w+_token$/.test(name) && typeof content === 'string' ? [[name, content]] : []
-    })
-    try {
-      return this.#template.render({
-        ...Object.fromEntries(specialTokens),
-        ...options.variables,
-        messages,
-        add_generation_prompt: options.addGenerationPrompt ?? true,
-      })
-    } catch (cause) {
-      const message = `the chat template refuses: ${(cause as Error).message}`
-      throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT', { cause })
-    }
+  async encode(text: string, options: EncodeOptions & ThreadOptions = {}): Promise<number[]> {
+    checkString(text, 'text')
+    checkOptions(options, 'options', [...ENCODE_KEYS, ...THREAD_KEYS])
+    const request = { type: 'encode', ...checkEncodeOptions(options) } as const
+    const ids = await this.#thread.ids(text, request, checkThreadOptions(options))
+    return this.#alive(ids)
+  }
+
+  /** `encode` on this thread, for short text of a trusted tokenizer: it takes as long as it takes. */
+  encodeSync(text: string, options: EncodeOptions = {}): number[] {
+    checkString(text, 'text')
+    checkOptions(options, 'options', ENCODE_KEYS)
+    const { addSpecialTokens, plainText } = checkEncodeOptions(options)
+    return this.#loadEngine().encode(text, addSpecialTokens, plainText)
+  }
+
+  /**
+   * The text of a conversation, by the model's template. It holds the special tokens already, so encode it with
+   * `addSpecialTokens: false`. Where messages come from strangers use `encodeChat`: it tells the template's
+   * special tokens from those that are written in a message.
+   *
+   * Throws HOGWILD_UNSUPPORTED without a template, HOGWILD_INVALID_ARGUMENT where the template refuses the
+   * messages, and as `encode`.
+   */
+  async chat(
+    messages: readonly ChatMessage[],
+    options: ChatOptions & ThreadOptions = {},
+  ): Promise<string> {
+    const chat = chatRequest(messages, options, [...CHAT_KEYS, ...THREAD_KEYS])
+    const text = await this.#thread.text({ type: 'chat', ...chat }, checkThreadOptions(options))
+    return this.#alive(text)
+  }
+
+  /** `chat` on this thread, for short messages and a trusted template. */
+  chatSync(messages: readonly ChatMessage[], options: ChatOptions = {}): string {
+    const { request, answerPrefix } = chatRequest(messages, options, CHAT_KEYS)
+    return this.#loadEngine().chat(request, answerPrefix)
+  }
+
+  /**
+   * The ids of a conversation: those of the text that `chat` gives, but special tokens that are written in the
+   * messages, tools, documents and variables are plain text. Throws as `chat`.
+   */
+  async encodeChat(
+    messages: readonly ChatMessage[],
+    options: ChatOptions & ThreadOptions = {},
+  ): Promise<number[]> {
+    const chat = chatRequest(messages, options, [...CHAT_KEYS, ...THREAD_KEYS])
+    const request = { type: 'encodeChat', ...chat } as const
+    const ids = await this.#thread.ids('', request, checkThreadOptions(options))
+    return this.#alive(ids)
+  }
+
+  /** Ids without a token give no text; bytes that are no UTF-8 give U+FFFD. */
+  decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
+    checkOptions(options, 'options', DECODE_KEYS)
+    const { skipSpecialTokens = false, cleanUp: cleansUp = false } = options
+    checkBoolean(skipSpecialTokens, 'options.skipSpecialTokens')
+    checkBoolean(cleansUp, 'options.cleanUp')
+    const stream = new TextStream(this.#decoding, skipSpecialTokens)
+    let text = ''
+    for (const id of checkIds(ids)) text += stream.push(id)
+    text += stream.end()
+    return cleansUp ? cleanUp(text) : text
+  }
+
+  /** A decoder of one token after the other. */
+  stream(options: StreamOptions = {}): TextStream {
+    checkOptions(options, 'options', STREAM_KEYS)
+    const skip = checkBoolean(options.skipSpecialTokens ?? true, 'options.skipSpecialTokens')
+    return new TextStream(this.#decoding, skip)
+  }
+
+  /** Ends the thread. Only `decode`, `stream` and `tokenId` work on; calls under way throw HOGWILD_CLOSED. Idempotent. */
+  async close(): Promise<void> {
+    this.#closed = true
+    this.#engine = undefined
+    abandoned.unregister(this)
+    await this.#thread.close()
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close()
+  }
+
+  /** Keeps the tokenizer, and so its thread, from being collected before an answer is there. */
+  #alive<T>(answer: T): T {
+    return answer
+  }
+
+  #loadEngine(): TextEngine {
+    if (this.#closed) throw new HogwildError('the tokenizer is closed', 'HOGWILD_CLOSED')
+    this.#engine ??= new TextEngine(this.#source)
+    return this.#engine
+  }
+}
+
+function checkEncodeOptions(options: EncodeOptions) {
+  const addSpecialTokens = checkBoolean(options.addSpecialTokens ?? true, 'options.addSpecialTokens')
+  const specialTokens = options.specialTokens ?? 'parse'
+  const plainText =
+    checkOneOf(specialTokens, 'options.specialTokens', ['parse', 'text']) === 'text'
+  return { addSpecialTokens, plainText }
+}
+
+function checkThreadOptions(options: ThreadOptions): RequestOptions {
+  const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS
+  checkInteger(timeoutMs, 'options.timeoutMs', 1, 2 ** 31 - 1)
+  const signal = checkSignal(options.signal, 'options.signal')
+  throwIfAborted(signal)
+  return { timeoutMs, signal }
+}
+
+/** Messages and what goes with them are checked where they are rendered. */
+function chatRequest<T extends ChatOptions>(
+  messages: readonly ChatMessage[],
+  options: T,
+  keys: readonly (keyof T & string)[],
+): { request: ChatRequest; answerPrefix: string } {
+  checkOptions(options, 'options', keys)
+  const { addGenerationPrompt, tools, documents, template, variables } = options
+  return {
+    request: { messages, addGenerationPrompt, tools, documents, template, variables },
+    answerPrefix: checkString(options.answerPrefix ?? '', 'options.answerPrefix'),
+  }
+}
+
+/** Token ids of a list, whether or not there are such tokens. */
+function* checkIds(ids: ArrayLike<number>): Iterable<number> {
+  if (!Array.isArray(ids) && !ArrayBuffer.isView(ids)) {
+    throw invalid('ids', 'an array or a typed array of token ids', ids)
+  }
+  for (let i = 0; i < ids.length; i++) {
+    const id: unknown = ids[i]
+    if (typeof id !== 'number' || !Number.isInteger(id)) throw invalid(`ids[${i}]`, 'a token id', id)
+    yield id
   }
 }

@@ -66,7 +66,7 @@ describe('the demo model', () => {
   beforeAll(async () => {
     for (const device of [cpu, cuda]) models.push(await loadModel(demoFolder, { device }))
     const tokenizer = await loadTokenizer(demoFolder)
-    const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false })
+    const encode = (text: string) => tokenizer.encodeSync(text, { addSpecialTokens: false })
     prompt = (words) =>
       encode(
         `<s>${words
@@ -87,7 +87,7 @@ describe('the demo model', () => {
       prompt: prompt(words),
       workers: names.map((name) => ({
         name,
-        prompt: tokenizer.encode(name, { addSpecialTokens: false }),
+        prompt: tokenizer.encodeSync(name, { addSpecialTokens: false }),
       })),
       layout: 'contiguous',
       share,

@@ -200,7 +200,7 @@ module.exports = { play }
 if (require.main === module) {
   const [first = '1', count = '3000'] = process.argv.slice(2)
   const seeds = Array.from({ length: Number(count) }, (_, i) => Number(first) + i)
-  play(require(path.join(root, 'dist')), seeds).then((report) => {
+  void play(require(path.join(root, 'dist')), seeds).then((report) => {
     console.log(JSON.stringify(report, undefined, 1))
     process.exitCode = report.faults.length > 0 ? 1 : 0
   })

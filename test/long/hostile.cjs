@@ -1,6 +1,6 @@
 // Hostile values for every parameter and option of the public interface: each call succeeds or fails with a
 // HogwildError, at once. `npm run test:long` tries every value in every place,
-// test/hostile.test.ts a part of them.
+// test/hostile-values.test.ts a part of them.
 'use strict'
 const path = require('node:path')
 
@@ -129,7 +129,6 @@ const VALUES = {
     addEventListener: (_, listener) => listener(),
     removeEventListener: fail,
   }),
-  thenable: () => ({ then: fail }),
   toPrimitive: () => ({ [Symbol.toPrimitive]: fail, toString: fail, valueOf: fail }),
   failingName: () =>
     Object.create({
@@ -352,7 +351,10 @@ async function calls(hogwild) {
         () => [0, { k: 16n, v: 16n, dtype: 'f32', stream: 0n }],
       ],
       attendDevice: [
-        withPass((pass, ...given) => pass.attendDevice(...given)),
+        withPass(async (pass, ...given) => {
+          await pass.append(0, new Float32Array(8), new Float32Array(8))
+          return pass.attendDevice(...given)
+        }),
         () => [
           0,
           { q: 16n, out: 16n, lse: 0n, dtype: 'f32', stream: 0n },
@@ -463,7 +465,7 @@ async function settle(call) {
 module.exports = { attack }
 
 if (require.main === module) {
-  attack(require(path.join(root, 'dist')), () => true).then((report) => {
+  void attack(require(path.join(root, 'dist')), () => true).then((report) => {
     console.log(JSON.stringify(report, undefined, 1))
     process.exitCode = report.faults.length > 0 ? 1 : 0
   })

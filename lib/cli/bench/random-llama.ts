@@ -1,8 +1,9 @@
 // A Llama of random weights, of the shape of SmolLM2-135M: for timing, where no model is given.
 
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { removedAfterwards } from '../clean-up'
 import { type TensorShape, tensorBytes, writeSafetensors } from '../replay/write-safetensors'
 
 const HIDDEN = 576
@@ -57,19 +58,15 @@ function tensorShapes(): TensorShape[] {
   ]
 }
 
-/** Writes the model, 269 MB, into a folder of its own. */
-export async function writeRandomLlama(): Promise<{ folder: string; remove: () => Promise<void> }> {
+/** Calls `use` with the folder of the model, 269 MB, which exists until that has settled. */
+export async function withRandomLlama<T>(use: (folder: string) => Promise<T>): Promise<T> {
   const folder = await mkdtemp(join(tmpdir(), 'hogwild-bench-'))
-  const remove = () => rm(folder, { recursive: true, force: true })
-  try {
+  return await removedAfterwards(folder, async () => {
     await writeFile(join(folder, 'config.json'), JSON.stringify(CONFIG))
     const tensors = tensorShapes()
     await writeSafetensors(join(folder, 'model.safetensors'), tensors, weightsOf(tensors))
-  } catch (error) {
-    await remove()
-    throw error
-  }
-  return { folder, remove }
+    return await use(folder)
+  })
 }
 
 /** Data of the tensors: norms of their own, matrices from one buffer over and over. */

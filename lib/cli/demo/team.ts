@@ -38,7 +38,7 @@ export class DemoModel {
     )
     return new DemoModel(
       model,
-      (text) => tokenizer.encode(text, { addSpecialTokens: false }),
+      (text) => tokenizer.encodeSync(text, { addSpecialTokens: false }),
       (token) => tokenizer.decode([token], { skipSpecialTokens: false }),
     )
   }

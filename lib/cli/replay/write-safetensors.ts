@@ -1,8 +1,9 @@
 // Writes tensors as a safetensors file: u64 length of the header, JSON header, raw data.
 
 import { randomUUID } from 'node:crypto'
-import { type FileHandle, open, rename, rm } from 'node:fs/promises'
+import { open, rename } from 'node:fs/promises'
 import { pipeline } from 'node:stream/promises'
+import { removedAfterwards } from '../clean-up'
 
 const ELEMENT_BYTES = { F32: 4, BF16: 2 } as const
 
@@ -30,17 +31,10 @@ export async function writeSafetensors(
 ): Promise<void> {
   const partial = `${path}.${randomUUID().slice(0, 8)}.partial`
   const file = await open(partial, 'wx')
-  try {
-    await writeAll(file, serialize(tensors, data))
+  await removedAfterwards(partial, async () => {
+    await pipeline(serialize(tensors, data), file.createWriteStream())
     await rename(partial, path)
-  } catch (error) {
-    await rm(partial, { force: true })
-    throw error
-  }
-}
-
-async function writeAll(file: FileHandle, pieces: AsyncIterable<Uint8Array>): Promise<void> {
-  await pipeline(pieces, file.createWriteStream())
+  })
 }
 
 async function* serialize(

@@ -77,12 +77,7 @@ export default {
       'stages + begun % Tile::kStages',
       'stages + (begun + 1) % Tile::kStages',
     ],
-    [
-      'wrong stage read',
-      kernels,
-      'stages + i % Tile::kStages',
-      'stages + (i + 1) % Tile::kStages',
-    ],
+    ['wrong stage read', kernels, 'stages + i % Tile::kStages', 'stages + (i + 1) % Tile::kStages'],
     [
       'shared memory 16 bytes short',
       kernels,
@@ -149,7 +144,12 @@ export default {
       'at > row_mask.end[j / 2]',
     ],
     ['mask forgets slots before the segment', kernels, 'at < row_mask.begin || at >=', 'at >='],
-    ['mask looks at one row only', kernels, 'min(row_mask.end[0], row_mask.end[1])', 'row_mask.end[0]'],
+    [
+      'mask looks at one row only',
+      kernels,
+      'min(row_mask.end[0], row_mask.end[1])',
+      'row_mask.end[0]',
+    ],
     [
       'hidden segments are seen',
       kernels,
