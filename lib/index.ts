@@ -1,5 +1,12 @@
+/// <reference lib="es2022.error" preserve="true" />
+/// <reference lib="esnext.disposable" preserve="true" />
 // The public surface, in three levels, each usable without the next: (a) the cache, for engines that
 // bring their own model; (b) models and the step; (c) the loop of workers.
+
+declare global {
+  // Types of a signal come with @types/node or the DOM's library; where a project has neither, the name is enough.
+  interface AbortSignal {}
+}
 
 export type { AppendFromOptions, Block, CompactResult, Segment } from './block'
 export {
@@ -9,6 +16,7 @@ export {
   type CacheStats,
   createCache,
 } from './cache'
+export { demoModelPath } from './demo-model'
 export {
   createDevice,
   type Device,

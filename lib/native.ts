@@ -5,8 +5,7 @@
 // reject with it. Arguments are checked again on the native side (types, ranges, handle kinds), so no
 // call from JavaScript can crash the process.
 
-import { join } from 'node:path'
-import nodeGypBuild from 'node-gyp-build'
+import { explainAttempts, loadAddon } from './addon-file'
 import { HogwildError } from './errors'
 import type { Dtype } from './formats'
 
@@ -327,17 +326,11 @@ export interface NativeOps {
 }
 
 function load(): NativeBinding {
-  const root = join(__dirname, '..')
-  try {
-    return nodeGypBuild(root) as NativeBinding
-  } catch (cause) {
-    throw new HogwildError(
-      `hogwild: no native addon for ${process.platform}-${process.arch} could be loaded; ` +
-        '`npm rebuild hogwild` compiles it (needs CMake 3.22 and a C++20 compiler)',
-      'HOGWILD_UNSUPPORTED',
-      { cause },
-    )
+  const loaded = loadAddon()
+  if (loaded.addon === undefined) {
+    throw new HogwildError(explainAttempts(loaded.tried), 'HOGWILD_UNSUPPORTED')
   }
+  return loaded.addon as NativeBinding
 }
 
 export const native = load()

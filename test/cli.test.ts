@@ -133,12 +133,24 @@ describe('what goes wrong', () => {
 
   test('without the addon: help and usage errors, and one line for what needs it', async () => {
     const run = (...args: string[]) => hogwildIn({ HOGWILD_PREBUILD: temporaryFolder() }, ...args)
+    expect(await run('--version')).toMatchObject({ code: 0, stderr: '' })
     expect(await run('run', '--help')).toMatchObject({ code: 0, stderr: '' })
     expect(await run('demo', '--workers', '5')).toMatchObject({ code: 2, stdout: '' })
-    for (const args of [['doctor'], ['demo'], ['bench']]) {
+    const line =
+      /^hogwild: no addon for .*: not there.*`npx hogwild build`.*\[HOGWILD_UNSUPPORTED\]\n$/
+    for (const args of [['demo'], ['bench']]) {
       const { code, stdout, stderr } = await run(...args)
-      expect(stderr).toMatch(/^hogwild: .*npm rebuild.*\[HOGWILD_UNSUPPORTED\]\n$/)
+      expect(stderr).toMatch(line)
       expect(stdout).toBe('')
+      expect(code).toBe(1)
+    }
+    const plain = await run('doctor')
+    expect(plain.stdout).toMatch(/^no addon +build\/Release\/hogwild\.node: not there$/m)
+    expect(plain.stdout).toMatch(/^what helps npx hogwild build/m)
+    const json = await run('doctor', '--json')
+    expect(JSON.parse(json.stdout)).toMatchObject({ addon: null, build: 'npx hogwild build' })
+    for (const { code, stderr } of [plain, json]) {
+      expect(stderr).toMatch(line)
       expect(code).toBe(1)
     }
   })

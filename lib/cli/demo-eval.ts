@@ -4,8 +4,9 @@
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { HogwildError } from '../errors'
+import { demoModelPath } from '../index'
 import { type DemoTask, WORKER_NAMES } from './demo/task'
-import { DemoModel, demoModelFolder } from './demo/team'
+import { DemoModel } from './demo/team'
 import { formatMarkdown, measure, type Row, type RowOptions } from './eval/rows'
 import { longWords, randomStarts, randomStops, wordTasks } from './eval/tasks'
 import { packageVersion } from './package'
@@ -22,9 +23,7 @@ const BEGIN = '<!-- eval:begin -->'
 const END = '<!-- eval:end -->'
 
 export async function demoEval(options: DemoEvalOptions): Promise<void> {
-  const words: string[] = JSON.parse(
-    await readFile(join(demoModelFolder, 'eval-words.json'), 'utf8'),
-  )
+  const words: string[] = JSON.parse(await readFile(join(demoModelPath, 'eval-words.json'), 'utf8'))
   const demo = await DemoModel.load()
   try {
     const begin = performance.now()
@@ -112,7 +111,7 @@ async function* measureAll(
 }
 
 async function writeCard(text: string): Promise<void> {
-  const path = join(demoModelFolder, 'README.md')
+  const path = join(demoModelPath, 'README.md')
   const card = await readFile(path, 'utf8')
   const begin = card.indexOf(BEGIN)
   const end = card.indexOf(END)

@@ -1,9 +1,10 @@
 #!/usr/bin/env node
 // The command line: every command with its options. What a command does is in a file of its own, loaded
-// when it is called: help and usage errors need no addon. Exit codes: 0, 1 for a failure, 2 for wrong
+// when it is called: help, usage errors, `doctor` and `build` need no addon. Exit codes: 0, 1 for a failure, 2 for wrong
 // usage, 130 for Ctrl-C in the demo.
 
 import { Command, CommanderError, Option } from 'commander'
+import { BUILD_NEEDS } from '../addon-file'
 import { DTYPES } from '../formats'
 import { DEFAULT_CAPACITY, MAX_CAPACITY, MAX_THREADS } from '../limits'
 import { escapeUnsafe, printable } from '../printable'
@@ -174,11 +175,34 @@ program
 
 program
   .command('doctor')
-  .description('what was found on this machine: device, SIMD level, why not CUDA')
+  .description(
+    'what was found on this machine, why not CUDA, and whether each device computes what it should',
+  )
   .addOption(json())
   .action(async (options) => {
     const { doctor } = await import('./doctor.js')
-    doctor(options)
+    await doctor(options)
+  })
+
+program
+  .command('build')
+  .description(`compile the addon for this machine (needs ${BUILD_NEEDS})`)
+  .addOption(
+    new Option('--cuda <when>', 'the CUDA device too; default auto: where nvcc is found').choices([
+      'auto',
+      'on',
+      'off',
+    ]),
+  )
+  .addOption(
+    new Option(
+      '--cuda-architectures <list>',
+      "all, or CMake's list, e.g. 90a-real; default: the GPUs that are there",
+    ).argParser(text),
+  )
+  .action(async (options) => {
+    const { buildAddon } = await import('./build.js')
+    buildAddon(options)
   })
 
 program

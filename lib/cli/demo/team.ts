@@ -1,8 +1,8 @@
 // The demo's model and the workers that do its job.
 
-import { join } from 'node:path'
 import {
   type DeviceName,
+  demoModelPath,
   loadModel,
   loadTokenizer,
   type Model,
@@ -10,14 +10,11 @@ import {
   type WorkerRun,
 } from '../../index'
 import { escapeUnsafe } from '../../printable'
-import { packageRoot } from '../package'
 import { type Blocks, type DemoTask, HALT, TAKEN_AWAY, type WrittenToken } from './task'
 
 // A prompt has at most 1 + 16 * 12 tokens, and a block of a worker that does all of it 16 * 12 + 2.
 const MAX_BLOCK_TOKENS = 400
 const CACHE_TOKENS = 2048
-
-export const demoModelFolder = join(packageRoot, 'models', 'demo')
 
 export class DemoModel {
   private readonly symbols: readonly string[]
@@ -34,9 +31,9 @@ export class DemoModel {
 
   /** On a CPU one thread by default: a matrix of this model is smaller than the wait for a second one. */
   static async load(device: DeviceName = 'cpu', threads = 1): Promise<DemoModel> {
-    const tokenizer = await loadTokenizer(demoModelFolder)
+    const tokenizer = await loadTokenizer(demoModelPath)
     const model = await loadModel(
-      demoModelFolder,
+      demoModelPath,
       device === 'cpu' ? { device, threads } : { device },
     )
     return new DemoModel(

@@ -1,5 +1,10 @@
 #include "device/cpu/simd_dispatch.h"
 
+#if defined(HOGWILD_SIMD_X86)
+#include <cpuid.h>
+#endif
+
+#include <cstdint>
 #include <vector>
 
 #include "core/error.h"
@@ -21,30 +26,53 @@ extern const CpuKernels kCpuKernels_avx512bf16;
 
 namespace {
 
+#if defined(HOGWILD_SIMD_X86)
+// CPUID and XGETBV, and not __builtin_cpu_supports: its table belongs to the compiler's runtime library, which not
+// every toolchain has in a form that a shared object can link.
+struct CpuId {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+
+  CpuId(unsigned leaf, unsigned subleaf) {
+    if (__get_cpuid_count(leaf, subleaf, &eax, &ebx, &ecx, &edx) == 0) *this = CpuId();
+  }
+
+ private:
+  CpuId() = default;
+};
+
+constexpr bool has_all(unsigned flags, unsigned wanted) { return (flags & wanted) == wanted; }
+
+// XCR0: the registers that the system saves when it switches threads.
+std::uint64_t saved_registers() {
+  std::uint32_t low = 0, high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return std::uint64_t{high} << 32 | low;
+}
+#endif
+
 // Those that this processor can run, best last.
 std::vector<const CpuKernels*> available_kernels() {
 #if defined(HOGWILD_SIMD_NEON)
   return {&kCpuKernels_neon};  // every aarch64 processor has it
 #elif defined(HOGWILD_SIMD_X86)
-  // (the compiler's table looks at XCR0 too: the system must save the wide registers)
-  __builtin_cpu_init();
   std::vector<const CpuKernels*> kernels;
-  if (!__builtin_cpu_supports("ssse3") || !__builtin_cpu_supports("sse4.2") || !__builtin_cpu_supports("popcnt")) {
-    return kernels;
-  }
+  const CpuId basic(1, 0), extended(7, 0), extended_1(7, 1);
+  if (!has_all(basic.ecx, bit_SSSE3 | bit_SSE4_2 | bit_POPCNT)) return kernels;
   kernels.push_back(&kCpuKernels_baseline);
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c") ||
-      !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2")) {
+
+  constexpr std::uint64_t kYmm = 0x6, kZmm = 0xe6;  // SSE and AVX state; opmask and both halves of ZMM too
+  const std::uint64_t saved = has_all(basic.ecx, bit_OSXSAVE) ? saved_registers() : 0;
+  if ((saved & kYmm) != kYmm || !has_all(basic.ecx, bit_AVX | bit_FMA | bit_F16C) ||
+      !has_all(extended.ebx, bit_AVX2 | bit_BMI | bit_BMI2)) {
     return kernels;
   }
   kernels.push_back(&kCpuKernels_avx2);
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl") ||
-      !__builtin_cpu_supports("avx512cd")) {
+  if ((saved & kZmm) != kZmm ||
+      !has_all(extended.ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL | bit_AVX512CD)) {
     return kernels;
   }
   kernels.push_back(&kCpuKernels_avx512);
-  if (__builtin_cpu_supports("avx512bf16")) kernels.push_back(&kCpuKernels_avx512bf16);
+  if (has_all(extended_1.eax, bit_AVX512BF16)) kernels.push_back(&kCpuKernels_avx512bf16);
   return kernels;
 #else
   return {&kCpuKernels_baseline};
