@@ -120,7 +120,6 @@ struct QueryRange {
   std::int32_t rope_row = 0;  // row of the rope table
   std::int64_t limit = 0;     // it sees the first `limit` tokens of the segment, 1 <= limit <= length
   float bias = 0;             // added to every score of this range: a log-weight per (worker, block)
-  std::int32_t order = 0;     // place among the token's query ranges: its view order
 };
 
 // What every layer of a step does, built once per step on the host (cache/attention_plan.h).

@@ -129,8 +129,7 @@ Case random_case(std::uint64_t seed, std::int64_t width, Dtype dtype, const Limi
         c.query_ranges.push_back({.token = static_cast<std::int32_t>(t),
                                   .rope_row = static_cast<std::int32_t>(random(0, angles - 1)),
                                   .limit = random(0, 2) > 0 ? segment.length : random(1, segment.length),
-                                  .bias = random(0, 2) > 0 ? 0 : normal(rng),
-                                  .order = static_cast<std::int32_t>(ranges_of[t].size()) - 1});
+                                  .bias = random(0, 2) > 0 ? 0 : normal(rng)});
       }
     }
     segment.n_query_ranges = static_cast<std::int64_t>(c.query_ranges.size()) - segment.first_query_range;

@@ -37,8 +37,7 @@ struct WorkerStep {
         query_ranges.push_back({.token = static_cast<std::int32_t>(w),
                                 .rope_row = static_cast<std::int32_t>((w + index + 1) % kRopeRows),
                                 .limit = length,
-                                .bias = w == 0 ? 0.25f : 0,
-                                .order = static_cast<std::int32_t>(index)});
+                                .bias = w == 0 ? 0.25f : 0});
       }
     };
     add(common);

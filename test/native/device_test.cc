@@ -488,6 +488,7 @@ struct AttentionCase {
   std::vector<std::int64_t> pages;
   std::vector<PlanSegment> segments;
   std::vector<QueryRange> query_ranges;
+  std::vector<std::int32_t> view_order;  // of query_ranges: the place among its token's
   std::vector<std::int64_t> token_query_ranges, token_query_ranges_at;
   std::vector<float> q;
 
@@ -509,7 +510,7 @@ struct AttentionCase {
   AttentionCase only(Device& device, const std::function<bool(std::int64_t)>& keep) const;
 };
 
-// Lists each token's query ranges in the order that their `order` gives.
+// Lists each token's query ranges in the order that `view_order` gives.
 void index_query_ranges(AttentionCase& c) {
   c.token_query_ranges.clear();
   c.token_query_ranges_at.assign(1, 0);
@@ -518,8 +519,7 @@ void index_query_ranges(AttentionCase& c) {
     for (std::int64_t v = 0; v < std::ssize(c.query_ranges); v++) {
       if (c.query_ranges[v].token == t) mine.push_back(v);
     }
-    std::sort(mine.begin(), mine.end(),
-              [&](auto a, auto b) { return c.query_ranges[a].order < c.query_ranges[b].order; });
+    std::sort(mine.begin(), mine.end(), [&](auto a, auto b) { return c.view_order[a] < c.view_order[b]; });
     c.token_query_ranges.insert(c.token_query_ranges.end(), mine.begin(), mine.end());
     c.token_query_ranges_at.push_back(std::ssize(c.token_query_ranges));
   }
@@ -563,8 +563,8 @@ AttentionCase random_case(Device& device, const KvShape& shape, std::int64_t gro
         c.query_ranges.push_back({.token = static_cast<std::int32_t>(t),
                                   .rope_row = c.pool.angle(static_cast<double>(random_int(0, 3000))),
                                   .limit = random_int(0, 1) ? segment.length : random_int(1, segment.length),
-                                  .bias = biases[random_int(0, 4)],
-                                  .order = ranges_of[t]++});
+                                  .bias = biases[random_int(0, 4)]});
+        c.view_order.push_back(ranges_of[t]++);
       }
     }
     segment.n_query_ranges = std::ssize(c.query_ranges) - segment.first_query_range;
@@ -574,8 +574,8 @@ AttentionCase random_case(Device& device, const KvShape& shape, std::int64_t gro
     std::vector<std::int32_t> orders(ranges_of[t]);
     for (int i = 0; i < ranges_of[t]; i++) orders[i] = i;
     std::shuffle(orders.begin(), orders.end(), rng);
-    for (QueryRange& range : c.query_ranges) {
-      if (range.token == t) range.order = orders[range.order];
+    for (std::size_t v = 0; v < c.query_ranges.size(); v++) {
+      if (c.query_ranges[v].token == t) c.view_order[v] = orders[c.view_order[v]];
     }
   }
   index_query_ranges(c);
@@ -608,6 +608,7 @@ AttentionCase AttentionCase::only(Device& device, const std::function<bool(std::
     for (std::int64_t v = first; v < end; v++) {
       if (!renumbered.contains(query_ranges[v].token)) continue;
       c.query_ranges.push_back(query_ranges[v]);
+      c.view_order.push_back(view_order[v]);
       c.query_ranges.back().token = renumbered[query_ranges[v].token];
     }
     segment.n_query_ranges = std::ssize(c.query_ranges) - segment.first_query_range;
@@ -769,8 +770,8 @@ TEST(attention_of_a_large_step_equals_single_tokens) {
       for (std::int64_t t = first_token; t < first_token + n_tokens; t++) {
         c.query_ranges.push_back({.token = static_cast<std::int32_t>(t),
                                   .rope_row = static_cast<std::int32_t>(random_int(0, 299)),
-                                  .limit = causal ? t - first_token + 1 : length,
-                                  .order = ranges_of[t]++});
+                                  .limit = causal ? t - first_token + 1 : length});
+        c.view_order.push_back(ranges_of[t]++);
       }
     };
     add_segment(270, 0, c.n_tokens, false);  // two spans
