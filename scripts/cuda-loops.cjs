@@ -4,12 +4,11 @@
 //
 //   node scripts/cuda-loops.cjs FOLDER [--write]
 //
-// FOLDER: of cubins named matmul*.sm_<architecture>.cubin and attention*.sm_<architecture>.cubin, as nvcc --keep leaves
-// them. A trip copies and multiplies 8 KB of weights (matmul: 64 outputs x 64) or a tile of keys and values (attention:
-// 32 KB in rows of 128). Counted is the shortest way round the loop that passes all of its copies (LDGSTS) and matrix
-// products (HMMA), for one warp. Fails where a trip takes more instructions than the table allows, or is not in it.
-// --write: makes the table. Sampling (sample*.sm_*.cubin) must not add to shared memory by compare-and-swap, which is
-// what 64-bit additions become.
+// FOLDER: of cubins as nvcc --keep leaves them, e.g. matmul.compute_80.cubin. A trip copies and multiplies 8 KB of
+// weights (matmul: 64 outputs x 64) or a tile of keys and values (attention: 32 KB in rows of 128). Counted is the
+// shortest way round the loop that passes all of its copies (LDGSTS) and matrix products (HMMA), for one warp. Fails
+// where a trip takes more instructions than the table allows, or is not in it, and where sampling adds to shared memory
+// by compare-and-swap, which is what 64-bit additions become. --write: makes the table.
 'use strict'
 const { execFileSync } = require('node:child_process')
 const { readdirSync, readFileSync, writeFileSync } = require('node:fs')
@@ -55,7 +54,7 @@ function kernelsOf(file) {
 }
 
 /** Instructions in order: opcode, whether it may be skipped, and where a branch goes (an index). */
-function decode(code) {
+function decode(code, architecture) {
   const instructions = []
   for (let at = 0; at + BYTES <= code.length; at += BYTES) {
     const low = code.readBigUInt64LE(at)
@@ -63,10 +62,13 @@ function decode(code) {
     const opcode = Number(low & 0xfffn)
     const instruction = { opcode, conditional: Number((low >> 12n) & 0xfn) !== ALWAYS }
     if (opcode === OPCODES.BRA) {
-      // In units of 4 bytes from the next instruction on: bits 34 to 81, then 16 to 23.
-      const upper = BigInt.asIntN(48, (low >> 34n) | (high << 30n))
-      const offset = Number((upper << 8n) | ((low >> 16n) & 0xffn)) * 4
-      instruction.target = (at + BYTES + offset) / BYTES
+      // In units of 4 bytes from the next instruction on: bits 34 to 81, and from 9.0 on bits 16 to 23 below them.
+      let offset = BigInt.asIntN(48, (low >> 34n) | (high << 30n))
+      if (Number.parseInt(architecture, 10) >= 90) offset = (offset << 8n) | ((low >> 16n) & 0xffn)
+      instruction.target = (at + BYTES + Number(offset) * 4) / BYTES
+      if (!Number.isInteger(instruction.target) || instruction.target * BYTES >= code.length) {
+        throw new Error(`a branch of sm_${architecture} that this script cannot read`)
+      }
     }
     instructions.push(instruction)
   }
@@ -136,12 +138,12 @@ const [folder, write] = process.argv.slice(2)
 const found = {}
 const problems = []
 for (const file of readdirSync(folder).sort()) {
-  const named = /^(?:matmul|attention|sample)\b.*\bsm_(\w+)\.cubin$/.exec(file)
+  const named = /^(?:matmul|attention|sample)\.compute_(\w+?)(?:\.sm_\w+)?\.cubin$/.exec(file)
   if (!named) continue
   const kernels = kernelsOf(path.join(folder, file))
   const names = readable([...kernels.keys()])
   ;[...kernels.values()].forEach((code, i) => {
-    const instructions = decode(code)
+    const instructions = decode(code, named[1])
     if (
       file.startsWith('sample') &&
       instructions.some(({ opcode }) => opcode === OPCODES.ATOMS_CAS)

@@ -20,7 +20,7 @@ void GraphCache::run(const std::function<CachedGraphKey()>& current_key, const s
       std::find_if(graphs_.begin(), graphs_.end(), [&](const CachedGraph& cached) { return cached.key == key; });
   if (found == graphs_.end()) {
     ops();
-    graphs_.push_front({.key = current_key()});
+    graphs_.push_front({.key = current_key(), .state = State::kSeen, .graph = GraphExec()});
     if (graphs_.size() > kMaxGraphs) graphs_.pop_back();
     return;
   }
