@@ -42,7 +42,10 @@ const rules = [
     forbidden: /#include\s*[<"]cuda[^>"]*[>"]/,
     allowed: /^(cuda|test\/cuda|bench\/gpu)\/|^native\/device\/cuda\//,
   },
-  { forbidden: /#include\s*"device\/(cpu|cuda)\//, allowed: /^(native\/device|test\/(native|cuda))\// },
+  {
+    forbidden: /#include\s*"device\/(cpu|cuda)\//,
+    allowed: /^(native\/device|test\/(native|cuda))\//,
+  },
   { forbidden: /#include\s*"addon\//, allowed: /^native\/addon\// },
   { forbidden: /#include\s*"model\//, allowed: /^(native\/(addon|model)|test\/native)\// },
   { forbidden: /#include\s*"cache\//, allowed: /^(native\/(addon|model|cache)|test\/native)\// },
