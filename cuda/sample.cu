@@ -265,9 +265,7 @@ SIMT_DEVICE Progress select_bin(const Mass* bins, Shared& shared, WantedOf&& wan
     }
   }
   __syncthreads();
-  const Progress selected = {shared.bin, shared.rest};
-  __syncthreads();
-  return selected;
+  return {shared.bin, shared.rest};  // which the next call does not change before its barriers
 }
 
 // The progress before round `round`, from that before the round before and what the round before counted.
@@ -449,9 +447,7 @@ SIMT_DEVICE Found find_in_order(long long n, Cut cut, Mass tie_mass, Shared& sha
     });
   }
   __syncthreads();
-  const Found found = {shared.index, shared.rest, shared.ties};
-  __syncthreads();
-  return found;
+  return {shared.index, shared.rest, shared.ties};  // which the next call does not change before its barriers
 }
 
 __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) draw(const __grid_constant__ Arguments p) {
