@@ -251,10 +251,11 @@ TEST(some_of_the_equal_ones_of_a_slice_stay) {
 }
 
 TEST(what_was_seen_twice_is_penalised_once) {
-  std::vector<Draw> draws(2);
+  std::vector<Draw> draws(3);
   draws[0].logits = {4, 3};
   draws[1].logits = {-3, -4};
-  for (Draw& draw : draws) {  // twice would change the order
+  draws[2].logits = {-3, -3.3f};  // here once does
+  for (Draw& draw : draws) {      // twice would change the order
     draw.seen = {0, 0};
     draw.row.repetition_penalty = 1.2f;
   }

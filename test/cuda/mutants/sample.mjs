@@ -182,12 +182,6 @@ export default {
       '  __syncthreads();\n  for (int i = static_cast<int>(threadIdx.x); i < row.n_forbidden',
       '  for (int i = static_cast<int>(threadIdx.x); i < row.n_forbidden',
     ],
-    [
-      'no barrier after the bans',
-      sample,
-      '-INFINITY);\n  }\n  __syncthreads();',
-      '-INFINITY);\n  }',
-    ],
     ['the temperature is ignored', sample, 'fminf(1.f / row.temperature, 3.4028235e38f)', '1.f'],
     [
       'log-probabilities are those after the penalties',
