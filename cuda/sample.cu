@@ -153,7 +153,6 @@ SIMT_DEVICE void adjust(const Arguments& p, const SampleRow& row, Range range) {
     const int id = p.launch.ids[row.first_forbidden + i];
     if (inside(id)) atomicExch(&logits[id], -INFINITY);
   }
-  __syncthreads();
 }
 
 SIMT_DEVICE Mass best_of(const float* logits, Range range, float least, Shared& shared, bool& is_bad) {
@@ -184,6 +183,7 @@ __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) find_best(co
   if (is_adjusted(row)) adjust(p, row, range);
   bool is_bad = false, is_overflow = false;
   const float least = p.launch.finite ? -3.4028235e38f : -INFINITY;
+  // (Its barriers also order what is read next with what `adjust` has written.)
   const Mass raw_best = best_of(raw_logits(p, row), range, least, shared, is_bad);
   const Mass best = is_adjusted(row) ? best_of(adjusted_logits(p), range, -INFINITY, shared, is_overflow) : raw_best;
   if (threadIdx.x != 0) return;
@@ -265,9 +265,7 @@ SIMT_DEVICE Progress select_bin(const Mass* bins, Shared& shared, WantedOf&& wan
     }
   }
   __syncthreads();
-  const Progress selected = {shared.bin, shared.rest};
-  __syncthreads();
-  return selected;
+  return {shared.bin, shared.rest};  // which the next call does not change before its barriers
 }
 
 // The progress before round `round`, from that before the round before and what the round before counted.
@@ -449,9 +447,7 @@ SIMT_DEVICE Found find_in_order(long long n, Cut cut, Mass tie_mass, Shared& sha
     });
   }
   __syncthreads();
-  const Found found = {shared.index, shared.rest, shared.ties};
-  __syncthreads();
-  return found;
+  return {shared.index, shared.rest, shared.ties};  // which the next call does not change before its barriers
 }
 
 __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) draw(const __grid_constant__ Arguments p) {

@@ -233,11 +233,29 @@ TEST(ties_go_to_the_lowest_ids) {
   }
 }
 
+// The cut lies among equal ones in the second slice of the vocabulary, with likelier ones before and behind it.
+TEST(some_of_the_equal_ones_of_a_slice_stay) {
+  std::vector<Draw> draws;
+  for (const int k : {4600, 5000, 6000}) {
+    for (int i = 0; i < 8; ++i) {
+      Draw draw;
+      draw.logits.assign(9000, 1.f);
+      for (std::size_t id = 0; id < draw.logits.size(); id += 10) draw.logits[id] = 2.f;
+      draw.row.temperature = 1;
+      draw.row.top_k = k;
+      draw.row.uniform = 0.3 + 0.08 * i;
+      draws.push_back(draw);
+    }
+  }
+  check_draws(draws);
+}
+
 TEST(what_was_seen_twice_is_penalised_once) {
-  std::vector<Draw> draws(2);
+  std::vector<Draw> draws(3);
   draws[0].logits = {4, 3};
   draws[1].logits = {-3, -4};
-  for (Draw& draw : draws) {  // twice would change the order
+  draws[2].logits = {-3, -3.3f};  // here once does
+  for (Draw& draw : draws) {      // twice would change the order
     draw.seen = {0, 0};
     draw.row.repetition_penalty = 1.2f;
   }

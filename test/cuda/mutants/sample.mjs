@@ -129,26 +129,14 @@ export default {
     [
       'no barrier before the selected bin is read',
       sample,
-      '  __syncthreads();\n  const Progress selected',
-      '  const Progress selected',
-    ],
-    [
-      'no barrier after the selected bin is read',
-      sample,
-      'shared.rest};\n  __syncthreads();\n  return selected',
-      'shared.rest};\n  return selected',
+      '  __syncthreads();\n  return {shared.bin',
+      '  return {shared.bin',
     ],
     [
       'no barrier before what was found is read',
       sample,
-      '  __syncthreads();\n  const Found found = {shared',
-      '  const Found found = {shared',
-    ],
-    [
-      'no barrier after what was found is read',
-      sample,
-      'shared.ties};\n  __syncthreads();',
-      'shared.ties};',
+      '  __syncthreads();\n  return {shared.index',
+      '  return {shared.index',
     ],
     [
       'no barrier between two reductions',
@@ -193,12 +181,6 @@ export default {
       sample,
       '  __syncthreads();\n  for (int i = static_cast<int>(threadIdx.x); i < row.n_forbidden',
       '  for (int i = static_cast<int>(threadIdx.x); i < row.n_forbidden',
-    ],
-    [
-      'no barrier after the bans',
-      sample,
-      '-INFINITY);\n  }\n  __syncthreads();',
-      '-INFINITY);\n  }',
     ],
     ['the temperature is ignored', sample, 'fminf(1.f / row.temperature, 3.4028235e38f)', '1.f'],
     [
