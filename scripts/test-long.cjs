@@ -1,6 +1,6 @@
 // `npm run test:long [-- NAME...]`: runs the files of test/long, or those named, each in a process of its own.
 // A file has its seeds in it, ends with exit code 0 unless something is wrong, and prints what it did as its
-// last line. A run of all writes the table in test/long/README.md.
+// last line. The rows of what was run are written into the table in test/long/README.md, unless something failed.
 'use strict'
 const { spawnSync } = require('node:child_process')
 const { readdirSync, readFileSync, writeFileSync } = require('node:fs')
@@ -46,20 +46,23 @@ for (const name of wanted.length > 0 ? wanted : all) {
   console.log(`${name.padEnd(14)} ${String(seconds).padStart(5)} s  ${result}`)
 }
 
-if (!failed && wanted.length === 0) {
+if (!failed) {
   const readme = path.join(folder, 'README.md')
-  const [head] = readFileSync(readme, 'utf8').split(/^## Last run$/m)
-  const table = rows.map(({ name, result, seconds }) => `| ${name} | ${result} | ${seconds} |`)
+  const [head, table = ''] = readFileSync(readme, 'utf8').split(/^## Last run$/m)
+  const known = new Map([...table.matchAll(/^\| (\w+) \| .*$/gm)].map(([row, name]) => [name, row]))
   const date = new Date().toISOString().slice(0, 10)
+  const machine = `${cpus()[0]?.model ?? process.arch}, Node ${process.versions.node}`
+  for (const { name, result, seconds } of rows) {
+    known.set(name, `| ${name} | ${result} | ${seconds} | ${date}, ${machine} |`)
+  }
+  const runs = all.map((name) => known.get(name) ?? `| ${name} | not run yet | | |`)
   writeFileSync(
     readme,
     `${head}## Last run
 
-${date}, ${cpus()[0]?.model ?? process.arch}, ${cpus().length} processors, Node ${process.versions.node}:
-
-| test | what it did | seconds |
-| --- | --- | --- |
-${table.join('\n')}
+| test | what it did | seconds | when and where |
+| --- | --- | --- | --- |
+${runs.join('\n')}
 `,
   )
 }
