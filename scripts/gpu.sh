@@ -54,7 +54,7 @@ build_all() {
   architecture=${capability:-9.0}
   architecture=${architecture/./}
   mkdir -p "$build"
-  local source program job rc=0 jobs=() library=() sources=(cuda/*.cu cuda/plan.cc native/device/{device,sampling}.cc native/device/cuda/*.cc)
+  local source program job rc=0 jobs=() library=() sources=(cuda/*.cu cuda/plan.cc native/device/{backends,sampling}.cc native/device/cuda/*.cc)
   local programs=(test/cuda/{simt,attention,kv,matmul,pointwise,sample,stress}_test.cc bench/gpu/bench.cc)
   for source in "${sources[@]}"; do library+=("$build/$(basename "$source").sm_$architecture.o"); done
   for source in "${sources[@]}" "${programs[@]}"; do
