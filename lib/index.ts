@@ -29,6 +29,9 @@ export {
 export type { DeviceName, DeviceType } from './device-name'
 export { HogwildError, type HogwildErrorCode } from './errors'
 export type { Architecture, ModelConfig } from './families'
+export { type DownloadOptions, type DownloadProgress, download } from './hub/download'
+export type { ModelDownloadOptions } from './hub/locate'
+export type { HubOptions } from './hub/settings'
 export {
   type BeyondContext,
   type LoadModelOptions,

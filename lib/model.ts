@@ -8,6 +8,7 @@ import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
 import { DTYPE_BYTES, DTYPES } from './formats'
+import { locateModel, type ModelDownloadOptions } from './hub/locate'
 import {
   type CancelHandle,
   type Dtype,
@@ -20,7 +21,6 @@ import {
 } from './native'
 import { ropeFrequencies } from './rope'
 import { GREEDY, Sampler } from './sampler'
-import { checkFolder } from './sources/files'
 import { readFolder } from './sources/huggingface'
 import { runTask, Tasks, throwIfAborted } from './tasks'
 import {
@@ -57,6 +57,8 @@ export interface LoadModelOptions {
   mapped?: boolean | undefined
   /** Called about ten times per second while weights are read or copied to a GPU, and at the end. */
   onProgress?: ((progress: LoadProgress) => void) | undefined
+  /** How a model of the hub is brought, if it has to be: `download` describes the options. */
+  download?: ModelDownloadOptions | undefined
   /** Aborts the loading: HOGWILD_ABORTED with the signal's reason as `cause`. */
   signal?: AbortSignal | undefined
   /**
@@ -137,6 +139,7 @@ const LOAD_KEYS = optionKeys<LoadModelOptions>()({
   threads: true,
   dtype: true,
   onProgress: true,
+  download: true,
   mapped: true,
   signal: true,
   ignoreFields: true,
@@ -170,7 +173,8 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
 })
 
 /**
- * Loads config.json and the safetensors of a Hugging Face folder. Architectures: Llama, Mistral (without
+ * Loads config.json and the safetensors of a Hugging Face folder. `model` is the folder's path or, where there is no
+ * such path, a name of the hub (org/name[@revision]), whose files are brought first; see `download`. Architectures: Llama, Mistral (without
  * sliding window), Qwen2, Qwen3, Gemma, Phi-3 (without longrope). Fields of config.json and tensors that are
  * not known are refused by name.
  *
@@ -178,10 +182,9 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
  *
  * Throws HOGWILD_INVALID_MODEL for damaged or contradictory files, HOGWILD_UNSUPPORTED, naming what is
  * supported, for models that would not be computed exactly, HOGWILD_INVALID_ARGUMENT, HOGWILD_OUT_OF_MEMORY,
- * HOGWILD_ABORTED.
+ * HOGWILD_ABORTED, HOGWILD_DOWNLOAD.
  */
-export async function loadModel(folder: string, options: LoadModelOptions = {}): Promise<Model> {
-  checkFolder(folder, 'folder')
+export async function loadModel(model: string, options: LoadModelOptions = {}): Promise<Model> {
   options = checkOptions(options, 'options', LOAD_KEYS)
   const beyondContext = checkBeyondContext(options.beyondContext)
   const dtype = checkOneOf(options.dtype ?? 'auto', 'options.dtype', ['auto', ...DTYPES])
@@ -193,8 +196,9 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
     'options.ignoreFields',
   ).map((field, i) => checkString(field, `options.ignoreFields[${i}]`))
   const warnings = new Warnings(options.onWarning)
-  const found = await stat(folder).catch(() => undefined)
-  if (!found?.isDirectory()) {
+  const { onWarning } = options
+  const folder = await locateModel(model, options.download, { signal, onWarning })
+  if (!(await stat(folder).catch(() => undefined))?.isDirectory()) {
     throw new HogwildError(`no model folder at ${describe(folder)}`, 'HOGWILD_INVALID_MODEL')
   }
   const { config, tensors } = await readFolder(folder, { ignoreFields, signal, warnings })

@@ -43,3 +43,12 @@ function escapeUnits(character: string): string {
     .map((unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`)
     .join('')
 }
+
+const UNITS = ['B', 'kB', 'MB', 'GB', 'TB']
+
+/** A number of bytes for people: '397 MB', '1.25 GB'. */
+export function inBytes(bytes: number): string {
+  const power = bytes < 1000 ? 0 : Math.min(UNITS.length - 1, Math.floor(Math.log10(bytes) / 3))
+  const value = bytes / 1000 ** power
+  return `${value.toFixed(power > 2 && value < 100 ? 2 : 0)} ${UNITS[power]}`
+}

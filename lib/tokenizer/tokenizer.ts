@@ -4,8 +4,9 @@ import { join } from 'node:path'
 import type { ChatRequest } from '../chat/chat'
 import { readChatSources } from '../chat/sources'
 import { HogwildError } from '../errors'
+import { locateModel, type ModelDownloadOptions } from '../hub/locate'
 import { readEosTokenIds } from '../sources/eos'
-import { checkFolder, MAX_BYTES, optional, readBytes, readJson } from '../sources/files'
+import { MAX_BYTES, optional, readBytes, readJson } from '../sources/files'
 import { throwIfAborted } from '../tasks'
 import {
   checkBoolean,
@@ -29,6 +30,8 @@ import { TokenTable } from './token-table'
 export interface LoadTokenizerOptions {
   /** Takes warnings; default: `process.emitWarning`. */
   onWarning?: WarningHandler | undefined
+  /** How the files of a model of the hub are brought, if they have to be: `download` describes the options. */
+  download?: ModelDownloadOptions | undefined
   /** Rejects with HOGWILD_ABORTED. */
   signal?: AbortSignal | undefined
 }
@@ -88,7 +91,11 @@ export interface ChatOptions {
   variables?: Record<string, unknown> | undefined
 }
 
-const LOAD_KEYS = optionKeys<LoadTokenizerOptions>()({ onWarning: true, signal: true })
+const LOAD_KEYS = optionKeys<LoadTokenizerOptions>()({
+  onWarning: true,
+  download: true,
+  signal: true,
+})
 const ENCODE_KEYS = optionKeys<EncodeOptions>()({ addSpecialTokens: true, specialTokens: true })
 const THREAD_KEYS = optionKeys<ThreadOptions>()({ timeoutMs: true, signal: true })
 const DECODE_KEYS = optionKeys<DecodeOptions>()({ skipSpecialTokens: true, cleanUp: true })
@@ -107,19 +114,21 @@ const DEFAULT_TIMEOUT_MS = 10_000
 /**
  * Reads tokenizer.json and, where they are there, tokenizer_config.json, special_tokens_map.json,
  * chat_template.jinja, chat_template.json, additional_chat_templates/, generation_config.json and config.json of
- * a folder.
+ * a folder. `model` is its path or, where there is no such path, a name of the hub (org/name[@revision]), whose files
+ * are brought first; see `download`.
  *
  * Warns of end tokens that the vocabulary lacks (HOGWILD_UNKNOWN_EOS_TOKEN) and of added tokens whose id is not
- * the one in the file (HOGWILD_TOKEN_IDS). Throws HOGWILD_INVALID_MODEL, naming the file; HOGWILD_ABORTED.
+ * the one in the file (HOGWILD_TOKEN_IDS). Throws HOGWILD_INVALID_MODEL, naming the file; HOGWILD_ABORTED,
+ * HOGWILD_DOWNLOAD.
  */
 export async function loadTokenizer(
-  folder: string,
+  model: string,
   options: LoadTokenizerOptions = {},
 ): Promise<Tokenizer> {
-  checkFolder(folder, 'folder')
-  checkOptions(options, 'options', LOAD_KEYS)
-  const warnings = new Warnings(options.onWarning)
-  const signal = checkSignal(options.signal, 'options.signal')
+  const { onWarning, download, ...rest } = checkOptions(options, 'options', LOAD_KEYS)
+  const warnings = new Warnings(onWarning)
+  const signal = checkSignal(rest.signal, 'options.signal')
+  const folder = await locateModel(model, download, { files: 'tokenizer', signal, onWarning })
   const path = join(folder, 'tokenizer.json')
   const bytes = await readBytes(path, { maxBytes: MAX_BYTES.tokenizer, signal })
   const configPath = join(folder, 'tokenizer_config.json')
