@@ -30,7 +30,7 @@ export type { DeviceName, DeviceType } from './device-name'
 export { HogwildError, type HogwildErrorCode } from './errors'
 export type { Architecture, DenseMlp, LayerSpec, ModelConfig } from './families'
 export { type DownloadOptions, type DownloadProgress, download } from './hub/download'
-export type { ModelDownloadOptions } from './hub/locate'
+export { findModel, type ModelDownloadOptions } from './hub/find'
 export type { HubOptions } from './hub/settings'
 export {
   type BeyondContext,
@@ -66,6 +66,7 @@ export {
   type YarnRope,
 } from './rope'
 export { Sampler, type SamplerOptions } from './sampler'
+export type { TokenizerKind } from './tokenizer/models/parse'
 export type { TextStream } from './tokenizer/text-stream'
 export {
   type ChatMessage,

@@ -8,7 +8,8 @@ import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
 import { DTYPES, storedBytes } from './formats'
-import { locateModel, type ModelDownloadOptions } from './hub/locate'
+import { checkDownload, findModel, type ModelDownloadOptions } from './hub/find'
+import { checkWeightMemory, weightMemory } from './memory'
 import {
   type CancelHandle,
   type Dtype,
@@ -197,7 +198,11 @@ export async function loadModel(model: string, options: LoadModelOptions = {}): 
   ).map((field, i) => checkString(field, `options.ignoreFields[${i}]`))
   const warnings = new Warnings(options.onWarning)
   const { onWarning } = options
-  const folder = await locateModel(model, options.download, { signal, onWarning })
+  const folder = await findModel(model, {
+    ...checkDownload(options.download),
+    signal,
+    onWarning,
+  })
   if (!(await stat(folder).catch(() => undefined))?.isDirectory()) {
     throw new HogwildError(`no model folder at ${describe(folder)}`, 'HOGWILD_INVALID_MODEL')
   }
@@ -205,6 +210,8 @@ export async function loadModel(model: string, options: LoadModelOptions = {}): 
   throwIfAborted(signal)
   const { device, owned } = useDevice(options.device, options.threads)
   try {
+    const place = { device: device.info.type, dtype, mapped }
+    checkWeightMemory(device, weightMemory(tensors, place), warnings)
     const create = (progress: ProgressHandle | null, cancel: CancelHandle) =>
       native.createModel(
         device.handle,

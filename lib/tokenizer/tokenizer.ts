@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import type { ChatRequest } from '../chat/chat'
 import { readChatSources } from '../chat/sources'
 import { HogwildError } from '../errors'
-import { locateModel, type ModelDownloadOptions } from '../hub/locate'
+import { checkDownload, findModel, type ModelDownloadOptions } from '../hub/find'
 import { readEosTokenIds } from '../sources/eos'
 import { MAX_BYTES, optional, readBytes, readJson } from '../sources/files'
 import { throwIfAborted } from '../tasks'
@@ -22,6 +22,7 @@ import {
 import { type WarningHandler, Warnings } from '../warnings'
 import { cleanUp, parseDecoder } from './decoders'
 import { endTokenIds } from './eos'
+import type { TokenizerKind } from './models/parse'
 import { type EngineSource, TextEngine } from './text-engine'
 import { type DecodeSource, TextStream } from './text-stream'
 import { type RequestOptions, TextThread } from './text-thread'
@@ -128,7 +129,12 @@ export async function loadTokenizer(
   const { onWarning, download, ...rest } = checkOptions(options, 'options', LOAD_KEYS)
   const warnings = new Warnings(onWarning)
   const signal = checkSignal(rest.signal, 'options.signal')
-  const folder = await locateModel(model, download, { files: 'tokenizer', signal, onWarning })
+  const folder = await findModel(model, {
+    ...checkDownload(download),
+    files: 'tokenizer',
+    signal,
+    onWarning,
+  })
   const path = join(folder, 'tokenizer.json')
   const bytes = await readBytes(path, { maxBytes: MAX_BYTES.tokenizer, signal })
   const configPath = join(folder, 'tokenizer_config.json')
@@ -162,6 +168,7 @@ export async function loadTokenizer(
       source,
       { tokens, decoder: parseDecoder(loaded.decoder) },
       eosTokenIds,
+      loaded.kind,
     )
   } catch (error) {
     await thread.close()
@@ -196,6 +203,8 @@ export class Tokenizer {
    * tokenizer's files name, and special tokens that are known as such, e.g. `<|im_end|>`.
    */
   readonly eosTokenIds: readonly number[]
+  /** How it makes tokens of text. */
+  readonly kind: TokenizerKind
   readonly #thread: TextThread
   readonly #source: EngineSource
   readonly #decoding: DecodeSource
@@ -208,16 +217,23 @@ export class Tokenizer {
     source: EngineSource,
     decoding: DecodeSource,
     eosTokenIds: readonly number[],
+    kind: TokenizerKind,
   ) {
     this.#thread = thread
     this.#source = source
     this.#decoding = decoding
+    this.kind = kind
     this.eosTokenIds = Object.freeze([...eosTokenIds])
     abandoned.register(this, thread, this)
   }
 
   get hasChatTemplate(): boolean {
     return this.#source.chat.templates.size > 0
+  }
+
+  /** Names of the chat templates; that of a model with one is 'default'. */
+  get chatTemplates(): string[] {
+    return [...this.#source.chat.templates.keys()]
   }
 
   /** @internal */

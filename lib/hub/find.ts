@@ -22,16 +22,14 @@ const KEYS = optionKeys<ModelDownloadOptions>()({
 })
 
 /**
- * The path of a model. What exists is a path, be it a link that leads nowhere; else a name of the hub is downloaded.
+ * The path of a model: `model` itself where there is such a file or folder, be it a link that leads nowhere; else that
+ * of the model of the hub of this name, brought where it is not there yet. `loadModel`, `loadTokenizer` and
+ * `inspectModel` take either and do the same; called first, it makes one path for all of them.
+ *
  * Throws HOGWILD_INVALID_MODEL for what is neither, and as `download`.
  */
-export async function locateModel(
-  model: unknown,
-  options: ModelDownloadOptions | undefined,
-  rest: Pick<DownloadOptions, 'files' | 'signal' | 'onWarning'>,
-): Promise<string> {
+export async function findModel(model: string, options: DownloadOptions = {}): Promise<string> {
   const path = checkFolder(model, 'model')
-  const downloadOptions = checkOptions(options ?? {}, 'options.download', KEYS)
   if (await isThere(path)) return path
   if (parseHubName(path) === undefined) {
     throw new HogwildError(
@@ -39,7 +37,12 @@ export async function locateModel(
       'HOGWILD_INVALID_MODEL',
     )
   }
-  return await download(path, { ...downloadOptions, ...rest })
+  return await download(path, options)
+}
+
+/** `options.download` of a function that takes a model. Throws HOGWILD_INVALID_ARGUMENT. */
+export function checkDownload(options: ModelDownloadOptions | undefined): ModelDownloadOptions {
+  return checkOptions(options ?? {}, 'options.download', KEYS)
 }
 
 async function isThere(path: string): Promise<boolean> {
@@ -48,8 +51,7 @@ async function isThere(path: string): Promise<boolean> {
     return true
   } catch (error) {
     // What may not be looked at is there.
-    return !['ENOENT', 'ENOTDIR', 'ENAMETOOLONG'].includes(
-      (error as NodeJS.ErrnoException).code ?? '',
-    )
+    const { code = '' } = error as NodeJS.ErrnoException
+    return !['ENOENT', 'ENOTDIR', 'ENAMETOOLONG'].includes(code)
   }
 }
