@@ -161,7 +161,7 @@ const FRACTIONS =
   /rmsNormEps|normOffset|embeddingScale|attentionScale|attentionFactor|temperature|topP|minP|repetitionPenalty|^passAttend\[4\]|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
 
 // Parameters that take one of some words.
-const CHOICES = /type$|activation$|logits$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
+const CHOICES = /type$|format$|activation$|logits$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
 
 // Parameters that may be null.
 const NULLABLE = /bias|sampler$|convertTo|step\[3\]|createModel\[[345]\]/
