@@ -134,11 +134,26 @@ struct AttentionPlanView {
 
 // What the ops of a step share, made once per step on the host.
 struct StepView {
-  std::uint64_t id = 0;  // equal ids have equal contents; 0: not known
   AttentionPlanView plan;
   RopeTable rope;                        // host memory
   std::span<const AppendSlot> slots;     // [T]
   std::span<const std::int32_t> tokens;  // [T], each in [0, V); empty where nobody asks for embeddings
+};
+
+// A step on a device, made by Device::upload: ops that need one of its parts take it beside their parameters, which
+// stay plain values that kernels can be given. Devices with memory of their own derive from it.
+class DeviceStep {
+ public:
+  // What `view` points to outlives this object.
+  explicit DeviceStep(const StepView& view) : view_(view) {}
+  DeviceStep(const DeviceStep&) = delete;
+  DeviceStep& operator=(const DeviceStep&) = delete;
+  virtual ~DeviceStep() = default;
+
+  const StepView& view() const { return view_; }  // host memory
+
+ private:
+  StepView view_;
 };
 
 // Whose activations an op of the cache reads and writes: an engine may keep its own on the device.

@@ -43,9 +43,9 @@ std::vector<OpProfile> ProfileDevice::take_profile() {
   return taken;
 }
 
-void ProfileDevice::embedding(const EmbeddingParams& p) {
+void ProfileDevice::embedding(const DeviceStep& step, const EmbeddingParams& p) {
   const std::int64_t bytes = p.rows * p.table.cols * element_bytes(p.table.dtype);
-  measure({"embedding", 0, 0}, bytes, [&] { device_->embedding(p); });
+  measure({"embedding", 0, 0}, bytes, [&] { device_->embedding(step, p); });
 }
 
 void ProfileDevice::rms_norm(const RmsNormParams& p) {
@@ -67,14 +67,14 @@ void ProfileDevice::gated_activation(const GatedActivationParams& p) {
   measure({"gated_activation", 0, 0}, 0, [&] { device_->gated_activation(p); });
 }
 
-void ProfileDevice::kv_append(const KvAppendParams& p) {
-  measure({"kv_append", 0, 0}, p.rows * token_bytes(p.shape), [&] { device_->kv_append(p); });
+void ProfileDevice::kv_append(const DeviceStep& step, const KvAppendParams& p) {
+  measure({"kv_append", 0, 0}, p.rows * token_bytes(p.shape), [&] { device_->kv_append(step, p); });
 }
 
-void ProfileDevice::attention(const AttentionParams& p) {
+void ProfileDevice::attention(const DeviceStep& step, const AttentionParams& p) {
   std::int64_t tokens = 0;
-  for (const PlanSegment& segment : step_.plan.segments) tokens += segment.length;
-  measure({"attention", 0, 0}, tokens * token_bytes(p.shape), [&] { device_->attention(p); });
+  for (const PlanSegment& segment : step.view().plan.segments) tokens += segment.length;
+  measure({"attention", 0, 0}, tokens * token_bytes(p.shape), [&] { device_->attention(step, p); });
 }
 
 void ProfileDevice::kv_move(const KvMoveParams& p) {

@@ -39,18 +39,15 @@ class ProfileDevice final : public Device {
     return device_->upload_weight(host, storage);
   }
   std::int64_t kv_padding(const KvShape& shape) const override { return device_->kv_padding(shape); }
-  void begin_step(const StepView& step) override {
-    step_ = step;
-    device_->begin_step(step);
-  }
+  std::unique_ptr<DeviceStep> upload(const StepView& step) override { return device_->upload(step); }
   double measure_read_bandwidth(std::size_t bytes) override { return device_->measure_read_bandwidth(bytes); }
 
-  void embedding(const EmbeddingParams& params) override;
+  void embedding(const DeviceStep& step, const EmbeddingParams& params) override;
   void rms_norm(const RmsNormParams& params) override;
   void matmul(const MatmulParams& params) override;
   void gated_activation(const GatedActivationParams& params) override;
-  void kv_append(const KvAppendParams& params) override;
-  void attention(const AttentionParams& params) override;
+  void kv_append(const DeviceStep& step, const KvAppendParams& params) override;
+  void attention(const DeviceStep& step, const AttentionParams& params) override;
   void kv_move(const KvMoveParams& params) override;
   void kv_read(const KvReadParams& params) override;
   void sample(const SampleParams& params) override;
@@ -62,7 +59,6 @@ class ProfileDevice final : public Device {
   void measure(const Key& key, std::int64_t bytes, Op&& op);
 
   std::shared_ptr<Device> device_;
-  StepView step_;
   std::map<Key, OpProfile> profiles_;  // `op` is filled in by take_profile
 };
 

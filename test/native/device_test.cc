@@ -208,8 +208,8 @@ TEST(matmul_refuses_wrong_shapes) {
 }
 
 void embed(Device& device, std::span<const std::int32_t> tokens, const EmbeddingParams& params) {
-  device.begin_step({.id = 0, .plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
-  device.embedding(params);
+  const auto step = device.upload({.plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
+  device.embedding(*step, params);
 }
 
 TEST(embedding_gathers_and_scales) {
@@ -377,13 +377,13 @@ struct Pool {
 
 void append(Device& device, const Pool& pool, std::span<const AppendSlot> slots, const std::vector<float>& k,
             const std::vector<float>& v) {
-  device.begin_step({.id = 0, .plan = {}, .rope = pool.rope(), .slots = slots, .tokens = {}});
-  device.kv_append({.shape = pool.shape,
-                    .layer = pool.layer(),
-                    .first = 0,
-                    .rows = std::ssize(slots),
-                    .k = k.data(),
-                    .v = v.data()});
+  const auto step = device.upload({.plan = {}, .rope = pool.rope(), .slots = slots, .tokens = {}});
+  device.kv_append(*step, {.shape = pool.shape,
+                           .layer = pool.layer(),
+                           .first = 0,
+                           .rows = std::ssize(slots),
+                           .k = k.data(),
+                           .v = v.data()});
 }
 
 constexpr double unit_roundoff(Dtype dtype) {
@@ -497,13 +497,14 @@ struct AttentionCase {
     lse.assign(n_tokens * query_heads, kNan);
     return {pool.shape, pool.layer(), query_heads, scale, q.data(), out.data(), lse.data(), {}};
   }
+  std::unique_ptr<DeviceStep> upload(Device& device) const {
+    return device.upload({.plan = {n_tokens, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
+                          .rope = pool.rope(),
+                          .slots = {},
+                          .tokens = {}});
+  }
   void attend(Device& device, std::vector<float>& out, std::vector<float>& lse) const {
-    device.begin_step({.id = 0,
-                       .plan = {n_tokens, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
-                       .rope = pool.rope(),
-                       .slots = {},
-                       .tokens = {}});
-    device.attention(params(out, lse));
+    device.attention(*upload(device), params(out, lse));
   }
 
   // Only the tokens for which `keep` is true, as if the others were not in the step.
@@ -795,14 +796,15 @@ TEST(attention_refuses_what_it_does_not_support) {
   const std::shared_ptr<Device> device = create_cpu_device({.threads = 1});
   AttentionCase c = random_case(*device, {1, 2, 16, Dtype::kF32}, 2, 1, 1, 10);
   std::vector<float> out, lse;
+  const std::unique_ptr<DeviceStep> step = c.upload(*device);
   AttentionParams params = c.params(out, lse);
   params.query_heads = 3;
-  CHECK_CODE(code::kInvalidArgument, device->attention(params));
+  CHECK_CODE(code::kInvalidArgument, device->attention(*step, params));
   params = c.params(out, lse);
   params.shape.head_dim = 12;
-  CHECK_CODE(code::kInvalidArgument, device->attention(params));
+  CHECK_CODE(code::kInvalidArgument, device->attention(*step, params));
   params.shape.head_dim = 264;
-  CHECK_CODE(code::kInvalidArgument, device->attention(params));
+  CHECK_CODE(code::kInvalidArgument, device->attention(*step, params));
 }
 
 // ---- sampling ---------------------------------------------------------------------------------------
