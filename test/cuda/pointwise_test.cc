@@ -11,6 +11,7 @@
 
 #include "../native/check.h"
 #include "core/float16.h"
+#include "core/format.h"
 #include "device_array.h"
 #include "kernels.h"
 #include "simt/simt.h"
@@ -80,9 +81,12 @@ TEST(embedding_gathers_and_scales) {
         std::string(dtype_name(dtype)) + " [" + std::to_string(vocab) + ", " + std::to_string(cols) + "]";
     const std::vector<float> out = under_every_schedule(name, [&] {
       const simt::DeviceArray<float> device_out(not_numbers(rows * cols));
-      simt::check_launch(launch_embedding(
-          {.rows = rows, .table = {device_table.data(), dtype, vocab, cols}, .scale = scale, .out = device_out.data()},
-          {.tokens = device_tokens.data(), .slots = nullptr, .rope = {}, .plan = {}}, nullptr));
+      simt::check_launch(launch_embedding({.rows = rows,
+                                           .table = {device_table.data(), format_of(dtype), vocab, cols},
+                                           .scale = scale,
+                                           .out = device_out.data()},
+                                          {.tokens = device_tokens.data(), .slots = nullptr, .rope = {}, .plan = {}},
+                                          nullptr));
       return device_out.to_host();
     });
     bool equal = true;
