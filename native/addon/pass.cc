@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <functional>
-#include <optional>
 #include <span>
 #include <type_traits>
 
@@ -14,8 +13,10 @@
 
 namespace hogwild::addon {
 
-// Device memory of a pass, used by one task at a time.
-struct PassBuffers {
+// What a pass has on the device, used by one task at a time.
+struct PassMemory {
+  explicit PassMemory(ChunkedPlan its_plans) : plans(std::move(its_plans)) {}
+  ChunkedPlan plans;
   Buffer k, v, q, out, lse;
 };
 
@@ -26,14 +27,11 @@ struct OpenPass {
   std::shared_ptr<KvCache> cache;
   std::vector<std::vector<std::int32_t>> tokens;  // an engine's tokens have no ids: -1 each
   std::unique_ptr<StepReservation> reservation;
-  std::optional<ChunkedPlan> plans;
-  std::shared_ptr<PassBuffers> buffers;
+  std::shared_ptr<PassMemory> memory;  // ends on the device's thread
 
   OpenPass(const std::shared_ptr<CacheHandle>& handle, const std::vector<WorkerViewArguments>& views,
            const std::vector<std::int64_t>& n_tokens)
-      : lease(handle, targets_of(views)),
-        cache(handle->open()),
-        buffers(new PassBuffers, handle->device()->disposer()) {
+      : lease(handle, targets_of(views)), cache(handle->open()) {
     const KvCache::Stats stats = cache->stats();
     std::vector<WorkerView> workers;
     for (std::size_t i = 0; i < views.size(); i++) {
@@ -47,15 +45,15 @@ struct OpenPass {
       workers.back().tokens = tokens.back();
     }
     reservation = std::make_unique<StepReservation>(*cache, std::move(workers));
-    plans.emplace(*reservation, 0, reservation->n_tokens());
+    const auto disposer = handle->device()->disposer();
+    memory = {new PassMemory({*reservation, cache->device(), {}, 0, reservation->n_tokens()}), disposer};
   }
 
-  const std::vector<ChunkedPlan::Chunk>& chunks() const { return plans->chunks(); }
+  const std::vector<ChunkedPlan::Chunk>& chunks() const { return memory->plans.chunks(); }
 
-  // Before every op: a step or a pass of another cache may have come between two layers.
-  void begin_chunk(std::size_t chunk) {
+  const DeviceStep& on_device(std::size_t chunk) {
     cache->allocate_pool();
-    cache->device().begin_step(plans->plan(chunk).view());
+    return memory->plans.on_device(chunk);
   }
 
   // A buffer that holds at least `values` floats.
@@ -114,18 +112,18 @@ class AppendTask : public PromiseTask {
  protected:
   void execute(const std::atomic<bool>&) override {
     KvCache& cache = *pass_->cache;
-    const float* k = pass_->upload(pass_->buffers->k, k_, "new keys");
-    const float* v = pass_->upload(pass_->buffers->v, v_, "new values");
+    const float* k = pass_->upload(pass_->memory->k, k_, "new keys");
+    const float* v = pass_->upload(pass_->memory->v, v_, "new values");
     const std::int64_t row = cache.shape().kv_heads * cache.shape().head_dim;
     for (std::size_t i = 0; i < pass_->chunks().size(); ++i) {
       const ChunkedPlan::Chunk chunk = pass_->chunks()[i];
-      pass_->begin_chunk(i);
-      cache.device().kv_append({.shape = cache.shape(),
-                                .layer = cache.layer(layer_),
-                                .first = 0,
-                                .rows = chunk.n,
-                                .k = k + chunk.first * row,
-                                .v = v + chunk.first * row});
+      const DeviceStep& step = pass_->on_device(i);
+      cache.device().kv_append(step, {.shape = cache.shape(),
+                                      .layer = cache.layer(layer_),
+                                      .first = 0,
+                                      .rows = chunk.n,
+                                      .k = k + chunk.first * row,
+                                      .v = v + chunk.first * row});
     }
     cache.device().synchronize();
   }
@@ -162,19 +160,19 @@ class AttendTask : public PromiseTask {
     Device& device = cache.device();
     const std::int64_t row = query_heads_ * cache.shape().head_dim;
     const ChunkedPlan::Chunk chunk = pass_->chunks()[next_chunk_];
-    float* out = pass_->scratch(pass_->buffers->out, chunk.n * row, "attention output");
-    float* lse = lse_ != nullptr ? pass_->scratch(pass_->buffers->lse, chunk.n * query_heads_, "log-sum-exp") : nullptr;
+    float* out = pass_->scratch(pass_->memory->out, chunk.n * row, "attention output");
+    float* lse = lse_ != nullptr ? pass_->scratch(pass_->memory->lse, chunk.n * query_heads_, "log-sum-exp") : nullptr;
     const std::span<const float> queries =
         std::span(q_).subspan(static_cast<std::size_t>(chunk.first * row), static_cast<std::size_t>(chunk.n * row));
-    const float* q = pass_->upload(pass_->buffers->q, queries, "queries");
-    pass_->begin_chunk(next_chunk_);
-    device.attention({.shape = cache.shape(),
-                      .layer = cache.layer(layer_),
-                      .query_heads = query_heads_,
-                      .scale = scale_,
-                      .q = q,
-                      .out = out,
-                      .lse = lse});
+    const float* q = pass_->upload(pass_->memory->q, queries, "queries");
+    const DeviceStep& step = pass_->on_device(next_chunk_);
+    device.attention(step, {.shape = cache.shape(),
+                            .layer = cache.layer(layer_),
+                            .query_heads = query_heads_,
+                            .scale = scale_,
+                            .q = q,
+                            .out = out,
+                            .lse = lse});
     device.download(out_ + chunk.first * row, out, queries.size_bytes());
     if (lse != nullptr) {
       device.download(lse_ + chunk.first * query_heads_, lse,
@@ -200,7 +198,7 @@ class AttendTask : public PromiseTask {
 // stream, or goes on with it, sees the results. Without a stream it comes back when the work is done.
 class ExternalTask : public PromiseTask {
  public:
-  using Op = std::function<void(Device&, const KvLayer&, const ChunkedPlan::Chunk&)>;
+  using Op = std::function<void(Device&, const DeviceStep&, const KvLayer&, const ChunkedPlan::Chunk&)>;
 
   ExternalTask(std::shared_ptr<OpenPass> pass, std::int64_t layer, const ExternalBuffers& buffers, Op op)
       : pass_(std::move(pass)), layer_(layer), has_stream_(buffers.stream != nullptr), op_(std::move(op)) {}
@@ -209,8 +207,8 @@ class ExternalTask : public PromiseTask {
   void execute(const std::atomic<bool>&) override {
     KvCache& cache = *pass_->cache;
     for (std::size_t i = 0; i < pass_->chunks().size(); ++i) {
-      pass_->begin_chunk(i);
-      op_(cache.device(), cache.layer(layer_), pass_->chunks()[i]);
+      const DeviceStep& step = pass_->on_device(i);
+      op_(cache.device(), step, cache.layer(layer_), pass_->chunks()[i]);
     }
     if (!has_stream_) cache.device().synchronize();
   }
@@ -320,14 +318,15 @@ Napi::Value pass_append_device(const Napi::CallbackInfo& info) {
                               .k = ExternalArguments::buffer(buffers, "k"),
                               .v = ExternalArguments::buffer(buffers, "v"),
                               .buffers = ExternalArguments(buffers, *pass->open()).external};
-  const auto append = [params](Device& device, const KvLayer& storage, const ChunkedPlan::Chunk& chunk) {
+  const auto append = [params](Device& device, const DeviceStep& step, const KvLayer& storage,
+                               const ChunkedPlan::Chunk& chunk) {
     const std::int64_t first = chunk.first * params.shape.kv_heads * params.shape.head_dim;
     KvAppendParams part = params;
     part.layer = storage;
     part.rows = chunk.n;
     part.k = advance(params.k, params.buffers.dtype, first);
     part.v = advance(params.v, params.buffers.dtype, first);
-    device.kv_append(part);
+    device.kv_append(step, part);
   };
   return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, params.buffers, append));
 }
@@ -350,14 +349,15 @@ Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
                                .out = ExternalArguments::buffer(buffers, "out"),
                                .lse = static_cast<float*>(ExternalArguments::address(buffers, "lse")),
                                .buffers = ExternalArguments(buffers, *pass->open()).external};
-  const auto attend = [params](Device& device, const KvLayer& storage, const ChunkedPlan::Chunk& chunk) {
+  const auto attend = [params](Device& device, const DeviceStep& step, const KvLayer& storage,
+                               const ChunkedPlan::Chunk& chunk) {
     const std::int64_t first = chunk.first * params.query_heads * params.shape.head_dim;
     AttentionParams part = params;
     part.layer = storage;
     part.q = advance(params.q, params.buffers.dtype, first);
     part.out = advance(params.out, params.buffers.dtype, first);
     if (part.lse != nullptr) part.lse += chunk.first * params.query_heads;
-    device.attention(part);
+    device.attention(step, part);
   };
   return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, params.buffers, attend));
 }
