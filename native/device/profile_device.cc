@@ -4,7 +4,7 @@
 #include <chrono>
 #include <utility>
 
-#include "core/format.h"
+#include "core/panels.h"
 
 namespace hogwild {
 namespace {
@@ -82,6 +82,14 @@ void ProfileDevice::matmul(const MatmulParams& p) {
 
 void ProfileDevice::gated_activation(const GatedActivationParams& p) {
   measure({"gated_activation", 0, 0}, 0, [&] { device_->gated_activation(p); });
+}
+
+void ProfileDevice::add(const AddParams& p) {
+  measure({"add", 0, 0}, 0, [&] { device_->add(p); });
+}
+
+void ProfileDevice::softcap(const SoftcapParams& p) {
+  measure({"softcap", 0, 0}, 0, [&] { device_->softcap(p); });
 }
 
 void ProfileDevice::kv_append(const DeviceStep& step, const KvAppendParams& p) {
