@@ -91,6 +91,7 @@ void ProfileDevice::add(const AddParams& p) {
 void ProfileDevice::softcap(const SoftcapParams& p) {
   measure({"softcap", 0, 0}, 0, [&] { device_->softcap(p); });
 }
+
 void ProfileDevice::kv_append(const DeviceStep& step, const KvAppendParams& p) {
   measure({"kv_append", 0, 0}, p.rows * token_bytes(p.shape), [&] { device_->kv_append(step, p); });
 }

@@ -134,6 +134,7 @@ class CpuDevice final : public Device {
     for_elements(p.n,
                  [&](std::int64_t first, std::int64_t n) { kernels_.softcap(p.x + first, n, p.scale, p.softcap); });
   }
+
   void kv_append(const DeviceStep& step, const KvAppendParams& p) override {
     const StepView& view = step.view();
     check_cache(p.shape, &view.rope);

@@ -284,6 +284,7 @@ void CudaDevice::add(const AddParams&) { throw Error(code::kUnsupported, "add: t
 void CudaDevice::softcap(const SoftcapParams&) {
   throw Error(code::kUnsupported, "softcap: the CPU device computes it");
 }
+
 void CudaDevice::kv_append(const DeviceStep& device_step, const KvAppendParams& p) {
   use();
   const CudaStep& step = on_card(device_step);
