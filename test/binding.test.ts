@@ -158,13 +158,14 @@ test('every kind of handle offered to every handle parameter: only the right one
 
 // Parameters that take any finite number (or any in a range): the rest are integers.
 const FRACTIONS =
-  /rmsNormEps|normOffset|embeddingScale|attentionScale|attentionFactor|temperature|topP|minP|repetitionPenalty|^passAttend\[4\]|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
+  /rmsNormEps|normOffset|embeddingScale|attentionScale|attentionFactor|temperature|topP|minP|repetitionPenalty|scale$|softcap$|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
 
 // Parameters that take one of some words.
 const CHOICES = /type$|activation$|logits$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
 
 // Parameters that may be null.
-const NULLABLE = /bias|sampler$|convertTo|step\[3\]|createModel\[[345]\]/
+const NULLABLE =
+  /bias|sampler$|convertTo|step\[3\]|createModel\[[345]\]|^passAttend\[4\]\.(?!scale|wantLse)/
 
 function kindOf(value: unknown): string {
   if (types.isExternal(value)) return 'handle'
