@@ -26,12 +26,36 @@ constexpr const char* dtype_name(Dtype dtype) {
   return "?";
 }
 
-// A weight matrix where it lies: row-major [rows, cols], `data` aligned to dtype_size(dtype).
+// Formats of weights; format.h has their table.
+enum class Format : std::uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ2_K,
+  kQ3_K,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
+  kIQ4_NL,
+  kIQ4_XS,
+  kMXFP4,
+};
+
+// How a matrix lies: as in a file, row after row, or in panels of 16 rows (panels.h), which quantised formats alone have.
+enum class Order : std::uint8_t { kRows, kPanels };
+
+// A weight matrix [rows, cols] where it lies; `data` of plain formats is aligned to their elements.
 struct Matrix {
   const void* data = nullptr;
-  Dtype dtype = Dtype::kF32;
+  Format format = Format::kF32;
   std::int64_t rows = 0;
   std::int64_t cols = 0;
+  Order order = Order::kRows;
 };
 
 }  // namespace hogwild
