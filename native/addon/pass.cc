@@ -1,8 +1,11 @@
 // Passes: one step of an engine that brings its own model and hands over q, k and v layer by layer.
 #include <napi.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
+#include <optional>
 #include <span>
 #include <type_traits>
 
@@ -17,7 +20,7 @@ namespace hogwild::addon {
 struct PassMemory {
   explicit PassMemory(ChunkedPlan its_plans) : plans(std::move(its_plans)) {}
   ChunkedPlan plans;
-  Buffer k, v, q, out, lse;
+  Buffer k, v, q, out, lse, sinks;
 };
 
 // What the tasks of a pass share. Whoever holds the last reference (on the JavaScript thread) gives
@@ -135,22 +138,63 @@ class AppendTask : public PromiseTask {
   std::vector<float> k_, v_;
 };
 
+// NativeAttendOptions of lib/native.ts.
+struct AttendArguments {
+  std::vector<float> q;
+  AttentionParams params;  // pointers are filled in by the task
+  std::vector<float> sinks;
+  bool want_lse;
+  std::optional<Napi::Float32Array> out, lse;  // the caller's, or none: new ones
+
+  AttendArguments(const Argument& queries, const Argument& heads, const Argument& options, const OpenPass& pass) {
+    // Where a soft cap and its inverse, and scores over it, are ordinary numbers.
+    constexpr double kMinSoftcap = 1e-6, kMaxSoftcap = 1e6;
+    params.shape = pass.cache->shape();
+    params.query_heads = heads.integer(1, 1 << 16);
+    if (params.query_heads % params.shape.kv_heads != 0) {
+      heads.refuse("a multiple of " + std::to_string(params.shape.kv_heads) + " (kvHeads)");
+    }
+    const std::int64_t rows = pass.reservation->n_tokens() * params.query_heads;
+    q = queries.floats(rows * params.shape.head_dim);
+    params.scale = static_cast<float>(options.property("scale").number());
+    if (const Argument cap = options.property("softcap"); !cap.is_null()) {
+      params.softcap = static_cast<float>(cap.number(kMinSoftcap, kMaxSoftcap));
+    }
+    if (const Argument window = options.property("window"); !window.is_null()) params.window = window.size();
+    if (const Argument given = options.property("sinks"); !given.is_null()) {
+      sinks = given.floats(params.query_heads);
+      for (const float sink : sinks) {
+        if (!(sink < std::numeric_limits<float>::infinity())) given.refuse("finite numbers or -Infinity");
+      }
+    }
+    want_lse = options.property("wantLse").boolean();
+    if (const Argument array = options.property("out"); !array.is_null()) {
+      out = array.float32_array(rows * params.shape.head_dim);
+    }
+    if (const Argument array = options.property("lse"); !array.is_null()) lse = array.float32_array(rows);
+    // What the device cannot do is refused before anything is scheduled.
+    AttentionParams wanted = params;
+    wanted.sinks = sinks.empty() ? nullptr : sinks.data();
+    pass.cache->device().check_attention(wanted);
+  }
+};
+
 class AttendTask : public PromiseTask {
  public:
-  AttendTask(Napi::Env env, std::shared_ptr<OpenPass> pass, std::int64_t layer, std::vector<float> q,
-             std::int64_t query_heads, double scale, bool want_lse)
+  AttendTask(Napi::Env env, std::shared_ptr<OpenPass> pass, std::int64_t layer, AttendArguments arguments)
       : pass_(std::move(pass)),
         layer_(layer),
-        q_(std::move(q)),
-        query_heads_(query_heads),
-        scale_(static_cast<float>(scale)) {
-    auto out = new_float32_array(env, static_cast<std::int64_t>(q_.size()));
-    auto lse = new_float32_array(env, want_lse ? pass_->reservation->n_tokens() * query_heads : 0);
-    out_ = out.Data();
-    lse_ = want_lse ? lse.Data() : nullptr;
+        q_(std::move(arguments.q)),
+        params_(arguments.params),
+        sinks_(std::move(arguments.sinks)) {
+    const std::int64_t rows = pass_->reservation->n_tokens() * params_.query_heads;
     auto result = Napi::Object::New(env);
-    result.Set("out", out);
-    result.Set("lse", want_lse ? lse : env.Null());
+    result.Set("out", out_.open(env, arguments.out, rows * params_.shape.head_dim));
+    if (arguments.want_lse) {
+      result.Set("lse", lse_.open(env, arguments.lse, rows));
+    } else {
+      result.Set("lse", env.Null());
+    }
     keep(result);
   }
 
@@ -158,39 +202,70 @@ class AttendTask : public PromiseTask {
   void execute(const std::atomic<bool>&) override {
     KvCache& cache = *pass_->cache;
     Device& device = cache.device();
-    const std::int64_t row = query_heads_ * cache.shape().head_dim;
+    const std::int64_t heads = params_.query_heads, row = heads * params_.shape.head_dim;
     const ChunkedPlan::Chunk chunk = pass_->chunks()[next_chunk_];
-    float* out = pass_->scratch(pass_->memory->out, chunk.n * row, "attention output");
-    float* lse = lse_ != nullptr ? pass_->scratch(pass_->memory->lse, chunk.n * query_heads_, "log-sum-exp") : nullptr;
+    AttentionParams params = params_;
+    params.layer = cache.layer(layer_);
     const std::span<const float> queries =
         std::span(q_).subspan(static_cast<std::size_t>(chunk.first * row), static_cast<std::size_t>(chunk.n * row));
-    const float* q = pass_->upload(pass_->memory->q, queries, "queries");
-    const DeviceStep& step = pass_->on_device(next_chunk_);
-    device.attention(step, {.shape = cache.shape(),
-                            .layer = cache.layer(layer_),
-                            .query_heads = query_heads_,
-                            .scale = scale_,
-                            .q = q,
-                            .out = out,
-                            .lse = lse});
-    device.download(out_ + chunk.first * row, out, queries.size_bytes());
-    if (lse != nullptr) {
-      device.download(lse_ + chunk.first * query_heads_, lse,
-                      static_cast<std::size_t>(chunk.n * query_heads_) * sizeof(float));
+    params.q = pass_->upload(pass_->memory->q, queries, "queries");
+    if (!sinks_.empty()) params.sinks = pass_->upload(pass_->memory->sinks, sinks_, "attention sinks");
+    params.out = pass_->scratch(pass_->memory->out, chunk.n * row, "attention output");
+    if (lse_.data != nullptr) params.lse = pass_->scratch(pass_->memory->lse, chunk.n * heads, "log-sum-exp");
+    device.attention(pass_->on_device(next_chunk_), params);
+    device.download(out_.data + chunk.first * row, params.out, queries.size_bytes());
+    if (params.lse != nullptr) {
+      device.download(lse_.data + chunk.first * heads, params.lse,
+                      static_cast<std::size_t>(chunk.n * heads) * sizeof(float));
     }
     ++next_chunk_;
   }
   bool done() const override { return next_chunk_ == pass_->chunks().size(); }
-  Napi::Value result(Napi::Env) override { return kept(); }
+  Napi::Value result(Napi::Env) override {
+    const Napi::Object result = kept();
+    if (out_.is_callers() || lse_.is_callers()) {
+      // Both or none.
+      auto out = result.Get("out").As<Napi::Float32Array>();
+      auto lse = lse_.is_callers() ? result.Get("lse").As<Napi::Float32Array>() : Napi::Float32Array();
+      out_.check(out, "options.out");
+      lse_.check(lse, "options.lse");
+      out_.copy_to(out);
+      lse_.copy_to(lse);
+    }
+    return result;
+  }
 
  private:
+  // One of the two results. A new array is filled where it lies; JavaScript might take the memory of a caller's away
+  // meanwhile, so that one is filled at the end, on the JavaScript thread.
+  struct Result {
+    float* data = nullptr;  // null: not wanted
+    std::vector<float> for_caller;
+
+    Napi::Float32Array open(Napi::Env env, const std::optional<Napi::Float32Array>& callers, std::int64_t length) {
+      Napi::Float32Array array = callers ? *callers : new_float32_array(env, length);
+      if (callers) for_caller.resize(static_cast<std::size_t>(length));
+      data = callers ? for_caller.data() : array.Data();
+      return array;
+    }
+    bool is_callers() const { return !for_caller.empty(); }
+    void check(const Napi::Float32Array& array, const char* name) const {
+      if (!is_callers() || array.ElementLength() == for_caller.size()) return;
+      throw Error(code::kInvalidArgument, std::string(name) +
+                                              ": expected an array that keeps its memory until the call has ended; it "
+                                              "was transferred or resized");
+    }
+    void copy_to(Napi::Float32Array& array) const {
+      if (is_callers()) std::copy(for_caller.begin(), for_caller.end(), array.Data());
+    }
+  };
+
   std::shared_ptr<OpenPass> pass_;
   std::int64_t layer_;
   std::vector<float> q_;
-  std::int64_t query_heads_;
-  float scale_;
-  float* out_;  // memory of the arrays in kept()
-  float* lse_;  // null where it is not wanted
+  AttentionParams params_;
+  std::vector<float> sinks_;
+  Result out_, lse_;
   std::size_t next_chunk_ = 0;
 };
 
@@ -295,15 +370,9 @@ Napi::Value pass_attend(const Napi::CallbackInfo& info) {
   const auto pass = Argument(info, 0, "pass").handle<PassHandle>();
   const KvShape shape = pass->open()->cache->shape();
   const std::int64_t layer = Argument(info, 1, "layer").integer(0, shape.layers - 1);
-  const Argument heads(info, 3, "queryHeads");
-  const std::int64_t query_heads = heads.integer(1, 1 << 16);
-  if (query_heads % shape.kv_heads != 0) heads.refuse("a multiple of " + std::to_string(shape.kv_heads) + " (kvHeads)");
-  const std::int64_t values = pass->open()->reservation->n_tokens() * query_heads * shape.head_dim;
-  std::vector<float> q = Argument(info, 2, "q").floats(values);
-  const double scale = Argument(info, 4, "scale").number();
-  const bool want_lse = Argument(info, 5, "wantLse").boolean();
-  return pass->schedule(
-      std::make_unique<AttendTask>(info.Env(), pass->open(), layer, std::move(q), query_heads, scale, want_lse));
+  const std::shared_ptr<OpenPass> open = pass->open();  // whatever a getter does with the pass
+  AttendArguments arguments({info, 2, "q"}, {info, 3, "queryHeads"}, {info, 4, "options"}, *open);
+  return pass->schedule(std::make_unique<AttendTask>(info.Env(), pass->open(), layer, std::move(arguments)));
 }
 
 Napi::Value pass_append_device(const Napi::CallbackInfo& info) {

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -197,7 +196,7 @@ void CpuDevice::attention(const DeviceStep& step, const AttentionParams& p) {
   check_buffers(p.buffers);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   require(p.window >= 0, "window must be >= 0");
-  require(p.softcap >= 0 && std::isfinite(p.softcap), "softcap must be finite and >= 0");
+  require(p.softcap == 0 || (p.softcap >= 1e-6f && p.softcap <= 1e6f), "softcap must be 0 or in [1e-6, 1e6]");
   attention_.run(p, step.view());
 }
 
