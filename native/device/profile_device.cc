@@ -4,14 +4,14 @@
 #include <chrono>
 #include <utility>
 
+#include "core/format.h"
+
 namespace hogwild {
 namespace {
 
-std::int64_t element_bytes(Dtype dtype) { return static_cast<std::int64_t>(dtype_size(dtype)); }
-
 // Key and value of one token in one layer.
 std::int64_t token_bytes(const KvShape& shape) {
-  return 2 * shape.kv_heads * shape.head_dim * element_bytes(shape.dtype);
+  return 2 * shape.kv_heads * shape.head_dim * static_cast<std::int64_t>(dtype_size(shape.dtype));
 }
 
 }  // namespace
@@ -44,7 +44,7 @@ std::vector<OpProfile> ProfileDevice::take_profile() {
 }
 
 void ProfileDevice::embedding(const EmbeddingParams& p) {
-  const std::int64_t bytes = p.rows * p.table.cols * element_bytes(p.table.dtype);
+  const std::int64_t bytes = p.rows * row_bytes(p.table.format, p.table.cols);
   measure({"embedding", 0, 0}, bytes, [&] { device_->embedding(p); });
 }
 
@@ -58,7 +58,7 @@ void ProfileDevice::matmul(const MatmulParams& p) {
   for (int i = 0; i < p.n_outputs; i++) {
     const Matrix& weight = p.outputs[i].weight;
     outputs += weight.rows;
-    bytes += weight.rows * weight.cols * element_bytes(weight.dtype);
+    bytes += matrix_bytes(weight);
   }
   measure({"matmul", p.k, outputs}, bytes, [&] { device_->matmul(p); });
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/format.h"
 #include "core/limits.h"
 #include "device/cpu/attention_schedule.h"
 #include "device/cpu/kernels.h"
@@ -60,7 +61,10 @@ class CpuDevice final : public Device {
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void synchronize() override {}
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override { return host; }
+  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override {
+    require(is_plain(host.format), "the CPU device takes weights in f32, f16 and bf16");
+    return host;
+  }
   void begin_step(const StepView& step) override { step_ = step; }
 
   void embedding(const EmbeddingParams& params) override {
@@ -90,7 +94,7 @@ class CpuDevice final : public Device {
     }
     if (p.rows == 0) return;
     const void* packed_x = nullptr;
-    const auto packs_x = [&](const MatmulParams::Output& output) { return kernels_.packs_x(output.weight.dtype); };
+    const auto packs_x = [&](const MatmulParams::Output& output) { return kernels_.packs_x(output.weight.format); };
     if (std::any_of(p.outputs, p.outputs + p.n_outputs, packs_x)) {
       std::uint16_t* packed = packed_x_.get<std::uint16_t>(p.rows * p.k);
       for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
