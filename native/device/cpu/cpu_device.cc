@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -177,6 +178,8 @@ void CpuDevice::attention(const AttentionParams& p) {
   check_cache(p.shape, &step_.rope);
   check_buffers(p.buffers);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
+  require(p.window >= 0, "window must be >= 0");
+  require(p.softcap >= 0 && std::isfinite(p.softcap), "softcap must be finite and >= 0");
   attention_.run(p, step_);
 }
 
