@@ -167,19 +167,25 @@ export async function readGgufStrings(
   value: LocatedValue,
   options: Options = {},
 ): Promise<string[]> {
-  const { path, count } = value
-  const bytes = await readLocated(value, MAX_HEADER_BYTES, options)
+  return textsIn(await readGgufBytes(value, options), value.path)
+}
+
+/** An array as it lies in the file. Throws HOGWILD_INVALID_MODEL. */
+export async function readGgufBytes(value: LocatedValue, options: Options = {}): Promise<Buffer> {
+  return await readLocated(value, MAX_HEADER_BYTES, options)
+}
+
+/** The texts of an array as it lies in the file: each behind its length in 8 bytes. Throws HOGWILD_INVALID_MODEL. */
+export function textsIn(bytes: Buffer, path: string): string[] {
   const texts: string[] = []
-  let at = 0
-  for (let i = 0; i < count; i++) {
-    const length = at + 8 <= bytes.length ? Number(bytes.readBigUInt64LE(at)) : Number.NaN
-    if (!(length <= bytes.length - at - 8)) throw damaged(path, 'has changed while it was read')
-    const text = bytes.toString('utf8', at + 8, at + 8 + length)
+  for (let at = 0; at < bytes.length; ) {
+    const begin = at + 8
+    const end = begin + (begin <= bytes.length ? Number(bytes.readBigUInt64LE(at)) : Number.NaN)
+    if (!(end <= bytes.length)) throw damaged(path, 'has changed while it was read')
+    const text = bytes.toString('utf8', begin, end)
     // Checking each text for damage takes five times as long.
-    texts.push(
-      text.includes('\uFFFD') ? decodeText(bytes.subarray(at + 8, at + 8 + length), path) : text,
-    )
-    at += 8 + length
+    texts.push(text.includes('\uFFFD') ? decodeText(bytes.subarray(begin, end), path) : text)
+    at = end
   }
   return texts
 }

@@ -186,4 +186,4 @@ async function main(seed, count) {
   console.log(JSON.stringify(result))
 }
 
-main(Number(process.argv[2] ?? 1), Number(process.argv[3] ?? 0))
+void main(Number(process.argv[2] ?? 1), Number(process.argv[3] ?? 0))
