@@ -52,6 +52,13 @@ struct DeviceInfo {
   int threads = 0;   // cpu: threads that compute, the calling one included
 };
 
+// What a model may need beyond what every device computes.
+enum class Feature : std::uint8_t {
+  kAdd,           // AddParams
+  kSoftcap,       // SoftcapParams
+  kSeveralRopes,  // rope tables that differ between layers, or layers without one
+};
+
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
 // `kv_padding`, `check_attention`, `own_memory` and, where that is 0, `allocate`: those may come from any thread. Ops may be
 // asynchronous on the device; `synchronize` waits for all of them. `download` waits by itself.
@@ -60,6 +67,9 @@ class Device {
   virtual ~Device() = default;
 
   virtual DeviceInfo info() const = 0;
+
+  // What it lacks is refused by name when a model is loaded or a cache is made.
+  virtual bool has(Feature) const { return true; }
 
   // Elements to be added to each row of a cache of this shape (KvShape::padding). Throws kUnsupported, naming
   // what is supported, where the device cannot keep such a cache.
@@ -110,6 +120,8 @@ class Device {
   virtual void rms_norm(const RmsNormParams& params) = 0;
   virtual void matmul(const MatmulParams& params) = 0;
   virtual void gated_activation(const GatedActivationParams& params) = 0;
+  virtual void add(const AddParams& params) = 0;
+  virtual void softcap(const SoftcapParams& params) = 0;
   virtual void kv_append(const KvAppendParams& params) = 0;
   virtual void attention(const AttentionParams& params) = 0;
   virtual void kv_move(const KvMoveParams& params) = 0;

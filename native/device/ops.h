@@ -64,6 +64,22 @@ struct GatedActivationParams {
   float* out = nullptr;  // [n], may be gate
 };
 
+// x += scale * y
+struct AddParams {
+  float* x = nullptr;        // [n]
+  const float* y = nullptr;  // [n]
+  std::int64_t n = 0;
+  float scale = 1;
+};
+
+// x = softcap * tanh(scale * x / softcap), or scale * x where softcap is 0
+struct SoftcapParams {
+  float* x = nullptr;  // [n]
+  std::int64_t n = 0;
+  float scale = 1;
+  float softcap = 0;
+};
+
 // ---- the KV cache as devices see it ---------------------------------------------------------------
 
 // Shape of a page pool. A page holds kPageSize tokens of one layer: keys [Hkv, P, D] and values

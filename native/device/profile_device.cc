@@ -84,6 +84,14 @@ void ProfileDevice::gated_activation(const GatedActivationParams& p) {
   measure({"gated_activation", 0, 0}, 0, [&] { device_->gated_activation(p); });
 }
 
+void ProfileDevice::add(const AddParams& p) {
+  measure({"add", 0, 0}, 0, [&] { device_->add(p); });
+}
+
+void ProfileDevice::softcap(const SoftcapParams& p) {
+  measure({"softcap", 0, 0}, 0, [&] { device_->softcap(p); });
+}
+
 void ProfileDevice::kv_append(const KvAppendParams& p) {
   measure({"kv_append", 0, 0}, p.rows * token_bytes(p.shape), [&] { device_->kv_append(p); });
 }

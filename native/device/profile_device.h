@@ -31,6 +31,7 @@ class ProfileDevice final : public Device {
   std::vector<OpProfile> take_profile();
 
   DeviceInfo info() const override { return device_->info(); }
+  bool has(Feature feature) const override { return device_->has(feature); }
   std::int64_t own_memory() const override { return device_->own_memory(); }
   Buffer allocate(std::size_t bytes, const char* purpose) override { return device_->allocate(bytes, purpose); }
   void download(void* host, const void* device, std::size_t bytes) override { device_->download(host, device, bytes); }
@@ -51,6 +52,8 @@ class ProfileDevice final : public Device {
   void rms_norm(const RmsNormParams& params) override;
   void matmul(const MatmulParams& params) override;
   void gated_activation(const GatedActivationParams& params) override;
+  void add(const AddParams& params) override;
+  void softcap(const SoftcapParams& params) override;
   void kv_append(const KvAppendParams& params) override;
   void attention(const AttentionParams& params) override;
   void kv_move(const KvMoveParams& params) override;

@@ -119,11 +119,18 @@ class CpuDevice final : public Device {
   }
 
   void gated_activation(const GatedActivationParams& p) override {
-    constexpr std::int64_t kUnit = 1024;
-    for_rows(pool_, ceil_div(p.n, kUnit), kUnit, [&](std::int64_t begin, std::int64_t end) {
-      const std::int64_t first = begin * kUnit, n = std::min(end * kUnit, p.n) - first;
+    for_elements(p.n, [&](std::int64_t first, std::int64_t n) {
       kernels_.gated_activation(p.gate + first, p.up + first, n, p.activation, p.out + first);
     });
+  }
+
+  void add(const AddParams& p) override {
+    for_elements(p.n, [&](std::int64_t first, std::int64_t n) { kernels_.add(p.x + first, p.y + first, n, p.scale); });
+  }
+
+  void softcap(const SoftcapParams& p) override {
+    for_elements(p.n,
+                 [&](std::int64_t first, std::int64_t n) { kernels_.softcap(p.x + first, n, p.scale, p.softcap); });
   }
 
   void kv_append(const KvAppendParams& p) override {
@@ -159,6 +166,15 @@ class CpuDevice final : public Device {
   double measure_read_bandwidth(std::size_t bytes) override;
 
  private:
+  // Calls body(first, n) for slices of [0, n).
+  template <typename Body>
+  void for_elements(std::int64_t n, Body&& body) {
+    constexpr std::int64_t kUnit = 1024;
+    for_rows(pool_, ceil_div(n, kUnit), kUnit, [&](std::int64_t begin, std::int64_t end) {
+      body(begin * kUnit, std::min(end * kUnit, n) - begin * kUnit);
+    });
+  }
+
   static std::string requested_simd(const CpuOptions& options) {
     if (!options.simd.empty()) return options.simd;
     const char* name = std::getenv("HOGWILD_SIMD");

@@ -77,6 +77,8 @@ struct CpuKernels {
   void (*pack_x)(const float* x, int64_t n, void* packed);  // [n] of 2 bytes
   void (*matmul)(const MatmulSlice& slice);
   void (*gated_activation)(const float* gate, const float* up, int64_t n, Activation activation, float* out);
+  void (*add)(float* x, const float* y, int64_t n, float scale);
+  void (*softcap)(float* x, int64_t n, float scale, float softcap);
 
   void (*kv_append)(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots,
                     int64_t n, const float* k, const float* v);

@@ -258,6 +258,22 @@ void CudaDevice::on_stream_of(const ExternalBuffers& buffers, Launch&& launch) {
   order(stream, stream_);
 }
 
+bool CudaDevice::has(Feature feature) const {
+  switch (feature) {
+    case Feature::kAdd:
+    case Feature::kSoftcap:
+    case Feature::kSeveralRopes:
+      return false;
+  }
+  return true;
+}
+
+// Models that need these are refused when they are loaded.
+void CudaDevice::add(const AddParams&) { throw Error(code::kUnsupported, "add: the CPU device computes it"); }
+void CudaDevice::softcap(const SoftcapParams&) {
+  throw Error(code::kUnsupported, "softcap: the CPU device computes it");
+}
+
 void CudaDevice::kv_append(const KvAppendParams& p) {
   use();
   require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= step_.layout().rows && !step_.view().slots.empty(),
