@@ -93,14 +93,18 @@ async function readVocabulary(
     const value = metadata.optionalArray(key, 'numbers')
     if (value === undefined) return undefined
     if (value.count === count) return await readGgufNumbers(value, options)
-    throw damaged(gguf.path, `has ${count} tokens, and ${value.count} elements in ${describe(PREFIX + key)}`)
+    throw damaged(
+      gguf.path,
+      `has ${count} tokens, and ${value.count} elements in ${describe(PREFIX + key)}`,
+    )
   }
   const merges = model === 'gpt2' ? metadata.array('merges', 'strings') : undefined
   const [scores, types] = [await perToken('scores'), await perToken('token_type')]
   const ends = (flag: string, id: string, otherwise: boolean): number[] => {
     if (!metadata.flag(flag, otherwise)) return []
     const token = metadata.id(id)
-    if (token === undefined) throw damaged(gguf.path, `has no ${describe(PREFIX + id)}, which texts need`)
+    if (token === undefined)
+      throw damaged(gguf.path, `has no ${describe(PREFIX + id)}, which texts need`)
     return [token]
   }
   return {
@@ -216,7 +220,11 @@ class Metadata {
   optionalArray(key: string, type: LocatedValue['type']): LocatedValue | undefined {
     const value = this.get(key)
     if (value === undefined || (value as LocatedValue).type === type) return value as LocatedValue
-    throw this.wrong(PREFIX + key, type === 'strings' ? 'a list of texts' : 'a list of numbers', value)
+    throw this.wrong(
+      PREFIX + key,
+      type === 'strings' ? 'a list of texts' : 'a list of numbers',
+      value,
+    )
   }
 
   flag(key: string, otherwise: boolean): boolean {
@@ -230,7 +238,8 @@ class Metadata {
     const value = this.get(key)
     if (value === undefined || value === -1 || value === 2 ** 32 - 1) return undefined
     const { count } = this.array('tokens', 'strings')
-    if (typeof value === 'number' && Number.isInteger(value) && value >= 0 && value < count) return value
+    if (typeof value === 'number' && Number.isInteger(value) && value >= 0 && value < count)
+      return value
     throw this.wrong(PREFIX + key, `a token below ${count}`, value)
   }
 }

@@ -126,7 +126,10 @@ export async function loadTokenizer(
     const loaded = await thread.load(signal)
     if (loaded.renumbered.length > 0) {
       const names = loaded.renumbered.map((token) => JSON.stringify(token)).join(', ')
-      warnings.warn('HOGWILD_TOKEN_IDS', `${engine.path}: the ids of ${names} are not those of the file`)
+      warnings.warn(
+        'HOGWILD_TOKEN_IDS',
+        `${engine.path}: the ids of ${names} are not those of the file`,
+      )
     }
     const tokens = new TokenTable(loaded.tokens)
     const eosToken = engine.chat.specialTokens.eos_token
