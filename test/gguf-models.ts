@@ -90,6 +90,7 @@ export async function writeGgufModel(
   const tensors = entries
     .filter(({ name }) => !/rotary_emb|masked_bias/.test(name))
     .map((entry) => toTensor(entry, converter, headDimOf(config), options.type ?? 'stored'))
+    .concat(ropeTensors(config))
   const metadata = new Map([...metadataOf(config, converter), ...(options.metadata ?? [])])
   await writeGgufFile(path, [...metadata], options.tensors?.(tensors) ?? tensors, options)
 }
@@ -148,6 +149,34 @@ function scalingOf(rope: Json): Record<string, Value> {
     ...number('yarn_beta_slow', 'beta_slow'),
     ...number('yarn_attn_factor', 'attention_factor'),
   }
+}
+
+/** Llama 3's scaling as factors that divide the frequencies, in f32. */
+function ropeTensors(config: Json): GgufWriterTensor[] {
+  const rope = { ...(config.rope_scaling as object), ...(config.rope_parameters as object) } as Json
+  if (rope.rope_type !== 'llama3') return []
+  const number = (field: string) => rope[field] as number
+  const dim = headDimOf(config)
+  const theta = (rope.rope_theta ?? config.rope_theta) as number
+  const context = number('original_max_position_embeddings')
+  const [low, high] = [number('low_freq_factor'), number('high_freq_factor')]
+  const factors = Float32Array.from({ length: dim / 2 }, (_, u) => {
+    const wavelength = 2 * Math.PI * theta ** ((2 * u) / dim)
+    if (wavelength < context / high) return 1
+    if (wavelength > context / low) return number('factor')
+    const smooth = (context / wavelength - low) / (high - low)
+    return 1 / ((1 - smooth) / number('factor') + smooth)
+  })
+  return [f32Tensor('rope_freqs.weight', [dim / 2], factors)]
+}
+
+export function f32Tensor(
+  name: string,
+  shape: readonly number[],
+  values: ArrayLike<number>,
+): GgufWriterTensor {
+  const bytes = new Uint8Array(Float32Array.from(values).buffer)
+  return { name, shape, type: TYPES.F32 as number, bytes: bytes.length, read: () => bytes }
 }
 
 function toTensor(

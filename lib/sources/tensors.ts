@@ -57,8 +57,8 @@ interface LocatedRole extends Role {
  * Every tensor that a model of this configuration computes with. Vectors have rows = 1. Each tensor of the files
  * is one of them or known to play no part.
  *
- * Throws HOGWILD_INVALID_MODEL for a tensor that is missing, has another shape or a format that is not known, or has
- * no place in the model.
+ * Throws HOGWILD_INVALID_MODEL for a tensor that is missing, has another shape or has no place in the model,
+ * HOGWILD_UNSUPPORTED for a format that is not computed with, naming those that are.
  */
 export function tensorsByRole(
   config: ModelConfig,
@@ -131,7 +131,7 @@ function locate(
     const supported = Object.keys(formats).join(', ')
     throw new HogwildError(
       `${path}: tensor "${file}" is ${describe(stored)}; supported: ${supported}`,
-      'HOGWILD_INVALID_MODEL',
+      'HOGWILD_UNSUPPORTED',
     )
   }
   const rows = roles.reduce((sum, role) => sum + role.rows, 0)
