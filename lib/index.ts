@@ -33,6 +33,14 @@ export { type DownloadOptions, type DownloadProgress, download } from './hub/dow
 export { findModel, type ModelDownloadOptions } from './hub/find'
 export type { HubOptions } from './hub/settings'
 export {
+  type InspectedModel,
+  type InspectOptions,
+  inspectModel,
+  type ModelReport,
+  type Refusal,
+  type StoredRole,
+} from './inspect'
+export {
   type BeyondContext,
   type LoadModelOptions,
   type LoadProgress,

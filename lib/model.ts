@@ -1,6 +1,5 @@
 // Models of a Hugging Face folder, and the step.
 
-import { stat } from 'node:fs/promises'
 import type { Block } from './block'
 import { Cache, checkCapacity } from './cache'
 import { cacheDtype, type Device, useDevice } from './device'
@@ -22,7 +21,7 @@ import {
 } from './native'
 import { type Rope, ropeFrequencies } from './rope'
 import { GREEDY, Sampler } from './sampler'
-import { readFolder } from './sources/huggingface'
+import { openSource } from './sources/source'
 import { runTask, Tasks, throwIfAborted } from './tasks'
 import {
   checkArray,
@@ -34,7 +33,6 @@ import {
   checkSignal,
   checkString,
   checkTokens,
-  describe,
   invalid,
   optionKeys,
 } from './validate'
@@ -174,10 +172,10 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
 })
 
 /**
- * Loads config.json and the safetensors of a Hugging Face folder. `model` is the folder's path or, where there is no
- * such path, a name of the hub (org/name[@revision]), whose files are brought first; see `download`. Architectures: Llama, Mistral (without
- * sliding window), Qwen2, Qwen3, Gemma, Phi-3 (without longrope). Fields of config.json and tensors that are
- * not known are refused by name.
+ * Loads a model: of a Hugging Face folder config.json and the safetensors, or a GGUF file (the first of a split one).
+ * `model` is the path of either or, where there is no such path, a name of the hub (org/name[@revision][:QUANTISATION]),
+ * whose files are brought first; see `download`. Architectures: Llama, Mistral (without sliding window), Qwen2, Qwen3,
+ * Gemma, Phi-3 (without longrope). Fields of config.json and tensors that are not known are refused by name.
  *
  * Warns of HOGWILD_UNKNOWN_EOS_TOKEN: ids of `eos_token_id` beyond the vocabulary, which are left out.
  *
@@ -198,15 +196,9 @@ export async function loadModel(model: string, options: LoadModelOptions = {}): 
   ).map((field, i) => checkString(field, `options.ignoreFields[${i}]`))
   const warnings = new Warnings(options.onWarning)
   const { onWarning } = options
-  const folder = await findModel(model, {
-    ...checkDownload(options.download),
-    signal,
-    onWarning,
-  })
-  if (!(await stat(folder).catch(() => undefined))?.isDirectory()) {
-    throw new HogwildError(`no model folder at ${describe(folder)}`, 'HOGWILD_INVALID_MODEL')
-  }
-  const { config, tensors } = await readFolder(folder, { ignoreFields, signal, warnings })
+  const path = await findModel(model, { ...checkDownload(options.download), signal, onWarning })
+  const source = await openSource(path)
+  const { config, tensors } = await source.model({ ignoreFields, signal, warnings })
   throwIfAborted(signal)
   const { device, owned } = useDevice(options.device, options.threads)
   try {

@@ -46,9 +46,10 @@ function escapeUnits(character: string): string {
 
 const UNITS = ['B', 'kB', 'MB', 'GB', 'TB']
 
-/** A number of bytes for people: '397 MB', '1.25 GB'. */
+/** A number of bytes for people: '397 MB', '1.25 GB', three digits. */
 export function inBytes(bytes: number): string {
   const power = bytes < 1000 ? 0 : Math.min(UNITS.length - 1, Math.floor(Math.log10(bytes) / 3))
   const value = bytes / 1000 ** power
-  return `${value.toFixed(power > 2 && value < 100 ? 2 : 0)} ${UNITS[power]}`
+  const digits = power === 0 || value >= 100 ? 0 : value >= 10 ? 1 : 2
+  return `${value.toFixed(digits)} ${UNITS[power]}`
 }

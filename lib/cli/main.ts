@@ -39,7 +39,7 @@ const quiet = () => new Option('-q, --quiet', 'no progress on stderr')
 const model = () =>
   new Option(
     '--model <model>',
-    'a Hugging Face folder, or a model of the hub: org/name[@revision][:QUANTISATION]',
+    'a Hugging Face folder, a GGUF file, or a model of the hub: org/name[@revision][:QUANTISATION]',
   ).argParser(text)
 const ignoreField = () =>
   new Option(
@@ -201,6 +201,31 @@ From the environment, as Python's huggingface_hub has it:
   .action(async (name, options) => {
     const { downloadModel } = await import('./download.js')
     await downloadModel(name, options)
+  })
+
+program
+  .command('inspect')
+  .description(
+    'what a model is, what it takes, and what would be refused; its weights are not read',
+  )
+  .argument('<model>', 'a folder, a GGUF file, or a name of the hub', text)
+  .addOption(ignoreField())
+  .addOption(
+    new Option(
+      '--context <tokens>',
+      `tokens in the cache, of all workers together; default: the model's context, at most ${DEFAULT_CAPACITY}`,
+    ).argParser(integer(1, MAX_CAPACITY)),
+  )
+  .addOption(
+    new Option('--workers <n>', 'that write at once').argParser(integer(1, 2 ** 20)).default(4),
+  )
+  .addOption(dtype())
+  .addOption(quiet())
+  .addOption(json())
+  .addHelpText('after', '\nExit code 1 where something would be refused.')
+  .action(async (name, options) => {
+    const { inspect } = await import('./inspect.js')
+    await inspect(name, options)
   })
 
 program

@@ -2,7 +2,7 @@
 
 import { lstat } from 'node:fs/promises'
 import { HogwildError } from '../errors'
-import { checkFolder } from '../sources/files'
+import { checkPath } from '../sources/files'
 import { checkOptions, describe, optionKeys } from '../validate'
 import { type DownloadOptions, download } from './download'
 import { NAME_FORM, parseHubName } from './name'
@@ -29,7 +29,7 @@ const KEYS = optionKeys<ModelDownloadOptions>()({
  * Throws HOGWILD_INVALID_MODEL for what is neither, and as `download`.
  */
 export async function findModel(model: string, options: DownloadOptions = {}): Promise<string> {
-  const path = checkFolder(model, 'model')
+  const path = checkPath(model, 'model')
   if (await isThere(path)) return path
   if (parseHubName(path) === undefined) {
     throw new HogwildError(

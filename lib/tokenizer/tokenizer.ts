@@ -1,17 +1,13 @@
-// Tokenizers and chat templates of a Hugging Face folder.
+// Tokenizers and chat templates of a model.
 
-import { join } from 'node:path'
 import type { ChatRequest } from '../chat/chat'
-import { readChatSources } from '../chat/sources'
 import { HogwildError } from '../errors'
 import { checkDownload, findModel, type ModelDownloadOptions } from '../hub/find'
-import { readEosTokenIds } from '../sources/eos'
-import { MAX_BYTES, optional, readBytes, readJson } from '../sources/files'
+import { openSource } from '../sources/source'
 import { throwIfAborted } from '../tasks'
 import {
   checkBoolean,
   checkInteger,
-  checkObject,
   checkOneOf,
   checkOptions,
   checkSignal,
@@ -113,14 +109,16 @@ const CHAT_KEYS = optionKeys<ChatOptions>()({
 const DEFAULT_TIMEOUT_MS = 10_000
 
 /**
- * Reads tokenizer.json and, where they are there, tokenizer_config.json, special_tokens_map.json,
- * chat_template.jinja, chat_template.json, additional_chat_templates/, generation_config.json and config.json of
- * a folder. `model` is its path or, where there is no such path, a name of the hub (org/name[@revision]), whose files
- * are brought first; see `download`.
+ * Reads a tokenizer and its chat templates. Of a Hugging Face folder: tokenizer.json and, where they are there,
+ * tokenizer_config.json, special_tokens_map.json, chat_template.jinja, chat_template.json,
+ * additional_chat_templates/, generation_config.json and config.json. Of a GGUF file (the first part of a split one):
+ * its metadata, for byte-level BPE ('gpt2') and SentencePiece's BPE ('llama'). `model` is the path of either or, where
+ * there is no such path, a name of the hub (org/name[@revision][:QUANTISATION]), whose files are brought first; see
+ * `download`.
  *
  * Warns of end tokens that the vocabulary lacks (HOGWILD_UNKNOWN_EOS_TOKEN) and of added tokens whose id is not
- * the one in the file (HOGWILD_TOKEN_IDS). Throws HOGWILD_INVALID_MODEL, naming the file; HOGWILD_ABORTED,
- * HOGWILD_DOWNLOAD.
+ * the one in the file (HOGWILD_TOKEN_IDS). Throws HOGWILD_INVALID_MODEL, naming the file; HOGWILD_UNSUPPORTED for
+ * another kind of tokenizer in a GGUF file, naming those that are supported; HOGWILD_ABORTED, HOGWILD_DOWNLOAD.
  */
 export async function loadTokenizer(
   model: string,
@@ -129,34 +127,26 @@ export async function loadTokenizer(
   const { onWarning, download, ...rest } = checkOptions(options, 'options', LOAD_KEYS)
   const warnings = new Warnings(onWarning)
   const signal = checkSignal(rest.signal, 'options.signal')
-  const folder = await findModel(model, {
+  const path = await findModel(model, {
     ...checkDownload(download),
     files: 'tokenizer',
     signal,
     onWarning,
   })
-  const path = join(folder, 'tokenizer.json')
-  const bytes = await readBytes(path, { maxBytes: MAX_BYTES.tokenizer, signal })
-  const configPath = join(folder, 'tokenizer_config.json')
-  const config = checkObject(
-    (await optional(readJson, configPath, { signal })) ?? {},
-    configPath,
-    'HOGWILD_INVALID_MODEL',
-  )
-  const { chat, declaredTokens } = await readChatSources(folder, config, { signal })
-  const namedEos = await readEosTokenIds(folder, { signal })
-  const json = new SharedArrayBuffer(bytes.length)
-  new Uint8Array(json).set(bytes)
-  const source: EngineSource = { json, path, chat, declaredTokens }
-  const thread = new TextThread(source)
+  const source = await openSource(path)
+  const { engine, eosTokenIds: namedEos } = await source.tokenizer({ signal })
+  const thread = new TextThread(engine)
   try {
     const loaded = await thread.load(signal)
     if (loaded.renumbered.length > 0) {
       const names = loaded.renumbered.map((token) => JSON.stringify(token)).join(', ')
-      warnings.warn('HOGWILD_TOKEN_IDS', `${path}: the ids of ${names} are not those of the file`)
+      warnings.warn(
+        'HOGWILD_TOKEN_IDS',
+        `${engine.path}: the ids of ${names} are not those of the file`,
+      )
     }
     const tokens = new TokenTable(loaded.tokens)
-    const eosToken = chat.specialTokens.eos_token
+    const eosToken = engine.chat.specialTokens.eos_token
     const ids = [eosToken === undefined ? undefined : tokens.id(eosToken), ...endTokenIds(tokens)]
     const eosTokenIds = knownEos(
       [...namedEos, ...ids.filter((id) => id !== undefined)],
@@ -165,7 +155,7 @@ export async function loadTokenizer(
     )
     return new Tokenizer(
       thread,
-      source,
+      engine,
       { tokens, decoder: parseDecoder(loaded.decoder) },
       eosTokenIds,
       loaded.kind,
@@ -229,6 +219,11 @@ export class Tokenizer {
 
   get hasChatTemplate(): boolean {
     return this.#source.chat.templates.size > 0
+  }
+
+  /** Ids are below it; some may have no token. */
+  get size(): number {
+    return this.#decoding.tokens.size
   }
 
   /** Names of the chat templates; that of a model with one is 'default'. */
