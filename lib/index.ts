@@ -97,6 +97,6 @@ export {
   type ViewOptions,
   viewOf,
 } from './workers/layout'
-export type { RunOptions, WorkerSpec } from './workers/options'
+export type { PrefillProgress, RunOptions, WorkerSpec } from './workers/options'
 export { runWorkers, type StopOptions, type WorkerRun } from './workers/run'
 export type { WorkerStatus } from './workers/worker'
