@@ -1,6 +1,5 @@
 // Models of a Hugging Face folder, and the step.
 
-import { stat } from 'node:fs/promises'
 import type { Block } from './block'
 import { Cache, checkCapacity } from './cache'
 import { cacheDtype, type Device, useDevice } from './device'
@@ -18,10 +17,10 @@ import {
   native,
   type ProgressHandle,
 } from './native'
-import { ropeFrequencies } from './rope'
+import { type Rope, ropeFrequencies } from './rope'
 import { GREEDY, Sampler } from './sampler'
-import { checkFolder } from './sources/files'
-import { readFolder } from './sources/huggingface'
+import { checkPath } from './sources/files'
+import { openSource } from './sources/source'
 import { runTask, Tasks, throwIfAborted } from './tasks'
 import {
   checkArray,
@@ -33,7 +32,6 @@ import {
   checkSignal,
   checkString,
   checkTokens,
-  describe,
   invalid,
   optionKeys,
 } from './validate'
@@ -188,8 +186,8 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
  * supported, for models that would not be computed exactly, HOGWILD_INVALID_ARGUMENT, HOGWILD_OUT_OF_MEMORY,
  * HOGWILD_ABORTED.
  */
-export async function loadModel(folder: string, options: LoadModelOptions = {}): Promise<Model> {
-  checkFolder(folder, 'folder')
+export async function loadModel(path: string, options: LoadModelOptions = {}): Promise<Model> {
+  checkPath(path, 'path')
   options = checkOptions(options, 'options', LOAD_KEYS)
   const beyondContext = checkBeyondContext(options.beyondContext)
   const dtype = checkOneOf(options.dtype ?? 'auto', 'options.dtype', ['auto', ...DTYPES])
@@ -202,11 +200,8 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
     'options.ignoreFields',
   ).map((field, i) => checkString(field, `options.ignoreFields[${i}]`))
   const warnings = new Warnings(options.onWarning)
-  const found = await stat(folder).catch(() => undefined)
-  if (!found?.isDirectory()) {
-    throw new HogwildError(`no model folder at ${describe(folder)}`, 'HOGWILD_INVALID_MODEL')
-  }
-  const { config, tensors } = await readFolder(folder, { ignoreFields, signal, warnings })
+  const source = await openSource(path)
+  const { config, tensors } = await source.model({ ignoreFields, signal, warnings })
   throwIfAborted(signal)
   const { device, owned } = useDevice(options.device, options.threads)
   try {
@@ -249,21 +244,7 @@ function weightFormats(tensors: readonly NativeTensor[], dtype: 'auto' | Dtype):
 }
 
 function nativeConfig(config: ModelConfig): NativeModelConfig {
-  return {
-    vocabSize: config.vocabSize,
-    hiddenSize: config.hiddenSize,
-    intermediateSize: config.intermediateSize,
-    layers: config.layers,
-    queryHeads: config.queryHeads,
-    kvHeads: config.kvHeads,
-    headDim: config.headDim,
-    rmsNormEps: config.rmsNormEps,
-    normOffset: config.normOffset,
-    embeddingScale: config.embeddingScale,
-    attentionScale: 1 / Math.sqrt(config.headDim),
-    activation: config.activation,
-    ...ropeFrequencies(config.rope),
-  }
+  return { ...config, ropes: config.ropes.map(ropeFrequencies) }
 }
 
 /** Calls `onProgress` until the load has settled. What it throws aborts the load and is thrown in its place. */
@@ -365,16 +346,17 @@ export class Model {
   createCache(options: ModelCacheOptions = {}): Cache {
     options = checkOptions(options, 'options', CACHE_KEYS)
     this.#open()
-    const { layers, kvHeads, headDim, rope } = this.config
+    const { layers, kvHeads, headDim, ropes } = this.config
     const dtype = checkOneOf(
       options.dtype ?? cacheDtype(this.device, this.dtype),
       'options.dtype',
       DTYPES,
     )
-    const shape = { layers, kvHeads, headDim, dtype }
+    const shape = { layers: layers.length, kvHeads, headDim, dtype }
+    const [rope] = ropes.map(ropeFrequencies) as [Rope]
     const capacity = checkCapacity(options.capacity)
     const warnings = this.warnings.child(options.onWarning)
-    const cache = new Cache(this.device, false, shape, ropeFrequencies(rope), capacity, warnings)
+    const cache = new Cache(this.device, false, shape, rope, capacity, warnings)
     for (const ref of this.#caches) {
       if (ref.deref()?.closed !== false) this.#caches.delete(ref)
     }

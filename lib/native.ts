@@ -7,7 +7,9 @@
 
 import { explainAttempts, loadAddon } from './addon-file'
 import { HogwildError } from './errors'
+import type { ModelConfig } from './families'
 import type { Dtype, Format } from './formats'
+import type { Rope } from './rope'
 
 declare const kind: unique symbol
 interface Handle<Kind extends string> {
@@ -96,22 +98,11 @@ export interface NativeCacheStats {
   keyBytesMoved: number
 }
 
-export interface NativeModelConfig {
-  vocabSize: number
-  hiddenSize: number
-  intermediateSize: number
-  layers: number
-  queryHeads: number
-  kvHeads: number
-  headDim: number
-  rmsNormEps: number
-  normOffset: number
-  embeddingScale: number
-  attentionScale: number
-  activation: 'silu' | 'gelu_tanh'
-  inverseFrequencies: Float64Array
-  attentionFactor: number
-}
+/** See native/model/config.h. */
+export type NativeModelConfig = Omit<
+  ModelConfig,
+  'architecture' | 'tiedEmbeddings' | 'ropes' | 'maxPositions' | 'eosTokenIds'
+> & { ropes: readonly Rope[] }
 
 /** See native/model/weights.h. */
 export interface NativeTensor {
@@ -170,6 +161,19 @@ export type NativeStepResults = NativeStepResult[] & {
 
 export interface NativePassWorker extends NativeWorkerView {
   nTokens: number
+}
+
+/** null: off, or not wanted. */
+export interface NativeAttendOptions {
+  scale: number
+  softcap: number | null
+  window: number | null
+  /** [Hq], finite or -Infinity. */
+  sinks: Float32Array | null
+  wantLse: boolean
+  /** Arrays that take the results, filled when the promise resolves; null: new ones. */
+  out: Float32Array | null
+  lse: Float32Array | null
 }
 
 export interface NativeSegment {
@@ -277,8 +281,7 @@ export interface NativeBinding {
     layer: number,
     q: Float32Array,
     queryHeads: number,
-    scale: number,
-    wantLse: boolean,
+    options: NativeAttendOptions,
   ): Promise<{ out: Float32Array; lse: Float32Array | null }>
   /**
    * The same on buffers of the engine's own on the device: addresses, multiples of 16. Resolves once the work is

@@ -158,13 +158,18 @@ test('every kind of handle offered to every handle parameter: only the right one
 
 // Parameters that take any finite number (or any in a range): the rest are integers.
 const FRACTIONS =
-  /rmsNormEps|normOffset|embeddingScale|attentionScale|attentionFactor|temperature|topP|minP|repetitionPenalty|^passAttend\[4\]|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
+  /rmsNormEps|normOffset|[sS]cale$|[sS]oftcap$|attentionFactor|temperature|topP|minP|repetitionPenalty|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
+
+// Parameters for which -1 means none.
+const MINUS_ONE = /rope$/
 
 // Parameters that take one of some words.
-const CHOICES = /type$|format$|activation$|logits$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
+const CHOICES =
+  /type$|format$|activation$|qkNorm$|logits$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
 
 // Parameters that may be null.
-const NULLABLE = /bias|sampler$|convertTo|step\[3\]|createModel\[[345]\]/
+const NULLABLE =
+  /bias|sampler$|convertTo|step\[3\]|createModel\[[345]\]|^passAttend\[4\]\.(?!scale|wantLse)/
 
 function kindOf(value: unknown): string {
   if (types.isExternal(value)) return 'handle'
@@ -233,7 +238,8 @@ test('wrong values in any place are refused with a code, and nothing changes', a
   const wrongOfKind = (there: unknown, path: string): unknown[] => {
     if (typeof there === 'number') {
       const infinite = [Number.NaN, Number.POSITIVE_INFINITY]
-      return FRACTIONS.test(path) ? infinite : [...infinite, -1, 1.5, 2 ** 60]
+      if (FRACTIONS.test(path)) return infinite
+      return [...infinite, MINUS_ONE.test(path) ? -2 : -1, 1.5, 2 ** 60]
     }
     if (typeof there === 'bigint') return [-1n, 2n ** 64n]
     return CHOICES.test(path) ? ['', 'f32 ', 'constructor'] : []

@@ -26,11 +26,11 @@ struct Activations {
   bool in_use = false;
 };
 
-// Rows [first, first + n) of the activations. The device was told their plan (Device::begin_step), with
-// row 0 for the first of them.
+// Rows [first, first + n) of the activations, and their step on the device, whose row 0 is the first of them.
 struct Rows {
   KvCache& cache;
   Activations& activations;
+  const DeviceStep& step;
   std::int64_t first = 0;
   std::int64_t n = 0;
   const std::atomic<bool>& cancel;
@@ -77,12 +77,16 @@ class Decoder {
  private:
   float* k() const { return shared_.as<float>(); }
   float* v(std::int64_t n) const { return shared_.as<float>() + n * config_.kv_size(); }
-  float* gate() const { return shared_.as<float>(); }                                              // [n, intermediate]
-  float* up(std::int64_t n) const { return shared_.as<float>() + n * config_.intermediate_size; }  // [n, intermediate]
   float* x(const Rows& rows) const { return rows.activations.x.as<float>() + rows.first * config_.hidden_size; }
   float* q(const Rows& rows) const { return rows.activations.q.as<float>() + rows.first * config_.q_size(); }
 
+  std::int64_t intermediate_size() const;  // the largest of all layers
+
   void rms_norm(const float* in, const float* weight, std::int64_t rows, std::int64_t cols, float* out);
+  // The residual stream under this norm, in normed_; as it is where there is none.
+  const float* normed(const float* norm, const Rows& rows);
+  // x += residual_scale * norm(weight in + bias), without the norm where there is none. Overwrites normed_.
+  void add_to_residual(const float* in, const Matrix& weight, const float* bias, const float* norm, const Rows& rows);
   // Whether the buffer had to move. Its contents are lost then.
   bool reserve(Buffer& buffer, std::int64_t floats, const char* purpose);
   void reserve_scratch(std::int64_t normed_floats, std::int64_t shared_floats);

@@ -2,12 +2,12 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <fstream>
 #include <limits>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -65,13 +65,12 @@ class CpuDevice final : public Device {
   }
 
   Buffer allocate(std::size_t bytes, const char* purpose) override { return map_memory(bytes, purpose); }
+  using Device::upload;
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void synchronize() override {}
   Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override;
-  void begin_step(const StepView& step) override { step_ = step; }
-
-  void embedding(const EmbeddingParams& params) override;
+  void embedding(const DeviceStep& step, const EmbeddingParams& params) override;
 
   void rms_norm(const RmsNormParams& p) override {
     for_rows(pool_, p.rows, p.cols, [&](std::int64_t begin, std::int64_t end) {
@@ -105,23 +104,31 @@ class CpuDevice final : public Device {
   }
 
   void gated_activation(const GatedActivationParams& p) override {
-    constexpr std::int64_t kUnit = 1024;
-    for_rows(pool_, ceil_div(p.n, kUnit), kUnit, [&](std::int64_t begin, std::int64_t end) {
-      const std::int64_t first = begin * kUnit, n = std::min(end * kUnit, p.n) - first;
+    for_elements(p.n, [&](std::int64_t first, std::int64_t n) {
       kernels_.gated_activation(p.gate + first, p.up + first, n, p.activation, p.out + first);
     });
   }
 
-  void kv_append(const KvAppendParams& p) override {
-    check_cache(p.shape, &step_.rope);
+  void add(const AddParams& p) override {
+    for_elements(p.n, [&](std::int64_t first, std::int64_t n) { kernels_.add(p.x + first, p.y + first, n, p.scale); });
+  }
+
+  void softcap(const SoftcapParams& p) override {
+    for_elements(p.n,
+                 [&](std::int64_t first, std::int64_t n) { kernels_.softcap(p.x + first, n, p.scale, p.softcap); });
+  }
+
+  void kv_append(const DeviceStep& step, const KvAppendParams& p) override {
+    const StepView& view = step.view();
+    check_cache(p.shape, &view.rope);
     check_buffers(p.buffers);
-    require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(step_.slots), "more rows than the step has");
+    require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(view.slots), "more rows than the step has");
     const std::int64_t cols = p.shape.kv_heads * p.shape.head_dim;
     const float* k = static_cast<const float*>(p.k);
     const float* v = static_cast<const float*>(p.v);
     for_rows(pool_, p.rows, cols, [&](std::int64_t begin, std::int64_t end) {
-      const AppendSlot* slots = step_.slots.data() + p.first + begin;
-      kernels_.kv_append(p.shape, p.layer, step_.rope, slots, end - begin, k + begin * cols, v + begin * cols);
+      const AppendSlot* slots = view.slots.data() + p.first + begin;
+      kernels_.kv_append(p.shape, p.layer, view.rope, slots, end - begin, k + begin * cols, v + begin * cols);
     });
   }
 
@@ -140,11 +147,20 @@ class CpuDevice final : public Device {
     });
   }
 
-  void attention(const AttentionParams& params) override;
+  void attention(const DeviceStep& step, const AttentionParams& params) override;
   void sample(const SampleParams& params) override;
   double measure_read_bandwidth(std::size_t bytes) override;
 
  private:
+  // Calls body(first, n) for slices of [0, n).
+  template <typename Body>
+  void for_elements(std::int64_t n, Body&& body) {
+    constexpr std::int64_t kUnit = 1024;
+    for_rows(pool_, ceil_div(n, kUnit), kUnit, [&](std::int64_t begin, std::int64_t end) {
+      body(begin * kUnit, std::min(end * kUnit, n) - begin * kUnit);
+    });
+  }
+
   static std::string requested_simd(const CpuOptions& options) {
     if (!options.simd.empty()) return options.simd;
     const char* name = std::getenv("HOGWILD_SIMD");
@@ -166,7 +182,6 @@ class CpuDevice final : public Device {
   const std::string name_;
   const SimdLevel level_;
   const CpuKernels& kernels_;
-  StepView step_;
   ThreadPool pool_;
   AttentionSchedule attention_;
   std::vector<SamplerScratch> samplers_;  // per thread
@@ -235,9 +250,10 @@ Matrix CpuDevice::upload_weight(const WeightSource& source, WeightStorage& stora
   return matrix;
 }
 
-void CpuDevice::embedding(const EmbeddingParams& p) {
-  require(p.rows >= 0 && p.rows <= std::ssize(step_.tokens), "more rows than the step has");
-  for (const std::int32_t token : step_.tokens) {
+void CpuDevice::embedding(const DeviceStep& step, const EmbeddingParams& p) {
+  const std::span<const std::int32_t> tokens = step.view().tokens;
+  require(p.rows >= 0 && p.rows <= std::ssize(tokens), "more rows than the step has");
+  for (const std::int32_t token : tokens) {
     if (token >= 0 && token < p.table.rows) continue;
     throw Error(code::kInvalidArgument,
                 "token id " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(p.table.rows));
@@ -245,24 +261,24 @@ void CpuDevice::embedding(const EmbeddingParams& p) {
   const std::int64_t cols = p.table.cols;
   for_rows(pool_, p.rows, cols, [&](std::int64_t begin, std::int64_t end) {
     if (is_plain(p.table.format)) {
-      kernels_.embedding(p.table, step_.tokens.data() + begin, end - begin, p.scale, p.out + begin * cols);
+      kernels_.embedding(p.table, tokens.data() + begin, end - begin, p.scale, p.out + begin * cols);
       return;
     }
     for (std::int64_t i = begin; i < end; i++) {
       float* out = p.out + i * cols;
-      dequantise_matrix_row(p.table, step_.tokens[i], out);
+      dequantise_matrix_row(p.table, tokens[i], out);
       for (std::int64_t j = 0; j < cols; j++) out[j] *= p.scale;
     }
   });
 }
 
-void CpuDevice::attention(const AttentionParams& p) {
-  check_cache(p.shape, &step_.rope);
+void CpuDevice::attention(const DeviceStep& step, const AttentionParams& p) {
+  check_cache(p.shape, &step.view().rope);
   check_buffers(p.buffers);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   require(p.window >= 0, "window must be >= 0");
-  require(p.softcap >= 0 && std::isfinite(p.softcap), "softcap must be finite and >= 0");
-  attention_.run(p, step_);
+  require(p.softcap == 0 || (p.softcap >= 1e-6f && p.softcap <= 1e6f), "softcap must be 0 or in [1e-6, 1e6]");
+  attention_.run(p, step.view());
 }
 
 void CpuDevice::sample(const SampleParams& p) {

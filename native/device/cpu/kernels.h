@@ -42,8 +42,8 @@ static inline int64_t state_size(int64_t head_dim) { return kStateValues + padde
 
 struct AttentionRow {
   const QueryRange* range;  // sees a key of the span
-  const float* q;  // [D], before RoPE
-  float* state;    // [state_size(D)], written
+  const float* q;           // [D], before RoPE
+  float* state;             // [state_size(D)], written
 };
 
 struct AttentionSpan {
@@ -75,6 +75,8 @@ struct CpuKernels {
   void (*pack_x)(const float* x, int64_t n, void* packed);  // [n] of 2 bytes
   void (*matmul)(const MatmulSlice& slice);
   void (*gated_activation)(const float* gate, const float* up, int64_t n, Activation activation, float* out);
+  void (*add)(float* x, const float* y, int64_t n, float scale);
+  void (*softcap)(float* x, int64_t n, float scale, float softcap);
 
   void (*kv_append)(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots,
                     int64_t n, const float* k, const float* v);
