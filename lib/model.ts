@@ -1,4 +1,4 @@
-// Models of a Hugging Face folder, and the step.
+// Models, and the step.
 
 import type { Block } from './block'
 import { Cache, checkCapacity } from './cache'
@@ -68,9 +68,9 @@ export interface LoadModelOptions {
   /** Aborts the loading: HOGWILD_ABORTED with the signal's reason as `cause`. */
   signal?: AbortSignal | undefined
   /**
-   * Fields of config.json that are treated as if they were not there: the way to load a model whose
-   * configuration says what hogwild does not know or compute, once you are sure that it does not matter. A field
-   * within an object is written 'rope_scaling.field'. Fields that the model is computed from are refused.
+   * Fields of config.json, or keys of a GGUF file's metadata, that are treated as if they were not there: the way to
+   * load a model whose configuration says what hogwild does not know or compute, once you are sure that it does not
+   * matter. A field within an object is written 'rope_scaling.field', a key as 'llama.key'. Fields that the model is computed from are refused.
    */
   ignoreFields?: readonly string[] | undefined
   /** What a step does whose view is longer than the model's context (`config.maxPositions`); default 'warn'. */
@@ -183,7 +183,8 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
  * Loads a model: of a Hugging Face folder config.json and the safetensors, or a GGUF file (the first of a split one).
  * `model` is the path of either or, where there is no such path, a name of the hub (org/name[@revision][:QUANTISATION]),
  * whose files are brought first; see `download`. Architectures: Llama, Mistral (without sliding window), Qwen2, Qwen3,
- * Gemma, Phi-3 (without longrope). Fields of config.json and tensors that are not known are refused by name.
+ * Gemma, Phi-3 (without longrope). Fields of config.json, keys of a GGUF file's
+ * metadata and tensors that are not known are refused by name.
  *
  * Warns of HOGWILD_UNKNOWN_EOS_TOKEN: ids of `eos_token_id` beyond the vocabulary, which are left out.
  *
