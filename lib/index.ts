@@ -40,6 +40,7 @@ export {
   type Refusal,
   type StoredRole,
 } from './inspect'
+export { type AttentionState, mergeStates } from './merge-states'
 export {
   type BeyondContext,
   type LoadModelOptions,

@@ -25,7 +25,15 @@ export type ProgressHandle = Handle<'progress'>
 export type MemoryHandle = Handle<'memory'>
 
 export type { Dtype, Format }
-export type SimdLevel = 'baseline' | 'avx2' | 'avx512' | 'avx512bf16' | 'neon'
+export type SimdLevel =
+  | 'baseline'
+  | 'avx2'
+  | 'avxvnni'
+  | 'avx512'
+  | 'avx512vnni'
+  | 'avx512bf16'
+  | 'neon'
+  | 'neondot'
 
 export interface NativeProbe {
   version: string
@@ -206,6 +214,8 @@ export interface NativeBinding {
     progress: ProgressHandle | null,
     cancel: CancelHandle | null,
     mapped: boolean,
+    /** Default true. See native/model/weights.h. */
+    repack?: boolean,
   ): Promise<ModelHandle>
   modelWeightBytes(model: ModelHandle): number
   modelClose(model: ModelHandle): void

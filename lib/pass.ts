@@ -3,6 +3,7 @@
 import type { Cache } from './cache'
 import { HogwildError } from './errors'
 import { DTYPES } from './formats'
+import type { AttentionState } from './merge-states'
 import { type Dtype, type NativeAttendOptions, native, type PassHandle } from './native'
 import {
   checkArray,
@@ -165,8 +166,16 @@ export class Pass {
   /**
    * Attention of each new token over its worker's view (all new tokens of this step that come
    * before it in the view included). q: [T, Hq, D] of one layer, before RoPE; Hq, a multiple of Hkv,
-   * follows from its length. Throws HOGWILD_INVALID_ARGUMENT before the layer's `append`.
+   * follows from its length. Leaves the pass as it was, so what failed may be tried again. Throws
+   * HOGWILD_INVALID_ARGUMENT: an option out of its range, a layer before its `append`, an array of the caller's that was
+   * transferred meanwhile; HOGWILD_UNSUPPORTED: `window`, `softcap` or `sinks` on a CUDA device.
    */
+  attend(
+    layer: number,
+    q: Float32Array,
+    options: AttendOptions & { lse: true | Float32Array },
+  ): Promise<AttentionState>
+  attend(layer: number, q: Float32Array, options?: AttendOptions): Promise<Attended>
   async attend(layer: number, q: Float32Array, options: AttendOptions = {}): Promise<Attended> {
     options = checkOptions(options, 'options', ATTEND_KEYS)
     this.#check(layer)
