@@ -212,7 +212,7 @@ export async function loadModel(model: string, options: LoadModelOptions = {}): 
   throwIfAborted(signal)
   const { device, owned } = useDevice(options.device, options.threads)
   try {
-    const place = { device: device.info.type, dtype, mapped }
+    const place = { device: device.info.type, dtype, mapped, repack }
     checkWeightMemory(device, weightMemory(tensors, place), warnings)
     const create = (progress: ProgressHandle | null, cancel: CancelHandle) =>
       native.createModel(
