@@ -16,8 +16,10 @@
 
 namespace hogwild::addon {
 
-// Device memory of a pass, used by one task at a time.
-struct PassBuffers {
+// What a pass has on the device, used by one task at a time.
+struct PassMemory {
+  explicit PassMemory(ChunkedPlan its_plans) : plans(std::move(its_plans)) {}
+  ChunkedPlan plans;
   Buffer k, v, q, out, lse, sinks;
 };
 
@@ -28,14 +30,11 @@ struct OpenPass {
   std::shared_ptr<KvCache> cache;
   std::vector<std::vector<std::int32_t>> tokens;  // an engine's tokens have no ids: -1 each
   std::unique_ptr<StepReservation> reservation;
-  std::optional<ChunkedPlan> plans;
-  std::shared_ptr<PassBuffers> buffers;
+  std::shared_ptr<PassMemory> memory;  // ends on the device's thread
 
   OpenPass(const std::shared_ptr<CacheHandle>& handle, const std::vector<WorkerViewArguments>& views,
            const std::vector<std::int64_t>& n_tokens)
-      : lease(handle, targets_of(views)),
-        cache(handle->open()),
-        buffers(new PassBuffers, handle->device()->disposer()) {
+      : lease(handle, targets_of(views)), cache(handle->open()) {
     const KvCache::Stats stats = cache->stats();
     std::vector<WorkerView> workers;
     for (std::size_t i = 0; i < views.size(); i++) {
@@ -49,15 +48,15 @@ struct OpenPass {
       workers.back().tokens = tokens.back();
     }
     reservation = std::make_unique<StepReservation>(*cache, std::move(workers));
-    plans.emplace(*reservation, 0, reservation->n_tokens());
+    const auto disposer = handle->device()->disposer();
+    memory = {new PassMemory({*reservation, cache->device(), {}, 0, reservation->n_tokens()}), disposer};
   }
 
-  const std::vector<ChunkedPlan::Chunk>& chunks() const { return plans->chunks(); }
+  const std::vector<ChunkedPlan::Chunk>& chunks() const { return memory->plans.chunks(); }
 
-  // Before every op: a step or a pass of another cache may have come between two layers.
-  void begin_chunk(std::size_t chunk) {
+  const DeviceStep& on_device(std::size_t chunk) {
     cache->allocate_pool();
-    cache->device().begin_step(plans->plan(chunk).view());
+    return memory->plans.on_device(chunk);
   }
 
   // A buffer that holds at least `values` floats.
@@ -116,18 +115,18 @@ class AppendTask : public PromiseTask {
  protected:
   void execute(const std::atomic<bool>&) override {
     KvCache& cache = *pass_->cache;
-    const float* k = pass_->upload(pass_->buffers->k, k_, "new keys");
-    const float* v = pass_->upload(pass_->buffers->v, v_, "new values");
+    const float* k = pass_->upload(pass_->memory->k, k_, "new keys");
+    const float* v = pass_->upload(pass_->memory->v, v_, "new values");
     const std::int64_t row = cache.shape().kv_heads * cache.shape().head_dim;
     for (std::size_t i = 0; i < pass_->chunks().size(); ++i) {
       const ChunkedPlan::Chunk chunk = pass_->chunks()[i];
-      pass_->begin_chunk(i);
-      cache.device().kv_append({.shape = cache.shape(),
-                                .layer = cache.layer(layer_),
-                                .first = 0,
-                                .rows = chunk.n,
-                                .k = k + chunk.first * row,
-                                .v = v + chunk.first * row});
+      const DeviceStep& step = pass_->on_device(i);
+      cache.device().kv_append(step, {.shape = cache.shape(),
+                                      .layer = cache.layer(layer_),
+                                      .first = 0,
+                                      .rows = chunk.n,
+                                      .k = k + chunk.first * row,
+                                      .v = v + chunk.first * row});
     }
     cache.device().synchronize();
   }
@@ -209,12 +208,11 @@ class AttendTask : public PromiseTask {
     params.layer = cache.layer(layer_);
     const std::span<const float> queries =
         std::span(q_).subspan(static_cast<std::size_t>(chunk.first * row), static_cast<std::size_t>(chunk.n * row));
-    params.q = pass_->upload(pass_->buffers->q, queries, "queries");
-    if (!sinks_.empty()) params.sinks = pass_->upload(pass_->buffers->sinks, sinks_, "attention sinks");
-    params.out = pass_->scratch(pass_->buffers->out, chunk.n * row, "attention output");
-    if (lse_.data != nullptr) params.lse = pass_->scratch(pass_->buffers->lse, chunk.n * heads, "log-sum-exp");
-    pass_->begin_chunk(next_chunk_);
-    device.attention(params);
+    params.q = pass_->upload(pass_->memory->q, queries, "queries");
+    if (!sinks_.empty()) params.sinks = pass_->upload(pass_->memory->sinks, sinks_, "attention sinks");
+    params.out = pass_->scratch(pass_->memory->out, chunk.n * row, "attention output");
+    if (lse_.data != nullptr) params.lse = pass_->scratch(pass_->memory->lse, chunk.n * heads, "log-sum-exp");
+    device.attention(pass_->on_device(next_chunk_), params);
     device.download(out_.data + chunk.first * row, params.out, queries.size_bytes());
     if (params.lse != nullptr) {
       device.download(lse_.data + chunk.first * heads, params.lse,
@@ -275,7 +273,7 @@ class AttendTask : public PromiseTask {
 // stream, or goes on with it, sees the results. Without a stream it comes back when the work is done.
 class ExternalTask : public PromiseTask {
  public:
-  using Op = std::function<void(Device&, const KvLayer&, const ChunkedPlan::Chunk&)>;
+  using Op = std::function<void(Device&, const DeviceStep&, const KvLayer&, const ChunkedPlan::Chunk&)>;
 
   ExternalTask(std::shared_ptr<OpenPass> pass, std::int64_t layer, const ExternalBuffers& buffers, Op op)
       : pass_(std::move(pass)), layer_(layer), has_stream_(buffers.stream != nullptr), op_(std::move(op)) {}
@@ -284,8 +282,8 @@ class ExternalTask : public PromiseTask {
   void execute(const std::atomic<bool>&) override {
     KvCache& cache = *pass_->cache;
     for (std::size_t i = 0; i < pass_->chunks().size(); ++i) {
-      pass_->begin_chunk(i);
-      op_(cache.device(), cache.layer(layer_), pass_->chunks()[i]);
+      const DeviceStep& step = pass_->on_device(i);
+      op_(cache.device(), step, cache.layer(layer_), pass_->chunks()[i]);
     }
     if (!has_stream_) cache.device().synchronize();
   }
@@ -389,14 +387,15 @@ Napi::Value pass_append_device(const Napi::CallbackInfo& info) {
                               .k = ExternalArguments::buffer(buffers, "k"),
                               .v = ExternalArguments::buffer(buffers, "v"),
                               .buffers = ExternalArguments(buffers, *pass->open()).external};
-  const auto append = [params](Device& device, const KvLayer& storage, const ChunkedPlan::Chunk& chunk) {
+  const auto append = [params](Device& device, const DeviceStep& step, const KvLayer& storage,
+                               const ChunkedPlan::Chunk& chunk) {
     const std::int64_t first = chunk.first * params.shape.kv_heads * params.shape.head_dim;
     KvAppendParams part = params;
     part.layer = storage;
     part.rows = chunk.n;
     part.k = advance(params.k, params.buffers.dtype, first);
     part.v = advance(params.v, params.buffers.dtype, first);
-    device.kv_append(part);
+    device.kv_append(step, part);
   };
   return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, params.buffers, append));
 }
@@ -419,14 +418,15 @@ Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
                                .out = ExternalArguments::buffer(buffers, "out"),
                                .lse = static_cast<float*>(ExternalArguments::address(buffers, "lse")),
                                .buffers = ExternalArguments(buffers, *pass->open()).external};
-  const auto attend = [params](Device& device, const KvLayer& storage, const ChunkedPlan::Chunk& chunk) {
+  const auto attend = [params](Device& device, const DeviceStep& step, const KvLayer& storage,
+                               const ChunkedPlan::Chunk& chunk) {
     const std::int64_t first = chunk.first * params.query_heads * params.shape.head_dim;
     AttentionParams part = params;
     part.layer = storage;
     part.q = advance(params.q, params.buffers.dtype, first);
     part.out = advance(params.out, params.buffers.dtype, first);
     if (part.lse != nullptr) part.lse += chunk.first * params.query_heads;
-    device.attention(part);
+    device.attention(step, part);
   };
   return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, params.buffers, attend));
 }

@@ -202,15 +202,15 @@ TEST(matmul_refuses_wrong_shapes) {
   const float w[6] = {};
   float y[2];
   MatmulParams params{.x = w, .rows = 1, .k = 2, .n_outputs = 1};
-  params.outputs[0] = {.weight = {w, Dtype::kF32, 2, 3}, .y = y};
+  params.outputs[0] = {.weight = {w, Format::kF32, 2, 3}, .y = y};
   CHECK_CODE(code::kInvalidArgument, device->matmul(params));
   params.n_outputs = 4;
   CHECK_CODE(code::kInvalidArgument, device->matmul(params));
 }
 
 void embed(Device& device, std::span<const std::int32_t> tokens, const EmbeddingParams& params) {
-  device.begin_step({.id = 0, .plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
-  device.embedding(params);
+  const auto step = device.upload({.plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
+  device.embedding(*step, params);
 }
 
 TEST(embedding_gathers_and_scales) {
@@ -220,7 +220,8 @@ TEST(embedding_gathers_and_scales) {
         const Typed table(random_floats(7 * hidden), dtype);
         const std::int32_t tokens[] = {6, 0, 3, 3};
         std::vector<float> out(4 * hidden);
-        embed(device, tokens, {.rows = 4, .table = {table.data(), format_of(dtype), 7, hidden}, .scale = 3, .out = out.data()});
+        embed(device, tokens,
+              {.rows = 4, .table = {table.data(), format_of(dtype), 7, hidden}, .scale = 3, .out = out.data()});
         bool equal = true;
         for (int t = 0; t < 4; t++) {
           for (std::int64_t i = 0; i < hidden; i++) {
@@ -229,9 +230,9 @@ TEST(embedding_gathers_and_scales) {
         }
         CHECK(equal);
         for (const std::int32_t bad : {-1, 7}) {
-          CHECK_CODE(
-              code::kInvalidArgument,
-              embed(device, {&bad, 1}, {.rows = 1, .table = {table.data(), format_of(dtype), 7, hidden}, .out = out.data()}));
+          CHECK_CODE(code::kInvalidArgument,
+                     embed(device, {&bad, 1},
+                           {.rows = 1, .table = {table.data(), format_of(dtype), 7, hidden}, .out = out.data()}));
         }
       }
     }
@@ -378,13 +379,13 @@ struct Pool {
 
 void append(Device& device, const Pool& pool, std::span<const AppendSlot> slots, const std::vector<float>& k,
             const std::vector<float>& v) {
-  device.begin_step({.id = 0, .plan = {}, .rope = pool.rope(), .slots = slots, .tokens = {}});
-  device.kv_append({.shape = pool.shape,
-                    .layer = pool.layer(),
-                    .first = 0,
-                    .rows = std::ssize(slots),
-                    .k = k.data(),
-                    .v = v.data()});
+  const auto step = device.upload({.plan = {}, .rope = pool.rope(), .slots = slots, .tokens = {}});
+  device.kv_append(*step, {.shape = pool.shape,
+                           .layer = pool.layer(),
+                           .first = 0,
+                           .rows = std::ssize(slots),
+                           .k = k.data(),
+                           .v = v.data()});
 }
 
 constexpr double unit_roundoff(Dtype dtype) {
@@ -510,13 +511,14 @@ struct AttentionCase {
             .out = out.data(),
             .lse = lse.data()};
   }
+  std::unique_ptr<DeviceStep> upload(Device& device) const {
+    return device.upload({.plan = {n_tokens, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
+                          .rope = pool.rope(),
+                          .slots = {},
+                          .tokens = {}});
+  }
   void attend(Device& device, std::vector<float>& out, std::vector<float>& lse) const {
-    device.begin_step({.id = 0,
-                       .plan = {n_tokens, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
-                       .rope = pool.rope(),
-                       .slots = {},
-                       .tokens = {}});
-    device.attention(params(out, lse));
+    device.attention(*upload(device), params(out, lse));
   }
 
   // Whether a range sees token `i` of its segment, by the definition: the view position of the token, counted from the
@@ -993,21 +995,22 @@ TEST(attention_refuses_what_it_does_not_support) {
   const std::shared_ptr<Device> device = create_cpu_device({.threads = 1});
   AttentionCase c = random_case(*device, {1, 2, 16, Dtype::kF32}, 2, 1, 1, 10);
   std::vector<float> out, lse;
+  const std::unique_ptr<DeviceStep> step = c.upload(*device);
   AttentionParams params = c.params(out, lse);
   params.query_heads = 3;
-  CHECK_CODE(code::kInvalidArgument, device->attention(params));
+  CHECK_CODE(code::kInvalidArgument, device->attention(*step, params));
   params = c.params(out, lse);
   params.shape.head_dim = 12;
-  CHECK_CODE(code::kInvalidArgument, device->attention(params));
+  CHECK_CODE(code::kInvalidArgument, device->attention(*step, params));
   params.shape.head_dim = 264;
-  CHECK_CODE(code::kInvalidArgument, device->attention(params));
+  CHECK_CODE(code::kInvalidArgument, device->attention(*step, params));
   params = c.params(out, lse);
   params.window = -1;
-  CHECK_CODE(code::kInvalidArgument, device->attention(params));
+  CHECK_CODE(code::kInvalidArgument, device->attention(*step, params));
   for (const float softcap : {-1.0f, kInf, kNan}) {
     params = c.params(out, lse);
     params.softcap = softcap;
-    CHECK_CODE(code::kInvalidArgument, device->attention(params));
+    CHECK_CODE(code::kInvalidArgument, device->attention(*step, params));
   }
 }
 
