@@ -41,6 +41,7 @@ export {
   type StepOptions,
   type StepOutput,
   type StepWorker,
+  type TokenLogprob,
 } from './model'
 export type { Dtype, SimdLevel } from './native'
 export type {
@@ -63,7 +64,7 @@ export {
   ropeFrequencies,
   type YarnRope,
 } from './rope'
-export { Sampler, type SamplerOptions } from './sampler'
+export { type PenaltyScope, Sampler, type SamplerOptions } from './sampler'
 export type { TextStream } from './tokenizer/text-stream'
 export {
   type ChatMessage,
