@@ -52,6 +52,7 @@ export {
   type StepOptions,
   type StepOutput,
   type StepWorker,
+  type TokenLogprob,
 } from './model'
 export type { Dtype, SimdLevel } from './native'
 export type {
@@ -74,7 +75,7 @@ export {
   ropeFrequencies,
   type YarnRope,
 } from './rope'
-export { Sampler, type SamplerOptions } from './sampler'
+export { type PenaltyScope, Sampler, type SamplerOptions } from './sampler'
 export type { TokenizerKind } from './tokenizer/models/parse'
 export type { TextStream } from './tokenizer/text-stream'
 export {

@@ -125,6 +125,12 @@ export interface NativeSampler {
   topP: number
   minP: number
   repetitionPenalty: number
+  presencePenalty: number
+  frequencyPenalty: number
+  /** Whose ids the penalties concern. */
+  scope: 'view' | 'own'
+  /** 0: all of them. */
+  lastN: number
   forbidden: Int32Array
   seed: bigint
   draw: bigint
@@ -140,9 +146,11 @@ export interface NativeWorkerView {
 export interface NativeStepWorker extends NativeWorkerView {
   tokens: Int32Array
   logits: 'none' | 'last' | 'all'
-  /** null: no token is sampled. The repetition penalty applies to the token ids in the view, the new ones included. */
+  /** null: no token is sampled. */
   sampler: NativeSampler | null
   logprob: boolean
+  /** At most 1024. */
+  topLogprobs: number
 }
 
 export interface NativeStepResult {
@@ -152,6 +160,9 @@ export interface NativeStepResult {
   logprob: number
   /** 'last': [V]; 'all': [new tokens, V]; else empty. */
   logits: Float32Array
+  /** The most likely tokens and their log-probabilities under the raw logits, as many as asked for but at most V. */
+  topTokens: Int32Array
+  topLogprobs: Float32Array
 }
 
 export type NativeStepResults = NativeStepResult[] & {
@@ -349,7 +360,7 @@ export interface NativeOps {
     device: DeviceHandle,
     logits: Float32Array,
     vocab: number,
-    rows: (NativeSampler & { seen: Int32Array })[],
+    rows: (NativeSampler & { seen: Int32Array; counts: Int32Array })[],
   ): { tokens: Int32Array; logprobs: Float32Array }
 }
 

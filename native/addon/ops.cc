@@ -233,7 +233,7 @@ Napi::Value op_gated_activation(const Napi::CallbackInfo& info) {
 Napi::Value op_sample(const Napi::CallbackInfo& info) {
   struct Row {
     SamplerArguments sampler;
-    std::vector<std::int32_t> seen;
+    std::vector<std::int32_t> seen, counts;
   };
 
   const Napi::Env env = info.Env();
@@ -247,7 +247,7 @@ Napi::Value op_sample(const Napi::CallbackInfo& info) {
         if (id < 0 || id >= vocab) ids.refuse("ids from 0 to " + std::to_string(vocab - 1));
       }
     };
-    Row read{SamplerArguments(row), row.property("seen").int32s()};
+    Row read{SamplerArguments(row), row.property("seen").int32s(), row.property("counts").int32s()};
     check(row.property("seen"), read.seen);
     check(row.property("forbidden"), read.sampler.forbidden);
     return read;
@@ -265,6 +265,7 @@ Napi::Value op_sample(const Napi::CallbackInfo& info) {
     rows.push_back(row.sampler.row);
     rows.back().logits_row = static_cast<std::int64_t>(rows.size()) - 1;
     rows.back().seen = row.seen;
+    rows.back().counts = row.counts;
     rows.back().forbidden = row.sampler.forbidden;
   }
   SampleParams params;

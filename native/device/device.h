@@ -79,9 +79,9 @@ enum class Feature : std::uint8_t {
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
-// `kv_padding`, `check_attention`, `own_memory`, `free_memory` and, where `own_memory` is 0, `allocate`: these may come
-// from any thread. Ops may be asynchronous on the device; `synchronize` waits for all of them. `download` waits by
-// itself.
+// `kv_padding`, `check_attention`, `check_sampler`, `own_memory`, `free_memory` and, where `own_memory` is 0,
+// `allocate`: these may come from any thread. Ops may be asynchronous on the device; `synchronize` waits for all of
+// them. `download` waits by itself.
 class Device {
  public:
   virtual ~Device() = default;
@@ -90,6 +90,10 @@ class Device {
 
   // What it lacks is refused by name when a model is loaded or a cache is made.
   virtual bool has(Feature) const { return true; }
+
+  // Throws kUnsupported, naming what is supported, where the device cannot sample so. For whoever begins a step;
+  // `sample` refuses the same.
+  virtual void check_sampler(const SampleParams::Row&) const {}
 
   // Elements to be added to each row of a cache of this shape (KvShape::padding). Throws kUnsupported, naming
   // what is supported, where the device cannot keep such a cache.

@@ -42,6 +42,7 @@ class ProfileDevice final : public Device {
     return device_->upload_weight(source, storage);
   }
   std::int64_t kv_padding(const KvShape& shape) const override { return device_->kv_padding(shape); }
+  void check_sampler(const SampleParams::Row& row) const override { device_->check_sampler(row); }
   void check_attention(const AttentionParams& params) const override { device_->check_attention(params); }
   std::unique_ptr<DeviceStep> upload(const StepView& step) override { return device_->upload(step); }
   double measure_read_bandwidth(std::size_t bytes) override { return device_->measure_read_bandwidth(bytes); }

@@ -723,7 +723,7 @@ TEST(a_view_of_many_segments_has_a_bounded_plan) {
 
 // ---- what is wanted ---------------------------------------------------------------------------------
 
-TEST(repetition_penalty_concerns_what_is_seen) {
+TEST(penalties_concern_what_is_seen) {
   World world;
   std::vector<BlockPtr> blocks;
   for (int i = 0; i < 3; ++i) blocks.push_back(world.cache->create_block());
@@ -732,10 +732,35 @@ TEST(repetition_penalty_concerns_what_is_seen) {
   world.prefill(blocks[2], {20});
   std::vector<StepWorker> workers{world.worker({blocks[0], blocks[1], blocks[2]}, blocks[0], {7}),
                                   world.worker({blocks[1]}, blocks[1], {9, 8})};
-  workers[0].view.bias = {0, 0, -std::numeric_limits<float>::infinity()};
-  CHECK((ids_in_view(workers, 0, 37) == std::vector<std::int32_t>{1, 3, 7, 8, 9, 30}));
-  CHECK((ids_in_view(workers, 1, 37) == std::vector<std::int32_t>{8, 9, 30}));
-  CHECK((ids_in_view(workers, 0, 8) == std::vector<std::int32_t>{1, 3, 7}));
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  workers[0].view.bias = {0, 0, -kInf};
+  const auto seen = [&](std::size_t worker, std::int64_t vocab, PenaltyScope scope, std::int64_t last_n) {
+    workers[worker].penalty_scope = scope;
+    workers[worker].penalty_last_n = last_n;
+    const SeenIds found = seen_ids(workers, worker, vocab);
+    std::map<std::int32_t, std::int32_t> counts;
+    for (std::size_t i = 0; i < found.ids.size(); ++i) counts[found.ids[i]] = found.counts.at(i);
+    CHECK(counts.size() == found.counts.size() && std::is_sorted(found.ids.begin(), found.ids.end()));
+    return counts;
+  };
+  using Counts = std::map<std::int32_t, std::int32_t>;
+  const auto view = PenaltyScope::kView, own = PenaltyScope::kOwn;
+  CHECK((seen(0, 37, view, 0) == Counts{{1, 1}, {3, 2}, {7, 1}, {8, 1}, {9, 1}, {30, 1}}));
+  CHECK((seen(1, 37, view, 0) == Counts{{8, 1}, {9, 1}, {30, 1}}));
+  CHECK((seen(0, 8, view, 0) == Counts{{1, 1}, {3, 2}, {7, 1}}));
+  CHECK((seen(0, 37, own, 0) == Counts{{1, 1}, {3, 2}, {7, 1}}));
+  CHECK((seen(0, 37, own, 2) == Counts{{3, 1}, {7, 1}}));
+  CHECK((seen(1, 37, own, 100) == Counts{{8, 1}, {9, 1}, {30, 1}}));
+  // The view up to the last new token: 3 1 3 7, with nothing of what stands behind.
+  CHECK((seen(0, 37, view, 3) == Counts{{1, 1}, {3, 1}, {7, 1}}));
+  CHECK((seen(0, 37, view, 100) == Counts{{1, 1}, {3, 2}, {7, 1}}));
+  // Across blocks: 30 9 8 | (20) | 3 1 3 7, the hidden one keeps its place; then 7 again, at the end of the first.
+  workers[0].view = {.blocks = {blocks[1], blocks[2], blocks[0]}, .bias = {0, -kInf, 0}, .target = blocks[0], .tokens = {}};
+  CHECK((seen(0, 37, view, 5) == Counts{{1, 1}, {3, 2}, {7, 1}}));
+  CHECK((seen(0, 37, view, 6) == Counts{{1, 1}, {3, 2}, {7, 1}, {8, 1}}));
+  workers[0].view = {.blocks = {blocks[1], blocks[0], blocks[0]}, .bias = {}, .target = blocks[0], .tokens = {}};
+  CHECK((seen(0, 37, view, 5) == Counts{{1, 1}, {3, 2}, {7, 1}, {8, 1}}));
+  CHECK((seen(0, 37, view, 0) == Counts{{1, 2}, {3, 4}, {7, 2}, {8, 1}, {9, 1}, {30, 1}}));
 }
 
 // A model that computes NaN or infinity is refused by the name of the tensor that it comes from, whatever is

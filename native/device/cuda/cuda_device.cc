@@ -401,6 +401,13 @@ void CudaDevice::kv_read(const KvReadParams& p) {
   check_launch(launch_kv_read(uploaded, stream_), "reading the cache");
 }
 
+void CudaDevice::check_sampler(const SampleParams::Row& row) const {
+  if (row.presence_penalty == 0 && row.frequency_penalty == 0) return;
+  throw Error(code::kUnsupported,
+              "presence and frequency penalties: the CUDA device has no kernel for them, the CPU device (device 'cpu') "
+              "does; both have the repetition penalty");
+}
+
 // One copy brings the rows and ids, one brings the tokens back.
 void CudaDevice::sample(const SampleParams& p) {
   use();
@@ -408,6 +415,7 @@ void CudaDevice::sample(const SampleParams& p) {
   bool any_top_k = false, any_top_p = false;
   for (const SampleParams::Row& row : p.rows) {
     check_sampling(row, p.vocab);
+    check_sampler(row);
     any_top_k |= row.top_k > 0 && row.top_k < p.vocab;
     any_top_p |= row.top_p < 1;
     n_ids += row.seen.size() + row.forbidden.size();
