@@ -60,7 +60,7 @@ enum class Feature : std::uint8_t {
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
-// `kv_padding`, `own_memory` and, where that is 0, `allocate`: those may come from any thread. Ops may be
+// `kv_padding`, `check_attention`, `own_memory` and, where that is 0, `allocate`: those may come from any thread. Ops may be
 // asynchronous on the device; `synchronize` waits for all of them. `download` waits by itself.
 class Device {
  public:
@@ -74,6 +74,10 @@ class Device {
   // Elements to be added to each row of a cache of this shape (KvShape::padding). Throws kUnsupported, naming
   // what is supported, where the device cannot keep such a cache.
   virtual std::int64_t kv_padding(const KvShape&) const { return 0; }
+
+  // Throws kUnsupported, naming what is supported, where the device cannot attend so: a soft cap, a window or sinks.
+  // For whoever loads a model; `attention` refuses the same. Pointers are compared with null, no more.
+  virtual void check_attention(const AttentionParams&) const {}
 
   // Bytes of memory of its own, in all; 0: it computes in the host's. Allocating its own takes a device time and must
   // not come between the ops of a step, and engines may have buffers of theirs in it.

@@ -4,17 +4,34 @@
 #include <chrono>
 #include <utility>
 
+#include "core/format.h"
+
 namespace hogwild {
 namespace {
 
-std::int64_t element_bytes(Dtype dtype) { return static_cast<std::int64_t>(dtype_size(dtype)); }
-
 // Key and value of one token in one layer.
 std::int64_t token_bytes(const KvShape& shape) {
-  return 2 * shape.kv_heads * shape.head_dim * element_bytes(shape.dtype);
+  return 2 * shape.kv_heads * shape.head_dim * static_cast<std::int64_t>(dtype_size(shape.dtype));
 }
 
 }  // namespace
+
+// Tokens of a segment that somebody sees through the window.
+std::int64_t ProfileDevice::tokens_seen(const PlanSegment& segment, std::int64_t window) {
+  if (window == 0) return segment.length;
+  seen_.clear();
+  for (const QueryRange& range :
+       step_.plan.query_ranges.subspan(segment.first_query_range, segment.n_query_ranges)) {
+    seen_.emplace_back(range.first_seen(window), range.limit);
+  }
+  std::sort(seen_.begin(), seen_.end());
+  std::int64_t tokens = 0, counted_to = 0;
+  for (const auto& [begin, end] : seen_) {
+    tokens += std::max(end - std::max(begin, counted_to), std::int64_t{0});
+    counted_to = std::max(counted_to, end);
+  }
+  return tokens;
+}
 
 template <typename Op>
 void ProfileDevice::measure(const Key& key, std::int64_t bytes, Op&& op) {
@@ -44,7 +61,7 @@ std::vector<OpProfile> ProfileDevice::take_profile() {
 }
 
 void ProfileDevice::embedding(const EmbeddingParams& p) {
-  const std::int64_t bytes = p.rows * p.table.cols * element_bytes(p.table.dtype);
+  const std::int64_t bytes = p.rows * row_bytes(p.table.format, p.table.cols);
   measure({"embedding", 0, 0}, bytes, [&] { device_->embedding(p); });
 }
 
@@ -58,7 +75,7 @@ void ProfileDevice::matmul(const MatmulParams& p) {
   for (int i = 0; i < p.n_outputs; i++) {
     const Matrix& weight = p.outputs[i].weight;
     outputs += weight.rows;
-    bytes += weight.rows * weight.cols * element_bytes(weight.dtype);
+    bytes += matrix_bytes(weight);
   }
   measure({"matmul", p.k, outputs}, bytes, [&] { device_->matmul(p); });
 }
@@ -81,7 +98,7 @@ void ProfileDevice::kv_append(const KvAppendParams& p) {
 
 void ProfileDevice::attention(const AttentionParams& p) {
   std::int64_t tokens = 0;
-  for (const PlanSegment& segment : step_.plan.segments) tokens += segment.length;
+  for (const PlanSegment& segment : step_.plan.segments) tokens += tokens_seen(segment, p.window);
   measure({"attention", 0, 0}, tokens * token_bytes(p.shape), [&] { device_->attention(p); });
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/format.h"
 
 namespace hogwild {
 namespace {
@@ -20,12 +21,15 @@ Decoder::Decoder(std::shared_ptr<Device> device, ModelConfig config, std::unique
     : id_(next_id++), device_(std::move(device)), config_(std::move(config)), weights_(std::move(weights)) {
   check_config(config_, *device_);
   layers_ = load_layers(*device_, config_, *weights_);
+  for (std::size_t i = 0; i < layers_.layers.size(); ++i) {
+    const LayerSpec& spec = config_.layers[i];
+    device_->check_attention({.softcap = spec.softcap, .window = spec.window, .sinks = layers_.layers[i].sinks});
+  }
 }
 
 std::int64_t Decoder::weight_bytes() const {
   const Matrix& embed = layers_.embed;
-  const std::int64_t embed_bytes = embed.rows * embed.cols * static_cast<std::int64_t>(dtype_size(embed.dtype));
-  return weights_->bytes() - (weights_->has("lm_head") ? embed_bytes : 0);
+  return weights_->bytes() - (weights_->has("lm_head") ? matrix_bytes(embed) : 0);
 }
 
 // ---- memory ---------------------------------------------------------------------------------------
@@ -110,6 +114,9 @@ void Decoder::attend(std::int64_t index, const Rows& rows) {
                       .layer = rows.cache.layer(index),
                       .query_heads = config_.query_heads,
                       .scale = config_.attention_scale,
+                      .softcap = config_.layers[index].softcap,
+                      .window = config_.layers[index].window,
+                      .sinks = layers_.layers[index].sinks,
                       .q = q(rows),
                       .out = rows.activations.attended.as<float>()});
 }

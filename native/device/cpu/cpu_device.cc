@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/format.h"
 #include "core/limits.h"
 #include "device/cpu/attention_schedule.h"
 #include "device/cpu/kernels.h"
@@ -60,7 +62,10 @@ class CpuDevice final : public Device {
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void synchronize() override {}
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override { return host; }
+  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override {
+    require(is_plain(host.format), "the CPU device takes weights in f32, f16 and bf16");
+    return host;
+  }
   void begin_step(const StepView& step) override { step_ = step; }
 
   void embedding(const EmbeddingParams& params) override {
@@ -90,7 +95,7 @@ class CpuDevice final : public Device {
     }
     if (p.rows == 0) return;
     const void* packed_x = nullptr;
-    const auto packs_x = [&](const MatmulParams::Output& output) { return kernels_.packs_x(output.weight.dtype); };
+    const auto packs_x = [&](const MatmulParams::Output& output) { return kernels_.packs_x(output.weight.format); };
     if (std::any_of(p.outputs, p.outputs + p.n_outputs, packs_x)) {
       std::uint16_t* packed = packed_x_.get<std::uint16_t>(p.rows * p.k);
       for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
@@ -189,6 +194,8 @@ void CpuDevice::attention(const AttentionParams& p) {
   check_cache(p.shape, &step_.rope);
   check_buffers(p.buffers);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
+  require(p.window >= 0, "window must be >= 0");
+  require(p.softcap >= 0 && std::isfinite(p.softcap), "softcap must be finite and >= 0");
   attention_.run(p, step_);
 }
 

@@ -30,6 +30,7 @@ class CudaDevice final : public Device {
 
   bool has(Feature feature) const override;
   std::int64_t kv_padding(const KvShape& shape) const override;
+  void check_attention(const AttentionParams& params) const override;
   std::int64_t own_memory() const override { return own_memory_; }
   Buffer allocate(std::size_t bytes, const char* purpose) override;
   void download(void* host, const void* device, std::size_t bytes) override;
