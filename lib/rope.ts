@@ -3,11 +3,13 @@
 
 import { HEAD_DIM } from './limits'
 import {
+  checkArray,
   checkBoolean,
   checkInteger,
   checkNumber,
   checkOneOf,
   checkOptions,
+  invalid,
   optionKeys,
 } from './validate'
 
@@ -68,10 +70,24 @@ export interface YarnRope extends RopeBase {
   truncate?: boolean | undefined
 }
 
-export type RopeConfig = DefaultRope | LinearRope | Llama3Rope | YarnRope
+/** LongRoPE (arXiv 2402.13753): each frequency is divided by a factor of its own. */
+export interface LongRope extends RopeBase {
+  type: 'longrope'
+  /** [R/2], for views of up to `originalMaxPositions` tokens. */
+  shortFactors: readonly number[]
+  /** [R/2], for longer ones. */
+  longFactors: readonly number[]
+  originalMaxPositions: number
+  /** How much longer the context is than the original one: only the attention factor follows from it. */
+  factor: number
+  /** Default: sqrt(1 + ln(factor) / ln(originalMaxPositions)). */
+  attentionFactor?: number | undefined
+}
+
+export type RopeConfig = DefaultRope | LinearRope | Llama3Rope | YarnRope | LongRope
 
 /** RoPE types that `ropeFrequencies` knows. */
-export const ROPE_TYPES = ['default', 'linear', 'llama3', 'yarn'] as const
+export const ROPE_TYPES = ['default', 'linear', 'llama3', 'yarn', 'longrope'] as const
 
 /** A range of numbers, without `min` where it is `open`. */
 interface Range {
@@ -116,6 +132,16 @@ const KEYS = {
     mscaleAllDim: true,
     truncate: true,
   }),
+  longrope: optionKeys<LongRope>()({
+    type: true,
+    rotaryDim: true,
+    theta: true,
+    shortFactors: true,
+    longFactors: true,
+    originalMaxPositions: true,
+    factor: true,
+    attentionFactor: true,
+  }),
 }
 
 /**
@@ -123,10 +149,14 @@ const KEYS = {
  * transformers 5 computes them (modeling_rope_utils.py), but in float64. Factors are in [1, 1e6],
  * the attention factor in (0, 100], other weights in (0, 1e6].
  *
+ * `context`: tokens of the longest view, which chooses between the factors of longrope; default: those for short
+ * views.
+ *
  * Throws HOGWILD_INVALID_ARGUMENT.
  */
-export function ropeFrequencies(config: RopeConfig): Rope {
+export function ropeFrequencies(config: RopeConfig, context = 1): Rope {
   checkRope(config)
+  checkInteger(context, 'context', 1, Number.MAX_SAFE_INTEGER)
   const plain = Float64Array.from(
     { length: config.rotaryDim / 2 },
     (_, u) => config.theta ** ((-2 * u) / config.rotaryDim),
@@ -140,6 +170,14 @@ export function ropeFrequencies(config: RopeConfig): Rope {
       return { inverseFrequencies: plain.map((f) => llama3(f, config)), attentionFactor: 1 }
     case 'yarn':
       return { inverseFrequencies: yarn(plain, config), attentionFactor: yarnFactor(config) }
+    case 'longrope': {
+      const { shortFactors, longFactors, originalMaxPositions } = config
+      const factors = context > originalMaxPositions ? longFactors : shortFactors
+      return {
+        inverseFrequencies: plain.map((f, u) => f / (factors[u] as number)),
+        attentionFactor: longFactor(config),
+      }
+    }
   }
 }
 
@@ -152,18 +190,28 @@ function checkRope(config: RopeConfig): void {
   if (config.type === 'default') return
   checkRange(config.factor, 'config.factor', ROPE_LIMITS.factor)
   if (config.type === 'linear') return
-  checkInteger(config.originalMaxPositions, 'config.originalMaxPositions', 1, MAX_POSITIONS)
+  const least = config.type === 'longrope' ? 2 : 1 // whose logarithm divides
+  checkInteger(config.originalMaxPositions, 'config.originalMaxPositions', least, MAX_POSITIONS)
   if (config.type === 'llama3') {
     checkRange(config.lowFreqFactor, 'config.lowFreqFactor', ROPE_LIMITS.weight)
     const above = { ...ROPE_LIMITS.weight, min: config.lowFreqFactor }
     checkRange(config.highFreqFactor, 'config.highFreqFactor', above)
     return
   }
-  for (const key of ['betaFast', 'betaSlow', 'mscale', 'mscaleAllDim'] as const) {
-    if (config[key] !== undefined) checkRange(config[key], `config.${key}`, ROPE_LIMITS.weight)
-  }
   if (config.attentionFactor !== undefined) {
     checkRange(config.attentionFactor, 'config.attentionFactor', ROPE_LIMITS.attentionFactor)
+  }
+  if (config.type === 'longrope') {
+    for (const key of ['shortFactors', 'longFactors'] as const) {
+      const name = `config.${key}`
+      const factors = checkArray(config[key], name)
+      if (factors.length !== pairs) throw invalid(name, `${pairs} numbers`, factors)
+      for (const [i, x] of factors.entries()) checkRange(x, `${name}[${i}]`, ROPE_LIMITS.weight)
+    }
+    return
+  }
+  for (const key of ['betaFast', 'betaSlow', 'mscale', 'mscaleAllDim'] as const) {
+    if (config[key] !== undefined) checkRange(config[key], `config.${key}`, ROPE_LIMITS.weight)
   }
   checkBoolean(config.truncate ?? true, 'config.truncate')
 }
@@ -205,6 +253,11 @@ function yarn(plain: Float64Array, rope: YarnRope): Float64Array {
     const slowed = clamp((u - low) / (high - low))
     return (slowed * f) / rope.factor + (1 - slowed) * f
   })
+}
+
+function longFactor({ attentionFactor, factor, originalMaxPositions }: LongRope): number {
+  if (attentionFactor !== undefined) return attentionFactor
+  return factor <= 1 ? 1 : Math.sqrt(1 + Math.log(factor) / Math.log(originalMaxPositions))
 }
 
 function yarnFactor(rope: YarnRope): number {

@@ -2,7 +2,7 @@
 // have; fused matrices are cut into slices of rows.
 
 import { HogwildError } from '../errors'
-import { FAMILIES, type Family, type ModelConfig } from '../families'
+import { FAMILIES, type Family, type LayerSpec, type ModelConfig } from '../families'
 import { type Format, storedBytes } from '../formats'
 import type { NativeTensor } from '../native'
 import { layerRoles, modelRoles, type Role } from '../roles'
@@ -72,6 +72,18 @@ export async function readFolder(
 interface Wanted {
   file: string
   roles: readonly Role[]
+  interleaved?: NativeTensor['interleaved']
+}
+
+/** Roles whose rows are turned by RoPE. */
+const TURNED_ROLES = ['q_proj', 'q_bias', 'k_proj', 'k_bias']
+
+function interleavedHeads(
+  { headDim, ropes }: ModelConfig,
+  { rope }: LayerSpec,
+): NativeTensor['interleaved'] {
+  const rotaryDim = ropes[rope]?.rotaryDim
+  return rotaryDim === undefined ? undefined : { headDim, rotaryDim }
 }
 
 /**
@@ -108,8 +120,14 @@ function* wantedTensors(
   const family = FAMILIES[config.architecture]
   for (const [i, layer] of config.layers.entries()) {
     const prefixed = (role: Role) => ({ ...role, name: `layers.${i}.${role.name}` })
+    const interleaved = family.interleavedRope ? interleavedHeads(config, layer) : undefined
     for (const { file, roles } of layerFiles(family, layerRoles(config, layer))) {
-      yield { file: `model.layers.${i}.${file}`, roles: roles.map(prefixed) }
+      const isTurned = roles.some(({ name }) => TURNED_ROLES.includes(name))
+      yield {
+        file: `model.layers.${i}.${file}`,
+        roles: roles.map(prefixed),
+        interleaved: isTurned ? interleaved : undefined,
+      }
     }
   }
 }
@@ -130,7 +148,7 @@ function layerFile({ fused = {}, names = {} }: Family, role: string): string {
 }
 
 function locate(wanted: Wanted, tensors: ReadonlyMap<string, TensorEntry>): NativeTensor[] {
-  const { file, roles } = wanted
+  const { file, roles, interleaved } = wanted
   const [{ cols, isVector }] = roles as [Role]
   const entry = tensors.get(file)
   if (entry === undefined)
@@ -156,7 +174,8 @@ function locate(wanted: Wanted, tensors: ReadonlyMap<string, TensorEntry>): Nati
   return roles.map((role) => {
     const start = offset + storedBytes(format, row, cols)
     row += role.rows
-    return { name: role.name, path, offset: start, format, rows: role.rows, cols }
+    const tensor = { name: role.name, path, offset: start, format, rows: role.rows, cols }
+    return interleaved === undefined ? tensor : { ...tensor, interleaved }
   })
 }
 

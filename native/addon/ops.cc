@@ -118,7 +118,7 @@ Napi::Value op_embedding(const Napi::CallbackInfo& info) {
   params.table = {scratch.upload(bytes), format, rows, cols};
   params.scale = static_cast<float>(scale);
   params.out = scratch.allocate<float>(out.ElementLength());
-  device.begin_step({.id = 0, .plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
+  device.begin_step({.id = 0, .plan = {}, .ropes = {}, .slots = {}, .tokens = tokens});
   device.embedding(params);
   scratch.download(out, params.out);
   return out;

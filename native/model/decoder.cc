@@ -23,7 +23,11 @@ Decoder::Decoder(std::shared_ptr<Device> device, ModelConfig config, std::unique
   layers_ = load_layers(*device_, config_, *weights_);
   for (std::size_t i = 0; i < layers_.layers.size(); ++i) {
     const LayerSpec& spec = config_.layers[i];
-    device_->check_attention({.softcap = spec.softcap, .window = spec.window, .sinks = layers_.layers[i].sinks});
+    AttentionParams attention;
+    attention.softcap = spec.softcap;
+    attention.window = spec.window;
+    attention.sinks = layers_.layers[i].sinks;
+    device_->check_attention(attention);
   }
 }
 

@@ -209,7 +209,7 @@ TEST(matmul_refuses_wrong_shapes) {
 }
 
 void embed(Device& device, std::span<const std::int32_t> tokens, const EmbeddingParams& params) {
-  device.begin_step({.id = 0, .plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
+  device.begin_step({.id = 0, .plan = {}, .ropes = {}, .slots = {}, .tokens = tokens});
   device.embedding(params);
 }
 
@@ -220,7 +220,8 @@ TEST(embedding_gathers_and_scales) {
         const Typed table(random_floats(7 * hidden), dtype);
         const std::int32_t tokens[] = {6, 0, 3, 3};
         std::vector<float> out(4 * hidden);
-        embed(device, tokens, {.rows = 4, .table = {table.data(), format_of(dtype), 7, hidden}, .scale = 3, .out = out.data()});
+        embed(device, tokens,
+              {.rows = 4, .table = {table.data(), format_of(dtype), 7, hidden}, .scale = 3, .out = out.data()});
         bool equal = true;
         for (int t = 0; t < 4; t++) {
           for (std::int64_t i = 0; i < hidden; i++) {
@@ -229,9 +230,9 @@ TEST(embedding_gathers_and_scales) {
         }
         CHECK(equal);
         for (const std::int32_t bad : {-1, 7}) {
-          CHECK_CODE(
-              code::kInvalidArgument,
-              embed(device, {&bad, 1}, {.rows = 1, .table = {table.data(), format_of(dtype), 7, hidden}, .out = out.data()}));
+          CHECK_CODE(code::kInvalidArgument,
+                     embed(device, {&bad, 1},
+                           {.rows = 1, .table = {table.data(), format_of(dtype), 7, hidden}, .out = out.data()}));
         }
       }
     }
@@ -378,7 +379,8 @@ struct Pool {
 
 void append(Device& device, const Pool& pool, std::span<const AppendSlot> slots, const std::vector<float>& k,
             const std::vector<float>& v) {
-  device.begin_step({.id = 0, .plan = {}, .rope = pool.rope(), .slots = slots, .tokens = {}});
+  const RopeTable rope = pool.rope();
+  device.begin_step({.id = 0, .plan = {}, .ropes = {&rope, 1}, .slots = slots, .tokens = {}});
   device.kv_append({.shape = pool.shape,
                     .layer = pool.layer(),
                     .first = 0,
@@ -511,9 +513,10 @@ struct AttentionCase {
             .lse = lse.data()};
   }
   void attend(Device& device, std::vector<float>& out, std::vector<float>& lse) const {
+    const RopeTable rope = pool.rope();
     device.begin_step({.id = 0,
                        .plan = {n_tokens, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
-                       .rope = pool.rope(),
+                       .ropes = {&rope, 1},
                        .slots = {},
                        .tokens = {}});
     device.attention(params(out, lse));

@@ -134,7 +134,8 @@ class CpuDevice final : public Device {
   }
 
   void kv_append(const KvAppendParams& p) override {
-    check_cache(p.shape, &step_.rope);
+    const RopeTable rope = rope_of(step_, p.layer);
+    check_cache(p.shape, &rope);
     check_buffers(p.buffers);
     require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(step_.slots), "more rows than the step has");
     const std::int64_t cols = p.shape.kv_heads * p.shape.head_dim;
@@ -142,7 +143,7 @@ class CpuDevice final : public Device {
     const float* v = static_cast<const float*>(p.v);
     for_rows(pool_, p.rows, cols, [&](std::int64_t begin, std::int64_t end) {
       const AppendSlot* slots = step_.slots.data() + p.first + begin;
-      kernels_.kv_append(p.shape, p.layer, step_.rope, slots, end - begin, k + begin * cols, v + begin * cols);
+      kernels_.kv_append(p.shape, p.layer, rope, slots, end - begin, k + begin * cols, v + begin * cols);
     });
   }
 
@@ -191,7 +192,8 @@ class CpuDevice final : public Device {
 };
 
 void CpuDevice::attention(const AttentionParams& p) {
-  check_cache(p.shape, &step_.rope);
+  const RopeTable rope = rope_of(step_, p.layer);
+  check_cache(p.shape, &rope);
   check_buffers(p.buffers);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   require(p.window >= 0, "window must be >= 0");

@@ -32,11 +32,13 @@ bool StepMemory::upload(const StepView& step) {
   }
   for (const AppendSlot& slot : step.slots) rope_rows = std::max<std::int64_t>(rope_rows, slot.rope_row + 1);
 
+  const RopeTable rope =
+      step.ropes.empty() ? RopeTable() : step.ropes.front();  // of all layers (Feature::kSeveralRopes)
   StepLayout layout{.rows = bucket_rows(rows),
                     .segments = std::ssize(flat.segments),
                     .pages = std::ssize(flat.pages),
                     .rope_rows = rope_rows,
-                    .rotary_half = step.rope.rotary_dim / 2};
+                    .rotary_half = rope.rotary_dim / 2};
   if (rows <= kMaxGraphRows) {
     layout.segments = round_up_to_power(layout.segments, 16);
     layout.pages = round_up_to_power(layout.pages, 64);
@@ -65,8 +67,8 @@ bool StepMemory::upload(const StepView& step) {
   staged_.put(segments, std::span<const Segment>(flat.segments));
   staged_.put(query_ranges, std::span<const DeviceQueryRange>(flat.query_ranges));
   staged_.put(pages, std::span<const std::int64_t>(flat.pages));
-  staged_.put(cos, std::span(step.rope.cos, size(rope_rows * layout.rotary_half)));
-  staged_.put(sin, std::span(step.rope.sin, size(rope_rows * layout.rotary_half)));
+  staged_.put(cos, std::span(rope.cos, size(rope_rows * layout.rotary_half)));
+  staged_.put(sin, std::span(rope.sin, size(rope_rows * layout.rotary_half)));
   std::byte* memory = buffer_.as<std::byte>();
   staged_.copy_to(memory);
 
@@ -78,7 +80,7 @@ bool StepMemory::upload(const StepView& step) {
            .pages = reinterpret_cast<const std::int64_t*>(memory + pages)};
   rope_ = {.cos = reinterpret_cast<const float*>(memory + cos),
            .sin = reinterpret_cast<const float*>(memory + sin),
-           .rotary_dim = step.rope.rotary_dim};
+           .rotary_dim = rope.rotary_dim};
   layout_ = layout;
   view_ = step;
   return true;
