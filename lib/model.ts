@@ -1,6 +1,5 @@
 // Models of a Hugging Face folder, and the step.
 
-import { stat } from 'node:fs/promises'
 import type { Block } from './block'
 import { Cache, checkCapacity } from './cache'
 import { cacheDtype, type Device, useDevice } from './device'
@@ -21,8 +20,8 @@ import {
 } from './native'
 import { type Rope, ropeFrequencies } from './rope'
 import { GREEDY, Sampler } from './sampler'
-import { checkFolder } from './sources/files'
-import { readFolder } from './sources/huggingface'
+import { checkPath } from './sources/files'
+import { openSource } from './sources/source'
 import { runTask, Tasks, throwIfAborted } from './tasks'
 import {
   checkArray,
@@ -35,7 +34,6 @@ import {
   checkSignal,
   checkString,
   checkTokens,
-  describe,
   invalid,
   optionKeys,
 } from './validate'
@@ -180,9 +178,10 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
 })
 
 /**
- * Loads config.json and the safetensors of a Hugging Face folder. Architectures: Llama, Mistral (without
- * sliding window), Qwen2, Qwen3, Gemma, Phi-3 (without longrope). Fields of config.json and tensors that are
- * not known are refused by name.
+ * Loads config.json and the safetensors of a Hugging Face folder. Families: Llama 2 and 3, Mistral, Qwen2 and
+ * 2.5, Qwen3, Phi-3, 3.5 and 4 (text), Gemma 1, 2 and 3 (text), SmolLM3, OLMo 2, Granite 3, GLM-4; other models
+ * with such a config.json (SmolLM2, QwQ, DeepSeek-R1 distills) with them. Sliding windows are windows of view
+ * positions. Fields of config.json and tensors that are not known are refused by name.
  *
  * Warns of HOGWILD_UNKNOWN_EOS_TOKEN: ids of `eos_token_id` beyond the vocabulary, which are left out.
  *
@@ -190,8 +189,8 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
  * supported, for models that would not be computed exactly, HOGWILD_INVALID_ARGUMENT, HOGWILD_OUT_OF_MEMORY,
  * HOGWILD_ABORTED.
  */
-export async function loadModel(folder: string, options: LoadModelOptions = {}): Promise<Model> {
-  checkFolder(folder, 'folder')
+export async function loadModel(path: string, options: LoadModelOptions = {}): Promise<Model> {
+  checkPath(path, 'path')
   options = checkOptions(options, 'options', LOAD_KEYS)
   const beyondContext = checkBeyondContext(options.beyondContext)
   const dtype = checkOneOf(options.dtype ?? 'auto', 'options.dtype', ['auto', ...DTYPES])
@@ -203,11 +202,8 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
     'options.ignoreFields',
   ).map((field, i) => checkString(field, `options.ignoreFields[${i}]`))
   const warnings = new Warnings(options.onWarning)
-  const found = await stat(folder).catch(() => undefined)
-  if (!found?.isDirectory()) {
-    throw new HogwildError(`no model folder at ${describe(folder)}`, 'HOGWILD_INVALID_MODEL')
-  }
-  const { config, tensors } = await readFolder(folder, { ignoreFields, signal, warnings })
+  const source = await openSource(path)
+  const { config, tensors } = await source.model({ ignoreFields, signal, warnings })
   throwIfAborted(signal)
   const { device, owned } = useDevice(options.device, options.threads)
   try {
@@ -355,7 +351,7 @@ export class Model {
     options = checkOptions(options, 'options', CACHE_KEYS)
     this.#open()
     const { layers, kvHeads, headDim } = this.config
-    const context = checkInteger(options.context ?? 1, 'options.context', 1, MAX_CAPACITY)
+    const context = checkContext(options.context)
     const dtype = checkOneOf(
       options.dtype ?? cacheDtype(this.device, this.dtype),
       'options.dtype',
@@ -560,6 +556,11 @@ function longestView(workers: readonly CheckedWorker[]): number {
       view.blocks.reduce((sum, block) => sum + (lengths.get(block) as number), 0),
     ),
   )
+}
+
+/** Tokens of the longest view; 1 stands for "not said". */
+export function checkContext(context: number | undefined): number {
+  return checkInteger(context ?? 1, 'options.context', 1, MAX_CAPACITY)
 }
 
 export function checkBeyondContext(value: BeyondContext = 'warn'): BeyondContext {

@@ -84,10 +84,17 @@ export interface LongRope extends RopeBase {
   attentionFactor?: number | undefined
 }
 
-export type RopeConfig = DefaultRope | LinearRope | Llama3Rope | YarnRope | LongRope
+/** Each frequency divided by a factor of its own, as GGUF files have them. */
+export interface FactorsRope extends RopeBase {
+  type: 'factors'
+  /** [R/2] */
+  factors: readonly number[]
+}
+
+export type RopeConfig = DefaultRope | LinearRope | Llama3Rope | YarnRope | LongRope | FactorsRope
 
 /** RoPE types that `ropeFrequencies` knows. */
-export const ROPE_TYPES = ['default', 'linear', 'llama3', 'yarn', 'longrope'] as const
+export const ROPE_TYPES = ['default', 'linear', 'llama3', 'yarn', 'longrope', 'factors'] as const
 
 /** A range of numbers, without `min` where it is `open`. */
 interface Range {
@@ -142,6 +149,7 @@ const KEYS = {
     factor: true,
     attentionFactor: true,
   }),
+  factors: optionKeys<FactorsRope>()({ type: true, rotaryDim: true, theta: true, factors: true }),
 }
 
 /**
@@ -174,10 +182,12 @@ export function ropeFrequencies(config: RopeConfig, context = 1): Rope {
       const { shortFactors, longFactors, originalMaxPositions } = config
       const factors = context > originalMaxPositions ? longFactors : shortFactors
       return {
-        inverseFrequencies: plain.map((f, u) => f / (factors[u] as number)),
+        inverseFrequencies: divided(plain, factors),
         attentionFactor: longFactor(config),
       }
     }
+    case 'factors':
+      return { inverseFrequencies: divided(plain, config.factors), attentionFactor: 1 }
   }
 }
 
@@ -188,6 +198,10 @@ function checkRope(config: RopeConfig): void {
   checkNumber(config.rotaryDim, 'config.rotaryDim', 'even', () => Number.isInteger(pairs))
   checkRange(config.theta, 'config.theta', ROPE_LIMITS.theta)
   if (config.type === 'default') return
+  if (config.type === 'factors') {
+    checkFactors(config.factors, 'config.factors', pairs, ROPE_LIMITS.factor)
+    return
+  }
   checkRange(config.factor, 'config.factor', ROPE_LIMITS.factor)
   if (config.type === 'linear') return
   const least = config.type === 'longrope' ? 2 : 1 // whose logarithm divides
@@ -203,10 +217,7 @@ function checkRope(config: RopeConfig): void {
   }
   if (config.type === 'longrope') {
     for (const key of ['shortFactors', 'longFactors'] as const) {
-      const name = `config.${key}`
-      const factors = checkArray(config[key], name)
-      if (factors.length !== pairs) throw invalid(name, `${pairs} numbers`, factors)
-      for (const [i, x] of factors.entries()) checkRange(x, `${name}[${i}]`, ROPE_LIMITS.weight)
+      checkFactors(config[key], `config.${key}`, pairs, ROPE_LIMITS.weight)
     }
     return
   }
@@ -223,6 +234,18 @@ function checkRange(value: unknown, name: string, { min, max, open = false }: Ra
     `a number ${open ? '>' : '>='} ${min} and <= ${max}`,
     (x) => (open ? x > min : x >= min) && x <= max,
   )
+}
+
+function checkFactors(value: unknown, name: string, pairs: number, range: Range): void {
+  const factors = checkArray(value, name)
+  if (factors.length !== pairs) {
+    throw invalid(name, `${pairs} numbers`, `${factors.length} of them`)
+  }
+  for (const [u, factor] of factors.entries()) checkRange(factor, `${name}[${u}]`, range)
+}
+
+function divided(plain: Float64Array, factors: readonly number[]): Float64Array {
+  return plain.map((f, u) => f / (factors[u] as number))
 }
 
 function clamp(x: number): number {

@@ -37,6 +37,7 @@ export interface RunCommandOptions {
   dtype: 'auto' | Dtype
   threads?: number
   capacity?: number
+  context?: number
   stop?: string[]
   ignoreField?: string[]
   json?: boolean
@@ -49,7 +50,7 @@ function showProgress({ loadedBytes, totalBytes }: LoadProgress): void {
 }
 
 export async function run(problem: string, options: RunCommandOptions): Promise<void> {
-  const { device, dtype, threads, layout, share, maxTokens, capacity } = options
+  const { device, dtype, threads, layout, share, maxTokens, capacity, context } = options
   const names = WORKER_NAMES.slice(0, options.workers)
   const tokenizer = await loadTokenizer(options.model)
   const encode = (text: string) => tokenizer.encodeSync(text, { addSpecialTokens: false })
@@ -83,6 +84,7 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
       stop: options.stop,
       maxTokens,
       capacity,
+      context,
     })
     const printer = new LinePrinter(names)
     for await (const event of session) {

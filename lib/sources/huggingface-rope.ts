@@ -4,9 +4,14 @@
 import { isDeepStrictEqual } from 'node:util'
 import { HogwildError } from '../errors'
 import type { Family } from '../families'
-import { ROPE_LIMITS, ROPE_TYPES, type RopeConfig } from '../rope'
+import { type FactorsRope, ROPE_LIMITS, ROPE_TYPES, type RopeConfig } from '../rope'
 import { describe, invalid } from '../validate'
 import { type Fields, unsupported } from './fields'
+
+/** Those that config.json can name. */
+type NamedRope = Exclude<RopeConfig, FactorsRope>
+
+const NAMED_TYPES = ROPE_TYPES.filter((type) => type !== 'factors')
 
 const PLACES = ['rope_scaling', 'rope_parameters']
 
@@ -87,7 +92,7 @@ function readTheta(fields: Fields, rope: Fields, name: string, byDefault: number
   return fields.number(name, ROPE_LIMITS.theta, byDefault)
 }
 
-function readType(rope: Fields, family: Family): RopeConfig['type'] {
+function readType(rope: Fields, family: Family): NamedRope['type'] {
   const [first, second] = [rope.get('rope_type'), rope.get('type')]
   if (first !== undefined && second !== undefined && first !== second) {
     throw contradiction(`"rope_type" and "type" of ${rope.where}`)
@@ -99,11 +104,12 @@ function readType(rope: Fields, family: Family): RopeConfig['type'] {
   // LongRoPE as the first files of Phi-3 call it.
   const isLong = family.ropeTypes?.includes('longrope') && (given === 'su' || given === 'yarn')
   const type = isLong ? 'longrope' : given
-  const supported = family.ropeTypes ?? ROPE_TYPES.filter((known) => known !== 'longrope')
-  if (!supported.includes(type as RopeConfig['type'])) {
+  const supported: readonly RopeConfig['type'][] =
+    family.ropeTypes ?? NAMED_TYPES.filter((known) => known !== 'longrope')
+  if (!supported.includes(type as NamedRope['type'])) {
     throw unsupported(`RoPE type ${describe(type)} of ${rope.where}`, supported.join(', '))
   }
-  return type as RopeConfig['type']
+  return type as NamedRope['type']
 }
 
 /** Where a field is read that may stand within the RoPE object, beside it, or in both places alike. */
@@ -149,7 +155,7 @@ function readNumbers(
   fields: Fields,
   rope: Fields,
   rotaryDim: number,
-  type: RopeConfig['type'],
+  type: NamedRope['type'],
 ): object {
   const { factor, weight, attentionFactor } = ROPE_LIMITS
   const optionalWeight = (field: string) =>

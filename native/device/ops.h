@@ -158,18 +158,33 @@ struct AttentionPlanView {
 
 // What the ops of a step share, made once per step on the host.
 struct StepView {
-  std::uint64_t id = 0;  // equal ids have equal contents; 0: not known
   AttentionPlanView plan;
   std::span<const RopeTable> ropes;      // host memory
   std::span<const AppendSlot> slots;     // [T]
   std::span<const std::int32_t> tokens;  // [T], each in [0, V); empty where nobody asks for embeddings
+
+  // The table that turns keys and queries of a layer.
+  RopeTable rope(const KvLayer& layer) const {
+    const bool has_rope = layer.rope >= 0 && layer.rope < static_cast<std::int64_t>(ropes.size());
+    return has_rope ? ropes[static_cast<std::size_t>(layer.rope)] : RopeTable();
+  }
 };
 
-// The table that turns keys and queries of a layer.
-inline RopeTable rope_of(const StepView& step, const KvLayer& layer) {
-  const bool has_rope = layer.rope >= 0 && layer.rope < static_cast<std::int64_t>(step.ropes.size());
-  return has_rope ? step.ropes[static_cast<std::size_t>(layer.rope)] : RopeTable();
-}
+// A step on a device, made by Device::upload: ops that need one of its parts take it beside their parameters, which
+// stay plain values that kernels can be given. Devices with memory of their own derive from it.
+class DeviceStep {
+ public:
+  // What `view` points to outlives this object.
+  explicit DeviceStep(const StepView& view) : view_(view) {}
+  DeviceStep(const DeviceStep&) = delete;
+  DeviceStep& operator=(const DeviceStep&) = delete;
+  virtual ~DeviceStep() = default;
+
+  const StepView& view() const { return view_; }  // host memory
+
+ private:
+  StepView view_;
+};
 
 // Whose activations an op of the cache reads and writes: an engine may keep its own on the device.
 struct ExternalBuffers {
@@ -191,8 +206,8 @@ struct KvAppendParams {
 };
 
 // Concurrent attention: for each new token t and query head h, over all query ranges of t,
-//   score = cap(scale * <rotate(q, rope_row), key>) + bias,  cap(x) = softcap * tanh(x / softcap), or x where softcap =
-//   0 out = sum exp(score - lse) value,   lse = log(sum exp(score) + exp(sinks[h]))
+//   score = cap(scale * <rotate(q, rope_row), key>) + bias,  cap(x) = softcap * tanh(x / softcap), or x for 0
+//   out = sum exp(score - lse) value,   lse = log(sum exp(score) + exp(sinks[h]))
 // A key that is `window` or more view positions before t is not seen: neither read nor counted. Each segment's keys and
 // values are read once for all tokens that visit it. A token that sees nothing gets out = 0 and lse = sinks[h], -inf
 // without sinks. Query head h reads kv head floor(h * Hkv / Hq).

@@ -58,11 +58,9 @@ struct WorkerStep {
     }
   }
 
-  // Always a new step: without an id.
   StepView view() {
     rope = {.cos = cos.data(), .sin = sin.data(), .rotary_dim = rotary_dim};
-    return {.id = 0,
-            .plan = {workers, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
+    return {.plan = {workers, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
             .ropes = {&rope, 1},
             .slots = slots,
             .tokens = tokens};
