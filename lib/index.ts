@@ -69,6 +69,7 @@ export {
   type DefaultRope,
   type LinearRope,
   type Llama3Rope,
+  type LongRope,
   type Rope,
   type RopeConfig,
   type RopeOptions,

@@ -130,6 +130,12 @@ addSampling(
     .addOption(dtype())
     .addOption(threads())
     .addOption(capacity(String(DEFAULT_CAPACITY)))
+    .addOption(
+      new Option(
+        '--context <tokens>',
+        'of the longest view, for models that rotate keys otherwise beyond it (longrope)',
+      ).argParser(integer(1, MAX_CAPACITY)),
+    )
     .addOption(quiet())
     .addOption(new Option('--json', 'print every event as a line of JSON')),
   ' per worker',

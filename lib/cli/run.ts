@@ -30,12 +30,13 @@ export interface RunCommandOptions extends ModelOptions, SamplingOptions {
   maxTokens: number
   device: DeviceName
   capacity?: number
+  context?: number
   stop?: string[]
 }
 
 export async function run(problem: string, options: RunCommandOptions): Promise<void> {
   problem = await readPrompt(problem)
-  const { device, layout, share, maxTokens, capacity } = options
+  const { device, layout, share, maxTokens, capacity, context } = options
   const names = WORKER_NAMES.slice(0, options.workers)
   const path = await findWithProgress(options.model, options)
   const tokenizer = await loadTokenizer(path)
@@ -65,6 +66,7 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
       maxTokens,
       capacity,
       onPrefill: ({ tokens, totalTokens }) => showPrefill(tokens, totalTokens),
+      context,
     })
     const printer = new LinePrinter(names)
     const events = session[Symbol.asyncIterator]()
