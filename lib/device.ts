@@ -152,6 +152,11 @@ export class Device {
     return native.deviceProfile(this.handle)
   }
 
+  /** @internal Bytes of its own memory that nobody uses; 0 on a CPU. */
+  get freeMemory(): number {
+    return native.deviceFreeMemory(this.handle)
+  }
+
   get closed(): boolean {
     return this.#closed
   }

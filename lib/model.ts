@@ -7,6 +7,8 @@ import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
 import { DTYPES, type Format, isQuantised, storedBytes } from './formats'
+import { checkDownload, findModel, type ModelDownloadOptions } from './hub/find'
+import { checkWeightMemory, weightMemory } from './memory'
 import {
   type CancelHandle,
   type Dtype,
@@ -19,7 +21,6 @@ import {
 } from './native'
 import { type Rope, ropeFrequencies } from './rope'
 import { GREEDY, Sampler } from './sampler'
-import { checkPath } from './sources/files'
 import { openSource } from './sources/source'
 import { runTask, Tasks, throwIfAborted } from './tasks'
 import {
@@ -62,6 +63,8 @@ export interface LoadModelOptions {
   repack?: boolean | undefined
   /** Called about ten times per second while weights are read or copied to a GPU, and at the end. */
   onProgress?: ((progress: LoadProgress) => void) | undefined
+  /** How a model of the hub is brought, if it has to be: `download` describes the options. */
+  download?: ModelDownloadOptions | undefined
   /** Aborts the loading: HOGWILD_ABORTED with the signal's reason as `cause`. */
   signal?: AbortSignal | undefined
   /**
@@ -142,6 +145,7 @@ const LOAD_KEYS = optionKeys<LoadModelOptions>()({
   threads: true,
   dtype: true,
   onProgress: true,
+  download: true,
   mapped: true,
   repack: true,
   signal: true,
@@ -176,18 +180,19 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
 })
 
 /**
- * Loads a Hugging Face folder (config.json and safetensors) or a GGUF file (of a split one the first part).
- * Architectures: Llama, Mistral (without sliding window), Qwen2, Qwen3, Gemma, Phi-3 (without longrope). Fields of
- * config.json, keys of a file's metadata and tensors that are not known are refused by name.
+ * Loads a model: of a Hugging Face folder config.json and the safetensors, or a GGUF file (the first of a split one).
+ * `model` is the path of either or, where there is no such path, a name of the hub (org/name[@revision][:QUANTISATION]),
+ * whose files are brought first; see `download`. Architectures: Llama, Mistral (without sliding window), Qwen2, Qwen3,
+ * Gemma, Phi-3 (without longrope). Fields of config.json, keys of a file's metadata and tensors that are not known are
+ * refused by name.
  *
  * Warns of HOGWILD_UNKNOWN_EOS_TOKEN: ids of `eos_token_id` beyond the vocabulary, which are left out.
  *
  * Throws HOGWILD_INVALID_MODEL for damaged or contradictory files, HOGWILD_UNSUPPORTED, naming what is
  * supported, for models that would not be computed exactly, HOGWILD_INVALID_ARGUMENT, HOGWILD_OUT_OF_MEMORY,
- * HOGWILD_ABORTED.
+ * HOGWILD_ABORTED, HOGWILD_DOWNLOAD.
  */
-export async function loadModel(path: string, options: LoadModelOptions = {}): Promise<Model> {
-  checkPath(path, 'path')
+export async function loadModel(model: string, options: LoadModelOptions = {}): Promise<Model> {
   options = checkOptions(options, 'options', LOAD_KEYS)
   const beyondContext = checkBeyondContext(options.beyondContext)
   const dtype = checkOneOf(options.dtype ?? 'auto', 'options.dtype', ['auto', ...DTYPES])
@@ -200,11 +205,15 @@ export async function loadModel(path: string, options: LoadModelOptions = {}): P
     'options.ignoreFields',
   ).map((field, i) => checkString(field, `options.ignoreFields[${i}]`))
   const warnings = new Warnings(options.onWarning)
+  const { onWarning } = options
+  const path = await findModel(model, { ...checkDownload(options.download), signal, onWarning })
   const source = await openSource(path)
   const { config, tensors } = await source.model({ ignoreFields, signal, warnings })
   throwIfAborted(signal)
   const { device, owned } = useDevice(options.device, options.threads)
   try {
+    const place = { device: device.info.type, dtype, mapped }
+    checkWeightMemory(device, weightMemory(tensors, place), warnings)
     const create = (progress: ProgressHandle | null, cancel: CancelHandle) =>
       native.createModel(
         device.handle,

@@ -198,6 +198,8 @@ export interface NativeBinding {
     profile: boolean
   }): DeviceHandle
   deviceInfo(device: DeviceHandle): NativeDeviceInfo
+  /** Bytes of memory of its own that nobody uses now; 0 on a CPU, which computes in the host's. */
+  deviceFreeMemory(device: DeviceHandle): number
   /** Bytes per second, all threads of the device, over a buffer of `bytes`. */
   deviceReadBandwidth(device: DeviceHandle, bytes: number): Promise<number>
   /** Since the last call, the most time first. Refused with HOGWILD_BUSY while the device computes. */
@@ -304,6 +306,12 @@ export interface NativeBinding {
   passCommit(pass: PassHandle): void
   /** Takes effect once the calls under way have ended. A pass that is collected is aborted. */
   passAbort(pass: PassHandle): void
+
+  /**
+   * Locks an open file (flock) until it is closed; false where somebody else has it locked. `file`: a descriptor.
+   * Throws HOGWILD_UNSUPPORTED where the file's system has no locks.
+   */
+  tryLock(file: number): boolean
 
   /** Single ops on host arrays, for tests and benchmarks. See native/addon/ops.cc. */
   ops: NativeOps

@@ -79,8 +79,9 @@ enum class Feature : std::uint8_t {
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
-// `kv_padding`, `check_attention`, `own_memory` and, where that is 0, `allocate`: those may come from any thread. Ops
-// may be asynchronous on the device; `synchronize` waits for all of them. `download` waits by itself.
+// `kv_padding`, `check_attention`, `own_memory`, `free_memory` and, where `own_memory` is 0, `allocate`: these may come
+// from any thread. Ops may be asynchronous on the device; `synchronize` waits for all of them. `download` waits by
+// itself.
 class Device {
  public:
   virtual ~Device() = default;
@@ -101,6 +102,8 @@ class Device {
   // Bytes of memory of its own, in all; 0: it computes in the host's. Allocating its own takes a device time and must
   // not come between the ops of a step, and engines may have buffers of theirs in it.
   virtual std::int64_t own_memory() const { return 0; }
+  // Those of them that nobody uses now; 0 where it has none of its own.
+  virtual std::int64_t free_memory() const { return 0; }
 
   // Throws kOutOfMemory with the size and `purpose` in the message. Memory that is never touched
   // costs nothing where the system allows it (a page pool is bounded, not pre-paid).

@@ -33,6 +33,7 @@ class ProfileDevice final : public Device {
   DeviceInfo info() const override { return device_->info(); }
   bool has(Feature feature) const override { return device_->has(feature); }
   std::int64_t own_memory() const override { return device_->own_memory(); }
+  std::int64_t free_memory() const override { return device_->free_memory(); }
   Buffer allocate(std::size_t bytes, const char* purpose) override { return device_->allocate(bytes, purpose); }
   void download(void* host, const void* device, std::size_t bytes) override { device_->download(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { device_->upload(device, host, bytes); }

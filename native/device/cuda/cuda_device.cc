@@ -68,6 +68,13 @@ CudaDevice::~CudaDevice() {
 
 // ---- memory ---------------------------------------------------------------------------------------
 
+std::int64_t CudaDevice::free_memory() const {
+  check_cuda(cudaSetDevice(index_), "choosing the GPU");
+  std::size_t free = 0, total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "asking for its free memory");
+  return static_cast<std::int64_t>(free);
+}
+
 std::int64_t CudaDevice::kv_padding(const KvShape& shape) const {
   if (shape.dtype == Dtype::kF32) {
     throw Error(code::kUnsupported, "the CUDA device keeps keys and values in bf16 or f16, not in f32");

@@ -32,6 +32,7 @@ class CudaDevice final : public Device {
   std::int64_t kv_padding(const KvShape& shape) const override;
   void check_attention(const AttentionParams& params) const override;
   std::int64_t own_memory() const override { return own_memory_; }
+  std::int64_t free_memory() const override;
   Buffer allocate(std::size_t bytes, const char* purpose) override;
   void download(void* host, const void* device, std::size_t bytes) override;
   void upload(void* device, const void* host, std::size_t bytes) override;
