@@ -183,8 +183,8 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
  * Loads a model: of a Hugging Face folder config.json and the safetensors, or a GGUF file (the first of a split one).
  * `model` is the path of either or, where there is no such path, a name of the hub (org/name[@revision][:QUANTISATION]),
  * whose files are brought first; see `download`. Architectures: Llama, Mistral (without sliding window), Qwen2, Qwen3,
- * Gemma, Phi-3 (without longrope). Fields of config.json, keys of a file's metadata and tensors that are not known are
- * refused by name.
+ * Gemma, Phi-3 (without longrope). Fields of config.json, keys of a GGUF file's
+ * metadata and tensors that are not known are refused by name.
  *
  * Warns of HOGWILD_UNKNOWN_EOS_TOKEN: ids of `eos_token_id` beyond the vocabulary, which are left out.
  *
