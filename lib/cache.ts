@@ -12,6 +12,7 @@ import { beginPass, type Pass, type PassWorker } from './pass'
 import type { Rope, RopeOptions } from './rope'
 import { Tasks } from './tasks'
 import {
+  checkArray,
   checkInteger,
   checkNumber,
   checkOneOf,
@@ -33,7 +34,8 @@ export interface CacheShape {
 }
 
 export interface CacheOptions extends Omit<CacheShape, 'dtype'> {
-  rope: RopeOptions
+  /** What turns q and k: one for all layers, or one for each, null where nothing turns them. */
+  rope: RopeOptions | readonly (RopeOptions | null)[]
   /** Tokens, rounded up to pages; default 8192. */
   capacity?: number | undefined
   /** Of keys and values as stored; default 'f32', on a CUDA device, which has no f32, 'bf16'. */
@@ -96,7 +98,7 @@ export function createCache(options: CacheOptions): Cache {
   if (headDim % HEAD_DIM.step !== 0) {
     throw invalid('options.headDim', `a multiple of ${HEAD_DIM.step}`, headDim)
   }
-  const rope = checkRope(options.rope, headDim)
+  const ropes = checkRopes(options.rope, layers, headDim)
   const wanted =
     options.dtype === undefined ? undefined : checkOneOf(options.dtype, 'options.dtype', DTYPES)
   const capacity = checkCapacity(options.capacity)
@@ -104,7 +106,7 @@ export function createCache(options: CacheOptions): Cache {
   const { device, owned } = useDevice(options.device)
   try {
     const dtype = wanted ?? cacheDtype(device, 'f32')
-    return new Cache(device, owned, { layers, kvHeads, headDim, dtype }, rope, capacity, warnings)
+    return new Cache(device, owned, { layers, kvHeads, headDim, dtype }, ropes, capacity, warnings)
   } catch (error) {
     if (owned) device.close()
     throw error
@@ -120,8 +122,32 @@ export function checkCapacity(capacity: number | undefined): number {
   return checkInteger(capacity ?? DEFAULT_CAPACITY, 'options.capacity', 1, MAX_CAPACITY)
 }
 
-function checkRope(rope: RopeOptions, headDim: number): Rope {
-  const { inverseFrequencies, attentionFactor = 1 } = checkOptions(rope, 'options.rope', ROPE_KEYS)
+/** Distinct tables, and which of them each layer has, or -1. */
+export interface LayerRopes {
+  ropes: readonly Rope[]
+  layerRopes: Int32Array
+}
+
+function checkRopes(rope: CacheOptions['rope'], layers: number, headDim: number): LayerRopes {
+  if (!Array.isArray(rope)) {
+    const everywhere = checkRope(rope as RopeOptions, 'options.rope', headDim)
+    return { ropes: [everywhere], layerRopes: new Int32Array(layers) }
+  }
+  const list = checkArray(rope, 'options.rope')
+  if (list.length !== layers) throw invalid('options.rope', `a list of ${layers} (layers)`, list)
+  const known = new Map<unknown, number>([[null, -1]])
+  const ropes: Rope[] = []
+  const layerRopes = list.map((one, i) => {
+    const found = known.get(one)
+    if (found !== undefined) return found
+    known.set(one, ropes.length)
+    return ropes.push(checkRope(one as RopeOptions, `options.rope[${i}]`, headDim)) - 1
+  })
+  return { ropes, layerRopes: Int32Array.from(layerRopes) }
+}
+
+function checkRope(rope: RopeOptions, name: string, headDim: number): Rope {
+  const { inverseFrequencies, attentionFactor = 1 } = checkOptions(rope, name, ROPE_KEYS)
   if (
     !isFloat64Array(inverseFrequencies) ||
     inverseFrequencies.length < 1 ||
@@ -129,12 +155,12 @@ function checkRope(rope: RopeOptions, headDim: number): Rope {
     !inverseFrequencies.every((f) => Number.isFinite(f))
   ) {
     throw invalid(
-      'options.rope.inverseFrequencies',
+      `${name}.inverseFrequencies`,
       `a Float64Array of 1 to headDim / 2 = ${headDim / 2} finite numbers`,
       inverseFrequencies,
     )
   }
-  checkNumber(attentionFactor, 'options.rope.attentionFactor', 'a number > 0', (x) => x > 0)
+  checkNumber(attentionFactor, `${name}.attentionFactor`, 'a number > 0', (x) => x > 0)
   return { inverseFrequencies, attentionFactor }
 }
 
@@ -158,12 +184,12 @@ export class Cache {
     device: Device,
     ownsDevice: boolean,
     shape: CacheShape,
-    rope: Rope,
+    ropes: LayerRopes,
     capacity: number,
     warnings: Warnings,
   ) {
     checkMemory(device, capacity, bytesPerToken(shape), warnings)
-    this.handle = native.createCache(device.handle, { ...shape, ...rope, capacity })
+    this.handle = native.createCache(device.handle, { ...shape, ...ropes, capacity })
     this.device = device
     this.shape = shape
     this.#ownsDevice = ownsDevice

@@ -9,8 +9,15 @@ export type Architecture =
   | 'MistralForCausalLM'
   | 'Qwen2ForCausalLM'
   | 'Qwen3ForCausalLM'
-  | 'GemmaForCausalLM'
   | 'Phi3ForCausalLM'
+  | 'GemmaForCausalLM'
+  | 'Gemma2ForCausalLM'
+  | 'Gemma3ForCausalLM'
+  | 'SmolLM3ForCausalLM'
+  | 'Olmo2ForCausalLM'
+  | 'GraniteForCausalLM'
+  | 'GlmForCausalLM'
+  | 'Glm4ForCausalLM'
 
 /** What one layer computes. Roles and shapes of its tensors follow from it: `layerRoles`. */
 export interface LayerSpec {
@@ -85,21 +92,82 @@ export interface Family {
   /** `model_type` of config.json. */
   modelType: string
   /** What is assumed where config.json does not have the field at all. */
-  defaults?: { kvHeads?: number; headDim?: number; tied?: boolean; slidingWindow?: number }
+  defaults?: {
+    kvHeads?: number
+    headDim?: number
+    tied?: boolean
+    attentionBias?: boolean
+    /** `partial_rotary_factor` */
+    rotaryShare?: number
+    theta?: number
+    /** `rope_local_base_freq` */
+    localTheta?: number
+    slidingWindow?: number
+    /** `sliding_window_pattern`: of so many layers the last has no window. */
+    windowPattern?: number
+    activation?: string
+    queryScalar?: number
+    softcaps?: { attention?: number; logits?: number }
+  }
+  norms?: Partial<LayerSpec['norms']>
+  qkNorm?: LayerSpec['qkNorm']
   /** Options: `attention_bias` for qkv and o, `mlp_bias`. */
   biases?: { qkv?: Bias; o?: Bias; mlp?: Bias }
-  /** Whether a window is used only with `use_sliding_window`, from layer `max_window_layers` on. */
-  windowOption?: boolean
+  /**
+   * Which layers have the window `sliding_window`: all; those that `layer_types` says, else from `max_window_layers`
+   * on, if `use_sliding_window` ('option'); else by `windowPattern` ('pattern'); else those without RoPE
+   * ('unrotated'), again with `use_sliding_window`.
+   */
+  windows?: 'all' | 'option' | 'pattern' | 'unrotated'
   /** Whether `partial_rotary_factor` counts. */
   partialRotary?: boolean
-  qkNorm?: LayerSpec['qkNorm']
-  gemma?: boolean
-  /** Where it knows fewer RoPE types than others. */
+  /** Layers with and without a window have a RoPE each. */
+  ropeByWindow?: boolean
+  /** `no_rope_layers`, else each `no_rope_layer_interval`-th layer, has no RoPE. */
+  unrotatedLayers?: boolean
+  /** The rows of q and k alternate between the halves that RoPE turns together. */
+  interleavedRope?: boolean
+  /** Where it does not know the RoPE types that all others do. */
   ropeTypes?: readonly RopeConfig['type'][]
+  /** Norm weights are stored less 1. */
+  normOffset?: 1
+  /** Embeddings are multiplied by sqrt(hiddenSize). */
+  scaledEmbeddings?: boolean
+  /** The field that names the activation. */
+  activationField?: 'hidden_act' | 'hidden_activation'
+  /** `query_pre_attn_scalar` takes the place of head_dim in the scale of scores. */
+  queryScalar?: boolean
+  /** `attn_logit_softcapping` and `final_logit_softcapping`. */
+  softcaps?: { attention?: boolean; logits?: boolean }
+  /** `embedding_multiplier`, `attention_multiplier`, `residual_multiplier`, `logits_scaling`. */
+  multipliers?: boolean
+  /** Fields of code of the family's own, which mean nothing at 1. */
+  unitFields?: readonly string[]
   /** Names of a folder's tensors by role, behind `model.layers.i.`, that differ from a Llama's. */
   names?: Readonly<Record<string, string>>
   /** Tensors that hold several roles, top to bottom. */
   fused?: Readonly<Record<string, readonly string[]>>
+}
+
+const FUSED_QKV = { 'self_attn.qkv_proj.weight': ['q_proj', 'k_proj', 'v_proj'] }
+const FUSED_GATE_UP = { 'mlp.gate_up_proj.weight': ['gate_proj', 'up_proj'] }
+
+const GEMMA_NORMS = {
+  norms: { attentionOutput: true, mlpOutput: true },
+  names: {
+    attention_output_norm: 'post_attention_layernorm.weight',
+    mlp_norm: 'pre_feedforward_layernorm.weight',
+    mlp_output_norm: 'post_feedforward_layernorm.weight',
+  },
+} as const
+
+const GLM: Family = {
+  modelType: 'glm',
+  defaults: { kvHeads: 2, headDim: 128, attentionBias: true, rotaryShare: 0.5 },
+  biases: { qkv: 'option' },
+  partialRotary: true,
+  interleavedRope: true,
+  fused: FUSED_GATE_UP,
 }
 
 export const FAMILIES: Record<Architecture, Family> = {
@@ -107,33 +175,114 @@ export const FAMILIES: Record<Architecture, Family> = {
     modelType: 'llama',
     biases: { qkv: 'option', o: 'option', mlp: 'option' },
   },
-  MistralForCausalLM: { modelType: 'mistral', defaults: { kvHeads: 8, slidingWindow: 4096 } },
+  MistralForCausalLM: {
+    modelType: 'mistral',
+    defaults: { kvHeads: 8, slidingWindow: 4096 },
+    windows: 'all',
+  },
   Qwen2ForCausalLM: {
     modelType: 'qwen2',
-    defaults: { kvHeads: 32 },
+    defaults: { kvHeads: 32, slidingWindow: 4096 },
     biases: { qkv: true },
-    windowOption: true,
+    windows: 'option',
   },
   Qwen3ForCausalLM: {
     modelType: 'qwen3',
-    defaults: { kvHeads: 32, headDim: 128 },
+    defaults: { kvHeads: 32, headDim: 128, slidingWindow: 4096 },
     biases: { qkv: 'option', o: 'option' },
-    windowOption: true,
+    windows: 'option',
     qkNorm: 'head',
+  },
+  Phi3ForCausalLM: {
+    modelType: 'phi3',
+    windows: 'all',
+    partialRotary: true,
+    ropeTypes: ['default', 'longrope'],
+    unitFields: ['full_attn_mod', 'interpolate_factor'],
+    fused: { ...FUSED_QKV, ...FUSED_GATE_UP },
   },
   GemmaForCausalLM: {
     modelType: 'gemma',
     defaults: { kvHeads: 16, headDim: 256, tied: true },
     biases: { qkv: 'option', o: 'option' },
-    gemma: true,
+    normOffset: 1,
+    scaledEmbeddings: true,
   },
-  Phi3ForCausalLM: {
-    modelType: 'phi3',
-    partialRotary: true,
-    ropeTypes: ['default'],
-    fused: {
-      'self_attn.qkv_proj.weight': ['q_proj', 'k_proj', 'v_proj'],
-      'mlp.gate_up_proj.weight': ['gate_proj', 'up_proj'],
+  Gemma2ForCausalLM: {
+    modelType: 'gemma2',
+    defaults: {
+      kvHeads: 4,
+      headDim: 256,
+      tied: true,
+      slidingWindow: 4096,
+      windowPattern: 2,
+      activation: 'gelu_pytorch_tanh',
+      queryScalar: 256,
+      softcaps: { attention: 50, logits: 30 },
+    },
+    ...GEMMA_NORMS,
+    biases: { qkv: 'option', o: 'option' },
+    windows: 'pattern',
+    normOffset: 1,
+    scaledEmbeddings: true,
+    activationField: 'hidden_activation',
+    queryScalar: true,
+    softcaps: { attention: true, logits: true },
+  },
+  Gemma3ForCausalLM: {
+    modelType: 'gemma3_text',
+    defaults: {
+      kvHeads: 4,
+      headDim: 256,
+      tied: true,
+      theta: 1e6,
+      localTheta: 1e4,
+      slidingWindow: 4096,
+      windowPattern: 6,
+      activation: 'gelu_pytorch_tanh',
+      queryScalar: 256,
+    },
+    ...GEMMA_NORMS,
+    qkNorm: 'head',
+    biases: { qkv: 'option', o: 'option' },
+    windows: 'pattern',
+    ropeByWindow: true,
+    normOffset: 1,
+    scaledEmbeddings: true,
+    activationField: 'hidden_activation',
+    queryScalar: true,
+    softcaps: { logits: true },
+  },
+  SmolLM3ForCausalLM: {
+    modelType: 'smollm3',
+    defaults: { kvHeads: 4, tied: true, theta: 2e6 },
+    biases: { qkv: 'option', o: 'option', mlp: 'option' },
+    windows: 'unrotated',
+    unrotatedLayers: true,
+  },
+  Olmo2ForCausalLM: {
+    modelType: 'olmo2',
+    norms: { input: false, attentionOutput: true, mlp: false, mlpOutput: true },
+    qkNorm: 'row',
+    biases: { qkv: 'option', o: 'option' },
+    names: {
+      attention_output_norm: 'post_attention_layernorm.weight',
+      mlp_output_norm: 'post_feedforward_layernorm.weight',
+    },
+  },
+  GraniteForCausalLM: {
+    modelType: 'granite',
+    biases: { qkv: 'option', o: 'option', mlp: 'option' },
+    multipliers: true,
+  },
+  GlmForCausalLM: GLM,
+  Glm4ForCausalLM: {
+    ...GLM,
+    modelType: 'glm4',
+    norms: { attentionOutput: true, mlpOutput: true },
+    names: {
+      attention_output_norm: 'post_self_attn_layernorm.weight',
+      mlp_output_norm: 'post_mlp_layernorm.weight',
     },
   },
 }

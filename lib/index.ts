@@ -68,6 +68,7 @@ export {
   type DefaultRope,
   type LinearRope,
   type Llama3Rope,
+  type LongRope,
   type Rope,
   type RopeConfig,
   type RopeOptions,

@@ -8,6 +8,7 @@ import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
 import { DTYPES, type Format, isQuantised, storedBytes } from './formats'
 import { checkDownload, findModel, type ModelDownloadOptions } from './hub/find'
+import { MAX_CAPACITY } from './limits'
 import { checkWeightMemory, weightMemory } from './memory'
 import {
   type CancelHandle,
@@ -27,6 +28,7 @@ import {
   checkArray,
   checkBoolean,
   checkInstance,
+  checkInteger,
   checkOneOf,
   checkOptionalFunction,
   checkOptions,
@@ -134,6 +136,13 @@ export type PrefillOptions = StepOptions & Pick<StepWorker, 'sampler' | 'logits'
 export interface ModelCacheOptions {
   /** Tokens, rounded up to pages; default 8192. */
   capacity?: number | undefined
+  /**
+   * Tokens of the longest view that there will be. Of interest to models with longrope alone, whose keys are
+   * rotated in one way up to their original context and in another beyond: where `context` is beyond it, all keys of
+   * the cache are rotated in the second way (short views too, where transformers would use the first). Default: up
+   * to the original context; a step with a longer view is then refused.
+   */
+  context?: number | undefined
   /** Of keys and values as stored; default: the model's, on a CUDA device, which has no f32, 'bf16' for it. */
   dtype?: Dtype | undefined
   /** Takes the cache's warnings (see CacheOptions); default: the model's. */
@@ -175,6 +184,7 @@ const PREFILL_KEYS = optionKeys<PrefillOptions>()({
 })
 const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
   capacity: true,
+  context: true,
   dtype: true,
   onWarning: true,
 })
@@ -182,9 +192,10 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
 /**
  * Loads a model: of a Hugging Face folder config.json and the safetensors, or a GGUF file (the first of a split one).
  * `model` is the path of either or, where there is no such path, a name of the hub (org/name[@revision][:QUANTISATION]),
- * whose files are brought first; see `download`. Architectures: Llama, Mistral (without sliding window), Qwen2, Qwen3,
- * Gemma, Phi-3 (without longrope). Fields of config.json, keys of a GGUF file's
- * metadata and tensors that are not known are refused by name.
+ * whose files are brought first; see `download`. Families: Llama 2 and 3, Mistral, Qwen2 and
+ * 2.5, Qwen3, Phi-3, 3.5 and 4 (text), Gemma 1, 2 and 3 (text), SmolLM3, OLMo 2, Granite 3, GLM-4; other models
+ * with such a config.json (SmolLM2, QwQ, DeepSeek-R1 distills) with them. Sliding windows are windows of view
+ * positions. Fields of config.json, keys of a GGUF file's metadata and tensors that are not known are refused by name.
  *
  * Warns of HOGWILD_UNKNOWN_EOS_TOKEN: ids of `eos_token_id` beyond the vocabulary, which are left out.
  *
@@ -253,7 +264,21 @@ function weightFormats(tensors: readonly NativeTensor[], dtype: 'auto' | Dtype):
 }
 
 function nativeConfig(config: ModelConfig): NativeModelConfig {
-  return { ...config, ropes: config.ropes.map(ropeFrequencies) }
+  const contexts = shortContext(config) === undefined ? [1] : [1, Number.MAX_SAFE_INTEGER]
+  return { ...config, ropes: contexts.map((context) => ropesFor(config, context)) }
+}
+
+/** For views of up to `context` tokens. */
+function ropesFor(config: ModelConfig, context: number): Rope[] {
+  return config.ropes.map((rope) => ropeFrequencies(rope, context))
+}
+
+/** Tokens of a view up to which longrope has frequencies of their own; undefined: it is the same for all lengths. */
+function shortContext({ ropes }: ModelConfig): number | undefined {
+  const bounds = ropes.flatMap((rope) =>
+    rope.type === 'longrope' ? [rope.originalMaxPositions] : [],
+  )
+  return bounds.length > 0 ? Math.min(...bounds) : undefined
 }
 
 /** Calls `onProgress` until the load has settled. What it throws aborts the load and is thrown in its place. */
@@ -317,6 +342,8 @@ export class Model {
   readonly #beyondContext: BeyondContext
   /** Those that may be open. */
   readonly #caches = new Set<WeakRef<Cache>>()
+  /** Of caches whose keys are turned by longrope's frequencies for short views. */
+  readonly #longestViews = new WeakMap<Cache, number>()
   #closing: Promise<void> | undefined
 
   /** @internal */
@@ -355,17 +382,23 @@ export class Model {
   createCache(options: ModelCacheOptions = {}): Cache {
     options = checkOptions(options, 'options', CACHE_KEYS)
     this.#open()
-    const { layers, kvHeads, headDim, ropes } = this.config
+    const { layers, kvHeads, headDim } = this.config
+    const context = checkContext(options.context)
     const dtype = checkOneOf(
       options.dtype ?? cacheDtype(this.device, this.dtype),
       'options.dtype',
       DTYPES,
     )
     const shape = { layers: layers.length, kvHeads, headDim, dtype }
-    const [rope] = ropes.map(ropeFrequencies) as [Rope]
+    const ropes = {
+      ropes: ropesFor(this.config, context),
+      layerRopes: Int32Array.from(layers, ({ rope }) => rope),
+    }
     const capacity = checkCapacity(options.capacity)
     const warnings = this.warnings.child(options.onWarning)
-    const cache = new Cache(this.device, false, shape, rope, capacity, warnings)
+    const cache = new Cache(this.device, false, shape, ropes, capacity, warnings)
+    const longest = shortContext(this.config)
+    if (longest !== undefined && context <= longest) this.#longestViews.set(cache, longest)
     for (const ref of this.#caches) {
       if (ref.deref()?.closed !== false) this.#caches.delete(ref)
     }
@@ -505,8 +538,16 @@ export class Model {
     checkBeyondContext(reaction)
     const warnings =
       options.onWarning === undefined ? this.warnings : new Warnings(options.onWarning)
-    if (maxPositions === undefined) return
+    const longest = this.#longestViews.get((workers[0] as CheckedWorker).view.cache)
+    if (maxPositions === undefined && longest === undefined) return
     const positions = longestView(workers)
+    if (longest !== undefined && positions > longest) {
+      throw new HogwildError(
+        `a view of ${positions} tokens is beyond the ${longest} for which the keys of this cache are rotated (longrope): create it with context: ${positions} or more`,
+        'HOGWILD_INVALID_ARGUMENT',
+      )
+    }
+    if (maxPositions === undefined) return
     if (positions <= maxPositions) return
     const message = `a view of ${positions} tokens is beyond the model's context of ${maxPositions} (max_position_embeddings)`
     if (reaction === 'error') throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT')
@@ -547,6 +588,11 @@ function longestView(workers: readonly CheckedWorker[]): number {
       view.blocks.reduce((sum, block) => sum + (lengths.get(block) as number), 0),
     ),
   )
+}
+
+/** Tokens of the longest view; 1 stands for "not said". */
+export function checkContext(context: number | undefined): number {
+  return checkInteger(context ?? 1, 'options.context', 1, MAX_CAPACITY)
 }
 
 export function checkBeyondContext(value: BeyondContext = 'warn'): BeyondContext {

@@ -85,8 +85,9 @@ export interface NativeCacheShape {
   dtype: Dtype
   /** Tokens, rounded up to pages. */
   capacity: number
-  inverseFrequencies: Float64Array
-  attentionFactor: number
+  ropes: readonly Rope[]
+  /** [layers]: which of `ropes` turns a layer's keys; -1: none. */
+  layerRopes: Int32Array
 }
 
 export interface NativeCacheStats {
@@ -102,7 +103,10 @@ export interface NativeCacheStats {
 export type NativeModelConfig = Omit<
   ModelConfig,
   'architecture' | 'tiedEmbeddings' | 'ropes' | 'maxPositions' | 'eosTokenIds'
-> & { ropes: readonly Rope[] }
+> & {
+  /** Lists of one length; a cache has one of them. */
+  ropes: readonly (readonly Rope[])[]
+}
 
 /** See native/model/weights.h. */
 export interface NativeTensor {

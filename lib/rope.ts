@@ -70,6 +70,20 @@ export interface YarnRope extends RopeBase {
   truncate?: boolean | undefined
 }
 
+/** LongRoPE (arXiv 2402.13753): each frequency is divided by a factor of its own. */
+export interface LongRope extends RopeBase {
+  type: 'longrope'
+  /** [R/2], for views of up to `originalMaxPositions` tokens. */
+  shortFactors: readonly number[]
+  /** [R/2], for longer ones. */
+  longFactors: readonly number[]
+  originalMaxPositions: number
+  /** How much longer the context is than the original one: only the attention factor follows from it. */
+  factor: number
+  /** Default: sqrt(1 + ln(factor) / ln(originalMaxPositions)). */
+  attentionFactor?: number | undefined
+}
+
 /** Each frequency divided by a factor of its own, as GGUF files have them. */
 export interface FactorsRope extends RopeBase {
   type: 'factors'
@@ -77,10 +91,10 @@ export interface FactorsRope extends RopeBase {
   factors: readonly number[]
 }
 
-export type RopeConfig = DefaultRope | LinearRope | Llama3Rope | YarnRope | FactorsRope
+export type RopeConfig = DefaultRope | LinearRope | Llama3Rope | YarnRope | LongRope | FactorsRope
 
 /** RoPE types that `ropeFrequencies` knows. */
-export const ROPE_TYPES = ['default', 'linear', 'llama3', 'yarn', 'factors'] as const
+export const ROPE_TYPES = ['default', 'linear', 'llama3', 'yarn', 'longrope', 'factors'] as const
 
 /** A range of numbers, without `min` where it is `open`. */
 interface Range {
@@ -125,6 +139,16 @@ const KEYS = {
     mscaleAllDim: true,
     truncate: true,
   }),
+  longrope: optionKeys<LongRope>()({
+    type: true,
+    rotaryDim: true,
+    theta: true,
+    shortFactors: true,
+    longFactors: true,
+    originalMaxPositions: true,
+    factor: true,
+    attentionFactor: true,
+  }),
   factors: optionKeys<FactorsRope>()({ type: true, rotaryDim: true, theta: true, factors: true }),
 }
 
@@ -133,10 +157,14 @@ const KEYS = {
  * transformers 5 computes them (modeling_rope_utils.py), but in float64. Factors are in [1, 1e6],
  * the attention factor in (0, 100], other weights in (0, 1e6].
  *
+ * `context`: tokens of the longest view, which chooses between the factors of longrope; default: those for short
+ * views.
+ *
  * Throws HOGWILD_INVALID_ARGUMENT.
  */
-export function ropeFrequencies(config: RopeConfig): Rope {
+export function ropeFrequencies(config: RopeConfig, context = 1): Rope {
   checkRope(config)
+  checkInteger(context, 'context', 1, Number.MAX_SAFE_INTEGER)
   const plain = Float64Array.from(
     { length: config.rotaryDim / 2 },
     (_, u) => config.theta ** ((-2 * u) / config.rotaryDim),
@@ -150,13 +178,16 @@ export function ropeFrequencies(config: RopeConfig): Rope {
       return { inverseFrequencies: plain.map((f) => llama3(f, config)), attentionFactor: 1 }
     case 'yarn':
       return { inverseFrequencies: yarn(plain, config), attentionFactor: yarnFactor(config) }
-    case 'factors': {
-      const { factors } = config
+    case 'longrope': {
+      const { shortFactors, longFactors, originalMaxPositions } = config
+      const factors = context > originalMaxPositions ? longFactors : shortFactors
       return {
-        inverseFrequencies: plain.map((f, u) => f / (factors[u] as number)),
-        attentionFactor: 1,
+        inverseFrequencies: divided(plain, factors),
+        attentionFactor: longFactor(config),
       }
     }
+    case 'factors':
+      return { inverseFrequencies: divided(plain, config.factors), attentionFactor: 1 }
   }
 }
 
@@ -168,29 +199,30 @@ function checkRope(config: RopeConfig): void {
   checkRange(config.theta, 'config.theta', ROPE_LIMITS.theta)
   if (config.type === 'default') return
   if (config.type === 'factors') {
-    const factors = checkArray(config.factors, 'config.factors')
-    if (factors.length !== pairs) {
-      throw invalid('config.factors', `${pairs} numbers`, `${factors.length} of them`)
-    }
-    factors.forEach((factor, u) => {
-      checkRange(factor, `config.factors[${u}]`, ROPE_LIMITS.factor)
-    })
+    checkFactors(config.factors, 'config.factors', pairs, ROPE_LIMITS.factor)
     return
   }
   checkRange(config.factor, 'config.factor', ROPE_LIMITS.factor)
   if (config.type === 'linear') return
-  checkInteger(config.originalMaxPositions, 'config.originalMaxPositions', 1, MAX_POSITIONS)
+  const least = config.type === 'longrope' ? 2 : 1 // whose logarithm divides
+  checkInteger(config.originalMaxPositions, 'config.originalMaxPositions', least, MAX_POSITIONS)
   if (config.type === 'llama3') {
     checkRange(config.lowFreqFactor, 'config.lowFreqFactor', ROPE_LIMITS.weight)
     const above = { ...ROPE_LIMITS.weight, min: config.lowFreqFactor }
     checkRange(config.highFreqFactor, 'config.highFreqFactor', above)
     return
   }
-  for (const key of ['betaFast', 'betaSlow', 'mscale', 'mscaleAllDim'] as const) {
-    if (config[key] !== undefined) checkRange(config[key], `config.${key}`, ROPE_LIMITS.weight)
-  }
   if (config.attentionFactor !== undefined) {
     checkRange(config.attentionFactor, 'config.attentionFactor', ROPE_LIMITS.attentionFactor)
+  }
+  if (config.type === 'longrope') {
+    for (const key of ['shortFactors', 'longFactors'] as const) {
+      checkFactors(config[key], `config.${key}`, pairs, ROPE_LIMITS.weight)
+    }
+    return
+  }
+  for (const key of ['betaFast', 'betaSlow', 'mscale', 'mscaleAllDim'] as const) {
+    if (config[key] !== undefined) checkRange(config[key], `config.${key}`, ROPE_LIMITS.weight)
   }
   checkBoolean(config.truncate ?? true, 'config.truncate')
 }
@@ -202,6 +234,18 @@ function checkRange(value: unknown, name: string, { min, max, open = false }: Ra
     `a number ${open ? '>' : '>='} ${min} and <= ${max}`,
     (x) => (open ? x > min : x >= min) && x <= max,
   )
+}
+
+function checkFactors(value: unknown, name: string, pairs: number, range: Range): void {
+  const factors = checkArray(value, name)
+  if (factors.length !== pairs) {
+    throw invalid(name, `${pairs} numbers`, `${factors.length} of them`)
+  }
+  for (const [u, factor] of factors.entries()) checkRange(factor, `${name}[${u}]`, range)
+}
+
+function divided(plain: Float64Array, factors: readonly number[]): Float64Array {
+  return plain.map((f, u) => f / (factors[u] as number))
 }
 
 function clamp(x: number): number {
@@ -232,6 +276,11 @@ function yarn(plain: Float64Array, rope: YarnRope): Float64Array {
     const slowed = clamp((u - low) / (high - low))
     return (slowed * f) / rope.factor + (1 - slowed) * f
   })
+}
+
+function longFactor({ attentionFactor, factor, originalMaxPositions }: LongRope): number {
+  if (attentionFactor !== undefined) return attentionFactor
+  return factor <= 1 ? 1 : Math.sqrt(1 + Math.log(factor) / Math.log(originalMaxPositions))
 }
 
 function yarnFactor(rope: YarnRope): number {

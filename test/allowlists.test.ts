@@ -54,12 +54,12 @@ async function addTensor(folder: string, name: string): Promise<void> {
 
 describe.each(families)('%s', (family) => {
   test.each([0.5, true, null, 'none', 0])('an unknown field, %p', async (value) => {
-    const folder = copyOf(family, { residual_multiplier: value })
+    const folder = copyOf(family, { residual_factor: value })
     await expect(loads(folder)).rejects.toThrow(
-      /"residual_multiplier" of .*config\.json is not known.*ignoreFields: \["residual_multiplier"\]/,
+      /"residual_factor" of .*config\.json is not known.*ignoreFields: \["residual_factor"\]/,
     )
     expect(await codeOf(() => loads(folder))).toBe('HOGWILD_UNSUPPORTED')
-    expect(await loads(folder, { ignoreFields: ['residual_multiplier'] })).toBe(true)
+    expect(await loads(folder, { ignoreFields: ['residual_factor'] })).toBe(true)
     expect(await codeOf(() => loads(folder, { ignoreFields: ['residual'] }))).toBe(
       'HOGWILD_UNSUPPORTED',
     )
@@ -80,8 +80,8 @@ describe.each(families)('%s', (family) => {
     'model.extra',
     'lm_head.bias',
     'model.layers.0.self_attn.sinks',
-    'model.layers.2.mlp.down_proj.weight',
-    'model.layers.0.post_feedforward_layernorm.weight',
+    'model.layers.7.mlp.down_proj.weight',
+    'model.layers.0.feedforward_layernorm.weight',
   ])('an unknown tensor %s', async (name) => {
     const folder = copyOf(family)
     await addTensor(folder, name)
@@ -137,7 +137,7 @@ describe('ignoreFields', () => {
   })
 
   test('takes what is known and not computed', async () => {
-    const window = copyOf('mistral', { sliding_window: 4096 })
+    const window = copyOf('llama', { sliding_window: 4096 })
     await expect(loads(window)).rejects.toThrow(/ignoreFields: \["sliding_window"\]/)
     expect(await loads(window, options(['sliding_window']))).toBe(true)
     expect(await loads(copyOf('llama', { is_causal: false }), options(['is_causal']))).toBe(true)
@@ -233,14 +233,18 @@ describe('partial_rotary_factor', () => {
   const parse = (family: string, fields: Json) =>
     parseConfig({ ...readJson(join(fixture(family), 'config.json')), ...fields })
 
-  test.each(families.filter((family) => family !== 'phi3'))('%s ignores it', async (family) => {
-    const { headDim, ropes } = parse(family, { partial_rotary_factor: 0.5 })
-    expect(ropes[0]!.rotaryDim).toBe(headDim)
-    const scaling = { rope_type: 'linear', factor: 2, partial_rotary_factor: 0.5 }
-    expect(await codeOf(() => parse(family, { rope_parameters: scaling }))).toBe(
-      'HOGWILD_UNSUPPORTED',
-    )
-  })
+  const partial = ['phi3', 'glm', 'glm4']
+  test.each(families.filter((family) => !partial.includes(family)))(
+    '%s ignores it',
+    async (family) => {
+      const { headDim, ropes } = parse(family, { partial_rotary_factor: 0.5 })
+      expect(ropes[0]!.rotaryDim).toBe(headDim)
+      const scaling = { rope_type: 'linear', factor: 2, partial_rotary_factor: 0.5 }
+      expect(await codeOf(() => parse(family, { rope_parameters: scaling }))).toBe(
+        'HOGWILD_UNSUPPORTED',
+      )
+    },
+  )
 
   test('phi3 counts in it', () => {
     const fields = { rope_parameters: { partial_rotary_factor: 0.75 }, head_dim: 32 }

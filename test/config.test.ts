@@ -29,6 +29,15 @@ const architecture = (name: string) => ({
 const without = (...fields: string[]) => Object.fromEntries(fields.map((f) => [f, undefined]))
 /** The three layers of `base`, in part. */
 const everyLayer = (layer: Partial<LayerSpec>) => ({ layers: [layer, layer, layer] })
+const windows = (...sizes: number[]) => ({ layers: sizes.map((window) => ({ window })) })
+const gemma3 = {
+  architectures: ['Gemma3ForCausalLM'],
+  model_type: 'gemma3_text',
+  hidden_act: undefined,
+  rope_theta: 1e6,
+  rope_local_base_freq: 1e4,
+  sliding_window: 512,
+}
 /** As it would be written: fields that are undefined are not there. */
 const parse = (patch: object): ModelConfig =>
   parseConfig(JSON.parse(JSON.stringify({ ...base, ...patch })))
@@ -127,6 +136,112 @@ describe('config.json', () => {
       without('rope_theta'),
       { ropes: [{ type: 'default', rotaryDim: 16, theta: 10000 }] },
     ],
+    [
+      'Mistral: a window of 4096 that is not written',
+      { ...architecture('MistralForCausalLM'), ...without('sliding_window') },
+      windows(4096, 4096, 4096),
+    ],
+    ['Mistral without a window', architecture('MistralForCausalLM'), windows(0, 0, 0)],
+    [
+      'Qwen2: windows from a layer on',
+      {
+        ...architecture('Qwen2ForCausalLM'),
+        use_sliding_window: true,
+        sliding_window: 64,
+        max_window_layers: 2,
+      },
+      windows(0, 0, 64),
+    ],
+    [
+      'Qwen3: windows by layer',
+      {
+        ...architecture('Qwen3ForCausalLM'),
+        use_sliding_window: true,
+        ...without('sliding_window'),
+        layer_types: ['sliding_attention', 'full_attention', 'sliding_attention'],
+      },
+      windows(4096, 0, 4096),
+    ],
+    [
+      'Phi-3 with a window',
+      { ...architecture('Phi3ForCausalLM'), sliding_window: 9 },
+      windows(9, 9, 9),
+    ],
+    [
+      'Gemma 2',
+      { ...architecture('Gemma2ForCausalLM'), ...without('hidden_act', 'sliding_window') },
+      {
+        normOffset: 1,
+        activation: 'gelu_tanh',
+        attentionScale: 1 / 16,
+        logitSoftcap: 30,
+        ropes: [{ type: 'default', rotaryDim: 256, theta: 10000 }],
+        layers: [
+          { window: 4096, softcap: 50, rope: 0 },
+          { window: 0, softcap: 50, rope: 0 },
+          { window: 4096, softcap: 50, rope: 0 },
+        ],
+      },
+    ],
+    [
+      'Gemma 3',
+      { ...gemma3, rope_scaling: { factor: 8, rope_type: 'linear' }, sliding_window_pattern: 3 },
+      {
+        logitSoftcap: 0,
+        ropes: [
+          { type: 'linear', factor: 8, rotaryDim: 256, theta: 1e6 },
+          { type: 'default', rotaryDim: 256, theta: 1e4 },
+        ],
+        layers: [
+          { window: 512, softcap: 0, rope: 1, qkNorm: 'head' },
+          { window: 512, softcap: 0, rope: 1, qkNorm: 'head' },
+          { window: 0, softcap: 0, rope: 0, qkNorm: 'head' },
+        ],
+      },
+    ],
+    [
+      'SmolLM3',
+      {
+        ...architecture('SmolLM3ForCausalLM'),
+        ...without('rope_theta'),
+        no_rope_layer_interval: 3,
+      },
+      {
+        tiedEmbeddings: true,
+        ropes: [{ type: 'default', rotaryDim: 16, theta: 2e6 }],
+        layers: [{ rope: 0 }, { rope: 0 }, { rope: -1 }],
+      },
+    ],
+    [
+      'OLMo 2',
+      architecture('Olmo2ForCausalLM'),
+      everyLayer({
+        norms: { input: false, attentionOutput: true, mlp: false, mlpOutput: true },
+        qkNorm: 'row',
+      }),
+    ],
+    [
+      'Granite',
+      {
+        ...architecture('GraniteForCausalLM'),
+        embedding_multiplier: 12,
+        attention_multiplier: 0.015625,
+        residual_multiplier: 0.22,
+        logits_scaling: 8,
+      },
+      { embeddingScale: 12, attentionScale: 0.015625, residualScale: 0.22, logitScale: 0.125 },
+    ],
+    [
+      'GLM-4',
+      architecture('Glm4ForCausalLM'),
+      {
+        ropes: [{ type: 'default', rotaryDim: 64, theta: 10000 }],
+        ...everyLayer({
+          norms: { input: true, attentionOutput: true, mlp: true, mlpOutput: true },
+          biases: { qkv: true, o: false, mlp: false },
+        }),
+      },
+    ],
     ['no position bound', without('max_position_embeddings'), { maxPositions: undefined }],
   ])('%s', (_, patch, expected) => {
     expect(parse(patch)).toMatchObject(expected)
@@ -146,10 +261,11 @@ describe('config.json', () => {
     ['head_dim 264', { head_dim: 264 }, /head_dim.*264/],
     ['heads', { num_key_value_heads: 3 }, /num_attention_heads.*multiple/],
     ['dynamic RoPE', { rope_scaling: { type: 'dynamic', factor: 2 } }, /dynamic.*yarn/],
+    ['longrope elsewhere', { rope_scaling: { rope_type: 'longrope' } }, /longrope.*yarn$/],
     [
-      'longrope',
-      { ...architecture('Phi3ForCausalLM'), rope_scaling: { rope_type: 'longrope' } },
-      /longrope/,
+      'llama3 of a Phi-3',
+      { ...architecture('Phi3ForCausalLM'), rope_scaling: { rope_type: 'llama3' } },
+      /llama3.*default, longrope/,
     ],
     [
       'RoPE by layer type',
@@ -161,26 +277,39 @@ describe('config.json', () => {
       { ...architecture('Phi3ForCausalLM'), partial_rotary_factor: 0.2 },
       /partial_rotary/,
     ],
-    ['sliding window', { sliding_window: 4096 }, /sliding_window.*4096/],
+    ['sliding window of a Llama', { sliding_window: 4096 }, /sliding_window.*4096/],
     [
-      'sliding window by default',
-      { ...architecture('MistralForCausalLM'), ...without('sliding_window') },
-      /sliding_window.*4096.*absence/,
+      'sliding layers of a Llama',
+      { layer_types: ['full_attention', 'sliding_attention', 'full_attention'] },
+      /layer_types.*sliding_attention.*without a window/,
     ],
     [
-      'sliding window of Qwen',
+      'full layers of a Mistral with a window',
+      {
+        ...architecture('MistralForCausalLM'),
+        sliding_window: 64,
+        layer_types: ['sliding_attention', 'full_attention', 'sliding_attention'],
+      },
+      /layer_types.*full_attention.*with a window of 64/,
+    ],
+    [
+      'sliding layers of a Qwen that uses none',
       {
         ...architecture('Qwen2ForCausalLM'),
-        use_sliding_window: true,
         sliding_window: 64,
-        max_window_layers: 2,
+        layer_types: ['full_attention', 'full_attention', 'sliding_attention'],
       },
-      /use_sliding_window/,
+      /layer_types.*sliding_attention.*without a window/,
     ],
     [
-      'sliding layers',
-      { layer_types: ['full_attention', 'sliding_attention'] },
-      /sliding_attention.*layer_types/,
+      'layers of another kind',
+      { layer_types: ['full_attention', 'linear_attention', 'full_attention'] },
+      /linear_attention/,
+    ],
+    [
+      'a soft cap that transformers passes over',
+      { ...gemma3, attn_logit_softcapping: 50 },
+      /attn_logit_softcapping.*50/,
     ],
     [
       'biases in a family without',

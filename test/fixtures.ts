@@ -324,10 +324,14 @@ export function writeModelFolder(
   return folder
 }
 
-/** The float64 model with the weights as they are stored, or as `change` makes them. */
+/**
+ * The float64 model with the weights as they are stored, or as `change` makes them. `context`: tokens of the
+ * longest view.
+ */
 export function loadReference(
   folder: string,
   change: (name: string, values: Float64Array) => Float64Array = (_, values) => values,
+  context = 1,
 ): ReferenceModel {
   const config = JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8')) as HuggingFaceConfig
   let files = ['model.safetensors']
@@ -343,7 +347,7 @@ export function loadReference(
       weights.set(name, change(name, data))
     }
   }
-  return new ReferenceModel(config, weights)
+  return new ReferenceModel(config, weights, context)
 }
 
 // ---- the oracle -----------------------------------------------------------------------------------

@@ -143,10 +143,17 @@ test('a tensor that two files hold', async () => {
 describe('ropeFrequencies', () => {
   const good = { type: 'default', rotaryDim: 8, theta: 1e4 }
   const yarn = { ...good, type: 'yarn', factor: 4, originalMaxPositions: 64 }
+  const factors = [1, 2, 3, 4]
+  const long = { ...yarn, type: 'longrope', shortFactors: factors, longFactors: factors }
   test.each<[unknown, RegExp]>([
     [undefined, /config\.type/],
     [5, /config\.type/],
-    [{ ...good, type: 'longrope' }, /config\.type/],
+    [{ ...good, type: 'dynamic' }, /config\.type/],
+    [{ ...long, shortFactors: [1, 2, 3] }, /config\.shortFactors/],
+    [{ ...long, longFactors: [1, 2, 3, 0] }, /config\.longFactors\[3\]/],
+    [{ ...long, longFactors: undefined }, /config\.longFactors/],
+    [{ ...long, originalMaxPositions: 1 }, /config\.originalMaxPositions/],
+    [{ ...long, factor: 0.5 }, /config\.factor/],
     [{ ...good, rotaryDim: 7 }, /rotaryDim/],
     [{ ...good, rotaryDim: 0 }, /rotaryDim/],
     [{ ...good, rotaryDim: 2 ** 30 }, /rotaryDim/],

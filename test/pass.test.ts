@@ -726,3 +726,65 @@ describe('rules', () => {
     expect(cache.stats.freePages).toBe(cache.stats.pages)
   })
 })
+
+test('layers with a RoPE of their own, and one without', async () => {
+  const headDim = 16
+  const [a, b] = [ropeFor(headDim), { inverseFrequencies: Float64Array.of(0.3, 0.01) }]
+  const layers = 4
+  const cache = openCache({ layers, headDim, rope: [b, a, null, b] })
+  const random = new Random(3)
+  const [first, second] = [cache.createBlock(), cache.createBlock()]
+  const places: Seen[][] = Array.from({ length: layers }, () => [])
+  const row = () => random.floats(2 * headDim)
+  const tokens = [70, 40]
+  for (const [i, block] of [first, second].entries()) {
+    const pass = cache.beginPass([{ view: { blocks: [block] }, tokens: tokens[i]! }])
+    for (let layer = 0; layer < layers; layer++) {
+      const [k, v] = [0, 1].map(() => Array.from({ length: tokens[i]! }, row))
+      await pass.append(
+        layer,
+        Float32Array.from(k!.flatMap((x) => [...x])),
+        Float32Array.from(v!.flatMap((x) => [...x])),
+      )
+      k!.forEach((key, t) => {
+        places[layer]!.push({ k: Float64Array.from(key), v: Float64Array.from(v![t]!), bias: 0 })
+      })
+    }
+    pass.commit()
+  }
+  first.appendFrom(second)
+  const check = async () => {
+    const view = { blocks: [first, cache.createBlock()] }
+    const pass = cache.beginPass([{ view, tokens: 1 }])
+    for (let layer = 0; layer < layers; layer++) {
+      const [k, v, q] = [row(), row(), random.floats(4 * headDim)]
+      await pass.append(layer, k, v)
+      const { out } = await pass.attend(layer, q)
+      const seen = [
+        ...places[layer]!,
+        { k: Float64Array.from(k), v: Float64Array.from(v), bias: 0 },
+      ]
+      const rope = [b, a, { inverseFrequencies: new Float64Array(0) }, b][layer]!
+      const shape = { queryHeads: 4, kvHeads: 2, headDim, scale: 1 / Math.sqrt(headDim) }
+      const wanted = attend([Float64Array.from(q)], [110], seen, shape, {
+        attentionFactor: 1,
+        ...rope,
+      })
+      expectClose(out, wanted.out[0]!, 1e-5, `layer ${layer}`)
+    }
+    pass.abort()
+  }
+  await check()
+  const { k } = first.read(2)
+  await first.compact()
+  await check()
+  expect(first.read(2).k).toEqual(k)
+})
+
+test.each([
+  ['too few', [null], /a list of 2/],
+  ['not a RoPE', [null, 3], /rope\[1\]/],
+  ['none', undefined, /rope/],
+])('a list of RoPEs that does not fit: %s', (_, rope, message) => {
+  expect(() => openCache({ rope: rope as never })).toThrow(message)
+})

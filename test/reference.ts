@@ -17,12 +17,15 @@ export interface HuggingFaceConfig {
   rms_norm_eps: number
   rope_theta?: number
   rope_scaling?: RopeScaling | null
-  /** transformers 5 writes rope_theta and rope_scaling as one object. */
-  rope_parameters?: RopeScaling & { rope_theta?: number }
+  /** transformers 5 writes rope_theta and rope_scaling as one object; Gemma 3 has one for each kind of layer. */
+  rope_parameters?: RopeParameters & Partial<Record<LayerType, RopeParameters>>
   partial_rotary_factor?: number
   tie_word_embeddings?: boolean
   [key: string]: unknown
 }
+
+export type LayerType = 'full_attention' | 'sliding_attention'
+export type RopeParameters = RopeScaling & { rope_theta?: number; partial_rotary_factor?: number }
 
 export interface RopeScaling {
   rope_type?: string
@@ -36,6 +39,8 @@ export interface RopeScaling {
   attention_factor?: number
   mscale?: number
   mscale_all_dim?: number
+  short_factor?: number[]
+  long_factor?: number[]
 }
 
 export interface Rope {
@@ -43,6 +48,8 @@ export interface Rope {
   inverseFrequencies: Float64Array
   /** Multiplies every rotated query and every rotated key: 1, except for YaRN. */
   attentionFactor: number
+  /** Pairs are (2u, 2u + 1), else (u, u + R/2). */
+  interleaved?: boolean
 }
 
 export interface Token {
@@ -88,19 +95,36 @@ const { cos, exp, sin, tanh } = Math
 
 const clamp01 = (x: number): number => Math.min(Math.max(x, 0), 1)
 
-/** Formulas of transformers' modeling_rope_utils; YaRN: Peng et al. 2023, arXiv 2309.00071. */
-export function ropeOf(config: HuggingFaceConfig): Rope {
+/**
+ * Formulas of transformers' modeling_rope_utils; YaRN: Peng et al. 2023, arXiv 2309.00071; LongRoPE: Ding et al. 2024,
+ * arXiv 2402.13753. `context`: tokens of the longest view.
+ */
+export function ropeOf(
+  config: HuggingFaceConfig,
+  parameters: RopeParameters | undefined = config.rope_parameters,
+  context = 1,
+): Rope {
   const headDim = config.head_dim ?? config.hidden_size / config.num_attention_heads
-  const rotaryDim = Math.trunc(headDim * (config.partial_rotary_factor ?? 1))
-  const scaling: RopeScaling = config.rope_parameters ?? config.rope_scaling ?? {}
+  const share = parameters?.partial_rotary_factor ?? config.partial_rotary_factor ?? 1
+  const rotaryDim = Math.trunc(headDim * share)
+  const scaling: RopeScaling = parameters ?? config.rope_scaling ?? {}
   const kind = scaling.rope_type ?? scaling.type ?? 'default'
-  const base = config.rope_parameters?.rope_theta ?? config.rope_theta ?? 10000
+  const base = parameters?.rope_theta ?? config.rope_theta ?? 10000
   const plain = Float64Array.from(
     { length: rotaryDim / 2 },
     (_, u) => base ** ((-2 * u) / rotaryDim),
   )
   if (kind === 'default') return { inverseFrequencies: plain, attentionFactor: 1 }
 
+  if (kind === 'longrope') {
+    const original = scaling.original_max_position_embeddings!
+    const factors = context > original ? scaling.long_factor! : scaling.short_factor!
+    const stretch = scaling.factor ?? (config.max_position_embeddings as number) / original
+    return {
+      inverseFrequencies: plain.map((f, u) => f / factors[u]!),
+      attentionFactor: Math.sqrt(1 + Math.log(stretch) / Math.log(original)),
+    }
+  }
   const factor = scaling.factor!
   if (kind === 'linear') {
     return { inverseFrequencies: plain.map((f) => f / factor), attentionFactor: 1 }
@@ -141,7 +165,7 @@ export function ropeOf(config: HuggingFaceConfig): Rope {
   throw new Error(`the reference knows no rope type '${kind}'`)
 }
 
-/** R(position) x for each head of x [heads * D]: pairs (u, u + R/2), u < R/2, of the first R dimensions. */
+/** R(position) x for each head of x [heads * D]: the pairs of the first R dimensions. */
 export function rotate(
   x: Float64Array,
   headDim: number,
@@ -154,11 +178,13 @@ export function rotate(
     const angle = position * rope.inverseFrequencies[u]!
     const c = rope.attentionFactor * cos(angle)
     const s = rope.attentionFactor * sin(angle)
+    const first = rope.interleaved ? 2 * u : u
+    const second = rope.interleaved ? first + 1 : first + half
     for (let head = 0; head < x.length; head += headDim) {
-      const a = x[head + u]!
-      const b = x[head + u + half]!
-      out[head + u] = a * c - b * s
-      out[head + u + half] = b * c + a * s
+      const a = x[head + first]!
+      const b = x[head + second]!
+      out[head + first] = a * c - b * s
+      out[head + second] = b * c + a * s
     }
   }
   return out
@@ -276,26 +302,72 @@ export const geluTanh = (x: number): number =>
 
 const add = (a: Float64Array, b: Float64Array): Float64Array => a.map((x, i) => x + b[i]!)
 
-/** Llama, Qwen2 and Qwen3, and their relatives with fused projections or Gemma's offsets. */
+/** What turns nothing. */
+const NO_ROPE: Rope = { inverseFrequencies: new Float64Array(0), attentionFactor: 1 }
+
+const GEMMA_NORMS = {
+  attentionOutput: 'post_attention_layernorm',
+  mlp: 'pre_feedforward_layernorm',
+  mlpOutput: 'post_feedforward_layernorm',
+}
+/** Names of norms beside `input_layernorm`, where they are not a Llama's. */
+const NORMS: Record<string, { attentionOutput: string; mlp?: string; mlpOutput: string }> = {
+  gemma2: GEMMA_NORMS,
+  gemma3_text: GEMMA_NORMS,
+  olmo2: {
+    attentionOutput: 'post_attention_layernorm',
+    mlpOutput: 'post_feedforward_layernorm',
+  },
+  glm4: {
+    attentionOutput: 'post_self_attn_layernorm',
+    mlp: 'post_attention_layernorm',
+    mlpOutput: 'post_mlp_layernorm',
+  },
+}
+
+/** Every family of the package, by config.json as transformers 5 writes it. */
 export class ReferenceModel {
   readonly shape: AttentionShape
   readonly rope: Rope
   readonly vocabSize: number
   readonly layers: number
   private readonly gemma: boolean
+  private readonly layerShapes: AttentionShape[]
+  private readonly layerRopes: Rope[]
 
+  /** `context`: tokens of the longest view. */
   constructor(
     readonly config: HuggingFaceConfig,
     private readonly weights: ReadonlyMap<string, Float64Array>,
+    context = 1,
   ) {
     const queryHeads = config.num_attention_heads
     const headDim = config.head_dim ?? config.hidden_size / queryHeads
     const kvHeads = config.num_key_value_heads ?? queryHeads
-    this.shape = { queryHeads, kvHeads, headDim, scale: 1 / Math.sqrt(headDim) }
-    this.rope = ropeOf(config)
+    const scalar = (config.query_pre_attn_scalar as number | undefined) ?? headDim
+    const scale = (config.attention_multiplier as number | undefined) ?? scalar ** -0.5
+    this.shape = { queryHeads, kvHeads, headDim, scale }
     this.vocabSize = config.vocab_size
     this.layers = config.num_hidden_layers
-    this.gemma = config.model_type === 'gemma'
+    this.gemma = config.model_type.startsWith('gemma')
+
+    const window = (config.sliding_window as number | null | undefined) ?? undefined
+    const types = config.layer_types as LayerType[] | undefined
+    const usesAlways = ['mistral', 'phi3'].includes(config.model_type)
+    const softcap = config.model_type === 'gemma2' ? config.attn_logit_softcapping : undefined
+    const indices = Array.from({ length: this.layers }, (_, i) => i)
+    this.layerShapes = indices.map((i) => ({
+      ...this.shape,
+      window: usesAlways || types?.[i] === 'sliding_attention' ? window : undefined,
+      softcap: (softcap as number | null | undefined) ?? undefined,
+    }))
+    const interleaved = config.model_type.startsWith('glm')
+    const ropes = config.rope_parameters
+    this.layerRopes = indices.map((i) => {
+      if ((config.no_rope_layers as number[] | undefined)?.[i] === 0) return NO_ROPE
+      return { ...ropeOf(config, ropes?.[types?.[i] as LayerType] ?? ropes, context), interleaved }
+    })
+    this.rope = this.layerRopes[0]!
   }
 
   /**
@@ -324,8 +396,8 @@ export class ReferenceModel {
           part.q,
           part.added.map((_, i) => first + i),
           seen(part.view, layer, part.bias),
-          this.shape,
-          this.rope,
+          this.layerShapes[layer]!,
+          this.layerRopes[layer]!,
         )
         part.x = part.x.map((x, i) => this.finish(layer, x, out[i]!))
       }
@@ -347,10 +419,15 @@ export class ReferenceModel {
     return rmsNorm(x, this.weight(name), this.config.rms_norm_eps, this.gemma ? 1 : 0)
   }
 
+  private multiplier(field: string): number {
+    return (this.config[field] as number | undefined) ?? 1
+  }
+
   private embed(id: number): Float64Array {
     const size = this.config.hidden_size
     const row = this.weight('model.embed_tokens').slice(id * size, (id + 1) * size)
-    return this.gemma ? row.map((x) => x * Math.sqrt(size)) : row
+    const scale = this.gemma ? Math.sqrt(size) : this.multiplier('embedding_multiplier')
+    return row.map((x) => x * scale)
   }
 
   private project(
@@ -359,7 +436,8 @@ export class ReferenceModel {
   ): { q: Float64Array; k: Float64Array; v: Float64Array } {
     const { queryHeads, kvHeads, headDim } = this.shape
     const attention = `model.layers.${layer}.self_attn`
-    const h = this.norm(`model.layers.${layer}.input_layernorm`, x)
+    const h =
+      this.config.model_type === 'olmo2' ? x : this.norm(`model.layers.${layer}.input_layernorm`, x)
     let q: Float64Array
     let k: Float64Array
     let v: Float64Array
@@ -383,8 +461,16 @@ export class ReferenceModel {
 
   private finish(layer: number, x: Float64Array, attended: Float64Array): Float64Array {
     const name = `model.layers.${layer}`
-    const y = add(x, this.linear(`${name}.self_attn.o_proj`, attended))
-    const h = this.norm(`${name}.post_attention_layernorm`, y)
+    const { attentionOutput, mlp, mlpOutput } = NORMS[this.config.model_type] ?? {
+      mlp: 'post_attention_layernorm',
+    }
+    const norm = (part: string | undefined, from: Float64Array) =>
+      part === undefined ? from : this.norm(`${name}.${part}`, from)
+    const residual = (part: string | undefined, from: Float64Array) =>
+      norm(part, from).map((value) => value * this.multiplier('residual_multiplier'))
+    const attention = this.linear(`${name}.self_attn.o_proj`, attended)
+    const y = add(x, residual(attentionOutput, attention))
+    const h = norm(mlp, y)
     let gate: Float64Array
     let up: Float64Array
     if (this.weights.has(`${name}.mlp.gate_up_proj.weight`)) {
@@ -397,12 +483,17 @@ export class ReferenceModel {
     }
     const activation = this.gemma ? geluTanh : silu
     const gated = gate.map((g, i) => activation(g) * up[i]!)
-    return add(y, this.linear(`${name}.mlp.down_proj`, gated))
+    return add(y, residual(mlpOutput, this.linear(`${name}.mlp.down_proj`, gated)))
   }
 
   private logits(x: Float64Array): Float64Array {
     const head = this.weights.get('lm_head.weight') ?? this.weight('model.embed_tokens')
-    return linear(head, this.norm('model.norm', x))
+    const logits = linear(head, this.norm('model.norm', x))
+    const cap = this.config.final_logit_softcapping as number | null | undefined
+    return logits.map((logit) => {
+      const scaled = logit / this.multiplier('logits_scaling')
+      return cap ? cap * tanh(scaled / cap) : scaled
+    })
   }
 }
 

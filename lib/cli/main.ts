@@ -120,6 +120,12 @@ program
   .addOption(threads())
   .addOption(capacity(String(DEFAULT_CAPACITY)))
   .addOption(
+    new Option(
+      '--context <tokens>',
+      'of the longest view, for models that rotate keys otherwise beyond it (longrope)',
+    ).argParser(integer(1, MAX_CAPACITY)),
+  )
+  .addOption(
     new Option('--stop <text>', 'a worker stops before this text; may be repeated').argParser(
       texts,
     ),

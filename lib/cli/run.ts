@@ -33,11 +33,12 @@ export interface RunCommandOptions extends ModelOptions {
   seed: number
   device: DeviceName
   capacity?: number
+  context?: number
   stop?: string[]
 }
 
 export async function run(problem: string, options: RunCommandOptions): Promise<void> {
-  const { device, layout, share, maxTokens, capacity } = options
+  const { device, layout, share, maxTokens, capacity, context } = options
   const names = WORKER_NAMES.slice(0, options.workers)
   const path = await findWithProgress(options.model, options)
   const tokenizer = await loadTokenizer(path)
@@ -65,6 +66,7 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
       stop: options.stop,
       maxTokens,
       capacity,
+      context,
     })
     const printer = new LinePrinter(names)
     for await (const event of session) {

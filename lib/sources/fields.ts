@@ -159,8 +159,8 @@ export class Fields {
     return checkBoolean(this.get(field) ?? fallback, this.name(field), INVALID)
   }
 
-  string(field: string): string {
-    return checkString(this.get(field), this.name(field), INVALID)
+  string(field: string, fallback?: string): string {
+    return checkString(this.get(field) ?? fallback, this.name(field), INVALID)
   }
 
   /** An object within; absent: an empty one. */

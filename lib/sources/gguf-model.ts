@@ -8,10 +8,7 @@ import type { Gguf } from './gguf'
 import { ggufConfig, ggufFamily, ROPE_TENSORS } from './gguf-config'
 import { type GgufFamily, LAYER_FILES, MODEL_FILES } from './gguf-families'
 import type { ConfigOptions } from './huggingface-config'
-import { type TensorEntry, type TensorNames, tensorsByRole } from './tensors'
-
-/** Roles whose rows are reordered where a family's RoPE pairs are neighbours. */
-const ROTATED = ['q_proj', 'q_bias', 'k_proj', 'k_bias']
+import { ROTATED_ROLES, type TensorEntry, type TensorNames, tensorsByRole } from './tensors'
 
 /** Follows from the metadata; old files hold it. */
 const ROTARY_BUFFER = /^blk\.\d+\.attn_rot_embd\.weight$/
@@ -44,7 +41,7 @@ function namesOf({ names = {}, fused = {}, adjacentPairs }: GgufFamily): TensorN
     layers: { ...LAYER_FILES, ...names },
     fused,
     formats: STORED_FORMATS,
-    interleaved: adjacentPairs ? ROTATED : [],
+    interleaved: adjacentPairs ? ROTATED_ROLES : [],
     isHarmless: (name) =>
       Object.values<string>(ROPE_TENSORS).includes(name) || ROTARY_BUFFER.test(name),
     described: 'its metadata',

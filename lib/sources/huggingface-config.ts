@@ -12,12 +12,12 @@ import {
   type ModelConfig,
 } from '../families'
 import { HEAD_DIM, MAX_LAYERS } from '../limits'
-import { describe } from '../validate'
+import { describe, invalid } from '../validate'
 import type { Warnings } from '../warnings'
 import { eosTokenIds, readEosTokenIds, withinVocabulary } from './eos'
 import { Fields, isOff, unsupported } from './fields'
 import { readJson } from './files'
-import { readRope } from './huggingface-rope'
+import { readRopes } from './huggingface-rope'
 
 const INVALID: HogwildErrorCode = 'HOGWILD_INVALID_MODEL'
 
@@ -43,6 +43,8 @@ const HARMLESS_FIELDS = [
   // Training.
   ...['initializer_range', 'attention_dropout', 'hidden_dropout', 'embd_pdrop', 'resid_pdrop'],
   ...['gradient_checkpointing'],
+  // The kind of cache that generation makes there.
+  ...['cache_implementation'],
   // Classifiers made from the model.
   ...['id2label', 'label2id', 'num_labels', 'problem_type'],
   // Tokens, whose meaning the tokenizer's files give.
@@ -64,9 +66,9 @@ const HARMLESS_FIELDS = [
 const OFF_FIELDS = [
   ...['quantization_config', 'per_layer_config', 'pruned_heads'],
   ...['is_encoder_decoder', 'add_cross_attention', 'cross_attention_hidden_size'],
-  ...['tie_encoder_decoder', 'num_experts', 'num_local_experts', 'attn_logit_softcapping'],
-  ...['final_logit_softcapping', 'rope_interleaved', 'rope_interleave', 'use_mrope'],
-  ...['use_bidirectional_attention', 'attention_chunk_size', 'lm_head_bias'],
+  ...['tie_encoder_decoder', 'num_experts', 'num_local_experts', 'rope_interleaved'],
+  ...['rope_interleave', 'use_mrope', 'use_bidirectional_attention', 'attention_chunk_size'],
+  ...['lm_head_bias'],
 ]
 
 export interface ConfigOptions {
@@ -105,22 +107,19 @@ export function parseConfig(
   judge(fields, family)
 
   const heads = readHeads(fields, family)
-  const ropes = [readRope(fields, heads.headDim, family)]
+  const { layers, ropes } = readLayers(fields, family, heads.headDim)
   const config: ModelConfig = {
     architecture,
     vocabSize: fields.count('vocab_size'),
     ...heads,
     rmsNormEps: fields.number('rms_norm_eps', { min: 0, max: 1, open: true }),
-    normOffset: family.gemma ? 1 : 0,
+    normOffset: family.normOffset ?? 0,
     activation: readActivation(fields, family),
-    embeddingScale: family.gemma ? Math.sqrt(heads.hiddenSize) : 1,
-    attentionScale: 1 / Math.sqrt(heads.headDim),
-    residualScale: 1,
-    logitScale: 1,
-    logitSoftcap: 0,
+    ...readScales(fields, family, heads),
+    logitSoftcap: readSoftcap(fields, family, 'logits'),
     tiedEmbeddings: fields.boolean('tie_word_embeddings', family.defaults?.tied ?? false),
     ropes,
-    layers: readLayers(fields, family),
+    layers,
     maxPositions: fields.optionalCount('max_position_embeddings'),
     eosTokenIds: eosTokenIds(fields.get('eos_token_id'), file),
   }
@@ -128,27 +127,68 @@ export function parseConfig(
   return config
 }
 
-function readLayers(fields: Fields, family: Family): LayerSpec[] {
+function readLayers(fields: Fields, family: Family, headDim: number) {
   const count = fields.count('num_hidden_layers', undefined, MAX_LAYERS)
-  judgeWindow(fields, family, count)
-  const { qkv, o, mlp } = family.biases ?? {}
-  const has = (bias: Bias | undefined, field: string) =>
-    bias === 'option' ? fields.boolean(field, false) : bias === true
-  const layer: LayerSpec = {
-    norms: { input: true, attentionOutput: false, mlp: true, mlpOutput: false },
+  const { defaults, biases = {} } = family
+  const has = (bias: Bias | undefined, field: string, byDefault = false) =>
+    bias === 'option' ? fields.boolean(field, byDefault) : bias === true
+  const every: Omit<LayerSpec, 'rope' | 'window'> = {
+    norms: { input: true, attentionOutput: false, mlp: true, mlpOutput: false, ...family.norms },
     qkNorm: family.qkNorm ?? 'none',
     biases: {
-      qkv: has(qkv, 'attention_bias'),
-      o: has(o, 'attention_bias'),
-      mlp: has(mlp, 'mlp_bias'),
+      qkv: has(biases.qkv, 'attention_bias', defaults?.attentionBias),
+      o: has(biases.o, 'attention_bias', defaults?.attentionBias),
+      mlp: has(biases.mlp, 'mlp_bias'),
     },
-    rope: 0,
-    window: 0,
-    softcap: 0,
+    softcap: readSoftcap(fields, family, 'attention'),
     sinks: false,
     mlp: { type: 'dense', intermediateSize: fields.count('intermediate_size') },
   }
-  return Array<LayerSpec>(count).fill(layer)
+  const unrotated = readUnrotated(fields, family, count)
+  const windows = readWindows(fields, family, count, unrotated)
+  const layers = windows.map((window, i): LayerSpec => {
+    if (unrotated[i]) return { ...every, rope: -1, window }
+    return { ...every, rope: family.ropeByWindow && window > 0 ? 1 : 0, window }
+  })
+  return { layers, ropes: readRopes(fields, headDim, family) }
+}
+
+function readScales(fields: Fields, family: Family, { hiddenSize, headDim }: Heads) {
+  const positive = { min: 0, max: 1e6, open: true }
+  const scales = {
+    embeddingScale: family.scaledEmbeddings ? Math.sqrt(hiddenSize) : 1,
+    attentionScale: 1 / Math.sqrt(headDim),
+    residualScale: 1,
+    logitScale: 1,
+  }
+  if (family.queryScalar) {
+    const scalar = fields.number('query_pre_attn_scalar', positive, family.defaults?.queryScalar)
+    return { ...scales, attentionScale: 1 / Math.sqrt(scalar) }
+  }
+  if (!family.multipliers) return scales
+  return {
+    embeddingScale: fields.number('embedding_multiplier', positive, 1),
+    attentionScale: fields.number('attention_multiplier', positive, 1),
+    residualScale: fields.number('residual_multiplier', positive, 1),
+    logitScale: 1 / fields.number('logits_scaling', positive, 1),
+  }
+}
+
+const SOFTCAP_FIELDS = {
+  attention: 'attn_logit_softcapping',
+  logits: 'final_logit_softcapping',
+} as const
+
+/** 0 where there is none. */
+function readSoftcap(fields: Fields, family: Family, kind: keyof typeof SOFTCAP_FIELDS): number {
+  const field = SOFTCAP_FIELDS[kind]
+  if (!family.softcaps?.[kind]) {
+    fields.judge(field, isOff, `models of ${family.modelType} without it`)
+    return 0
+  }
+  const byDefault = fields.has(field) ? undefined : family.defaults?.softcaps?.[kind]
+  const given = fields.get(field) ?? byDefault
+  return given === undefined ? 0 : fields.number(field, { min: 0, max: 1e6, open: true }, byDefault)
 }
 
 function readArchitecture(fields: Fields): Architecture {
@@ -178,6 +218,7 @@ function readArchitecture(fields: Fields): Architecture {
 function judge(fields: Fields, family: Family): void {
   fields.passOver(HARMLESS_FIELDS)
   for (const field of OFF_FIELDS) fields.judge(field, isOff, 'models without it')
+  for (const field of family.unitFields ?? []) fields.judge(field, (value) => value === 1, '1')
   // transformers reads it by its truth: null turns the causal mask off.
   fields.judge('is_causal', (value) => value === true, 'causal attention (true)')
   const { qkv, o, mlp } = family.biases ?? {}
@@ -189,7 +230,9 @@ function judge(fields: Fields, family: Family): void {
   }
 }
 
-function readHeads(fields: Fields, family: Family) {
+type Heads = Pick<ModelConfig, 'hiddenSize' | 'queryHeads' | 'kvHeads' | 'headDim'>
+
+function readHeads(fields: Fields, family: Family): Heads {
   const hiddenSize = fields.count('hidden_size')
   const queryHeads = fields.count('num_attention_heads')
   const kvHeads = fields.count(
@@ -213,44 +256,88 @@ function readHeads(fields: Fields, family: Family) {
   return { hiddenSize, queryHeads, kvHeads, headDim }
 }
 
-/** Refuses windows of attention, wherever a layer would have one. */
-function judgeWindow(fields: Fields, family: Family, layers: number): void {
-  const full = 'full attention in all layers'
-  const types = readLayerTypes(fields, layers)
-  if (!family.windowOption) {
-    fields.passOver(['use_sliding_window', 'max_window_layers'])
-    fields.judge('sliding_window', (value) => value === null, `${full} (null)`)
-    const implied = family.defaults?.slidingWindow
-    if (implied !== undefined && !fields.has('sliding_window')) {
-      if (fields.isIgnored('sliding_window')) return
-      throw fields.refused(
-        'sliding_window',
-        `= ${implied}, which its absence means,`,
-        `${full} (null)`,
-      )
-    }
-    return
+/** Which layers turn neither q nor k. */
+function readUnrotated(fields: Fields, family: Family, count: number): boolean[] {
+  if (!family.unrotatedLayers) return Array<boolean>(count).fill(false)
+  const field = 'no_rope_layers'
+  const interval = fields.count('no_rope_layer_interval', 4)
+  if (fields.get(field) === undefined) {
+    return Array.from({ length: count }, (_, i) => (i + 1) % interval === 0)
   }
-  fields.passOver(['sliding_window', 'max_window_layers'])
-  fields.judge(
-    'use_sliding_window',
-    (value) => {
-      if (isOff(value) || types !== undefined) return true
-      const window = fields.isGiven('sliding_window') ? fields.get('sliding_window') : 4096
-      return window === undefined || fields.count('max_window_layers', 28) >= layers
-    },
-    `${full} (false)`,
-  )
+  const list = fields.list(field)
+  const other = list.find((rotated) => rotated !== 0 && rotated !== 1)
+  if (other !== undefined || list.length < count) {
+    throw invalid(fields.name(field), `a list of ${count} times 0 or 1`, other ?? list, INVALID)
+  }
+  return list.slice(0, count).map((rotated) => rotated === 0)
 }
+
+/** The window of each layer, 0 where it has none. */
+function readWindows(
+  fields: Fields,
+  family: Family,
+  count: number,
+  unrotated: readonly boolean[],
+): number[] {
+  const types = readLayerTypes(fields, count)
+  const field = 'sliding_window'
+  const byDefault = fields.has(field) ? undefined : family.defaults?.slidingWindow
+  const window = () =>
+    fields.get(field) === undefined && byDefault === undefined ? 0 : fields.count(field, byDefault)
+  const optional = family.windows === 'option' || family.windows === 'unrotated'
+  const usesOption = optional && fields.boolean('use_sliding_window', false)
+  fields.passOver(['use_sliding_window', 'max_window_layers', field])
+  fields.passOver(['sliding_window_pattern', '_sliding_window_pattern'])
+
+  const sized = (has: (i: number) => boolean) => {
+    const size = optional && !usesOption ? 0 : window()
+    return Array.from({ length: count }, (_, i) => (has(i) ? size : 0))
+  }
+  const windows = (kind: Family['windows']): number[] => {
+    switch (kind) {
+      case undefined:
+        fields.judge(field, (value) => value === null, 'full attention in all layers (null)')
+        return Array<number>(count).fill(0)
+      case 'all':
+        return sized(() => true)
+      case 'option': {
+        const first = usesOption ? fields.count('max_window_layers', 28) : count
+        return sized((i) => (types ? types[i] === SLIDING : i >= first))
+      }
+      case 'pattern': {
+        const pattern = fields.count('sliding_window_pattern', family.defaults?.windowPattern)
+        return sized((i) => (types ? types[i] === SLIDING : (i + 1) % pattern !== 0))
+      }
+      case 'unrotated':
+        return sized((i) => (types ? types[i] === SLIDING : unrotated[i] === true))
+    }
+  }
+  const found = windows(family.windows)
+  const wrong = found.findIndex((size, i) => types && size > 0 !== (types[i] === SLIDING))
+  if (wrong >= 0) {
+    const [what, supported] = found[wrong]
+      ? [`with a window of ${found[wrong]}`, SLIDING]
+      : ['without a window', 'full_attention']
+    throw fields.refused(
+      'layer_types',
+      `with ${describe(types?.[wrong])} for a layer ${what}`,
+      `"${supported}" there`,
+    )
+  }
+  return found
+}
+
+const SLIDING = 'sliding_attention'
 
 function readLayerTypes(fields: Fields, layers: number): unknown[] | undefined {
   const field = 'layer_types'
   fields.passOver([field])
   if (!fields.isGiven(field) || fields.get(field) === undefined) return undefined
   const types = fields.list(field)
-  const other = types.find((type) => type !== 'full_attention')
-  if (other !== undefined)
-    throw fields.refused(field, `with ${describe(other)}`, '"full_attention"')
+  const other = types.find((type) => type !== 'full_attention' && type !== SLIDING)
+  if (other !== undefined) {
+    throw fields.refused(field, `with ${describe(other)}`, `"full_attention", "${SLIDING}"`)
+  }
   if (types.length !== layers) {
     throw new HogwildError(
       `${fields.name(field)} has ${types.length} entries for ${layers} layers`,
@@ -261,19 +348,20 @@ function readLayerTypes(fields: Fields, layers: number): unknown[] | undefined {
 }
 
 function readActivation(fields: Fields, family: Family): ModelConfig['activation'] {
-  const name = fields.string('hidden_act')
-  // Older files of Gemma name a second activation, which transformers 4 used and 5 does not.
-  if (family.gemma) {
+  const field = family.activationField ?? 'hidden_act'
+  const name = fields.string(field, family.defaults?.activation)
+  // Files of Gemma name a second activation, which transformers does not use.
+  if (family.scaledEmbeddings) {
     fields.judge(
-      'hidden_activation',
+      field === 'hidden_act' ? 'hidden_activation' : 'hidden_act',
       (value) => value === null || value === name,
-      `"hidden_act" (${describe(name)})`,
+      `${describe(field)} (${describe(name)})`,
     )
   }
   const activation = Object.hasOwn(ACTIVATIONS, name) ? ACTIVATIONS[name] : undefined
   if (activation === undefined) {
     const supported = Object.keys(ACTIVATIONS).join(', ')
-    throw unsupported(`${fields.name('hidden_act')} = ${describe(name)}`, supported)
+    throw unsupported(`${fields.name(field)} = ${describe(name)}`, supported)
   }
   return activation
 }

@@ -19,27 +19,77 @@ function contradiction(what: string): HogwildError {
   return new HogwildError(`${what} contradict each other`, 'HOGWILD_INVALID_MODEL')
 }
 
-/** Throws HOGWILD_INVALID_MODEL, HOGWILD_UNSUPPORTED. */
-export function readRope(fields: Fields, headDim: number, family: Family): RopeConfig {
-  const places = PLACES.map((place) => fields.child(place)).filter((place) => !place.isEmpty)
-  const [rope, second] = (places.length > 0 ? places : [fields.child('rope_parameters')]).map(
-    (place) => readPlace(fields, place, headDim, family),
+/**
+ * What `LayerSpec.rope` names: one, or where they differ by window that of layers without, then of those with one.
+ *
+ * Throws HOGWILD_INVALID_MODEL, HOGWILD_UNSUPPORTED.
+ */
+export function readRopes(fields: Fields, headDim: number, family: Family): RopeConfig[] {
+  const { theta = 10000, localTheta } = family.defaults ?? {}
+  const full = { name: 'rope_theta', byDefault: theta }
+  if (!family.ropeByWindow) return [readRope(fields, PLACES, headDim, family, full)]
+  // transformers 4 has rope_scaling for the layers without a window alone.
+  const nested = fields.child('rope_parameters')
+  const sliding = { name: 'rope_local_base_freq', byDefault: localTheta as number }
+  const ropes = [
+    readRope(fields, ['rope_scaling', 'rope_parameters.full_attention'], headDim, family, full),
+    readRope(fields, ['rope_parameters.sliding_attention'], headDim, family, sliding),
+  ]
+  nested.passOver(['full_attention', 'sliding_attention'])
+  nested.refuseUnknown('RoPE by layer type')
+  return ropes
+}
+
+/** The field beside the RoPE object that has its base, and what its absence means. */
+interface Theta {
+  name: string
+  byDefault: number
+}
+
+function readRope(
+  fields: Fields,
+  names: readonly string[],
+  headDim: number,
+  family: Family,
+  theta: Theta,
+): RopeConfig {
+  const all = names.map((name) =>
+    name.split('.').reduce((within: Fields, part) => within.child(part), fields),
+  )
+  const places = all.filter((place) => !place.isEmpty)
+  const [rope, second] = (places.length > 0 ? places : all.slice(-1)).map((place) =>
+    readPlace(fields, place, headDim, family, theta),
   ) as [RopeConfig, RopeConfig?]
   if (second !== undefined && !isDeepStrictEqual(rope, second)) {
-    throw contradiction(`${places[0]?.where} and "rope_parameters"`)
+    throw contradiction(`${places[0]?.where} and "${names.at(-1)}"`)
   }
   return rope
 }
 
-function readPlace(fields: Fields, rope: Fields, headDim: number, family: Family): RopeConfig {
+function readPlace(
+  fields: Fields,
+  rope: Fields,
+  headDim: number,
+  family: Family,
+  { name, byDefault }: Theta,
+): RopeConfig {
   const type = readType(rope, family)
-  const theta = twice(fields, rope, 'rope_theta').number('rope_theta', ROPE_LIMITS.theta, 10000)
+  const theta = readTheta(fields, rope, name, byDefault)
   const base = { rotaryDim: readRotaryDim(fields, rope, type, headDim, family), theta }
-  const config = { ...base, ...readNumbers(fields, rope, type) } as RopeConfig
+  const config = { ...base, ...readNumbers(fields, rope, base.rotaryDim, type) } as RopeConfig
   // Of interest only to some types, but often written down with others.
   for (const place of [fields, rope]) place.passOver(['original_max_position_embeddings'])
   rope.refuseUnknown(`the RoPE type ${type}`)
   return config
+}
+
+function readTheta(fields: Fields, rope: Fields, name: string, byDefault: number): number {
+  const [outer, inner] = [fields.get(name), rope.get('rope_theta')]
+  if (outer !== undefined && inner !== undefined && outer !== inner) {
+    throw contradiction(`${fields.name(name)} and "rope_theta" of ${rope.where}`)
+  }
+  if (inner !== undefined) return rope.number('rope_theta', ROPE_LIMITS.theta)
+  return fields.number(name, ROPE_LIMITS.theta, byDefault)
 }
 
 function readType(rope: Fields, family: Family): NamedRope['type'] {
@@ -50,8 +100,12 @@ function readType(rope: Fields, family: Family): NamedRope['type'] {
   if (rope.has('full_attention') || rope.has('sliding_attention')) {
     throw unsupported(`RoPE by layer type in ${rope.where}`, 'one RoPE for all layers')
   }
-  const type = first ?? second ?? 'default'
-  const supported: readonly RopeConfig['type'][] = family.ropeTypes ?? NAMED_TYPES
+  const given = first ?? second ?? 'default'
+  // LongRoPE as the first files of Phi-3 call it.
+  const isLong = family.ropeTypes?.includes('longrope') && (given === 'su' || given === 'yarn')
+  const type = isLong ? 'longrope' : given
+  const supported: readonly RopeConfig['type'][] =
+    family.ropeTypes ?? NAMED_TYPES.filter((known) => known !== 'longrope')
   if (!supported.includes(type as NamedRope['type'])) {
     throw unsupported(`RoPE type ${describe(type)} of ${rope.where}`, supported.join(', '))
   }
@@ -81,7 +135,8 @@ function readRotaryDim(
     return headDim
   }
   const place = twice(fields, rope, field)
-  const share = place.number(field, { min: 0, max: 1, open: true }, 1)
+  const { rotaryShare = 1 } = family.defaults ?? {}
+  const share = place.number(field, { min: 0, max: 1, open: true }, rotaryShare)
   const rotaryDim = Math.trunc(headDim * share)
   if (!family.partialRotary && rotaryDim !== headDim) {
     throw unsupported(`${place.name(field)} = ${share}`, `1 for ${family.modelType}`)
@@ -96,7 +151,12 @@ function readRotaryDim(
 }
 
 /** The type and what only it has. */
-function readNumbers(fields: Fields, rope: Fields, type: NamedRope['type']): object {
+function readNumbers(
+  fields: Fields,
+  rope: Fields,
+  rotaryDim: number,
+  type: NamedRope['type'],
+): object {
   const { factor, weight, attentionFactor } = ROPE_LIMITS
   const optionalWeight = (field: string) =>
     rope.get(field) === 0 ? undefined : rope.optionalNumber(field, weight)
@@ -124,6 +184,25 @@ function readNumbers(fields: Fields, rope: Fields, type: NamedRope['type']): obj
         lowFreqFactor,
         highFreqFactor: rope.number('high_freq_factor', above),
         originalMaxPositions: originalMaxPositions(fields, rope),
+      }
+    }
+    case 'longrope': {
+      const original = originalMaxPositions(fields, rope)
+      const stretch = () => fields.count('max_position_embeddings') / original
+      const factors = (field: string) => {
+        const list = rope.list(field)
+        const good = (x: unknown) => typeof x === 'number' && x > weight.min && x <= weight.max
+        if (list.length === rotaryDim / 2 && list.every(good)) return list
+        const expected = `${rotaryDim / 2} numbers > ${weight.min} and <= ${weight.max}`
+        throw invalid(rope.name(field), expected, list, 'HOGWILD_INVALID_MODEL')
+      }
+      return {
+        type,
+        shortFactors: factors('short_factor'),
+        longFactors: factors('long_factor'),
+        originalMaxPositions: original,
+        factor: rope.number('factor', factor, rope.get('factor') === undefined ? stretch() : 1),
+        attentionFactor: rope.optionalNumber('attention_factor', attentionFactor),
       }
     }
     case 'yarn': {

@@ -6,7 +6,7 @@ import type { NativeTensor } from '../native'
 import type { Warnings } from '../warnings'
 import { type ConfigOptions, readConfig } from './huggingface-config'
 import { readTensors } from './safetensors'
-import { type TensorEntry, tensorsByRole } from './tensors'
+import { ROTATED_ROLES, type TensorEntry, tensorsByRole } from './tensors'
 
 const STORED_FORMATS: Record<string, Format> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
 
@@ -65,14 +65,14 @@ export function modelTensors(
   config: ModelConfig,
   tensors: ReadonlyMap<string, TensorEntry>,
 ): NativeTensor[] {
-  const { fused = {}, names = {} } = FAMILIES[config.architecture]
+  const { fused = {}, names = {}, interleavedRope } = FAMILIES[config.architecture]
   return tensorsByRole(config, tensors, {
     model: MODEL_FILES,
     layer: (i) => `model.layers.${i}.`,
     layers: { ...LAYER_FILES, ...names },
     fused,
     formats: STORED_FORMATS,
-    interleaved: [],
+    interleaved: interleavedRope ? ROTATED_ROLES : [],
     isHarmless: (name) => HARMLESS_TENSOR.test(name),
     described: 'config.json',
   })

@@ -40,6 +40,9 @@ export interface TensorNames {
   described: string
 }
 
+/** Roles of a layer whose rows are reordered where a family's RoPE pairs are neighbours. */
+export const ROTATED_ROLES = ['q_proj', 'q_bias', 'k_proj', 'k_bias']
+
 /** How many unknown tensors a message names. */
 const MAX_NAMED = 10
 

@@ -95,6 +95,8 @@ WorkerView WorkerViewArguments::open() const {
   return view;
 }
 
+namespace {
+
 RopeSpec read_rope(const Argument& argument) {
   RopeSpec rope;
   const Argument inverse_frequencies = argument.property("inverseFrequencies");
@@ -105,6 +107,10 @@ RopeSpec read_rope(const Argument& argument) {
   rope.attention_factor = argument.property("attentionFactor").number();
   return rope;
 }
+
+}  // namespace
+
+std::vector<RopeSpec> read_ropes(const Argument& ropes) { return ropes.map(read_rope); }
 
 // ---- functions ------------------------------------------------------------------------------------
 
@@ -146,8 +152,10 @@ Napi::Value create_cache(const Napi::CallbackInfo& info) {
   shape.head_dim = options.property("headDim").size();
   shape.dtype = options.property("dtype").dtype();
   const std::int64_t capacity = options.property("capacity").size();
-  RopeSpec rope = read_rope(options);
-  auto cache = KvCache::create(device->open(), shape, std::move(rope), capacity, device->disposer());
+  LayerRopes ropes(read_ropes(options.property("ropes")), {});
+  for (const std::int32_t rope : options.property("layerRopes").int32s()) ropes.layers.push_back(rope);
+  if (std::ssize(ropes.layers) != shape.layers) options.property("layerRopes").refuse("one number for each layer");
+  auto cache = KvCache::create(device->open(), shape, std::move(ropes), capacity, device->disposer());
   return to_handle(info.Env(), std::make_shared<CacheHandle>(device, std::move(cache)));
 }
 

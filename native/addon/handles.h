@@ -139,7 +139,7 @@ struct WorkerViewArguments {
 
 std::vector<std::shared_ptr<BlockHandle>> targets_of(const std::vector<WorkerViewArguments>& views);
 
-// Rope of lib/rope.ts.
-RopeSpec read_rope(const Argument& rope);
+// Rope[] of lib/rope.ts.
+std::vector<RopeSpec> read_ropes(const Argument& ropes);
 
 }  // namespace hogwild::addon

@@ -67,7 +67,7 @@ ModelConfig read_config(const Argument& options) {
   config.residual_scale = static_cast<float>(options.property("residualScale").number());
   config.logit_scale = static_cast<float>(options.property("logitScale").number());
   config.logit_softcap = static_cast<float>(options.property("logitSoftcap").number());
-  config.ropes = options.property("ropes").map(read_rope);
+  config.ropes = options.property("ropes").map(read_ropes);
   config.layers = options.property("layers").map(read_layer);
   return config;
 }

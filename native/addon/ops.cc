@@ -123,7 +123,7 @@ Napi::Value op_embedding(const Napi::CallbackInfo& info) {
   params.table = device.upload_weight(weight_source(bytes, format, rows, cols), storage);
   params.scale = static_cast<float>(scale);
   params.out = scratch.allocate<float>(out.ElementLength());
-  const auto step = device.upload({.plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
+  const auto step = device.upload({.plan = {}, .ropes = {}, .slots = {}, .tokens = tokens});
   device.embedding(*step, params);
   scratch.download(out, params.out);
   return out;

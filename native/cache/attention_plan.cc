@@ -248,7 +248,7 @@ AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
     std::int64_t end = 0;
     std::size_t first_sight = 0;  // of `sights`: its own are those up to the next part's
   };
-  // A segment that they see. The row of the rope table for view position p is row + p.
+  // A segment that they see. The row of the rope tables for view position p is row + p.
   struct Sight {
     const SegmentInView* seen = nullptr;
     std::int64_t segment = 0;  // of the plan
@@ -291,7 +291,7 @@ AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
     ranges.push_back({.begin = first_key + skipped, .end = first_key + stop});
   }
   const KvCache& cache = state.cache;
-  plan.rope_ = RopeRows(cache.angles_, cache.rope_, cache.rope_.attention_factor, std::move(ranges));
+  plan.rope_ = RopeRows(cache.angles_, true, std::move(ranges));
 
   // Where the keys go.
   plan.slots_.reserve(n);
@@ -384,7 +384,7 @@ StepView AttentionPlan::view(std::span<const std::int32_t> tokens) const {
                    .query_ranges = query_ranges_,
                    .token_query_ranges = token_query_ranges_,
                    .token_query_ranges_at = token_query_ranges_at_},
-          .rope = rope_.table(),
+          .ropes = rope_.tables(),
           .slots = slots_,
           .tokens = tokens};
 }

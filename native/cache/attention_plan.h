@@ -21,8 +21,8 @@ struct WorkerView {
 };
 
 // What every layer does for some consecutive rows (new tokens) of a step. Memory: 48 bytes for each pair of a
-// token and a segment that it sees, and 4 R for each distinct position to which a query or a key is turned:
-// at most one for each such pair, and at most twice the longest view.
+// token and a segment that it sees, and 4 R (of all rope tables) for each distinct position to which a query or a key
+// is turned: at most one for each such pair, and at most twice the longest view.
 class AttentionPlan {
  public:
   // Token numbers start at 0. `tokens`: the ids of these rows, for a device that looks up embeddings.
@@ -60,7 +60,7 @@ class StepReservation {
   // New tokens of all workers, worker after worker: row r of q, k, v.
   std::int64_t n_tokens() const;
 
-  // Of rows [first, first + n). Throws kUnsupported where it needs more than 2^31 - 1 rows of the rope table.
+  // Of rows [first, first + n). Throws kUnsupported where it needs more than 2^31 - 1 rows of the rope tables.
   AttentionPlan plan(std::int64_t first, std::int64_t n) const;
 
   std::int64_t most_segments() const;  // that one worker sees

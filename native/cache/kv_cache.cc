@@ -49,6 +49,23 @@ void check_rope(const RopeSpec& rope, const KvShape& shape) {
   }
 }
 
+void check_ropes(const LayerRopes& ropes, const KvShape& shape, const Device& device) {
+  for (const RopeSpec& rope : ropes.specs) check_rope(rope, shape);
+  if (!ropes.layers.empty() && std::ssize(ropes.layers) != shape.layers) {
+    refuse("ropes: expected one for each of " + std::to_string(shape.layers) + " layers, received " +
+           std::to_string(ropes.layers.size()));
+  }
+  for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
+    if (ropes.of(layer) >= -1 && ropes.of(layer) < std::ssize(ropes.specs)) continue;
+    refuse("ropes: layer " + std::to_string(layer) + " has number " + std::to_string(ropes.of(layer)) + " of " +
+           std::to_string(ropes.specs.size()));
+  }
+  if (ropes.differ() && !device.has(Feature::kSeveralRopes)) {
+    throw Error(code::kUnsupported,
+                "ropes: the " + device.info().type + " device turns all layers alike; the cpu device can differ");
+  }
+}
+
 std::string range_message(const char* what, std::int64_t value, std::int64_t low, std::int64_t high) {
   return std::string(what) + " must be from " + std::to_string(low) + " to " + std::to_string(high) + ", received " +
          std::to_string(value);
@@ -60,10 +77,10 @@ KvCache::Lease::Lease(KvCache& cache) : cache_(cache) {
   if (cache.leased_.exchange(true)) throw Error(code::kBusy, "a step or a compaction is under way on this cache");
 }
 
-std::shared_ptr<KvCache> KvCache::create(std::shared_ptr<Device> device, KvShape shape, RopeSpec rope,
+std::shared_ptr<KvCache> KvCache::create(std::shared_ptr<Device> device, KvShape shape, LayerRopes ropes,
                                          std::int64_t capacity, Dispose dispose) {
   check_shape(shape);
-  check_rope(rope, shape);
+  check_ropes(ropes, shape, *device);
   if (capacity < 1) refuse("capacity must be at least 1 token, received " + std::to_string(capacity));
   shape.padding = device->kv_padding(shape);
   const std::int64_t pages = pages_for(capacity);
@@ -81,16 +98,16 @@ std::shared_ptr<KvCache> KvCache::create(std::shared_ptr<Device> device, KvShape
                                         std::to_string(bytes) + " bytes: the GPU has " + std::to_string(memory) +
                                         " in all");
   }
-  std::shared_ptr<KvCache> cache(new KvCache(std::move(device), shape, std::move(rope), pages), std::move(dispose));
+  std::shared_ptr<KvCache> cache(new KvCache(std::move(device), shape, std::move(ropes), pages), std::move(dispose));
   if (cache->device_->own_memory() == 0) cache->allocate_pool();
   return cache;
 }
 
-KvCache::KvCache(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope, std::int64_t pages)
+KvCache::KvCache(std::shared_ptr<Device> device, const KvShape& shape, LayerRopes ropes, std::int64_t pages)
     : device_(std::move(device)),
       shape_(shape),
-      rope_(std::move(rope)),
-      angles_(rope_.inverse_frequencies),
+      ropes_(std::move(ropes)),
+      angles_(ropes_.specs.begin(), ropes_.specs.end()),
       pool_(pages) {}
 
 void KvCache::allocate_pool() {
@@ -108,7 +125,7 @@ std::shared_ptr<CacheBlock> KvCache::create_block() {
 KvLayer KvCache::layer(std::int64_t index) const {
   if (index < 0 || index >= shape_.layers) refuse(range_message("layer", index, 0, shape_.layers - 1));
   const std::int64_t offset = index * pool_.size() * shape_.page_bytes();
-  return {.keys = keys_.as<std::byte>() + offset, .values = values_.as<std::byte>() + offset};
+  return {.keys = keys_.as<std::byte>() + offset, .values = values_.as<std::byte>() + offset, .rope = ropes_.of(index)};
 }
 
 KvCache::Stats KvCache::stats() const {
@@ -223,7 +240,7 @@ CacheBlock::CompactResult CacheBlock::compact() {
     turns.push_back({.begin = turn, .end = turn + 1});
     index += source.length;
   }
-  const RopeRows rows(cache_->angles_, cache_->rope_, 1.0, turns);
+  const RopeRows rows(cache_->angles_, false, turns);
 
   std::vector<KvMoveParams::Move> moves;
   index = kept;
@@ -246,11 +263,18 @@ CacheBlock::CompactResult CacheBlock::compact() {
     index += source.length;
   }
 
+  std::vector<KvMoveParams::Move> unturned = moves;  // for layers without RoPE
+  for (KvMoveParams::Move& move : unturned) move.rope_row = -1;
+
   cache_->allocate_pool();
   Device& device = *cache_->device_;
   const KvShape& shape = cache_->shape_;
   for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
-    device.kv_move({.shape = shape, .layer = cache_->layer(layer), .rope = rows.table(), .moves = moves});
+    const std::int32_t rope = cache_->ropes_.of(layer);
+    device.kv_move({.shape = shape,
+                    .layer = cache_->layer(layer),
+                    .rope = rope < 0 ? RopeTable() : rows.tables()[static_cast<std::size_t>(rope)],
+                    .moves = rope < 0 ? unturned : moves});
   }
   device.synchronize();
 

@@ -42,12 +42,12 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
     std::int64_t peak_pages = 0;       // most pages in use at once
   };
 
-  // `capacity` in tokens, rounded up to pages. Throws kInvalidArgument (shape, rope, capacity),
+  // `capacity` in tokens, rounded up to pages. Throws kInvalidArgument (shape, ropes, capacity),
   // kUnsupported (what the device cannot keep) or kOutOfMemory. `shape.padding` is the device's business.
   // May be called on any thread at any time: a device with memory of its own allocates the pool when it is first used.
   // `dispose` frees the cache when its last reference goes, on whatever thread that happens.
   using Dispose = std::function<void(KvCache*)>;
-  static std::shared_ptr<KvCache> create(std::shared_ptr<Device> device, KvShape shape, RopeSpec rope,
+  static std::shared_ptr<KvCache> create(std::shared_ptr<Device> device, KvShape shape, LayerRopes ropes,
                                          std::int64_t capacity, Dispose dispose = std::default_delete<KvCache>());
 
   // Before the first op on the cache's layers, on the device's thread: makes sure that the pool has its memory.
@@ -58,7 +58,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
 
   std::uint64_t id() const { return id_; }  // of all caches of the process
   const KvShape& shape() const { return shape_; }
-  const RopeSpec& rope() const { return rope_; }
+  const LayerRopes& ropes() const { return ropes_; }
   Device& device() { return *device_; }
   KvLayer layer(std::int64_t index) const;
   Stats stats() const;
@@ -80,15 +80,15 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
     KvCache& cache_;
   };
 
-  KvCache(std::shared_ptr<Device> device, const KvShape& shape, RopeSpec rope, std::int64_t pages);
+  KvCache(std::shared_ptr<Device> device, const KvShape& shape, LayerRopes ropes, std::int64_t pages);
 
   static inline std::atomic<std::uint64_t> next_id_ = 1;
 
   const std::uint64_t id_ = next_id_++;
   std::shared_ptr<Device> device_;
   KvShape shape_;
-  RopeSpec rope_;
-  RopeAngles angles_;
+  LayerRopes ropes_;
+  std::vector<RopeAngles> angles_;  // of ropes_.specs
   mutable PagePool pool_;
   Buffer keys_;    // [layers, N pages]; empty before allocate_pool
   Buffer values_;  // [layers, N pages]

@@ -8,10 +8,11 @@
 
 namespace hogwild {
 
-RopeAngles::RopeAngles(const std::vector<double>& inverse_frequencies)
-    : frequencies_(inverse_frequencies),
-      cos_(kFine * inverse_frequencies.size()),
-      sin_(kFine * inverse_frequencies.size()) {
+RopeAngles::RopeAngles(const RopeSpec& rope)
+    : frequencies_(rope.inverse_frequencies),
+      attention_factor_(rope.attention_factor),
+      cos_(kFine * frequencies_.size()),
+      sin_(kFine * frequencies_.size()) {
   const std::size_t pairs = frequencies_.size();
   for (std::int64_t position = 0; position < kFine; ++position) {
     for (std::size_t u = 0; u < pairs; ++u) {
@@ -45,8 +46,7 @@ void RopeAngles::write(Range range, double factor, float* cos, float* sin) const
   }
 }
 
-RopeRows::RopeRows(const RopeAngles& angles, const RopeSpec& rope, double factor, std::vector<RopeAngles::Range> ranges)
-    : rotary_dim_(rope.rotary_dim()) {
+RopeRows::RopeRows(std::span<const RopeAngles> angles, bool with_factors, std::vector<RopeAngles::Range> ranges) {
   std::sort(ranges.begin(), ranges.end(),
             [](const RopeAngles::Range& a, const RopeAngles::Range& b) { return a.begin < b.begin; });
   for (const RopeAngles::Range& range : ranges) {
@@ -64,11 +64,19 @@ RopeRows::RopeRows(const RopeAngles& angles, const RopeSpec& rope, double factor
   if (rows > std::numeric_limits<std::int32_t>::max()) {
     throw Error(code::kUnsupported, "a step may turn queries to at most 2^31 - 1 different positions");
   }
-  const std::int64_t pairs = rotary_dim_ / 2;
-  cos_.resize(rows * pairs);
-  sin_.resize(rows * pairs);
-  for (std::size_t i = 0; i < ranges_.size(); ++i) {
-    angles.write(ranges_[i], factor, cos_.data() + first_rows_[i] * pairs, sin_.data() + first_rows_[i] * pairs);
+  std::int64_t n_values = 0;
+  for (const RopeAngles& rope : angles) n_values += rows * rope.rotary_dim();
+  values_.resize(static_cast<std::size_t>(n_values));
+  float* cos = values_.data();
+  for (const RopeAngles& rope : angles) {
+    const std::int64_t pairs = rope.rotary_dim() / 2;
+    float* sin = cos + rows * pairs;
+    for (std::size_t i = 0; i < ranges_.size(); ++i) {
+      rope.write(ranges_[i], with_factors ? rope.attention_factor() : 1, cos + first_rows_[i] * pairs,
+                 sin + first_rows_[i] * pairs);
+    }
+    tables_.push_back({.cos = cos, .sin = sin, .rotary_dim = rope.rotary_dim()});
+    cos = sin + rows * pairs;
   }
 }
 

@@ -27,7 +27,7 @@
 namespace hogwild {
 
 inline constexpr std::int64_t kPanelOutputs = 16;
-inline constexpr std::int64_t kPanelLine = 64;    // bytes of a quad
+inline constexpr std::int64_t kPanelLine = 64;     // bytes of a quad
 inline constexpr std::int64_t kPanelColumns = 32;  // whose codes lie together; `cols` is a multiple
 
 static constexpr std::int64_t code_lines(int bits) {

@@ -46,7 +46,8 @@ enum class Format : std::uint8_t {
   kMXFP4,
 };
 
-// How a matrix lies: as in a file, row after row, or in panels of 16 rows (panels.h), which quantised formats alone have.
+// How a matrix lies: as in a file, row after row, or in panels of 16 rows (panels.h), which quantised formats alone
+// have.
 enum class Order : std::uint8_t { kRows, kPanels };
 
 // A weight matrix [rows, cols] where it lies; `data` of plain formats is aligned to their elements.

@@ -102,10 +102,11 @@ struct KvShape {
 struct KvLayer {
   void* keys = nullptr;    // [N pages]
   void* values = nullptr;  // [N pages]
+  std::int32_t rope = 0;   // of StepView::ropes: turns its keys, and queries that meet them; -1: nothing does
 };
 
 // cos and sin of position * inverse_frequency, computed in double precision and rounded once.
-// Row i belongs to the i-th distinct position of the step.
+// Row i belongs to the i-th distinct position of the step, in every table. Where R is 0 nothing is turned.
 struct RopeTable {
   const float* cos = nullptr;   // [rows, R / 2]
   const float* sin = nullptr;   // [rows, R / 2]
@@ -116,7 +117,7 @@ struct RopeTable {
 struct AppendSlot {
   std::int64_t page = 0;
   std::int32_t slot = 0;      // in [0, P)
-  std::int32_t rope_row = 0;  // row of the rope table at which its key is rotated
+  std::int32_t rope_row = 0;  // row of the rope tables at which its key is rotated
 };
 
 // A run of tokens in storage: it starts at `first_slot` of its first page and goes on through
@@ -133,7 +134,7 @@ struct PlanSegment {
 // as they are stored (docs/semantics.md, "Keys are rotated once").
 struct QueryRange {
   std::int32_t token = 0;     // row of q, in [0, T)
-  std::int32_t rope_row = 0;  // row of the rope table
+  std::int32_t rope_row = 0;  // row of the rope tables
   std::int64_t limit = 0;     // it sees the first `limit` tokens of the segment, 1 <= limit <= length
   std::int64_t distance = 0;  // view positions from the segment's first token to the new one
   float bias = 0;             // added to every score of this range: a log-weight per (worker, block)
@@ -158,9 +159,15 @@ struct AttentionPlanView {
 // What the ops of a step share, made once per step on the host.
 struct StepView {
   AttentionPlanView plan;
-  RopeTable rope;                        // host memory
+  std::span<const RopeTable> ropes;      // host memory
   std::span<const AppendSlot> slots;     // [T]
   std::span<const std::int32_t> tokens;  // [T], each in [0, V); empty where nobody asks for embeddings
+
+  // The table that turns keys and queries of a layer.
+  RopeTable rope(const KvLayer& layer) const {
+    const bool has_rope = layer.rope >= 0 && layer.rope < static_cast<std::int64_t>(ropes.size());
+    return has_rope ? ropes[static_cast<std::size_t>(layer.rope)] : RopeTable();
+  }
 };
 
 // A step on a device, made by Device::upload: ops that need one of its parts take it beside their parameters, which

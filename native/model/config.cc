@@ -26,6 +26,18 @@ void check_not_negative(const char* name, float value) {
   throw Error(code::kInvalidModel, std::string(name) + ": expected 0 or more, found " + std::to_string(value));
 }
 
+void check_ropes(const ModelConfig& config, const std::vector<RopeSpec>& ropes) {
+  if (std::ssize(ropes) != config.n_ropes()) {
+    throw Error(code::kInvalidModel, "ropes: expected lists of one length, found " + std::to_string(config.n_ropes()) +
+                                         " and " + std::to_string(ropes.size()));
+  }
+  for (const RopeSpec& rope : ropes) {
+    if (rope.rotary_dim() >= 2 && rope.rotary_dim() <= config.head_dim) continue;
+    throw Error(code::kInvalidModel, "ropes: expected 1 to head_dim / 2 = " + std::to_string(config.head_dim / 2) +
+                                         " frequencies, found " + std::to_string(rope.inverse_frequencies.size()));
+  }
+}
+
 // Refuses what only other devices compute.
 class Features {
  public:
@@ -47,8 +59,8 @@ void check_layer(const ModelConfig& config, const LayerSpec& layer) {
   if (layer.window < 0) {
     throw Error(code::kInvalidModel, "window: expected 0 or more, found " + std::to_string(layer.window));
   }
-  if (layer.rope < -1 || layer.rope >= std::ssize(config.ropes)) {
-    throw Error(code::kInvalidModel, "rope: expected -1 to " + std::to_string(std::ssize(config.ropes) - 1) +
+  if (layer.rope < -1 || layer.rope >= config.n_ropes()) {
+    throw Error(code::kInvalidModel, "rope: expected -1 to " + std::to_string(config.n_ropes() - 1) +
                                          " (one of `ropes` or none), found " + std::to_string(layer.rope));
   }
 }
@@ -71,11 +83,8 @@ void check_config(const ModelConfig& config, const Device& device) {
                                         " up to " + std::to_string(kMaxHeadDim) + ", found " +
                                         std::to_string(config.head_dim));
   }
-  for (const RopeSpec& rope : config.ropes) {
-    if (rope.rotary_dim() >= 2 && rope.rotary_dim() <= config.head_dim) continue;
-    throw Error(code::kInvalidModel, "ropes: expected 1 to head_dim / 2 = " + std::to_string(config.head_dim / 2) +
-                                         " frequencies, found " + std::to_string(rope.inverse_frequencies.size()));
-  }
+  if (config.ropes.empty()) throw Error(code::kInvalidModel, "ropes: expected at least one list, found none");
+  for (const std::vector<RopeSpec>& ropes : config.ropes) check_ropes(config, ropes);
   check_positive("attention_scale", config.attention_scale);
   check_positive("residual_scale", config.residual_scale);
   check_positive("logit_scale", config.logit_scale);

@@ -22,7 +22,7 @@ struct LayerSpec {
   bool o_bias = false;
   bool mlp_biases = false;
   bool sinks = false;
-  std::int32_t rope = 0;    // of ModelConfig::ropes; -1: q and k are not turned
+  std::int32_t rope = 0;    // of each of ModelConfig::ropes; -1: q and k are not turned
   std::int64_t window = 0;  // see AttentionParams; 0: none
   float softcap = 0;        // see AttentionParams; 0: none
   std::int64_t intermediate_size = 0;
@@ -41,12 +41,13 @@ struct ModelConfig {
   float attention_scale = 0;  // normally 1 / sqrt(head_dim)
   float residual_scale = 1;   // multiplies what attention and MLP add to the residual stream
   float logit_scale = 1;
-  float logit_softcap = 0;  // logit = softcap * tanh(logit / softcap); 0: none
-  std::vector<RopeSpec> ropes;
+  float logit_softcap = 0;                   // logit = softcap * tanh(logit / softcap); 0: none
+  std::vector<std::vector<RopeSpec>> ropes;  // what LayerSpec::rope names. A cache has one of these lists
   std::vector<LayerSpec> layers;
 
   std::int64_t q_size() const { return query_heads * head_dim; }
   std::int64_t kv_size() const { return kv_heads * head_dim; }
+  std::int64_t n_ropes() const { return ropes.empty() ? 0 : static_cast<std::int64_t>(ropes.front().size()); }
   std::int64_t n_layers() const { return static_cast<std::int64_t>(layers.size()); }
 };
 

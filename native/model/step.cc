@@ -45,7 +45,12 @@ void check_cache(const Decoder& decoder, KvCache& cache) {
     refuse("cache: expected " + text(config.n_layers(), config.kv_heads, config.head_dim) + ", received " +
            text(shape.layers, shape.kv_heads, shape.head_dim));
   }
-  if (cache.rope() != config.ropes.front()) {
+  std::vector<std::int32_t> layer_ropes;
+  for (const LayerSpec& layer : config.layers) layer_ropes.push_back(layer.rope);
+  const bool has_ropes = std::any_of(config.ropes.begin(), config.ropes.end(), [&](const std::vector<RopeSpec>& ropes) {
+    return cache.ropes().same(LayerRopes(ropes, layer_ropes), config.n_layers());
+  });
+  if (!has_ropes) {
     refuse("cache: its rotary frequencies are not those of the model");
   }
   if (&cache.device() != &decoder.device()) refuse("cache: it is on another device than the model");

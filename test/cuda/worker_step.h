@@ -20,6 +20,7 @@ struct WorkerStep {
   std::vector<AppendSlot> slots;
   std::vector<std::int32_t> tokens;
   std::vector<float> cos, sin;  // [kRopeRows, rotary_dim / 2]
+  RopeTable rope;
 
   // `common` and `own`: tokens of the blocks, the new ones included. Pages are numbered from `first_page` on.
   WorkerStep(std::int64_t workers, std::int64_t common, std::int64_t own, std::int64_t first_page = 0,
@@ -57,9 +58,10 @@ struct WorkerStep {
     }
   }
 
-  StepView view() const {
+  StepView view() {
+    rope = {.cos = cos.data(), .sin = sin.data(), .rotary_dim = rotary_dim};
     return {.plan = {workers, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
-            .rope = {.cos = cos.data(), .sin = sin.data(), .rotary_dim = rotary_dim},
+            .ropes = {&rope, 1},
             .slots = slots,
             .tokens = tokens};
   }

@@ -99,7 +99,7 @@ function randomModel({
     residualScale: 1,
     logitScale: 1,
     logitSoftcap: 0,
-    ropes: [{ inverseFrequencies, attentionFactor: 1 }],
+    ropes: [[{ inverseFrequencies, attentionFactor: 1 }]],
     layers: Array(layers).fill(layer),
   }
   return {
@@ -112,7 +112,8 @@ function randomModel({
 /** Argument of createCache that fits a model's config. */
 function cacheShape(config, capacity, dtype = 'f32') {
   const { layers, kvHeads, headDim, ropes } = config
-  return { layers: layers.length, kvHeads, headDim, dtype, capacity, ...ropes[0] }
+  const layerRopes = Int32Array.from(layers, ({ rope }) => rope)
+  return { layers: layers.length, kvHeads, headDim, dtype, capacity, ropes: ropes[0], layerRopes }
 }
 
 /** A step's worker that writes to the last block of its view; greedy. */

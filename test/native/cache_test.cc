@@ -362,7 +362,7 @@ void check_plan(const World& world, const std::vector<Turn>& turns, const StepRe
   const AttentionPlan made = step.plan(first, n);
   const StepView view = made.view();
   const AttentionPlanView& plan = view.plan;
-  const RopeTable rope = view.rope;
+  const RopeTable rope = view.ropes[0];
   bool good = view.slots.size() == static_cast<std::size_t>(n) && plan.n_tokens == n;
   const AttentionPlan whole = step.plan(0, step.n_tokens());  // new keys that other rows write are seen, too
   const StepView whole_view = whole.view();
@@ -382,7 +382,7 @@ void check_plan(const World& world, const std::vector<Turn>& turns, const StepRe
   for (std::size_t w = 0; w < turns.size(); ++w) {
     for (const std::int32_t token : turns[w].tokens) {
       const AppendSlot& slot = whole_view.slots[row];
-      const std::int64_t rotated_at = position_of_row(whole_view.rope, slot.rope_row);
+      const std::int64_t rotated_at = position_of_row(whole_view.ropes[0], slot.rope_row);
       good &= stored.try_emplace({slot.page, slot.slot}, StoredKey{.token = token, .rotated_at = rotated_at}).second;
       if (row >= first && row < first + n) {
         const AppendSlot& same = view.slots[row - first];
@@ -661,6 +661,12 @@ TEST(shapes) {
         RopeSpec{.inverse_frequencies = {1}, .attention_factor = std::nan("")}}) {
     CHECK_CODE(code::kInvalidArgument, create(kShape, rope, 64)());
   }
+  using Layers = std::vector<std::int32_t>;
+  for (const Layers& layers : {Layers{0}, Layers{0, 0, 0}, Layers{0, 2}, Layers{-2, 0}}) {
+    CHECK_CODE(code::kInvalidArgument, KvCache::create(plain_device(), kShape, LayerRopes({kRope, kRope}, layers), 64));
+  }
+  const LayerRopes differ({kRope, kRope}, {1, -1});
+  CHECK(KvCache::create(plain_device(), kShape, differ, 64)->layer(1).rope == -1);
 
   const auto cache = KvCache::create(plain_device(), kShape, kRope, 65);
   CHECK(cache->stats().pages == 2 && cache->stats().free_pages == 2 && cache->stats().peak_pages == 0);
@@ -1044,7 +1050,8 @@ TEST(lifetimes) {
 
 TEST(rope_rows) {
   const RopeSpec rope{.inverse_frequencies = {1.0, 0.3, 0.001234}, .attention_factor = 1.5};
-  const RopeAngles angles(rope.inverse_frequencies);
+  const RopeSpec second{.inverse_frequencies = {0.7, 0.02}, .attention_factor = 0.5};
+  const RopeAngles angles[] = {RopeAngles(rope), RopeAngles(second)};
   Rng rng(1);
   for (const std::int64_t scale : {300, 100'000, 5'000'000}) {
     std::vector<RopeAngles::Range> ranges;
@@ -1052,7 +1059,8 @@ TEST(rope_rows) {
       const std::int64_t begin = random_int(rng, -scale, scale);
       ranges.push_back({.begin = begin, .end = begin + random_int(rng, 1, 400)});
     }
-    const RopeRows rows(angles, rope, 1.5, ranges);
+    const RopeRows rows(angles, true, ranges);
+    const RopeRows plain(angles, false, ranges);
     std::map<std::int32_t, std::int64_t> position_of;
     bool good = true;
     for (const RopeAngles::Range& range : ranges) {
@@ -1064,9 +1072,12 @@ TEST(rope_rows) {
           const double angle = static_cast<double>(position) * rope.inverse_frequencies[u];
           // Half a unit in the last place of a float, and what the product of frequency and position loses.
           const double tolerance = 0x1p-24 + 0x1p-52 * (1 + std::abs(angle));
-          good &= std::abs(rows.table().cos[row * 3 + u] - 1.5 * std::cos(angle)) <= 2 * tolerance;
-          good &= std::abs(rows.table().sin[row * 3 + u] - 1.5 * std::sin(angle)) <= 2 * tolerance;
+          good &= std::abs(rows.tables()[0].cos[row * 3 + u] - 1.5 * std::cos(angle)) <= 2 * tolerance;
+          good &= std::abs(rows.tables()[0].sin[row * 3 + u] - 1.5 * std::sin(angle)) <= 2 * tolerance;
+          good &= std::abs(plain.tables()[0].cos[row * 3 + u] - std::cos(angle)) <= 2 * tolerance;
         }
+        const double angle = static_cast<double>(position) * second.inverse_frequencies[1];
+        good &= std::abs(rows.tables()[1].sin[row * 2 + 1] - 0.5 * std::sin(angle)) <= 0x1p-24;
       }
     }
     CHECK(good);

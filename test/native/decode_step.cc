@@ -35,8 +35,8 @@ ModelConfig small_config() {
   LayerSpec layer;
   layer.intermediate_size = 512;
   config.layers.assign(4, layer);
-  config.ropes.resize(1);
-  for (int u = 0; u < 32; ++u) config.ropes[0].inverse_frequencies.push_back(std::pow(10000.0, -u / 32.0));
+  config.ropes.resize(1, {RopeSpec()});
+  for (int u = 0; u < 32; ++u) config.ropes[0][0].inverse_frequencies.push_back(std::pow(10000.0, -u / 32.0));
   return config;
 }
 
@@ -88,7 +88,7 @@ int run(int steps, int workers) {
   const std::shared_ptr<Device> device = create_cpu_device({.threads = 1, .simd = ""});
   Transformer model(device, config, random_weights(*device, config));
   const KvShape shape{config.n_layers(), config.kv_heads, config.head_dim, Dtype::kF32};
-  const std::shared_ptr<KvCache> cache = KvCache::create(device, shape, config.ropes[0], 8192);
+  const std::shared_ptr<KvCache> cache = KvCache::create(device, shape, config.ropes[0][0], 8192);
   const std::atomic<bool> cancel = false;
 
   const auto tokens = [&](std::int32_t first, std::size_t count) {

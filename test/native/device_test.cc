@@ -209,7 +209,7 @@ TEST(matmul_refuses_wrong_shapes) {
 }
 
 void embed(Device& device, std::span<const std::int32_t> tokens, const EmbeddingParams& params) {
-  const auto step = device.upload({.plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
+  const auto step = device.upload({.plan = {}, .ropes = {}, .slots = {}, .tokens = tokens});
   device.embedding(*step, params);
 }
 
@@ -311,6 +311,45 @@ TEST(gated_activation_equals_double) {
   });
 }
 
+TEST(add_equals_double) {
+  on_every_device([](Device& device) {
+    for (const std::int64_t n : {1, 19, 204, 20000}) {
+      const std::vector<float> before = random_floats(n), y = random_floats(n);
+      std::vector<float> x = before;
+      device.add({.x = x.data(), .y = y.data(), .n = n, .scale = 0.22f});
+      double worst = 0;
+      for (std::int64_t i = 0; i < n; i++) {
+        worst = std::max(worst, std::fabs(x[i] - (before[i] + double{0.22f} * y[i])));
+      }
+      CHECK_MESSAGE(worst < 1e-6, std::to_string(worst));
+    }
+  });
+}
+
+TEST(softcap_equals_double) {
+  on_every_device([](Device& device) {
+    for (const std::int64_t n : {1, 19, 204, 20000}) {
+      std::vector<float> before = random_floats(n, 40);
+      before[0] = 1e-6f;
+      if (n > 2) before[1] = 1e30f, before[2] = -1e30f;
+      for (const float softcap : {0.0f, 30.0f}) {
+        std::vector<float> x = before;
+        device.softcap({.x = x.data(), .n = n, .scale = 0.5f, .softcap = softcap});
+        double worst = 0;
+        for (std::int64_t i = 0; i < n; i++) {
+          const double scaled = 0.5 * before[i];
+          const double exact = softcap == 0 ? scaled : softcap * std::tanh(scaled / softcap);
+          worst = std::max(worst, std::fabs(x[i] - exact) / (std::fabs(exact) + 1e-6));
+        }
+        CHECK_MESSAGE(worst < 1e-6, std::to_string(worst));
+      }
+    }
+    std::vector<float> nan = {std::nanf("")};
+    device.softcap({.x = nan.data(), .n = 1, .scale = 1, .softcap = 3});
+    CHECK(std::isnan(nan[0]));
+  });
+}
+
 TEST(exp_is_within_two_ulp) {
   on_every_level([](const CpuKernels& kernels) {
     std::vector<float> x = {0, -kInf, -103.9f, -104, -200, -87.5f, -1e-30f, 1e-8f};
@@ -379,7 +418,8 @@ struct Pool {
 
 void append(Device& device, const Pool& pool, std::span<const AppendSlot> slots, const std::vector<float>& k,
             const std::vector<float>& v) {
-  const auto step = device.upload({.plan = {}, .rope = pool.rope(), .slots = slots, .tokens = {}});
+  const RopeTable rope = pool.rope();
+  const auto step = device.upload({.plan = {}, .ropes = {&rope, 1}, .slots = slots, .tokens = {}});
   device.kv_append(*step, {.shape = pool.shape,
                            .layer = pool.layer(),
                            .first = 0,
@@ -484,6 +524,7 @@ TEST(kv_rebase_turns_keys_and_copies_values) {
 
 struct AttentionCase {
   Pool pool;
+  mutable RopeTable rope;  // the pool's, while a step is in use
   std::int64_t query_heads;
   std::int64_t n_tokens = 0;
   float scale;
@@ -512,8 +553,9 @@ struct AttentionCase {
             .lse = lse.data()};
   }
   std::unique_ptr<DeviceStep> upload(Device& device) const {
+    rope = pool.rope();
     return device.upload({.plan = {n_tokens, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
-                          .rope = pool.rope(),
+                          .ropes = {&rope, 1},
                           .slots = {},
                           .tokens = {}});
   }
@@ -962,7 +1004,8 @@ TEST(soft_cap_is_within_four_ulp) {
         std::vector<float> scores = {0, -0.0f, 1e-30f, -1e-10f, 0.3f, 1e4f, -1e4f, 3e38f, -3e38f, kInf, -kInf};
         for (int i = 0; i < 20000; i++) scores.push_back(-12 + 24 * static_cast<float>(i) / 20000);
         const std::int64_t n = std::ssize(scores);
-        AttentionCase c{.pool = Pool(device, {1, 1, 8, Dtype::kF32}, 1, 0), .query_heads = n, .n_tokens = 1, .scale = 1};
+        AttentionCase c{
+            .pool = Pool(device, {1, 1, 8, Dtype::kF32}, 1, 0), .query_heads = n, .n_tokens = 1, .scale = 1};
         const std::int32_t angle = c.pool.angle(0);
         const AppendSlot slot{0, 0, angle};
         std::vector<float> key(8);

@@ -109,7 +109,7 @@ ModelConfig tiny_config(const Architecture& architecture) {
   config.head_dim = 8;
   config.rms_norm_eps = 1e-5f;
   config.attention_scale = 1 / std::sqrt(8.0f);
-  config.ropes = {{.inverse_frequencies = {1.0, 0.3, 0.1, 0.02}, .attention_factor = 1.1}};
+  config.ropes = {{{.inverse_frequencies = {1.0, 0.3, 0.1, 0.02}, .attention_factor = 1.1}}};
   LayerSpec layer;
   layer.qk_norm = architecture.head_norms ? QkNorm::kHead : QkNorm::kNone;
   layer.qkv_biases = layer.o_bias = layer.mlp_biases = architecture.biases;
@@ -278,7 +278,7 @@ class Reference {
   }
 
   Row rotate(Row x, std::int64_t position) const {
-    const RopeSpec& rope = config_.ropes.front();
+    const RopeSpec& rope = config_.ropes[0][0];
     const std::size_t half = rope.inverse_frequencies.size();
     for (std::size_t u = 0; u < half; ++u) {
       const double angle = position * rope.inverse_frequencies[u];
@@ -402,7 +402,7 @@ struct World {
         .layers = config.n_layers(), .kv_heads = config.kv_heads, .head_dim = config.head_dim, .dtype = Dtype::kF32};
   }
   std::shared_ptr<KvCache> create_cache(std::int64_t capacity) const {
-    return KvCache::create(device, shape(), config.ropes.front(), capacity);
+    return KvCache::create(device, shape(), config.ropes[0][0], capacity);
   }
 
   StepWorker worker(std::vector<BlockPtr> view, BlockPtr target, std::vector<std::int32_t> tokens,
@@ -954,12 +954,12 @@ TEST(a_step_that_is_refused_names_the_reason_and_changes_nothing) {
 
   KvShape other_shape = world.shape();
   other_shape.kv_heads = 3;
-  RopeSpec other_rope = world.config.ropes.front();
+  RopeSpec other_rope = world.config.ropes[0][0];
   other_rope.attention_factor = 1;
   for (const std::shared_ptr<KvCache>& cache :
-       {KvCache::create(world.device, other_shape, world.config.ropes.front(), 64),
+       {KvCache::create(world.device, other_shape, world.config.ropes[0][0], 64),
         KvCache::create(world.device, world.shape(), other_rope, 64),
-        KvCache::create(create_cpu_device({}), world.shape(), world.config.ropes.front(), 64)}) {
+        KvCache::create(create_cpu_device({}), world.shape(), world.config.ropes[0][0], 64)}) {
     const BlockPtr elsewhere = cache->create_block();
     std::vector<StepWorker> workers = {world.worker({elsewhere}, elsewhere, {1})};
     CHECK_CODE(code::kInvalidArgument, world.model->step(*cache, workers, world.cancel));
@@ -1057,8 +1057,10 @@ TEST(a_model_that_does_not_fit_its_description_is_refused_by_name) {
   }
   for (const std::size_t frequencies : {0, 5}) {
     change_config("ropes", code::kInvalidModel,
-                  [&](ModelConfig& c) { c.ropes.front().inverse_frequencies.resize(frequencies); });
+                  [&](ModelConfig& c) { c.ropes[0][0].inverse_frequencies.resize(frequencies); });
   }
+  change_config("ropes", code::kInvalidModel, [](ModelConfig& c) { c.ropes.clear(); });
+  change_config("ropes", code::kInvalidModel, [](ModelConfig& c) { c.ropes.push_back({}); });
   change_config("layers.1.sinks", code::kInvalidModel, [](ModelConfig& c) { c.layers[1].sinks = true; });
   change_config("layers.1.q_norm", code::kInvalidModel, [](ModelConfig& c) { c.layers[1].qk_norm = QkNorm::kRow; });
   change_config("layers.0.mlp_norm", code::kUnsupported, [](ModelConfig& c) { c.layers[0].mlp_norm = false; });

@@ -36,8 +36,8 @@ class PlainDevice : public Device {
       const AppendSlot& slot = step.view().slots[p.first + t];
       for (std::int64_t i = 0; i < row(p.shape); i += p.shape.head_dim) {
         const std::int64_t to = at(p.shape, slot.page, slot.slot) + i;
-        rotate(step.view().rope, slot.rope_row, static_cast<const float*>(p.k) + t * row(p.shape) + i, p.shape.head_dim,
-               keys(p.layer) + to);
+        rotate(step.view().rope(p.layer), slot.rope_row, static_cast<const float*>(p.k) + t * row(p.shape) + i,
+               p.shape.head_dim, keys(p.layer) + to);
         std::copy_n(static_cast<const float*>(p.v) + t * row(p.shape) + i, p.shape.head_dim, values(p.layer) + to);
       }
     }
@@ -84,8 +84,8 @@ class PlainDevice : public Device {
           const QueryRange& range = plan.query_ranges[plan.token_query_ranges[i]];
           const PlanSegment& segment = *segment_of[plan.token_query_ranges[i]];
           float query[256];
-          rotate(step.view().rope, range.rope_row, static_cast<const float*>(p.q) + (t * p.query_heads + h) * dim, dim,
-                 query);
+          rotate(step.view().rope(p.layer), range.rope_row,
+                 static_cast<const float*>(p.q) + (t * p.query_heads + h) * dim, dim, query);
           for (std::int64_t j = segment.first_slot; j < segment.first_slot + range.limit; ++j) {
             const std::int64_t page = plan.pages[segment.first_page + j / kPageSize];
             const std::int64_t key = at(p.shape, page, j % kPageSize) + kv_head * dim;

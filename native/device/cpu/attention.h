@@ -274,7 +274,7 @@ void attend_span(const AttentionSpan& span) {
   int64_t first_slot = INT64_MAX, end_slot = 0;
   for (int64_t r = 0; r < span.n_rows; r++) {
     const AttentionRow& row = span.rows[r];
-    rotate(*span.rope, row.range->rope_row, row.q, head_dim, span.scale, queries + r * row_stride);
+    rotate(span.rope, row.range->rope_row, row.q, head_dim, span.scale, queries + r * row_stride);
     Page::pack_row(queries + r * row_stride, 0, head_dim);
     row.state[kStateMax] = -INFINITY;
     row.state[kStateSum] = 0;

@@ -48,7 +48,7 @@ AttentionSpan AttentionSchedule::make_span(const AttentionParams& p, const StepV
                                            std::int64_t kv_head, std::int64_t span) const {
   return {.shape = &p.shape,
           .layer = &p.layer,
-          .rope = &step.rope,
+          .rope = step.rope(p.layer),
           .scale = p.scale,
           .softcap = p.softcap,
           .window = p.window,

@@ -120,7 +120,8 @@ class CpuDevice final : public Device {
 
   void kv_append(const DeviceStep& step, const KvAppendParams& p) override {
     const StepView& view = step.view();
-    check_cache(p.shape, &view.rope);
+    const RopeTable rope = view.rope(p.layer);
+    check_cache(p.shape, &rope);
     check_buffers(p.buffers);
     require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(view.slots), "more rows than the step has");
     const std::int64_t cols = p.shape.kv_heads * p.shape.head_dim;
@@ -128,7 +129,7 @@ class CpuDevice final : public Device {
     const float* v = static_cast<const float*>(p.v);
     for_rows(pool_, p.rows, cols, [&](std::int64_t begin, std::int64_t end) {
       const AppendSlot* slots = view.slots.data() + p.first + begin;
-      kernels_.kv_append(p.shape, p.layer, view.rope, slots, end - begin, k + begin * cols, v + begin * cols);
+      kernels_.kv_append(p.shape, p.layer, rope, slots, end - begin, k + begin * cols, v + begin * cols);
     });
   }
 
@@ -273,7 +274,8 @@ void CpuDevice::embedding(const DeviceStep& step, const EmbeddingParams& p) {
 }
 
 void CpuDevice::attention(const DeviceStep& step, const AttentionParams& p) {
-  check_cache(p.shape, &step.view().rope);
+  const RopeTable rope = step.view().rope(p.layer);
+  check_cache(p.shape, &rope);
   check_buffers(p.buffers);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   require(p.window >= 0, "window must be >= 0");

@@ -49,7 +49,7 @@ struct AttentionRow {
 struct AttentionSpan {
   const KvShape* shape;
   const KvLayer* layer;
-  const RopeTable* rope;
+  RopeTable rope;
   float scale;
   float softcap;   // 0: off
   int64_t window;  // 0: off

@@ -44,10 +44,10 @@ HOGWILD_INLINE BitVec move_bits(BitVec v) {
 // The lines of 32 columns of one vector of outputs.
 template <int kBits>
 struct Lines {
-  static constexpr int kNibbles = kBits >= 4 && kBits < 8 ? 4 : 0;    // lines
-  static constexpr int kTwoBits = kBits % 4 >= 2 ? 2 : 0;             // lines
-  static constexpr int kTwoBitsAt = kNibbles > 0 ? 4 : 0;             // bit of the code
-  static constexpr int kLastBitAt = kTwoBitsAt + kTwoBits;            // bit of the code
+  static constexpr int kNibbles = kBits >= 4 && kBits < 8 ? 4 : 0;  // lines
+  static constexpr int kTwoBits = kBits % 4 >= 2 ? 2 : 0;           // lines
+  static constexpr int kTwoBitsAt = kNibbles > 0 ? 4 : 0;           // bit of the code
+  static constexpr int kLastBitAt = kTwoBitsAt + kTwoBits;          // bit of the code
   static constexpr int kLines = kBits == 8 ? 8 : kNibbles + kTwoBits + kBits % 2;
   static_assert(kLines == code_lines(kBits));
   const uint8_t* from;
@@ -62,7 +62,7 @@ struct Lines {
   HOGWILD_INLINE BitVec quad() const {
     if constexpr (kBits == 8) return line<J>();
     BitVec codes = {};
-    if constexpr (kNibbles > 0) codes = move_bits<J < 4 ? 0 : 4, 4, 0>(line<J % 4>());
+    if constexpr (kNibbles > 0) codes = move_bits < J<4 ? 0 : 4, 4, 0>(line<J % 4>());
     if constexpr (kTwoBits > 0) codes |= move_bits<2 * (J % 4), 2, kTwoBitsAt>(line<kNibbles + J / 4>());
     if constexpr (kBits % 2 == 1) codes |= move_bits<J, 1, kLastBitAt>(line<kNibbles + kTwoBits>());
     return codes;

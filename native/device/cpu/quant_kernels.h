@@ -1,7 +1,8 @@
-// Kernels for quantised weights in panels (core/panels.h): one table per SIMD level, like kernels.h, and by the same rules.
+// Kernels for quantised weights in panels (core/panels.h): one table per SIMD level, like kernels.h, and by the same
+// rules.
 //
-// x is rounded, per row and 32 columns, to integers of 15 bits with an f32 scale. Products of 32 (or 16) columns are then
-// exact in int32, and each (row, output) is one chain of f32 operations over the groups, in their order:
+// x is rounded, per row and 32 columns, to integers of 15 bits with an f32 scale. Products of 32 (or 16) columns are
+// then exact in int32, and each (row, output) is one chain of f32 operations over the groups, in their order:
 //   sum = fma(float(dot) * x_scale, d, sum), and with minima sum = fma(m, x_sum, sum).
 // So neither blocking nor the instructions that multiply can show in a result: all levels with fma give the same bits.
 #pragma once

@@ -75,8 +75,8 @@ struct Quantised {
   using Scales = GroupScales<kInfo.scales, kInfo.group>;
   // Tables hold what they are of plus 128, where codes are unsigned.
   static constexpr int kZero = kInfo.values == CodeValues::kItself ? (kSignedCodes && kInfo.bits == 8 ? 0 : kInfo.zero)
-                               : kSignedCodes                     ? 0
-                                                                  : 128;
+                               : kSignedCodes                      ? 0
+                                                                   : 128;
 
   template <int J>
   static HOGWILD_INLINE Quad quad(const Codes& codes, const uint8_t* table) {
@@ -124,7 +124,7 @@ HOGWILD_INLINE void add_group(int64_t columns32, const typename F::Codes (&codes
     const IntVec start = (IntVec)broadcast_word((const uint32_t*)x_codes + r) * -F::kZero;
     for (int n = 0; n < N; n++) dots[r][n].start(start);
   }
-  add_quads<F, 8 / kGroups * S, 8 / kGroups * (S + 1)>(codes, table, x, dots);
+  add_quads<F, 8 / kGroups * S, 8 / kGroups*(S + 1)>(codes, table, x, dots);
   const int64_t group = columns32 * kGroups + S;
   for (int n = 0; n < N; n++) {
     const Vec d = scales[n].d(group);

@@ -43,11 +43,13 @@ std::unique_ptr<CudaStep> StepMemory::upload(const StepView& step) {
   }
   for (const AppendSlot& slot : step.slots) rope_rows = std::max<std::int64_t>(rope_rows, slot.rope_row + 1);
 
+  const RopeTable rope =
+      step.ropes.empty() ? RopeTable() : step.ropes.front();  // of all layers (Feature::kSeveralRopes)
   StepLayout layout{.rows = bucket_rows(rows),
                     .segments = std::ssize(flat.segments),
                     .pages = std::ssize(flat.pages),
                     .rope_rows = rope_rows,
-                    .rotary_half = step.rope.rotary_dim / 2};
+                    .rotary_half = rope.rotary_dim / 2};
   if (rows <= kMaxGraphRows) {
     layout.segments = round_up_to_power(layout.segments, 16);
     layout.pages = round_up_to_power(layout.pages, 64);
@@ -77,8 +79,8 @@ std::unique_ptr<CudaStep> StepMemory::upload(const StepView& step) {
   staged_.put(segments, std::span<const Segment>(flat.segments));
   staged_.put(query_ranges, std::span<const DeviceQueryRange>(flat.query_ranges));
   staged_.put(pages, std::span<const std::int64_t>(flat.pages));
-  staged_.put(cos, std::span(step.rope.cos, size(rope_rows * layout.rotary_half)));
-  staged_.put(sin, std::span(step.rope.sin, size(rope_rows * layout.rotary_half)));
+  staged_.put(cos, std::span(rope.cos, size(rope_rows * layout.rotary_half)));
+  staged_.put(sin, std::span(rope.sin, size(rope_rows * layout.rotary_half)));
   std::byte* memory = buffer->as<std::byte>();
   staged_.copy_to(memory);
 
@@ -88,7 +90,7 @@ std::unique_ptr<CudaStep> StepMemory::upload(const StepView& step) {
                     .slots = reinterpret_cast<const AppendSlot*>(memory + slots),
                     .rope = {.cos = reinterpret_cast<const float*>(memory + cos),
                              .sin = reinterpret_cast<const float*>(memory + sin),
-                             .rotary_dim = step.rope.rotary_dim},
+                             .rotary_dim = rope.rotary_dim},
                     .plan = {.counts = reinterpret_cast<const std::int32_t*>(memory + counts),
                              .segments = reinterpret_cast<const Segment*>(memory + segments),
                              .query_ranges = reinterpret_cast<const DeviceQueryRange*>(memory + query_ranges),
