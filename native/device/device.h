@@ -60,8 +60,8 @@ enum class Feature : std::uint8_t {
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
-// `kv_padding`, `check_attention`, `own_memory` and, where that is 0, `allocate`: those may come from any thread. Ops
-// may be asynchronous on the device; `synchronize` waits for all of them. `download` waits by itself.
+// `kv_padding`, `check_attention`, `product_input`, `own_memory` and, where that is 0, `allocate`: those may come from
+// any thread. Ops may be asynchronous on the device; `synchronize` waits for all of them. `download` waits by itself.
 class Device {
  public:
   virtual ~Device() = default;
@@ -93,6 +93,10 @@ class Device {
   // Makes a weight readable by ops. `host` stays mapped and unchanged while the result is in use.
   // A CPU returns `host` itself; others copy and keep the copy in `storage`.
   virtual Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) = 0;
+
+  // What ops before a product with these weights write for it (`out_dtype`, `x_dtype`): where the device rounds x, it
+  // is rounded there, once, and read in its 16 bits. A product takes x in f32 too.
+  virtual Dtype product_input(Format) const { return Dtype::kF32; }
 
   // Makes a step readable by ops. What `step` points to stays where it is and unchanged while the result is in use;
   // a device with memory of its own copies it. Any number of steps may be in use, of this device only.

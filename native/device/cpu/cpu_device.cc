@@ -37,6 +37,8 @@ void check_buffers(const ExternalBuffers& buffers) {
   throw Error(code::kUnsupported, "the CPU device takes queries, keys and values in f32, without a stream");
 }
 
+void check_activations(Dtype dtype) { require(dtype == Dtype::kF32, "the CPU device takes activations in f32"); }
+
 std::string processor_name() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
@@ -81,13 +83,17 @@ class CpuDevice final : public Device {
   }
 
   void rms_norm(const RmsNormParams& p) override {
+    check_activations(p.out_dtype);
+    float* out = static_cast<float*>(p.out);
     for_rows(pool_, p.rows, p.cols, [&](std::int64_t begin, std::int64_t end) {
-      kernels_.rms_norm(p.x + begin * p.cols, p.weight, p.eps, end - begin, p.cols, p.out + begin * p.cols);
+      kernels_.rms_norm(p.x + begin * p.cols, p.weight, p.eps, end - begin, p.cols, out + begin * p.cols);
     });
   }
 
   void matmul(const MatmulParams& p) override {
     require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
+    check_activations(p.x_dtype);
+    const float* x = static_cast<const float*>(p.x);
     // Units are blocks of outputs, matrix after matrix.
     std::int64_t blocks_before[MatmulParams::kMaxOutputs + 1] = {0};
     for (int i = 0; i < p.n_outputs; i++) {
@@ -100,7 +106,7 @@ class CpuDevice final : public Device {
     if (std::any_of(p.outputs, p.outputs + p.n_outputs, packs_x)) {
       std::uint16_t* packed = packed_x_.get<std::uint16_t>(p.rows * p.k);
       for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
-        kernels_.pack_x(p.x + begin * p.k, (end - begin) * p.k, packed + begin * p.k);
+        kernels_.pack_x(x + begin * p.k, (end - begin) * p.k, packed + begin * p.k);
       });
       packed_x = packed;
     }
@@ -109,7 +115,7 @@ class CpuDevice final : public Device {
         const std::int64_t first = std::max(begin, blocks_before[i]) - blocks_before[i];
         const std::int64_t last = std::min(end, blocks_before[i + 1]) - blocks_before[i];
         if (first >= last) continue;
-        kernels_.matmul({.x = packs_x(p.outputs[i]) ? packed_x : p.x,
+        kernels_.matmul({.x = packs_x(p.outputs[i]) ? packed_x : x,
                          .rows = p.rows,
                          .k = p.k,
                          .output = &p.outputs[i],
@@ -120,8 +126,10 @@ class CpuDevice final : public Device {
   }
 
   void gated_activation(const GatedActivationParams& p) override {
+    check_activations(p.out_dtype);
+    float* out = static_cast<float*>(p.out);
     for_elements(p.n, [&](std::int64_t first, std::int64_t n) {
-      kernels_.gated_activation(p.gate + first, p.up + first, n, p.activation, p.out + first);
+      kernels_.gated_activation(p.gate + first, p.up + first, n, p.activation, out + first);
     });
   }
 
@@ -194,6 +202,7 @@ class CpuDevice final : public Device {
 void CpuDevice::attention(const DeviceStep& step, const AttentionParams& p) {
   check_cache(p.shape, &step.view().rope);
   check_buffers(p.buffers);
+  check_activations(p.out_dtype);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   require(p.window >= 0, "window must be >= 0");
   require(p.softcap == 0 || (p.softcap >= 1e-6f && p.softcap <= 1e6f), "softcap must be 0 or in [1e-6, 1e6]");
