@@ -25,7 +25,15 @@ export type ProgressHandle = Handle<'progress'>
 export type MemoryHandle = Handle<'memory'>
 
 export type { Dtype, Format }
-export type SimdLevel = 'baseline' | 'avx2' | 'avx512' | 'avx512bf16' | 'neon'
+export type SimdLevel =
+  | 'baseline'
+  | 'avx2'
+  | 'avxvnni'
+  | 'avx512'
+  | 'avx512vnni'
+  | 'avx512bf16'
+  | 'neon'
+  | 'neondot'
 
 export interface NativeProbe {
   version: string
@@ -117,6 +125,12 @@ export interface NativeSampler {
   topP: number
   minP: number
   repetitionPenalty: number
+  presencePenalty: number
+  frequencyPenalty: number
+  /** Whose ids the penalties concern. */
+  scope: 'view' | 'own'
+  /** 0: all of them. */
+  lastN: number
   forbidden: Int32Array
   seed: bigint
   draw: bigint
@@ -132,9 +146,11 @@ export interface NativeWorkerView {
 export interface NativeStepWorker extends NativeWorkerView {
   tokens: Int32Array
   logits: 'none' | 'last' | 'all'
-  /** null: no token is sampled. The repetition penalty applies to the token ids in the view, the new ones included. */
+  /** null: no token is sampled. */
   sampler: NativeSampler | null
   logprob: boolean
+  /** At most 1024. */
+  topLogprobs: number
 }
 
 export interface NativeStepResult {
@@ -144,6 +160,9 @@ export interface NativeStepResult {
   logprob: number
   /** 'last': [V]; 'all': [new tokens, V]; else empty. */
   logits: Float32Array
+  /** The most likely tokens and their log-probabilities under the raw logits, as many as asked for but at most V. */
+  topTokens: Int32Array
+  topLogprobs: Float32Array
 }
 
 export type NativeStepResults = NativeStepResult[] & {
@@ -190,6 +209,8 @@ export interface NativeBinding {
     profile: boolean
   }): DeviceHandle
   deviceInfo(device: DeviceHandle): NativeDeviceInfo
+  /** Bytes of memory of its own that nobody uses now; 0 on a CPU, which computes in the host's. */
+  deviceFreeMemory(device: DeviceHandle): number
   /** Bytes per second, all threads of the device, over a buffer of `bytes`. */
   deviceReadBandwidth(device: DeviceHandle, bytes: number): Promise<number>
   /** Since the last call, the most time first. Refused with HOGWILD_BUSY while the device computes. */
@@ -204,6 +225,8 @@ export interface NativeBinding {
     progress: ProgressHandle | null,
     cancel: CancelHandle | null,
     mapped: boolean,
+    /** Default true. See native/model/weights.h. */
+    repack?: boolean,
   ): Promise<ModelHandle>
   modelWeightBytes(model: ModelHandle): number
   modelClose(model: ModelHandle): void
@@ -295,6 +318,12 @@ export interface NativeBinding {
   /** Takes effect once the calls under way have ended. A pass that is collected is aborted. */
   passAbort(pass: PassHandle): void
 
+  /**
+   * Locks an open file (flock) until it is closed; false where somebody else has it locked. `file`: a descriptor.
+   * Throws HOGWILD_UNSUPPORTED where the file's system has no locks.
+   */
+  tryLock(file: number): boolean
+
   /** Single ops on host arrays, for tests and benchmarks. See native/addon/ops.cc. */
   ops: NativeOps
 }
@@ -331,7 +360,7 @@ export interface NativeOps {
     device: DeviceHandle,
     logits: Float32Array,
     vocab: number,
-    rows: (NativeSampler & { seen: Int32Array })[],
+    rows: (NativeSampler & { seen: Int32Array; counts: Int32Array })[],
   ): { tokens: Int32Array; logprobs: Float32Array }
 }
 

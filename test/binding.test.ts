@@ -158,14 +158,14 @@ test('every kind of handle offered to every handle parameter: only the right one
 
 // Parameters that take any finite number (or any in a range): the rest are integers.
 const FRACTIONS =
-  /rmsNormEps|normOffset|[sS]cale$|[sS]oftcap$|attentionFactor|temperature|topP|minP|repetitionPenalty|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
+  /rmsNormEps|normOffset|[sS]cale$|[sS]oftcap$|attentionFactor|temperature|topP|minP|[pP]enalty$|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
 
 // Parameters for which -1 means none.
 const MINUS_ONE = /rope$/
 
 // Parameters that take one of some words.
 const CHOICES =
-  /type$|format$|activation$|qkNorm$|logits$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
+  /type$|format$|activation$|qkNorm$|logits$|scope$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
 
 // Parameters that may be null.
 const NULLABLE =

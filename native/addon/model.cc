@@ -91,14 +91,13 @@ TensorSource read_tensor(const Argument& tensor) {
 class LoadTask : public PromiseTask {
  public:
   LoadTask(std::shared_ptr<DeviceHandle> device, ModelConfig config, std::vector<TensorSource> tensors,
-           std::optional<Dtype> convert_to, bool mapped, std::shared_ptr<Progress> progress)
+           const WeightOptions& options, std::shared_ptr<Progress> progress)
       : handle_(std::move(device)),
         device_(handle_->open()),
         disposer_(handle_->disposer()),
         config_(std::move(config)),
         tensors_(std::move(tensors)),
-        convert_to_(convert_to),
-        mapped_(mapped),
+        options_(options),
         progress_(std::move(progress)) {}
 
  protected:
@@ -107,8 +106,7 @@ class LoadTask : public PromiseTask {
       if (progress_) progress_->bytes += bytes;
       if (cancelled) throw Error(code::kAborted, "the loading was aborted");
     };
-    auto weights =
-        std::make_unique<Weights>(*device_, tensors_, convert_to_ ? &*convert_to_ : nullptr, mapped_, on_loaded);
+    auto weights = std::make_unique<Weights>(*device_, tensors_, options_, on_loaded);
     transformer_ = {new Transformer(device_, std::move(config_), std::move(weights)), disposer_};
   }
   Napi::Value result(Napi::Env env) override {
@@ -121,13 +119,14 @@ class LoadTask : public PromiseTask {
   Runner::Disposer disposer_;
   ModelConfig config_;
   std::vector<TensorSource> tensors_;
-  std::optional<Dtype> convert_to_;
-  bool mapped_;
+  WeightOptions options_;
   std::shared_ptr<Progress> progress_;
   std::shared_ptr<Transformer> transformer_;
 };
 
 // ---- step -----------------------------------------------------------------------------------------
+
+constexpr std::int64_t kMaxTopLogprobs = 1024;
 
 // NativeStepWorker of lib/native.ts.
 struct StepWorkerArguments {
@@ -136,13 +135,15 @@ struct StepWorkerArguments {
   LogitsWanted logits;
   std::optional<SamplerArguments> sampler;
   bool logprob;
+  std::int64_t top_logprobs;
 
   explicit StepWorkerArguments(const Argument& worker)
       : view(worker),
         tokens(worker.property("tokens").int32s()),
         logits(worker.property("logits").one_of<LogitsWanted>(
             {{"none", LogitsWanted::kNone}, {"last", LogitsWanted::kLast}, {"all", LogitsWanted::kAll}})),
-        logprob(worker.property("logprob").boolean()) {
+        logprob(worker.property("logprob").boolean()),
+        top_logprobs(worker.property("topLogprobs").integer(0, kMaxTopLogprobs)) {
     const Argument options = worker.property("sampler");
     if (!options.is_null()) sampler.emplace(options);
   }
@@ -171,15 +172,22 @@ class StepTask : public PromiseTask {
       if (from.sampler) {
         worker.sampler = from.sampler->row;
         worker.forbidden = std::move(from.sampler->forbidden);
+        worker.penalty_scope = from.sampler->scope;
+        worker.penalty_last_n = from.sampler->last_n;
+        worker.top_logprobs = std::min(from.top_logprobs, vocab);
       }
       std::int64_t rows = 0;
       if (worker.logits == LogitsWanted::kLast) rows = 1;
       if (worker.logits == LogitsWanted::kAll) rows = static_cast<std::int64_t>(worker.tokens.size());
       auto logits = new_float32_array(env, rows * vocab);
-      logits_.push_back(logits.Data());
+      auto top_tokens = new_int32_array(env, worker.top_logprobs);
+      auto top_logprobs = new_float32_array(env, worker.top_logprobs);
+      arrays_.push_back({logits.Data(), top_tokens.Data(), top_logprobs.Data()});
       logprobs_.push_back(worker.logprob);
       auto result = Napi::Object::New(env);
       result.Set("logits", logits);
+      result.Set("topTokens", top_tokens);
+      result.Set("topLogprobs", top_logprobs);
       results.Set(static_cast<std::uint32_t>(workers_.size() - 1), result);
     }
     keep(results);
@@ -192,8 +200,13 @@ class StepTask : public PromiseTask {
     if (!step_->advance(cancelled)) return;
     output_ = std::move(step_->result());
     step_.reset();
-    for (std::size_t i = 0; i < logits_.size(); i++) {
-      std::copy(output_.workers[i].logits.begin(), output_.workers[i].logits.end(), logits_[i]);
+    for (std::size_t i = 0; i < arrays_.size(); i++) {
+      const StepResult::Worker& from = output_.workers[i];
+      std::copy(from.logits.begin(), from.logits.end(), arrays_[i].logits);
+      for (std::size_t rank = 0; rank < from.top.size(); rank++) {
+        arrays_[i].top_tokens[rank] = from.top[rank].token;
+        arrays_[i].top_logprobs[rank] = from.top[rank].logprob;
+      }
     }
   } catch (...) {
     step_.reset();
@@ -215,11 +228,18 @@ class StepTask : public PromiseTask {
   }
 
  private:
+  // Memory of the arrays in kept().
+  struct Arrays {
+    float* logits;
+    std::int32_t* top_tokens;
+    float* top_logprobs;
+  };
+
   std::shared_ptr<Transformer> transformer_;
   std::shared_ptr<KvCache> cache_;
   CacheLease lease_;
   std::vector<StepWorker> workers_;  // until the step begins
-  std::vector<float*> logits_;       // memory of the arrays in kept(), one per worker
+  std::vector<Arrays> arrays_;       // one per worker
   std::vector<bool> logprobs_;       // which workers want theirs
   std::unique_ptr<Step> step_;
   StepResult output_;
@@ -234,13 +254,15 @@ Napi::Value create_model(const Napi::CallbackInfo& info) {
   ModelConfig config = read_config(Argument(info, 1, "config"));
   std::vector<TensorSource> tensors = Argument(info, 2, "tensors").map(read_tensor);
   const Argument dtype(info, 3, "convertTo");
-  std::optional<Dtype> convert_to;
-  if (!dtype.is_null()) convert_to = dtype.dtype();
+  WeightOptions options;
+  if (!dtype.is_null()) options.convert_to = dtype.dtype();
   const Argument progress_argument(info, 4, "progress"), cancel_argument(info, 5, "cancel");
-  const bool mapped = Argument(info, 6, "mapped").boolean();
+  options.mapped = Argument(info, 6, "mapped").boolean();
+  const Argument repack(info, 7, "repack");
+  options.repack = repack.is_undefined() || repack.boolean();
   const auto progress = progress_argument.is_null() ? nullptr : progress_argument.handle<Progress>();
   const auto cancel = cancel_argument.is_null() ? nullptr : cancel_argument.handle<Cancel>();
-  auto task = std::make_unique<LoadTask>(device, std::move(config), std::move(tensors), convert_to, mapped, progress);
+  auto task = std::make_unique<LoadTask>(device, std::move(config), std::move(tensors), options, progress);
   if (cancel) cancel->add(task->cancel_flag());
   return device->schedule(std::move(task));
 }

@@ -251,7 +251,8 @@ struct KvReadParams {
 // ---- sampling -------------------------------------------------------------------------------------
 
 // logits -> token, one row at a time. Order: forbidden, repetition penalty (Keskar et al. 2019,
-// arXiv 1909.05858), temperature, top-k, top-p (Holtzman et al. 2020, arXiv 1904.09751), min-p
+// arXiv 1909.05858), presence and frequency penalties (OpenAI's: both are subtracted, the second once for each time
+// that the id was seen), temperature, top-k, top-p (Holtzman et al. 2020, arXiv 1904.09751), min-p
 // (Nguyen et al. 2024, arXiv 2407.01082), then one draw. The random number of a draw is a function
 // of (seed, draw) alone, so it does not depend on other rows.
 struct SampleParams {
@@ -262,7 +263,10 @@ struct SampleParams {
     float top_p = 1;                          // 1: off
     float min_p = 0;                          // 0: off
     float repetition_penalty = 1;             // 1: off
-    std::span<const std::int32_t> seen;       // ids that the repetition penalty applies to
+    float presence_penalty = 0;               // 0: off
+    float frequency_penalty = 0;              // 0: off
+    std::span<const std::int32_t> seen;       // ids that the penalties apply to
+    std::span<const std::int32_t> counts;     // how often each of them was seen; empty: once
     std::span<const std::int32_t> forbidden;  // ids that never come out
     std::uint64_t seed = 0;
     std::uint64_t draw = 0;
@@ -281,7 +285,7 @@ enum class SampleStatus : std::int32_t {
   kOk,
   kNotANumber,        // the logits contain NaN or +infinity
   kNothingFinite,     // no logit is finite
-  kPenaltyOverflows,  // a logit becomes infinite under the repetition penalty
+  kPenaltyOverflows,  // a logit becomes infinite under a penalty
   kAllForbidden,      // every token with a finite logit is forbidden
 };
 

@@ -139,6 +139,45 @@ TEST(an_error_that_loses_the_context_says_so) {
   CHECK(contains(once, "cudaErrorInvalidValue") && !contains(once, "start it anew"));
 }
 
+// ---- what the kernels lack -----------------------------------------------------------------------------
+
+TEST(what_has_no_kernel_is_refused_by_its_name) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  const auto step = attention.upload();
+  const std::vector<float> before = attention.results();
+  const float sinks[kQueryHeads] = {};
+  const auto refused = [&](const char* name, const auto& change) {
+    AttentionParams params = attention.params();
+    change(params);
+    for (const bool at_once : {true, false}) {
+      const auto call = [&] {
+        if (at_once) return attention.device->check_attention(params);
+        attention.device->attention(*step, params);
+      };
+      CHECK_CODE(std::string(code::kUnsupported), call());
+      CHECK(contains(message_of(call), name) && contains(message_of(call), "the CPU device"));
+    }
+  };
+  refused("a sliding window", [](AttentionParams& p) { p.window = 1 << 20; });
+  refused("a soft cap", [](AttentionParams& p) { p.softcap = 50; });
+  refused("sinks", [&](AttentionParams& p) { p.sinks = sinks; });
+  CHECK(attention.results() == before);
+  attention.device->check_attention(attention.params());
+
+  const Buffer logits = attention.device->allocate(8 * sizeof(float), "a test");
+  for (const SampleParams::Row& row : {SampleParams::Row{.presence_penalty = 1}, {.frequency_penalty = -1}}) {
+    std::int32_t token = -1;
+    const auto sample = [&] {
+      attention.device->sample({.logits = logits.as<float>(), .vocab = 8, .rows = {&row, 1}, .tokens = &token});
+    };
+    CHECK_CODE(std::string(code::kUnsupported), attention.device->check_sampler(row));
+    CHECK_CODE(std::string(code::kUnsupported), sample());
+    CHECK(contains(message_of(sample), "presence and frequency penalties") && token == -1);
+  }
+  attention.device->check_sampler({.repetition_penalty = 2});
+}
+
 // ---- graphs ---------------------------------------------------------------------------------------------
 
 TEST(a_step_is_run_then_captured_then_replayed) {
@@ -343,8 +382,10 @@ TEST(products_round_as_what_comes_before_them) {
       const float weight = 0.01f * static_cast<float>(i % 89) - 0.4f;
       bits[i] = format == Format::kF16 ? f32_to_f16(weight) : f32_to_bf16(weight);
     }
-    std::vector<Buffer> storage;
-    const Matrix weight = device.upload_weight({bits.data(), format, kOutputs, kCols}, storage);
+    WeightStorage storage;
+    const Matrix weight = device.upload_weight(
+        {.data = reinterpret_cast<const std::byte*>(bits.data()), .format = format, .rows = kOutputs, .cols = kCols},
+        storage);
     const auto product_after = [&](const auto& op, Dtype dtype) {
       op(between.data(), dtype);
       device.matmul({.x = between.data(),
