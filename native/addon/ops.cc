@@ -148,9 +148,10 @@ Napi::Value op_rms_norm(const Napi::CallbackInfo& info) {
   params.eps = static_cast<float>(eps);
   params.rows = static_cast<std::int64_t>(x.size() / weight.size());
   params.cols = static_cast<std::int64_t>(weight.size());
-  params.out = scratch.allocate<float>(x.size());
+  float* result = scratch.allocate<float>(x.size());
+  params.out = result;
   device.rms_norm(params);
-  scratch.download(out, params.out);
+  scratch.download(out, result);
   return out;
 }
 
@@ -224,9 +225,10 @@ Napi::Value op_gated_activation(const Napi::CallbackInfo& info) {
   params.up = scratch.upload(up);
   params.n = static_cast<std::int64_t>(gate.size());
   params.activation = activation;
-  params.out = scratch.allocate<float>(gate.size());
+  float* result = scratch.allocate<float>(gate.size());
+  params.out = result;
   device.gated_activation(params);
-  scratch.download(out, params.out);
+  scratch.download(out, result);
   return out;
 }
 

@@ -1,11 +1,11 @@
 // The contract between the model and a device: one plain parameter struct per op.
 //
-// The CPU device and the CUDA launchers take the same structs. Activations are f32 and row-major;
-// weights and the KV cache keep their own dtype. On the CPU every op is batch-invariant: what it
-// computes for one row (one new token) does not depend, to the last bit, on how many other rows there
-// are, on their order, or on the number of threads. On CUDA every op except attention is batch-invariant up to 64 rows.
-// Where the hardware multiplies 16 bits with 16 bits (CUDA, AVX512_BF16), the other operand of a weight, key or value
-// of that dtype is rounded to it first; sums are f32.
+// The CPU device and the CUDA launchers take the same structs. Activations are row-major and f32, but for what the next
+// op is a product of: that may be as Device::product_input says. Weights and the KV cache keep their own dtype. On the
+// CPU every op is batch-invariant: what it computes for one row (one new token) does not depend, to the last bit, on
+// how many other rows there are, on their order, or on the number of threads. On CUDA every op except attention is
+// batch-invariant up to 64 rows. Where the hardware multiplies 16 bits with 16 bits (CUDA, AVX512_BF16), the other
+// operand of a weight, key or value of that dtype is rounded to it first; sums are f32.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,8 @@ struct RmsNormParams {
   float eps = 0;
   std::int64_t rows = 0;
   std::int64_t cols = 0;
-  float* out = nullptr;  // [rows, cols], may be x
+  void* out = nullptr;  // [rows, cols], may be x where it is f32
+  Dtype out_dtype = Dtype::kF32;
 };
 
 // y_i = x W_i^T + b_i for up to three matrices that read the same x: (q, k, v), (gate, up), or one.
@@ -46,7 +47,8 @@ struct MatmulParams {
   };
   static constexpr int kMaxOutputs = 3;
 
-  const float* x = nullptr;  // [rows, k]
+  const void* x = nullptr;  // [rows, k]
+  Dtype x_dtype = Dtype::kF32;
   std::int64_t rows = 0;
   std::int64_t k = 0;
   int n_outputs = 0;
@@ -61,7 +63,8 @@ struct GatedActivationParams {
   const float* up = nullptr;    // [n]
   std::int64_t n = 0;
   Activation activation = Activation::kSilu;
-  float* out = nullptr;  // [n], may be gate
+  void* out = nullptr;  // [n], may be gate where it is f32
+  Dtype out_dtype = Dtype::kF32;
 };
 
 // x += scale * y
@@ -188,7 +191,7 @@ class DeviceStep {
 
 // Whose activations an op of the cache reads and writes: an engine may keep its own on the device.
 struct ExternalBuffers {
-  Dtype dtype = Dtype::kF32;  // the CPU device has kernels for f32 only
+  Dtype dtype = Dtype::kF32;  // of q, k and v: the CPU device has kernels for f32 only
   void* stream = nullptr;     // cudaStream_t on which they are made and used; null: the device's own order
   bool is_external = false;   // an engine's: the device checks that the addresses are of its memory
 };
@@ -223,6 +226,7 @@ struct AttentionParams {
   void* out = nullptr;           // [T, Hq, D]
   float* lse = nullptr;          // [T, Hq] or null: f32
   ExternalBuffers buffers = {};  // of q and out
+  Dtype out_dtype = Dtype::kF32;
 };
 
 // Copies runs of tokens inside one layer's pool; keys are turned on the way by row `rope_row` of the

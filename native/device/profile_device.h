@@ -45,6 +45,7 @@ class ProfileDevice final : public Device {
   void check_sampler(const SampleParams::Row& row) const override { device_->check_sampler(row); }
   void check_attention(const AttentionParams& params) const override { device_->check_attention(params); }
   std::unique_ptr<DeviceStep> upload(const StepView& step) override { return device_->upload(step); }
+  Dtype product_input(Format weights) const override { return device_->product_input(weights); }
   double measure_read_bandwidth(std::size_t bytes) override { return device_->measure_read_bandwidth(bytes); }
 
   void embedding(const DeviceStep& step, const EmbeddingParams& params) override;

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <vector>
@@ -82,11 +83,19 @@ class Decoder {
 
   std::int64_t intermediate_size() const;  // the largest of all layers
 
-  void rms_norm(const float* in, const float* weight, std::int64_t rows, std::int64_t cols, float* out);
+  void rms_norm(const float* in, const float* weight, std::int64_t rows, std::int64_t cols, void* out,
+                Dtype out_dtype = Dtype::kF32);
+  // What a product reads.
+  struct Input {
+    const void* data;
+    Dtype dtype;
+  };
+  // In which dtype these weights want it (Device::product_input).
+  Dtype input_of(std::initializer_list<const Matrix*> weights) const;
   // The residual stream under this norm, in normed_; as it is where there is none.
-  const float* normed(const float* norm, const Rows& rows);
+  Input normed(const float* norm, Dtype dtype, const Rows& rows);
   // x += residual_scale * norm(weight in + bias), without the norm where there is none. Overwrites normed_.
-  void add_to_residual(const float* in, const Matrix& weight, const float* bias, const float* norm, const Rows& rows);
+  void add_to_residual(const Input& in, const Matrix& weight, const float* bias, const float* norm, const Rows& rows);
   // Whether the buffer had to move. Its contents are lost then.
   bool reserve(Buffer& buffer, std::int64_t floats, const char* purpose);
   void reserve_scratch(std::int64_t normed_floats, std::int64_t shared_floats);
@@ -100,7 +109,7 @@ class Decoder {
   std::vector<std::unique_ptr<Activations>> activations_;
   // Scratch within one op or two, grown when a step needs more and kept.
   Buffer normed_;  // [c, hidden]
-  Buffer shared_;  // shared in turn by k and v, gate and up, and the logits
+  Buffer shared_;  // shared in turn by k and v, gate and up and their product, and the logits
 };
 
 }  // namespace hogwild

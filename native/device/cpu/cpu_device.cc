@@ -38,6 +38,8 @@ void check_buffers(const ExternalBuffers& buffers) {
   throw Error(code::kUnsupported, "the CPU device takes queries, keys and values in f32, without a stream");
 }
 
+void check_activations(Dtype dtype) { require(dtype == Dtype::kF32, "the CPU device takes activations in f32"); }
+
 // Outputs of a quantised matrix that a thread takes at once: those of the kernels' widest block.
 std::int64_t quant_unit_outputs(std::int64_t rows) { return (rows == 1 ? 4 : 2) * kPanelOutputs; }
 
@@ -73,13 +75,16 @@ class CpuDevice final : public Device {
   void embedding(const DeviceStep& step, const EmbeddingParams& params) override;
 
   void rms_norm(const RmsNormParams& p) override {
+    check_activations(p.out_dtype);
+    float* out = static_cast<float*>(p.out);
     for_rows(pool_, p.rows, p.cols, [&](std::int64_t begin, std::int64_t end) {
-      kernels_.rms_norm(p.x + begin * p.cols, p.weight, p.eps, end - begin, p.cols, p.out + begin * p.cols);
+      kernels_.rms_norm(p.x + begin * p.cols, p.weight, p.eps, end - begin, p.cols, out + begin * p.cols);
     });
   }
 
   void matmul(const MatmulParams& p) override {
     require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
+    check_activations(p.x_dtype);
     if (p.rows == 0) return;
     // Units are blocks of outputs, matrix after matrix.
     const void* xs[MatmulParams::kMaxOutputs] = {};
@@ -104,8 +109,10 @@ class CpuDevice final : public Device {
   }
 
   void gated_activation(const GatedActivationParams& p) override {
+    check_activations(p.out_dtype);
+    float* out = static_cast<float*>(p.out);
     for_elements(p.n, [&](std::int64_t first, std::int64_t n) {
-      kernels_.gated_activation(p.gate + first, p.up + first, n, p.activation, p.out + first);
+      kernels_.gated_activation(p.gate + first, p.up + first, n, p.activation, out + first);
     });
   }
 
@@ -194,17 +201,18 @@ class CpuDevice final : public Device {
 const void* CpuDevice::packed_x(XForm form, const MatmulParams& p) {
   Scratch& scratch = packed_x_[static_cast<int>(form)];
   if (form == XForm::kF32) return p.x;
+  const float* x = static_cast<const float*>(p.x);
   if (form == XForm::kBF16) {
     std::uint16_t* packed = scratch.get<std::uint16_t>(p.rows * p.k);
     for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
-      kernels_.pack_x(p.x + begin * p.k, (end - begin) * p.k, packed + begin * p.k);
+      kernels_.pack_x(x + begin * p.k, (end - begin) * p.k, packed + begin * p.k);
     });
     return packed;
   }
   const std::int64_t group = form == XForm::kGroups16 ? 16 : 32;
   std::byte* packed = scratch.get<std::byte>(packed_x_bytes(p.rows, p.k, group));
   for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
-    level_.quant->pack_x(p.x, p.rows, p.k, group, begin, end, packed);
+    level_.quant->pack_x(x, p.rows, p.k, group, begin, end, packed);
   });
   return packed;
 }
@@ -219,7 +227,8 @@ void CpuDevice::multiply(const MatmulParams& p, const MatmulParams::Output& outp
   }
   const std::int64_t bytes = panel_bytes(code_info(weight.format), p.k);
   const std::byte* data = static_cast<const std::byte*>(weight.data);
-  QuantSlice slice = {.x = x, .rows = p.rows, .k = p.k, .output = &output, .panels = nullptr, .begin = begin, .end = end};
+  QuantSlice slice = {
+      .x = x, .rows = p.rows, .k = p.k, .output = &output, .panels = nullptr, .begin = begin, .end = end};
   if (weight.order == Order::kPanels) {
     slice.panels = data + begin / kPanelOutputs * bytes;
     level_.quant->matmul(slice);
@@ -277,6 +286,7 @@ void CpuDevice::attention(const DeviceStep& step, const AttentionParams& p) {
   const RopeTable rope = step.view().rope(p.layer);
   check_cache(p.shape, &rope);
   check_buffers(p.buffers);
+  check_activations(p.out_dtype);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   require(p.window >= 0, "window must be >= 0");
   require(p.softcap == 0 || (p.softcap >= 1e-6f && p.softcap <= 1e6f), "softcap must be 0 or in [1e-6, 1e6]");

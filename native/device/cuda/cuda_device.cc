@@ -213,6 +213,20 @@ void CudaDevice::gated_activation(const GatedActivationParams& p) {
   if (p.n > 0) check_launch(launch_gated_activation(p, stream_), "the gated activation");
 }
 
+Dtype CudaDevice::product_input(Format weights) const {
+  return weights == Format::kBF16 || weights == Format::kF16 ? dtype_of(weights) : Dtype::kF32;
+}
+
+// Products read x in the dtype of their weights: what is not yet is rounded first.
+void CudaDevice::round_x(MatmulParams& p, Dtype dtype) {
+  if (p.x_dtype == dtype || p.x_dtype != Dtype::kF32) return;
+  const std::int64_t n = p.rows * p.k;
+  memory_.reserve(rounded_x_, static_cast<std::size_t>(n) * dtype_size(dtype), "rounded activations");
+  check_launch(launch_round(static_cast<const float*>(p.x), n, dtype, rounded_x_.data(), stream_), "rounding");
+  p.x = rounded_x_.data();
+  p.x_dtype = dtype;
+}
+
 void CudaDevice::matmul(const MatmulParams& p) {
   use();
   require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
@@ -225,6 +239,7 @@ void CudaDevice::matmul(const MatmulParams& p) {
     }
     MatmulLaunch launch{.params = p, .multiprocessors = multiprocessors_};
     launch.params.n_outputs = last - first;
+    round_x(launch.params, product_input(format));
     std::copy(p.outputs + first, p.outputs + last, launch.params.outputs);
     memory_.reserve(matmul_workspace_, matmul_workspace_bytes(launch), "partial products");
     launch.workspace = matmul_workspace_.data();
@@ -335,12 +350,13 @@ void CudaDevice::attention(const DeviceStep& device_step, const AttentionParams&
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   const std::int64_t rows = step.view().plan.n_tokens * p.query_heads;
   if (rows == 0) return;
-  const std::size_t bytes = static_cast<std::size_t>(rows * p.shape.head_dim) * dtype_size(p.buffers.dtype);
+  const auto elements = static_cast<std::size_t>(rows * p.shape.head_dim);
+  const std::size_t q_bytes = elements * dtype_size(p.buffers.dtype), bytes = elements * dtype_size(p.out_dtype);
   const std::size_t lse_bytes = p.lse == nullptr ? 0 : static_cast<std::size_t>(rows) * sizeof(float);
-  require(!overlap(p.q, bytes, p.out, bytes) && !overlap(p.q, bytes, p.lse, lse_bytes) &&
+  require(!overlap(p.q, q_bytes, p.out, bytes) && !overlap(p.q, q_bytes, p.lse, lse_bytes) &&
               !overlap(p.out, bytes, p.lse, lse_bytes),
           "q, out and lse: expected memory of their own: queries are read while results are written");
-  check_external(p.buffers, {{{"q", p.q, bytes}, {"out", p.out, bytes}, {"lse", p.lse, lse_bytes}}});
+  check_external(p.buffers, {{{"q", p.q, q_bytes}, {"out", p.out, bytes}, {"lse", p.lse, lse_bytes}}});
 
   // The shares of the work lie in the workspace: all layers of the step take them from there.
   if (!shares_ || !shares_->is_for(step, p)) {

@@ -42,6 +42,7 @@ class CudaDevice final : public Device {
 
   std::unique_ptr<DeviceStep> upload(const StepView& step) override;
   std::int64_t bucket_rows(std::int64_t rows) const override;
+  Dtype product_input(Format weights) const override;
   bool prefers_whole_passes() const override { return true; }
   void replay(const Device::GraphKey& key, const DeviceStep& step, const std::function<void()>& ops) override;
 
@@ -85,6 +86,7 @@ class CudaDevice final : public Device {
   template <typename Launch>
   void on_stream_of(const ExternalBuffers& buffers, Launch&& launch);
 
+  void round_x(MatmulParams& params, Dtype dtype);
   AttentionLaunch attention_launch(const CudaStep& step, const AttentionParams& params) const;
 
   int index_;
@@ -100,7 +102,7 @@ class CudaDevice final : public Device {
   StagedArrays argument_staging_;
   Buffer arguments_;  // of ops that are given host arrays
   PinnedBuffer results_;
-  Buffer attention_workspace_, matmul_workspace_, sample_workspace_;
+  Buffer attention_workspace_, matmul_workspace_, sample_workspace_, rounded_x_;
   PinnedBuffer weight_staging_;
   Event weight_staged_[2], external_event_;
 };
