@@ -113,6 +113,11 @@ export function createCache(options: CacheOptions): Cache {
   }
 }
 
+/** Keys and values of all layers. */
+export function bytesPerToken({ layers, kvHeads, headDim, dtype }: CacheShape): number {
+  return layers * 2 * kvHeads * headDim * DTYPE_BYTES[dtype]
+}
+
 export function checkCapacity(capacity: number | undefined): number {
   return checkInteger(capacity ?? DEFAULT_CAPACITY, 'options.capacity', 1, MAX_CAPACITY)
 }
@@ -183,8 +188,7 @@ export class Cache {
     capacity: number,
     warnings: Warnings,
   ) {
-    const { layers, kvHeads, headDim, dtype } = shape
-    checkMemory(device, capacity, layers * 2 * kvHeads * headDim * DTYPE_BYTES[dtype], warnings)
+    checkMemory(device, capacity, bytesPerToken(shape), warnings)
     this.handle = native.createCache(device.handle, { ...shape, ...ropes, capacity })
     this.device = device
     this.shape = shape

@@ -25,7 +25,15 @@ export type ProgressHandle = Handle<'progress'>
 export type MemoryHandle = Handle<'memory'>
 
 export type { Dtype, Format }
-export type SimdLevel = 'baseline' | 'avx2' | 'avx512' | 'avx512bf16' | 'neon'
+export type SimdLevel =
+  | 'baseline'
+  | 'avx2'
+  | 'avxvnni'
+  | 'avx512'
+  | 'avx512vnni'
+  | 'avx512bf16'
+  | 'neon'
+  | 'neondot'
 
 export interface NativeProbe {
   version: string
@@ -194,6 +202,8 @@ export interface NativeBinding {
     profile: boolean
   }): DeviceHandle
   deviceInfo(device: DeviceHandle): NativeDeviceInfo
+  /** Bytes of memory of its own that nobody uses now; 0 on a CPU, which computes in the host's. */
+  deviceFreeMemory(device: DeviceHandle): number
   /** Bytes per second, all threads of the device, over a buffer of `bytes`. */
   deviceReadBandwidth(device: DeviceHandle, bytes: number): Promise<number>
   /** Since the last call, the most time first. Refused with HOGWILD_BUSY while the device computes. */
@@ -208,6 +218,8 @@ export interface NativeBinding {
     progress: ProgressHandle | null,
     cancel: CancelHandle | null,
     mapped: boolean,
+    /** Default true. See native/model/weights.h. */
+    repack?: boolean,
   ): Promise<ModelHandle>
   modelWeightBytes(model: ModelHandle): number
   modelClose(model: ModelHandle): void
@@ -298,6 +310,12 @@ export interface NativeBinding {
   passCommit(pass: PassHandle): void
   /** Takes effect once the calls under way have ended. A pass that is collected is aborted. */
   passAbort(pass: PassHandle): void
+
+  /**
+   * Locks an open file (flock) until it is closed; false where somebody else has it locked. `file`: a descriptor.
+   * Throws HOGWILD_UNSUPPORTED where the file's system has no locks.
+   */
+  tryLock(file: number): boolean
 
   /** Single ops on host arrays, for tests and benchmarks. See native/addon/ops.cc. */
   ops: NativeOps

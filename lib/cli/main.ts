@@ -35,8 +35,12 @@ const capacity = (byDefault: string) =>
   )
 const json = () => new Option('--json', 'print figures as JSON')
 
-const model = (files: string) =>
-  new Option('--model <folder>', `Hugging Face folder: ${files}`).argParser(text)
+const quiet = () => new Option('-q, --quiet', 'no progress on stderr')
+const model = () =>
+  new Option(
+    '--model <model>',
+    'a Hugging Face folder, a GGUF file, or a model of the hub: org/name[@revision][:QUANTISATION]',
+  ).argParser(text)
 const ignoreField = () =>
   new Option(
     '--ignore-field <name>',
@@ -84,7 +88,7 @@ program
   .command('run')
   .description('workers solve a problem together, on a model of your own')
   .argument('<prompt>', 'the problem', text)
-  .addOption(model('config.json, safetensors, tokenizer.json').makeOptionMandatory())
+  .addOption(model().makeOptionMandatory())
   .addOption(ignoreField())
   .addOption(
     new Option('--workers <n>', 'how many').argParser(integer(1, RUN_WORKERS.length)).default(2),
@@ -126,6 +130,7 @@ program
       texts,
     ),
   )
+  .addOption(quiet())
   .addOption(new Option('--json', 'print every event as a line of JSON'))
   .action(async (prompt, options) => {
     const { run } = await import('./run.js')
@@ -136,13 +141,14 @@ program
   .command('replay')
   .description('run a scripted experiment (docs/replay.md); a line of JSON per prefill and step')
   .argument('<script>', 'JSON file with the ops', text)
-  .addOption(model('config.json, safetensors').makeOptionMandatory())
+  .addOption(model().makeOptionMandatory())
   .addOption(ignoreField())
   .addOption(new Option('--out <file>', 'write the logits as safetensors').argParser(text))
   .addOption(device())
   .addOption(dtype())
   .addOption(threads())
   .addOption(capacity('what the script can need'))
+  .addOption(quiet())
   .action(async (script, options) => {
     const { replayScript } = await import('./replay.js')
     await replayScript(script, options)
@@ -153,7 +159,7 @@ program
   .description(
     'measure prefill and decoding; without --model on a random Llama of 135 M parameters',
   )
-  .addOption(model('config.json, safetensors'))
+  .addOption(model())
   .addOption(ignoreField())
   .addOption(
     new Option('--workers <list>', 'numbers of workers')
@@ -173,10 +179,59 @@ program
   .addOption(dtype())
   .addOption(threads())
   .option('--profile', 'also what each op takes of a step and of the bandwidth')
+  .addOption(quiet())
   .addOption(json())
   .action(async (options) => {
     const { bench } = await import('./bench.js')
     await bench(options)
+  })
+
+program
+  .command('download')
+  .description(
+    "bring a model from the hub into the cache that Python's tools share; prints its path",
+  )
+  .argument('<name>', 'org/name[@revision][:QUANTISATION], e.g. Qwen/Qwen3-0.6B-GGUF:Q8_0', text)
+  .addOption(quiet())
+  .addOption(json())
+  .addHelpText(
+    'after',
+    `
+From the environment, as Python's huggingface_hub has it:
+  HF_TOKEN         for models that need one; else that of \`hf auth login\`
+  HF_ENDPOINT      address of a mirror
+  HF_HOME, HF_HUB_CACHE, XDG_CACHE_HOME
+                   where the cache is; default: ~/.cache/huggingface/hub
+  HF_HUB_OFFLINE   1: only what is in the cache`,
+  )
+  .action(async (name, options) => {
+    const { downloadModel } = await import('./download.js')
+    await downloadModel(name, options)
+  })
+
+program
+  .command('inspect')
+  .description(
+    'what a model is, what it takes, and what would be refused; its weights are not read',
+  )
+  .argument('<model>', 'a folder, a GGUF file, or a name of the hub', text)
+  .addOption(ignoreField())
+  .addOption(
+    new Option(
+      '--context <tokens>',
+      `tokens in the cache, of all workers together; default: the model's context, at most ${DEFAULT_CAPACITY}`,
+    ).argParser(integer(1, MAX_CAPACITY)),
+  )
+  .addOption(
+    new Option('--workers <n>', 'that write at once').argParser(integer(1, 2 ** 20)).default(4),
+  )
+  .addOption(dtype())
+  .addOption(quiet())
+  .addOption(json())
+  .addHelpText('after', '\nExit code 1 where something would be refused.')
+  .action(async (name, options) => {
+    const { inspect } = await import('./inspect.js')
+    await inspect(name, options)
   })
 
 program

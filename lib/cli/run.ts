@@ -2,15 +2,13 @@
 
 import {
   type DeviceName,
-  type Dtype,
   type LayoutName,
-  type LoadProgress,
-  loadModel,
   loadTokenizer,
   runWorkers,
   type SamplerOptions,
   type Tokenizer,
 } from '../index'
+import { findWithProgress, loadWithProgress, type ModelOptions } from './model'
 import { LinePrinter } from './run/line-printer'
 import {
   collaborationPrompt,
@@ -22,7 +20,7 @@ import {
 } from './run/prompt'
 import { colors, print, printJson } from './terminal'
 
-export interface RunCommandOptions {
+export interface RunCommandOptions extends ModelOptions {
   model: string
   workers: number
   layout: LayoutName
@@ -34,34 +32,18 @@ export interface RunCommandOptions {
   minP?: number
   seed: number
   device: DeviceName
-  dtype: 'auto' | Dtype
-  threads?: number
   capacity?: number
   context?: number
   stop?: string[]
-  ignoreField?: string[]
-  json?: boolean
-}
-
-function showProgress({ loadedBytes, totalBytes }: LoadProgress): void {
-  const done = loadedBytes === totalBytes
-  const percent = Math.floor((100 * loadedBytes) / totalBytes)
-  process.stderr.write(`\rloading the model: ${percent} %${done ? '\n' : ''}`)
 }
 
 export async function run(problem: string, options: RunCommandOptions): Promise<void> {
-  const { device, dtype, threads, layout, share, maxTokens, capacity, context } = options
+  const { device, layout, share, maxTokens, capacity, context } = options
   const names = WORKER_NAMES.slice(0, options.workers)
-  const tokenizer = await loadTokenizer(options.model)
+  const path = await findWithProgress(options.model, options)
+  const tokenizer = await loadTokenizer(path)
   const encode = (text: string) => tokenizer.encodeSync(text, { addSpecialTokens: false })
-  const onProgress = process.stderr.isTTY ? showProgress : undefined
-  const model = await loadModel(options.model, {
-    device,
-    dtype,
-    onProgress,
-    threads,
-    ignoreFields: options.ignoreField,
-  })
+  const model = await loadWithProgress(path, device, options)
   try {
     await using session = runWorkers({
       model,

@@ -1,6 +1,7 @@
 // The vocabulary of a GGUF file as a tokenizer.json: what the model's original one says, as far as the file tells it.
 
 import { textsIn } from '../sources/gguf'
+import { PieceScores } from './models/bpe'
 
 /** Plain data, so that it can be sent to a worker thread. Arrays have one element for each token. */
 export interface GgufVocabulary {
@@ -119,9 +120,7 @@ export function tokenizerOf(vocabulary: GgufVocabulary): Record<string, unknown>
     ...parts,
     model: {
       type: 'BPE',
-      vocab: Object.fromEntries(
-        names.map((name, id) => [name, id] as const).filter(([, id]) => present(id)),
-      ),
+      vocab: new Map(names.map((name, id) => [name, id] as const).filter(([, id]) => present(id))),
       ...parts.model,
     },
     added_tokens: names.flatMap((content, id) => addedToken(content, id, types[id] as number)),
@@ -182,7 +181,7 @@ function sentencePiece(
     names,
     parts: {
       model: {
-        merges: mergesOf(names, types, scores),
+        merges: scoresOf(types, scores),
         unk_token: unknownId === undefined ? null : names[unknownId],
         fuse_unk: true,
         byte_fallback: true,
@@ -202,49 +201,15 @@ function sentencePiece(
   }
 }
 
-/**
- * The merges that SentencePiece's BPE has learned: each piece from each pair of pieces that it can be put together from,
- * the best score first; then the longest left, then the longest right piece. Pieces of users have the score 0.
- */
-function mergesOf(
-  names: readonly string[],
-  types: Uint8Array,
-  scores: Float32Array | undefined,
-): [left: string, right: string][] {
+/** Pieces of users have the score 0, which is better than any that was learned. */
+function scoresOf(types: Uint8Array, scores: Float32Array | undefined): PieceScores {
   const { normal, user } = TOKEN_TYPES
-  const ids = new Map<string, number>()
-  names.forEach((name, id) => {
-    if (types[id] === normal || types[id] === user) ids.set(name, id)
-  })
-  const merges: { left: string; right: string; score: number; lengths: number }[] = []
-  for (const [name, id] of ids) {
-    const score = types[id] === user ? 0 : (scores?.[id] ?? 0)
-    const length = name.length
-    for (let at = width(name, 0); at < length; at += width(name, at)) {
-      const left = name.slice(0, at)
-      if (!ids.has(left)) continue
-      const right = name.slice(at)
-      if (ids.has(right)) merges.push({ left, right, score, lengths: lengthsOf(left, right) })
-    }
-  }
-  merges.sort((a, b) => b.score - a.score || b.lengths - a.lengths)
-  return merges.map(({ left, right }) => [left, right])
-}
-
-/** Code units of the character at `at`. */
-function width(text: string, at: number): number {
-  return (text.codePointAt(at) as number) > 0xffff ? 2 : 1
-}
-
-/** Characters of both, in one number that the first decides. */
-function lengthsOf(left: string, right: string): number {
-  return characters(left) * 2 ** 20 + characters(right)
-}
-
-function characters(text: string): number {
-  let count = 0
-  for (let at = 0; at < text.length; at += width(text, at)) count++
-  return count
+  return new PieceScores(
+    Float64Array.from(types, (type, id) => {
+      if (type === user) return 0
+      return type === normal ? (scores?.[id] ?? 0) : Number.NaN
+    }),
+  )
 }
 
 function addedToken(content: string, id: number, type: number): object[] {

@@ -10,6 +10,7 @@ import type { Range } from './added-tokens'
 import { parseDecoder } from './decoders'
 import { Encoder } from './encoder'
 import { type GgufVocabulary, tokenizerOf } from './gguf'
+import type { TokenizerKind } from './models/parse'
 import { type PackedTokens, packTokens } from './token-table'
 
 /** Plain data: what a tokenizer is made of. */
@@ -32,6 +33,7 @@ export interface TokenizerSource {
 
 /** What the thread that does not encode needs for decoding. */
 export interface LoadedTokens {
+  kind: TokenizerKind
   tokens: PackedTokens
   /** The field `decoder` of tokenizer.json, checked. */
   decoder: unknown
@@ -62,11 +64,12 @@ export class TextEngine {
 
   /** What the other thread needs for decoding. Throws HOGWILD_INVALID_MODEL. */
   loaded(): LoadedTokens {
-    const { tokens, decodableTokens, addedTokens, renumbered } = this.#encoder
+    const { kind, tokens, decodableTokens, addedTokens, renumbered } = this.#encoder
     const special = new Set(addedTokens.filter((token) => token.special).map(({ id }) => id))
     const { prepare } = parseDecoder(this.#decoder)
     const texts = decodableTokens.map((token) => (token === undefined ? undefined : prepare(token)))
     return {
+      kind,
       tokens: packTokens(tokens, texts, (id) => special.has(id)),
       decoder: this.#decoder,
       renumbered,

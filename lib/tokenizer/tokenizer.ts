@@ -2,7 +2,7 @@
 
 import type { ChatRequest } from '../chat/chat'
 import { HogwildError } from '../errors'
-import { checkPath } from '../sources/files'
+import { checkDownload, findModel, type ModelDownloadOptions } from '../hub/find'
 import { openSource } from '../sources/source'
 import { throwIfAborted } from '../tasks'
 import {
@@ -18,6 +18,7 @@ import {
 import { type WarningHandler, Warnings } from '../warnings'
 import { cleanUp, parseDecoder } from './decoders'
 import { endTokenIds } from './eos'
+import type { TokenizerKind } from './models/parse'
 import { type EngineSource, TextEngine } from './text-engine'
 import { type DecodeSource, TextStream } from './text-stream'
 import { type RequestOptions, TextThread } from './text-thread'
@@ -26,6 +27,8 @@ import { TokenTable } from './token-table'
 export interface LoadTokenizerOptions {
   /** Takes warnings; default: `process.emitWarning`. */
   onWarning?: WarningHandler | undefined
+  /** How the files of a model of the hub are brought, if they have to be: `download` describes the options. */
+  download?: ModelDownloadOptions | undefined
   /** Rejects with HOGWILD_ABORTED. */
   signal?: AbortSignal | undefined
 }
@@ -85,7 +88,11 @@ export interface ChatOptions {
   variables?: Record<string, unknown> | undefined
 }
 
-const LOAD_KEYS = optionKeys<LoadTokenizerOptions>()({ onWarning: true, signal: true })
+const LOAD_KEYS = optionKeys<LoadTokenizerOptions>()({
+  onWarning: true,
+  download: true,
+  signal: true,
+})
 const ENCODE_KEYS = optionKeys<EncodeOptions>()({ addSpecialTokens: true, specialTokens: true })
 const THREAD_KEYS = optionKeys<ThreadOptions>()({ timeoutMs: true, signal: true })
 const DECODE_KEYS = optionKeys<DecodeOptions>()({ skipSpecialTokens: true, cleanUp: true })
@@ -105,20 +112,27 @@ const DEFAULT_TIMEOUT_MS = 10_000
  * Reads a tokenizer and its chat templates. Of a Hugging Face folder: tokenizer.json and, where they are there,
  * tokenizer_config.json, special_tokens_map.json, chat_template.jinja, chat_template.json,
  * additional_chat_templates/, generation_config.json and config.json. Of a GGUF file (the first part of a split one):
- * its metadata, for byte-level BPE ('gpt2') and SentencePiece's BPE ('llama').
+ * its metadata, for byte-level BPE ('gpt2') and SentencePiece's BPE ('llama'). `model` is the path of either or, where
+ * there is no such path, a name of the hub (org/name[@revision][:QUANTISATION]), whose files are brought first; see
+ * `download`.
  *
  * Warns of end tokens that the vocabulary lacks (HOGWILD_UNKNOWN_EOS_TOKEN) and of added tokens whose id is not
  * the one in the file (HOGWILD_TOKEN_IDS). Throws HOGWILD_INVALID_MODEL, naming the file; HOGWILD_UNSUPPORTED for
- * another kind of tokenizer in a GGUF file, naming those that are supported; HOGWILD_ABORTED.
+ * another kind of tokenizer in a GGUF file, naming those that are supported; HOGWILD_ABORTED, HOGWILD_DOWNLOAD.
  */
 export async function loadTokenizer(
-  path: string,
+  model: string,
   options: LoadTokenizerOptions = {},
 ): Promise<Tokenizer> {
-  checkPath(path, 'path')
-  checkOptions(options, 'options', LOAD_KEYS)
-  const warnings = new Warnings(options.onWarning)
-  const signal = checkSignal(options.signal, 'options.signal')
+  const { onWarning, download, ...rest } = checkOptions(options, 'options', LOAD_KEYS)
+  const warnings = new Warnings(onWarning)
+  const signal = checkSignal(rest.signal, 'options.signal')
+  const path = await findModel(model, {
+    ...checkDownload(download),
+    files: 'tokenizer',
+    signal,
+    onWarning,
+  })
   const source = await openSource(path)
   const { engine, eosTokenIds: namedEos } = await source.tokenizer({ signal })
   const thread = new TextThread(engine)
@@ -144,6 +158,7 @@ export async function loadTokenizer(
       engine,
       { tokens, decoder: parseDecoder(loaded.decoder) },
       eosTokenIds,
+      loaded.kind,
     )
   } catch (error) {
     await thread.close()
@@ -178,6 +193,8 @@ export class Tokenizer {
    * tokenizer's files name, and special tokens that are known as such, e.g. `<|im_end|>`.
    */
   readonly eosTokenIds: readonly number[]
+  /** How it makes tokens of text. */
+  readonly kind: TokenizerKind
   readonly #thread: TextThread
   readonly #source: EngineSource
   readonly #decoding: DecodeSource
@@ -190,16 +207,28 @@ export class Tokenizer {
     source: EngineSource,
     decoding: DecodeSource,
     eosTokenIds: readonly number[],
+    kind: TokenizerKind,
   ) {
     this.#thread = thread
     this.#source = source
     this.#decoding = decoding
+    this.kind = kind
     this.eosTokenIds = Object.freeze([...eosTokenIds])
     abandoned.register(this, thread, this)
   }
 
   get hasChatTemplate(): boolean {
     return this.#source.chat.templates.size > 0
+  }
+
+  /** Ids are below it; some may have no token. */
+  get size(): number {
+    return this.#decoding.tokens.size
+  }
+
+  /** Names of the chat templates; that of a model with one is 'default'. */
+  get chatTemplates(): string[] {
+    return [...this.#source.chat.templates.keys()]
   }
 
   /** @internal */

@@ -33,12 +33,13 @@ class ProfileDevice final : public Device {
   DeviceInfo info() const override { return device_->info(); }
   bool has(Feature feature) const override { return device_->has(feature); }
   std::int64_t own_memory() const override { return device_->own_memory(); }
+  std::int64_t free_memory() const override { return device_->free_memory(); }
   Buffer allocate(std::size_t bytes, const char* purpose) override { return device_->allocate(bytes, purpose); }
   void download(void* host, const void* device, std::size_t bytes) override { device_->download(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { device_->upload(device, host, bytes); }
   void synchronize() override { device_->synchronize(); }
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) override {
-    return device_->upload_weight(host, storage);
+  Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override {
+    return device_->upload_weight(source, storage);
   }
   std::int64_t kv_padding(const KvShape& shape) const override { return device_->kv_padding(shape); }
   void check_attention(const AttentionParams& params) const override { device_->check_attention(params); }

@@ -32,11 +32,12 @@ class CudaDevice final : public Device {
   std::int64_t kv_padding(const KvShape& shape) const override;
   void check_attention(const AttentionParams& params) const override;
   std::int64_t own_memory() const override { return own_memory_; }
+  std::int64_t free_memory() const override;
   Buffer allocate(std::size_t bytes, const char* purpose) override;
   void download(void* host, const void* device, std::size_t bytes) override;
   void upload(void* device, const void* host, std::size_t bytes) override;
   void synchronize() override;
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) override;
+  Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override;
 
   std::unique_ptr<DeviceStep> upload(const StepView& step) override;
   std::int64_t bucket_rows(std::int64_t rows) const override;
