@@ -85,7 +85,7 @@ test('longrope: a cache is made for short views or for long ones', async () => {
   expect(await first(65)).toEqual(await first(1000))
   expect(difference(await first(64), await first(65)).max).toBeGreaterThan(0.01)
 
-  const workers = [{ name: 'a', prompt: [3], maxTokens: 60 }]
+  const workers = [{ name: 'a', prompt: [3], maxTokens: 70 }]
   const run = async (context?: number) => {
     for await (const _ of runWorkers({
       model,

@@ -70,8 +70,8 @@ void read_codes(int bits, const std::byte* lines, std::uint8_t* codes) {
   std::memcpy(codes, quads, sizeof quads);
 }
 
-// Calls copy(place, scale, bytes) for each scale of a block of one output: `place` counts from the first byte of the
-// scales of these columns, in which 16 outputs lie side by side.
+// Calls copy(place, scale, bytes) for each scale of a block of one output: `place` counts from the first byte of the scales
+// of these columns, in which 16 outputs lie side by side.
 template <typename Copy>
 void each_scale(const CodeInfo& info, std::int64_t lane, QuantBlock& block, Copy&& copy) {
   const auto at = [lane](std::int64_t first, std::int64_t size) { return first + lane * size; };
