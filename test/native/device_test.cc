@@ -108,7 +108,7 @@ void on_every_device(const std::function<void(Device&)>& body, const std::vector
 }
 
 void on_every_level(const std::function<void(const CpuKernels&)>& body) {
-  for (const std::string& simd : available_simd_levels()) body(select_kernels(simd));
+  for (const std::string& simd : available_simd_levels()) body(*select_level(simd).kernels);
 }
 
 // Whether this device multiplies bf16 with bf16: it then rounds the other factor (x, rotated and scaled queries), which
@@ -962,7 +962,8 @@ TEST(soft_cap_is_within_four_ulp) {
         std::vector<float> scores = {0, -0.0f, 1e-30f, -1e-10f, 0.3f, 1e4f, -1e4f, 3e38f, -3e38f, kInf, -kInf};
         for (int i = 0; i < 20000; i++) scores.push_back(-12 + 24 * static_cast<float>(i) / 20000);
         const std::int64_t n = std::ssize(scores);
-        AttentionCase c{.pool = Pool(device, {1, 1, 8, Dtype::kF32}, 1, 0), .query_heads = n, .n_tokens = 1, .scale = 1};
+        AttentionCase c{
+            .pool = Pool(device, {1, 1, 8, Dtype::kF32}, 1, 0), .query_heads = n, .n_tokens = 1, .scale = 1};
         const std::int32_t angle = c.pool.angle(0);
         const AppendSlot slot{0, 0, angle};
         std::vector<float> key(8);

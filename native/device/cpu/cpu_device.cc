@@ -218,7 +218,8 @@ void CpuDevice::multiply(const MatmulParams& p, const MatmulParams::Output& outp
   }
   const std::int64_t bytes = panel_bytes(code_info(weight.format), p.k);
   const std::byte* data = static_cast<const std::byte*>(weight.data);
-  QuantSlice slice = {.x = x, .rows = p.rows, .k = p.k, .output = &output, .panels = nullptr, .begin = begin, .end = end};
+  QuantSlice slice = {
+      .x = x, .rows = p.rows, .k = p.k, .output = &output, .panels = nullptr, .begin = begin, .end = end};
   if (weight.order == Order::kPanels) {
     slice.panels = data + begin / kPanelOutputs * bytes;
     level_.quant->matmul(slice);
