@@ -197,8 +197,7 @@ Napi::Value op_matmul(const Napi::CallbackInfo& info) {
   WeightStorage storage;
   for (std::size_t i = 0; i < weights.size(); i++) {
     const Weight& weight = weights[i];
-    params.outputs[i].weight =
-        device.upload_weight(weight_source(weight.data, weight.format, weight.rows, k), storage);
+    params.outputs[i].weight = device.upload_weight(weight_source(weight.data, weight.format, weight.rows, k), storage);
     params.outputs[i].bias = scratch.upload(weight.bias);
     params.outputs[i].y = scratch.allocate<float>(results[i].ElementLength());
   }

@@ -27,7 +27,8 @@ struct SamplerArguments {
     row.repetition_penalty = static_cast<float>(sampler.property("repetitionPenalty").number(kMin, kMax));
     row.presence_penalty = static_cast<float>(sampler.property("presencePenalty").number(-100, 100));
     row.frequency_penalty = static_cast<float>(sampler.property("frequencyPenalty").number(-100, 100));
-    scope = sampler.property("scope").one_of<PenaltyScope>({{"view", PenaltyScope::kView}, {"own", PenaltyScope::kOwn}});
+    scope =
+        sampler.property("scope").one_of<PenaltyScope>({{"view", PenaltyScope::kView}, {"own", PenaltyScope::kOwn}});
     last_n = sampler.property("lastN").count();
     row.seed = sampler.property("seed").uint64();
     row.draw = sampler.property("draw").uint64();

@@ -20,8 +20,8 @@ struct RankedToken {
   float logprob = 0;  // log softmax(raw logits)[token]
 };
 
-// The `n` tokens with the largest logits [V], the largest first, equal ones by ascending id; fewer where V < n. `known`:
-// any token with a finite logit and its log-probability, from which the others' follow.
+// The `n` tokens with the largest logits [V], the largest first, equal ones by ascending id; fewer where V < n.
+// `known`: any token with a finite logit and its log-probability, from which the others' follow.
 std::vector<RankedToken> most_likely(std::span<const float> logits, std::int64_t n, RankedToken known);
 
 // Uniform in [0, 1), 53 bits: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as

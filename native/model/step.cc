@@ -136,9 +136,9 @@ struct Step::State {
   const std::vector<StepWorker> workers;
   StepReservation reservation;
   const std::vector<LogitsRow> wanted;
-  std::span<const LogitsRow> pending;           // of `wanted`
-  std::vector<SeenIds> seen;         // by each worker; empty where nobody asks
-  std::vector<std::int32_t> tokens;  // of all workers
+  std::span<const LogitsRow> pending;  // of `wanted`
+  std::vector<SeenIds> seen;           // by each worker; empty where nobody asks
+  std::vector<std::int32_t> tokens;    // of all workers
   StepResult result;
   Activations* activations = nullptr;
   std::int64_t next_row = 0;  // first of the next pass

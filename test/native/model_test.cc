@@ -755,7 +755,8 @@ TEST(penalties_concern_what_is_seen) {
   CHECK((seen(0, 37, view, 3) == Counts{{1, 1}, {3, 1}, {7, 1}}));
   CHECK((seen(0, 37, view, 100) == Counts{{1, 1}, {3, 2}, {7, 1}}));
   // Across blocks: 30 9 8 | (20) | 3 1 3 7, the hidden one keeps its place; then 7 again, at the end of the first.
-  workers[0].view = {.blocks = {blocks[1], blocks[2], blocks[0]}, .bias = {0, -kInf, 0}, .target = blocks[0], .tokens = {}};
+  workers[0].view = {
+      .blocks = {blocks[1], blocks[2], blocks[0]}, .bias = {0, -kInf, 0}, .target = blocks[0], .tokens = {}};
   CHECK((seen(0, 37, view, 5) == Counts{{1, 1}, {3, 2}, {7, 1}}));
   CHECK((seen(0, 37, view, 6) == Counts{{1, 1}, {3, 2}, {7, 1}, {8, 1}}));
   workers[0].view = {.blocks = {blocks[1], blocks[0], blocks[0]}, .bias = {}, .target = blocks[0], .tokens = {}};
@@ -837,8 +838,7 @@ TEST(damaged_weights_are_the_fault_of_the_model) {
   for (float& value : large.at("layers.0.gate_proj").values) value *= 1e30f;
   for (float& value : large.at("layers.0.up_proj").values) value *= 1e30f;
   const TensorFile large_file(large);
-  Transformer overflowing(world.device, world.config,
-                          std::make_unique<Weights>(*world.device, large_file.sources));
+  Transformer overflowing(world.device, world.config, std::make_unique<Weights>(*world.device, large_file.sources));
   try {
     overflowing.step(*world.cache, {world.worker({other}, other, {1})}, world.cancel);
     CHECK(false);
@@ -1137,9 +1137,11 @@ TEST(weights_are_read_in_place_copied_or_converted) {
 
   Tensors large = tensors;
   large["m"].values[7] = 65519.f;  // rounds to 65504, the largest f16
-  CHECK(widen(Weights(*device, TensorFile(large).sources, {.convert_to = Dtype::kF16}).matrix("m", 3, 5), 7) == 65504.f);
+  CHECK(widen(Weights(*device, TensorFile(large).sources, {.convert_to = Dtype::kF16}).matrix("m", 3, 5), 7) ==
+        65504.f);
   large["m"].values[7] = std::numeric_limits<float>::infinity();  // infinite in the file
-  CHECK(std::isinf(widen(Weights(*device, TensorFile(large).sources, {.convert_to = Dtype::kF16}).matrix("m", 3, 5), 7)));
+  CHECK(
+      std::isinf(widen(Weights(*device, TensorFile(large).sources, {.convert_to = Dtype::kF16}).matrix("m", 3, 5), 7)));
   large["m"].values[7] = 65520.f;
   CHECK_CODE(code::kInvalidModel, Weights(*device, TensorFile(large).sources, {.convert_to = Dtype::kF16}));
 }
@@ -1187,8 +1189,7 @@ TEST(changed_files_are_noticed) {
   const auto try_change = [](const WeightOptions& options, const std::function<void(const std::string&)>& change) {
     World world;
     const TensorFile file(world.tensors);
-    Transformer model(world.device, world.config,
-                      std::make_unique<Weights>(*world.device, file.sources, options));
+    Transformer model(world.device, world.config, std::make_unique<Weights>(*world.device, file.sources, options));
     const BlockPtr block = world.cache->create_block();
     const auto run = [&] { return model.step(*world.cache, {world.worker({block}, block, {1, 2})}, world.cancel); };
     const std::vector<float> before = run().workers[0].logits;
@@ -1206,8 +1207,8 @@ TEST(changed_files_are_noticed) {
   const auto remove = [](const std::string& path) { CHECK(::unlink(path.c_str()) == 0); };
   CHECK(try_change({}, shorten) == code::kInvalidModel);
   CHECK(try_change({.convert_to = Dtype::kF32}, overwrite) == code::kInvalidModel);
-  CHECK(try_change({}, remove).empty());  // the mapping keeps what it had
-  CHECK(try_change({.convert_to = Dtype::kBF16}, shorten).empty());   // all was converted
+  CHECK(try_change({}, remove).empty());                             // the mapping keeps what it had
+  CHECK(try_change({.convert_to = Dtype::kBF16}, shorten).empty());  // all was converted
   CHECK(try_change({.mapped = false}, shorten).empty());
   CHECK(try_change({.mapped = false}, overwrite).empty());
 }

@@ -96,8 +96,8 @@ SampledToken sample_row(const CpuKernels& kernels, const float* raw, std::int64_
 
   const float* logits = raw;
   float max = raw_max;
-  const bool penalised = !row.seen.empty() && (row.repetition_penalty != 1 || row.presence_penalty != 0 ||
-                                               row.frequency_penalty != 0);
+  const bool penalised =
+      !row.seen.empty() && (row.repetition_penalty != 1 || row.presence_penalty != 0 || row.frequency_penalty != 0);
   if (penalised || !row.forbidden.empty()) {
     scratch.logits.assign(raw, raw + vocab);
     if (penalised) {

@@ -142,8 +142,7 @@ Matrix CudaDevice::upload_weight(const WeightSource& host, WeightStorage& storag
       auto* rounded = reinterpret_cast<std::uint16_t*>(from);
       for (std::int64_t i = 0; i < count; ++i) rounded[i] = f32_to_bf16(values[i]);
     } else {
-      std::memcpy(from, host.data + first * static_cast<std::int64_t>(size),
-                  static_cast<std::size_t>(count) * size);
+      std::memcpy(from, host.data + first * static_cast<std::int64_t>(size), static_cast<std::size_t>(count) * size);
     }
     copy(to + first * static_cast<std::int64_t>(size), from, static_cast<std::size_t>(count) * size,
          cudaMemcpyHostToDevice);
