@@ -106,6 +106,7 @@ class Device {
   virtual void rms_norm(const RmsNormParams& params) = 0;
   virtual void matmul(const MatmulParams& params) = 0;
   virtual void gated_activation(const GatedActivationParams& params) = 0;
+  virtual void experts(const ExpertsParams& params) = 0;
   virtual void kv_append(const KvAppendParams& params) = 0;
   virtual void attention(const AttentionParams& params) = 0;
   virtual void kv_move(const KvMoveParams& params) = 0;

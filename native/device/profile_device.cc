@@ -4,10 +4,14 @@
 #include <chrono>
 #include <utility>
 
+#include "device/experts.h"
+
 namespace hogwild {
 namespace {
 
 std::int64_t element_bytes(Dtype dtype) { return static_cast<std::int64_t>(dtype_size(dtype)); }
+
+std::int64_t matrix_bytes(const Matrix& matrix) { return matrix.rows * matrix.cols * element_bytes(matrix.dtype); }
 
 // Key and value of one token in one layer.
 std::int64_t token_bytes(const KvShape& shape) {
@@ -58,13 +62,32 @@ void ProfileDevice::matmul(const MatmulParams& p) {
   for (int i = 0; i < p.n_outputs; i++) {
     const Matrix& weight = p.outputs[i].weight;
     outputs += weight.rows;
-    bytes += weight.rows * weight.cols * element_bytes(weight.dtype);
+    bytes += matrix_bytes(weight);
   }
   measure({"matmul", p.k, outputs}, bytes, [&] { device_->matmul(p); });
 }
 
 void ProfileDevice::gated_activation(const GatedActivationParams& p) {
   measure({"gated_activation", 0, 0}, 0, [&] { device_->gated_activation(p); });
+}
+
+void ProfileDevice::experts(const ExpertsParams& p) {
+  const std::size_t n_experts = p.experts.size();
+  std::vector<float> logits(static_cast<std::size_t>(p.rows) * n_experts);
+  device_->download(logits.data(), p.router_logits, logits.size() * sizeof(float));
+  std::vector<std::int32_t> chosen(static_cast<std::size_t>(p.used));
+  std::vector<bool> active(n_experts);
+  for (std::size_t at = 0; at < logits.size(); at += n_experts) {
+    select_experts(std::span(logits).subspan(at, n_experts), chosen);
+    for (const std::int32_t expert : chosen) active[static_cast<std::size_t>(expert)] = true;
+  }
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i < n_experts; ++i) {
+    if (!active[i]) continue;
+    const Expert& expert = p.experts[i];
+    for (const Matrix& weight : {expert.gate_proj, expert.up_proj, expert.down_proj}) bytes += matrix_bytes(weight);
+  }
+  measure({"experts", p.hidden, p.intermediate}, bytes, [&] { device_->experts(p); });
 }
 
 void ProfileDevice::kv_append(const KvAppendParams& p) {

@@ -349,6 +349,7 @@ class WatchedDevice : public Device {
   void rms_norm(const RmsNormParams& p) override { run(&Device::rms_norm, p); }
   void matmul(const MatmulParams& p) override { run(&Device::matmul, p); }
   void gated_activation(const GatedActivationParams& p) override { run(&Device::gated_activation, p); }
+  void experts(const ExpertsParams& p) override { run(&Device::experts, p); }
   void kv_append(const KvAppendParams& p) override { run(&Device::kv_append, p); }
   void attention(const AttentionParams& p) override { run(&Device::attention, p); }
   void kv_move(const KvMoveParams& p) override { run(&Device::kv_move, p); }

@@ -110,6 +110,7 @@ class PlainDevice : public Device {
   void rms_norm(const RmsNormParams&) override { refuse(); }
   void matmul(const MatmulParams&) override { refuse(); }
   void gated_activation(const GatedActivationParams&) override { refuse(); }
+  void experts(const ExpertsParams&) override { refuse(); }
   void sample(const SampleParams&) override { refuse(); }
   double measure_read_bandwidth(std::size_t) override { refuse(); }
 

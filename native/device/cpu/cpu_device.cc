@@ -7,6 +7,7 @@
 #include <exception>
 #include <fstream>
 #include <limits>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "device/cpu/kernels.h"
 #include "device/cpu/memory.h"
 #include "device/cpu/parallel.h"
+#include "device/cpu/routing.h"
 #include "device/cpu/sampler.h"
 #include "device/cpu/simd_dispatch.h"
 #include "device/cpu/thread_pool.h"
@@ -80,38 +82,7 @@ class CpuDevice final : public Device {
     });
   }
 
-  void matmul(const MatmulParams& p) override {
-    require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
-    // Units are blocks of outputs, matrix after matrix.
-    std::int64_t blocks_before[MatmulParams::kMaxOutputs + 1] = {0};
-    for (int i = 0; i < p.n_outputs; i++) {
-      require(p.outputs[i].weight.cols == p.k, "a weight matrix needs k columns");
-      blocks_before[i + 1] = blocks_before[i] + ceil_div(p.outputs[i].weight.rows, kMatmulOutputBlock);
-    }
-    if (p.rows == 0) return;
-    const void* packed_x = nullptr;
-    const auto packs_x = [&](const MatmulParams::Output& output) { return kernels_.packs_x(output.weight.dtype); };
-    if (std::any_of(p.outputs, p.outputs + p.n_outputs, packs_x)) {
-      std::uint16_t* packed = packed_x_.get<std::uint16_t>(p.rows * p.k);
-      for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
-        kernels_.pack_x(p.x + begin * p.k, (end - begin) * p.k, packed + begin * p.k);
-      });
-      packed_x = packed;
-    }
-    pool_.run(blocks_before[p.n_outputs], [&](std::int64_t begin, std::int64_t end, int) {
-      for (int i = 0; i < p.n_outputs; i++) {
-        const std::int64_t first = std::max(begin, blocks_before[i]) - blocks_before[i];
-        const std::int64_t last = std::min(end, blocks_before[i + 1]) - blocks_before[i];
-        if (first >= last) continue;
-        kernels_.matmul({.x = packs_x(p.outputs[i]) ? packed_x : p.x,
-                         .rows = p.rows,
-                         .k = p.k,
-                         .output = &p.outputs[i],
-                         .begin = first * kMatmulOutputBlock,
-                         .end = std::min(last * kMatmulOutputBlock, p.outputs[i].weight.rows)});
-      }
-    });
-  }
+  void matmul(const MatmulParams& p) override { multiply({&p, 1}); }
 
   void gated_activation(const GatedActivationParams& p) override {
     constexpr std::int64_t kUnit = 1024;
@@ -149,6 +120,7 @@ class CpuDevice final : public Device {
     });
   }
 
+  void experts(const ExpertsParams& params) override;
   void attention(const AttentionParams& params) override;
   void sample(const SampleParams& params) override;
   double measure_read_bandwidth(std::size_t bytes) override;
@@ -160,6 +132,9 @@ class CpuDevice final : public Device {
     return name ? name : "";
   }
 
+  // All of them in one parallel section, as none reads what another writes.
+  void multiply(std::span<const MatmulParams> products);
+
   const std::string name_;
   const CpuKernels& kernels_;
   StepView step_;
@@ -167,7 +142,115 @@ class CpuDevice final : public Device {
   AttentionSchedule attention_;
   std::vector<SamplerScratch> samplers_;  // per thread
   Scratch packed_x_;
+  Routing routing_;
+  std::vector<MatmulParams> expert_products_;
+  std::vector<MatmulSlice> slices_;          // each output of `multiply` whole
+  std::vector<std::int64_t> blocks_before_;  // of each of them, and in all
 };
+
+void CpuDevice::multiply(std::span<const MatmulParams> products) {
+  const auto packs_x = [&](const MatmulParams::Output& output) { return kernels_.packs_x(output.weight.dtype); };
+  const auto packs_any = [&](const MatmulParams& p) {
+    return std::any_of(p.outputs, p.outputs + p.n_outputs, packs_x);
+  };
+  std::int64_t packed_size = 0;
+  for (const MatmulParams& p : products) {
+    require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
+    for (int i = 0; i < p.n_outputs; i++) {
+      require(p.outputs[i].weight.cols == p.k, "a weight matrix needs k columns");
+    }
+    if (packs_any(p)) packed_size += p.rows * p.k;
+  }
+  auto* packed = packed_x_.get<std::uint16_t>(packed_size);
+  // Units are blocks of outputs, matrix after matrix.
+  slices_.clear();
+  blocks_before_.assign(1, 0);
+  for (const MatmulParams& p : products) {
+    if (p.rows == 0) continue;
+    const void* packed_x = packed;
+    if (packs_any(p)) {
+      for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
+        kernels_.pack_x(p.x + begin * p.k, (end - begin) * p.k, packed + begin * p.k);
+      });
+      packed += p.rows * p.k;
+    }
+    for (const MatmulParams::Output& output : std::span(p.outputs, static_cast<std::size_t>(p.n_outputs))) {
+      slices_.push_back({.x = packs_x(output) ? packed_x : p.x,
+                         .rows = p.rows,
+                         .k = p.k,
+                         .output = &output,
+                         .begin = 0,
+                         .end = output.weight.rows});
+      blocks_before_.push_back(blocks_before_.back() + ceil_div(output.weight.rows, kMatmulOutputBlock));
+    }
+  }
+  pool_.run(blocks_before_.back(), [&](std::int64_t begin, std::int64_t end, int) {
+    const auto next = std::upper_bound(blocks_before_.begin(), blocks_before_.end(), begin);
+    for (std::size_t i = static_cast<std::size_t>(next - blocks_before_.begin()) - 1; begin < end; i++) {
+      const std::int64_t last = std::min(end, blocks_before_[i + 1]);
+      MatmulSlice slice = slices_[i];
+      slice.begin = (begin - blocks_before_[i]) * kMatmulOutputBlock;
+      slice.end = std::min((last - blocks_before_[i]) * kMatmulOutputBlock, slice.end);
+      kernels_.matmul(slice);
+      begin = last;
+    }
+  });
+}
+
+void CpuDevice::experts(const ExpertsParams& p) {
+  require(p.used >= 1 && p.used <= std::ssize(p.experts), "a row uses 1 to all of the experts");
+  for (const Expert& expert : p.experts) {
+    const auto is = [](const Matrix& m, std::int64_t rows, std::int64_t cols) {
+      return m.rows == rows && m.cols == cols;
+    };
+    require(is(expert.gate_proj, p.intermediate, p.hidden) && is(expert.up_proj, p.intermediate, p.hidden) &&
+                is(expert.down_proj, p.hidden, p.intermediate),
+            "an expert's matrices are [F, H], [F, H] and [H, F]");
+  }
+  if (p.rows == 0) return;
+  routing_.route(p, pool_);
+  const std::int64_t pairs = p.rows * p.used;
+  float* pair_x = p.scratch;  // [pairs, H]; outputs take the place of inputs
+  float* gate = pair_x + pairs * p.hidden;
+  float* up = gate + pairs * p.intermediate;
+  for_rows(pool_, p.rows, p.used * p.hidden, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row++) {
+      for (const std::int64_t place : routing_.places(row)) {
+        std::copy_n(p.x + row * p.hidden, p.hidden, pair_x + place * p.hidden);
+      }
+    }
+  });
+
+  const auto multiply_each = [&](auto&& product_of) {
+    expert_products_.clear();
+    for (const std::int32_t e : routing_.active()) {
+      const Expert& expert = p.experts[static_cast<std::size_t>(e)];
+      expert_products_.push_back(product_of(expert, routing_.first(e)));
+      expert_products_.back().rows = routing_.count(e);
+    }
+    multiply(expert_products_);
+  };
+  multiply_each([&](const Expert& expert, std::int64_t first) {
+    return MatmulParams{.x = pair_x + first * p.hidden,
+                        .k = p.hidden,
+                        .n_outputs = 2,
+                        .outputs = {{expert.gate_proj, expert.gate_bias, gate + first * p.intermediate},
+                                    {expert.up_proj, expert.up_bias, up + first * p.intermediate}}};
+  });
+  gated_activation({.gate = gate, .up = up, .n = pairs * p.intermediate, .activation = p.activation, .out = gate});
+  multiply_each([&](const Expert& expert, std::int64_t first) {
+    return MatmulParams{.x = gate + first * p.intermediate,
+                        .k = p.intermediate,
+                        .n_outputs = 1,
+                        .outputs = {{expert.down_proj, expert.down_bias, pair_x + first * p.hidden}}};
+  });
+  for_rows(pool_, p.rows, p.used * p.hidden, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row++) {
+      kernels_.add_weighted(pair_x, routing_.places(row).data(), routing_.weights(row).data(), p.used, p.hidden,
+                            p.out + row * p.hidden);
+    }
+  });
+}
 
 void CpuDevice::attention(const AttentionParams& p) {
   check_cache(p.shape, &step_.rope);

@@ -31,6 +31,7 @@ const CpuKernels HOGWILD_CONCAT(kCpuKernels_, HOGWILD_SIMD) = {
     .pack_x = pack_x,
     .matmul = matmul,
     .gated_activation = gated_activation,
+    .add_weighted = add_weighted,
     .kv_append = kv_append,
     .kv_move = kv_move,
     .kv_read = kv_read,

@@ -186,7 +186,13 @@ void CudaDevice::rms_norm(const RmsNormParams& p) {
 
 void CudaDevice::gated_activation(const GatedActivationParams& p) {
   use();
+  require(p.activation == Activation::kSilu || p.activation == Activation::kGeluTanh,
+          "the CUDA device has the activations silu and gelu_tanh");
   if (p.n > 0) check_launch(launch_gated_activation(p, stream_), "the gated activation");
+}
+
+void CudaDevice::experts(const ExpertsParams&) {
+  throw Error(code::kUnsupported, "the CUDA device has no mixture of experts; the CPU device has");
 }
 
 void CudaDevice::matmul(const MatmulParams& p) {

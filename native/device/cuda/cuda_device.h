@@ -45,6 +45,7 @@ class CudaDevice final : public Device {
   void rms_norm(const RmsNormParams& params) override;
   void matmul(const MatmulParams& params) override;
   void gated_activation(const GatedActivationParams& params) override;
+  void experts(const ExpertsParams& params) override;
   void kv_append(const KvAppendParams& params) override;
   void attention(const AttentionParams& params) override;
   void kv_move(const KvMoveParams& params) override;
