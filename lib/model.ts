@@ -7,7 +7,7 @@ import { cacheDtype, type Device, useDevice } from './device'
 import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
-import { DTYPE_BYTES, DTYPES } from './formats'
+import { DTYPES, storedBytes } from './formats'
 import {
   type CancelHandle,
   type Dtype,
@@ -219,7 +219,7 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
         () => native.cancel(cancel),
       ),
     )
-    const stored = tensors.find(({ name }) => name === 'embed')?.dtype as Dtype
+    const stored = tensors.find(({ name }) => name === 'embed')?.format as Dtype
     return new Model(
       handle,
       config,
@@ -263,7 +263,7 @@ async function reportProgress(
   if (onProgress === undefined) return start(null)
   const progress = native.createProgress()
   const totalBytes = tensors.reduce(
-    (sum, { dtype, rows, cols }) => sum + rows * cols * DTYPE_BYTES[dtype],
+    (sum, { format, rows, cols }) => sum + storedBytes(format, rows, cols),
     0,
   )
   const thrown: unknown[] = []

@@ -111,7 +111,7 @@ test('addresses of device memory are refused where there is no CUDA device', asy
 test('lengths and ranges that do not fit are refused, and nothing changes', async () => {
   const { ops } = native
   const pass = newPass()
-  const matrix = (n: number) => ({ data: new Uint8Array(n), dtype: 'f32' as const, bias: null })
+  const matrix = (n: number) => ({ data: new Uint8Array(n), format: 'f32' as const, bias: null })
   const sampler = stepWorker([a], [1]).sampler!
   const row = { ...sampler, seen: new Int32Array(0) }
   const step = (...workers: NativeStepWorker[]) => native.step(model, cache, workers, null)

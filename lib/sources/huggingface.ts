@@ -3,15 +3,14 @@
 
 import { HogwildError } from '../errors'
 import type { ModelConfig } from '../families'
-import type { Dtype } from '../formats'
+import { type Format, storedBytes } from '../formats'
 import type { NativeTensor } from '../native'
 import { describe } from '../validate'
 import type { Warnings } from '../warnings'
 import { type ConfigOptions, readConfig } from './huggingface-config'
 import { readTensors, type TensorEntry } from './safetensors'
 
-const DTYPES: Record<string, Dtype> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
-const DTYPE_BYTES: Record<Dtype, number> = { f32: 4, f16: 2, bf16: 2 }
+const STORED_FORMATS: Record<string, Format> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
 
 /**
  * Tensors that play no part: rotary buffers, which follow from config.json, and constants of masks, as older
@@ -147,9 +146,9 @@ function locate(wanted: Wanted, tensors: ReadonlyMap<string, TensorEntry>): Nati
   if (entry === undefined)
     throw new HogwildError(`tensor "${file}" is missing`, 'HOGWILD_INVALID_MODEL')
   const { path, offset, dtype: stored, shape } = entry
-  const dtype = Object.hasOwn(DTYPES, stored) ? DTYPES[stored] : undefined
-  if (dtype === undefined) {
-    const supported = Object.keys(DTYPES).join(', ')
+  const format = Object.hasOwn(STORED_FORMATS, stored) ? STORED_FORMATS[stored] : undefined
+  if (format === undefined) {
+    const supported = Object.keys(STORED_FORMATS).join(', ')
     throw new HogwildError(
       `${path}: tensor "${file}" is ${describe(stored)}; supported: ${supported}`,
       'HOGWILD_INVALID_MODEL',
@@ -165,9 +164,9 @@ function locate(wanted: Wanted, tensors: ReadonlyMap<string, TensorEntry>): Nati
   }
   let row = 0
   return roles.map((role) => {
-    const start = offset + row * cols * DTYPE_BYTES[dtype]
+    const start = offset + storedBytes(format, row, cols)
     row += role.rows
-    return { name: role.name, path, offset: start, dtype, rows: role.rows, cols }
+    return { name: role.name, path, offset: start, format, rows: role.rows, cols }
   })
 }
 

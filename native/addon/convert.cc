@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <system_error>
 
+#include "core/format.h"
+
 namespace hogwild::addon {
 
 Failure current_failure() noexcept {
@@ -126,6 +128,16 @@ std::string Argument::string() const {
 
 Dtype Argument::dtype() const {
   return one_of<Dtype>({{"f32", Dtype::kF32}, {"f16", Dtype::kF16}, {"bf16", Dtype::kBF16}});
+}
+
+Format Argument::format() const {
+  if (value_.IsString()) {
+    const FormatInfo* info = find_format(value_.As<Napi::String>().Utf8Value());
+    if (info != nullptr) return info->format;
+  }
+  std::string names;
+  for (const FormatInfo& info : kFormats) names += (names.empty() ? "" : " or ") + std::string(info.name);
+  refuse(names);
 }
 
 Napi::Function Argument::function() const {

@@ -52,9 +52,14 @@ TensorSource read_tensor(const Argument& tensor) {
   source.name = tensor.property("name").string();
   source.path = tensor.property("path").string();
   source.offset = static_cast<std::uint64_t>(tensor.property("offset").count());
-  source.dtype = tensor.property("dtype").dtype();
+  source.format = tensor.property("format").format();
   source.rows = tensor.property("rows").size();
   source.cols = tensor.property("cols").size();
+  const Argument interleaved = tensor.property("interleaved");
+  if (!interleaved.is_undefined()) {
+    source.interleaved = {.head_dim = interleaved.property("headDim").size(),
+                          .rotary_dim = interleaved.property("rotaryDim").size()};
+  }
   return source;
 }
 

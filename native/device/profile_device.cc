@@ -4,18 +4,15 @@
 #include <chrono>
 #include <utility>
 
+#include "core/format.h"
 #include "device/experts.h"
 
 namespace hogwild {
 namespace {
 
-std::int64_t element_bytes(Dtype dtype) { return static_cast<std::int64_t>(dtype_size(dtype)); }
-
-std::int64_t matrix_bytes(const Matrix& matrix) { return matrix.rows * matrix.cols * element_bytes(matrix.dtype); }
-
 // Key and value of one token in one layer.
 std::int64_t token_bytes(const KvShape& shape) {
-  return 2 * shape.kv_heads * shape.head_dim * element_bytes(shape.dtype);
+  return 2 * shape.kv_heads * shape.head_dim * static_cast<std::int64_t>(dtype_size(shape.dtype));
 }
 
 }  // namespace
@@ -48,7 +45,7 @@ std::vector<OpProfile> ProfileDevice::take_profile() {
 }
 
 void ProfileDevice::embedding(const EmbeddingParams& p) {
-  const std::int64_t bytes = p.rows * p.table.cols * element_bytes(p.table.dtype);
+  const std::int64_t bytes = p.rows * row_bytes(p.table.format, p.table.cols);
   measure({"embedding", 0, 0}, bytes, [&] { device_->embedding(p); });
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/format.h"
 
 namespace hogwild {
 namespace {
@@ -24,8 +25,7 @@ Decoder::Decoder(std::shared_ptr<Device> device, ModelConfig config, std::unique
 
 std::int64_t Decoder::weight_bytes() const {
   const Matrix& embed = layers_.embed;
-  const std::int64_t embed_bytes = embed.rows * embed.cols * static_cast<std::int64_t>(dtype_size(embed.dtype));
-  return weights_->bytes() - (weights_->has("lm_head") ? embed_bytes : 0);
+  return weights_->bytes() - (weights_->has("lm_head") ? matrix_bytes(embed) : 0);
 }
 
 // ---- memory ---------------------------------------------------------------------------------------

@@ -35,18 +35,27 @@ struct TensorSource {
   std::string name;  // its role, see above
   std::string path;
   std::uint64_t offset = 0;  // bytes from the start of the file
-  Dtype dtype = Dtype::kF32;
+  Format format = Format::kF32;
   std::int64_t rows = 0;
   std::int64_t cols = 0;  // vectors: rows = 1
+
+  // Heads whose RoPE pairs are neighbours in the file, (2u, 2u + 1), where the engine has (u, u + rotary_dim / 2). The
+  // rows of a matrix, or the elements of a vector, are head after head; the first rotary_dim of each are put in order.
+  struct Interleaved {
+    std::int64_t head_dim = 0;  // 0: they are in order
+    std::int64_t rotary_dim = 0;
+  };
+  Interleaved interleaved = {};
 };
 
 class Weights {
  public:
-  // Throws kInvalidModel (naming tensor and file) where a tensor does not lie inside its file, a name
-  // occurs twice or a value does not fit `convert_to`; kOutOfMemory.
+  // Throws kInvalidModel (naming tensor and file) where a tensor does not lie inside its file, has parts of blocks or
+  // of heads, a name occurs twice or a value does not fit `convert_to`; kUnsupported for a format that is not
+  // supported here or by the device; kOutOfMemory.
   // `convert_to`: matrices are converted to it (rounded to nearest even) and kept in memory; those
   // already in it, and all of them where it is null, stay as they are. Vectors become f32.
-  // `mapped`: each file is mapped once, and matrices that are not converted stay in its pages. Such a file
+  // `mapped`: each file is mapped once, and matrices that are neither converted nor reordered stay in its pages. Such a file
   // must not change while the object lives: a process that reads behind the end of a shortened file gets
   // SIGBUS. Else everything is read into memory.
   // `on_loaded`: called after each tensor with its bytes in the file; what it throws ends the loading.
@@ -67,7 +76,7 @@ class Weights {
   std::string blame(Device& device, const std::string& what) const;
 
   std::vector<std::string> names() const;
-  std::int64_t bytes() const;  // of all matrices, in the dtype in which a step reads them
+  std::int64_t bytes() const;  // of all matrices, as a step reads them
 
  private:
   struct State;

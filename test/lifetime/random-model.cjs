@@ -50,7 +50,7 @@ function randomModel({
     for (let i = 0; i < values.length; i++) {
       values[i] = rows === 1 ? 1 : width * (2 * next() - 1)
     }
-    tensors.push({ name, path: file, offset, dtype: 'f32', rows, cols })
+    tensors.push({ name, path: file, offset, format: 'f32', rows, cols })
     chunks.push(new Uint8Array(values.buffer))
     offset += values.byteLength
   }

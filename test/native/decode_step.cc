@@ -53,7 +53,7 @@ std::unique_ptr<Weights> random_weights(Device& device, const ModelConfig& confi
       state ^= state << 13, state ^= state >> 17, state ^= state << 5;
       value = rows == 1 ? 1 : width * static_cast<float>(static_cast<std::int32_t>(state)) * 0x1p-31f;
     }
-    sources.push_back({name, path, offset, Dtype::kF32, rows, cols});
+    sources.push_back({.name = name, .path = path, .offset = offset, .rows = rows, .cols = cols});
     if (std::fwrite(values.data(), sizeof(float), values.size(), file) != values.size()) {
       throw Error(code::kInternal, "cannot write the temporary file");
     }

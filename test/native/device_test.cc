@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "check.h"
+#include "core/format.h"
 #include "device/cpu/kernels.h"
 #include "device/cpu/simd_dispatch.h"
 #include "device/cpu/thread_pool.h"
@@ -140,7 +141,7 @@ TEST(matmul_equals_double) {
           }
           ys = before;
           for (int i = 0; i < params.n_outputs; i++) {
-            params.outputs[i] = {.weight = {weights[i].data(), dtype, sizes[i], k},
+            params.outputs[i] = {.weight = {weights[i].data(), format_of(dtype), sizes[i], k},
                                  .bias = i == 1 ? nullptr : biases[i].data(),
                                  .y = ys[i].data(),
                                  .accumulate = i == 2};
@@ -178,7 +179,7 @@ TEST(matmul_is_batch_invariant) {
       const auto run = [&](const std::vector<float>& input, int threads) {
         std::vector<float> y(input.size() / k * n);
         MatmulParams params{.x = input.data(), .rows = std::ssize(input) / k, .k = k, .n_outputs = 1};
-        params.outputs[0] = {.weight = {weight.data(), dtype, n, k}, .bias = bias.data(), .y = y.data()};
+        params.outputs[0] = {.weight = {weight.data(), format_of(dtype), n, k}, .bias = bias.data(), .y = y.data()};
         create_cpu_device({.threads = threads, .simd = simd})->matmul(params);
         return y;
       };
@@ -219,7 +220,7 @@ TEST(embedding_gathers_and_scales) {
         const Typed table(random_floats(7 * hidden), dtype);
         const std::int32_t tokens[] = {6, 0, 3, 3};
         std::vector<float> out(4 * hidden);
-        embed(device, tokens, {.rows = 4, .table = {table.data(), dtype, 7, hidden}, .scale = 3, .out = out.data()});
+        embed(device, tokens, {.rows = 4, .table = {table.data(), format_of(dtype), 7, hidden}, .scale = 3, .out = out.data()});
         bool equal = true;
         for (int t = 0; t < 4; t++) {
           for (std::int64_t i = 0; i < hidden; i++) {
@@ -230,7 +231,7 @@ TEST(embedding_gathers_and_scales) {
         for (const std::int32_t bad : {-1, 7}) {
           CHECK_CODE(
               code::kInvalidArgument,
-              embed(device, {&bad, 1}, {.rows = 1, .table = {table.data(), dtype, 7, hidden}, .out = out.data()}));
+              embed(device, {&bad, 1}, {.rows = 1, .table = {table.data(), format_of(dtype), 7, hidden}, .out = out.data()}));
         }
       }
     }
@@ -245,7 +246,7 @@ TEST(half_precision_conversions_are_exact) {
     on_every_device([&](Device& device) {
       const std::int32_t token = 0;
       std::vector<float> out(all.size());
-      embed(device, {&token, 1}, {.rows = 1, .table = {all.data(), dtype, 1, 65536}, .out = out.data()});
+      embed(device, {&token, 1}, {.rows = 1, .table = {all.data(), format_of(dtype), 1, 65536}, .out = out.data()});
       bool equal = true;
       for (std::size_t i = 0; i < all.size(); i++) {
         const double exact = half_value(all[i], dtype);

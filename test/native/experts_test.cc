@@ -13,6 +13,7 @@
 
 #include "check.h"
 #include "core/float16.h"
+#include "core/format.h"
 #include "device/device.h"
 #include "device/profile_device.h"
 
@@ -54,7 +55,7 @@ struct Weight {
         values.push_back(dtype == Dtype::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits));
       }
     }
-    matrix = {bytes.data(), dtype, rows, cols};
+    matrix = {bytes.data(), format_of(dtype), rows, cols};
   }
 };
 

@@ -20,6 +20,7 @@
 
 #include "check.h"
 #include "core/float16.h"
+#include "core/format.h"
 #include "model/transformer.h"
 #include "model/weights.h"
 
@@ -70,7 +71,7 @@ struct TensorFile {
     };
     for (const auto& [name, tensor] : tensors) {
       sources.push_back(
-          {.name = name, .path = "", .offset = bytes.size(), .dtype = dtype, .rows = tensor.rows, .cols = tensor.cols});
+          {.name = name, .path = "", .offset = bytes.size(), .format = format_of(dtype), .rows = tensor.rows, .cols = tensor.cols});
       for (const float value : tensor.values) {
         if (dtype == Dtype::kF32) append(value);
         if (dtype == Dtype::kF16) append(f32_to_f16(value));
@@ -1044,9 +1045,9 @@ TEST(weights_are_read_in_place_copied_or_converted) {
   const Tensors tensors = {{"m", matrix}, {"v", {1, 15, matrix.values}}};
 
   const auto widen = [](const Matrix& m, std::int64_t i) {
-    if (m.dtype == Dtype::kF32) return static_cast<const float*>(m.data)[i];
+    if (m.format == Format::kF32) return static_cast<const float*>(m.data)[i];
     const std::uint16_t bits = static_cast<const std::uint16_t*>(m.data)[i];
-    return m.dtype == Dtype::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+    return m.format == Format::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
   };
   const auto round = [](float x, Dtype dtype) {
     if (dtype == Dtype::kF16) return f16_to_f32(f32_to_f16(x));
@@ -1061,7 +1062,7 @@ TEST(weights_are_read_in_place_copied_or_converted) {
         const Weights weights(*device, file.sources, convert_to, mapped);
         const Dtype dtype = convert_to == nullptr ? stored : *convert_to;
         const Matrix m = weights.matrix("m", 3, 5);
-        CHECK(m.dtype == dtype);
+        CHECK(m.format == format_of(dtype));
         CHECK(reinterpret_cast<std::uintptr_t>(m.data) % dtype_size(dtype) == 0);
         CHECK(weights.bytes() == 15 * static_cast<std::int64_t>(dtype_size(dtype)));
         const float* v = weights.vector("v", 15);
@@ -1086,6 +1087,44 @@ TEST(weights_are_read_in_place_copied_or_converted) {
   CHECK(std::isinf(widen(Weights(*device, TensorFile(large).sources, &f16).matrix("m", 3, 5), 7)));
   large["m"].values[7] = 65520.f;
   CHECK_CODE(code::kInvalidModel, Weights(*device, TensorFile(large).sources, &f16));
+}
+
+// Of each head of 10, the first 8 rows are in order where they were neighbours: 2u to u, 2u + 1 to u + 4.
+TEST(interleaved_heads_are_put_in_order) {
+  const std::shared_ptr<Device> device = create_cpu_device({});
+  constexpr std::int64_t kRows = 20, kCols = 3;
+  const auto row_in_file = [](std::int64_t row) {
+    constexpr std::int64_t kOrder[] = {0, 2, 4, 6, 1, 3, 5, 7, 8, 9};
+    return row / 10 * 10 + kOrder[row % 10];
+  };
+  Tensors tensors = {{"m", {kRows, kCols, {}}}, {"v", {1, kRows, {}}}};
+  for (int i = 0; i < kRows * kCols; ++i) tensors["m"].values.push_back(static_cast<float>(i));
+  for (int i = 0; i < kRows; ++i) tensors["v"].values.push_back(static_cast<float>(i));
+  TensorFile file(tensors);
+  const auto interleave = [&](std::int64_t head_dim, std::int64_t rotary_dim) {
+    for (TensorSource& source : file.sources) source.interleaved = {head_dim, rotary_dim};
+  };
+  interleave(10, 8);
+  const Dtype bf16 = Dtype::kBF16;  // exact for these numbers
+  for (const bool mapped : {true, false}) {
+    for (const Dtype* convert_to : {static_cast<const Dtype*>(nullptr), &bf16}) {
+      const Weights weights(*device, file.sources, convert_to, mapped);
+      const Matrix m = weights.matrix("m", kRows, kCols);
+      const float* v = weights.vector("v", kRows);
+      for (std::int64_t row = 0; row < kRows; ++row) {
+        CHECK(v[row] == static_cast<float>(row_in_file(row)));
+        for (std::int64_t i = row * kCols, j = row_in_file(row) * kCols; i < (row + 1) * kCols; ++i, ++j) {
+          const float value = convert_to == nullptr ? static_cast<const float*>(m.data)[i]
+                                                    : bf16_to_f32(static_cast<const std::uint16_t*>(m.data)[i]);
+          CHECK(value == static_cast<float>(j));
+        }
+      }
+    }
+  }
+  for (const auto [head_dim, rotary_dim] : {std::pair{3, 2}, {10, 12}, {10, 7}, {10, 0}, {-10, 8}, {40, 8}}) {
+    interleave(head_dim, rotary_dim);
+    CHECK_CODE(code::kInvalidModel, Weights(*device, file.sources, nullptr));
+  }
 }
 
 // A file that changes while its pages are in use is noticed before the next step; one that was read is not needed.

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/format.h"
 #include "core/limits.h"
 #include "device/cpu/attention_schedule.h"
 #include "device/cpu/kernels.h"
@@ -62,7 +63,10 @@ class CpuDevice final : public Device {
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void synchronize() override {}
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override { return host; }
+  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override {
+    require(is_plain(host.format), "the CPU device takes weights in f32, f16 and bf16");
+    return host;
+  }
   void begin_step(const StepView& step) override { step_ = step; }
 
   void embedding(const EmbeddingParams& params) override {
@@ -149,7 +153,7 @@ class CpuDevice final : public Device {
 };
 
 void CpuDevice::multiply(std::span<const MatmulParams> products) {
-  const auto packs_x = [&](const MatmulParams::Output& output) { return kernels_.packs_x(output.weight.dtype); };
+  const auto packs_x = [&](const MatmulParams::Output& output) { return kernels_.packs_x(output.weight.format); };
   const auto packs_any = [&](const MatmulParams& p) {
     return std::any_of(p.outputs, p.outputs + p.n_outputs, packs_x);
   };

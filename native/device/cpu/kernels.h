@@ -14,7 +14,7 @@ namespace hogwild {
 // kMatmulOutputBlock and are not shorter run fastest.
 constexpr int64_t kMatmulOutputBlock = 12;
 struct MatmulSlice {
-  const void* x;  // [rows, k]: f32, or what pack_x has made of it where packs_x(dtype of the weight)
+  const void* x;  // [rows, k]: f32, or what pack_x has made of it where packs_x(format of the weight)
   int64_t rows;
   int64_t k;
   const MatmulParams::Output* output;
@@ -70,7 +70,7 @@ struct CpuKernels {
   // out[t] = scale * table[tokens[t]], t < n
   void (*embedding)(const Matrix& table, const int32_t* tokens, int64_t n, float scale, float* out);
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t rows, int64_t cols, float* out);
-  bool (*packs_x)(Dtype weight_dtype);
+  bool (*packs_x)(Format weight);
   void (*pack_x)(const float* x, int64_t n, void* packed);  // [n] of 2 bytes
   void (*matmul)(const MatmulSlice& slice);
   void (*gated_activation)(const float* gate, const float* up, int64_t n, Activation activation, float* out);

@@ -15,13 +15,15 @@ void embedding_typed(const T* table, int64_t hidden, const int32_t* tokens, int6
 }
 
 void embedding(const Matrix& table, const int32_t* tokens, int64_t n, float scale, float* out) {
-  switch (table.dtype) {
-    case Dtype::kF32:
+  switch (table.format) {
+    case Format::kF32:
       return embedding_typed((const float*)table.data, table.cols, tokens, n, scale, out);
-    case Dtype::kF16:
+    case Format::kF16:
       return embedding_typed((const F16*)table.data, table.cols, tokens, n, scale, out);
-    case Dtype::kBF16:
+    case Format::kBF16:
       return embedding_typed((const Bf16*)table.data, table.cols, tokens, n, scale, out);
+    default:
+      return;  // the device has refused it
   }
 }
 
