@@ -118,6 +118,11 @@ export interface NativeTensor {
    * `rotaryDim` are put into the engine's order, row 2u first and 2u + 1 half of `rotaryDim` behind it.
    */
   interleaved?: { headDim: number; rotaryDim: number }
+  /**
+   * Distances in the file between neighbours in a column and in a row, in elements of a plain format: of a matrix
+   * that is stored transposed, or whose rows lie between another's. Default: rows lie one after the other.
+   */
+  strides?: { row: number; col: number }
 }
 
 export interface NativeSampler {

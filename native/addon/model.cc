@@ -60,6 +60,11 @@ TensorSource read_tensor(const Argument& tensor) {
     source.interleaved = {.head_dim = interleaved.property("headDim").size(),
                           .rotary_dim = interleaved.property("rotaryDim").size()};
   }
+  const Argument strides = tensor.property("strides");
+  if (!strides.is_undefined()) {
+    source.row_stride = strides.property("row").size();
+    source.col_stride = strides.property("col").size();
+  }
   return source;
 }
 

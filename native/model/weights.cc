@@ -111,14 +111,26 @@ std::string shape_text(std::int64_t rows, std::int64_t cols) {
   return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
 }
 
-// The tensor's size in bytes; throws where it does not lie inside the file.
+bool is_strided(const TensorSource& source) { return source.row_stride != 0 || source.col_stride != 0; }
+
+// Blocks from the tensor's first to its last. False where there is no such number.
+bool span_blocks(const TensorSource& source, std::uint64_t* blocks) {
+  const std::int64_t block = format_info(source.format).block_elements;
+  if (source.rows < 1 || source.cols < 1 || source.cols % block != 0) return false;
+  if (!is_strided(source)) return !__builtin_mul_overflow(source.rows, source.cols / block, blocks);
+  std::uint64_t down = 0, across = 0;
+  return is_plain(source.format) && source.row_stride >= 1 && source.col_stride >= 1 &&
+         !__builtin_mul_overflow(source.rows - 1, source.row_stride, &down) &&
+         !__builtin_mul_overflow(source.cols - 1, source.col_stride, &across) &&
+         !__builtin_add_overflow(down, across, blocks) && !__builtin_add_overflow(*blocks, 1, blocks);
+}
+
+// Bytes from the tensor's first to its last; throws where they do not lie inside the file.
 std::size_t size_inside(const TensorSource& source, const SourceFile& file) {
   const FormatInfo& format = format_info(source.format);
   std::uint64_t bytes = 0;
-  const bool inside = source.rows >= 1 && source.cols >= 1 && source.cols % format.block_elements == 0 &&
-                      !__builtin_mul_overflow(source.rows, source.cols / format.block_elements, &bytes) &&
-                      !__builtin_mul_overflow(bytes, format.block_bytes, &bytes) && bytes <= file.size() &&
-                      source.offset <= file.size() - bytes;
+  const bool inside = span_blocks(source, &bytes) && !__builtin_mul_overflow(bytes, format.block_bytes, &bytes) &&
+                      bytes <= file.size() && source.offset <= file.size() - bytes;
   if (!inside) {
     const std::string blocks =
         is_plain(source.format) ? "" : ", blocks of " + std::to_string(format.block_elements) + " columns";
@@ -202,6 +214,34 @@ HostArray convert(const TensorSource& source, const std::byte* data, Dtype to) {
   return converted;
 }
 
+template <typename T>
+void gather_elements(const TensorSource& source, const std::byte* data, std::byte* to) {
+  constexpr std::int64_t kTile = 64;  // both sides of a tile stay in the cache, whichever of them is read along
+  for (std::int64_t row = 0; row < source.rows; row += kTile) {
+    for (std::int64_t col = 0; col < source.cols; col += kTile) {
+      for (std::int64_t r = row; r < std::min(row + kTile, source.rows); ++r) {
+        for (std::int64_t c = col; c < std::min(col + kTile, source.cols); ++c) {
+          const std::int64_t from = r * source.row_stride + c * source.col_stride;
+          std::memcpy(to + (r * source.cols + c) * static_cast<std::int64_t>(sizeof(T)),
+                      data + from * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
+        }
+      }
+    }
+  }
+}
+
+// The rows of a strided tensor one after the other.
+HostArray gather(const TensorSource& source, const std::byte* data) {
+  const std::int64_t bytes = source.rows * row_bytes(source.format, source.cols);
+  HostArray rows = allocate_host(static_cast<std::size_t>(bytes), source.name);
+  if (dtype_size(dtype_of(source.format)) == sizeof(std::uint32_t)) {
+    gather_elements<std::uint32_t>(source, data, rows.get());
+  } else {
+    gather_elements<std::uint16_t>(source, data, rows.get());
+  }
+  return rows;
+}
+
 // The matrix as it is in the file, with its rows in the engine's order and aligned.
 HostArray copy_rows(const TensorSource& source, const std::byte* data) {
   const std::int64_t bytes = row_bytes(source.format, source.cols);
@@ -264,7 +304,8 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
     }
     auto& [file, in_use] = files[source.path];
     if (file == nullptr) file = std::make_unique<SourceFile>(source.path, mapped);
-    const std::size_t bytes = size_inside(source, *file);
+    const std::size_t span = size_inside(source, *file);
+    const std::int64_t stored_bytes = source.rows * row_bytes(source.format, source.cols);
     check_interleaved(source);
     if (!is_plain(source.format)) {
       throw Error(code::kUnsupported, "tensor '" + source.name + "' of '" + source.path + "' is " +
@@ -272,10 +313,14 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
     }
     HostArray copy;
     if (!mapped) {
-      copy = allocate_host(bytes, source.name);
-      file->read(source.offset, bytes, copy.get());
+      copy = allocate_host(span, source.name);
+      file->read(source.offset, span, copy.get());
     }
     const std::byte* data = mapped ? file->mapping() + source.offset : copy.get();
+    if (is_strided(source)) {
+      copy = gather(source, data);
+      data = copy.get();
+    }
     state_->paths[source.name] = source.path;
 
     if (source.rows == 1) {
@@ -283,7 +328,7 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       state_->vectors[source.name] = {nullptr, source.cols};
       vectors.resize(vectors.size() + padded_size(source.cols));
       read_vector(source, data, vectors.data() + vector_offsets[source.name]);
-      on_loaded(static_cast<std::int64_t>(bytes));
+      on_loaded(stored_bytes);
       continue;
     }
 
@@ -307,7 +352,7 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       device.synchronize();  // the device may still be reading the copy, which ends here
     }
     state_->matrices[source.name] = uploaded;
-    on_loaded(static_cast<std::int64_t>(bytes));
+    on_loaded(stored_bytes);
   }
 
   if (!vectors.empty()) {

@@ -46,6 +46,11 @@ struct TensorSource {
     std::int64_t rotary_dim = 0;
   };
   Interleaved interleaved = {};
+
+  // Distances in the file between neighbours in a column and in a row, in elements of a plain format; 0: rows lie one
+  // after the other. So a matrix that is stored transposed is read, and one whose rows lie between another's.
+  std::int64_t row_stride = 0;
+  std::int64_t col_stride = 0;
 };
 
 class Weights {
@@ -55,10 +60,10 @@ class Weights {
   // supported here or by the device; kOutOfMemory.
   // `convert_to`: matrices are converted to it (rounded to nearest even) and kept in memory; those
   // already in it, and all of them where it is null, stay as they are. Vectors become f32.
-  // `mapped`: each file is mapped once, and matrices that are neither converted nor reordered stay in its pages. Such a file
-  // must not change while the object lives: a process that reads behind the end of a shortened file gets
-  // SIGBUS. Else everything is read into memory.
-  // `on_loaded`: called after each tensor with its bytes in the file; what it throws ends the loading.
+  // `mapped`: each file is mapped once, and matrices that are neither converted nor reordered stay in its pages. Such a
+  // file must not change while the object lives: a process that reads behind the end of a shortened file gets SIGBUS.
+  // Else everything is read into memory. `on_loaded`: called after each tensor with its bytes in the file; what it
+  // throws ends the loading.
   Weights(
       Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to, bool mapped = true,
       const std::function<void(std::int64_t bytes)>& on_loaded = [](std::int64_t) {});

@@ -70,8 +70,12 @@ struct TensorFile {
       bytes.insert(bytes.end(), raw.begin(), raw.end());
     };
     for (const auto& [name, tensor] : tensors) {
-      sources.push_back(
-          {.name = name, .path = "", .offset = bytes.size(), .format = format_of(dtype), .rows = tensor.rows, .cols = tensor.cols});
+      sources.push_back({.name = name,
+                         .path = "",
+                         .offset = bytes.size(),
+                         .format = format_of(dtype),
+                         .rows = tensor.rows,
+                         .cols = tensor.cols});
       for (const float value : tensor.values) {
         if (dtype == Dtype::kF32) append(value);
         if (dtype == Dtype::kF16) append(f32_to_f16(value));
@@ -1124,6 +1128,68 @@ TEST(interleaved_heads_are_put_in_order) {
   for (const auto [head_dim, rotary_dim] : {std::pair{3, 2}, {10, 12}, {10, 7}, {10, 0}, {-10, 8}, {40, 8}}) {
     interleave(head_dim, rotary_dim);
     CHECK_CODE(code::kInvalidModel, Weights(*device, file.sources, nullptr));
+  }
+}
+
+// Gate and up of a stack of transposed experts [E, H, 2 F], whose columns take turns, and their biases [E, 2 F].
+TEST(strided_tensors_are_read) {
+  const std::shared_ptr<Device> device = create_cpu_device({});
+  constexpr std::int64_t kExperts = 2, kHidden = 67, kSize = 131;  // more than a tile of the copy
+  Tensors tensors = {{"w", {1, kExperts * kHidden * 2 * kSize, {}}}, {"b", {1, kExperts * 2 * kSize, {}}}};
+  for (auto& [name, tensor] : tensors) {
+    for (std::int64_t i = 0; i < tensor.cols; ++i) tensor.values.push_back(static_cast<float>(i % 1021 - 500));
+  }
+  for (const Dtype dtype : {Dtype::kF32, Dtype::kF16}) {
+    TensorFile file(tensors, dtype, 17);
+    const std::uint64_t size = dtype_size(dtype), w = file["w"].offset, b = file["b"].offset;
+    file.sources = {};
+    for (const std::int64_t up : {0, 1}) {
+      file.sources.push_back({.name = up ? "up" : "gate",
+                              .path = file.file->path(),
+                              .offset = w + (kHidden * 2 * kSize + up) * size,
+                              .format = format_of(dtype),
+                              .rows = kSize,
+                              .cols = kHidden,
+                              .row_stride = 2,
+                              .col_stride = 2 * kSize});
+      file.sources.push_back({.name = up ? "up_bias" : "gate_bias",
+                              .path = file.file->path(),
+                              .offset = b + (2 * kSize + up) * size,
+                              .format = format_of(dtype),
+                              .rows = 1,
+                              .cols = kSize,
+                              .row_stride = 1,
+                              .col_stride = 2});
+    }
+    const Dtype f32 = Dtype::kF32;
+    for (const bool mapped : {true, false}) {
+      const Weights weights(*device, file.sources, &f32, mapped);
+      for (const std::int64_t up : {0, 1}) {
+        const Matrix m = weights.matrix(up ? "up" : "gate", kSize, kHidden);
+        const float* bias = weights.vector(up ? "up_bias" : "gate_bias", kSize);
+        bool equal = true;
+        for (std::int64_t r = 0; r < kSize; ++r) {
+          equal &= bias[r] == tensors["b"].values[2 * kSize + 2 * r + up];
+          for (std::int64_t c = 0; c < kHidden; ++c) {
+            equal &= static_cast<const float*>(m.data)[r * kHidden + c] ==
+                     tensors["w"].values[kHidden * 2 * kSize + c * 2 * kSize + 2 * r + up];
+          }
+        }
+        CHECK(equal);
+      }
+    }
+    // The last element lies one behind the end, or nowhere.
+    file.sources.resize(1);
+    const TensorSource good = file["gate"];
+    for (const auto change : std::initializer_list<void (*)(TensorSource&)>{
+             [](TensorSource& s) { s.offset += 1 << 20; }, [](TensorSource& s) { s.row_stride = 3; },
+             [](TensorSource& s) { s.col_stride = INT64_MAX; }, [](TensorSource& s) { s.row_stride = INT64_MAX; },
+             [](TensorSource& s) { s.row_stride = -2; }, [](TensorSource& s) { s.col_stride = 0; },
+             [](TensorSource& s) { s.rows = INT64_MAX; }}) {
+      change(file["gate"]);
+      CHECK_CODE(code::kInvalidModel, Weights(*device, file.sources, nullptr));
+      file["gate"] = good;
+    }
   }
 }
 
