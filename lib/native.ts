@@ -7,7 +7,9 @@
 
 import { explainAttempts, loadAddon } from './addon-file'
 import { HogwildError } from './errors'
+import type { ModelConfig } from './families'
 import type { Dtype, Format } from './formats'
+import type { Rope } from './rope'
 
 declare const kind: unique symbol
 interface Handle<Kind extends string> {
@@ -88,22 +90,11 @@ export interface NativeCacheStats {
   keyBytesMoved: number
 }
 
-export interface NativeModelConfig {
-  vocabSize: number
-  hiddenSize: number
-  intermediateSize: number
-  layers: number
-  queryHeads: number
-  kvHeads: number
-  headDim: number
-  rmsNormEps: number
-  normOffset: number
-  embeddingScale: number
-  attentionScale: number
-  activation: 'silu' | 'gelu_tanh'
-  inverseFrequencies: Float64Array
-  attentionFactor: number
-}
+/** See native/model/config.h. */
+export type NativeModelConfig = Omit<
+  ModelConfig,
+  'architecture' | 'tiedEmbeddings' | 'ropes' | 'maxPositions' | 'eosTokenIds'
+> & { ropes: readonly Rope[] }
 
 /** See native/model/weights.h. */
 export interface NativeTensor {

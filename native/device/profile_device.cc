@@ -17,6 +17,23 @@ std::int64_t token_bytes(const KvShape& shape) {
 
 }  // namespace
 
+// Tokens of a segment that somebody sees through the window.
+std::int64_t ProfileDevice::tokens_seen(const PlanSegment& segment, std::int64_t window) {
+  if (window == 0) return segment.length;
+  seen_.clear();
+  for (const QueryRange& range :
+       step_.plan.query_ranges.subspan(segment.first_query_range, segment.n_query_ranges)) {
+    seen_.emplace_back(range.first_seen(window), range.limit);
+  }
+  std::sort(seen_.begin(), seen_.end());
+  std::int64_t tokens = 0, counted_to = 0;
+  for (const auto& [begin, end] : seen_) {
+    tokens += std::max(end - std::max(begin, counted_to), std::int64_t{0});
+    counted_to = std::max(counted_to, end);
+  }
+  return tokens;
+}
+
 template <typename Op>
 void ProfileDevice::measure(const Key& key, std::int64_t bytes, Op&& op) {
   const auto begin = std::chrono::steady_clock::now();
@@ -68,6 +85,14 @@ void ProfileDevice::gated_activation(const GatedActivationParams& p) {
   measure({"gated_activation", 0, 0}, 0, [&] { device_->gated_activation(p); });
 }
 
+void ProfileDevice::add(const AddParams& p) {
+  measure({"add", 0, 0}, 0, [&] { device_->add(p); });
+}
+
+void ProfileDevice::softcap(const SoftcapParams& p) {
+  measure({"softcap", 0, 0}, 0, [&] { device_->softcap(p); });
+}
+
 void ProfileDevice::experts(const ExpertsParams& p) {
   const std::size_t n_experts = p.experts.size();
   std::vector<float> logits(static_cast<std::size_t>(p.rows) * n_experts);
@@ -93,7 +118,7 @@ void ProfileDevice::kv_append(const KvAppendParams& p) {
 
 void ProfileDevice::attention(const AttentionParams& p) {
   std::int64_t tokens = 0;
-  for (const PlanSegment& segment : step_.plan.segments) tokens += segment.length;
+  for (const PlanSegment& segment : step_.plan.segments) tokens += tokens_seen(segment, p.window);
   measure({"attention", 0, 0}, tokens * token_bytes(p.shape), [&] { device_->attention(p); });
 }
 

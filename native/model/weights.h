@@ -1,20 +1,24 @@
 // Read-only weights from safetensors files, memory-mapped or read into memory. lib/ parses the headers
 // (text); this side is told where each tensor lies and checks that it lies inside its file.
 //
-// Names are roles, the same for every architecture; lib/ maps the names of a Hugging Face folder to
-// them. V vocabulary, H hidden size, F intermediate size, Q = Hq * D, K = Hkv * D, i a layer:
+// Names are roles, the same for every family (lib/roles.ts); lib/sources/ maps the names of files to them.
+// V vocabulary, H hidden size, F intermediate size, Q = Hq * D, K = Hkv * D, i a layer, of which a LayerSpec says
+// what is there beside its matrices:
 //
 //   embed                             [V, H]
 //   lm_head                           [V, H]  absent where `embed` is used instead (tied)
 //   norm                              [H]
 //   layers.i.input_norm               [H]
-//   layers.i.q_proj                   [Q, H]  and q_bias [Q], optional
-//   layers.i.k_proj, v_proj           [K, H]  and k_bias, v_bias [K], optional
-//   layers.i.q_norm, k_norm           [D]     optional (Qwen3): RMSNorm of each head, before RoPE
-//   layers.i.o_proj                   [H, Q]  and o_bias [H], optional
-//   layers.i.post_attention_norm      [H]
-//   layers.i.gate_proj, up_proj       [F, H]  and gate_bias, up_bias [F], optional
-//   layers.i.down_proj                [H, F]  and down_bias [H], optional
+//   layers.i.q_proj                   [Q, H]  and q_bias [Q]
+//   layers.i.k_proj, v_proj           [K, H]  and k_bias, v_bias [K]
+//   layers.i.q_norm, k_norm           [D]: RMSNorm of each head; or [Q], [K]: of the whole row
+//   layers.i.sinks                    [Hq]
+//   layers.i.o_proj                   [H, Q]  and o_bias [H]
+//   layers.i.attention_output_norm    [H]
+//   layers.i.mlp_norm                 [H]
+//   layers.i.gate_proj, up_proj       [F, H]  and gate_bias, up_bias [F]
+//   layers.i.down_proj                [H, F]  and down_bias [H]
+//   layers.i.mlp_output_norm          [H]
 #pragma once
 
 #include <cstdint>

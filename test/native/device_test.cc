@@ -486,6 +486,9 @@ struct AttentionCase {
   std::int64_t query_heads;
   std::int64_t n_tokens = 0;
   float scale;
+  float softcap = 0;
+  std::int64_t window = 0;
+  std::vector<float> sinks;  // [query_heads] or empty
   std::vector<std::int64_t> pages;
   std::vector<PlanSegment> segments;
   std::vector<QueryRange> query_ranges;
@@ -496,7 +499,16 @@ struct AttentionCase {
   AttentionParams params(std::vector<float>& out, std::vector<float>& lse) const {
     out.assign(q.size(), kNan);
     lse.assign(n_tokens * query_heads, kNan);
-    return {pool.shape, pool.layer(), query_heads, scale, q.data(), out.data(), lse.data(), {}};
+    return {.shape = pool.shape,
+            .layer = pool.layer(),
+            .query_heads = query_heads,
+            .scale = scale,
+            .softcap = softcap,
+            .window = window,
+            .sinks = sinks.empty() ? nullptr : sinks.data(),
+            .q = q.data(),
+            .out = out.data(),
+            .lse = lse.data()};
   }
   void attend(Device& device, std::vector<float>& out, std::vector<float>& lse) const {
     device.begin_step({.id = 0,
@@ -505,6 +517,18 @@ struct AttentionCase {
                        .slots = {},
                        .tokens = {}});
     device.attention(params(out, lse));
+  }
+
+  // Whether a range sees token `i` of its segment, by the definition: the view position of the token, counted from the
+  // segment's first, is more than the position of the query less the window.
+  bool sees(const QueryRange& range, std::int64_t i) const {
+    return i < range.limit && (window == 0 || i > range.distance - window);
+  }
+
+  // Slot of token `i` of a segment.
+  AppendSlot slot(const PlanSegment& segment, std::int64_t i) const {
+    const std::int64_t at = segment.first_slot + i;
+    return {pages[segment.first_page + at / kPageSize], static_cast<std::int32_t>(at % kPageSize), 0};
   }
 
   // Only the tokens for which `keep` is true, as if the others were not in the step.
@@ -561,9 +585,11 @@ AttentionCase random_case(Device& device, const KvShape& shape, std::int64_t gro
       for (std::int64_t twice = random_int(0, 3); twice < 4; twice += 3) {  // now and then a segment is seen twice
         if (random_int(0, 3) == 0) continue;
         const float biases[] = {0, 0, -1.5f, 2, -kInf};
+        const std::int64_t limit = random_int(0, 1) ? segment.length : random_int(1, segment.length);
         c.query_ranges.push_back({.token = static_cast<std::int32_t>(t),
                                   .rope_row = c.pool.angle(static_cast<double>(random_int(0, 3000))),
-                                  .limit = random_int(0, 1) ? segment.length : random_int(1, segment.length),
+                                  .limit = limit,
+                                  .distance = limit - 1 + random_int(0, 1) * random_int(0, 200),
                                   .bias = biases[random_int(0, 4)]});
         c.view_order.push_back(ranges_of[t]++);
       }
@@ -585,7 +611,12 @@ AttentionCase random_case(Device& device, const KvShape& shape, std::int64_t gro
 }
 
 AttentionCase AttentionCase::only(Device& device, const std::function<bool(std::int64_t)>& keep) const {
-  AttentionCase c{.pool = Pool(device, pool.shape, 0, 0), .query_heads = query_heads, .scale = scale};
+  AttentionCase c{.pool = Pool(device, pool.shape, 0, 0),
+                  .query_heads = query_heads,
+                  .scale = scale,
+                  .softcap = softcap,
+                  .window = window,
+                  .sinks = sinks};
   const std::size_t bytes = pool.keys.bytes();
   c.pool.keys = device.allocate(bytes, "keys");
   c.pool.values = device.allocate(bytes, "values");
@@ -637,10 +668,7 @@ double attention_error(Device& device, const AttentionCase& c, const std::vector
   std::vector<std::vector<float>> keys, values;  // per segment, as stored
   for (const PlanSegment& segment : c.segments) {
     std::vector<AppendSlot> slots;
-    for (std::int64_t i = 0; i < segment.length; i++) {
-      const std::int64_t at = segment.first_slot + i;
-      slots.push_back({c.pages[segment.first_page + at / kPageSize], static_cast<std::int32_t>(at % kPageSize), 0});
-    }
+    for (std::int64_t i = 0; i < segment.length; i++) slots.push_back(c.slot(segment, i));
     keys.emplace_back(segment.length * kv_heads * head_dim);
     values.emplace_back(keys.back().size());
     device.kv_read({c.pool.shape, c.pool.layer(), slots, keys.back().data(), values.back().data()});
@@ -663,17 +691,21 @@ double attention_error(Device& device, const AttentionCase& c, const std::vector
             x *= c.scale;
             if (multiplies_bf16(device, c.pool.shape)) x = rounded_to_bf16(x);
           }
-          for (std::int64_t i = 0; i < range.limit; i++) {
+          for (std::int64_t i = 0; i < c.segments[s].length; i++) {
+            if (!c.sees(range, i)) continue;
             const std::int64_t at = (i * kv_heads + kv_head) * head_dim;
             double score = 0;
             for (std::int64_t d = 0; d < head_dim; d++) score += turned[d] * keys[s][at + d];
+            if (c.softcap != 0) score = c.softcap * std::tanh(score / c.softcap);
             scores.push_back(score + range.bias);
             seen.push_back(values[s].data() + at);
             max = std::max(max, scores.back());
           }
         }
       }
-      double total = 0;
+      const double sink = c.sinks.empty() ? -INFINITY : c.sinks[head];
+      max = std::max(max, sink);
+      double total = sink == -INFINITY ? 0 : std::exp(sink - max);
       std::vector<double> exact(head_dim);
       if (max > -INFINITY) {
         for (std::size_t i = 0; i < scores.size(); i++) {
@@ -709,6 +741,44 @@ TEST(attention_equals_double) {
               const double error = attention_error(device, c, out, lse);
               CHECK_MESSAGE(error < attention_tolerance(device, c.pool.shape),
                             "D " + std::to_string(head_dim) + " group " + std::to_string(group) + " " +
+                                dtype_name(dtype) + ": " + std::to_string(error));
+            }
+          }
+        }
+      },
+      {2});
+}
+
+// A sliding window, a soft cap, sinks, at random but for `window`.
+void add_features(AttentionCase& c, std::int64_t window) {
+  const float softcaps[] = {0, 0.5f, 3, 50};
+  const float sinks[] = {-kInf, 0, 1.5f, -3, 20};
+  c.window = window;
+  c.softcap = softcaps[random_int(0, 3)];
+  if (random_int(0, 1) == 1) {
+    for (std::int64_t head = 0; head < c.query_heads; head++) c.sinks.push_back(sinks[random_int(0, 4)]);
+  }
+}
+
+// Less than a vector, a page, a span of pages, across their borders, and more than there is.
+constexpr std::int64_t kWindows[] = {0, 1, 2, 9, 16, 63, 64, 65, 200, 256, 257, 100000};
+
+TEST(attention_with_window_softcap_and_sinks_equals_double) {
+  on_every_device(
+      [](Device& device) {
+        for (const Dtype dtype : kDtypes) {
+          for (const std::int64_t head_dim : {24, 64, 80}) {
+            for (const std::int64_t window : kWindows) {
+              const std::int64_t group = random_int(1, 7), kv_heads = random_int(1, 2);
+              AttentionCase c =
+                  random_case(device, {1, kv_heads, head_dim, dtype}, group, random_int(1, 7), random_int(0, 4), 700);
+              add_features(c, window);
+              std::vector<float> out, lse;
+              c.attend(device, out, lse);
+              const double error = attention_error(device, c, out, lse);
+              CHECK_MESSAGE(error < attention_tolerance(device, c.pool.shape),
+                            "D " + std::to_string(head_dim) + " group " + std::to_string(group) + " window " +
+                                std::to_string(window) + " softcap " + std::to_string(c.softcap) + " " +
                                 dtype_name(dtype) + ": " + std::to_string(error));
             }
           }

@@ -104,14 +104,17 @@ ModelConfig tiny_config(const Architecture& architecture) {
   ModelConfig config;
   config.vocab_size = 37;
   config.hidden_size = 24;
-  config.intermediate_size = 40;
-  config.layers = 2;
   config.query_heads = 6;
   config.kv_heads = 2;
   config.head_dim = 8;
   config.rms_norm_eps = 1e-5f;
   config.attention_scale = 1 / std::sqrt(8.0f);
-  config.rope = {.inverse_frequencies = {1.0, 0.3, 0.1, 0.02}, .attention_factor = 1.1};
+  config.ropes = {{.inverse_frequencies = {1.0, 0.3, 0.1, 0.02}, .attention_factor = 1.1}};
+  LayerSpec layer;
+  layer.qk_norm = architecture.head_norms ? QkNorm::kHead : QkNorm::kNone;
+  layer.qkv_biases = layer.o_bias = layer.mlp_biases = architecture.biases;
+  layer.intermediate_size = 40;
+  config.layers = {layer, layer};
   if (architecture.gemma) {
     config.norm_offset = 1;
     config.embedding_scale = std::sqrt(24.0f);
@@ -132,7 +135,6 @@ Tensors random_tensors(const ModelConfig& config, const Architecture& architectu
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t q = config.query_heads * config.head_dim;
   const std::int64_t kv = config.kv_heads * config.head_dim;
-  const std::int64_t intermediate = config.intermediate_size;
   const double norm_mean = architecture.gemma ? 0 : 1;
   const auto add_norm = [&](const std::string& name, std::int64_t size) { add(name, 1, size, norm_mean, 0.2); };
   const auto add_projection = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
@@ -142,10 +144,11 @@ Tensors random_tensors(const ModelConfig& config, const Architecture& architectu
   add("embed", config.vocab_size, hidden, 0, 1);
   if (!architecture.tied) add("lm_head", config.vocab_size, hidden, 0, 1);
   add_norm("norm", hidden);
-  for (std::int64_t i = 0; i < config.layers; ++i) {
+  for (std::int64_t i = 0; i < config.n_layers(); ++i) {
+    const std::int64_t intermediate = config.layers[i].intermediate_size;
     const std::string layer = "layers." + std::to_string(i) + ".";
     add_norm(layer + "input_norm", hidden);
-    add_norm(layer + "post_attention_norm", hidden);
+    add_norm(layer + "mlp_norm", hidden);
     add_projection(layer + "q", q, hidden);
     add_projection(layer + "k", kv, hidden);
     add_projection(layer + "v", kv, hidden);
@@ -181,8 +184,8 @@ class Reference {
 
   ReferenceBlock block() const {
     ReferenceBlock block;
-    block.keys.resize(config_.layers);
-    block.values.resize(config_.layers);
+    block.keys.resize(config_.n_layers());
+    block.values.resize(config_.n_layers());
     return block;
   }
 
@@ -196,7 +199,7 @@ class Reference {
         x[w].push_back(row);
       }
     }
-    for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
+    for (std::int64_t layer = 0; layer < config_.n_layers(); ++layer) {
       const std::string name = "layers." + std::to_string(layer) + ".";
       std::vector<std::vector<Row>> queries(workers.size());
       for (std::size_t w = 0; w < workers.size(); ++w) {
@@ -211,7 +214,7 @@ class Reference {
         for (std::size_t i = 0; i < x[w].size(); ++i) {
           Row& row = x[w][i];
           add(row, project(name + "o", attend(workers[w], layer, i, queries[w][i])));
-          const Row input = norm(name + "post_attention_norm", row);
+          const Row input = norm(name + "mlp_norm", row);
           Row gate = project(name + "gate", input);
           const Row up = project(name + "up", input);
           for (std::size_t j = 0; j < gate.size(); ++j) gate[j] = activate(gate[j]) * up[j];
@@ -275,11 +278,12 @@ class Reference {
   }
 
   Row rotate(Row x, std::int64_t position) const {
-    const std::size_t half = config_.rope.inverse_frequencies.size();
+    const RopeSpec& rope = config_.ropes.front();
+    const std::size_t half = rope.inverse_frequencies.size();
     for (std::size_t u = 0; u < half; ++u) {
-      const double angle = position * config_.rope.inverse_frequencies[u];
-      const double cos = config_.rope.attention_factor * std::cos(angle);
-      const double sin = config_.rope.attention_factor * std::sin(angle);
+      const double angle = position * rope.inverse_frequencies[u];
+      const double cos = rope.attention_factor * std::cos(angle);
+      const double sin = rope.attention_factor * std::sin(angle);
       const double a = x[u], b = x[u + half];
       x[u] = a * cos - b * sin;
       x[u + half] = b * cos + a * sin;
@@ -354,6 +358,8 @@ class WatchedDevice : public Device {
   void rms_norm(const RmsNormParams& p) override { run(&Device::rms_norm, p); }
   void matmul(const MatmulParams& p) override { run(&Device::matmul, p); }
   void gated_activation(const GatedActivationParams& p) override { run(&Device::gated_activation, p); }
+  void add(const AddParams& p) override { run(&Device::add, p); }
+  void softcap(const SoftcapParams& p) override { run(&Device::softcap, p); }
   void experts(const ExpertsParams& p) override { run(&Device::experts, p); }
   void kv_append(const KvAppendParams& p) override { run(&Device::kv_append, p); }
   void attention(const AttentionParams& p) override { run(&Device::attention, p); }
@@ -393,10 +399,11 @@ struct World {
   }
 
   KvShape shape() const {
-    return {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim, .dtype = Dtype::kF32};
+    return {
+        .layers = config.n_layers(), .kv_heads = config.kv_heads, .head_dim = config.head_dim, .dtype = Dtype::kF32};
   }
   std::shared_ptr<KvCache> create_cache(std::int64_t capacity) const {
-    return KvCache::create(device, shape(), config.rope, capacity);
+    return KvCache::create(device, shape(), config.ropes.front(), capacity);
   }
 
   StepWorker worker(std::vector<BlockPtr> view, BlockPtr target, std::vector<std::int32_t> tokens,
@@ -948,12 +955,12 @@ TEST(a_step_that_is_refused_names_the_reason_and_changes_nothing) {
 
   KvShape other_shape = world.shape();
   other_shape.kv_heads = 3;
-  RopeSpec other_rope = world.config.rope;
+  RopeSpec other_rope = world.config.ropes.front();
   other_rope.attention_factor = 1;
   for (const std::shared_ptr<KvCache>& cache :
-       {KvCache::create(world.device, other_shape, world.config.rope, 64),
+       {KvCache::create(world.device, other_shape, world.config.ropes.front(), 64),
         KvCache::create(world.device, world.shape(), other_rope, 64),
-        KvCache::create(create_cpu_device({}), world.shape(), world.config.rope, 64)}) {
+        KvCache::create(create_cpu_device({}), world.shape(), world.config.ropes.front(), 64)}) {
     const BlockPtr elsewhere = cache->create_block();
     std::vector<StepWorker> workers = {world.worker({elsewhere}, elsewhere, {1})};
     CHECK_CODE(code::kInvalidArgument, world.model->step(*cache, workers, world.cancel));
@@ -1032,11 +1039,30 @@ TEST(a_model_that_does_not_fit_its_description_is_refused_by_name) {
   change_config("head_dim", code::kUnsupported, [](ModelConfig& c) { c.head_dim = 264; });
   change_config("kv_heads", code::kInvalidModel, [](ModelConfig& c) { c.kv_heads = 4; });
   change_config("vocab_size", code::kInvalidModel, [](ModelConfig& c) { c.vocab_size = std::int64_t{1} << 60; });
-  change_config("layers", code::kInvalidModel, [](ModelConfig& c) { c.layers = 0; });
-  change_config("layers.2.", code::kInvalidModel, [](ModelConfig& c) { c.layers = 3; });
-  change_config("layers.1.", code::kUnsupported, [](ModelConfig& c) { c.layers = 1; });
+  change_config("layers", code::kInvalidModel, [](ModelConfig& c) { c.layers.clear(); });
+  change_config("layers.2.", code::kInvalidModel, [](ModelConfig& c) { c.layers.resize(3, c.layers.front()); });
+  change_config("layers.1.", code::kUnsupported, [](ModelConfig& c) { c.layers.resize(1); });
   change_config("attention_scale", code::kInvalidModel, [](ModelConfig& c) { c.attention_scale = 0; });
-  change_config("rope", code::kInvalidModel, [](ModelConfig& c) { c.rope.inverse_frequencies.resize(5); });
+  for (const float scale : {0.0f, -1.0f, std::nanf("")}) {
+    change_config("residual_scale", code::kInvalidModel, [&](ModelConfig& c) { c.residual_scale = scale; });
+    change_config("logit_scale", code::kInvalidModel, [&](ModelConfig& c) { c.logit_scale = scale; });
+  }
+  for (const float softcap : {-1.0f, std::nanf("")}) {
+    change_config("logit_softcap", code::kInvalidModel, [&](ModelConfig& c) { c.logit_softcap = softcap; });
+    change_config("softcap", code::kInvalidModel, [&](ModelConfig& c) { c.layers[1].softcap = softcap; });
+  }
+  change_config("window", code::kInvalidModel, [](ModelConfig& c) { c.layers[0].window = -1; });
+  change_config("intermediate_size", code::kInvalidModel, [](ModelConfig& c) { c.layers[1].intermediate_size = 0; });
+  for (const std::int32_t rope : {-2, 1}) {
+    change_config("rope", code::kInvalidModel, [&](ModelConfig& c) { c.layers[1].rope = rope; });
+  }
+  for (const std::size_t frequencies : {0, 5}) {
+    change_config("ropes", code::kInvalidModel,
+                  [&](ModelConfig& c) { c.ropes.front().inverse_frequencies.resize(frequencies); });
+  }
+  change_config("layers.1.sinks", code::kInvalidModel, [](ModelConfig& c) { c.layers[1].sinks = true; });
+  change_config("layers.1.q_norm", code::kInvalidModel, [](ModelConfig& c) { c.layers[1].qk_norm = QkNorm::kRow; });
+  change_config("layers.0.mlp_norm", code::kUnsupported, [](ModelConfig& c) { c.layers[0].mlp_norm = false; });
 }
 
 TEST(weights_are_read_in_place_copied_or_converted) {

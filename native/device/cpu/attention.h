@@ -88,20 +88,30 @@ HOGWILD_INLINE void stage(const T* from, int64_t rows, int64_t cols, int64_t str
 struct BlockRow {
   float* scores;  // [P], whole vectors of them valid
   float* state;
+  int64_t begin;
   int64_t end;
   float bias;
+
+  // Whole vectors around what it sees.
+  int64_t first_lane() const { return begin / kLanes * kLanes; }
+  int64_t end_lane() const { return (end + kLanes - 1) / kLanes * kLanes; }
 };
 
 // Turns the scores of a block of rows into weights exp(score + bias - maximum) and brings the rows' states
 // to the new maximum. The other lanes up to whole vectors become exact zeros: keys that a row must not
 // see. The rows go through each pass together, so that the latency of one hides behind the others.
-HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, int64_t begin, int64_t value_cols) {
-  const int64_t first = begin / kLanes * kLanes;
+HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, float softcap, int64_t value_cols) {
   float base[kSpanRowBlock];
   for (int64_t r = 0; r < n; r++) {
     const BlockRow& row = rows[r];
-    const int64_t last = (row.end + kLanes - 1) / kLanes * kLanes;
-    for (int64_t i = first; i < begin; i++) row.scores[i] = -INFINITY;
+    const int64_t first = row.first_lane(), last = row.end_lane();
+    if (softcap != 0) {
+      const float inverse = 1 / softcap;
+      for (int64_t i = first; i < last; i += kLanes) {
+        store(row.scores + i, tanh(load(row.scores + i) * inverse) * softcap);
+      }
+    }
+    for (int64_t i = first; i < row.begin; i++) row.scores[i] = -INFINITY;
     for (int64_t i = row.end; i < last; i++) row.scores[i] = -INFINITY;
     Vec best = broadcast(-INFINITY);
     for (int64_t i = first; i < last; i += kLanes) best = max(load(row.scores + i), best);
@@ -120,7 +130,7 @@ HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, int64_t begi
       float* values = row.state + kStateValues;
       for (int64_t d = 0; d < value_cols; d += kLanes) store(values + d, load(values + d) * factor);
     }
-    for (int64_t i = first; i < row.end; i += kLanes) {
+    for (int64_t i = row.first_lane(); i < row.end; i += kLanes) {
       const Vec weight = exp_not_positive((load(row.scores + i) + row.bias) - base[r]);
       store(row.scores + i, weight);
       totals[r] += weight;
@@ -133,6 +143,32 @@ HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, int64_t begi
   }
 }
 
+// Operands [begin, end) of a page's values that a row sees.
+struct Run {
+  int64_t begin;
+  int64_t end;
+};
+
+// Calls add(first_row, n_rows, run) so that each row of a block meets its own run in ascending order: what all see at
+// once, the rest one by one.
+template <typename Add>
+HOGWILD_INLINE void for_each_run(const Run* runs, int64_t n, Add&& add) {
+  Run common = runs[0];
+  for (int64_t r = 1; r < n; r++) {
+    common.begin = runs[r].begin > common.begin ? runs[r].begin : common.begin;
+    common.end = runs[r].end < common.end ? runs[r].end : common.end;
+  }
+  if (common.begin >= common.end) common = {kPageSize, kPageSize};
+  for (int64_t r = 0; r < n; r++) {
+    const Run before = {runs[r].begin, runs[r].end < common.begin ? runs[r].end : common.begin};
+    if (before.begin < before.end) add(r, 1, before);
+  }
+  if (common.begin < common.end) add(0, n, common);
+  for (int64_t r = 0; r < n; r++) {
+    if (runs[r].end > common.end) add(r, 1, Run{common.end, runs[r].end});
+  }
+}
+
 // How the products get at a page: its elements are converted to f32 in a tile of scratch memory ...
 template <typename Layout>
 struct Operands {
@@ -141,33 +177,31 @@ struct Operands {
 
   static HOGWILD_INLINE void pack_row(float*, int64_t, int64_t) {}
 
-  static HOGWILD_INLINE const float* keys(const typename Layout::Element* page, int64_t head_dim, int64_t key_cols,
-                                          float* tile) {
-    stage(page, head_dim, key_cols, kPageSize, tile, kPageSize);
+  // Of the slots [begin, end), whole vectors.
+  static HOGWILD_INLINE const float* keys(const typename Layout::Element* page, int64_t head_dim, int64_t begin,
+                                          int64_t end, float* tile) {
+    stage(page + begin, head_dim, end - begin, kPageSize, tile + begin, kPageSize);
     return tile;
   }
 
-  // out[r] += sum of weights[r][i] * value i over the keys [begin, rows[r].end). What only some rows see is left
-  // to each alone: a value that a row must not see does not touch it, not even as 0 * NaN.
+  // out[r] += sum of weights[r][i] * value i over the keys [rows[r].begin, rows[r].end), all within [begin, end). What
+  // only some rows see is left to each alone: a value that a row must not see does not touch it, not even as 0 * NaN.
   static HOGWILD_INLINE void add_values(const BlockRow* rows, int64_t n, const typename Layout::Element* page,
                                         int64_t begin, int64_t end, int64_t head_dim, int64_t value_cols, float* tile,
                                         bool is_staged, Prefetch& soon) {
     const int64_t stride = padded_head_dim(head_dim);
-    if (!is_staged) stage(page, end, head_dim, head_dim, tile, stride);
-    const float* weights[kSpanRowBlock];
-    float* out[kSpanRowBlock];
-    int64_t common = kPageSize;
-    for (int64_t r = 0; r < n; r++) {
-      weights[r] = rows[r].scores + begin;
-      out[r] = rows[r].state + kStateValues;
-      common = rows[r].end < common ? rows[r].end : common;
-    }
-    product<true>(n, weights, tile + begin * stride, stride, out, common - begin, value_cols, soon);
-    for (int64_t r = 0; r < n; r++) {
-      if (rows[r].end == common) continue;
-      weights[r] = rows[r].scores + common;
-      product<true>(1, weights + r, tile + common * stride, stride, out + r, rows[r].end - common, value_cols, soon);
-    }
+    if (!is_staged) stage(page + begin * head_dim, end - begin, head_dim, head_dim, tile + begin * stride, stride);
+    Run runs[kSpanRowBlock];
+    for (int64_t r = 0; r < n; r++) runs[r] = {rows[r].begin, rows[r].end};
+    for_each_run(runs, n, [&](int64_t first_row, int64_t n_rows, Run run) __attribute__((always_inline)) {
+      const float* weights[kSpanRowBlock];
+      float* out[kSpanRowBlock];
+      for (int64_t r = 0; r < n_rows; r++) {
+        weights[r] = rows[first_row + r].scores + run.begin;
+        out[r] = rows[first_row + r].state + kStateValues;
+      }
+      product<true>(n_rows, weights, tile + run.begin * stride, stride, out, run.end - run.begin, value_cols, soon);
+    });
   }
 };
 
@@ -183,39 +217,40 @@ struct Operands<PageLayout<Bf16, true>> {
     for (int64_t i = begin; i < end; i += kLanes) store((Bf16*)row + i, load(row + i));
   }
 
-  static HOGWILD_INLINE const Bf16Pair* keys(const Bf16* page, int64_t, int64_t, float*) {
+  static HOGWILD_INLINE const Bf16Pair* keys(const Bf16* page, int64_t, int64_t, int64_t, float*) {
     return (const Bf16Pair*)page;
   }
 
   // A row's pairs are the same and come in the same order whoever else is in the block. Of a pair that it sees half
   // of, the other half counts as 0.
-  static HOGWILD_INLINE void add_values(const BlockRow* rows, int64_t n, const Bf16* page, int64_t begin, int64_t,
+  static HOGWILD_INLINE void add_values(const BlockRow* rows, int64_t n, const Bf16* page, int64_t, int64_t,
                                         int64_t head_dim, int64_t value_cols, float* tile, bool, Prefetch& soon) {
     const Bf16Pair* values = (const Bf16Pair*)page;
-    const Bf16Pair* weights[kSpanRowBlock];
-    float* out[kSpanRowBlock];
-    int64_t common = kPageSize;
-    for (int64_t r = 0; r < n; r++) {
-      out[r] = rows[r].state + kStateValues;
-      common = rows[r].end < common ? rows[r].end : common;
-    }
-    const auto add = [&](int64_t first_row, int64_t n_rows, const Bf16Pair* from, int64_t pair,
-                         int64_t pairs) __attribute__((always_inline)) {
-      for (int64_t r = first_row; r < first_row + n_rows; r++) weights[r] = (const Bf16Pair*)rows[r].scores + pair;
-      product<true>(n_rows, weights + first_row, from, head_dim, out + first_row, pairs, value_cols, soon);
+    const auto add = [&](int64_t first_row, int64_t n_rows, const Bf16Pair* from, Run run)
+                         __attribute__((always_inline)) {
+      const Bf16Pair* weights[kSpanRowBlock];
+      float* out[kSpanRowBlock];
+      for (int64_t r = 0; r < n_rows; r++) {
+        weights[r] = (const Bf16Pair*)rows[first_row + r].scores + run.begin;
+        out[r] = rows[first_row + r].state + kStateValues;
+      }
+      product<true>(n_rows, weights, from, head_dim, out, run.end - run.begin, value_cols, soon);
     };
-    const auto half_of = [&](int64_t pair, uint32_t mask) __attribute__((always_inline)) {
+    const auto add_half = [&](int64_t row, int64_t pair, uint32_t mask) __attribute__((always_inline)) {
       Bf16Pair* half = (Bf16Pair*)tile;
       for (int64_t d = 0; d < head_dim; d += kLanes) store(half + d, load(values + pair * head_dim + d) & mask);
-      return half;
+      add(row, 1, half, {pair, pair + 1});
     };
-    const int64_t first_pair = (begin + 1) / 2, common_pair = common / 2;
-    if (begin % 2 == 1) add(0, n, half_of(begin / 2, 0xffff0000u), begin / 2, 1);
-    add(0, n, values + first_pair * head_dim, first_pair, common_pair - first_pair);
+    Run runs[kSpanRowBlock];
     for (int64_t r = 0; r < n; r++) {
-      const int64_t end_pair = rows[r].end / 2;
-      if (end_pair > common_pair) add(r, 1, values + common_pair * head_dim, common_pair, end_pair - common_pair);
-      if (rows[r].end % 2 == 1) add(r, 1, half_of(end_pair, 0x0000ffffu), end_pair, 1);
+      runs[r] = {(rows[r].begin + 1) / 2, rows[r].end / 2};
+      if (rows[r].begin % 2 == 1) add_half(r, rows[r].begin / 2, 0xffff0000u);
+    }
+    for_each_run(runs, n, [&](int64_t first_row, int64_t n_rows, Run run) __attribute__((always_inline)) {
+      add(first_row, n_rows, values + run.begin * head_dim, run);
+    });
+    for (int64_t r = 0; r < n; r++) {
+      if (rows[r].end % 2 == 1) add_half(r, rows[r].end / 2, 0x0000ffffu);
     }
   }
 };
@@ -235,7 +270,8 @@ void attend_span(const AttentionSpan& span) {
   float* tile = queries + span.n_rows * row_stride;  // keys [D, P], then values [P, row_stride]
   float* scores = tile + kPageSize * row_stride;     // [n_rows, P], then weights
 
-  int64_t last_slot = 0;  // slots of the segment that some row sees, counted from its first page
+  // Slots of the segment that some row sees, counted from its first page.
+  int64_t first_slot = INT64_MAX, end_slot = 0;
   for (int64_t r = 0; r < span.n_rows; r++) {
     const AttentionRow& row = span.rows[r];
     rotate(*span.rope, row.range->rope_row, row.q, head_dim, span.scale, queries + r * row_stride);
@@ -243,34 +279,40 @@ void attend_span(const AttentionSpan& span) {
     row.state[kStateMax] = -INFINITY;
     row.state[kStateSum] = 0;
     memset(row.state + kStateValues, 0, row_stride * sizeof(float));
+    const int64_t first = span.first_slot + row.range->first_seen(span.window);
     const int64_t limit = span.first_slot + row.range->limit;
-    last_slot = limit > last_slot ? limit : last_slot;
+    first_slot = first < first_slot ? first : first_slot;
+    end_slot = limit > end_slot ? limit : end_slot;
   }
 
-  const int64_t seen_pages = (last_slot + kPageSize - 1) / kPageSize;
+  const int64_t seen_pages = (end_slot + kPageSize - 1) / kPageSize;
   const int64_t end_page = span.first_page + kSpanPages < seen_pages ? span.first_page + kSpanPages : seen_pages;
-  for (int64_t page = span.first_page; page < end_page; page++) {
-    const int64_t begin = page == 0 ? span.first_slot : 0;
-    const int64_t left = last_slot - page * kPageSize;
-    const int64_t end = left < kPageSize ? left : kPageSize;
-    const int64_t key_cols = (end + kLanes - 1) / kLanes * kLanes;
-    const T* page_keys = (const T*)span.layer->keys + head_offset(shape, span.pages[page], span.kv_head);
-    const T* page_values = (const T*)span.layer->values + head_offset(shape, span.pages[page], span.kv_head);
-
-    // The rows that see something of this page.
+  const int64_t first_page = first_slot / kPageSize > span.first_page ? first_slot / kPageSize : span.first_page;
+  for (int64_t page = first_page; page < end_page; page++) {
+    // The rows that see something of this page, and what they see together.
     const Operand* q[kMaxSpanRows];
     float* s[kMaxSpanRows];
     BlockRow seeing[kMaxSpanRows];
-    int64_t rows = 0;
+    int64_t rows = 0, begin = kPageSize, end = 0;
     for (int64_t r = 0; r < span.n_rows; r++) {
       const AttentionRow& row = span.rows[r];
-      const int64_t visible = span.first_slot + row.range->limit - page * kPageSize;
-      if (visible <= begin) continue;
+      const int64_t page_slot = page * kPageSize - span.first_slot;  // of slot 0, in tokens of the segment
+      const int64_t from = row.range->first_seen(span.window) - page_slot, to = row.range->limit - page_slot;
+      if (from >= kPageSize || to <= 0) continue;
+      const int64_t row_begin = from > 0 ? from : 0, row_end = to < kPageSize ? to : kPageSize;
       q[rows] = (const Operand*)(queries + r * row_stride);
       s[rows] = scores + r * kPageSize;
-      seeing[rows] = {s[rows], row.state, visible < kPageSize ? visible : kPageSize, row.range->bias};
+      seeing[rows] = {s[rows], row.state, row_begin, row_end, row.range->bias};
+      begin = row_begin < begin ? row_begin : begin;
+      end = row_end > end ? row_end : end;
       rows++;
     }
+    if (rows == 0) continue;  // between two windows
+
+    const T* page_keys = (const T*)span.layer->keys + head_offset(shape, span.pages[page], span.kv_head);
+    const T* page_values = (const T*)span.layer->values + head_offset(shape, span.pages[page], span.kv_head);
+    const int64_t first_col = begin / kLanes * kLanes;
+    const int64_t key_cols = (end + kLanes - 1) / kLanes * kLanes - first_col;
 
     // Spread over the products of all rows, each of `n` iterations for every 4 vectors of `cols`.
     const auto prefetch_tile = [&](const T* from, int64_t n, int64_t cols) __attribute__((always_inline)) {
@@ -280,7 +322,8 @@ void attend_span(const AttentionSpan& span) {
       return Prefetch{first, first + tile_bytes / 2, tile_bytes / 2 / (iterations > 0 ? iterations : 1)};
     };
 
-    const Operand* keys = Page::keys(page_keys, head_dim, key_cols, tile);
+    const Operand* keys = Page::keys(page_keys, head_dim, first_col, first_col + key_cols, tile) + first_col;
+    for (int64_t r = 0; r < rows; r++) s[r] += first_col;
     Prefetch soon = prefetch_tile(page_values, head_dim / Page::kDepth, key_cols);
     for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
       const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
@@ -293,10 +336,8 @@ void attend_span(const AttentionSpan& span) {
     for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
       const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
       const BlockRow* block = seeing + r;
-      softmax_update(block, n, begin, value_cols);
-      for (int64_t i = 0; i < n; i++) {
-        Page::pack_row(block[i].scores, begin / kLanes * kLanes, (block[i].end + kLanes - 1) / kLanes * kLanes);
-      }
+      softmax_update(block, n, span.softcap, value_cols);
+      for (int64_t i = 0; i < n; i++) Page::pack_row(block[i].scores, block[i].first_lane(), block[i].end_lane());
       Page::add_values(block, n, page_values, begin, end, head_dim, value_cols, tile, r > 0, soon);
     }
   }
@@ -318,11 +359,17 @@ void merge_state(float* into, const float* state, int64_t head_dim) {
   }
 }
 
-float finish_state(const float* state, int64_t head_dim, float* out) {
-  const float total = state[kStateSum];
-  const float scale = total == 0 ? 0 : 1 / total;
+float finish_state(const float* state, int64_t head_dim, float sink, float* out) {
+  float max = state[kStateMax], total = state[kStateSum], factor = 1;
+  if (sink != -INFINITY) {
+    const float seen_max = max;
+    max = sink > seen_max ? sink : seen_max;
+    factor = exp(broadcast(seen_max - max))[0];
+    total = total * factor + exp(broadcast(sink - max))[0];
+  }
+  const float scale = total == 0 ? 0 : factor / total;
   for (int64_t d = 0; d < head_dim; d++) out[d] = state[kStateValues + d] * scale;
-  return total == 0 ? -INFINITY : state[kStateMax] + logf(total);
+  return total == 0 ? -INFINITY : max + logf(total);
 }
 
 }  // namespace

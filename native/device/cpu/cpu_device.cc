@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -89,11 +90,18 @@ class CpuDevice final : public Device {
   void matmul(const MatmulParams& p) override { multiply({&p, 1}); }
 
   void gated_activation(const GatedActivationParams& p) override {
-    constexpr std::int64_t kUnit = 1024;
-    for_rows(pool_, ceil_div(p.n, kUnit), kUnit, [&](std::int64_t begin, std::int64_t end) {
-      const std::int64_t first = begin * kUnit, n = std::min(end * kUnit, p.n) - first;
+    for_elements(p.n, [&](std::int64_t first, std::int64_t n) {
       kernels_.gated_activation(p.gate + first, p.up + first, n, p.activation, p.out + first);
     });
+  }
+
+  void add(const AddParams& p) override {
+    for_elements(p.n, [&](std::int64_t first, std::int64_t n) { kernels_.add(p.x + first, p.y + first, n, p.scale); });
+  }
+
+  void softcap(const SoftcapParams& p) override {
+    for_elements(p.n,
+                 [&](std::int64_t first, std::int64_t n) { kernels_.softcap(p.x + first, n, p.scale, p.softcap); });
   }
 
   void kv_append(const KvAppendParams& p) override {
@@ -130,6 +138,15 @@ class CpuDevice final : public Device {
   double measure_read_bandwidth(std::size_t bytes) override;
 
  private:
+  // Calls body(first, n) for slices of [0, n).
+  template <typename Body>
+  void for_elements(std::int64_t n, Body&& body) {
+    constexpr std::int64_t kUnit = 1024;
+    for_rows(pool_, ceil_div(n, kUnit), kUnit, [&](std::int64_t begin, std::int64_t end) {
+      body(begin * kUnit, std::min(end * kUnit, n) - begin * kUnit);
+    });
+  }
+
   static std::string requested_simd(const CpuOptions& options) {
     if (!options.simd.empty()) return options.simd;
     const char* name = std::getenv("HOGWILD_SIMD");
@@ -260,6 +277,8 @@ void CpuDevice::attention(const AttentionParams& p) {
   check_cache(p.shape, &step_.rope);
   check_buffers(p.buffers);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
+  require(p.window >= 0, "window must be >= 0");
+  require(p.softcap >= 0 && std::isfinite(p.softcap), "softcap must be finite and >= 0");
   attention_.run(p, step_);
 }
 

@@ -82,6 +82,21 @@ void gated_activation(const float* gate, const float* up, int64_t n, Activation 
   }
 }
 
+void add(float* x, const float* y, int64_t n, float scale) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(x + i, fma(broadcast(scale), load(y + i), load(x + i)));
+  if (i < n) store_partial(x + i, fma(broadcast(scale), load_partial(y + i, n - i), load_partial(x + i, n - i)), n - i);
+}
+
+void softcap(float* x, int64_t n, float scale, float cap) {
+  const auto capped = [&](Vec v) __attribute__((always_inline)) {
+    return cap == 0 ? v * scale : tanh(v * (scale / cap)) * cap;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(x + i, capped(load(x + i)));
+  if (i < n) store_partial(x + i, capped(load_partial(x + i, n - i)), n - i);
+}
+
 void add_weighted(const float* x, const int64_t* rows, const float* weights, int64_t n_rows, int64_t cols, float* out) {
   int64_t i = 0;
   for (; i + kLanes <= cols; i += kLanes) {

@@ -274,5 +274,21 @@ HOGWILD_INLINE Vec exp_not_positive(Vec x) {
   return (Vec)((IntVec)e & ~(x < kLeast));
 }
 
+// Cephes' tanhf: a polynomial around 0, where the quotient would lose digits. tanh(+-inf) = +-1, tanh(NaN) = NaN.
+HOGWILD_INLINE Vec tanh(Vec x) {
+  const Vec magnitude = (Vec)((BitVec)x & 0x7fffffff);
+  const Vec e = exp_not_positive(magnitude * -2.0f);
+  const Vec quotient = (1.0f - e) / (1.0f + e);
+  const Vec far = (Vec)((BitVec)quotient | ((BitVec)x & 0x80000000u));
+  const Vec square = x * x;
+  Vec p = broadcast(-5.70498872745e-3f);
+  p = fma(p, square, broadcast(2.06390887954e-2f));
+  p = fma(p, square, broadcast(-5.37397155531e-2f));
+  p = fma(p, square, broadcast(1.33314422036e-1f));
+  p = fma(p, square, broadcast(-3.33332819422e-1f));
+  const Vec near = fma(p * square, x, x);
+  return magnitude < 0.625f ? near : far;
+}
+
 }  // namespace
 }  // namespace hogwild

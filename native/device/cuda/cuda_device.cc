@@ -264,6 +264,22 @@ void CudaDevice::on_stream_of(const ExternalBuffers& buffers, Launch&& launch) {
   order(stream, stream_);
 }
 
+bool CudaDevice::has(Feature feature) const {
+  switch (feature) {
+    case Feature::kAdd:
+    case Feature::kSoftcap:
+    case Feature::kSeveralRopes:
+      return false;
+  }
+  return true;
+}
+
+// Models that need these are refused when they are loaded.
+void CudaDevice::add(const AddParams&) { throw Error(code::kUnsupported, "add: the CPU device computes it"); }
+void CudaDevice::softcap(const SoftcapParams&) {
+  throw Error(code::kUnsupported, "softcap: the CPU device computes it");
+}
+
 void CudaDevice::kv_append(const KvAppendParams& p) {
   use();
   require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= step_.layout().rows && !step_.view().slots.empty(),
@@ -308,8 +324,20 @@ AttentionLaunch CudaDevice::attention_launch(const AttentionParams& p) const {
           .workspace = attention_workspace_.data()};
 }
 
+void CudaDevice::check_attention(const AttentionParams& p) const {
+  const auto refuse_where = [](bool wanted, const char* what) {
+    if (!wanted) return;
+    throw Error(code::kUnsupported, std::string("attention with ") + what +
+                                        ": the CUDA device has no kernel for it, the CPU device (device 'cpu') does");
+  };
+  refuse_where(p.window != 0, "a sliding window");
+  refuse_where(p.softcap != 0, "a soft cap");
+  refuse_where(p.sinks != nullptr, "sinks");
+}
+
 void CudaDevice::attention(const AttentionParams& p) {
   use();
+  check_attention(p);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   const std::int64_t rows = step_.view().plan.n_tokens * p.query_heads;
   if (rows == 0) return;
