@@ -259,7 +259,12 @@ describe('the tensors of a model', () => {
       ['gate_proj', 24, gateUp],
       ['up_proj', 24, gateUp + 24 * row],
     ] as const) {
-      expect(found.get(`layers.0.${name}`)).toMatchObject({ rows, cols: 16, offset, format: 'bf16' })
+      expect(found.get(`layers.0.${name}`)).toMatchObject({
+        rows,
+        cols: 16,
+        offset,
+        format: 'bf16',
+      })
     }
   })
 

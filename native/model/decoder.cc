@@ -21,6 +21,10 @@ Decoder::Decoder(std::shared_ptr<Device> device, ModelConfig config, std::unique
     : id_(next_id++), device_(std::move(device)), config_(std::move(config)), weights_(std::move(weights)) {
   check_config(config_, *device_);
   layers_ = load_layers(*device_, config_, *weights_);
+  for (std::size_t i = 0; i < layers_.layers.size(); ++i) {
+    const LayerSpec& spec = config_.layers[i];
+    device_->check_attention({.softcap = spec.softcap, .window = spec.window, .sinks = layers_.layers[i].sinks});
+  }
 }
 
 std::int64_t Decoder::weight_bytes() const {
@@ -110,6 +114,9 @@ void Decoder::attend(std::int64_t index, const Rows& rows) {
                       .layer = rows.cache.layer(index),
                       .query_heads = config_.query_heads,
                       .scale = config_.attention_scale,
+                      .softcap = config_.layers[index].softcap,
+                      .window = config_.layers[index].window,
+                      .sinks = layers_.layers[index].sinks,
                       .q = q(rows),
                       .out = rows.activations.attended.as<float>()});
 }
