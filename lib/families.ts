@@ -7,8 +7,10 @@ import type { RopeConfig } from './rope'
 export type Architecture =
   | 'LlamaForCausalLM'
   | 'MistralForCausalLM'
+  | 'MixtralForCausalLM'
   | 'Qwen2ForCausalLM'
   | 'Qwen3ForCausalLM'
+  | 'Qwen3MoeForCausalLM'
   | 'GemmaForCausalLM'
   | 'Phi3ForCausalLM'
 
@@ -28,7 +30,7 @@ export interface LayerSpec {
   softcap: number
   /** One more term exp(sink) per query head in the denominator of the softmax. */
   sinks: boolean
-  mlp: DenseMlp
+  mlp: DenseMlp | ExpertsMlp
 }
 
 /** down(activation(gate(x)) * up(x)) */
@@ -36,6 +38,19 @@ export interface DenseMlp {
   type: 'dense'
   /** F */
   intermediateSize: number
+}
+
+/** Each token goes to the `used` experts, each a dense MLP, whose router logits are greatest. */
+export interface ExpertsMlp {
+  type: 'experts'
+  /** F of each expert */
+  intermediateSize: number
+  /** E, at least 2 */
+  count: number
+  used: number
+  /** Whether the weights of a token's experts sum to 1: the softmax is over those used, else over all. */
+  normalized: boolean
+  routerBias: boolean
 }
 
 /** A model's configuration, checked. Sizes in elements, counts in pieces. */
@@ -54,7 +69,8 @@ export interface ModelConfig {
   rmsNormEps: number
   /** Added to every norm weight: 1 for Gemma, else 0. */
   normOffset: number
-  activation: 'silu' | 'gelu_tanh'
+  /** gpt-oss has the clamped one, of gate and up: see native/device/ops.h. */
+  activation: 'silu' | 'gelu_tanh' | 'clamped_swiglu'
   /** Multiplies embeddings: sqrt(hiddenSize) for Gemma, else 1. */
   embeddingScale: number
   /** Multiplies scores: normally 1 / sqrt(headDim). */
@@ -80,12 +96,37 @@ export interface ModelConfig {
 /** A bias that the family always has, or that a field of config.json gives it ('option'). */
 export type Bias = true | 'option'
 
+/** What is a family's own of its mixture of experts. */
+export interface ExpertsFamily {
+  /** Where config.json says nothing. */
+  defaults: { count: number; used: number; size?: number }
+  /** The field with F of an expert; default: `intermediate_size`. */
+  sizeField?: string
+  /** Whether the weights of a token's experts sum to 1 by `norm_topk_prob`; absent: always. */
+  normalizedOption?: boolean
+  routerBias?: boolean
+  /** Whether `mlp_only_layers` and `decoder_sparse_step` give some layers a dense MLP. */
+  denseLayers?: boolean
+  /** Whether there is a field `router_jitter_noise`. */
+  jitter?: boolean
+  /** Names behind `model.layers.i.` where matrices are stored one by one; `*` is the expert. Absent: never are. */
+  names?: Readonly<Record<'router' | 'gate_proj' | 'up_proj' | 'down_proj', string>>
+  /** What stacks are like: `gptOss` has transposed matrices, in which gate and up take turns. */
+  stacks?: 'gptOss'
+}
+
 /** One family, as transformers 5 computes it. Absent: no, none, or what a Llama has. */
 export interface Family {
   /** `model_type` of config.json. */
   modelType: string
   /** What is assumed where config.json does not have the field at all. */
-  defaults?: { kvHeads?: number; headDim?: number; tied?: boolean; slidingWindow?: number }
+  defaults?: {
+    kvHeads?: number
+    headDim?: number
+    tied?: boolean
+    slidingWindow?: number
+    theta?: number
+  }
   /** Options: `attention_bias` for qkv and o, `mlp_bias`. */
   biases?: { qkv?: Bias; o?: Bias; mlp?: Bias }
   /** Whether a window is used only with `use_sliding_window`, from layer `max_window_layers` on. */
@@ -96,6 +137,7 @@ export interface Family {
   gemma?: boolean
   /** Where it knows fewer RoPE types than others. */
   ropeTypes?: readonly RopeConfig['type'][]
+  experts?: ExpertsFamily
   /** Names of a folder's tensors by role, behind `model.layers.i.`, that differ from a Llama's. */
   names?: Readonly<Record<string, string>>
   /** Tensors that hold several roles, top to bottom. */
@@ -108,6 +150,20 @@ export const FAMILIES: Record<Architecture, Family> = {
     biases: { qkv: 'option', o: 'option', mlp: 'option' },
   },
   MistralForCausalLM: { modelType: 'mistral', defaults: { kvHeads: 8, slidingWindow: 4096 } },
+  MixtralForCausalLM: {
+    modelType: 'mixtral',
+    defaults: { kvHeads: 8, theta: 1e6 },
+    experts: {
+      defaults: { count: 8, used: 2 },
+      jitter: true,
+      names: {
+        router: 'block_sparse_moe.gate.weight',
+        gate_proj: 'block_sparse_moe.experts.*.w1.weight',
+        up_proj: 'block_sparse_moe.experts.*.w3.weight',
+        down_proj: 'block_sparse_moe.experts.*.w2.weight',
+      },
+    },
+  },
   Qwen2ForCausalLM: {
     modelType: 'qwen2',
     defaults: { kvHeads: 32 },
@@ -120,6 +176,25 @@ export const FAMILIES: Record<Architecture, Family> = {
     biases: { qkv: 'option', o: 'option' },
     windowOption: true,
     qkNorm: 'head',
+  },
+  Qwen3MoeForCausalLM: {
+    modelType: 'qwen3_moe',
+    defaults: { kvHeads: 4 },
+    biases: { qkv: 'option', o: 'option' },
+    windowOption: true,
+    qkNorm: 'head',
+    experts: {
+      defaults: { count: 128, used: 8, size: 768 },
+      sizeField: 'moe_intermediate_size',
+      normalizedOption: true,
+      denseLayers: true,
+      names: {
+        router: 'mlp.gate.weight',
+        gate_proj: 'mlp.experts.*.gate_proj.weight',
+        up_proj: 'mlp.experts.*.up_proj.weight',
+        down_proj: 'mlp.experts.*.down_proj.weight',
+      },
+    },
   },
   GemmaForCausalLM: {
     modelType: 'gemma',

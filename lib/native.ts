@@ -318,7 +318,7 @@ export interface NativeOps {
     device: DeviceHandle,
     gate: Float32Array,
     up: Float32Array,
-    activation: 'silu' | 'gelu_tanh',
+    activation: 'silu' | 'gelu_tanh' | 'clamped_swiglu',
   ): Float32Array
   sample(
     device: DeviceHandle,

@@ -10,9 +10,13 @@ const names = readdirSync(root)
 
 test('each family has models', () => {
   expect(names.length).toBeGreaterThanOrEqual(55)
-  const families = new Set(names.map((name) => name.split('_')[0]))
+  const families = new Set(names.map((name) => configOf(name).model_type))
   expect([...families].sort()).toEqual(Object.values(FAMILIES).map(modelTypeOf).sort())
 })
+
+function configOf(name: string): { model_type: string } {
+  return JSON.parse(readFileSync(join(root, name, 'config.json'), 'utf8'))
+}
 
 function modelTypeOf({ modelType }: { modelType: string }): string {
   return modelType

@@ -17,6 +17,7 @@ import type { Warnings } from '../warnings'
 import { eosTokenIds, readEosTokenIds, withinVocabulary } from './eos'
 import { Fields, isOff, unsupported } from './fields'
 import { readJson } from './files'
+import { readMlps } from './huggingface-experts'
 import { readRope } from './huggingface-rope'
 
 const INVALID: HogwildErrorCode = 'HOGWILD_INVALID_MODEL'
@@ -64,7 +65,7 @@ const HARMLESS_FIELDS = [
 const OFF_FIELDS = [
   ...['quantization_config', 'per_layer_config', 'pruned_heads'],
   ...['is_encoder_decoder', 'add_cross_attention', 'cross_attention_hidden_size'],
-  ...['tie_encoder_decoder', 'num_experts', 'num_local_experts', 'attn_logit_softcapping'],
+  ...['tie_encoder_decoder', 'attn_logit_softcapping'],
   ...['final_logit_softcapping', 'rope_interleaved', 'rope_interleave', 'use_mrope'],
   ...['use_bidirectional_attention', 'attention_chunk_size', 'lm_head_bias'],
 ]
@@ -134,7 +135,7 @@ function readLayers(fields: Fields, family: Family): LayerSpec[] {
   const { qkv, o, mlp } = family.biases ?? {}
   const has = (bias: Bias | undefined, field: string) =>
     bias === 'option' ? fields.boolean(field, false) : bias === true
-  const layer: LayerSpec = {
+  const layer: Omit<LayerSpec, 'mlp'> = {
     norms: { input: true, attentionOutput: false, mlp: true, mlpOutput: false },
     qkNorm: family.qkNorm ?? 'none',
     biases: {
@@ -146,9 +147,8 @@ function readLayers(fields: Fields, family: Family): LayerSpec[] {
     window: 0,
     softcap: 0,
     sinks: false,
-    mlp: { type: 'dense', intermediateSize: fields.count('intermediate_size') },
   }
-  return Array<LayerSpec>(count).fill(layer)
+  return readMlps(fields, family, count).map((mlp) => ({ ...layer, mlp }))
 }
 
 function readArchitecture(fields: Fields): Architecture {
@@ -178,6 +178,11 @@ function readArchitecture(fields: Fields): Architecture {
 function judge(fields: Fields, family: Family): void {
   fields.passOver(HARMLESS_FIELDS)
   for (const field of OFF_FIELDS) fields.judge(field, isOff, 'models without it')
+  if (family.experts === undefined) {
+    for (const field of ['num_experts', 'num_local_experts']) {
+      fields.judge(field, isOff, 'models without it')
+    }
+  }
   // transformers reads it by its truth: null turns the causal mask off.
   fields.judge('is_causal', (value) => value === true, 'causal attention (true)')
   const { qkv, o, mlp } = family.biases ?? {}

@@ -28,7 +28,11 @@ export function readRope(fields: Fields, headDim: number, family: Family): RopeC
 
 function readPlace(fields: Fields, rope: Fields, headDim: number, family: Family): RopeConfig {
   const type = readType(rope, family)
-  const theta = twice(fields, rope, 'rope_theta').number('rope_theta', ROPE_LIMITS.theta, 10000)
+  const theta = twice(fields, rope, 'rope_theta').number(
+    'rope_theta',
+    ROPE_LIMITS.theta,
+    family.defaults?.theta ?? 10000,
+  )
   const base = { rotaryDim: readRotaryDim(fields, rope, type, headDim, family), theta }
   const config = { ...base, ...readNumbers(fields, rope, type) } as RopeConfig
   // Of interest only to some types, but often written down with others.

@@ -2,13 +2,14 @@
 // have; fused matrices are cut into slices of rows.
 
 import { HogwildError } from '../errors'
-import { FAMILIES, type Family, type ModelConfig } from '../families'
+import { FAMILIES, type Family, type LayerSpec, type ModelConfig } from '../families'
 import { type Format, storedBytes } from '../formats'
 import type { NativeTensor } from '../native'
 import { layerRoles, modelRoles, type Role } from '../roles'
 import { describe } from '../validate'
 import type { Warnings } from '../warnings'
 import { type ConfigOptions, readConfig } from './huggingface-config'
+import { expertTensors, isOfExperts, rowsOf, type StoredTensor } from './huggingface-experts'
 import { readTensors, type TensorEntry } from './safetensors'
 
 const STORED_FORMATS: Record<string, Format> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
@@ -68,12 +69,6 @@ export async function readFolder(
   return { config, tensors: modelTensors(config, await readTensors(folder, { signal })) }
 }
 
-/** One tensor of the files: the name there, and the roles it fills, top to bottom. */
-interface Wanted {
-  file: string
-  roles: readonly Role[]
-}
-
 /**
  * Every tensor that a model of this configuration computes with. Vectors have rows = 1. Each tensor of the files
  * is one of them or known to play no part.
@@ -98,30 +93,46 @@ export function modelTensors(
 function* wantedTensors(
   config: ModelConfig,
   tensors: ReadonlyMap<string, TensorEntry>,
-): Generator<Wanted> {
+): Generator<StoredTensor> {
   for (const role of modelRoles(config)) {
     const file = MODEL_FILES[role.name] as string
     // A stored output matrix counts, even where the configuration calls it tied: it may be another one.
     if (role.name === 'lm_head' && config.tiedEmbeddings && !tensors.has(file)) continue
-    yield { file, roles: [role] }
+    yield rowsOf(file, [role])
   }
   const family = FAMILIES[config.architecture]
   for (const [i, layer] of config.layers.entries()) {
-    const prefixed = (role: Role) => ({ ...role, name: `layers.${i}.${role.name}` })
-    for (const { file, roles } of layerFiles(family, layerRoles(config, layer))) {
-      yield { file: `model.layers.${i}.${file}`, roles: roles.map(prefixed) }
+    const prefix = `model.layers.${i}.`
+    const has = (file: string) => tensors.has(prefix + file)
+    for (const { file, shape, parts } of layerTensors(config, layer, family, has)) {
+      const prefixed = parts.map(({ role, ...place }) => ({
+        role: { ...role, name: `layers.${i}.${role.name}` },
+        ...place,
+      }))
+      yield { file: prefix + file, shape, parts: prefixed }
     }
   }
 }
 
 /** The files' tensors of one layer, without what comes before their names. */
-function layerFiles(family: Family, roles: readonly Role[]): Wanted[] {
+function layerTensors(
+  config: ModelConfig,
+  layer: LayerSpec,
+  family: Family,
+  has: (file: string) => boolean,
+): StoredTensor[] {
+  const roles = layerRoles(config, layer)
   const files = new Map<string, Role[]>()
   for (const role of roles) {
+    if (isOfExperts(role)) continue
     const file = layerFile(family, role.name)
     files.set(file, [...(files.get(file) ?? []), role])
   }
-  return Array.from(files, ([file, parts]) => ({ file, roles: parts }))
+  const ofExperts = roles.filter(isOfExperts)
+  return [
+    ...Array.from(files, ([file, parts]) => rowsOf(file, parts)),
+    ...(family.experts ? expertTensors(family.experts, ofExperts, has) : []),
+  ]
 }
 
 function layerFile({ fused = {}, names = {} }: Family, role: string): string {
@@ -129,13 +140,12 @@ function layerFile({ fused = {}, names = {} }: Family, role: string): string {
   return (names[role] ?? LAYER_FILES[role]) as string
 }
 
-function locate(wanted: Wanted, tensors: ReadonlyMap<string, TensorEntry>): NativeTensor[] {
-  const { file, roles } = wanted
-  const [{ cols, isVector }] = roles as [Role]
+function locate(wanted: StoredTensor, tensors: ReadonlyMap<string, TensorEntry>): NativeTensor[] {
+  const { file, shape: expected, parts } = wanted
   const entry = tensors.get(file)
   if (entry === undefined)
     throw new HogwildError(`tensor "${file}" is missing`, 'HOGWILD_INVALID_MODEL')
-  const { path, offset, dtype: stored, shape } = entry
+  const { path, offset: begin, dtype: stored, shape } = entry
   const format = Object.hasOwn(STORED_FORMATS, stored) ? STORED_FORMATS[stored] : undefined
   if (format === undefined) {
     const supported = Object.keys(STORED_FORMATS).join(', ')
@@ -144,19 +154,15 @@ function locate(wanted: Wanted, tensors: ReadonlyMap<string, TensorEntry>): Nati
       'HOGWILD_INVALID_MODEL',
     )
   }
-  const rows = roles.reduce((sum, role) => sum + role.rows, 0)
-  const expected = isVector ? [cols] : [rows, cols]
   if (shape.length !== expected.length || shape.some((size, i) => size !== expected[i])) {
     throw new HogwildError(
       `${path}: tensor "${file}" is [${shape}], and [${expected}] by config.json`,
       'HOGWILD_INVALID_MODEL',
     )
   }
-  let row = 0
-  return roles.map((role) => {
-    const start = offset + storedBytes(format, row, cols)
-    row += role.rows
-    return { name: role.name, path, offset: start, format, rows: role.rows, cols }
+  return parts.map(({ role: { name, rows, cols }, offset: elements, ...strides }) => {
+    const offset = begin + storedBytes(format, 1, elements)
+    return { name, path, offset, format, rows, cols, ...strides }
   })
 }
 

@@ -47,8 +47,13 @@ LayerSpec read_layer(const Argument& options) {
   layer.window = options.property("window").integer(0, INT32_MAX);
   layer.softcap = static_cast<float>(options.property("softcap").number());
   const Argument mlp = options.property("mlp");
-  mlp.property("type").one_of<bool>({{"dense", true}});
   layer.intermediate_size = mlp.property("intermediateSize").integer(1, INT32_MAX);
+  if (mlp.property("type").one_of<bool>({{"dense", false}, {"experts", true}})) {
+    layer.experts = {.count = mlp.property("count").integer(1, INT32_MAX),
+                     .used = mlp.property("used").integer(1, INT32_MAX),
+                     .normalized = mlp.property("normalized").boolean(),
+                     .router_bias = mlp.property("routerBias").boolean()};
+  }
   return layer;
 }
 

@@ -57,11 +57,12 @@ enum class Feature : std::uint8_t {
   kAdd,           // AddParams
   kSoftcap,       // SoftcapParams
   kSeveralRopes,  // rope tables that differ between layers, or layers without one
+  kExperts,       // ExpertsParams
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
-// `kv_padding`, `check_attention`, `own_memory` and, where that is 0, `allocate`: those may come from any thread. Ops may be
-// asynchronous on the device; `synchronize` waits for all of them. `download` waits by itself.
+// `kv_padding`, `check_attention`, `own_memory` and, where that is 0, `allocate`: those may come from any thread. Ops
+// may be asynchronous on the device; `synchronize` waits for all of them. `download` waits by itself.
 class Device {
  public:
   virtual ~Device() = default;

@@ -90,8 +90,8 @@ struct SoftcapParams {
 
 // ---- mixture of experts ---------------------------------------------------------------------------
 
-// One of E feed-forward networks of the same shape. H hidden size, F intermediate size.
-struct Expert {
+// down(activation(gate(x), up(x))). H hidden size, F intermediate size.
+struct FeedForward {
   Matrix gate_proj, up_proj;         // [F, H]
   Matrix down_proj;                  // [H, F]
   const float* gate_bias = nullptr;  // [F] or null
@@ -111,10 +111,10 @@ struct ExpertsParams {
   const float* x = nullptr;              // [rows, H]
   const float* router_logits = nullptr;  // [rows, E]
   std::int64_t rows = 0;
-  std::int64_t hidden = 0;          // H
-  std::int64_t intermediate = 0;    // F
-  std::span<const Expert> experts;  // [E], host memory
-  std::int64_t used = 0;            // in [1, E]
+  std::int64_t hidden = 0;               // H
+  std::int64_t intermediate = 0;         // F
+  std::span<const FeedForward> experts;  // [E], host memory
+  std::int64_t used = 0;                 // in [1, E]
   bool normalized = false;
   Activation activation = Activation::kSilu;
   float* scratch = nullptr;  // [experts_scratch_floats(...)]

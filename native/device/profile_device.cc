@@ -21,8 +21,7 @@ std::int64_t token_bytes(const KvShape& shape) {
 std::int64_t ProfileDevice::tokens_seen(const PlanSegment& segment, std::int64_t window) {
   if (window == 0) return segment.length;
   seen_.clear();
-  for (const QueryRange& range :
-       step_.plan.query_ranges.subspan(segment.first_query_range, segment.n_query_ranges)) {
+  for (const QueryRange& range : step_.plan.query_ranges.subspan(segment.first_query_range, segment.n_query_ranges)) {
     seen_.emplace_back(range.first_seen(window), range.limit);
   }
   std::sort(seen_.begin(), seen_.end());
@@ -106,7 +105,7 @@ void ProfileDevice::experts(const ExpertsParams& p) {
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i < n_experts; ++i) {
     if (!active[i]) continue;
-    const Expert& expert = p.experts[i];
+    const FeedForward& expert = p.experts[i];
     for (const Matrix& weight : {expert.gate_proj, expert.up_proj, expert.down_proj}) bytes += matrix_bytes(weight);
   }
   measure({"experts", p.hidden, p.intermediate}, bytes, [&] { device_->experts(p); });

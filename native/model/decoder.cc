@@ -29,7 +29,17 @@ Decoder::Decoder(std::shared_ptr<Device> device, ModelConfig config, std::unique
 
 std::int64_t Decoder::weight_bytes() const {
   const Matrix& embed = layers_.embed;
-  return weights_->bytes() - (weights_->has("lm_head") ? matrix_bytes(embed) : 0);
+  std::int64_t bytes = weights_->bytes() - (weights_->has("lm_head") ? matrix_bytes(embed) : 0);
+  for (std::size_t i = 0; i < layers_.layers.size(); ++i) {
+    const ExpertsSpec& experts = config_.layers[i].experts;
+    if (experts.count == 0) continue;
+    std::int64_t all = 0;
+    for (const FeedForward& expert : layers_.layers[i].experts) {
+      all += matrix_bytes(expert.gate_proj) + matrix_bytes(expert.up_proj) + matrix_bytes(expert.down_proj);
+    }
+    bytes -= all / experts.count * (experts.count - experts.used);
+  }
+  return bytes;
 }
 
 // ---- memory ---------------------------------------------------------------------------------------
@@ -57,17 +67,23 @@ Activations& Decoder::take_activations(std::int64_t n, std::int64_t c) {
   moved |= reserve(activations.q, n * config_.q_size(), "queries");
   moved |= reserve(activations.attended, c * config_.q_size(), "attention output");
   if (moved) activations.version = next_id++;
-  reserve_scratch(c * config_.hidden_size, c * 2 * std::max(config_.kv_size(), intermediate_size()));
+  reserve_scratch(c * config_.hidden_size, std::max(c * 2 * config_.kv_size(), mlp_scratch_floats(c)));
   activations.in_use = true;
   return activations;
 }
 
 // ---- ops ------------------------------------------------------------------------------------------
 
-std::int64_t Decoder::intermediate_size() const {
-  std::int64_t size = 0;
-  for (const LayerSpec& layer : config_.layers) size = std::max(size, layer.intermediate_size);
-  return size;
+std::int64_t Decoder::mlp_scratch_floats(std::int64_t rows) const {
+  std::int64_t floats = 0;
+  for (const LayerSpec& layer : config_.layers) {
+    const ExpertsSpec& experts = layer.experts;
+    floats = std::max(floats, experts.count == 0 ? rows * 2 * layer.intermediate_size
+                                                 : rows * experts.count +
+                                                       experts_scratch_floats(rows, experts.used, config_.hidden_size,
+                                                                              layer.intermediate_size));
+  }
+  return floats;
 }
 
 void Decoder::rms_norm(const float* in, const float* weight, std::int64_t rows, std::int64_t cols, float* out) {
@@ -123,21 +139,54 @@ void Decoder::attend(std::int64_t index, const Rows& rows) {
 
 void Decoder::output_and_mlp(std::int64_t index, const Rows& rows) {
   const Layer& layer = layers_.layers[index];
-  const std::int64_t intermediate = config_.layers[index].intermediate_size;
   add_to_residual(rows.activations.attended.as<float>(), layer.o_proj, layer.o_bias, layer.attention_output_norm, rows);
   const float* in = normed(layer.mlp_norm, rows);
   check_cancelled(rows.cancel);
+  if (layer.experts.empty()) {
+    mlp(index, in, rows);
+  } else {
+    experts(index, in, rows);
+  }
+}
+
+void Decoder::mlp(std::int64_t index, const float* in, const Rows& rows) {
+  const Layer& layer = layers_.layers[index];
+  const FeedForward& mlp = layer.mlp;
+  const std::int64_t intermediate = config_.layers[index].intermediate_size;
   float* gate = shared_.as<float>();         // [n, intermediate]
   float* up = gate + rows.n * intermediate;  // [n, intermediate]
   device_->matmul({.x = in,
                    .rows = rows.n,
                    .k = config_.hidden_size,
                    .n_outputs = 2,
-                   .outputs = {{layer.gate_proj, layer.gate_bias, gate}, {layer.up_proj, layer.up_bias, up}}});
+                   .outputs = {{mlp.gate_proj, mlp.gate_bias, gate}, {mlp.up_proj, mlp.up_bias, up}}});
   device_->gated_activation(
       {.gate = gate, .up = up, .n = rows.n * intermediate, .activation = config_.activation, .out = gate});
   check_cancelled(rows.cancel);
-  add_to_residual(gate, layer.down_proj, layer.down_bias, layer.mlp_output_norm, rows);
+  add_to_residual(gate, mlp.down_proj, mlp.down_bias, layer.mlp_output_norm, rows);
+}
+
+void Decoder::experts(std::int64_t index, const float* in, const Rows& rows) {
+  const Layer& layer = layers_.layers[index];
+  const LayerSpec& spec = config_.layers[index];
+  float* router_logits = shared_.as<float>();  // [n, E]
+  device_->matmul({.x = in,
+                   .rows = rows.n,
+                   .k = config_.hidden_size,
+                   .n_outputs = 1,
+                   .outputs = {{layer.router, layer.router_bias, router_logits}}});
+  check_cancelled(rows.cancel);
+  device_->experts({.x = in,
+                    .router_logits = router_logits,
+                    .rows = rows.n,
+                    .hidden = config_.hidden_size,
+                    .intermediate = spec.intermediate_size,
+                    .experts = layer.experts,
+                    .used = spec.experts.used,
+                    .normalized = spec.experts.normalized,
+                    .activation = config_.activation,
+                    .scratch = router_logits + rows.n * spec.experts.count,
+                    .out = x(rows)});
 }
 
 const float* Decoder::normed(const float* norm, const Rows& rows) {

@@ -19,6 +19,9 @@
 //   layers.i.gate_proj, up_proj       [F, H]  and gate_bias, up_bias [F]
 //   layers.i.down_proj                [H, F]  and down_bias [H]
 //   layers.i.mlp_output_norm          [H]
+// In the place of the last three but the norm, for E experts:
+//   layers.i.router                   [E, H]  and router_bias [E]
+//   layers.i.experts.e.gate_proj ...  as those of the layer, biases too
 #pragma once
 
 #include <cstdint>

@@ -75,7 +75,7 @@ struct Shape {
 struct Layer {
   Shape shape;
   std::vector<TestExpert> own;
-  std::vector<Expert> experts;
+  std::vector<FeedForward> experts;
 
   explicit Layer(const Shape& shape) : shape(shape) {
     const auto bias = [&](std::int64_t n) { return shape.biases ? random_floats(n) : std::vector<float>(); };
@@ -362,7 +362,7 @@ TEST(wrong_shapes_are_refused) {
   ExpertsParams bad = good;
   bad.intermediate = 15;
   CHECK_CODE(code::kInvalidArgument, device->experts(bad));
-  std::vector<Expert> experts = layer.experts;
+  std::vector<FeedForward> experts = layer.experts;
   std::swap(experts[2].up_proj.rows, experts[2].up_proj.cols);
   bad = good;
   bad.experts = experts;

@@ -220,7 +220,7 @@ void CpuDevice::multiply(std::span<const MatmulParams> products) {
 
 void CpuDevice::experts(const ExpertsParams& p) {
   require(p.used >= 1 && p.used <= std::ssize(p.experts), "a row uses 1 to all of the experts");
-  for (const Expert& expert : p.experts) {
+  for (const FeedForward& expert : p.experts) {
     const auto is = [](const Matrix& m, std::int64_t rows, std::int64_t cols) {
       return m.rows == rows && m.cols == cols;
     };
@@ -245,13 +245,13 @@ void CpuDevice::experts(const ExpertsParams& p) {
   const auto multiply_each = [&](auto&& product_of) {
     expert_products_.clear();
     for (const std::int32_t e : routing_.active()) {
-      const Expert& expert = p.experts[static_cast<std::size_t>(e)];
+      const FeedForward& expert = p.experts[static_cast<std::size_t>(e)];
       expert_products_.push_back(product_of(expert, routing_.first(e)));
       expert_products_.back().rows = routing_.count(e);
     }
     multiply(expert_products_);
   };
-  multiply_each([&](const Expert& expert, std::int64_t first) {
+  multiply_each([&](const FeedForward& expert, std::int64_t first) {
     return MatmulParams{.x = pair_x + first * p.hidden,
                         .k = p.hidden,
                         .n_outputs = 2,
@@ -259,7 +259,7 @@ void CpuDevice::experts(const ExpertsParams& p) {
                                     {expert.up_proj, expert.up_bias, up + first * p.intermediate}}};
   });
   gated_activation({.gate = gate, .up = up, .n = pairs * p.intermediate, .activation = p.activation, .out = gate});
-  multiply_each([&](const Expert& expert, std::int64_t first) {
+  multiply_each([&](const FeedForward& expert, std::int64_t first) {
     return MatmulParams{.x = gate + first * p.intermediate,
                         .k = p.intermediate,
                         .n_outputs = 1,

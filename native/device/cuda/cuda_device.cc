@@ -197,10 +197,6 @@ void CudaDevice::gated_activation(const GatedActivationParams& p) {
   if (p.n > 0) check_launch(launch_gated_activation(p, stream_), "the gated activation");
 }
 
-void CudaDevice::experts(const ExpertsParams&) {
-  throw Error(code::kUnsupported, "the CUDA device has no mixture of experts; the CPU device has");
-}
-
 void CudaDevice::matmul(const MatmulParams& p) {
   use();
   require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
@@ -269,6 +265,7 @@ bool CudaDevice::has(Feature feature) const {
     case Feature::kAdd:
     case Feature::kSoftcap:
     case Feature::kSeveralRopes:
+    case Feature::kExperts:
       return false;
   }
   return true;
@@ -278,6 +275,9 @@ bool CudaDevice::has(Feature feature) const {
 void CudaDevice::add(const AddParams&) { throw Error(code::kUnsupported, "add: the CPU device computes it"); }
 void CudaDevice::softcap(const SoftcapParams&) {
   throw Error(code::kUnsupported, "softcap: the CPU device computes it");
+}
+void CudaDevice::experts(const ExpertsParams&) {
+  throw Error(code::kUnsupported, "experts: the CPU device computes them");
 }
 
 void CudaDevice::kv_append(const KvAppendParams& p) {
