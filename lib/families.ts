@@ -96,6 +96,16 @@ export interface ModelConfig {
 /** A bias that the family always has, or that a field of config.json gives it ('option'). */
 export type Bias = true | 'option'
 
+/** How files name the roles of a mixture of experts. Roles of an expert are written without `experts.e.`. */
+export interface ExpertNames {
+  /** The tensor of each role; `*` stands for the expert. Absent: they are always stacked. */
+  readonly separate?: Readonly<Record<string, string>>
+  /** Tensors of all experts [E, ...], and the roles of which each slice consists, top to bottom. */
+  readonly stacked: Readonly<Record<string, readonly string[]>>
+  /** The slices of matrices are transposed, and rows of their roles (elements of vectors) take turns. */
+  readonly transposed?: boolean
+}
+
 /** What is a family's own of its mixture of experts. */
 export interface ExpertsFamily {
   /** Where config.json says nothing. */
@@ -109,10 +119,8 @@ export interface ExpertsFamily {
   denseLayers?: boolean
   /** Whether there is a field `router_jitter_noise`. */
   jitter?: boolean
-  /** Names behind `model.layers.i.` where matrices are stored one by one; `*` is the expert. Absent: never are. */
-  names?: Readonly<Record<'router' | 'gate_proj' | 'up_proj' | 'down_proj', string>>
-  /** What stacks are like: `gptOss` has transposed matrices, in which gate and up take turns. */
-  stacks?: 'gptOss'
+  /** Of a folder's tensors, behind `model.layers.i.`. */
+  names: ExpertNames
 }
 
 /** One family, as transformers 5 computes it. Absent: no, none, or what a Llama has. */
@@ -144,6 +152,13 @@ export interface Family {
   fused?: Readonly<Record<string, readonly string[]>>
 }
 
+/** As transformers 5 has experts in memory. */
+const STACKED_EXPERTS = {
+  'mlp.gate.weight': ['router'],
+  'mlp.experts.gate_up_proj': ['gate_proj', 'up_proj'],
+  'mlp.experts.down_proj': ['down_proj'],
+}
+
 export const FAMILIES: Record<Architecture, Family> = {
   LlamaForCausalLM: {
     modelType: 'llama',
@@ -157,10 +172,13 @@ export const FAMILIES: Record<Architecture, Family> = {
       defaults: { count: 8, used: 2 },
       jitter: true,
       names: {
-        router: 'block_sparse_moe.gate.weight',
-        gate_proj: 'block_sparse_moe.experts.*.w1.weight',
-        up_proj: 'block_sparse_moe.experts.*.w3.weight',
-        down_proj: 'block_sparse_moe.experts.*.w2.weight',
+        separate: {
+          router: 'block_sparse_moe.gate.weight',
+          gate_proj: 'block_sparse_moe.experts.*.w1.weight',
+          up_proj: 'block_sparse_moe.experts.*.w3.weight',
+          down_proj: 'block_sparse_moe.experts.*.w2.weight',
+        },
+        stacked: STACKED_EXPERTS,
       },
     },
   },
@@ -189,10 +207,13 @@ export const FAMILIES: Record<Architecture, Family> = {
       normalizedOption: true,
       denseLayers: true,
       names: {
-        router: 'mlp.gate.weight',
-        gate_proj: 'mlp.experts.*.gate_proj.weight',
-        up_proj: 'mlp.experts.*.up_proj.weight',
-        down_proj: 'mlp.experts.*.down_proj.weight',
+        separate: {
+          router: 'mlp.gate.weight',
+          gate_proj: 'mlp.experts.*.gate_proj.weight',
+          up_proj: 'mlp.experts.*.up_proj.weight',
+          down_proj: 'mlp.experts.*.down_proj.weight',
+        },
+        stacked: STACKED_EXPERTS,
       },
     },
   },

@@ -1,6 +1,5 @@
 // Models of a Hugging Face folder, and the step.
 
-import { stat } from 'node:fs/promises'
 import type { Block } from './block'
 import { Cache, checkCapacity } from './cache'
 import { cacheDtype, type Device, useDevice } from './device'
@@ -20,8 +19,8 @@ import {
 } from './native'
 import { type Rope, ropeFrequencies } from './rope'
 import { GREEDY, Sampler } from './sampler'
-import { checkFolder } from './sources/files'
-import { readFolder } from './sources/huggingface'
+import { checkPath } from './sources/files'
+import { openSource } from './sources/source'
 import { runTask, Tasks, throwIfAborted } from './tasks'
 import {
   checkArray,
@@ -33,7 +32,6 @@ import {
   checkSignal,
   checkString,
   checkTokens,
-  describe,
   invalid,
   optionKeys,
 } from './validate'
@@ -180,8 +178,8 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
  * supported, for models that would not be computed exactly, HOGWILD_INVALID_ARGUMENT, HOGWILD_OUT_OF_MEMORY,
  * HOGWILD_ABORTED.
  */
-export async function loadModel(folder: string, options: LoadModelOptions = {}): Promise<Model> {
-  checkFolder(folder, 'folder')
+export async function loadModel(path: string, options: LoadModelOptions = {}): Promise<Model> {
+  checkPath(path, 'path')
   options = checkOptions(options, 'options', LOAD_KEYS)
   const beyondContext = checkBeyondContext(options.beyondContext)
   const dtype = checkOneOf(options.dtype ?? 'auto', 'options.dtype', ['auto', ...DTYPES])
@@ -193,11 +191,8 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
     'options.ignoreFields',
   ).map((field, i) => checkString(field, `options.ignoreFields[${i}]`))
   const warnings = new Warnings(options.onWarning)
-  const found = await stat(folder).catch(() => undefined)
-  if (!found?.isDirectory()) {
-    throw new HogwildError(`no model folder at ${describe(folder)}`, 'HOGWILD_INVALID_MODEL')
-  }
-  const { config, tensors } = await readFolder(folder, { ignoreFields, signal, warnings })
+  const source = await openSource(path)
+  const { config, tensors } = await source.model({ ignoreFields, signal, warnings })
   throwIfAborted(signal)
   const { device, owned } = useDevice(options.device, options.threads)
   try {

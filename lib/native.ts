@@ -160,6 +160,19 @@ export interface NativePassWorker extends NativeWorkerView {
   nTokens: number
 }
 
+/** null: off, or not wanted. */
+export interface NativeAttendOptions {
+  scale: number
+  softcap: number | null
+  window: number | null
+  /** [Hq], finite or -Infinity. */
+  sinks: Float32Array | null
+  wantLse: boolean
+  /** Arrays that take the results, filled when the promise resolves; null: new ones. */
+  out: Float32Array | null
+  lse: Float32Array | null
+}
+
 export interface NativeSegment {
   length: number
   rotatedAt: number
@@ -263,8 +276,7 @@ export interface NativeBinding {
     layer: number,
     q: Float32Array,
     queryHeads: number,
-    scale: number,
-    wantLse: boolean,
+    options: NativeAttendOptions,
   ): Promise<{ out: Float32Array; lse: Float32Array | null }>
   /**
    * The same on buffers of the engine's own on the device: addresses, multiples of 16. Resolves once the work is

@@ -8,7 +8,8 @@ import { pipeline } from 'node:stream/promises'
 import type { LayerSpec, ModelConfig } from '../../lib/families'
 import type { RopeConfig } from '../../lib/rope'
 import { readConfig } from '../../lib/sources/huggingface-config'
-import { readTensors, type TensorEntry } from '../../lib/sources/safetensors'
+import { readTensors } from '../../lib/sources/safetensors'
+import type { TensorEntry } from '../../lib/sources/tensors'
 
 /** A value of the metadata with its type; the numbers are GGUF's own. */
 type Value =

@@ -1,16 +1,12 @@
-// A Hugging Face folder as a model: its configuration, and its tensors by role, with the shapes that the roles
-// have; fused matrices are cut into slices of rows.
+// A Hugging Face folder as a model: its configuration, and its tensors by role.
 
-import { HogwildError } from '../errors'
-import { FAMILIES, type Family, type LayerSpec, type ModelConfig } from '../families'
-import { type Format, storedBytes } from '../formats'
+import { FAMILIES, type ModelConfig } from '../families'
+import type { Format } from '../formats'
 import type { NativeTensor } from '../native'
-import { layerRoles, modelRoles, type Role } from '../roles'
-import { describe } from '../validate'
 import type { Warnings } from '../warnings'
 import { type ConfigOptions, readConfig } from './huggingface-config'
-import { expertTensors, isOfExperts, rowsOf, type StoredTensor } from './huggingface-experts'
-import { readTensors, type TensorEntry } from './safetensors'
+import { readTensors } from './safetensors'
+import { type TensorEntry, tensorsByRole } from './tensors'
 
 const STORED_FORMATS: Record<string, Format> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
 
@@ -51,136 +47,34 @@ const LAYER_FILES: Readonly<Record<string, string>> = {
   down_bias: 'mlp.down_proj.bias',
 }
 
-/** How many unknown tensors a message names. */
-const MAX_NAMED = 10
-
-export interface FolderModel {
-  config: ModelConfig
-  tensors: NativeTensor[]
-}
-
 /** Reads config.json and the headers of the safetensors of a folder. Throws as `parseConfig` and `modelTensors`. */
 export async function readFolder(
   folder: string,
   options: ConfigOptions & { signal?: AbortSignal | undefined; warnings?: Warnings } = {},
-): Promise<FolderModel> {
+): Promise<{ config: ModelConfig; tensors: NativeTensor[] }> {
   const config = await readConfig(folder, options)
   const { signal } = options
   return { config, tensors: modelTensors(config, await readTensors(folder, { signal })) }
 }
 
 /**
- * Every tensor that a model of this configuration computes with. Vectors have rows = 1. Each tensor of the files
- * is one of them or known to play no part.
- *
- * Throws HOGWILD_INVALID_MODEL for a tensor that is missing, has another shape, is neither F32, F16 nor BF16,
- * or has no place in the model.
+ * Every tensor that a model of this configuration computes with, among those of a folder. Vectors have rows = 1. Each
+ * tensor is one of them or known to play no part. Throws HOGWILD_INVALID_MODEL.
  */
 export function modelTensors(
   config: ModelConfig,
   tensors: ReadonlyMap<string, TensorEntry>,
 ): NativeTensor[] {
-  const used = new Set<string>()
-  const found: NativeTensor[] = []
-  for (const wanted of wantedTensors(config, tensors)) {
-    found.push(...locate(wanted, tensors))
-    used.add(wanted.file)
-  }
-  refuseUnknown(config, used, tensors)
-  return found
-}
-
-function* wantedTensors(
-  config: ModelConfig,
-  tensors: ReadonlyMap<string, TensorEntry>,
-): Generator<StoredTensor> {
-  for (const role of modelRoles(config)) {
-    const file = MODEL_FILES[role.name] as string
-    // A stored output matrix counts, even where the configuration calls it tied: it may be another one.
-    if (role.name === 'lm_head' && config.tiedEmbeddings && !tensors.has(file)) continue
-    yield rowsOf(file, [role])
-  }
-  const family = FAMILIES[config.architecture]
-  for (const [i, layer] of config.layers.entries()) {
-    const prefix = `model.layers.${i}.`
-    const has = (file: string) => tensors.has(prefix + file)
-    for (const { file, shape, parts } of layerTensors(config, layer, family, has)) {
-      const prefixed = parts.map(({ role, ...place }) => ({
-        role: { ...role, name: `layers.${i}.${role.name}` },
-        ...place,
-      }))
-      yield { file: prefix + file, shape, parts: prefixed }
-    }
-  }
-}
-
-/** The files' tensors of one layer, without what comes before their names. */
-function layerTensors(
-  config: ModelConfig,
-  layer: LayerSpec,
-  family: Family,
-  has: (file: string) => boolean,
-): StoredTensor[] {
-  const roles = layerRoles(config, layer)
-  const files = new Map<string, Role[]>()
-  for (const role of roles) {
-    if (isOfExperts(role)) continue
-    const file = layerFile(family, role.name)
-    files.set(file, [...(files.get(file) ?? []), role])
-  }
-  const ofExperts = roles.filter(isOfExperts)
-  return [
-    ...Array.from(files, ([file, parts]) => rowsOf(file, parts)),
-    ...(family.experts ? expertTensors(family.experts, ofExperts, has) : []),
-  ]
-}
-
-function layerFile({ fused = {}, names = {} }: Family, role: string): string {
-  for (const [file, roles] of Object.entries(fused)) if (roles.includes(role)) return file
-  return (names[role] ?? LAYER_FILES[role]) as string
-}
-
-function locate(wanted: StoredTensor, tensors: ReadonlyMap<string, TensorEntry>): NativeTensor[] {
-  const { file, shape: expected, parts } = wanted
-  const entry = tensors.get(file)
-  if (entry === undefined)
-    throw new HogwildError(`tensor "${file}" is missing`, 'HOGWILD_INVALID_MODEL')
-  const { path, offset: begin, dtype: stored, shape } = entry
-  const format = Object.hasOwn(STORED_FORMATS, stored) ? STORED_FORMATS[stored] : undefined
-  if (format === undefined) {
-    const supported = Object.keys(STORED_FORMATS).join(', ')
-    throw new HogwildError(
-      `${path}: tensor "${file}" is ${describe(stored)}; supported: ${supported}`,
-      'HOGWILD_INVALID_MODEL',
-    )
-  }
-  if (shape.length !== expected.length || shape.some((size, i) => size !== expected[i])) {
-    throw new HogwildError(
-      `${path}: tensor "${file}" is [${shape}], and [${expected}] by config.json`,
-      'HOGWILD_INVALID_MODEL',
-    )
-  }
-  return parts.map(({ role: { name, rows, cols }, offset: elements, ...strides }) => {
-    const offset = begin + storedBytes(format, 1, elements)
-    return { name, path, offset, format, rows, cols, ...strides }
+  const { fused = {}, names = {}, experts } = FAMILIES[config.architecture]
+  return tensorsByRole(config, tensors, {
+    model: MODEL_FILES,
+    layer: (i) => `model.layers.${i}.`,
+    layers: { ...LAYER_FILES, ...names },
+    fused,
+    experts: experts?.names,
+    formats: STORED_FORMATS,
+    interleaved: [],
+    isHarmless: (name) => HARMLESS_TENSOR.test(name),
+    described: 'config.json',
   })
-}
-
-function refuseUnknown(
-  config: ModelConfig,
-  used: ReadonlySet<string>,
-  tensors: ReadonlyMap<string, TensorEntry>,
-): void {
-  const unknown = [...tensors.values()].filter(
-    ({ name }) => !used.has(name) && !HARMLESS_TENSOR.test(name),
-  )
-  const [first] = unknown
-  if (first === undefined) return
-  const named = unknown.slice(0, MAX_NAMED).map(({ name }) => describe(name))
-  const more = unknown.length > named.length ? ` and ${unknown.length - named.length} more` : ''
-  const have = unknown.length > 1 ? 'have' : 'has'
-  throw new HogwildError(
-    `${first.path}: ${named.join(', ')}${more} ${have} no place in a ${config.architecture} as config.json describes it, and may change what the model computes`,
-    'HOGWILD_INVALID_MODEL',
-  )
 }

@@ -15,18 +15,7 @@ import {
   scanJson,
   withFile,
 } from './files'
-
-/** Where one tensor lies and what it is. */
-export interface TensorEntry {
-  name: string
-  /** The file that holds it. */
-  path: string
-  /** Bytes from the start of the file. */
-  offset: number
-  /** As in the header, e.g. "BF16". */
-  dtype: string
-  shape: readonly number[]
-}
+import type { TensorEntry } from './tensors'
 
 /** Bytes of a tensor, from the start of the data section. */
 interface Extent {

@@ -1,16 +1,13 @@
-// Tokenizers and chat templates of a Hugging Face folder.
+// Tokenizers and chat templates of a model.
 
-import { join } from 'node:path'
 import type { ChatRequest } from '../chat/chat'
-import { readChatSources } from '../chat/sources'
 import { HogwildError } from '../errors'
-import { readEosTokenIds } from '../sources/eos'
-import { checkFolder, MAX_BYTES, optional, readBytes, readJson } from '../sources/files'
+import { checkPath } from '../sources/files'
+import { openSource } from '../sources/source'
 import { throwIfAborted } from '../tasks'
 import {
   checkBoolean,
   checkInteger,
-  checkObject,
   checkOneOf,
   checkOptions,
   checkSignal,
@@ -105,43 +102,37 @@ const CHAT_KEYS = optionKeys<ChatOptions>()({
 const DEFAULT_TIMEOUT_MS = 10_000
 
 /**
- * Reads tokenizer.json and, where they are there, tokenizer_config.json, special_tokens_map.json,
- * chat_template.jinja, chat_template.json, additional_chat_templates/, generation_config.json and config.json of
- * a folder.
+ * Reads a tokenizer and its chat templates. Of a Hugging Face folder: tokenizer.json and, where they are there,
+ * tokenizer_config.json, special_tokens_map.json, chat_template.jinja, chat_template.json,
+ * additional_chat_templates/, generation_config.json and config.json. Of a GGUF file (the first part of a split one):
+ * its metadata, for byte-level BPE ('gpt2') and SentencePiece's BPE ('llama').
  *
  * Warns of end tokens that the vocabulary lacks (HOGWILD_UNKNOWN_EOS_TOKEN) and of added tokens whose id is not
- * the one in the file (HOGWILD_TOKEN_IDS). Throws HOGWILD_INVALID_MODEL, naming the file; HOGWILD_ABORTED.
+ * the one in the file (HOGWILD_TOKEN_IDS). Throws HOGWILD_INVALID_MODEL, naming the file; HOGWILD_UNSUPPORTED for
+ * another kind of tokenizer in a GGUF file, naming those that are supported; HOGWILD_ABORTED.
  */
 export async function loadTokenizer(
-  folder: string,
+  path: string,
   options: LoadTokenizerOptions = {},
 ): Promise<Tokenizer> {
-  checkFolder(folder, 'folder')
+  checkPath(path, 'path')
   checkOptions(options, 'options', LOAD_KEYS)
   const warnings = new Warnings(options.onWarning)
   const signal = checkSignal(options.signal, 'options.signal')
-  const path = join(folder, 'tokenizer.json')
-  const bytes = await readBytes(path, { maxBytes: MAX_BYTES.tokenizer, signal })
-  const configPath = join(folder, 'tokenizer_config.json')
-  const config = checkObject(
-    (await optional(readJson, configPath, { signal })) ?? {},
-    configPath,
-    'HOGWILD_INVALID_MODEL',
-  )
-  const { chat, declaredTokens } = await readChatSources(folder, config, { signal })
-  const namedEos = await readEosTokenIds(folder, { signal })
-  const json = new SharedArrayBuffer(bytes.length)
-  new Uint8Array(json).set(bytes)
-  const source: EngineSource = { json, path, chat, declaredTokens }
-  const thread = new TextThread(source)
+  const source = await openSource(path)
+  const { engine, eosTokenIds: namedEos } = await source.tokenizer({ signal })
+  const thread = new TextThread(engine)
   try {
     const loaded = await thread.load(signal)
     if (loaded.renumbered.length > 0) {
       const names = loaded.renumbered.map((token) => JSON.stringify(token)).join(', ')
-      warnings.warn('HOGWILD_TOKEN_IDS', `${path}: the ids of ${names} are not those of the file`)
+      warnings.warn(
+        'HOGWILD_TOKEN_IDS',
+        `${engine.path}: the ids of ${names} are not those of the file`,
+      )
     }
     const tokens = new TokenTable(loaded.tokens)
-    const eosToken = chat.specialTokens.eos_token
+    const eosToken = engine.chat.specialTokens.eos_token
     const ids = [eosToken === undefined ? undefined : tokens.id(eosToken), ...endTokenIds(tokens)]
     const eosTokenIds = knownEos(
       [...namedEos, ...ids.filter((id) => id !== undefined)],
@@ -150,7 +141,7 @@ export async function loadTokenizer(
     )
     return new Tokenizer(
       thread,
-      source,
+      engine,
       { tokens, decoder: parseDecoder(loaded.decoder) },
       eosTokenIds,
     )

@@ -118,8 +118,8 @@ Napi::Value op_embedding(const Napi::CallbackInfo& info) {
   params.table = {scratch.upload(bytes), format, rows, cols};
   params.scale = static_cast<float>(scale);
   params.out = scratch.allocate<float>(out.ElementLength());
-  device.begin_step({.id = 0, .plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
-  device.embedding(params);
+  const auto step = device.upload({.plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
+  device.embedding(*step, params);
   scratch.download(out, params.out);
   return out;
 }

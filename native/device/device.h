@@ -95,9 +95,9 @@ class Device {
   // A CPU returns `host` itself; others copy and keep the copy in `storage`.
   virtual Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) = 0;
 
-  // Before the first op of a step that needs one of its parts. They stay where they are and unchanged until
-  // the step's last op or the next begin_step; a device with memory of its own copies them here.
-  virtual void begin_step(const StepView& step) = 0;
+  // Makes a step readable by ops. What `step` points to stays where it is and unchanged while the result is in use;
+  // a device with memory of its own copies it. Any number of steps may be in use, of this device only.
+  virtual std::unique_ptr<DeviceStep> upload(const StepView& step) { return std::make_unique<DeviceStep>(step); }
 
   // Rows that the ops of a step of `rows` new tokens are to be called with: more where the device replays one
   // captured graph for several numbers of rows. Rows beyond the step may hold anything; nobody reads them.
@@ -107,25 +107,25 @@ class Device {
   // loses time in pauses, one that runs with them lets others come between.
   virtual bool prefers_whole_passes() const { return false; }
 
-  // Runs `ops`, which calls ops of this device and nothing else, or replays the graph captured for this key. The
-  // caller guarantees identical arguments per key: only what begin_step brought may differ.
+  // Runs `ops`, which calls ops of `step` on this device and nothing else, or replays the graph captured for this
+  // key. The caller guarantees identical parameters per key: only the contents of `step` may differ.
   struct GraphKey {
     std::uint64_t model = 0, cache = 0, buffers = 0;  // who calls; changes with every pointer in an argument
     std::int64_t rows = 0;
     bool output_wanted = false;
     auto operator<=>(const GraphKey&) const = default;
   };
-  virtual void replay(const GraphKey&, const std::function<void()>& ops) { ops(); }
+  virtual void replay(const GraphKey&, const DeviceStep&, const std::function<void()>& ops) { ops(); }
 
-  virtual void embedding(const EmbeddingParams& params) = 0;
+  virtual void embedding(const DeviceStep& step, const EmbeddingParams& params) = 0;
   virtual void rms_norm(const RmsNormParams& params) = 0;
   virtual void matmul(const MatmulParams& params) = 0;
   virtual void gated_activation(const GatedActivationParams& params) = 0;
   virtual void add(const AddParams& params) = 0;
   virtual void softcap(const SoftcapParams& params) = 0;
   virtual void experts(const ExpertsParams& params) = 0;
-  virtual void kv_append(const KvAppendParams& params) = 0;
-  virtual void attention(const AttentionParams& params) = 0;
+  virtual void kv_append(const DeviceStep& step, const KvAppendParams& params) = 0;
+  virtual void attention(const DeviceStep& step, const AttentionParams& params) = 0;
   virtual void kv_move(const KvMoveParams& params) = 0;
   virtual void kv_read(const KvReadParams& params) = 0;
   virtual void sample(const SampleParams& params) = 0;

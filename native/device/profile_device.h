@@ -42,21 +42,18 @@ class ProfileDevice final : public Device {
   }
   std::int64_t kv_padding(const KvShape& shape) const override { return device_->kv_padding(shape); }
   void check_attention(const AttentionParams& params) const override { device_->check_attention(params); }
-  void begin_step(const StepView& step) override {
-    step_ = step;
-    device_->begin_step(step);
-  }
+  std::unique_ptr<DeviceStep> upload(const StepView& step) override { return device_->upload(step); }
   double measure_read_bandwidth(std::size_t bytes) override { return device_->measure_read_bandwidth(bytes); }
 
-  void embedding(const EmbeddingParams& params) override;
+  void embedding(const DeviceStep& step, const EmbeddingParams& params) override;
   void rms_norm(const RmsNormParams& params) override;
   void matmul(const MatmulParams& params) override;
   void gated_activation(const GatedActivationParams& params) override;
   void add(const AddParams& params) override;
   void softcap(const SoftcapParams& params) override;
   void experts(const ExpertsParams& params) override;
-  void kv_append(const KvAppendParams& params) override;
-  void attention(const AttentionParams& params) override;
+  void kv_append(const DeviceStep& step, const KvAppendParams& params) override;
+  void attention(const DeviceStep& step, const AttentionParams& params) override;
   void kv_move(const KvMoveParams& params) override;
   void kv_read(const KvReadParams& params) override;
   void sample(const SampleParams& params) override;
@@ -64,12 +61,11 @@ class ProfileDevice final : public Device {
  private:
   using Key = std::tuple<const char*, std::int64_t, std::int64_t>;  // op, k, outputs; sizes 0 where there is one kind
 
-  std::int64_t tokens_seen(const PlanSegment& segment, std::int64_t window);
+  std::int64_t tokens_seen(const AttentionPlanView& plan, const PlanSegment& segment, std::int64_t window);
   template <typename Op>
   void measure(const Key& key, std::int64_t bytes, Op&& op);
 
   std::shared_ptr<Device> device_;
-  StepView step_;
   std::vector<std::pair<std::int64_t, std::int64_t>> seen_;  // scratch of tokens_seen
   std::map<Key, OpProfile> profiles_;                        // `op` is filled in by take_profile
 };

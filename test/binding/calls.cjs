@@ -152,7 +152,16 @@ async function openBinding(native, { config, tensors }) {
       promise: true,
     },
     passAttend: {
-      args: () => [newPass(), 1, floats(2 * qSize), config.queryHeads, 0.25, true],
+      args: () => {
+        const { queryHeads } = config
+        const arrays = {
+          out: floats(2 * qSize),
+          lse: floats(2 * queryHeads),
+          sinks: floats(queryHeads),
+        }
+        const options = { scale: 0.25, softcap: 20, window: 3, wantLse: true, ...arrays }
+        return [newPass(), 1, floats(2 * qSize), queryHeads, options]
+      },
       handles: { '[0]': 'pass' },
       promise: true,
     },

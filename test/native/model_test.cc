@@ -347,32 +347,32 @@ class WatchedDevice : public Device {
     before_op();
     return cpu_->allocate(bytes, purpose);
   }
+  using Device::upload;
   void download(void* host, const void* device, std::size_t bytes) override { cpu_->download(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { cpu_->upload(device, host, bytes); }
   void synchronize() override { cpu_->synchronize(); }
   Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) override {
     return cpu_->upload_weight(host, storage);
   }
-  void begin_step(const StepView& step) override { cpu_->begin_step(step); }
-  void embedding(const EmbeddingParams& p) override { run(&Device::embedding, p); }
+  void embedding(const DeviceStep& s, const EmbeddingParams& p) override { run(&Device::embedding, s, p); }
   void rms_norm(const RmsNormParams& p) override { run(&Device::rms_norm, p); }
   void matmul(const MatmulParams& p) override { run(&Device::matmul, p); }
   void gated_activation(const GatedActivationParams& p) override { run(&Device::gated_activation, p); }
   void add(const AddParams& p) override { run(&Device::add, p); }
   void softcap(const SoftcapParams& p) override { run(&Device::softcap, p); }
   void experts(const ExpertsParams& p) override { run(&Device::experts, p); }
-  void kv_append(const KvAppendParams& p) override { run(&Device::kv_append, p); }
-  void attention(const AttentionParams& p) override { run(&Device::attention, p); }
+  void kv_append(const DeviceStep& s, const KvAppendParams& p) override { run(&Device::kv_append, s, p); }
+  void attention(const DeviceStep& s, const AttentionParams& p) override { run(&Device::attention, s, p); }
   void kv_move(const KvMoveParams& p) override { run(&Device::kv_move, p); }
   void kv_read(const KvReadParams& p) override { cpu_->kv_read(p); }
   void sample(const SampleParams& p) override { run(&Device::sample, p); }
   double measure_read_bandwidth(std::size_t bytes) override { return cpu_->measure_read_bandwidth(bytes); }
 
  private:
-  template <typename Params>
-  void run(void (Device::*op)(const Params&), const Params& params) {
+  template <typename... Params>
+  void run(void (Device::*op)(const Params&...), const Params&... params) {
     before_op();
-    (cpu_.get()->*op)(params);
+    (cpu_.get()->*op)(params...);
   }
 
   std::shared_ptr<Device> cpu_ = create_cpu_device({.threads = 2});

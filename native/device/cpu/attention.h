@@ -228,14 +228,14 @@ struct Operands<PageLayout<Bf16, true>> {
     const Bf16Pair* values = (const Bf16Pair*)page;
     const auto add = [&](int64_t first_row, int64_t n_rows, const Bf16Pair* from, Run run)
                          __attribute__((always_inline)) {
-      const Bf16Pair* weights[kSpanRowBlock];
-      float* out[kSpanRowBlock];
-      for (int64_t r = 0; r < n_rows; r++) {
-        weights[r] = (const Bf16Pair*)rows[first_row + r].scores + run.begin;
-        out[r] = rows[first_row + r].state + kStateValues;
-      }
-      product<true>(n_rows, weights, from, head_dim, out, run.end - run.begin, value_cols, soon);
-    };
+                           const Bf16Pair* weights[kSpanRowBlock];
+                           float* out[kSpanRowBlock];
+                           for (int64_t r = 0; r < n_rows; r++) {
+                             weights[r] = (const Bf16Pair*)rows[first_row + r].scores + run.begin;
+                             out[r] = rows[first_row + r].state + kStateValues;
+                           }
+                           product<true>(n_rows, weights, from, head_dim, out, run.end - run.begin, value_cols, soon);
+                         };
     const auto add_half = [&](int64_t row, int64_t pair, uint32_t mask) __attribute__((always_inline)) {
       Bf16Pair* half = (Bf16Pair*)tile;
       for (int64_t d = 0; d < head_dim; d += kLanes) store(half + d, load(values + pair * head_dim + d) & mask);

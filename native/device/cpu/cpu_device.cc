@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -61,6 +60,7 @@ class CpuDevice final : public Device {
   }
 
   Buffer allocate(std::size_t bytes, const char* purpose) override { return map_memory(bytes, purpose); }
+  using Device::upload;
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void synchronize() override {}
@@ -68,17 +68,17 @@ class CpuDevice final : public Device {
     require(is_plain(host.format), "the CPU device takes weights in f32, f16 and bf16");
     return host;
   }
-  void begin_step(const StepView& step) override { step_ = step; }
 
-  void embedding(const EmbeddingParams& params) override {
-    require(params.rows >= 0 && params.rows <= std::ssize(step_.tokens), "more rows than the step has");
-    for (const std::int32_t token : step_.tokens) {
+  void embedding(const DeviceStep& step, const EmbeddingParams& params) override {
+    const std::span<const std::int32_t> tokens = step.view().tokens;
+    require(params.rows >= 0 && params.rows <= std::ssize(tokens), "more rows than the step has");
+    for (const std::int32_t token : tokens) {
       if (token < 0 || token >= params.table.rows) {
         throw Error(code::kInvalidArgument, "token id " + std::to_string(token) + " is outside the vocabulary of " +
                                                 std::to_string(params.table.rows));
       }
     }
-    kernels_.embedding(params.table, step_.tokens.data(), params.rows, params.scale, params.out);
+    kernels_.embedding(params.table, tokens.data(), params.rows, params.scale, params.out);
   }
 
   void rms_norm(const RmsNormParams& p) override {
@@ -104,16 +104,17 @@ class CpuDevice final : public Device {
                  [&](std::int64_t first, std::int64_t n) { kernels_.softcap(p.x + first, n, p.scale, p.softcap); });
   }
 
-  void kv_append(const KvAppendParams& p) override {
-    check_cache(p.shape, &step_.rope);
+  void kv_append(const DeviceStep& step, const KvAppendParams& p) override {
+    const StepView& view = step.view();
+    check_cache(p.shape, &view.rope);
     check_buffers(p.buffers);
-    require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(step_.slots), "more rows than the step has");
+    require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(view.slots), "more rows than the step has");
     const std::int64_t cols = p.shape.kv_heads * p.shape.head_dim;
     const float* k = static_cast<const float*>(p.k);
     const float* v = static_cast<const float*>(p.v);
     for_rows(pool_, p.rows, cols, [&](std::int64_t begin, std::int64_t end) {
-      const AppendSlot* slots = step_.slots.data() + p.first + begin;
-      kernels_.kv_append(p.shape, p.layer, step_.rope, slots, end - begin, k + begin * cols, v + begin * cols);
+      const AppendSlot* slots = view.slots.data() + p.first + begin;
+      kernels_.kv_append(p.shape, p.layer, view.rope, slots, end - begin, k + begin * cols, v + begin * cols);
     });
   }
 
@@ -133,7 +134,7 @@ class CpuDevice final : public Device {
   }
 
   void experts(const ExpertsParams& params) override;
-  void attention(const AttentionParams& params) override;
+  void attention(const DeviceStep& step, const AttentionParams& params) override;
   void sample(const SampleParams& params) override;
   double measure_read_bandwidth(std::size_t bytes) override;
 
@@ -158,7 +159,6 @@ class CpuDevice final : public Device {
 
   const std::string name_;
   const CpuKernels& kernels_;
-  StepView step_;
   ThreadPool pool_;
   AttentionSchedule attention_;
   std::vector<SamplerScratch> samplers_;  // per thread
@@ -273,13 +273,13 @@ void CpuDevice::experts(const ExpertsParams& p) {
   });
 }
 
-void CpuDevice::attention(const AttentionParams& p) {
-  check_cache(p.shape, &step_.rope);
+void CpuDevice::attention(const DeviceStep& step, const AttentionParams& p) {
+  check_cache(p.shape, &step.view().rope);
   check_buffers(p.buffers);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   require(p.window >= 0, "window must be >= 0");
-  require(p.softcap >= 0 && std::isfinite(p.softcap), "softcap must be finite and >= 0");
-  attention_.run(p, step_);
+  require(p.softcap == 0 || (p.softcap >= 1e-6f && p.softcap <= 1e6f), "softcap must be 0 or in [1e-6, 1e6]");
+  attention_.run(p, step.view());
 }
 
 void CpuDevice::sample(const SampleParams& p) {

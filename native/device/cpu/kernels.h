@@ -42,8 +42,8 @@ static inline int64_t state_size(int64_t head_dim) { return kStateValues + padde
 
 struct AttentionRow {
   const QueryRange* range;  // sees a key of the span
-  const float* q;  // [D], before RoPE
-  float* state;    // [state_size(D)], written
+  const float* q;           // [D], before RoPE
+  float* state;             // [state_size(D)], written
 };
 
 struct AttentionSpan {
