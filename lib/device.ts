@@ -61,9 +61,12 @@ const DEVICE_KEYS = optionKeys<DeviceOptions>()({
 const SIMD_LEVELS = [
   'baseline',
   'avx2',
+  'avxvnni',
   'avx512',
+  'avx512vnni',
   'avx512bf16',
   'neon',
+  'neondot',
 ] as const satisfies readonly SimdLevel[]
 
 /** SIMD levels, threads and CUDA cards found, and why CUDA cannot be used where it cannot. */

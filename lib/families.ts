@@ -13,6 +13,7 @@ export type Architecture =
   | 'Qwen3MoeForCausalLM'
   | 'GemmaForCausalLM'
   | 'Phi3ForCausalLM'
+  | 'GptOssForCausalLM'
 
 /** What one layer computes. Roles and shapes of its tensors follow from it: `layerRoles`. */
 export interface LayerSpec {
@@ -134,6 +135,7 @@ export interface Family {
     tied?: boolean
     slidingWindow?: number
     theta?: number
+    attentionBias?: boolean
   }
   /** Options: `attention_bias` for qkv and o, `mlp_bias`. */
   biases?: { qkv?: Bias; o?: Bias; mlp?: Bias }
@@ -146,6 +148,13 @@ export interface Family {
   /** Where it knows fewer RoPE types than others. */
   ropeTypes?: readonly RopeConfig['type'][]
   experts?: ExpertsFamily
+  /** Layers have `sliding_window` by `layer_types`, else every second one from the first. */
+  alternatingWindows?: boolean
+  sinks?: boolean
+  /** Of the MLP, whatever `hidden_act` says. */
+  activation?: ModelConfig['activation']
+  /** Fields of what is fixed, and the only value that they may have. */
+  fixedFields?: Readonly<Record<string, unknown>>
   /** Names of a folder's tensors by role, behind `model.layers.i.`, that differ from a Llama's. */
   names?: Readonly<Record<string, string>>
   /** Tensors that hold several roles, top to bottom. */
@@ -230,6 +239,30 @@ export const FAMILIES: Record<Architecture, Family> = {
     fused: {
       'self_attn.qkv_proj.weight': ['q_proj', 'k_proj', 'v_proj'],
       'mlp.gate_up_proj.weight': ['gate_proj', 'up_proj'],
+    },
+  },
+  GptOssForCausalLM: {
+    modelType: 'gpt_oss',
+    defaults: { kvHeads: 8, headDim: 64, theta: 150000, slidingWindow: 128, attentionBias: true },
+    biases: { qkv: 'option', o: 'option', mlp: true },
+    alternatingWindows: true,
+    sinks: true,
+    activation: 'clamped_swiglu',
+    fixedFields: { swiglu_limit: 7, swiglu_alpha: 1.702 },
+    experts: {
+      defaults: { count: 128, used: 4 },
+      routerBias: true,
+      names: {
+        stacked: {
+          'mlp.router.weight': ['router'],
+          'mlp.router.bias': ['router_bias'],
+          'mlp.experts.gate_up_proj': ['gate_proj', 'up_proj'],
+          'mlp.experts.gate_up_proj_bias': ['gate_bias', 'up_bias'],
+          'mlp.experts.down_proj': ['down_proj'],
+          'mlp.experts.down_proj_bias': ['down_bias'],
+        },
+        transposed: true,
+      },
     },
   },
 }

@@ -6,7 +6,7 @@ import { cacheDtype, type Device, useDevice } from './device'
 import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
-import { DTYPES, storedBytes } from './formats'
+import { DTYPES, type Format, isQuantised, storedBytes } from './formats'
 import {
   type CancelHandle,
   type Dtype,
@@ -53,6 +53,13 @@ export interface LoadModelOptions {
    * file that is shortened during a step ends the process. false: everything is read into memory.
    */
   mapped?: boolean | undefined
+  /**
+   * Default true: a CPU copies quantised matrices, in another order, into memory of this process, where products are
+   * several times as fast; the file's pages are let go. false: they stay as the file has them, so that processes on
+   * one model share its mapped pages (but rows of q and k that have to be reordered), and each product arranges them
+   * anew. Results are the same to the bit.
+   */
+  repack?: boolean | undefined
   /** Called about ten times per second while weights are read or copied to a GPU, and at the end. */
   onProgress?: ((progress: LoadProgress) => void) | undefined
   /** Aborts the loading: HOGWILD_ABORTED with the signal's reason as `cause`. */
@@ -136,6 +143,7 @@ const LOAD_KEYS = optionKeys<LoadModelOptions>()({
   dtype: true,
   onProgress: true,
   mapped: true,
+  repack: true,
   signal: true,
   ignoreFields: true,
   beyondContext: true,
@@ -185,6 +193,7 @@ export async function loadModel(path: string, options: LoadModelOptions = {}): P
   const dtype = checkOneOf(options.dtype ?? 'auto', 'options.dtype', ['auto', ...DTYPES])
   const onProgress = checkOptionalFunction(options.onProgress, 'options.onProgress')
   const mapped = checkBoolean(options.mapped ?? true, 'options.mapped')
+  const repack = checkBoolean(options.repack ?? true, 'options.repack')
   const signal = checkSignal(options.signal, 'options.signal')
   const ignoreFields = checkArray(
     options.ignoreFields === undefined ? [] : options.ignoreFields,
@@ -205,6 +214,7 @@ export async function loadModel(path: string, options: LoadModelOptions = {}): P
         progress,
         cancel,
         mapped,
+        repack,
       )
     const handle = await runTask([], signal, (cancel) =>
       reportProgress(
@@ -214,20 +224,23 @@ export async function loadModel(path: string, options: LoadModelOptions = {}): P
         () => native.cancel(cancel),
       ),
     )
-    const stored = tensors.find(({ name }) => name === 'embed')?.format as Dtype
-    return new Model(
-      handle,
-      config,
-      device,
-      owned,
-      dtype === 'auto' ? stored : dtype,
-      beyondContext,
-      warnings,
-    )
+    const weights = weightFormats(tensors, dtype)
+    return new Model(handle, config, device, owned, weights, beyondContext, warnings)
   } catch (error) {
     if (owned) device.close()
     throw error
   }
+}
+
+/** Bytes of the matrices by format, the largest first. Vectors have rows = 1. */
+function weightFormats(tensors: readonly NativeTensor[], dtype: 'auto' | Dtype): WeightFormats {
+  const bytes = new Map<Format, number>()
+  for (const { format: stored, rows, cols } of tensors) {
+    if (rows === 1) continue
+    const format = dtype === 'auto' ? stored : dtype
+    bytes.set(format, (bytes.get(format) ?? 0) + storedBytes(format, rows, cols))
+  }
+  return Object.fromEntries([...bytes].sort(([, one], [, other]) => other - one))
 }
 
 function nativeConfig(config: ModelConfig): NativeModelConfig {
@@ -271,11 +284,19 @@ async function reportProgress(
   throw thrown[0]
 }
 
+/** Bytes by format, the largest first. */
+export type WeightFormats = Readonly<Partial<Record<Format, number>>>
+
 /** A model, ready to run: read-only, so any number of caches may use it. Made by `loadModel`. */
 export class Model {
   readonly config: Readonly<ModelConfig>
   readonly device: Device
-  /** Of the matrices; with dtype 'auto' that of the embedding. */
+  /** Bytes of the matrices as files store them, by format, the largest first. */
+  readonly weights: WeightFormats
+  /**
+   * That of most of the matrices; 'f16' where some are quantised: products are exact enough then for a cache in f16
+   * to be the better of the two that take 16 bits.
+   */
   readonly dtype: Dtype
   /** Bytes of weights that one step reads, whatever the number of workers. */
   readonly weightBytes: number
@@ -295,14 +316,16 @@ export class Model {
     config: ModelConfig,
     device: Device,
     ownsDevice: boolean,
-    dtype: Dtype,
+    weights: WeightFormats,
     beyondContext: BeyondContext,
     warnings: Warnings,
   ) {
     this.#handle = handle
     this.config = config
     this.device = device
-    this.dtype = dtype
+    this.weights = weights
+    const formats = Object.keys(weights) as Format[]
+    this.dtype = formats.some(isQuantised) ? 'f16' : (formats[0] as Dtype)
     this.weightBytes = native.modelWeightBytes(handle)
     this.warnings = warnings
     this.#ownsDevice = ownsDevice

@@ -25,7 +25,15 @@ export type ProgressHandle = Handle<'progress'>
 export type MemoryHandle = Handle<'memory'>
 
 export type { Dtype, Format }
-export type SimdLevel = 'baseline' | 'avx2' | 'avx512' | 'avx512bf16' | 'neon'
+export type SimdLevel =
+  | 'baseline'
+  | 'avx2'
+  | 'avxvnni'
+  | 'avx512'
+  | 'avx512vnni'
+  | 'avx512bf16'
+  | 'neon'
+  | 'neondot'
 
 export interface NativeProbe {
   version: string
@@ -114,6 +122,11 @@ export interface NativeTensor {
    * that is stored transposed, or whose rows lie between another's. Default: rows lie one after the other.
    */
   strides?: { row: number; col: number }
+  /**
+   * mxfp4 in two tensors: the codes of a block, two neighbours in each byte, lie at `offset`, the exponents
+   * [rows, cols / 32] here.
+   */
+  exponents?: { path: string; offset: number }
 }
 
 export interface NativeSampler {
@@ -209,6 +222,8 @@ export interface NativeBinding {
     progress: ProgressHandle | null,
     cancel: CancelHandle | null,
     mapped: boolean,
+    /** Default true. See native/model/weights.h. */
+    repack?: boolean,
   ): Promise<ModelHandle>
   modelWeightBytes(model: ModelHandle): number
   modelClose(model: ModelHandle): void

@@ -132,7 +132,7 @@ async function measure(model: Model, device: Device, options: BenchOptions) {
     runs,
     read_gb_per_s: round(readBandwidth / 1e9, 2),
     model: options.model ?? RANDOM_MODEL,
-    dtype: model.dtype,
+    dtype: Object.keys(model.weights).join(' + '),
     weight_bytes: model.weightBytes,
     prompt,
     generate,

@@ -1,8 +1,11 @@
 // The tensors of a mixture of experts, which files hold one by one or stacked.
 
 import type { ExpertNames } from '../families'
+import { FORMATS } from '../formats'
 import type { Role } from '../roles'
 import { type Part, rowsOf, type StoredTensor } from './stored-tensor'
+
+const MXFP4_BLOCK = FORMATS.mxfp4.elements
 
 /** Whether a role of a layer belongs to its mixture of experts. */
 export function isOfExperts({ name }: Role): boolean {
@@ -34,13 +37,8 @@ export function expertTensors(
     const slice = names.flatMap((name) => byName.get(`experts.0.${name}`) ?? [])
     if (slice.length === 0) return []
     const of = (e: number) => names.map((name) => byName.get(`experts.${e}.${name}`) as Role)
-    return [
-      stack(
-        file,
-        Array.from({ length: count }, (_, e) => of(e)),
-        transposed,
-      ),
-    ]
+    const slices = Array.from({ length: count }, (_, e) => of(e))
+    return [has(`${file}_blocks`) ? mxfp4Stack(file, slices) : stack(file, slices, transposed)]
   })
 }
 
@@ -60,5 +58,25 @@ function stack(file: string, slices: readonly Role[][], transposed: boolean): St
     file,
     shape: [slices.length, ...slice],
     parts: slices.flatMap((roles, e) => roles.map((role, i) => ({ role, ...place(e, i) }))),
+  }
+}
+
+/** Codes [E, rows, cols / 32, 16] and exponents [E, rows, cols / 32]; rows of the roles take turns. */
+function mxfp4Stack(file: string, slices: readonly Role[][]): StoredTensor {
+  const [{ rows, cols }] = slices[0] as [Role]
+  const n = slices[0]?.length as number
+  const blocks = [slices.length, n * rows, cols / MXFP4_BLOCK]
+  const parts = slices.flatMap((roles, e) =>
+    roles.map((role, i) => ({
+      role,
+      offset: (e * n * rows + i) * cols,
+      strides: { row: n * cols, col: 1 },
+    })),
+  )
+  return {
+    file: `${file}_blocks`,
+    shape: [...blocks, MXFP4_BLOCK / 2],
+    parts,
+    exponents: { file: `${file}_scales`, shape: blocks },
   }
 }

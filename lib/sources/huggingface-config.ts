@@ -63,7 +63,7 @@ const HARMLESS_FIELDS = [
 
 /** Fields of what hogwild does not compute, harmless only while they are off. */
 const OFF_FIELDS = [
-  ...['quantization_config', 'per_layer_config', 'pruned_heads'],
+  ...['per_layer_config', 'pruned_heads'],
   ...['is_encoder_decoder', 'add_cross_attention', 'cross_attention_hidden_size'],
   ...['tie_encoder_decoder', 'attn_logit_softcapping'],
   ...['final_logit_softcapping', 'rope_interleaved', 'rope_interleave', 'use_mrope'],
@@ -131,11 +131,13 @@ export function parseConfig(
 
 function readLayers(fields: Fields, family: Family): LayerSpec[] {
   const count = fields.count('num_hidden_layers', undefined, MAX_LAYERS)
-  judgeWindow(fields, family, count)
+  const windows = readWindows(fields, family, count)
   const { qkv, o, mlp } = family.biases ?? {}
   const has = (bias: Bias | undefined, field: string) =>
-    bias === 'option' ? fields.boolean(field, false) : bias === true
-  const layer: Omit<LayerSpec, 'mlp'> = {
+    bias === 'option'
+      ? fields.boolean(field, family.defaults?.attentionBias ?? false)
+      : bias === true
+  const layer: Omit<LayerSpec, 'mlp' | 'window'> = {
     norms: { input: true, attentionOutput: false, mlp: true, mlpOutput: false },
     qkNorm: family.qkNorm ?? 'none',
     biases: {
@@ -144,11 +146,14 @@ function readLayers(fields: Fields, family: Family): LayerSpec[] {
       mlp: has(mlp, 'mlp_bias'),
     },
     rope: 0,
-    window: 0,
     softcap: 0,
-    sinks: false,
+    sinks: family.sinks ?? false,
   }
-  return readMlps(fields, family, count).map((mlp) => ({ ...layer, mlp }))
+  return readMlps(fields, family, count).map((mlp, i) => ({
+    ...layer,
+    mlp,
+    window: windows[i] ?? 0,
+  }))
 }
 
 function readArchitecture(fields: Fields): Architecture {
@@ -178,6 +183,15 @@ function readArchitecture(fields: Fields): Architecture {
 function judge(fields: Fields, family: Family): void {
   fields.passOver(HARMLESS_FIELDS)
   for (const field of OFF_FIELDS) fields.judge(field, isOff, 'models without it')
+  // The tensors of the folder say what is stored so; a method that is not known is none of ours.
+  fields.judge(
+    'quantization_config',
+    (value) => isOff(value) || (family.sinks === true && isMxfp4(value)),
+    family.sinks ? 'models without it, mxfp4' : 'models without it',
+  )
+  for (const [field, value] of Object.entries(family.fixedFields ?? {})) {
+    fields.judge(field, (given) => given === value, describe(value))
+  }
   if (family.experts === undefined) {
     for (const field of ['num_experts', 'num_local_experts']) {
       fields.judge(field, isOff, 'models without it')
@@ -192,6 +206,15 @@ function judge(fields: Fields, family: Family): void {
   ] as const) {
     if (!counts) fields.judge(field, isOff, `false for ${family.modelType}`)
   }
+}
+
+function isMxfp4(value: unknown): boolean {
+  return (
+    typeof value === 'object' &&
+    value !== null &&
+    'quant_method' in value &&
+    value.quant_method === 'mxfp4'
+  )
 }
 
 function readHeads(fields: Fields, family: Family) {
@@ -217,6 +240,24 @@ function readHeads(fields: Fields, family: Family) {
   }
   return { hiddenSize, queryHeads, kvHeads, headDim }
 }
+
+/** Of each layer; 0: none. */
+function readWindows(fields: Fields, family: Family, layers: number): number[] {
+  if (!family.alternatingWindows) {
+    judgeWindow(fields, family, layers)
+    return []
+  }
+  const window = fields.has('sliding_window')
+    ? (fields.optionalCount('sliding_window') ?? 0)
+    : (family.defaults?.slidingWindow ?? 0)
+  const types = readLayerTypes(fields, layers, [FULL, SLIDING])
+  return Array.from({ length: layers }, (_, i) =>
+    (types === undefined ? i % 2 === 0 : types[i] === SLIDING) ? window : 0,
+  )
+}
+
+const FULL = 'full_attention'
+const SLIDING = 'sliding_attention'
 
 /** Refuses windows of attention, wherever a layer would have one. */
 function judgeWindow(fields: Fields, family: Family, layers: number): void {
@@ -248,14 +289,18 @@ function judgeWindow(fields: Fields, family: Family, layers: number): void {
   )
 }
 
-function readLayerTypes(fields: Fields, layers: number): unknown[] | undefined {
+function readLayerTypes(
+  fields: Fields,
+  layers: number,
+  supported: readonly unknown[] = [FULL],
+): unknown[] | undefined {
   const field = 'layer_types'
   fields.passOver([field])
   if (!fields.isGiven(field) || fields.get(field) === undefined) return undefined
   const types = fields.list(field)
-  const other = types.find((type) => type !== 'full_attention')
+  const other = types.find((type) => !supported.includes(type))
   if (other !== undefined)
-    throw fields.refused(field, `with ${describe(other)}`, '"full_attention"')
+    throw fields.refused(field, `with ${describe(other)}`, supported.map(describe).join(', '))
   if (types.length !== layers) {
     throw new HogwildError(
       `${fields.name(field)} has ${types.length} entries for ${layers} layers`,
@@ -280,5 +325,5 @@ function readActivation(fields: Fields, family: Family): ModelConfig['activation
     const supported = Object.keys(ACTIVATIONS).join(', ')
     throw unsupported(`${fields.name('hidden_act')} = ${describe(name)}`, supported)
   }
-  return activation
+  return family.activation ?? activation
 }

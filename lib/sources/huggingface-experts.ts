@@ -44,7 +44,8 @@ function readExperts(fields: Fields, family: ExpertsFamily): ExpertsMlp {
     throw unsupported(`${fields.name(countField)} = ${count}`, `${EXPERTS.min} to ${EXPERTS.max}`)
   }
   const used = fields.count('num_experts_per_tok', family.defaults.used, count)
-  // gpt-oss says it twice.
+  // gpt-oss says it twice, and that of its RoPE.
+  fields.passOver(['initial_context_length'])
   fields.judge('experts_per_token', (value) => value === used, `"num_experts_per_tok" (${used})`)
   return {
     type: 'experts',

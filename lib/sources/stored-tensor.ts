@@ -7,6 +7,8 @@ export interface StoredTensor {
   file: string
   shape: readonly number[]
   parts: readonly Part[]
+  /** The tensor with the exponents, where this one holds the codes of mxfp4. */
+  exponents?: { file: string; shape: readonly number[] }
 }
 
 /** Where a role begins in a tensor and, as in `NativeTensor`, how it goes on. Distances in elements. */

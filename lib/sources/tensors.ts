@@ -3,7 +3,7 @@
 
 import { HogwildError } from '../errors'
 import type { ExpertNames, ModelConfig } from '../families'
-import { type Format, storedBytes } from '../formats'
+import { FORMATS, type Format, storedBytes } from '../formats'
 import type { NativeTensor } from '../native'
 import { layerRoles, modelRoles, type Role } from '../roles'
 import { describe } from '../validate'
@@ -64,6 +64,7 @@ export function tensorsByRole(
   for (const wanted of wantedTensors(config, tensors, names)) {
     found.push(...locate(wanted, tensors, names))
     used.add(wanted.file)
+    if (wanted.exponents) used.add(wanted.exponents.file)
   }
   refuseUnknown(config, used, tensors, names)
   return found
@@ -84,10 +85,12 @@ function* wantedTensors(
     const rotaryDim = config.ropes[Math.max(layer.rope, 0)]?.rotaryDim ?? config.headDim
     const interleaved = { headDim: config.headDim, rotaryDim }
     const has = (file: string) => tensors.has(names.layer(i) + file)
-    for (const { file, shape, parts } of layerTensors(names, layerRoles(config, layer), has)) {
+    for (const tensor of layerTensors(names, layerRoles(config, layer), has)) {
+      const { file, parts, exponents } = tensor
       yield {
+        ...tensor,
         file: names.layer(i) + file,
-        shape,
+        ...(exponents && { exponents: { ...exponents, file: names.layer(i) + exponents.file } }),
         parts: parts.map(({ role, ...part }) => ({
           ...part,
           role: { ...role, name: `layers.${i}.${role.name}` },
@@ -125,14 +128,41 @@ function layerFile({ fused, layers }: TensorNames, role: string): string {
 }
 
 function locate(
-  { file, shape: expected, parts }: StoredTensor,
+  { file, shape, parts, exponents }: StoredTensor,
   tensors: ReadonlyMap<string, TensorEntry>,
-  { formats, described }: TensorNames,
+  names: TensorNames,
 ): NativeTensor[] {
+  const formats = exponents ? MXFP4_BYTES : names.formats
+  const { path, offset: begin, format } = find(file, shape, formats, tensors, names)
+  const second = exponents && find(exponents.file, exponents.shape, formats, tensors, names)
+  return parts.map(({ role: { name, rows, cols }, offset: elements, ...order }) => {
+    if (second === undefined) {
+      const offset = begin + storedBytes(format, 1, elements)
+      return { name, path, offset, format, rows, cols, ...order }
+    }
+    const offset = second.offset + elements / FORMATS.mxfp4.elements
+    return {
+      ...{ name, path, offset: begin + elements / 2, format, rows, cols, ...order },
+      exponents: { path: second.path, offset },
+    }
+  })
+}
+
+/** Codes and exponents of mxfp4 in a folder. */
+const MXFP4_BYTES = { U8: 'mxfp4' } as const
+
+/** Where a tensor lies that has this shape and one of these formats. */
+function find(
+  file: string,
+  expected: readonly number[],
+  formats: Readonly<Record<string, Format>>,
+  tensors: ReadonlyMap<string, TensorEntry>,
+  { described }: TensorNames,
+): { path: string; offset: number; format: Format } {
   const entry = tensors.get(file)
   if (entry === undefined)
     throw new HogwildError(`tensor "${file}" is missing`, 'HOGWILD_INVALID_MODEL')
-  const { path, offset: begin, dtype: stored, shape } = entry
+  const { path, offset, dtype: stored, shape } = entry
   const format = Object.hasOwn(formats, stored) ? formats[stored] : undefined
   if (format === undefined) {
     const supported = Object.keys(formats).join(', ')
@@ -147,10 +177,7 @@ function locate(
       'HOGWILD_INVALID_MODEL',
     )
   }
-  return parts.map(({ role: { name, rows, cols }, offset: elements, ...order }) => {
-    const offset = begin + storedBytes(format, 1, elements)
-    return { name, path, offset, format, rows, cols, ...order }
-  })
+  return { path, offset, format }
 }
 
 function refuseUnknown(

@@ -44,11 +44,30 @@ class Buffer {
   int index_ = 0;
 };
 
+// A weight matrix as its file has it, row after row. Matrices of plain formats are aligned to their elements, with rows
+// in the engine's order.
+struct WeightSource {
+  const std::byte* data = nullptr;
+  Format format = Format::kF32;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  InterleavedHeads interleaved = {};  // quantised formats only
+  // Whether a device may arrange a quantised matrix anew in memory of its own. Else, and where it computes in the host's
+  // memory, it reads `data` in each product; rows are in order then.
+  bool repack = true;
+};
+
+// What devices keep of a model's weights. Only a device fills it.
+struct WeightStorage {
+  std::vector<Buffer> buffers;
+  std::size_t used = 0;  // bytes of the last buffer
+};
+
 struct DeviceInfo {
   std::string type;  // "cpu" | "cuda"
   std::string name;  // processor or card
   int index = 0;     // cuda: which of the cards
-  std::string simd;  // cpu: level in use, "baseline" | "avx2" | "avx512" | "avx512bf16" | "neon"
+  std::string simd;  // cpu: level in use, "baseline", "avx2", "avxvnni", "avx512", ...
   int threads = 0;   // cpu: threads that compute, the calling one included
 };
 
@@ -91,9 +110,10 @@ class Device {
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void synchronize() = 0;
 
-  // Makes a weight readable by ops. `host` stays mapped and unchanged while the result is in use.
-  // A CPU returns `host` itself; others copy and keep the copy in `storage`.
-  virtual Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) = 0;
+  // Makes a weight readable by ops. Where the result points to `source.data`, that stays mapped and unchanged while the
+  // result is in use; else the copy is in `storage`, and complete after synchronize(). Throws kUnsupported, naming what
+  // is supported, for formats that the device does not have.
+  virtual Matrix upload_weight(const WeightSource& source, WeightStorage& storage) = 0;
 
   // Makes a step readable by ops. What `step` points to stays where it is and unchanged while the result is in use;
   // a device with memory of its own copies it. Any number of steps may be in use, of this device only.

@@ -62,7 +62,7 @@ std::vector<OpProfile> ProfileDevice::take_profile() {
 }
 
 void ProfileDevice::embedding(const DeviceStep& step, const EmbeddingParams& p) {
-  const std::int64_t bytes = p.rows * row_bytes(p.table.format, p.table.cols);
+  const std::int64_t bytes = p.rows * (matrix_bytes(p.table) / p.table.rows);
   measure({"embedding", 0, 0}, bytes, [&] { device_->embedding(step, p); });
 }
 

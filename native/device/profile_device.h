@@ -37,8 +37,8 @@ class ProfileDevice final : public Device {
   void download(void* host, const void* device, std::size_t bytes) override { device_->download(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { device_->upload(device, host, bytes); }
   void synchronize() override { device_->synchronize(); }
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) override {
-    return device_->upload_weight(host, storage);
+  Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override {
+    return device_->upload_weight(source, storage);
   }
   std::int64_t kv_padding(const KvShape& shape) const override { return device_->kv_padding(shape); }
   void check_attention(const AttentionParams& params) const override { device_->check_attention(params); }

@@ -131,6 +131,9 @@ void Decoder::attend(std::int64_t index, const Rows& rows) {
                                  .layer = rows.cache.layer(index),
                                  .query_heads = config_.query_heads,
                                  .scale = config_.attention_scale,
+                                 .softcap = config_.layers[index].softcap,
+                                 .window = config_.layers[index].window,
+                                 .sinks = layers_.layers[index].sinks,
                                  .q = q(rows),
                                  .out = rows.activations.attended.as<float>()});
 }

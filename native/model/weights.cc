@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstring>
 #include <new>
+#include <numeric>
 #include <system_error>
 #include <utility>
 
@@ -20,6 +21,7 @@
 #include "core/float16.h"
 #include "core/format.h"
 #include "core/panels.h"
+#include "core/quant.h"
 
 namespace hogwild {
 namespace {
@@ -65,6 +67,15 @@ class SourceFile {
   const std::string& path() const { return path_; }
   std::uint64_t size() const { return static_cast<std::uint64_t>(status_.st_size); }
   const std::byte* mapping() const { return static_cast<const std::byte*>(data_); }  // null where it is not mapped
+
+  // The pages of [offset, offset + bytes) are not needed any more: they leave this process, and come back where they
+  // are read after all.
+  void let_go(std::uint64_t offset, std::size_t bytes) const {
+    if (data_ == nullptr) return;
+    const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+    const std::uint64_t begin = (offset + page - 1) / page * page, end = (offset + bytes) / page * page;
+    if (begin < end) ::madvise(static_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
+  }
 
   // Reads [offset, offset + bytes), which lies inside the file.
   void read(std::uint64_t offset, std::size_t bytes, std::byte* to) const {
@@ -114,31 +125,37 @@ std::string shape_text(std::int64_t rows, std::int64_t cols) {
 
 bool is_strided(const TensorSource& source) { return source.row_stride != 0 || source.col_stride != 0; }
 
-// Blocks from the tensor's first to its last. False where there is no such number.
-bool span_blocks(const TensorSource& source, std::uint64_t* blocks) {
+// Elements from the tensor's first to its last. False where there is no such number.
+bool span_elements(const TensorSource& source, std::uint64_t* elements) {
   const std::int64_t block = format_info(source.format).block_elements;
   if (source.rows < 1 || source.cols < 1 || source.cols % block != 0) return false;
-  if (!is_strided(source)) return !__builtin_mul_overflow(source.rows, source.cols / block, blocks);
+  if (!is_strided(source)) return !__builtin_mul_overflow(source.rows, source.cols, elements);
+  // Blocks are not taken apart.
+  const bool whole =
+      is_plain(source.format) || (source.exponents && source.col_stride == 1 && source.row_stride % block == 0);
   std::uint64_t down = 0, across = 0;
-  return is_plain(source.format) && source.row_stride >= 1 && source.col_stride >= 1 &&
+  return whole && source.row_stride >= 1 && source.col_stride >= 1 &&
          !__builtin_mul_overflow(source.rows - 1, source.row_stride, &down) &&
          !__builtin_mul_overflow(source.cols - 1, source.col_stride, &across) &&
-         !__builtin_add_overflow(down, across, blocks) && !__builtin_add_overflow(*blocks, 1, blocks);
+         !__builtin_add_overflow(down, across, elements) && !__builtin_add_overflow(*elements, 1, elements);
 }
 
-// Bytes from the tensor's first to its last; throws where they do not lie inside the file.
-std::size_t size_inside(const TensorSource& source, const SourceFile& file) {
+// Bytes from the tensor's first to its last; throws where they do not lie inside the file. `block_bytes`: of a block
+// of the source's format in this file.
+std::size_t size_inside(const TensorSource& source, std::uint64_t offset, std::int64_t block_bytes,
+                        const SourceFile& file) {
   const FormatInfo& format = format_info(source.format);
-  std::uint64_t bytes = 0;
-  const bool inside = span_blocks(source, &bytes) && !__builtin_mul_overflow(bytes, format.block_bytes, &bytes) &&
-                      bytes <= file.size() && source.offset <= file.size() - bytes;
+  std::uint64_t elements = 0, bytes = 0;
+  const bool inside = span_elements(source, &elements) &&
+                      !__builtin_mul_overflow(elements / format.block_elements, block_bytes, &bytes) &&
+                      bytes <= file.size() && offset <= file.size() - bytes;
   if (!inside) {
     const std::string blocks =
         is_plain(source.format) ? "" : ", blocks of " + std::to_string(format.block_elements) + " columns";
     throw Error(code::kInvalidModel, "tensor '" + source.name + "' (" + format.name + " " +
                                          shape_text(source.rows, source.cols) + blocks + " at byte " +
-                                         std::to_string(source.offset) + ") does not lie inside '" + file.path() +
-                                         "' (" + std::to_string(file.size()) + " bytes)");
+                                         std::to_string(offset) + ") does not lie inside '" + file.path() + "' (" +
+                                         std::to_string(file.size()) + " bytes)");
   }
   return static_cast<std::size_t>(bytes);
 }
@@ -152,35 +169,6 @@ void check_interleaved(const TensorSource& source) {
   throw Error(code::kInvalidModel, "tensor '" + source.name + "' of '" + source.path + "': " + std::to_string(n) +
                                        " rows are not heads of " + std::to_string(head_dim) + " with " +
                                        std::to_string(rotary_dim) + " interleaved");
-}
-
-// Where row i of the engine lies in the file.
-std::int64_t file_row(const TensorSource::Interleaved& interleaved, std::int64_t i) {
-  const auto [head_dim, rotary_dim] = interleaved;
-  if (head_dim == 0 || i % head_dim >= rotary_dim) return i;
-  const std::int64_t in_head = i % head_dim, pair = in_head % (rotary_dim / 2);
-  return i - in_head + 2 * pair + (in_head >= rotary_dim / 2 ? 1 : 0);
-}
-
-std::uint16_t load_u16(const std::byte* from) {
-  std::uint16_t value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
-// `from` need not be aligned.
-void read_as_f32(const std::byte* from, Dtype dtype, std::int64_t n, float* out) {
-  switch (dtype) {
-    case Dtype::kF32:
-      std::memcpy(out, from, static_cast<std::size_t>(n) * sizeof(float));
-      break;
-    case Dtype::kF16:
-      for (std::int64_t i = 0; i < n; ++i) out[i] = f16_to_f32(load_u16(from + 2 * i));
-      break;
-    case Dtype::kBF16:
-      for (std::int64_t i = 0; i < n; ++i) out[i] = bf16_to_f32(load_u16(from + 2 * i));
-      break;
-  }
 }
 
 // False where a finite value became infinite. Infinities and NaNs of the file are kept as they are.
@@ -206,7 +194,7 @@ HostArray convert(const TensorSource& source, const std::byte* data, Dtype to) {
   HostArray converted = allocate_host(static_cast<std::size_t>(source.rows * to_bytes), source.name);
   std::vector<float> row(static_cast<std::size_t>(source.cols));
   for (std::int64_t r = 0; r < source.rows; ++r) {
-    read_as_f32(data + file_row(source.interleaved, r) * from_bytes, dtype_of(source.format), source.cols, row.data());
+    dequantise_row(source.format, data + source.interleaved.file_row(r) * from_bytes, source.cols, row.data());
     if (!write_from_f32(row.data(), source.cols, to, converted.get() + r * to_bytes)) {
       throw Error(code::kInvalidModel, "tensor '" + source.name + "' of '" + source.path +
                                            "' holds a value beyond the range of " + dtype_name(to));
@@ -243,24 +231,52 @@ HostArray gather(const TensorSource& source, const std::byte* data) {
   return rows;
 }
 
+// Bytes of the codes of an MXFP4 block; its exponent is one more.
+constexpr std::int64_t kMxfp4Codes = 16;
+
+// One tensor of two: each block its exponent, then codes j and j + 16 in byte j.
+HostArray join_mxfp4(const TensorSource& source, const std::byte* codes, const std::byte* exponents) {
+  const std::int64_t blocks = source.cols / format_info(Format::kMXFP4).block_elements;
+  const std::int64_t row_blocks =
+      is_strided(source) ? source.row_stride / format_info(Format::kMXFP4).block_elements : blocks;
+  HostArray joined =
+      allocate_host(static_cast<std::size_t>(source.rows * row_bytes(source.format, source.cols)), source.name);
+  std::byte* to = joined.get();
+  for (std::int64_t row = 0; row < source.rows; ++row) {
+    for (std::int64_t block = row * row_blocks; block < row * row_blocks + blocks; ++block) {
+      const std::byte* from = codes + block * kMxfp4Codes;
+      const auto code = [from](std::int64_t i) { return from[i / 2] >> (i % 2 * 4) & std::byte{15}; };
+      *to++ = exponents[block];
+      for (std::int64_t j = 0; j < kMxfp4Codes; ++j) *to++ = code(j) | code(j + kMxfp4Codes) << 4;
+    }
+  }
+  return joined;
+}
+
 // The matrix as it is in the file, with its rows in the engine's order and aligned.
 HostArray copy_rows(const TensorSource& source, const std::byte* data) {
   const std::int64_t bytes = row_bytes(source.format, source.cols);
   HostArray copy = allocate_host(static_cast<std::size_t>(source.rows * bytes), source.name);
   for (std::int64_t r = 0; r < source.rows; ++r) {
-    std::memcpy(copy.get() + r * bytes, data + file_row(source.interleaved, r) * bytes,
-                static_cast<std::size_t>(bytes));
+    std::memcpy(copy.get() + r * bytes, data + source.interleaved.file_row(r) * bytes, static_cast<std::size_t>(bytes));
   }
   return copy;
 }
 
+// Where they are mapped or, where the file is not, in `held`.
+const std::byte* exponents_of(const TensorSource& source, const SourceFile& file, HostArray& held) {
+  const std::size_t bytes = size_inside(source, source.exponents->offset, 1, file);
+  if (file.mapping() != nullptr) return file.mapping() + source.exponents->offset;
+  held = allocate_host(bytes, source.name);
+  file.read(source.exponents->offset, bytes, held.get());
+  return held.get();
+}
+
 void read_vector(const TensorSource& source, const std::byte* data, float* out) {
-  const Dtype dtype = dtype_of(source.format);
-  if (source.interleaved.head_dim == 0) return read_as_f32(data, dtype, source.cols, out);
-  const auto size = static_cast<std::int64_t>(dtype_size(dtype));
-  for (std::int64_t i = 0; i < source.cols; ++i) {
-    read_as_f32(data + file_row(source.interleaved, i) * size, dtype, 1, out + i);
-  }
+  dequantise_row(source.format, data, source.cols, out);
+  if (source.interleaved.head_dim == 0) return;
+  const std::vector<float> in_file(out, out + source.cols);
+  for (std::int64_t i = 0; i < source.cols; ++i) out[i] = in_file[source.interleaved.file_row(i)];
 }
 
 // Vectors share one device buffer; each begins at a cache line.
@@ -280,14 +296,14 @@ struct Weights::State {
 
   std::vector<std::unique_ptr<SourceFile>> files;  // mapped, those that a matrix still points into
   std::vector<HostArray> host_arrays;              // copies that a matrix points into
-  std::vector<Buffer> device_matrices;             // what upload_weight copied
+  WeightStorage device_matrices;
   Buffer device_vectors;
   std::map<std::string, Matrix> matrices;
   std::map<std::string, Vector> vectors;
   std::map<std::string, std::string> paths;  // where each tensor came from
 };
 
-Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to, bool mapped,
+Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const WeightOptions& options,
                  const std::function<void(std::int64_t bytes)>& on_loaded)
     : state_(std::make_unique<State>()) {
   struct File {
@@ -303,25 +319,31 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       throw Error(code::kInvalidModel,
                   "tensor '" + source.name + "' is given twice, the second time in '" + source.path + "'");
     }
-    auto& [file, in_use] = files[source.path];
-    if (file == nullptr) file = std::make_unique<SourceFile>(source.path, mapped);
-    const std::size_t span = size_inside(source, *file);
+    const auto open = [&](const std::string& path) -> File& {
+      File& opened = files[path];
+      if (opened.file == nullptr) opened.file = std::make_unique<SourceFile>(path, options.mapped);
+      return opened;
+    };
+    auto& [file, in_use] = open(source.path);
+    const std::int64_t block_bytes = source.exponents ? kMxfp4Codes : format_info(source.format).block_bytes;
+    const std::size_t span = size_inside(source, source.offset, block_bytes, *file);
     const std::int64_t stored_bytes = source.rows * row_bytes(source.format, source.cols);
     check_interleaved(source);
-    if (!is_plain(source.format)) {
-      throw Error(code::kUnsupported, "tensor '" + source.name + "' of '" + source.path + "' is " +
-                                          format_name(source.format) + "; supported are f32, f16 and bf16");
+    if (source.exponents && source.format != Format::kMXFP4) {
+      throw Error(code::kInvalidModel, "tensor '" + source.name + "': only mxfp4 has exponents of their own");
     }
-    HostArray copy;
-    if (!mapped) {
+    HostArray copy, held;
+    if (!options.mapped) {
       copy = allocate_host(span, source.name);
       file->read(source.offset, span, copy.get());
     }
-    const std::byte* data = mapped ? file->mapping() + source.offset : copy.get();
-    if (is_strided(source)) {
+    const std::byte* data = options.mapped ? file->mapping() + source.offset : copy.get();
+    if (source.exponents) {
+      copy = join_mxfp4(source, data, exponents_of(source, *open(source.exponents->path).file, held));
+    } else if (is_strided(source)) {
       copy = gather(source, data);
-      data = copy.get();
     }
+    if (source.exponents || is_strided(source)) data = copy.get();
     state_->paths[source.name] = source.path;
 
     if (source.rows == 1) {
@@ -333,20 +355,34 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       continue;
     }
 
-    Matrix host = {data, source.format, source.rows, source.cols};
-    const bool is_aligned = reinterpret_cast<std::uintptr_t>(data) % dtype_size(dtype_of(source.format)) == 0;
-    if (convert_to != nullptr && format_of(*convert_to) != source.format) {
-      copy = convert(source, data, *convert_to);
-      host.format = format_of(*convert_to);
+    WeightSource host = {.data = data, .format = source.format, .rows = source.rows, .cols = source.cols};
+    const bool repacked = !is_plain(source.format) && options.repack;
+    const bool is_aligned =
+        !is_plain(source.format) || reinterpret_cast<std::uintptr_t>(data) % dtype_size(dtype_of(source.format)) == 0;
+    if (options.convert_to && format_of(*options.convert_to) != source.format) {
+      copy = convert(source, data, *options.convert_to);
+      host.format = format_of(*options.convert_to);
+    } else if (repacked) {
+      host.interleaved = source.interleaved;
     } else if (!is_aligned || source.interleaved.head_dim != 0) {
       copy = copy_rows(source, data);
     }
+    host.repack = options.repack;
     if (copy != nullptr) host.data = copy.get();
 
-    const Matrix uploaded = device.upload_weight(host, state_->device_matrices);
+    Matrix uploaded;
+    try {
+      uploaded = device.upload_weight(host, state_->device_matrices);
+    } catch (const Error& error) {
+      throw Error(error.code(), "tensor '" + source.name + "' of '" + source.path + "': " + error.what());
+    }
     const bool in_place = uploaded.data == host.data;
     if (copy == nullptr) {
       in_use |= in_place;
+      if (!in_place) {
+        device.synchronize();  // the device may still be reading the file
+        file->let_go(source.offset, span);
+      }
     } else if (in_place) {
       state_->host_arrays.push_back(std::move(copy));
     } else {
@@ -410,17 +446,23 @@ void Weights::check_unchanged() const {
 
 std::string Weights::blame(Device& device, const std::string& what) const {
   constexpr std::int64_t kPiece = std::int64_t{1} << 18;  // elements
-  std::vector<std::byte> piece;
   std::vector<float> values;
-  const auto is_damaged = [&](const void* data, Dtype dtype, std::int64_t n) {
-    for (std::int64_t first = 0; first < n; first += kPiece) {
-      const std::int64_t count = std::min(kPiece, n - first);
-      const auto size = static_cast<std::int64_t>(dtype_size(dtype));
-      piece.resize(static_cast<std::size_t>(count * size));
-      values.resize(static_cast<std::size_t>(count));
-      device.download(piece.data(), static_cast<const std::byte*>(data) + first * size, piece.size());
-      read_as_f32(piece.data(), dtype, count, values.data());
-      if (!all_finite(values)) return true;
+  const auto is_damaged_vector = [&](const float* data, std::int64_t n) {
+    values.resize(static_cast<std::size_t>(n));
+    device.download(values.data(), data, values.size() * sizeof(float));
+    return !all_finite(values);
+  };
+  // Embeddings are rows of a matrix of whatever format in f32.
+  const auto is_damaged_matrix = [&](const Matrix& matrix) {
+    const std::int64_t piece = std::clamp<std::int64_t>(kPiece / matrix.cols, 1, matrix.rows);
+    const Buffer rows = device.allocate(static_cast<std::size_t>(piece * matrix.cols) * sizeof(float), "weights");
+    std::vector<std::int32_t> indices;
+    for (std::int64_t first = 0; first < matrix.rows; first += piece) {
+      indices.resize(static_cast<std::size_t>(std::min(piece, matrix.rows - first)));
+      std::iota(indices.begin(), indices.end(), static_cast<std::int32_t>(first));
+      const auto step = device.upload(StepView{.plan = {}, .rope = {}, .slots = {}, .tokens = indices});
+      device.embedding(*step, {.rows = std::ssize(indices), .table = matrix, .scale = 1, .out = rows.as<float>()});
+      if (is_damaged_vector(rows.as<float>(), std::ssize(indices) * matrix.cols)) return true;
     }
     return false;
   };
@@ -428,10 +470,10 @@ std::string Weights::blame(Device& device, const std::string& what) const {
     return what + ": tensor '" + name + "' of '" + state_->paths.at(name) + "' holds NaN or infinity";
   };
   for (const auto& [name, vector] : state_->vectors) {
-    if (is_damaged(vector.data, Dtype::kF32, vector.size)) return message(name);
+    if (is_damaged_vector(vector.data, vector.size)) return message(name);
   }
   for (const auto& [name, matrix] : state_->matrices) {
-    if (is_damaged(matrix.data, dtype_of(matrix.format), matrix.rows * matrix.cols)) return message(name);
+    if (is_damaged_matrix(matrix)) return message(name);
   }
   return what + ", though the weights are finite: they, or a number in its config, are too large";
 }

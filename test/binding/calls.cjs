@@ -79,6 +79,7 @@ async function openBinding(native, { config, tensors }) {
         native.createProgress(),
         native.createCancel(),
         true,
+        true,
       ],
       handles: { '[0]': 'device', '[4]': 'progress', '[5]': 'cancel' },
       promise: true,

@@ -105,7 +105,7 @@ class PlainDevice : public Device {
     }
   }
 
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override { return host; }
+  Matrix upload_weight(const WeightSource&, WeightStorage&) override { refuse(); }
   void embedding(const DeviceStep&, const EmbeddingParams&) override { refuse(); }
   void rms_norm(const RmsNormParams&) override { refuse(); }
   void matmul(const MatmulParams&) override { refuse(); }

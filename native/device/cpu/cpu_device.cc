@@ -9,11 +9,13 @@
 #include <limits>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
 #include "core/format.h"
 #include "core/limits.h"
+#include "core/panels.h"
 #include "device/cpu/attention_schedule.h"
 #include "device/cpu/kernels.h"
 #include "device/cpu/memory.h"
@@ -38,6 +40,9 @@ void check_buffers(const ExternalBuffers& buffers) {
   throw Error(code::kUnsupported, "the CPU device takes queries, keys and values in f32, without a stream");
 }
 
+// Outputs of a quantised matrix that a thread takes at once: those of the kernels' widest block.
+std::int64_t quant_unit_outputs(std::int64_t rows) { return (rows == 1 ? 4 : 2) * kPanelOutputs; }
+
 std::string processor_name() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
@@ -50,13 +55,15 @@ class CpuDevice final : public Device {
  public:
   explicit CpuDevice(const CpuOptions& options)
       : name_(processor_name()),
-        kernels_(select_kernels(requested_simd(options))),
+        level_(select_level(requested_simd(options))),
+        kernels_(*level_.kernels),
         pool_(options.threads > 0 ? options.threads : available_processors()),
         attention_(kernels_, pool_),
-        samplers_(static_cast<std::size_t>(pool_.threads())) {}
+        samplers_(static_cast<std::size_t>(pool_.threads())),
+        panels_(static_cast<std::size_t>(pool_.threads())) {}
 
   DeviceInfo info() const override {
-    return {.type = "cpu", .name = name_, .index = 0, .simd = kernels_.name, .threads = pool_.threads()};
+    return {.type = "cpu", .name = name_, .index = 0, .simd = level_.name, .threads = pool_.threads()};
   }
 
   Buffer allocate(std::size_t bytes, const char* purpose) override { return map_memory(bytes, purpose); }
@@ -64,22 +71,8 @@ class CpuDevice final : public Device {
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void synchronize() override {}
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override {
-    require(is_plain(host.format), "the CPU device takes weights in f32, f16 and bf16");
-    return host;
-  }
-
-  void embedding(const DeviceStep& step, const EmbeddingParams& params) override {
-    const std::span<const std::int32_t> tokens = step.view().tokens;
-    require(params.rows >= 0 && params.rows <= std::ssize(tokens), "more rows than the step has");
-    for (const std::int32_t token : tokens) {
-      if (token < 0 || token >= params.table.rows) {
-        throw Error(code::kInvalidArgument, "token id " + std::to_string(token) + " is outside the vocabulary of " +
-                                                std::to_string(params.table.rows));
-      }
-    }
-    kernels_.embedding(params.table, tokens.data(), params.rows, params.scale, params.out);
-  }
+  Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override;
+  void embedding(const DeviceStep& step, const EmbeddingParams& params) override;
 
   void rms_norm(const RmsNormParams& p) override {
     for_rows(pool_, p.rows, p.cols, [&](std::int64_t begin, std::int64_t end) {
@@ -87,7 +80,7 @@ class CpuDevice final : public Device {
     });
   }
 
-  void matmul(const MatmulParams& p) override { multiply({&p, 1}); }
+  void matmul(const MatmulParams& p) override { multiply_all({&p, 1}); }
 
   void gated_activation(const GatedActivationParams& p) override {
     for_elements(p.n, [&](std::int64_t first, std::int64_t n) {
@@ -154,68 +147,142 @@ class CpuDevice final : public Device {
     return name ? name : "";
   }
 
+  // How an op's x goes into a product.
+  enum class XForm { kF32, kBF16, kGroups16, kGroups32 };
+  static constexpr int kXForms = 4;
+
+  XForm x_form(const Matrix& weight) const {
+    if (is_plain(weight.format)) return kernels_.packs_x(weight.format) ? XForm::kBF16 : XForm::kF32;
+    return code_info(weight.format).group == 16 ? XForm::kGroups16 : XForm::kGroups32;
+  }
+  static std::int64_t packed_bytes(XForm form, const MatmulParams& p);
+  const void* pack_x(XForm form, const MatmulParams& p, std::byte* to);
+
+  // A matrix, what it is multiplied with, and how many outputs are a unit of work.
+  struct Product {
+    const MatmulParams* params;
+    const MatmulParams::Output* output;
+    const void* x;
+    std::int64_t unit_outputs;
+  };
   // All of them in one parallel section, as none reads what another writes.
-  void multiply(std::span<const MatmulParams> products);
+  void multiply_all(std::span<const MatmulParams> ops);
+  void multiply(const Product& product, std::int64_t begin, std::int64_t end, int thread);
 
   const std::string name_;
+  const SimdLevel level_;
   const CpuKernels& kernels_;
   ThreadPool pool_;
   AttentionSchedule attention_;
   std::vector<SamplerScratch> samplers_;  // per thread
-  Scratch packed_x_;
+  Scratch packed_x_[kXForms];
+  std::vector<Scratch> panels_;  // per thread: of matrices that are not repacked
+  std::vector<Product> products_;
+  std::vector<std::int64_t> units_before_;  // of each product, and in all
   Routing routing_;
   std::vector<MatmulParams> expert_products_;
-  std::vector<MatmulSlice> slices_;          // each output of `multiply` whole
-  std::vector<std::int64_t> blocks_before_;  // of each of them, and in all
 };
 
-void CpuDevice::multiply(std::span<const MatmulParams> products) {
-  const auto packs_x = [&](const MatmulParams::Output& output) { return kernels_.packs_x(output.weight.format); };
-  const auto packs_any = [&](const MatmulParams& p) {
-    return std::any_of(p.outputs, p.outputs + p.n_outputs, packs_x);
-  };
-  std::int64_t packed_size = 0;
-  for (const MatmulParams& p : products) {
+// In whole cache lines.
+std::int64_t CpuDevice::packed_bytes(XForm form, const MatmulParams& p) {
+  constexpr std::int64_t kLine = 64;
+  switch (form) {
+    case XForm::kF32:
+      return 0;
+    case XForm::kBF16:
+      return ceil_div(p.rows * p.k * std::int64_t{sizeof(std::uint16_t)}, kLine) * kLine;
+    case XForm::kGroups16:
+      return ceil_div(packed_x_bytes(p.rows, p.k, 16), kLine) * kLine;
+    case XForm::kGroups32:
+      break;
+  }
+  return ceil_div(packed_x_bytes(p.rows, p.k, 32), kLine) * kLine;
+}
+
+// x [rows, k] in this form, in `to` unless it is so already.
+const void* CpuDevice::pack_x(XForm form, const MatmulParams& p, std::byte* to) {
+  if (form == XForm::kF32) return p.x;
+  for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
+    if (form == XForm::kBF16) {
+      kernels_.pack_x(p.x + begin * p.k, (end - begin) * p.k, reinterpret_cast<std::uint16_t*>(to) + begin * p.k);
+    } else {
+      level_.quant->pack_x(p.x, p.rows, p.k, form == XForm::kGroups16 ? 16 : 32, begin, end, to);
+    }
+  });
+  return to;
+}
+
+void CpuDevice::multiply_all(std::span<const MatmulParams> ops) {
+  std::int64_t bytes[kXForms] = {};
+  for (const MatmulParams& p : ops) {
     require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
+    bool seen[kXForms] = {};
     for (int i = 0; i < p.n_outputs; i++) {
       require(p.outputs[i].weight.cols == p.k, "a weight matrix needs k columns");
+      const XForm form = x_form(p.outputs[i].weight);
+      if (!std::exchange(seen[static_cast<int>(form)], true)) bytes[static_cast<int>(form)] += packed_bytes(form, p);
     }
-    if (packs_any(p)) packed_size += p.rows * p.k;
   }
-  auto* packed = packed_x_.get<std::uint16_t>(packed_size);
+  std::byte* unused[kXForms];
+  for (int form = 0; form < kXForms; form++) unused[form] = packed_x_[form].get<std::byte>(bytes[form]);
+
   // Units are blocks of outputs, matrix after matrix.
-  slices_.clear();
-  blocks_before_.assign(1, 0);
-  for (const MatmulParams& p : products) {
+  products_.clear();
+  units_before_.assign(1, 0);
+  for (const MatmulParams& p : ops) {
     if (p.rows == 0) continue;
-    const void* packed_x = packed;
-    if (packs_any(p)) {
-      for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
-        kernels_.pack_x(p.x + begin * p.k, (end - begin) * p.k, packed + begin * p.k);
-      });
-      packed += p.rows * p.k;
-    }
-    for (const MatmulParams::Output& output : std::span(p.outputs, static_cast<std::size_t>(p.n_outputs))) {
-      slices_.push_back({.x = packs_x(output) ? packed_x : p.x,
-                         .rows = p.rows,
-                         .k = p.k,
-                         .output = &output,
-                         .begin = 0,
-                         .end = output.weight.rows});
-      blocks_before_.push_back(blocks_before_.back() + ceil_div(output.weight.rows, kMatmulOutputBlock));
+    const void* xs[kXForms] = {};
+    for (int i = 0; i < p.n_outputs; i++) {
+      const Matrix& weight = p.outputs[i].weight;
+      const XForm form = x_form(weight);
+      const void*& x = xs[static_cast<int>(form)];
+      if (x == nullptr) {
+        x = pack_x(form, p, unused[static_cast<int>(form)]);
+        unused[static_cast<int>(form)] += packed_bytes(form, p);
+      }
+      const std::int64_t unit_outputs = is_plain(weight.format) ? kMatmulOutputBlock : quant_unit_outputs(p.rows);
+      products_.push_back({.params = &p, .output = &p.outputs[i], .x = x, .unit_outputs = unit_outputs});
+      units_before_.push_back(units_before_.back() + ceil_div(weight.rows, unit_outputs));
     }
   }
-  pool_.run(blocks_before_.back(), [&](std::int64_t begin, std::int64_t end, int) {
-    const auto next = std::upper_bound(blocks_before_.begin(), blocks_before_.end(), begin);
-    for (std::size_t i = static_cast<std::size_t>(next - blocks_before_.begin()) - 1; begin < end; i++) {
-      const std::int64_t last = std::min(end, blocks_before_[i + 1]);
-      MatmulSlice slice = slices_[i];
-      slice.begin = (begin - blocks_before_[i]) * kMatmulOutputBlock;
-      slice.end = std::min((last - blocks_before_[i]) * kMatmulOutputBlock, slice.end);
-      kernels_.matmul(slice);
+  pool_.run(units_before_.back(), [&](std::int64_t begin, std::int64_t end, int thread) {
+    const auto next = std::upper_bound(units_before_.begin(), units_before_.end(), begin);
+    for (std::size_t i = static_cast<std::size_t>(next - units_before_.begin()) - 1; begin < end; i++) {
+      const Product& product = products_[i];
+      const std::int64_t last = std::min(end, units_before_[i + 1]);
+      multiply(product, (begin - units_before_[i]) * product.unit_outputs,
+               std::min((last - units_before_[i]) * product.unit_outputs, product.output->weight.rows), thread);
       begin = last;
     }
   });
+}
+
+// Outputs [begin, end) of one matrix.
+void CpuDevice::multiply(const Product& product, std::int64_t begin, std::int64_t end, int thread) {
+  const auto& [params, output, x, unit] = product;
+  const MatmulParams& p = *params;
+  const Matrix& weight = output->weight;
+  if (is_plain(weight.format)) {
+    kernels_.matmul({.x = x, .rows = p.rows, .k = p.k, .output = output, .begin = begin, .end = end});
+    return;
+  }
+  const std::int64_t bytes = panel_bytes(code_info(weight.format), p.k);
+  const std::byte* data = static_cast<const std::byte*>(weight.data);
+  QuantSlice slice = {
+      .x = x, .rows = p.rows, .k = p.k, .output = output, .panels = nullptr, .begin = begin, .end = end};
+  if (weight.order == Order::kPanels) {
+    slice.panels = data + begin / kPanelOutputs * bytes;
+    level_.quant->matmul(slice);
+    return;
+  }
+  // Not repacked: a block of outputs at a time is, into memory of the thread.
+  std::byte* panels = panels_[static_cast<std::size_t>(thread)].get<std::byte>(unit / kPanelOutputs * bytes);
+  slice.panels = panels;
+  for (slice.begin = begin; slice.begin < end; slice.begin += unit) {
+    slice.end = std::min(slice.begin + unit, end);
+    write_panels(weight.format, {data, weight.cols, {}}, slice.begin, slice.end, panels);
+    level_.quant->matmul(slice);
+  }
 }
 
 void CpuDevice::experts(const ExpertsParams& p) {
@@ -249,7 +316,7 @@ void CpuDevice::experts(const ExpertsParams& p) {
       expert_products_.push_back(product_of(expert, routing_.first(e)));
       expert_products_.back().rows = routing_.count(e);
     }
-    multiply(expert_products_);
+    multiply_all(expert_products_);
   };
   multiply_each([&](const FeedForward& expert, std::int64_t first) {
     return MatmulParams{.x = pair_x + first * p.hidden,
@@ -269,6 +336,43 @@ void CpuDevice::experts(const ExpertsParams& p) {
     for (std::int64_t row = begin; row < end; row++) {
       kernels_.add_weighted(pair_x, routing_.places(row).data(), routing_.weights(row).data(), p.used, p.hidden,
                             p.out + row * p.hidden);
+    }
+  });
+}
+
+Matrix CpuDevice::upload_weight(const WeightSource& source, WeightStorage& storage) {
+  Matrix matrix = {.data = source.data, .format = source.format, .rows = source.rows, .cols = source.cols};
+  if (is_plain(source.format) || !source.repack) return matrix;
+  matrix.order = Order::kPanels;
+  std::byte* panels = allocate_weight(static_cast<std::size_t>(matrix_bytes(matrix)), storage);
+  matrix.data = panels;
+  const std::int64_t bytes = panel_bytes(code_info(source.format), source.cols);
+  const FileRows rows = {source.data, source.cols, source.interleaved};
+  pool_.run(panel_count(source.rows), [&](std::int64_t begin, std::int64_t end, int) {
+    write_panels(source.format, rows, begin * kPanelOutputs, std::min(end * kPanelOutputs, source.rows),
+                 panels + begin * bytes);
+  });
+  return matrix;
+}
+
+void CpuDevice::embedding(const DeviceStep& step, const EmbeddingParams& p) {
+  const std::span<const std::int32_t> tokens = step.view().tokens;
+  require(p.rows >= 0 && p.rows <= std::ssize(tokens), "more rows than the step has");
+  for (const std::int32_t token : tokens) {
+    if (token >= 0 && token < p.table.rows) continue;
+    throw Error(code::kInvalidArgument,
+                "token id " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(p.table.rows));
+  }
+  const std::int64_t cols = p.table.cols;
+  for_rows(pool_, p.rows, cols, [&](std::int64_t begin, std::int64_t end) {
+    if (is_plain(p.table.format)) {
+      kernels_.embedding(p.table, tokens.data() + begin, end - begin, p.scale, p.out + begin * cols);
+      return;
+    }
+    for (std::int64_t i = begin; i < end; i++) {
+      float* out = p.out + i * cols;
+      dequantise_matrix_row(p.table, tokens[i], out);
+      for (std::int64_t j = 0; j < cols; j++) out[j] *= p.scale;
     }
   });
 }

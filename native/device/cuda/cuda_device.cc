@@ -104,7 +104,7 @@ void CudaDevice::synchronize() {
 }
 
 // Kernels multiply in 16 bits: f32 weights are rounded to bf16 once, here.
-Matrix CudaDevice::upload_weight(const Matrix& host, std::vector<Buffer>& storage) {
+Matrix CudaDevice::upload_weight(const WeightSource& host, WeightStorage& storage) {
   if (!is_plain(host.format)) {
     throw Error(code::kUnsupported, std::string("weights in ") + format_name(host.format) +
                                         ": the CUDA device takes f32, f16 and bf16; the CPU device takes this format");
@@ -113,12 +113,12 @@ Matrix CudaDevice::upload_weight(const Matrix& host, std::vector<Buffer>& storag
     throw Error(code::kUnsupported, "a weight matrix with rows of " + std::to_string(host.cols) +
                                         " elements: the CUDA device needs a multiple of 8");
   }
-  Matrix matrix = host;
+  Matrix matrix = {.data = nullptr, .format = host.format, .rows = host.rows, .cols = host.cols};
   if (host.format == Format::kF32) matrix.format = Format::kBF16;
   const std::int64_t n = host.rows * host.cols;
   const std::size_t size = dtype_size(dtype_of(matrix.format));
-  storage.push_back(allocate(static_cast<std::size_t>(n) * size, "weights"));
-  std::byte* to = storage.back().as<std::byte>();
+  storage.buffers.push_back(allocate(static_cast<std::size_t>(n) * size, "weights"));
+  std::byte* to = storage.buffers.back().as<std::byte>();
   matrix.data = to;
 
   // Two halves in turn: one is filled by the host while the other is being copied.
@@ -131,11 +131,11 @@ Matrix CudaDevice::upload_weight(const Matrix& host, std::vector<Buffer>& storag
     std::byte* from = staging + half * kHalf;
     check_cuda(cudaEventSynchronize(weight_staged_[half]), "a copy of weights");
     if (host.format == Format::kF32) {
-      const float* values = static_cast<const float*>(host.data) + first;
+      const float* values = reinterpret_cast<const float*>(host.data) + first;
       auto* rounded = reinterpret_cast<std::uint16_t*>(from);
       for (std::int64_t i = 0; i < count; ++i) rounded[i] = f32_to_bf16(values[i]);
     } else {
-      std::memcpy(from, static_cast<const std::byte*>(host.data) + first * static_cast<std::int64_t>(size),
+      std::memcpy(from, host.data + first * static_cast<std::int64_t>(size),
                   static_cast<std::size_t>(count) * size);
     }
     copy(to + first * static_cast<std::int64_t>(size), from, static_cast<std::size_t>(count) * size,

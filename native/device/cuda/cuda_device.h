@@ -36,7 +36,7 @@ class CudaDevice final : public Device {
   void download(void* host, const void* device, std::size_t bytes) override;
   void upload(void* device, const void* host, std::size_t bytes) override;
   void synchronize() override;
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) override;
+  Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override;
 
   std::unique_ptr<DeviceStep> upload(const StepView& step) override;
   std::int64_t bucket_rows(std::int64_t rows) const override;
