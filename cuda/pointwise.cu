@@ -169,10 +169,15 @@ cudaError_t launch_gated_activation(const GatedActivationParams& params, cudaStr
   return dispatch_wide(wide, [&]<bool kWide>() {
     constexpr int kElements = kThreads * (kWide ? 4 : 1);
     const dim3 grid(static_cast<unsigned>((params.n + kElements - 1) / kElements));
-    if (params.activation == Activation::kSilu) {
-      return SIMT_LAUNCH((gate_elements<Activation::kSilu, kWide>), grid, dim3(kThreads), 0, stream, params);
+    switch (params.activation) {
+      case Activation::kSilu:
+        return SIMT_LAUNCH((gate_elements<Activation::kSilu, kWide>), grid, dim3(kThreads), 0, stream, params);
+      case Activation::kGeluTanh:
+        return SIMT_LAUNCH((gate_elements<Activation::kGeluTanh, kWide>), grid, dim3(kThreads), 0, stream, params);
+      case Activation::kClampedSwiglu:
+        break;
     }
-    return SIMT_LAUNCH((gate_elements<Activation::kGeluTanh, kWide>), grid, dim3(kThreads), 0, stream, params);
+    return cudaErrorInvalidValue;
   });
 }
 

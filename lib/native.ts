@@ -121,6 +121,16 @@ export interface NativeTensor {
    * `rotaryDim` are put into the engine's order, row 2u first and 2u + 1 half of `rotaryDim` behind it.
    */
   interleaved?: { headDim: number; rotaryDim: number }
+  /**
+   * Distances in the file between neighbours in a column and in a row, in elements of a plain format: of a matrix
+   * that is stored transposed, or whose rows lie between another's. Default: rows lie one after the other.
+   */
+  strides?: { row: number; col: number }
+  /**
+   * mxfp4 in two tensors: the codes of a block, two neighbours in each byte, lie at `offset`, the exponents
+   * [rows, cols / 32] here.
+   */
+  exponents?: { path: string; offset: number }
 }
 
 export interface NativeSampler {
@@ -358,7 +368,7 @@ export interface NativeOps {
     device: DeviceHandle,
     gate: Float32Array,
     up: Float32Array,
-    activation: 'silu' | 'gelu_tanh',
+    activation: 'silu' | 'gelu_tanh' | 'clamped_swiglu',
   ): Float32Array
   sample(
     device: DeviceHandle,

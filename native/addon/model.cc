@@ -47,8 +47,13 @@ LayerSpec read_layer(const Argument& options) {
   layer.window = options.property("window").integer(0, INT32_MAX);
   layer.softcap = static_cast<float>(options.property("softcap").number());
   const Argument mlp = options.property("mlp");
-  mlp.property("type").one_of<bool>({{"dense", true}});
   layer.intermediate_size = mlp.property("intermediateSize").integer(1, INT32_MAX);
+  if (mlp.property("type").one_of<bool>({{"dense", false}, {"experts", true}})) {
+    layer.experts = {.count = mlp.property("count").integer(1, INT32_MAX),
+                     .used = mlp.property("used").integer(1, INT32_MAX),
+                     .normalized = mlp.property("normalized").boolean(),
+                     .router_bias = mlp.property("routerBias").boolean()};
+  }
   return layer;
 }
 
@@ -84,6 +89,16 @@ TensorSource read_tensor(const Argument& tensor) {
   if (!interleaved.is_undefined()) {
     source.interleaved = {.head_dim = interleaved.property("headDim").size(),
                           .rotary_dim = interleaved.property("rotaryDim").size()};
+  }
+  const Argument strides = tensor.property("strides");
+  if (!strides.is_undefined()) {
+    source.row_stride = strides.property("row").size();
+    source.col_stride = strides.property("col").size();
+  }
+  const Argument exponents = tensor.property("exponents");
+  if (!exponents.is_undefined()) {
+    source.exponents = {.path = exponents.property("path").string(),
+                        .offset = static_cast<std::uint64_t>(exponents.property("offset").count())};
   }
   return source;
 }

@@ -36,7 +36,9 @@ struct SamplerArguments {
 };
 
 inline Activation read_activation(const Argument& name) {
-  return name.one_of<Activation>({{"silu", Activation::kSilu}, {"gelu_tanh", Activation::kGeluTanh}});
+  return name.one_of<Activation>({{"silu", Activation::kSilu},
+                                  {"gelu_tanh", Activation::kGeluTanh},
+                                  {"clamped_swiglu", Activation::kClampedSwiglu}});
 }
 
 }  // namespace hogwild::addon

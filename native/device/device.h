@@ -76,6 +76,7 @@ enum class Feature : std::uint8_t {
   kAdd,           // AddParams
   kSoftcap,       // SoftcapParams
   kSeveralRopes,  // rope tables that differ between layers, or layers without one
+  kExperts,       // ExpertsParams
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
@@ -153,6 +154,7 @@ class Device {
   virtual void gated_activation(const GatedActivationParams& params) = 0;
   virtual void add(const AddParams& params) = 0;
   virtual void softcap(const SoftcapParams& params) = 0;
+  virtual void experts(const ExpertsParams& params) = 0;
   virtual void kv_append(const DeviceStep& step, const KvAppendParams& params) = 0;
   virtual void attention(const DeviceStep& step, const AttentionParams& params) = 0;
   virtual void kv_move(const KvMoveParams& params) = 0;

@@ -57,9 +57,17 @@ struct MatmulParams {
   Output outputs[kMaxOutputs];
 };
 
-enum class Activation : std::uint8_t { kSilu, kGeluTanh };
+enum class Activation : std::uint8_t {
+  kSilu,
+  kGeluTanh,
+  // gpt-oss: gate' * sigmoid(kSwigluAlpha * gate') * (up' + 1), where gate' = min(gate, kSwigluLimit) and up' is up
+  // held within -kSwigluLimit and kSwigluLimit
+  kClampedSwiglu,
+};
+inline constexpr float kSwigluAlpha = 1.702f;
+inline constexpr float kSwigluLimit = 7;
 
-// out = activation(gate) * up
+// out = activation(gate) * up, or as said at the activation
 struct GatedActivationParams {
   const float* gate = nullptr;  // [n]
   const float* up = nullptr;    // [n]
@@ -84,6 +92,45 @@ struct SoftcapParams {
   float scale = 1;
   float softcap = 0;
 };
+
+// ---- mixture of experts ---------------------------------------------------------------------------
+
+// down(activation(gate(x), up(x))). H hidden size, F intermediate size.
+struct FeedForward {
+  Matrix gate_proj, up_proj;         // [F, H]
+  Matrix down_proj;                  // [H, F]
+  const float* gate_bias = nullptr;  // [F] or null
+  const float* up_bias = nullptr;    // [F] or null
+  const float* down_bias = nullptr;  // [H] or null
+};
+
+// out[r] += sum over the `used` experts e with the greatest router logits of row r of
+//   weight(r, e) * (down_e activation(gate_e x[r], up_e x[r]))
+// Of equal logits that of the lower index counts as greater. The weights are the softmax of the row's logits:
+// over all experts, or with `normalized` over those used (Mixtral; gpt-oss, whose order of top-k and softmax
+// comes to the same). A row whose logits hold NaN or +infinity gets NaN weights.
+//
+// Each matrix is read from memory once for all rows that go to its expert. What a row gets does not depend on the
+// other rows: its experts are summed in f32 in descending order of their logits, then added to out.
+struct ExpertsParams {
+  const float* x = nullptr;              // [rows, H]
+  const float* router_logits = nullptr;  // [rows, E]
+  std::int64_t rows = 0;
+  std::int64_t hidden = 0;               // H
+  std::int64_t intermediate = 0;         // F
+  std::span<const FeedForward> experts;  // [E], host memory
+  std::int64_t used = 0;                 // in [1, E]
+  bool normalized = false;
+  Activation activation = Activation::kSilu;
+  float* scratch = nullptr;  // [experts_scratch_floats(...)]
+  float* out = nullptr;      // [rows, H], not x
+};
+
+// Inputs of all (row, expert) pairs, overwritten by their outputs, and gate and up.
+constexpr std::int64_t experts_scratch_floats(std::int64_t rows, std::int64_t used, std::int64_t hidden,
+                                              std::int64_t intermediate) {
+  return rows * used * (hidden + 2 * intermediate);
+}
 
 // ---- the KV cache as devices see it ---------------------------------------------------------------
 

@@ -54,6 +54,7 @@ class ProfileDevice final : public Device {
   void gated_activation(const GatedActivationParams& params) override;
   void add(const AddParams& params) override;
   void softcap(const SoftcapParams& params) override;
+  void experts(const ExpertsParams& params) override;
   void kv_append(const DeviceStep& step, const KvAppendParams& params) override;
   void attention(const DeviceStep& step, const AttentionParams& params) override;
   void kv_move(const KvMoveParams& params) override;

@@ -33,7 +33,17 @@ Decoder::Decoder(std::shared_ptr<Device> device, ModelConfig config, std::unique
 
 std::int64_t Decoder::weight_bytes() const {
   const Matrix& embed = layers_.embed;
-  return weights_->bytes() - (weights_->has("lm_head") ? matrix_bytes(embed) : 0);
+  std::int64_t bytes = weights_->bytes() - (weights_->has("lm_head") ? matrix_bytes(embed) : 0);
+  for (std::size_t i = 0; i < layers_.layers.size(); ++i) {
+    const ExpertsSpec& experts = config_.layers[i].experts;
+    if (experts.count == 0) continue;
+    std::int64_t all = 0;
+    for (const FeedForward& expert : layers_.layers[i].experts) {
+      all += matrix_bytes(expert.gate_proj) + matrix_bytes(expert.up_proj) + matrix_bytes(expert.down_proj);
+    }
+    bytes -= all / experts.count * (experts.count - experts.used);
+  }
+  return bytes;
 }
 
 // ---- memory ---------------------------------------------------------------------------------------
@@ -61,19 +71,24 @@ Activations& Decoder::take_activations(std::int64_t n, std::int64_t c) {
   moved |= reserve(activations.q, n * config_.q_size(), "queries");
   moved |= reserve(activations.attended, c * config_.q_size(), "attention output");
   if (moved) activations.version = next_id++;
-  // The activated gate: over the gate itself, or in 16 bits behind gate and up.
-  const std::int64_t gated = (5 * intermediate_size() + 1) / 2;
-  reserve_scratch(c * config_.hidden_size, c * std::max(2 * config_.kv_size(), gated));
+  reserve_scratch(c * config_.hidden_size, std::max(c * 2 * config_.kv_size(), mlp_scratch_floats(c)));
   activations.in_use = true;
   return activations;
 }
 
 // ---- ops ------------------------------------------------------------------------------------------
 
-std::int64_t Decoder::intermediate_size() const {
-  std::int64_t size = 0;
-  for (const LayerSpec& layer : config_.layers) size = std::max(size, layer.intermediate_size);
-  return size;
+std::int64_t Decoder::mlp_scratch_floats(std::int64_t rows) const {
+  std::int64_t floats = 0;
+  for (const LayerSpec& layer : config_.layers) {
+    const ExpertsSpec& experts = layer.experts;
+    // The activated gate: over the gate itself, or in 16 bits behind gate and up.
+    floats = std::max(floats, experts.count == 0 ? rows * ((5 * layer.intermediate_size + 1) / 2)
+                                                 : rows * experts.count +
+                                                       experts_scratch_floats(rows, experts.used, config_.hidden_size,
+                                                                              layer.intermediate_size));
+  }
+  return floats;
 }
 
 void Decoder::rms_norm(const float* in, const float* weight, std::int64_t rows, std::int64_t cols, void* out,
@@ -147,11 +162,21 @@ void Decoder::attend(std::int64_t index, const Rows& rows) {
 
 void Decoder::output_and_mlp(std::int64_t index, const Rows& rows) {
   const Layer& layer = layers_.layers[index];
-  const std::int64_t intermediate = config_.layers[index].intermediate_size;
   add_to_residual({rows.activations.attended.data(), input_of({&layer.o_proj})}, layer.o_proj, layer.o_bias,
                   layer.attention_output_norm, rows);
-  const Input in = normed(layer.mlp_norm, input_of({&layer.gate_proj, &layer.up_proj}), rows);
   check_cancelled(rows.cancel);
+  if (layer.experts.empty()) {
+    mlp(index, rows);
+  } else {
+    experts(index, rows);
+  }
+}
+
+void Decoder::mlp(std::int64_t index, const Rows& rows) {
+  const Layer& layer = layers_.layers[index];
+  const FeedForward& mlp = layer.mlp;
+  const Input in = normed(layer.mlp_norm, input_of({&mlp.gate_proj, &mlp.up_proj}), rows);
+  const std::int64_t intermediate = config_.layers[index].intermediate_size;
   float* gate = shared_.as<float>();         // [n, intermediate]
   float* up = gate + rows.n * intermediate;  // [n, intermediate]
   device_->matmul({.x = in.data,
@@ -159,8 +184,8 @@ void Decoder::output_and_mlp(std::int64_t index, const Rows& rows) {
                    .rows = rows.n,
                    .k = config_.hidden_size,
                    .n_outputs = 2,
-                   .outputs = {{layer.gate_proj, layer.gate_bias, gate}, {layer.up_proj, layer.up_bias, up}}});
-  const Dtype dtype = input_of({&layer.down_proj});
+                   .outputs = {{mlp.gate_proj, mlp.gate_bias, gate}, {mlp.up_proj, mlp.up_bias, up}}});
+  const Dtype dtype = input_of({&mlp.down_proj});
   float* activated = dtype == Dtype::kF32 ? gate : up + rows.n * intermediate;
   device_->gated_activation({.gate = gate,
                              .up = up,
@@ -169,7 +194,31 @@ void Decoder::output_and_mlp(std::int64_t index, const Rows& rows) {
                              .out = activated,
                              .out_dtype = dtype});
   check_cancelled(rows.cancel);
-  add_to_residual({activated, dtype}, layer.down_proj, layer.down_bias, layer.mlp_output_norm, rows);
+  add_to_residual({activated, dtype}, mlp.down_proj, mlp.down_bias, layer.mlp_output_norm, rows);
+}
+
+void Decoder::experts(std::int64_t index, const Rows& rows) {
+  const Layer& layer = layers_.layers[index];
+  const LayerSpec& spec = config_.layers[index];
+  const float* in = static_cast<const float*>(normed(layer.mlp_norm, Dtype::kF32, rows).data);
+  float* router_logits = shared_.as<float>();  // [n, E]
+  device_->matmul({.x = in,
+                   .rows = rows.n,
+                   .k = config_.hidden_size,
+                   .n_outputs = 1,
+                   .outputs = {{layer.router, layer.router_bias, router_logits}}});
+  check_cancelled(rows.cancel);
+  device_->experts({.x = in,
+                    .router_logits = router_logits,
+                    .rows = rows.n,
+                    .hidden = config_.hidden_size,
+                    .intermediate = spec.intermediate_size,
+                    .experts = layer.experts,
+                    .used = spec.experts.used,
+                    .normalized = spec.experts.normalized,
+                    .activation = config_.activation,
+                    .scratch = router_logits + rows.n * spec.experts.count,
+                    .out = x(rows)});
 }
 
 Decoder::Input Decoder::normed(const float* norm, Dtype dtype, const Rows& rows) {

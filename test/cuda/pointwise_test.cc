@@ -239,6 +239,7 @@ TEST(what_is_not_supported_is_refused) {
   CHECK(launch_rms_norm({.rows = -1, .cols = 8}, nullptr) == cudaErrorInvalidValue);
   CHECK(launch_embedding({.rows = 1}, {}, nullptr) == cudaErrorInvalidValue);
   CHECK(launch_gated_activation({.n = -1}, nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_gated_activation({.n = 1, .activation = Activation::kClampedSwiglu}, nullptr) == cudaErrorInvalidValue);
   CHECK(launch_rms_norm({.rows = 0, .cols = 8}, nullptr) == cudaSuccess);
 }
 

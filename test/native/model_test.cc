@@ -360,6 +360,7 @@ class WatchedDevice : public Device {
   void gated_activation(const GatedActivationParams& p) override { run(&Device::gated_activation, p); }
   void add(const AddParams& p) override { run(&Device::add, p); }
   void softcap(const SoftcapParams& p) override { run(&Device::softcap, p); }
+  void experts(const ExpertsParams& p) override { run(&Device::experts, p); }
   void kv_append(const DeviceStep& s, const KvAppendParams& p) override { run(&Device::kv_append, s, p); }
   void attention(const DeviceStep& s, const AttentionParams& p) override { run(&Device::attention, s, p); }
   void kv_move(const KvMoveParams& p) override { run(&Device::kv_move, p); }
@@ -1181,6 +1182,119 @@ TEST(interleaved_heads_are_put_in_order) {
   for (const auto [head_dim, rotary_dim] : {std::pair{3, 2}, {10, 12}, {10, 7}, {10, 0}, {-10, 8}, {40, 8}}) {
     interleave(head_dim, rotary_dim);
     CHECK_CODE(code::kInvalidModel, Weights(*device, file.sources));
+  }
+}
+
+// Gate and up of a stack of transposed experts [E, H, 2 F], whose columns take turns, and their biases [E, 2 F].
+TEST(strided_tensors_are_read) {
+  const std::shared_ptr<Device> device = create_cpu_device({});
+  constexpr std::int64_t kExperts = 2, kHidden = 67, kSize = 131;  // more than a tile of the copy
+  Tensors tensors = {{"w", {1, kExperts * kHidden * 2 * kSize, {}}}, {"b", {1, kExperts * 2 * kSize, {}}}};
+  for (auto& [name, tensor] : tensors) {
+    for (std::int64_t i = 0; i < tensor.cols; ++i) tensor.values.push_back(static_cast<float>(i % 1021 - 500));
+  }
+  for (const Dtype dtype : {Dtype::kF32, Dtype::kF16}) {
+    TensorFile file(tensors, dtype, 17);
+    const std::uint64_t size = dtype_size(dtype), w = file["w"].offset, b = file["b"].offset;
+    file.sources = {};
+    for (const std::int64_t up : {0, 1}) {
+      file.sources.push_back({.name = up ? "up" : "gate",
+                              .path = file.file->path(),
+                              .offset = w + (kHidden * 2 * kSize + up) * size,
+                              .format = format_of(dtype),
+                              .rows = kSize,
+                              .cols = kHidden,
+                              .row_stride = 2,
+                              .col_stride = 2 * kSize});
+      file.sources.push_back({.name = up ? "up_bias" : "gate_bias",
+                              .path = file.file->path(),
+                              .offset = b + (2 * kSize + up) * size,
+                              .format = format_of(dtype),
+                              .rows = 1,
+                              .cols = kSize,
+                              .row_stride = 1,
+                              .col_stride = 2});
+    }
+    for (const bool mapped : {true, false}) {
+      const Weights weights(*device, file.sources, {.convert_to = Dtype::kF32, .mapped = mapped});
+      for (const std::int64_t up : {0, 1}) {
+        const Matrix m = weights.matrix(up ? "up" : "gate", kSize, kHidden);
+        const float* bias = weights.vector(up ? "up_bias" : "gate_bias", kSize);
+        bool equal = true;
+        for (std::int64_t r = 0; r < kSize; ++r) {
+          equal &= bias[r] == tensors["b"].values[2 * kSize + 2 * r + up];
+          for (std::int64_t c = 0; c < kHidden; ++c) {
+            equal &= static_cast<const float*>(m.data)[r * kHidden + c] ==
+                     tensors["w"].values[kHidden * 2 * kSize + c * 2 * kSize + 2 * r + up];
+          }
+        }
+        CHECK(equal);
+      }
+    }
+    // The last element lies one behind the end, or nowhere.
+    file.sources.resize(1);
+    const TensorSource good = file["gate"];
+    for (const auto change : std::initializer_list<void (*)(TensorSource&)>{
+             [](TensorSource& s) { s.offset += 1 << 20; }, [](TensorSource& s) { s.row_stride = 3; },
+             [](TensorSource& s) { s.col_stride = INT64_MAX; }, [](TensorSource& s) { s.row_stride = INT64_MAX; },
+             [](TensorSource& s) { s.row_stride = -2; }, [](TensorSource& s) { s.col_stride = 0; },
+             [](TensorSource& s) { s.rows = INT64_MAX; }}) {
+      change(file["gate"]);
+      CHECK_CODE(code::kInvalidModel, Weights(*device, file.sources));
+      file["gate"] = good;
+    }
+  }
+}
+
+// Rows of gate and up in turn, codes and exponents apart, as a Hugging Face folder of gpt-oss has them.
+TEST(mxfp4_in_two_tensors_is_read) {
+  const std::shared_ptr<Device> device = create_cpu_device({});
+  constexpr std::int64_t kRows = 5, kCols = 96, kBlocks = kCols / 32;
+  constexpr float kValues[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+  Rng rng(11);
+  std::vector<unsigned char> bytes(7);  // misaligned
+  const std::uint64_t codes = bytes.size();
+  for (std::int64_t i = 0; i < 2 * kRows * kBlocks * 16; ++i) bytes.push_back(static_cast<unsigned char>(rng()));
+  const std::uint64_t exponents = bytes.size();
+  for (std::int64_t i = 0; i < 2 * kRows * kBlocks; ++i) {
+    bytes.push_back(static_cast<unsigned char>(120 + rng() % 16));
+  }
+  const TemporaryFile file(bytes);
+  const auto source = [&](std::int64_t up) {
+    return TensorSource{.name = up ? "up" : "gate",
+                        .path = file.path(),
+                        .offset = codes + up * kBlocks * 16,
+                        .format = Format::kMXFP4,
+                        .rows = kRows,
+                        .cols = kCols,
+                        .row_stride = 2 * kCols,
+                        .col_stride = 1,
+                        .exponents = {{file.path(), exponents + up * kBlocks}}};
+  };
+  for (const bool mapped : {true, false}) {
+    const Weights weights(*device, {source(0), source(1)}, {.convert_to = Dtype::kF32, .mapped = mapped});
+    for (const std::int64_t up : {0, 1}) {
+      const Matrix m = weights.matrix(up ? "up" : "gate", kRows, kCols);
+      bool equal = true;
+      for (std::int64_t r = 0; r < kRows; ++r) {
+        for (std::int64_t c = 0; c < kCols; ++c) {
+          const std::int64_t block = (2 * r + up) * kBlocks + c / 32;
+          const int code = bytes[codes + block * 16 + c % 32 / 2] >> (c % 2 * 4) & 15;
+          const float value = std::ldexp(kValues[code], bytes[exponents + block] - 127);
+          equal &= static_cast<const float*>(m.data)[r * kCols + c] == value;
+        }
+      }
+      CHECK(equal);
+    }
+  }
+  for (const auto change : std::initializer_list<void (*)(TensorSource&)>{
+           [](TensorSource& s) { s.offset += 16; }, [](TensorSource& s) { s.exponents->offset += 1; },
+           [](TensorSource& s) { s.row_stride += 16; }, [](TensorSource& s) { s.col_stride = 2; },
+           [](TensorSource& s) { s.format = Format::kQ4_0; }, [](TensorSource& s) { s.exponents->path += "x"; },
+           [](TensorSource& s) { s.row_stride = INT64_MAX / 32 * 32; }}) {
+    TensorSource bad = source(1);
+    change(bad);
+    CHECK_CODE(code::kInvalidModel, Weights(*device, {bad}));
   }
 }
 

@@ -209,6 +209,8 @@ void CudaDevice::rms_norm(const RmsNormParams& p) {
 
 void CudaDevice::gated_activation(const GatedActivationParams& p) {
   use();
+  require(p.activation == Activation::kSilu || p.activation == Activation::kGeluTanh,
+          "the CUDA device has the activations silu and gelu_tanh");
   if (p.n > 0) check_launch(launch_gated_activation(p, stream_), "the gated activation");
 }
 
@@ -295,6 +297,7 @@ bool CudaDevice::has(Feature feature) const {
     case Feature::kAdd:
     case Feature::kSoftcap:
     case Feature::kSeveralRopes:
+    case Feature::kExperts:
       return false;
   }
   return true;
@@ -304,6 +307,9 @@ bool CudaDevice::has(Feature feature) const {
 void CudaDevice::add(const AddParams&) { throw Error(code::kUnsupported, "add: the CPU device computes it"); }
 void CudaDevice::softcap(const SoftcapParams&) {
   throw Error(code::kUnsupported, "softcap: the CPU device computes it");
+}
+void CudaDevice::experts(const ExpertsParams&) {
+  throw Error(code::kUnsupported, "experts: the CPU device computes them");
 }
 
 void CudaDevice::kv_append(const DeviceStep& device_step, const KvAppendParams& p) {
