@@ -128,6 +128,13 @@ Dtype Argument::dtype() const {
   return one_of<Dtype>({{"f32", Dtype::kF32}, {"f16", Dtype::kF16}, {"bf16", Dtype::kBF16}});
 }
 
+KvFormat Argument::kv_format() const {
+  return one_of<KvFormat>({{"f32", KvFormat::kF32},
+                           {"f16", KvFormat::kF16},
+                           {"bf16", KvFormat::kBF16},
+                           {"int8", KvFormat::kInt8}});
+}
+
 Napi::Function Argument::function() const {
   if (!value_.IsFunction()) refuse("a function");
   return value_.As<Napi::Function>();

@@ -29,6 +29,7 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr Dtype kDtypes[] = {Dtype::kF32, Dtype::kF16, Dtype::kBF16};
+constexpr KvFormat kPlainFormats[] = {KvFormat::kF32, KvFormat::kF16, KvFormat::kBF16};  // without scales
 
 std::mt19937_64 rng(20250406);
 
@@ -341,11 +342,10 @@ struct Pool {
   std::vector<double> angles;  // position of each row of the rope table
 
   Pool(Device& device, const KvShape& kv_shape, std::int64_t pages, std::int64_t rotary_dim) : shape(kv_shape) {
-    const std::size_t bytes = pages * shape.page_bytes();
-    keys = device.allocate(bytes, "keys");
-    values = device.allocate(bytes, "values");
-    std::memset(keys.data(), 0xff, bytes);
-    std::memset(values.data(), 0xff, bytes);
+    keys = device.allocate(pages * shape.page_bytes(shape.key_format), "keys");
+    values = device.allocate(pages * shape.page_bytes(shape.value_format), "values");
+    std::memset(keys.data(), 0xff, keys.bytes());
+    std::memset(values.data(), 0xff, values.bytes());
     for (std::int64_t u = 0; u < rotary_dim / 2; u++)
       inverse_frequencies.push_back(std::pow(100.0, -2.0 * u / rotary_dim));
   }
@@ -386,16 +386,23 @@ void append(Device& device, const Pool& pool, std::span<const AppendSlot> slots,
                     .v = v.data()});
 }
 
-constexpr double unit_roundoff(Dtype dtype) {
-  return dtype == Dtype::kF32 ? 0x1p-24 : dtype == Dtype::kF16 ? 0x1p-11 : 0x1p-8;
+constexpr double unit_roundoff(KvFormat format) {
+  return format == KvFormat::kF32 ? 0x1p-24 : format == KvFormat::kF16 ? 0x1p-11 : 0x1p-8;
+}
+
+// x as a format without scales stores it.
+float as_stored(float x, KvFormat format) {
+  if (format == KvFormat::kF32) return x;
+  const Dtype dtype = format == KvFormat::kF16 ? Dtype::kF16 : Dtype::kBF16;
+  return static_cast<float>(half_value(round_to_half(x, dtype), dtype));
 }
 
 TEST(kv_append_rotates_and_rounds_once) {
   on_every_device([](Device& device) {
-    for (const Dtype dtype : kDtypes) {
+    for (const KvFormat format : kPlainFormats) {
       for (const std::int64_t head_dim : {8, 24, 64, 256}) {
         for (const std::int64_t rotary_dim : {head_dim, head_dim / 2, std::int64_t{0}}) {
-          Pool pool(device, {1, 3, head_dim, dtype}, 3, rotary_dim);
+          Pool pool(device, {1, 3, head_dim, format, format}, 3, rotary_dim);
           std::vector<AppendSlot> slots;
           for (int i = 0; i < 19; i++) slots.push_back({i % 3, i * 3, pool.angle(1000 + 7 * i)});
           const std::vector<float> k = random_floats(19 * 3 * head_dim), v = random_floats(19 * 3 * head_dim);
@@ -407,13 +414,12 @@ TEST(kv_append_rotates_and_rounds_once) {
             const std::vector<double> rotated = pool.rotate(k.data() + row * head_dim, slots[row / 3].rope_row);
             for (std::int64_t d = 0; d < head_dim; d++) {
               worst = std::max(worst, std::fabs(k_read[row * head_dim + d] - rotated[d]) /
-                                          (unit_roundoff(dtype) * std::fabs(rotated[d]) + 4e-7));
+                                          (unit_roundoff(format) * std::fabs(rotated[d]) + 4e-7));
             }
           }
           CHECK_MESSAGE(worst <= 1, std::to_string(worst));
-          CHECK(std::equal(v.begin(), v.end(), v_read.begin(), [&](float a, float b) {
-            return dtype == Dtype::kF32 ? a == b : half_value(round_to_half(a, dtype), dtype) == b;
-          }));
+          CHECK(std::equal(v.begin(), v.end(), v_read.begin(),
+                           [&](float a, float b) { return as_stored(a, format) == b; }));
           std::vector<float> scratch(3 * head_dim);  // slots in between stay as they were
           const AppendSlot untouched{0, 1, 0};
           device.kv_read({pool.shape, pool.layer(), {&untouched, 1}, scratch.data(), scratch.data()});
@@ -426,8 +432,8 @@ TEST(kv_append_rotates_and_rounds_once) {
 
 TEST(kv_append_rounds_special_values) {
   on_every_device([](Device& device) {
-    for (const Dtype dtype : kDtypes) {
-      Pool pool(device, {1, 1, 16, dtype}, 1, 0);
+    for (const KvFormat format : kPlainFormats) {
+      Pool pool(device, {1, 1, 16, format, format}, 1, 0);
       const AppendSlot slot{0, 0, 0};
       const std::vector<float> v = {0.0f,    -0.0f,       kInf,     -kInf,    1.0f + 0x1p-9f, 1.0f + 3 * 0x1p-9f,
                                     65504,   65519,       65520.0f, 0x1p-24f, 0x1p-25f,       3e-8f,
@@ -436,8 +442,7 @@ TEST(kv_append_rounds_special_values) {
       append(device, pool, {&slot, 1}, v, v);
       device.kv_read({pool.shape, pool.layer(), {&slot, 1}, k_read.data(), v_read.data()});
       for (int i = 0; i < 16; i++) {
-        const float expected =
-            dtype == Dtype::kF32 ? v[i] : static_cast<float>(half_value(round_to_half(v[i], dtype), dtype));
+        const float expected = as_stored(v[i], format);
         CHECK_MESSAGE(v_read[i] == expected && k_read[i] == expected,
                       std::to_string(v[i]) + " " + std::to_string(v_read[i]));
       }
@@ -447,9 +452,9 @@ TEST(kv_append_rounds_special_values) {
 
 TEST(kv_rebase_turns_keys_and_copies_values) {
   on_every_device([](Device& device) {
-    for (const Dtype dtype : kDtypes) {
+    for (const KvFormat format : kPlainFormats) {
       const std::int64_t head_dim = device.info().threads == 1 ? 40 : 48;  // not in pairs of bf16, and in pairs
-      Pool pool(device, {1, 2, head_dim, dtype}, 4, 24);
+      Pool pool(device, {1, 2, head_dim, format, format}, 4, 24);
       std::vector<AppendSlot> from, to;
       for (int i = 0; i < 30; i++) from.push_back({i / 20, 7 + i % 20, pool.angle(i)});
       const std::vector<float> k = random_floats(30 * 2 * head_dim), v = random_floats(30 * 2 * head_dim);
@@ -470,7 +475,7 @@ TEST(kv_rebase_turns_keys_and_copies_values) {
         for (std::int64_t d = 0; d < head_dim; d++) {
           const double error = std::fabs(k_to[row * head_dim + d] - expected[d]);
           worst =
-              std::max(worst, row < 40 ? error / (unit_roundoff(dtype) * std::fabs(expected[d]) + 4e-7) : error * 1e30);
+              std::max(worst, row < 40 ? error / (unit_roundoff(format) * std::fabs(expected[d]) + 4e-7) : error * 1e30);
         }
       }
       CHECK_MESSAGE(worst <= 1, std::to_string(worst));
@@ -585,11 +590,10 @@ AttentionCase random_case(Device& device, const KvShape& shape, std::int64_t gro
 
 AttentionCase AttentionCase::only(Device& device, const std::function<bool(std::int64_t)>& keep) const {
   AttentionCase c{.pool = Pool(device, pool.shape, 0, 0), .query_heads = query_heads, .scale = scale};
-  const std::size_t bytes = pool.keys.bytes();
-  c.pool.keys = device.allocate(bytes, "keys");
-  c.pool.values = device.allocate(bytes, "values");
-  std::memcpy(c.pool.keys.data(), pool.keys.data(), bytes);
-  std::memcpy(c.pool.values.data(), pool.values.data(), bytes);
+  c.pool.keys = device.allocate(pool.keys.bytes(), "keys");
+  c.pool.values = device.allocate(pool.values.bytes(), "values");
+  std::memcpy(c.pool.keys.data(), pool.keys.data(), pool.keys.bytes());
+  std::memcpy(c.pool.values.data(), pool.values.data(), pool.values.bytes());
   c.pool.inverse_frequencies = pool.inverse_frequencies;
   c.pool.cosines = pool.cosines;
   c.pool.sines = pool.sines;
@@ -618,15 +622,15 @@ AttentionCase AttentionCase::only(Device& device, const std::function<bool(std::
   return c;
 }
 
-// Likewise for keys and values: of whole vectors.
-bool multiplies_bf16(const Device& device, const KvShape& shape) {
-  return multiplies_bf16(device, shape.dtype) && shape.head_dim % 16 == 0;
+// Likewise for keys, or values: of whole vectors.
+bool multiplies_bf16(const Device& device, KvFormat format, std::int64_t head_dim) {
+  return format == KvFormat::kBF16 && multiplies_bf16(device, Dtype::kBF16) && head_dim % 16 == 0;
 }
 
 // What random cases are held to. Weights in bf16 are off by up to 2^-9 of themselves, values are at most about 1, and
 // a rounded query may fall to the other side of a tie.
 double attention_tolerance(const Device& device, const KvShape& shape) {
-  return multiplies_bf16(device, shape) ? 0x1p-8 : 2e-5;
+  return multiplies_bf16(device, shape.value_format, shape.head_dim) ? 0x1p-8 : 2e-5;
 }
 
 // Largest error of out (against max |value| = about 1) and of lse.
@@ -660,7 +664,7 @@ double attention_error(Device& device, const AttentionCase& c, const std::vector
           std::vector<double> turned = c.pool.rotate(q, range.rope_row);
           for (double& x : turned) {
             x *= c.scale;
-            if (multiplies_bf16(device, c.pool.shape)) x = rounded_to_bf16(x);
+            if (multiplies_bf16(device, c.pool.shape.key_format, head_dim)) x = rounded_to_bf16(x);
           }
           for (std::int64_t i = 0; i < range.limit; i++) {
             const std::int64_t at = (i * kv_heads + kv_head) * head_dim;
@@ -697,18 +701,18 @@ double attention_error(Device& device, const AttentionCase& c, const std::vector
 TEST(attention_equals_double) {
   on_every_device(
       [](Device& device) {
-        for (const Dtype dtype : kDtypes) {
+        for (const KvFormat format : kPlainFormats) {
           for (const std::int64_t head_dim : {8, 24, 40, 64, 80, 128, 256}) {
             for (const std::int64_t group : {1, 2, 3, 4, 7, 16}) {
               const std::int64_t kv_heads = random_int(1, 3);
               const AttentionCase c =
-                  random_case(device, {1, kv_heads, head_dim, dtype}, group, random_int(1, 5), random_int(0, 4), 330);
+                  random_case(device, {1, kv_heads, head_dim, format, format}, group, random_int(1, 5), random_int(0, 4), 330);
               std::vector<float> out, lse;
               c.attend(device, out, lse);
               const double error = attention_error(device, c, out, lse);
               CHECK_MESSAGE(error < attention_tolerance(device, c.pool.shape),
                             "D " + std::to_string(head_dim) + " group " + std::to_string(group) + " " +
-                                dtype_name(dtype) + ": " + std::to_string(error));
+                                kv_format_name(format) + ": " + std::to_string(error));
             }
           }
         }
@@ -719,10 +723,10 @@ TEST(attention_equals_double) {
 TEST(attention_does_not_depend_on_company) {
   on_every_device([](Device& device) {
     const std::shared_ptr<Device> other = create_cpu_device({.threads = 2, .simd = device.info().simd});
-    for (const Dtype dtype : {Dtype::kF32, Dtype::kBF16}) {
+    for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16}) {
       for (const std::int64_t group : {1, 3, 8}) {
         const std::int64_t head_dim = group == 3 ? 64 : 72;  // in pairs of bf16, and not
-        const AttentionCase c = random_case(device, {1, 2, head_dim, dtype}, group, 9, 4, 700);
+        const AttentionCase c = random_case(device, {1, 2, head_dim, format, format}, group, 9, 4, 700);
         std::vector<float> out, lse, out_other, lse_other, out_some, lse_some;
         c.attend(device, out, lse);
         c.attend(*other, out_other, lse_other);
@@ -752,7 +756,7 @@ TEST(attention_does_not_depend_on_company) {
 TEST(attention_of_a_large_step_equals_single_tokens) {
   on_every_device([](Device& device) {
     const std::int64_t head_dim = 256, group = 16, workers = 3, each = 24, shared = 20;
-    AttentionCase c{.pool = Pool(device, {1, 1, head_dim, Dtype::kF32}, 5 + shared + workers, head_dim),
+    AttentionCase c{.pool = Pool(device, {1, 1, head_dim}, 5 + shared + workers, head_dim),
                     .query_heads = group,
                     .n_tokens = workers * each,
                     .scale = 1.0f / 16};
@@ -793,7 +797,7 @@ TEST(attention_of_a_large_step_equals_single_tokens) {
 
 TEST(attention_refuses_what_it_does_not_support) {
   const std::shared_ptr<Device> device = create_cpu_device({.threads = 1});
-  AttentionCase c = random_case(*device, {1, 2, 16, Dtype::kF32}, 2, 1, 1, 10);
+  AttentionCase c = random_case(*device, {1, 2, 16}, 2, 1, 1, 10);
   std::vector<float> out, lse;
   AttentionParams params = c.params(out, lse);
   params.query_heads = 3;

@@ -387,7 +387,7 @@ struct World {
   }
 
   KvShape shape() const {
-    return {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim, .dtype = Dtype::kF32};
+    return {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim};
   }
   std::shared_ptr<KvCache> create_cache(std::int64_t capacity) const {
     return KvCache::create(device, shape(), config.rope, capacity);

@@ -134,14 +134,14 @@ HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, int64_t begi
 }
 
 // How the products get at a page: its elements are converted to f32 in a tile of scratch memory ...
-template <typename Layout>
+template <typename Element, bool kInPairs>
 struct Operands {
   using Operand = float;
   static constexpr int64_t kDepth = 1;  // elements of a row that an operand holds
 
   static HOGWILD_INLINE void pack_row(float*, int64_t, int64_t) {}
 
-  static HOGWILD_INLINE const float* keys(const typename Layout::Element* page, int64_t head_dim, int64_t key_cols,
+  static HOGWILD_INLINE const float* keys(const Element* page, int64_t head_dim, int64_t key_cols,
                                           float* tile) {
     stage(page, head_dim, key_cols, kPageSize, tile, kPageSize);
     return tile;
@@ -149,7 +149,7 @@ struct Operands {
 
   // out[r] += sum of weights[r][i] * value i over the keys [begin, rows[r].end). What only some rows see is left
   // to each alone: a value that a row must not see does not touch it, not even as 0 * NaN.
-  static HOGWILD_INLINE void add_values(const BlockRow* rows, int64_t n, const typename Layout::Element* page,
+  static HOGWILD_INLINE void add_values(const BlockRow* rows, int64_t n, const Element* page,
                                         int64_t begin, int64_t end, int64_t head_dim, int64_t value_cols, float* tile,
                                         bool is_staged, Prefetch& soon) {
     const int64_t stride = padded_head_dim(head_dim);
@@ -174,7 +174,7 @@ struct Operands {
 #if defined(HOGWILD_HAS_PAIRS)
 // ... or multiplied as they lie, in pairs; then the rows' queries and weights are rounded to bf16 too.
 template <>
-struct Operands<PageLayout<Bf16, true>> {
+struct Operands<Bf16, true> {
   using Operand = Bf16Pair;
   static constexpr int64_t kDepth = 2;
 
@@ -221,10 +221,9 @@ struct Operands<PageLayout<Bf16, true>> {
 };
 #endif
 
-template <typename Layout>
+template <typename T, bool kInPairs>
 void attend_span(const AttentionSpan& span) {
-  using T = typename Layout::Element;
-  using Page = Operands<Layout>;
+  using Page = Operands<T, kInPairs>;
   using Operand = typename Page::Operand;
   const KvShape& shape = *span.shape;
   const int64_t head_dim = shape.head_dim;
@@ -254,8 +253,10 @@ void attend_span(const AttentionSpan& span) {
     const int64_t left = last_slot - page * kPageSize;
     const int64_t end = left < kPageSize ? left : kPageSize;
     const int64_t key_cols = (end + kLanes - 1) / kLanes * kLanes;
-    const T* page_keys = (const T*)span.layer->keys + head_offset(shape, span.pages[page], span.kv_head);
-    const T* page_values = (const T*)span.layer->values + head_offset(shape, span.pages[page], span.kv_head);
+    const T* page_keys =
+        (const T*)page_head(span.layer->keys, shape, shape.key_format, span.pages[page], span.kv_head);
+    const T* page_values =
+        (const T*)page_head(span.layer->values, shape, shape.value_format, span.pages[page], span.kv_head);
 
     // The rows that see something of this page.
     const Operand* q[kMaxSpanRows];
@@ -288,7 +289,7 @@ void attend_span(const AttentionSpan& span) {
     }
 
     const int64_t next = span.pages[page + 1 < seen_pages ? page + 1 : page];
-    soon = prefetch_tile((const T*)span.layer->keys + head_offset(shape, next, span.kv_head),
+    soon = prefetch_tile((const T*)page_head(span.layer->keys, shape, shape.key_format, next, span.kv_head),
                          (end - begin) / Page::kDepth, value_cols);
     for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
       const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
@@ -303,7 +304,10 @@ void attend_span(const AttentionSpan& span) {
 }
 
 void attention_span(const AttentionSpan& span) {
-  with_layout(*span.shape, [&](auto layout) { attend_span<decltype(layout)>(span); });
+  with_rows<KeyRows>(span.shape->key_format, span.shape->head_dim, [&](auto rows) {
+    using Rows = decltype(rows);
+    if constexpr (!kIsInt8<typename Rows::Element>) attend_span<typename Rows::Element, Rows::kPaired>(span);
+  });
 }
 
 void merge_state(float* into, const float* state, int64_t head_dim) {

@@ -56,6 +56,10 @@ class CpuDevice final : public Device {
     return {.type = "cpu", .name = name_, .index = 0, .simd = kernels_.name, .threads = pool_.threads()};
   }
 
+  std::int64_t kv_padding(const KvShape& shape) const override {
+    if (shape.key_format == shape.value_format && shape.key_format != KvFormat::kInt8) return 0;
+    throw Error(code::kUnsupported, "the CPU device keeps keys and values in one format: f32, f16 or bf16");
+  }
   Buffer allocate(std::size_t bytes, const char* purpose) override { return map_memory(bytes, purpose); }
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
@@ -136,6 +140,9 @@ class CpuDevice final : public Device {
 
   void kv_move(const KvMoveParams& p) override {
     check_cache(p.shape, &p.rope);
+    require(kv_can_turn(p.shape.key_format) ||
+                std::all_of(p.moves.begin(), p.moves.end(), [](const auto& move) { return move.rope_row < 0; }),
+            "int8 keys are moved as they are, not turned");
     pool_.run(std::ssize(p.moves), [&](std::int64_t begin, std::int64_t end, int) {
       kernels_.kv_move(p.shape, p.layer, p.rope, p.moves.data() + begin, end - begin);
     });

@@ -33,13 +33,22 @@ typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t BitVec __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
 
-// Elements of weights and of the KV cache. An int8 type with its scale would join them here.
+// Elements of weights and of the KV cache.
 struct F16 {
   uint16_t bits;
 };
 struct Bf16 {
   uint16_t bits;
 };
+// Of the cache alone: a multiple of its row's scale.
+struct Int8 {
+  int8_t code;
+};
+
+template <typename T>
+constexpr bool kIsInt8 = false;
+template <>
+constexpr bool kIsInt8<Int8> = true;
 
 // ---- load and store ---------------------------------------------------------------------------------
 
@@ -108,6 +117,8 @@ HOGWILD_INLINE float to_f32(Bf16 v) {
 
 HOGWILD_INLINE float to_f32(F16 v) { return load_partial(&v, 1)[0]; }
 
+HOGWILD_INLINE float to_f32(Int8 v) { return v.code; }
+
 HOGWILD_INLINE void put(float* to, float v) { *to = v; }
 
 HOGWILD_INLINE void put(Bf16* to, float v) {
@@ -138,6 +149,9 @@ HOGWILD_INLINE void put(F16* to, float v) {
   }
 #endif
 }
+
+// x rounded to integers, ties to even, |x| < 2^22.
+HOGWILD_INLINE float round_even(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
 
 HOGWILD_INLINE void prefetch(const void* address) { __builtin_prefetch(address); }
 

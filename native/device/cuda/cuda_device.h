@@ -56,7 +56,7 @@ class CudaDevice final : public Device {
   // What a plan of the work was made for, and over how many CTAs.
   struct AttentionShares {
     std::int64_t kv_heads = 0, query_heads = 0, row_elements = 0;
-    Dtype dtype = Dtype::kF32;
+    KvFormat format = KvFormat::kF32;
     std::int32_t max_ctas = 0;
     bool is_for(const AttentionParams& params) const;
   };
