@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <climits>
 
+#include "core/format.h"
 #include "dispatch.cuh"
 #include "kernels.h"
 #include "quotient.cuh"
@@ -365,8 +366,8 @@ bool is_supported(const MatmulLaunch& launch) {
   if (p.rows < 1 || p.k < 8 || p.k % 8 != 0 || launch.multiprocessors < 1) return false;
   if (p.n_outputs < 1 || p.n_outputs > MatmulParams::kMaxOutputs) return false;
   return std::all_of(p.outputs, p.outputs + p.n_outputs, [&p](const MatmulParams::Output& output) {
-    return output.weight.rows >= 1 && output.weight.cols == p.k && output.weight.dtype == p.outputs[0].weight.dtype &&
-           output.weight.dtype != Dtype::kF32;
+    return output.weight.rows >= 1 && output.weight.cols == p.k && output.weight.format == p.outputs[0].weight.format &&
+           (output.weight.format == Format::kBF16 || output.weight.format == Format::kF16);
   });
 }
 
@@ -413,7 +414,7 @@ cudaError_t launch_matmul(const MatmulLaunch& launch, cudaStream_t stream) {
   for (int i = 0; i < launch.params.n_outputs; ++i) {
     if (!are_aligned({launch.params.outputs[i].weight.data})) return cudaErrorInvalidValue;
   }
-  return dispatch_dtype(launch.params.outputs[0].weight.dtype, [&]<typename T>() {
+  return dispatch_dtype(dtype_of(launch.params.outputs[0].weight.format), [&]<typename T>() {
     return dispatch_rows(launch.params.rows, [&]<typename Tile>() {
       const Layout layout = lay_out<Tile>(launch);
       if (layout.bytes == 0) return cudaErrorInvalidValue;

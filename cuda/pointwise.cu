@@ -2,6 +2,7 @@
 #include <climits>
 #include <cmath>
 
+#include "core/format.h"
 #include "dispatch.cuh"
 #include "kernels.h"
 #include "reduce.cuh"
@@ -17,7 +18,8 @@ constexpr int kThreads = 256;
 
 // One CTA per row; kWide: eight elements at a time.
 template <bool kWide>
-__global__ void __launch_bounds__(kThreads) gather_embedding(const __grid_constant__ EmbeddingLaunch p) {
+__global__ void __launch_bounds__(kThreads) gather_embedding(const __grid_constant__ EmbeddingLaunch p,
+                                                             Dtype dtype) {
   const std::int64_t row = blockIdx.x;
   const std::int64_t cols = p.table.cols;
   const std::size_t from = static_cast<std::size_t>(simt::load_constant(p.tokens + row)) * cols;
@@ -25,14 +27,14 @@ __global__ void __launch_bounds__(kThreads) gather_embedding(const __grid_consta
   if constexpr (kWide) {
     for (std::int64_t i = 8 * static_cast<std::int64_t>(threadIdx.x); i < cols; i += 8 * kThreads) {
       float x[8];
-      convert8(load_raw8(p.table.data, p.table.dtype, from + i), p.table.dtype, x);
+      convert8(load_raw8(p.table.data, dtype, from + i), dtype, x);
       float4* to = reinterpret_cast<float4*>(out + i);
       to[0] = make_float4(p.scale * x[0], p.scale * x[1], p.scale * x[2], p.scale * x[3]);
       to[1] = make_float4(p.scale * x[4], p.scale * x[5], p.scale * x[6], p.scale * x[7]);
     }
   } else {
     for (std::int64_t i = threadIdx.x; i < cols; i += kThreads) {
-      out[i] = p.scale * load1(p.table.data, p.table.dtype, from + i);
+      out[i] = p.scale * load1(p.table.data, dtype, from + i);
     }
   }
 }
@@ -125,11 +127,13 @@ cudaError_t dispatch_wide(bool wide, Body&& body) {
 
 cudaError_t launch_embedding(const EmbeddingLaunch& launch, cudaStream_t stream) {
   if (launch.rows < 0 || launch.rows > INT_MAX || launch.table.cols < 1) return cudaErrorInvalidValue;
+  if (!is_plain(launch.table.format)) return cudaErrorInvalidValue;
   if (launch.rows == 0) return cudaSuccess;
+  const Dtype dtype = dtype_of(launch.table.format);
   const bool wide = launch.table.cols % 8 == 0 && are_aligned({launch.table.data, launch.out});
   return dispatch_wide(wide, [&]<bool kWide>() {
     return SIMT_LAUNCH(gather_embedding<kWide>, dim3(static_cast<unsigned>(launch.rows)), dim3(kThreads), 0, stream,
-                       launch);
+                       launch, dtype);
   });
 }
 

@@ -1,8 +1,41 @@
-// Formats in which weights, keys and values are stored.
+// Formats in which weights, keys and values are stored. The tables are those of native/core/format.h and tensor.h;
+// test/formats.test.ts compares them.
 
 /** Bytes of an element. */
 export const DTYPE_BYTES = { f32: 4, f16: 2, bf16: 2 } as const
 
+/** Of activations and caches. */
 export type Dtype = keyof typeof DTYPE_BYTES
 
 export const DTYPES = Object.keys(DTYPE_BYTES) as readonly Dtype[]
+
+/**
+ * Of weights: the elements and bytes of a block. Names are GGUF's in lower case. A row is a whole number of blocks;
+ * plain formats, which store each element by itself, have blocks of one.
+ */
+export const FORMATS = {
+  f32: { elements: 1, bytes: 4 },
+  f16: { elements: 1, bytes: 2 },
+  bf16: { elements: 1, bytes: 2 },
+  q8_0: { elements: 32, bytes: 34 },
+  q4_0: { elements: 32, bytes: 18 },
+  q4_1: { elements: 32, bytes: 20 },
+  q5_0: { elements: 32, bytes: 22 },
+  q5_1: { elements: 32, bytes: 24 },
+  q2_k: { elements: 256, bytes: 84 },
+  q3_k: { elements: 256, bytes: 110 },
+  q4_k: { elements: 256, bytes: 144 },
+  q5_k: { elements: 256, bytes: 176 },
+  q6_k: { elements: 256, bytes: 210 },
+  iq4_nl: { elements: 32, bytes: 18 },
+  iq4_xs: { elements: 256, bytes: 136 },
+  mxfp4: { elements: 32, bytes: 17 },
+} as const
+
+export type Format = keyof typeof FORMATS
+
+/** Bytes of `rows` rows of `cols` elements in a file; `cols` is a multiple of the format's block. */
+export function storedBytes(format: Format, rows: number, cols: number): number {
+  const { elements, bytes } = FORMATS[format]
+  return rows * (cols / elements) * bytes
+}

@@ -28,7 +28,7 @@ export {
 } from './device'
 export type { DeviceName, DeviceType } from './device-name'
 export { HogwildError, type HogwildErrorCode } from './errors'
-export type { Architecture, ModelConfig } from './families'
+export type { Architecture, DenseMlp, LayerSpec, ModelConfig } from './families'
 export {
   type BeyondContext,
   type LoadModelOptions,

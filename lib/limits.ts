@@ -8,3 +8,5 @@ export const MAX_CAPACITY = 2 ** 40
 export const MAX_THREADS = 1024
 /** D, the size of a head: a multiple of `step`, at most `max`. */
 export const HEAD_DIM = { step: 8, max: 256 } as const
+/** Layers of a model: many times those of the deepest known. */
+export const MAX_LAYERS = 4096

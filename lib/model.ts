@@ -7,7 +7,7 @@ import { cacheDtype, type Device, useDevice } from './device'
 import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
-import { DTYPE_BYTES, DTYPES } from './formats'
+import { DTYPES, storedBytes } from './formats'
 import {
   type CancelHandle,
   type Dtype,
@@ -18,7 +18,7 @@ import {
   native,
   type ProgressHandle,
 } from './native'
-import { ropeFrequencies } from './rope'
+import { type Rope, ropeFrequencies } from './rope'
 import { GREEDY, Sampler } from './sampler'
 import { checkFolder } from './sources/files'
 import { readFolder } from './sources/huggingface'
@@ -219,7 +219,7 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
         () => native.cancel(cancel),
       ),
     )
-    const stored = tensors.find(({ name }) => name === 'embed')?.dtype as Dtype
+    const stored = tensors.find(({ name }) => name === 'embed')?.format as Dtype
     return new Model(
       handle,
       config,
@@ -236,21 +236,7 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
 }
 
 function nativeConfig(config: ModelConfig): NativeModelConfig {
-  return {
-    vocabSize: config.vocabSize,
-    hiddenSize: config.hiddenSize,
-    intermediateSize: config.intermediateSize,
-    layers: config.layers,
-    queryHeads: config.queryHeads,
-    kvHeads: config.kvHeads,
-    headDim: config.headDim,
-    rmsNormEps: config.rmsNormEps,
-    normOffset: config.normOffset,
-    embeddingScale: config.embeddingScale,
-    attentionScale: 1 / Math.sqrt(config.headDim),
-    activation: config.activation,
-    ...ropeFrequencies(config.rope),
-  }
+  return { ...config, ropes: config.ropes.map(ropeFrequencies) }
 }
 
 /** Calls `onProgress` until the load has settled. What it throws aborts the load and is thrown in its place. */
@@ -263,7 +249,7 @@ async function reportProgress(
   if (onProgress === undefined) return start(null)
   const progress = native.createProgress()
   const totalBytes = tensors.reduce(
-    (sum, { dtype, rows, cols }) => sum + rows * cols * DTYPE_BYTES[dtype],
+    (sum, { format, rows, cols }) => sum + storedBytes(format, rows, cols),
     0,
   )
   const thrown: unknown[] = []
@@ -342,16 +328,17 @@ export class Model {
   createCache(options: ModelCacheOptions = {}): Cache {
     options = checkOptions(options, 'options', CACHE_KEYS)
     this.#open()
-    const { layers, kvHeads, headDim, rope } = this.config
+    const { layers, kvHeads, headDim, ropes } = this.config
     const dtype = checkOneOf(
       options.dtype ?? cacheDtype(this.device, this.dtype),
       'options.dtype',
       DTYPES,
     )
-    const shape = { layers, kvHeads, headDim, dtype }
+    const shape = { layers: layers.length, kvHeads, headDim, dtype }
+    const [rope] = ropes.map(ropeFrequencies) as [Rope]
     const capacity = checkCapacity(options.capacity)
     const warnings = this.warnings.child(options.onWarning)
-    const cache = new Cache(this.device, false, shape, ropeFrequencies(rope), capacity, warnings)
+    const cache = new Cache(this.device, false, shape, rope, capacity, warnings)
     for (const ref of this.#caches) {
       if (ref.deref()?.closed !== false) this.#caches.delete(ref)
     }

@@ -7,7 +7,9 @@
 
 import { explainAttempts, loadAddon } from './addon-file'
 import { HogwildError } from './errors'
-import type { Dtype } from './formats'
+import type { ModelConfig } from './families'
+import type { Dtype, Format } from './formats'
+import type { Rope } from './rope'
 
 declare const kind: unique symbol
 interface Handle<Kind extends string> {
@@ -22,7 +24,7 @@ export type CancelHandle = Handle<'cancel'>
 export type ProgressHandle = Handle<'progress'>
 export type MemoryHandle = Handle<'memory'>
 
-export type { Dtype }
+export type { Dtype, Format }
 export type SimdLevel = 'baseline' | 'avx2' | 'avx512' | 'avx512bf16' | 'neon'
 
 export interface NativeProbe {
@@ -88,31 +90,25 @@ export interface NativeCacheStats {
   keyBytesMoved: number
 }
 
-export interface NativeModelConfig {
-  vocabSize: number
-  hiddenSize: number
-  intermediateSize: number
-  layers: number
-  queryHeads: number
-  kvHeads: number
-  headDim: number
-  rmsNormEps: number
-  normOffset: number
-  embeddingScale: number
-  attentionScale: number
-  activation: 'silu' | 'gelu_tanh'
-  inverseFrequencies: Float64Array
-  attentionFactor: number
-}
+/** See native/model/config.h. */
+export type NativeModelConfig = Omit<
+  ModelConfig,
+  'architecture' | 'tiedEmbeddings' | 'ropes' | 'maxPositions' | 'eosTokenIds'
+> & { ropes: readonly Rope[] }
 
 /** See native/model/weights.h. */
 export interface NativeTensor {
   name: string
   path: string
   offset: number
-  dtype: Dtype
+  format: Format
   rows: number
   cols: number
+  /**
+   * Heads whose RoPE pairs are neighbours in the file: of each head's rows (a vector's elements), the first
+   * `rotaryDim` are put into the engine's order, row 2u first and 2u + 1 half of `rotaryDim` behind it.
+   */
+  interleaved?: { headDim: number; rotaryDim: number }
 }
 
 export interface NativeSampler {
@@ -168,6 +164,8 @@ export interface NativeSegment {
 export interface NativeBinding {
   setErrorClass(errorClass: new (message: string, code: never) => Error): void
   probe(): NativeProbe
+  /** The table of native/core/format.h. */
+  formats(): { name: string; elements: number; bytes: number }[]
 
   /** profile: the device measures its ops, for `deviceProfile`. */
   createDevice(options: {
@@ -294,22 +292,22 @@ export interface NativeOps {
   /** Memory of the device that holds `bytes`, for as long as its handle lives. */
   deviceMemory(device: DeviceHandle, bytes: Uint8Array): { address: bigint; memory: MemoryHandle }
   readMemory(memory: MemoryHandle): Uint8Array
-  /** table: raw little-endian elements of `dtype`, [rows, cols]. */
+  /** table: raw little-endian elements of `format`, [rows, cols]. */
   embedding(
     device: DeviceHandle,
     tokens: Int32Array,
     table: Uint8Array,
-    dtype: Dtype,
+    format: Format,
     cols: number,
     scale: number,
   ): Float32Array
   rmsNorm(device: DeviceHandle, x: Float32Array, weight: Float32Array, eps: number): Float32Array
-  /** weights: one to three of [n_i, k] as raw bytes of `dtype`; x: [rows, k]. */
+  /** weights: one to three of [n_i, k] as raw bytes of `format`; x: [rows, k]. */
   matmul(
     device: DeviceHandle,
     x: Float32Array,
     rows: number,
-    weights: { data: Uint8Array; dtype: Dtype; bias: Float32Array | null }[],
+    weights: { data: Uint8Array; format: Format; bias: Float32Array | null }[],
   ): Float32Array[]
   gatedActivation(
     device: DeviceHandle,

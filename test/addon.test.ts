@@ -111,7 +111,7 @@ test('addresses of device memory are refused where there is no CUDA device', asy
 test('lengths and ranges that do not fit are refused, and nothing changes', async () => {
   const { ops } = native
   const pass = newPass()
-  const matrix = (n: number) => ({ data: new Uint8Array(n), dtype: 'f32' as const, bias: null })
+  const matrix = (n: number) => ({ data: new Uint8Array(n), format: 'f32' as const, bias: null })
   const sampler = stepWorker([a], [1]).sampler!
   const row = { ...sampler, seen: new Int32Array(0) }
   const step = (...workers: NativeStepWorker[]) => native.step(model, cache, workers, null)
@@ -133,9 +133,9 @@ test('lengths and ranges that do not fit are refused, and nothing changes', asyn
     'forget behind the end': () => native.blockForget(a, 0, 4),
     'forget backwards': () => native.blockForget(a, 2, 1),
     'append from another cache': () => native.blockAppendFrom(a, native.createBlock(newCache())),
-    'read a layer too many': () => native.blockRead(a, config.layers),
+    'read a layer too many': () => native.blockRead(a, config.layers.length),
     'append to a layer too many': () =>
-      native.passAppend(pass, config.layers, floats(2 * kvSize), floats(2 * kvSize)),
+      native.passAppend(pass, config.layers.length, floats(2 * kvSize), floats(2 * kvSize)),
     'k too short': () => native.passAppend(pass, 0, floats(2 * kvSize - 1), floats(2 * kvSize)),
     'v too long': () => native.passAppend(pass, 0, floats(2 * kvSize), floats(2 * kvSize + 1)),
     'q too short': () => native.passAttend(pass, 0, floats(qSize), config.queryHeads, 1, false),
@@ -363,7 +363,7 @@ test('calls of a pass run in order, may be many, and must end before the commit'
   const block = native.createBlock(own)
   const pass = native.beginPass(own, [passWorker(block)])
   const calls: Promise<unknown>[] = []
-  for (let layer = 0; layer < config.layers; layer++) {
+  for (let layer = 0; layer < config.layers.length; layer++) {
     const [k, v, q] = [floats(2 * kvSize, layer), floats(2 * kvSize, layer + 9), floats(2 * qSize)]
     calls.push(native.passAppend(pass, layer, k, v))
     calls.push(native.passAttend(pass, layer, q, config.queryHeads, 0.25, layer > 0))

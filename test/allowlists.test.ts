@@ -195,7 +195,7 @@ describe('numbers that no model has', () => {
 describe('RoPE in two places', () => {
   const config = readJson(join(fixture('llama'), 'config.json'))
   const rope = (fields: Json) =>
-    parseConfig({ ...config, rope_parameters: undefined, ...fields }).rope
+    parseConfig({ ...config, rope_parameters: undefined, ...fields }).ropes[0]!
   const yarn = { rope_type: 'yarn', factor: 4, original_max_position_embeddings: 64 }
   const theta = { rope_theta: 5e6 }
 
@@ -234,8 +234,8 @@ describe('partial_rotary_factor', () => {
     parseConfig({ ...readJson(join(fixture(family), 'config.json')), ...fields })
 
   test.each(families.filter((family) => family !== 'phi3'))('%s ignores it', async (family) => {
-    const { headDim, rope } = parse(family, { partial_rotary_factor: 0.5 })
-    expect(rope.rotaryDim).toBe(headDim)
+    const { headDim, ropes } = parse(family, { partial_rotary_factor: 0.5 })
+    expect(ropes[0]!.rotaryDim).toBe(headDim)
     const scaling = { rope_type: 'linear', factor: 2, partial_rotary_factor: 0.5 }
     expect(await codeOf(() => parse(family, { rope_parameters: scaling }))).toBe(
       'HOGWILD_UNSUPPORTED',
@@ -244,7 +244,7 @@ describe('partial_rotary_factor', () => {
 
   test('phi3 counts in it', () => {
     const fields = { rope_parameters: { partial_rotary_factor: 0.75 }, head_dim: 32 }
-    expect(parse('phi3', fields).rope.rotaryDim).toBe(24)
+    expect(parse('phi3', fields).ropes[0]!.rotaryDim).toBe(24)
   })
 })
 

@@ -158,10 +158,14 @@ test('every kind of handle offered to every handle parameter: only the right one
 
 // Parameters that take any finite number (or any in a range): the rest are integers.
 const FRACTIONS =
-  /rmsNormEps|normOffset|embeddingScale|attentionScale|attentionFactor|temperature|topP|minP|repetitionPenalty|^passAttend\[4\]|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
+  /rmsNormEps|normOffset|Scale$|[sS]oftcap$|attentionFactor|temperature|topP|minP|repetitionPenalty|^passAttend\[4\]|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
+
+// Parameters for which -1 means none.
+const MINUS_ONE = /rope$/
 
 // Parameters that take one of some words.
-const CHOICES = /type$|activation$|logits$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
+const CHOICES =
+  /type$|activation$|qkNorm$|logits$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
 
 // Parameters that may be null.
 const NULLABLE = /bias|sampler$|convertTo|step\[3\]|createModel\[[345]\]/
@@ -233,7 +237,8 @@ test('wrong values in any place are refused with a code, and nothing changes', a
   const wrongOfKind = (there: unknown, path: string): unknown[] => {
     if (typeof there === 'number') {
       const infinite = [Number.NaN, Number.POSITIVE_INFINITY]
-      return FRACTIONS.test(path) ? infinite : [...infinite, -1, 1.5, 2 ** 60]
+      if (FRACTIONS.test(path)) return infinite
+      return [...infinite, MINUS_ONE.test(path) ? -2 : -1, 1.5, 2 ** 60]
     }
     if (typeof there === 'bigint') return [-1n, 2n ** 64n]
     return CHOICES.test(path) ? ['', 'f32 ', 'constructor'] : []

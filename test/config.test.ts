@@ -1,6 +1,6 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import type { ModelConfig } from '../lib/families'
+import type { LayerSpec, ModelConfig } from '../lib/families'
 import { ropeFrequencies } from '../lib/rope'
 import { parseConfig, readConfig } from '../lib/sources/huggingface-config'
 import { codeOf, oracleFolder, oracleModels, temporaryFolder } from './fixtures'
@@ -27,6 +27,8 @@ const architecture = (name: string) => ({
   model_type: name.replace('ForCausalLM', '').toLowerCase(),
 })
 const without = (...fields: string[]) => Object.fromEntries(fields.map((f) => [f, undefined]))
+/** The three layers of `base`, in part. */
+const everyLayer = (layer: Partial<LayerSpec>) => ({ layers: [layer, layer, layer] })
 /** As it would be written: fields that are undefined are not there. */
 const parse = (patch: object): ModelConfig =>
   parseConfig(JSON.parse(JSON.stringify({ ...base, ...patch })))
@@ -37,49 +39,67 @@ describe('config.json', () => {
       parseConfig(JSON.parse(readFileSync(join(oracleFolder(model), file), 'utf8'))),
     )
     expect(v5).toEqual(v4)
-    expect(v4!.rope.type).toBe(model === 'llama_yarn' ? 'yarn' : 'default')
+    expect(v4!.ropes[0]!.type).toBe(model === 'llama_yarn' ? 'yarn' : 'default')
   })
 
   test('fields of a Llama', () => {
+    const layer: LayerSpec = {
+      norms: { input: true, attentionOutput: false, mlp: true, mlpOutput: false },
+      qkNorm: 'none',
+      biases: { qkv: false, o: false, mlp: false },
+      rope: 0,
+      window: 0,
+      softcap: 0,
+      sinks: false,
+      mlp: { type: 'dense', intermediateSize: 160 },
+    }
     expect(parse({ eos_token_id: [7, 8] })).toEqual({
       architecture: 'LlamaForCausalLM',
       vocabSize: 100,
       hiddenSize: 64,
-      intermediateSize: 160,
-      layers: 3,
       queryHeads: 4,
       kvHeads: 2,
       headDim: 16,
       rmsNormEps: 1e-5,
       normOffset: 0,
-      embeddingScale: 1,
       activation: 'silu',
+      embeddingScale: 1,
+      attentionScale: 0.25,
+      residualScale: 1,
+      logitScale: 1,
+      logitSoftcap: 0,
       tiedEmbeddings: false,
-      biases: { qkv: false, o: false, mlp: false },
-      qkNorm: false,
-      fusedProjections: false,
-      rope: { type: 'default', rotaryDim: 16, theta: 10000 },
+      ropes: [{ type: 'default', rotaryDim: 16, theta: 10000 }],
+      layers: [layer, layer, layer],
       maxPositions: 1024,
       eosTokenIds: [7, 8],
     })
   })
 
-  test.each<[string, object, Partial<ModelConfig>]>([
+  test.each<[string, object, object]>([
     ['no key/value heads: as many as query heads', { num_key_value_heads: null }, { kvHeads: 4 }],
     ['own head_dim', { head_dim: 40 }, { headDim: 40 }],
     ['tied', { tie_word_embeddings: true }, { tiedEmbeddings: true }],
     [
       'biases of attention',
       { attention_bias: true },
-      { biases: { qkv: true, o: true, mlp: false } },
+      everyLayer({ biases: { qkv: true, o: true, mlp: false } }),
     ],
-    ['biases of the MLP', { mlp_bias: true }, { biases: { qkv: false, o: false, mlp: true } }],
+    [
+      'biases of the MLP',
+      { mlp_bias: true },
+      everyLayer({ biases: { qkv: false, o: false, mlp: true } }),
+    ],
     [
       'Qwen2',
       { ...architecture('Qwen2ForCausalLM'), sliding_window: 4096, use_sliding_window: false },
-      { biases: { qkv: true, o: false, mlp: false }, qkNorm: false },
+      everyLayer({ biases: { qkv: true, o: false, mlp: false }, qkNorm: 'none' }),
     ],
-    ['Qwen3', architecture('Qwen3ForCausalLM'), { headDim: 128, qkNorm: true }],
+    [
+      'Qwen3',
+      architecture('Qwen3ForCausalLM'),
+      { headDim: 128, ...everyLayer({ qkNorm: 'head' }) },
+    ],
     ['Mistral', architecture('MistralForCausalLM'), { architecture: 'MistralForCausalLM' }],
     [
       'Gemma',
@@ -95,7 +115,7 @@ describe('config.json', () => {
     [
       'Phi-3',
       { ...architecture('Phi3ForCausalLM'), partial_rotary_factor: 0.5 },
-      { fusedProjections: true, rope: { type: 'default', rotaryDim: 8, theta: 10000 } },
+      { ropes: [{ type: 'default', rotaryDim: 8, theta: 10000 }] },
     ],
     [
       'model_type alone',
@@ -105,7 +125,7 @@ describe('config.json', () => {
     [
       'no rope_theta: 10000',
       without('rope_theta'),
-      { rope: { type: 'default', rotaryDim: 16, theta: 10000 } },
+      { ropes: [{ type: 'default', rotaryDim: 16, theta: 10000 }] },
     ],
     ['no position bound', without('max_position_embeddings'), { maxPositions: undefined }],
   ])('%s', (_, patch, expected) => {
@@ -181,7 +201,8 @@ describe('config.json', () => {
       ],
     ),
     ['a count that is a string', { vocab_size: '100' }, /"vocab_size".*"100"/],
-    ['a count of 2^60', { num_hidden_layers: 2 ** 60 }, /num_hidden_layers/],
+    ['a count of 2^60', { vocab_size: 2 ** 60 }, /vocab_size/],
+    ['2^31 - 1 layers', { num_hidden_layers: 2 ** 31 - 1 }, /num_hidden_layers.*4096/],
     ['a negative epsilon', { rms_norm_eps: -1 }, /rms_norm_eps.*-1/],
     ['heads that do not divide', { num_attention_heads: 5, num_key_value_heads: 5 }, /head_dim/],
     ['architectures is no list', { architectures: 'LlamaForCausalLM' }, /architectures/],
@@ -242,7 +263,7 @@ describe('RoPE frequencies', () => {
       },
     ]
     for (const form of forms) {
-      const found = ropeFrequencies(parse(form).rope)
+      const found = ropeFrequencies(parse(form).ropes[0]!)
       expect(found.attentionFactor).toBeCloseTo(attentionFactor, 12)
       expect(found.inverseFrequencies).toHaveLength(inverseFrequencies.length)
       // transformers computes in float32: a few roundings of 6e-8.
@@ -261,7 +282,7 @@ describe('RoPE frequencies', () => {
   test('yarn without a factor: the ratio of the contexts', () => {
     const scaling = { rope_type: 'yarn', original_max_position_embeddings: 256 }
     const explicit = parse({ rope_scaling: { ...scaling, factor: 4 } })
-    expect(parse({ rope_scaling: scaling }).rope).toEqual(explicit.rope)
+    expect(parse({ rope_scaling: scaling }).ropes).toEqual(explicit.ropes)
   })
 
   test('are computed in double precision', () => {

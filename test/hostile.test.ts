@@ -31,7 +31,7 @@ describe.each(Object.values(FAMILIES).map(({ modelType }) => modelType))('%s', (
       }
       let rope: ReturnType<typeof ropeFrequencies> | undefined
       const code = await codeOf(() => {
-        rope = ropeFrequencies(parseConfig(config).rope)
+        rope = ropeFrequencies(parseConfig(config).ropes[0]!)
       })
       expect({ seed, i, config, refused: refusals.includes(code) }).toMatchObject({ refused: true })
       if (rope === undefined) continue

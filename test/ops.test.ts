@@ -79,7 +79,7 @@ describe.each(levels)('%s', (simd) => {
       const columns = random.shuffle([...sizes, 130]).slice(0, random.int(1, 3))
       const weights = columns.map((n) => {
         const data = encode(random.normals(n * k), dtype)
-        return { data, dtype, bias: random.chance(0.5) ? random.floats(n) : null }
+        return { data, format: dtype, bias: random.chance(0.5) ? random.floats(n) : null }
       })
       for (const rows of [1, 3, 4, 9, 17]) {
         const x = random.floats(rows * k)
@@ -122,7 +122,7 @@ describe.each(levels)('%s', (simd) => {
     const random = new Random(4)
     for (const k of [8, 19, 99, 576]) {
       for (const n of [1, 19, 64, 204]) {
-        const weights = [{ data: encode(random.normals(n * k), dtype), dtype, bias: null }]
+        const weights = [{ data: encode(random.normals(n * k), dtype), format: dtype, bias: null }]
         const rows = 21
         const x = random.floats(rows * k)
         const alone = Array.from({ length: rows }, (_, row) => {
@@ -150,7 +150,7 @@ describe.each(levels)('%s', (simd) => {
     const x = random.floats(3 * k)
     const weights = dtypes.map((dtype, i) => ({
       data: encode(random.normals([40, 19, 99][i]! * k), dtype),
-      dtype,
+      format: dtype,
       bias: null,
     }))
     const together = native.ops.matmul(device!, x, 3, weights)

@@ -432,7 +432,7 @@ class Bench {
   // does for a step is included.
   void steps(const ModelShape& m, std::int64_t layers, const std::vector<std::int64_t>& lengths) {
     const std::int64_t q_size = m.query_heads * m.head_dim, kv_size = m.kv_heads * m.head_dim;
-    const auto matrix = [&](std::int64_t n, std::int64_t k) { return Matrix{random_bf16(n * k), Dtype::kBF16, n, k}; };
+    const auto matrix = [&](std::int64_t n, std::int64_t k) { return Matrix{random_bf16(n * k), Format::kBF16, n, k}; };
     struct Layer {
       Matrix q, k, v, o, gate, up, down;
     };
@@ -570,7 +570,7 @@ class Bench {
     constexpr int kLaunches = kEmulated ? 10 : 640;
     const std::int64_t rows = 4, hidden = 256, vocab = 1024;
     float* x = random_f32(rows * hidden * 8);
-    const Matrix weight{random_bf16(hidden * hidden), Dtype::kBF16, hidden, hidden};
+    const Matrix weight{random_bf16(hidden * hidden), Format::kBF16, hidden, hidden};
     const WorkerStep step(rows, 5000, 40);
     const auto ops = [&] {
       for (int i = 0; i < kLaunches; ++i) {

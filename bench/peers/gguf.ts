@@ -5,7 +5,8 @@
 import { createWriteStream } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { pipeline } from 'node:stream/promises'
-import type { ModelConfig } from '../../lib/families'
+import type { LayerSpec, ModelConfig } from '../../lib/families'
+import type { RopeConfig } from '../../lib/rope'
 import { readConfig } from '../../lib/sources/huggingface-config'
 import { readTensors, type TensorEntry } from '../../lib/sources/safetensors'
 
@@ -56,7 +57,7 @@ const OTHER_NAMES: Record<string, string> = {
 /** Writes `folder`, a Llama whose tensors are BF16, to the file `path`. */
 export async function writeGguf(folder: string, path: string): Promise<void> {
   const config = await readConfig(folder)
-  if (config.architecture !== 'LlamaForCausalLM' || config.rope.type !== 'default') {
+  if (config.architecture !== 'LlamaForCausalLM' || config.ropes[0]?.type !== 'default') {
     throw new Error(`${folder}: expected a Llama without scaled positions`)
   }
   const entries = await readTensors(folder)
@@ -121,6 +122,8 @@ function toFloat32(data: Buffer): Buffer {
 
 function metadataOf(config: ModelConfig): [string, Value][] {
   const { tokens, types } = vocabulary(config.vocabSize)
+  const [rope] = config.ropes as [RopeConfig]
+  const [{ mlp }] = config.layers as [LayerSpec]
   return [
     ['general.architecture', string('llama')],
     ['general.name', string('random Llama')],
@@ -128,13 +131,13 @@ function metadataOf(config: ModelConfig): [string, Value][] {
     ['llama.vocab_size', uint32(config.vocabSize)],
     ['llama.context_length', uint32(config.maxPositions ?? 0)],
     ['llama.embedding_length', uint32(config.hiddenSize)],
-    ['llama.block_count', uint32(config.layers)],
-    ['llama.feed_forward_length', uint32(config.intermediateSize)],
+    ['llama.block_count', uint32(config.layers.length)],
+    ['llama.feed_forward_length', uint32(mlp.intermediateSize)],
     ['llama.attention.head_count', uint32(config.queryHeads)],
     ['llama.attention.head_count_kv', uint32(config.kvHeads)],
     ['llama.attention.layer_norm_rms_epsilon', float32(config.rmsNormEps)],
     ['llama.rope.dimension_count', uint32(config.headDim)],
-    ['llama.rope.freq_base', float32(config.rope.theta)],
+    ['llama.rope.freq_base', float32(rope.theta)],
     ['tokenizer.ggml.model', string('llama')],
     ['tokenizer.ggml.tokens', { type: 'array', of: 'string', values: tokens }],
     ['tokenizer.ggml.scores', { type: 'array', of: 'float32', values: tokens.map(() => 0) }],

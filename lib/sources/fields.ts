@@ -124,8 +124,8 @@ export class Fields {
     return `to load the model without the ${field}: ignoreFields: [${list}], on the command line --ignore-field`
   }
 
-  count(field: string, fallback?: number): number {
-    return checkInteger(this.get(field) ?? fallback, this.name(field), 1, 2 ** 31 - 1, INVALID)
+  count(field: string, fallback?: number, max = 2 ** 31 - 1): number {
+    return checkInteger(this.get(field) ?? fallback, this.name(field), 1, max, INVALID)
   }
 
   optionalCount(field: string): number | undefined {

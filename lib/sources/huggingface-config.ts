@@ -3,8 +3,15 @@
 
 import { join } from 'node:path'
 import { HogwildError, type HogwildErrorCode } from '../errors'
-import { type Architecture, FAMILIES, type Family, type ModelConfig } from '../families'
-import { HEAD_DIM } from '../limits'
+import {
+  type Architecture,
+  type Bias,
+  FAMILIES,
+  type Family,
+  type LayerSpec,
+  type ModelConfig,
+} from '../families'
+import { HEAD_DIM, MAX_LAYERS } from '../limits'
 import { describe } from '../validate'
 import type { Warnings } from '../warnings'
 import { eosTokenIds, readEosTokenIds, withinVocabulary } from './eos'
@@ -98,34 +105,50 @@ export function parseConfig(
   judge(fields, family)
 
   const heads = readHeads(fields, family)
-  const layers = fields.count('num_hidden_layers')
-  judgeWindow(fields, family, layers)
-  const attentionBias =
-    family.attentionBiasOption === true && fields.boolean('attention_bias', false)
+  const ropes = [readRope(fields, heads.headDim, family)]
   const config: ModelConfig = {
     architecture,
     vocabSize: fields.count('vocab_size'),
-    intermediateSize: fields.count('intermediate_size'),
-    layers,
     ...heads,
     rmsNormEps: fields.number('rms_norm_eps', { min: 0, max: 1, open: true }),
     normOffset: family.gemma ? 1 : 0,
-    embeddingScale: family.gemma ? Math.sqrt(heads.hiddenSize) : 1,
     activation: readActivation(fields, family),
+    embeddingScale: family.gemma ? Math.sqrt(heads.hiddenSize) : 1,
+    attentionScale: 1 / Math.sqrt(heads.headDim),
+    residualScale: 1,
+    logitScale: 1,
+    logitSoftcap: 0,
     tiedEmbeddings: fields.boolean('tie_word_embeddings', family.defaults?.tied ?? false),
-    biases: {
-      qkv: family.qkvBias ?? attentionBias,
-      o: attentionBias,
-      mlp: family.mlpBiasOption === true && fields.boolean('mlp_bias', false),
-    },
-    qkNorm: family.qkNorm ?? false,
-    fusedProjections: family.fused ?? false,
-    rope: readRope(fields, heads.headDim, family),
+    ropes,
+    layers: readLayers(fields, family),
     maxPositions: fields.optionalCount('max_position_embeddings'),
     eosTokenIds: eosTokenIds(fields.get('eos_token_id'), file),
   }
   fields.refuseUnknown(family.modelType)
   return config
+}
+
+function readLayers(fields: Fields, family: Family): LayerSpec[] {
+  const count = fields.count('num_hidden_layers', undefined, MAX_LAYERS)
+  judgeWindow(fields, family, count)
+  const { qkv, o, mlp } = family.biases ?? {}
+  const has = (bias: Bias | undefined, field: string) =>
+    bias === 'option' ? fields.boolean(field, false) : bias === true
+  const layer: LayerSpec = {
+    norms: { input: true, attentionOutput: false, mlp: true, mlpOutput: false },
+    qkNorm: family.qkNorm ?? 'none',
+    biases: {
+      qkv: has(qkv, 'attention_bias'),
+      o: has(o, 'attention_bias'),
+      mlp: has(mlp, 'mlp_bias'),
+    },
+    rope: 0,
+    window: 0,
+    softcap: 0,
+    sinks: false,
+    mlp: { type: 'dense', intermediateSize: fields.count('intermediate_size') },
+  }
+  return Array<LayerSpec>(count).fill(layer)
 }
 
 function readArchitecture(fields: Fields): Architecture {
@@ -157,9 +180,10 @@ function judge(fields: Fields, family: Family): void {
   for (const field of OFF_FIELDS) fields.judge(field, isOff, 'models without it')
   // transformers reads it by its truth: null turns the causal mask off.
   fields.judge('is_causal', (value) => value === true, 'causal attention (true)')
+  const { qkv, o, mlp } = family.biases ?? {}
   for (const [field, counts] of [
-    ['attention_bias', family.attentionBiasOption],
-    ['mlp_bias', family.mlpBiasOption],
+    ['attention_bias', qkv === 'option' || o === 'option'],
+    ['mlp_bias', mlp === 'option'],
   ] as const) {
     if (!counts) fields.judge(field, isOff, `false for ${family.modelType}`)
   }

@@ -1,17 +1,17 @@
-// A Hugging Face folder as a model: its configuration, and its tensors by the names that
-// native/model/transformer.cc asks for, with the expected shapes; fused matrices are cut into slices of rows.
+// A Hugging Face folder as a model: its configuration, and its tensors by role, with the shapes that the roles
+// have; fused matrices are cut into slices of rows.
 
 import { HogwildError } from '../errors'
-import type { ModelConfig } from '../families'
-import type { Dtype } from '../formats'
+import { FAMILIES, type Family, type ModelConfig } from '../families'
+import { type Format, storedBytes } from '../formats'
 import type { NativeTensor } from '../native'
+import { layerRoles, modelRoles, type Role } from '../roles'
 import { describe } from '../validate'
 import type { Warnings } from '../warnings'
 import { type ConfigOptions, readConfig } from './huggingface-config'
 import { readTensors, type TensorEntry } from './safetensors'
 
-const DTYPES: Record<string, Dtype> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
-const DTYPE_BYTES: Record<Dtype, number> = { f32: 4, f16: 2, bf16: 2 }
+const STORED_FORMATS: Record<string, Format> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
 
 /**
  * Tensors that play no part: rotary buffers, which follow from config.json, and constants of masks, as older
@@ -19,6 +19,36 @@ const DTYPE_BYTES: Record<Dtype, number> = { f32: 4, f16: 2, bf16: 2 }
  */
 const HARMLESS_TENSOR =
   /^model\.(layers\.\d+\.self_attn\.)?(rotary_emb\.((original_)?inv_freq|cos_cached|sin_cached)|masked_bias)$/
+
+/** Names in the files of what is not in a layer, by role. */
+const MODEL_FILES: Readonly<Record<string, string>> = {
+  embed: 'model.embed_tokens.weight',
+  norm: 'model.norm.weight',
+  lm_head: 'lm_head.weight',
+}
+
+/** Names in the files by role, behind `model.layers.i.`, where the family does not say otherwise. */
+const LAYER_FILES: Readonly<Record<string, string>> = {
+  input_norm: 'input_layernorm.weight',
+  q_proj: 'self_attn.q_proj.weight',
+  q_bias: 'self_attn.q_proj.bias',
+  k_proj: 'self_attn.k_proj.weight',
+  k_bias: 'self_attn.k_proj.bias',
+  v_proj: 'self_attn.v_proj.weight',
+  v_bias: 'self_attn.v_proj.bias',
+  q_norm: 'self_attn.q_norm.weight',
+  k_norm: 'self_attn.k_norm.weight',
+  sinks: 'self_attn.sinks',
+  o_proj: 'self_attn.o_proj.weight',
+  o_bias: 'self_attn.o_proj.bias',
+  mlp_norm: 'post_attention_layernorm.weight',
+  gate_proj: 'mlp.gate_proj.weight',
+  gate_bias: 'mlp.gate_proj.bias',
+  up_proj: 'mlp.up_proj.weight',
+  up_bias: 'mlp.up_proj.bias',
+  down_proj: 'mlp.down_proj.weight',
+  down_bias: 'mlp.down_proj.bias',
+}
 
 /** How many unknown tensors a message names. */
 const MAX_NAMED = 10
@@ -38,12 +68,10 @@ export async function readFolder(
   return { config, tensors: modelTensors(config, await readTensors(folder, { signal })) }
 }
 
-/** One tensor of the files: the name there, its shape, and the roles it fills, top to bottom. */
+/** One tensor of the files: the name there, and the roles it fills, top to bottom. */
 interface Wanted {
   file: string
-  cols: number
-  roles: readonly { name: string; rows: number }[]
-  vector?: boolean
+  roles: readonly Role[]
 }
 
 /**
@@ -59,7 +87,6 @@ export function modelTensors(
 ): NativeTensor[] {
   const used = new Set<string>()
   const found: NativeTensor[] = []
-  // One by one: the configuration may promise more layers than memory can list.
   for (const wanted of wantedTensors(config, tensors)) {
     found.push(...locate(wanted, tensors))
     used.add(wanted.file)
@@ -72,91 +99,53 @@ function* wantedTensors(
   config: ModelConfig,
   tensors: ReadonlyMap<string, TensorEntry>,
 ): Generator<Wanted> {
-  const { vocabSize, hiddenSize } = config
-  yield matrix('model.embed_tokens', 'embed', vocabSize, hiddenSize)
-  for (let i = 0; i < config.layers; i++) yield* layerTensors(config, i)
-  yield vector('model.norm.weight', 'norm', hiddenSize)
-  // A stored output matrix counts, even where the configuration calls it tied: it may be another one.
-  if (!config.tiedEmbeddings || tensors.has('lm_head.weight')) {
-    yield matrix('lm_head', 'lm_head', vocabSize, hiddenSize)
+  for (const role of modelRoles(config)) {
+    const file = MODEL_FILES[role.name] as string
+    // A stored output matrix counts, even where the configuration calls it tied: it may be another one.
+    if (role.name === 'lm_head' && config.tiedEmbeddings && !tensors.has(file)) continue
+    yield { file, roles: [role] }
+  }
+  const family = FAMILIES[config.architecture]
+  for (const [i, layer] of config.layers.entries()) {
+    const prefixed = (role: Role) => ({ ...role, name: `layers.${i}.${role.name}` })
+    for (const { file, roles } of layerFiles(family, layerRoles(config, layer))) {
+      yield { file: `model.layers.${i}.${file}`, roles: roles.map(prefixed) }
+    }
   }
 }
 
-function matrix(file: string, name: string, rows: number, cols: number): Wanted {
-  return { file: `${file}.weight`, cols, roles: [{ name, rows }] }
+/** The files' tensors of one layer, without what comes before their names. */
+function layerFiles(family: Family, roles: readonly Role[]): Wanted[] {
+  const files = new Map<string, Role[]>()
+  for (const role of roles) {
+    const file = layerFile(family, role.name)
+    files.set(file, [...(files.get(file) ?? []), role])
+  }
+  return Array.from(files, ([file, parts]) => ({ file, roles: parts }))
 }
 
-function vector(file: string, name: string, cols: number): Wanted {
-  return { file, cols, roles: [{ name, rows: 1 }], vector: true }
-}
-
-function layerTensors(config: ModelConfig, layer: number): Wanted[] {
-  const { hiddenSize, intermediateSize, headDim, biases } = config
-  const q = config.queryHeads * headDim
-  const kv = config.kvHeads * headDim
-  const from = `model.layers.${layer}`
-  const to = `layers.${layer}`
-  const linear = (file: string, name: string, rows: number, cols: number, bias: boolean) => [
-    matrix(`${from}.${file}_proj`, `${to}.${name}_proj`, rows, cols),
-    ...(bias ? [vector(`${from}.${file}_proj.bias`, `${to}.${name}_bias`, rows)] : []),
-  ]
-  const fused = (file: string, roles: [name: string, rows: number][]): Wanted => ({
-    file: `${from}.${file}_proj.weight`,
-    cols: hiddenSize,
-    roles: roles.map(([name, rows]) => ({ name: `${to}.${name}_proj`, rows })),
-  })
-  const norm = (file: string, name: string, size: number) =>
-    vector(`${from}.${file}.weight`, `${to}.${name}_norm`, size)
-
-  const wanted = [
-    norm('input_layernorm', 'input', hiddenSize),
-    norm('post_attention_layernorm', 'post_attention', hiddenSize),
-    ...linear('self_attn.o', 'o', hiddenSize, q, biases.o),
-    ...linear('mlp.down', 'down', hiddenSize, intermediateSize, biases.mlp),
-  ]
-  if (config.fusedProjections) {
-    wanted.push(
-      fused('self_attn.qkv', [
-        ['q', q],
-        ['k', kv],
-        ['v', kv],
-      ]),
-      fused('mlp.gate_up', [
-        ['gate', intermediateSize],
-        ['up', intermediateSize],
-      ]),
-    )
-  } else {
-    wanted.push(
-      ...linear('self_attn.q', 'q', q, hiddenSize, biases.qkv),
-      ...linear('self_attn.k', 'k', kv, hiddenSize, biases.qkv),
-      ...linear('self_attn.v', 'v', kv, hiddenSize, biases.qkv),
-      ...linear('mlp.gate', 'gate', intermediateSize, hiddenSize, biases.mlp),
-      ...linear('mlp.up', 'up', intermediateSize, hiddenSize, biases.mlp),
-    )
-  }
-  if (config.qkNorm) {
-    wanted.push(norm('self_attn.q_norm', 'q', headDim), norm('self_attn.k_norm', 'k', headDim))
-  }
-  return wanted
+function layerFile({ fused = {}, names = {} }: Family, role: string): string {
+  for (const [file, roles] of Object.entries(fused)) if (roles.includes(role)) return file
+  return (names[role] ?? LAYER_FILES[role]) as string
 }
 
 function locate(wanted: Wanted, tensors: ReadonlyMap<string, TensorEntry>): NativeTensor[] {
-  const { file, cols, roles } = wanted
+  const { file, roles } = wanted
+  const [{ cols, isVector }] = roles as [Role]
   const entry = tensors.get(file)
   if (entry === undefined)
     throw new HogwildError(`tensor "${file}" is missing`, 'HOGWILD_INVALID_MODEL')
   const { path, offset, dtype: stored, shape } = entry
-  const dtype = Object.hasOwn(DTYPES, stored) ? DTYPES[stored] : undefined
-  if (dtype === undefined) {
-    const supported = Object.keys(DTYPES).join(', ')
+  const format = Object.hasOwn(STORED_FORMATS, stored) ? STORED_FORMATS[stored] : undefined
+  if (format === undefined) {
+    const supported = Object.keys(STORED_FORMATS).join(', ')
     throw new HogwildError(
       `${path}: tensor "${file}" is ${describe(stored)}; supported: ${supported}`,
       'HOGWILD_INVALID_MODEL',
     )
   }
   const rows = roles.reduce((sum, role) => sum + role.rows, 0)
-  const expected = wanted.vector ? [cols] : [rows, cols]
+  const expected = isVector ? [cols] : [rows, cols]
   if (shape.length !== expected.length || shape.some((size, i) => size !== expected[i])) {
     throw new HogwildError(
       `${path}: tensor "${file}" is [${shape}], and [${expected}] by config.json`,
@@ -165,9 +154,9 @@ function locate(wanted: Wanted, tensors: ReadonlyMap<string, TensorEntry>): Nati
   }
   let row = 0
   return roles.map((role) => {
-    const start = offset + row * cols * DTYPE_BYTES[dtype]
+    const start = offset + storedBytes(format, row, cols)
     row += role.rows
-    return { name: role.name, path, offset: start, dtype, rows: role.rows, cols }
+    return { name: role.name, path, offset: start, format, rows: role.rows, cols }
   })
 }
 

@@ -57,6 +57,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
 
   add<set_error_class>(exports, "setErrorClass");
   add<probe>(exports, "probe");
+  add<formats>(exports, "formats");
 
   add<create_device>(exports, "createDevice");
   add<device_info>(exports, "deviceInfo");

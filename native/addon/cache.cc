@@ -95,13 +95,14 @@ WorkerView WorkerViewArguments::open() const {
   return view;
 }
 
-RopeSpec read_rope(const Argument& inverse_frequencies, const Argument& attention_factor) {
+RopeSpec read_rope(const Argument& argument) {
   RopeSpec rope;
+  const Argument inverse_frequencies = argument.property("inverseFrequencies");
   rope.inverse_frequencies = inverse_frequencies.doubles();
   for (const double frequency : rope.inverse_frequencies) {
     if (!std::isfinite(frequency)) inverse_frequencies.refuse("finite inverse frequencies");
   }
-  rope.attention_factor = attention_factor.number();
+  rope.attention_factor = argument.property("attentionFactor").number();
   return rope;
 }
 
@@ -146,7 +147,7 @@ Napi::Value create_cache(const Napi::CallbackInfo& info) {
   shape.key_format = options.property("keyFormat").kv_format();
   shape.value_format = options.property("valueFormat").kv_format();
   const std::int64_t capacity = options.property("capacity").size();
-  RopeSpec rope = read_rope(options.property("inverseFrequencies"), options.property("attentionFactor"));
+  RopeSpec rope = read_rope(options);
   auto cache = KvCache::create(device->open(), shape, std::move(rope), capacity, device->disposer());
   return to_handle(info.Env(), std::make_shared<CacheHandle>(device, std::move(cache)));
 }

@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <system_error>
 
+#include "core/format.h"
+
 namespace hogwild::addon {
 
 Failure current_failure() noexcept {
@@ -133,6 +135,16 @@ KvFormat Argument::kv_format() const {
                            {"f16", KvFormat::kF16},
                            {"bf16", KvFormat::kBF16},
                            {"int8", KvFormat::kInt8}});
+}
+
+Format Argument::format() const {
+  if (value_.IsString()) {
+    const FormatInfo* info = find_format(value_.As<Napi::String>().Utf8Value());
+    if (info != nullptr) return info->format;
+  }
+  std::string names;
+  for (const FormatInfo& info : kFormats) names += (names.empty() ? "" : " or ") + std::string(info.name);
+  refuse(names);
 }
 
 Napi::Function Argument::function() const {

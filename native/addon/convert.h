@@ -113,6 +113,7 @@ class Argument {
   const std::string& path() const { return path_; }
 
   bool is_null() const { return value_.IsNull(); }
+  bool is_undefined() const { return value_.IsUndefined(); }
   bool boolean() const;
   double number() const;                                              // finite
   double number(double low, double high) const;                       // low <= x <= high
@@ -123,6 +124,7 @@ class Argument {
   std::string string() const;
   Dtype dtype() const;
   KvFormat kv_format() const;
+  Format format() const;
   template <typename T>
   T one_of(std::initializer_list<std::pair<const char*, T>> choices) const {
     if (value_.IsString()) {

@@ -3,9 +3,12 @@
 
 #include <napi.h>
 
+#include <iterator>
+
 #include "addon/convert.h"
 #include "addon/exports.h"
 #include "addon/handles.h"
+#include "core/format.h"
 #include "device/profile_device.h"
 
 namespace hogwild::addon {
@@ -51,6 +54,18 @@ class ReadBandwidthTask : public PromiseTask {
 };
 
 }  // namespace
+
+Napi::Value formats(const Napi::CallbackInfo& info) {
+  auto table = Napi::Array::New(info.Env(), std::size(kFormats));
+  for (std::uint32_t i = 0; i < std::size(kFormats); i++) {
+    auto format = Napi::Object::New(info.Env());
+    format.Set("name", kFormats[i].name);
+    format.Set("elements", static_cast<double>(kFormats[i].block_elements));
+    format.Set("bytes", static_cast<double>(kFormats[i].block_bytes));
+    table.Set(i, format);
+  }
+  return table;
+}
 
 Napi::Value probe(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();

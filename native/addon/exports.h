@@ -6,6 +6,7 @@
 namespace hogwild::addon {
 
 // device.cc
+Napi::Value formats(const Napi::CallbackInfo& info);
 Napi::Value probe(const Napi::CallbackInfo& info);
 Napi::Value create_device(const Napi::CallbackInfo& info);
 Napi::Value device_info(const Napi::CallbackInfo& info);

@@ -139,6 +139,7 @@ struct WorkerViewArguments {
 
 std::vector<std::shared_ptr<BlockHandle>> targets_of(const std::vector<WorkerViewArguments>& views);
 
-RopeSpec read_rope(const Argument& inverse_frequencies, const Argument& attention_factor);
+// Rope of lib/rope.ts.
+RopeSpec read_rope(const Argument& rope);
 
 }  // namespace hogwild::addon

@@ -29,21 +29,46 @@ namespace {
 
 // ---- loading --------------------------------------------------------------------------------------
 
+LayerSpec read_layer(const Argument& options) {
+  LayerSpec layer;
+  const Argument norms = options.property("norms");
+  layer.input_norm = norms.property("input").boolean();
+  layer.attention_output_norm = norms.property("attentionOutput").boolean();
+  layer.mlp_norm = norms.property("mlp").boolean();
+  layer.mlp_output_norm = norms.property("mlpOutput").boolean();
+  layer.qk_norm = options.property("qkNorm").one_of<QkNorm>(
+      {{"none", QkNorm::kNone}, {"head", QkNorm::kHead}, {"row", QkNorm::kRow}});
+  const Argument biases = options.property("biases");
+  layer.qkv_biases = biases.property("qkv").boolean();
+  layer.o_bias = biases.property("o").boolean();
+  layer.mlp_biases = biases.property("mlp").boolean();
+  layer.sinks = options.property("sinks").boolean();
+  layer.rope = static_cast<std::int32_t>(options.property("rope").integer(-1, INT32_MAX));
+  layer.window = options.property("window").integer(0, INT32_MAX);
+  layer.softcap = static_cast<float>(options.property("softcap").number());
+  const Argument mlp = options.property("mlp");
+  mlp.property("type").one_of<bool>({{"dense", true}});
+  layer.intermediate_size = mlp.property("intermediateSize").integer(1, INT32_MAX);
+  return layer;
+}
+
 ModelConfig read_config(const Argument& options) {
   ModelConfig config;
   config.vocab_size = options.property("vocabSize").integer(1, INT32_MAX);
   config.hidden_size = options.property("hiddenSize").integer(1, INT32_MAX);
-  config.intermediate_size = options.property("intermediateSize").integer(1, INT32_MAX);
-  config.layers = options.property("layers").integer(1, INT32_MAX);
   config.query_heads = options.property("queryHeads").integer(1, INT32_MAX);
   config.kv_heads = options.property("kvHeads").integer(1, INT32_MAX);
   config.head_dim = options.property("headDim").integer(1, INT32_MAX);
   config.rms_norm_eps = static_cast<float>(options.property("rmsNormEps").number());
   config.norm_offset = static_cast<float>(options.property("normOffset").number());
+  config.activation = read_activation(options.property("activation"));
   config.embedding_scale = static_cast<float>(options.property("embeddingScale").number());
   config.attention_scale = static_cast<float>(options.property("attentionScale").number());
-  config.activation = read_activation(options.property("activation"));
-  config.rope = read_rope(options.property("inverseFrequencies"), options.property("attentionFactor"));
+  config.residual_scale = static_cast<float>(options.property("residualScale").number());
+  config.logit_scale = static_cast<float>(options.property("logitScale").number());
+  config.logit_softcap = static_cast<float>(options.property("logitSoftcap").number());
+  config.ropes = options.property("ropes").map(read_rope);
+  config.layers = options.property("layers").map(read_layer);
   return config;
 }
 
@@ -52,9 +77,14 @@ TensorSource read_tensor(const Argument& tensor) {
   source.name = tensor.property("name").string();
   source.path = tensor.property("path").string();
   source.offset = static_cast<std::uint64_t>(tensor.property("offset").count());
-  source.dtype = tensor.property("dtype").dtype();
+  source.format = tensor.property("format").format();
   source.rows = tensor.property("rows").size();
   source.cols = tensor.property("cols").size();
+  const Argument interleaved = tensor.property("interleaved");
+  if (!interleaved.is_undefined()) {
+    source.interleaved = {.head_dim = interleaved.property("headDim").size(),
+                          .rotary_dim = interleaved.property("rotaryDim").size()};
+  }
   return source;
 }
 

@@ -10,6 +10,7 @@
 #include "addon/exports.h"
 #include "addon/handles.h"
 #include "addon/sampler_arguments.h"
+#include "core/format.h"
 #include "device/device.h"
 
 namespace hogwild::addon {
@@ -59,13 +60,15 @@ std::shared_ptr<DeviceHandle> device_argument(const Napi::CallbackInfo& info) {
   return Argument(info, 0, "device").handle<DeviceHandle>();
 }
 
-// Raw little-endian elements of `dtype`, in rows of `cols`.
-std::int64_t count_rows(const Argument& data, std::size_t bytes, Dtype dtype, std::int64_t cols) {
-  const auto elements = static_cast<std::int64_t>(bytes / dtype_size(dtype));
-  if (bytes % dtype_size(dtype) != 0 || elements == 0 || elements % cols != 0) {
-    data.refuse("whole rows of " + std::to_string(cols) + " elements of " + dtype_name(dtype));
+// Raw little-endian elements of `format`, in rows of `cols`.
+std::int64_t count_rows(const Argument& data, std::size_t bytes, Format format, std::int64_t cols) {
+  const FormatInfo& info = format_info(format);
+  if (!is_plain(format)) data.refuse("elements of f32, f16 or bf16");
+  const auto row = cols % info.block_elements == 0 ? static_cast<std::size_t>(row_bytes(format, cols)) : 0;
+  if (row == 0 || bytes == 0 || bytes % row != 0) {
+    data.refuse("whole rows of " + std::to_string(cols) + " elements of " + info.name);
   }
-  return elements / cols;
+  return static_cast<std::int64_t>(bytes / row);
 }
 
 }  // namespace
@@ -99,10 +102,10 @@ Napi::Value op_embedding(const Napi::CallbackInfo& info) {
   const std::vector<std::int32_t> tokens = ids.int32s();
   const Argument table(info, 2, "table");
   const std::vector<std::uint8_t> bytes = table.bytes();
-  const Dtype dtype = Argument(info, 3, "dtype").dtype();
+  const Format format = Argument(info, 3, "format").format();
   const std::int64_t cols = Argument(info, 4, "cols").size();
   const double scale = Argument(info, 5, "scale").number();
-  const std::int64_t rows = count_rows(table, bytes.size(), dtype, cols);
+  const std::int64_t rows = count_rows(table, bytes.size(), format, cols);
   for (const std::int32_t token : tokens) {
     if (token < 0 || token >= rows) ids.refuse("ids from 0 to " + std::to_string(rows - 1));
   }
@@ -112,7 +115,7 @@ Napi::Value op_embedding(const Napi::CallbackInfo& info) {
   Scratch scratch(device);
   EmbeddingParams params;
   params.rows = static_cast<std::int64_t>(tokens.size());
-  params.table = {scratch.upload(bytes), dtype, rows, cols};
+  params.table = {scratch.upload(bytes), format, rows, cols};
   params.scale = static_cast<float>(scale);
   params.out = scratch.allocate<float>(out.ElementLength());
   device.begin_step({.id = 0, .plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
@@ -149,7 +152,7 @@ Napi::Value op_rms_norm(const Napi::CallbackInfo& info) {
 Napi::Value op_matmul(const Napi::CallbackInfo& info) {
   struct Weight {
     std::vector<std::uint8_t> data;
-    Dtype dtype;
+    Format format;
     std::int64_t rows;
     std::vector<float> bias;
   };
@@ -166,8 +169,8 @@ Napi::Value op_matmul(const Napi::CallbackInfo& info) {
     Weight weight;
     const Argument data = argument.property("data");
     weight.data = data.bytes();
-    weight.dtype = argument.property("dtype").dtype();
-    weight.rows = count_rows(data, weight.data.size(), weight.dtype, k);
+    weight.format = argument.property("format").format();
+    weight.rows = count_rows(data, weight.data.size(), weight.format, k);
     const Argument bias = argument.property("bias");
     if (!bias.is_null()) weight.bias = bias.floats(weight.rows);
     return weight;
@@ -187,7 +190,7 @@ Napi::Value op_matmul(const Napi::CallbackInfo& info) {
   params.n_outputs = static_cast<int>(weights.size());
   for (std::size_t i = 0; i < weights.size(); i++) {
     const Weight& weight = weights[i];
-    params.outputs[i].weight = {scratch.upload(weight.data), weight.dtype, weight.rows, k};
+    params.outputs[i].weight = {scratch.upload(weight.data), weight.format, weight.rows, k};
     params.outputs[i].bias = scratch.upload(weight.bias);
     params.outputs[i].y = scratch.allocate<float>(results[i].ElementLength());
   }

@@ -343,6 +343,7 @@ AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
         plan.query_ranges_[range] = {.token = token,
                                      .rope_row = static_cast<std::int32_t>(sight.row + position),
                                      .limit = limit,
+                                     .distance = position - seen.start,
                                      .bias = seen.bias};
         plan.token_query_ranges_.push_back(range);
         PlanSegment& segment = plan.segments_[sight.segment];

@@ -20,7 +20,7 @@ struct WorkerView {
   std::span<const std::int32_t> tokens;             // new tokens, read at commit; for engines without ids: all -1
 };
 
-// What every layer does for some consecutive rows (new tokens) of a step. Memory: 40 bytes for each pair of a
+// What every layer does for some consecutive rows (new tokens) of a step. Memory: 48 bytes for each pair of a
 // token and a segment that it sees, and 4 R for each distinct position to which a query or a key is turned:
 // at most one for each such pair, and at most twice the longest view.
 class AttentionPlan {

@@ -14,6 +14,7 @@ struct RopeSpec {
   double attention_factor = 1;              // `a` of docs/semantics.md: once through q, once through k
 
   std::int64_t rotary_dim() const { return 2 * static_cast<std::int64_t>(inverse_frequencies.size()); }
+  bool operator==(const RopeSpec&) const = default;
 };
 
 // cos and sin of any position in double precision, without a call of std::cos for each: the angle of

@@ -26,10 +26,30 @@ constexpr const char* dtype_name(Dtype dtype) {
   return "?";
 }
 
-// A weight matrix where it lies: row-major [rows, cols], `data` aligned to dtype_size(dtype).
+// Formats of weights; format.h has their table.
+enum class Format : std::uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ2_K,
+  kQ3_K,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
+  kIQ4_NL,
+  kIQ4_XS,
+  kMXFP4,
+};
+
+// A weight matrix where it lies: row-major [rows, cols]; `data` of plain formats is aligned to their elements.
 struct Matrix {
   const void* data = nullptr;
-  Dtype dtype = Dtype::kF32;
+  Format format = Format::kF32;
   std::int64_t rows = 0;
   std::int64_t cols = 0;
 };

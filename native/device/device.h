@@ -52,8 +52,15 @@ struct DeviceInfo {
   int threads = 0;   // cpu: threads that compute, the calling one included
 };
 
+// What a model may need beyond what every device computes.
+enum class Feature : std::uint8_t {
+  kAdd,           // AddParams
+  kSoftcap,       // SoftcapParams
+  kSeveralRopes,  // rope tables that differ between layers, or layers without one
+};
+
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
-// `kv_padding`, `own_memory` and, where that is 0, `allocate`: those may come from any thread. Ops may be
+// `kv_padding`, `check_attention`, `own_memory` and, where that is 0, `allocate`: those may come from any thread. Ops may be
 // asynchronous on the device; `synchronize` waits for all of them. `download` waits by itself.
 class Device {
  public:
@@ -61,9 +68,16 @@ class Device {
 
   virtual DeviceInfo info() const = 0;
 
+  // What it lacks is refused by name when a model is loaded or a cache is made.
+  virtual bool has(Feature) const { return true; }
+
   // Elements to be added to each row of a cache of this shape (KvShape::padding). Throws kUnsupported, naming
   // what is supported, where the device cannot keep such a cache.
   virtual std::int64_t kv_padding(const KvShape&) const { return 0; }
+
+  // Throws kUnsupported, naming what is supported, where the device cannot attend so: a soft cap, a window or sinks.
+  // For whoever loads a model; `attention` refuses the same. Pointers are compared with null, no more.
+  virtual void check_attention(const AttentionParams&) const {}
 
   // Bytes of memory of its own, in all; 0: it computes in the host's. Allocating its own takes a device time and must
   // not come between the ops of a step, and engines may have buffers of theirs in it.
@@ -106,6 +120,8 @@ class Device {
   virtual void rms_norm(const RmsNormParams& params) = 0;
   virtual void matmul(const MatmulParams& params) = 0;
   virtual void gated_activation(const GatedActivationParams& params) = 0;
+  virtual void add(const AddParams& params) = 0;
+  virtual void softcap(const SoftcapParams& params) = 0;
   virtual void kv_append(const KvAppendParams& params) = 0;
   virtual void attention(const AttentionParams& params) = 0;
   virtual void kv_move(const KvMoveParams& params) = 0;

@@ -65,6 +65,22 @@ struct GatedActivationParams {
   float* out = nullptr;  // [n], may be gate
 };
 
+// x += scale * y
+struct AddParams {
+  float* x = nullptr;        // [n]
+  const float* y = nullptr;  // [n]
+  std::int64_t n = 0;
+  float scale = 1;
+};
+
+// x = softcap * tanh(scale * x / softcap), or scale * x where softcap is 0
+struct SoftcapParams {
+  float* x = nullptr;  // [n]
+  std::int64_t n = 0;
+  float scale = 1;
+  float softcap = 0;
+};
+
 // ---- the KV cache as devices see it ---------------------------------------------------------------
 
 // Shape of a page pool. A page holds kPageSize tokens of one layer: keys [Hkv, P, D] and values [Hkv, P, D] and, where
@@ -130,7 +146,14 @@ struct QueryRange {
   std::int32_t token = 0;     // row of q, in [0, T)
   std::int32_t rope_row = 0;  // row of the rope table
   std::int64_t limit = 0;     // it sees the first `limit` tokens of the segment, 1 <= limit <= length
+  std::int64_t distance = 0;  // view positions from the segment's first token to the new one
   float bias = 0;             // added to every score of this range: a log-weight per (worker, block)
+
+  // The first token of the segment that it sees through a sliding window (AttentionParams::window); where that is not
+  // below `limit`, it sees none.
+  std::int64_t first_seen(std::int64_t window) const {
+    return window == 0 || distance < window ? 0 : distance - window + 1;
+  }
 };
 
 // What every layer of a step does, built once per step on the host (cache/attention_plan.h).
@@ -173,14 +196,19 @@ struct KvAppendParams {
 };
 
 // Concurrent attention: for each new token t and query head h, over all query ranges of t,
-//   out = sum softmax(scale * <rotate(q, rope_row), key> + bias) value,   lse = log sum exp(...)
-// Each segment's keys and values are read once for all tokens that visit it. A token without
-// query ranges gets out = 0 and lse = -inf. Query head h reads kv head floor(h * Hkv / Hq).
+//   score = cap(scale * <rotate(q, rope_row), key>) + bias,  cap(x) = softcap * tanh(x / softcap), or x where softcap = 0
+//   out = sum exp(score - lse) value,   lse = log(sum exp(score) + exp(sinks[h]))
+// A key that is `window` or more view positions before t is not seen: neither read nor counted. Each segment's keys and
+// values are read once for all tokens that visit it. A token that sees nothing gets out = 0 and lse = sinks[h], -inf
+// without sinks. Query head h reads kv head floor(h * Hkv / Hq).
 struct AttentionParams {
   KvShape shape;
   KvLayer layer;
   std::int64_t query_heads = 0;  // Hq, a multiple of Hkv
   float scale = 0;               // normally 1 / sqrt(D)
+  float softcap = 0;             // 0: off
+  std::int64_t window = 0;       // in view positions, the token's own included; 0: off
+  const float* sinks = nullptr;  // [Hq] or null, finite or -inf: f32
   const void* q = nullptr;       // [T, Hq, D], before RoPE
   void* out = nullptr;           // [T, Hq, D]
   float* lse = nullptr;          // [T, Hq] or null: f32

@@ -4,10 +4,10 @@
 #include <chrono>
 #include <utility>
 
+#include "core/format.h"
+
 namespace hogwild {
 namespace {
-
-std::int64_t element_bytes(Dtype dtype) { return static_cast<std::int64_t>(dtype_size(dtype)); }
 
 // Key and value of one token in one layer.
 std::int64_t token_bytes(const KvShape& shape) {
@@ -15,6 +15,23 @@ std::int64_t token_bytes(const KvShape& shape) {
 }
 
 }  // namespace
+
+// Tokens of a segment that somebody sees through the window.
+std::int64_t ProfileDevice::tokens_seen(const PlanSegment& segment, std::int64_t window) {
+  if (window == 0) return segment.length;
+  seen_.clear();
+  for (const QueryRange& range :
+       step_.plan.query_ranges.subspan(segment.first_query_range, segment.n_query_ranges)) {
+    seen_.emplace_back(range.first_seen(window), range.limit);
+  }
+  std::sort(seen_.begin(), seen_.end());
+  std::int64_t tokens = 0, counted_to = 0;
+  for (const auto& [begin, end] : seen_) {
+    tokens += std::max(end - std::max(begin, counted_to), std::int64_t{0});
+    counted_to = std::max(counted_to, end);
+  }
+  return tokens;
+}
 
 template <typename Op>
 void ProfileDevice::measure(const Key& key, std::int64_t bytes, Op&& op) {
@@ -44,7 +61,7 @@ std::vector<OpProfile> ProfileDevice::take_profile() {
 }
 
 void ProfileDevice::embedding(const EmbeddingParams& p) {
-  const std::int64_t bytes = p.rows * p.table.cols * element_bytes(p.table.dtype);
+  const std::int64_t bytes = p.rows * row_bytes(p.table.format, p.table.cols);
   measure({"embedding", 0, 0}, bytes, [&] { device_->embedding(p); });
 }
 
@@ -58,7 +75,7 @@ void ProfileDevice::matmul(const MatmulParams& p) {
   for (int i = 0; i < p.n_outputs; i++) {
     const Matrix& weight = p.outputs[i].weight;
     outputs += weight.rows;
-    bytes += weight.rows * weight.cols * element_bytes(weight.dtype);
+    bytes += matrix_bytes(weight);
   }
   measure({"matmul", p.k, outputs}, bytes, [&] { device_->matmul(p); });
 }
@@ -67,13 +84,21 @@ void ProfileDevice::gated_activation(const GatedActivationParams& p) {
   measure({"gated_activation", 0, 0}, 0, [&] { device_->gated_activation(p); });
 }
 
+void ProfileDevice::add(const AddParams& p) {
+  measure({"add", 0, 0}, 0, [&] { device_->add(p); });
+}
+
+void ProfileDevice::softcap(const SoftcapParams& p) {
+  measure({"softcap", 0, 0}, 0, [&] { device_->softcap(p); });
+}
+
 void ProfileDevice::kv_append(const KvAppendParams& p) {
   measure({"kv_append", 0, 0}, p.rows * token_bytes(p.shape), [&] { device_->kv_append(p); });
 }
 
 void ProfileDevice::attention(const AttentionParams& p) {
   std::int64_t tokens = 0;
-  for (const PlanSegment& segment : step_.plan.segments) tokens += segment.length;
+  for (const PlanSegment& segment : step_.plan.segments) tokens += tokens_seen(segment, p.window);
   measure({"attention", 0, 0}, tokens * token_bytes(p.shape), [&] { device_->attention(p); });
 }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "device/device.h"
@@ -30,6 +31,7 @@ class ProfileDevice final : public Device {
   std::vector<OpProfile> take_profile();
 
   DeviceInfo info() const override { return device_->info(); }
+  bool has(Feature feature) const override { return device_->has(feature); }
   std::int64_t own_memory() const override { return device_->own_memory(); }
   Buffer allocate(std::size_t bytes, const char* purpose) override { return device_->allocate(bytes, purpose); }
   void download(void* host, const void* device, std::size_t bytes) override { device_->download(host, device, bytes); }
@@ -39,6 +41,7 @@ class ProfileDevice final : public Device {
     return device_->upload_weight(host, storage);
   }
   std::int64_t kv_padding(const KvShape& shape) const override { return device_->kv_padding(shape); }
+  void check_attention(const AttentionParams& params) const override { device_->check_attention(params); }
   void begin_step(const StepView& step) override {
     step_ = step;
     device_->begin_step(step);
@@ -49,6 +52,8 @@ class ProfileDevice final : public Device {
   void rms_norm(const RmsNormParams& params) override;
   void matmul(const MatmulParams& params) override;
   void gated_activation(const GatedActivationParams& params) override;
+  void add(const AddParams& params) override;
+  void softcap(const SoftcapParams& params) override;
   void kv_append(const KvAppendParams& params) override;
   void attention(const AttentionParams& params) override;
   void kv_move(const KvMoveParams& params) override;
@@ -58,12 +63,14 @@ class ProfileDevice final : public Device {
  private:
   using Key = std::tuple<const char*, std::int64_t, std::int64_t>;  // op, k, outputs; sizes 0 where there is one kind
 
+  std::int64_t tokens_seen(const PlanSegment& segment, std::int64_t window);
   template <typename Op>
   void measure(const Key& key, std::int64_t bytes, Op&& op);
 
   std::shared_ptr<Device> device_;
   StepView step_;
-  std::map<Key, OpProfile> profiles_;  // `op` is filled in by take_profile
+  std::vector<std::pair<std::int64_t, std::int64_t>> seen_;  // scratch of tokens_seen
+  std::map<Key, OpProfile> profiles_;                        // `op` is filled in by take_profile
 };
 
 }  // namespace hogwild

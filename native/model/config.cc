@@ -1,5 +1,6 @@
 #include "model/config.h"
 
+#include <iterator>
 #include <string>
 
 #include "core/error.h"
@@ -15,13 +16,49 @@ void check_size(const char* name, std::int64_t value) {
               std::string(name) + ": expected 1 to " + std::to_string(INT32_MAX) + ", found " + std::to_string(value));
 }
 
+void check_positive(const char* name, float value) {
+  if (value > 0) return;
+  throw Error(code::kInvalidModel, std::string(name) + ": expected a positive number, found " + std::to_string(value));
+}
+
+void check_not_negative(const char* name, float value) {
+  if (value >= 0) return;
+  throw Error(code::kInvalidModel, std::string(name) + ": expected 0 or more, found " + std::to_string(value));
+}
+
+// Refuses what only other devices compute.
+class Features {
+ public:
+  explicit Features(const Device& device) : device_(device) {}
+
+  void require(bool is_unused, Feature feature, const char* field) const {
+    if (is_unused || device_.has(feature)) return;
+    throw Error(code::kUnsupported, std::string(field) + ": the " + device_.info().type +
+                                        " device does not compute it; the cpu device does");
+  }
+
+ private:
+  const Device& device_;
+};
+
+void check_layer(const ModelConfig& config, const LayerSpec& layer) {
+  check_size("intermediate_size", layer.intermediate_size);
+  check_not_negative("softcap", layer.softcap);
+  if (layer.window < 0) {
+    throw Error(code::kInvalidModel, "window: expected 0 or more, found " + std::to_string(layer.window));
+  }
+  if (layer.rope < -1 || layer.rope >= std::ssize(config.ropes)) {
+    throw Error(code::kInvalidModel, "rope: expected -1 to " + std::to_string(std::ssize(config.ropes) - 1) +
+                                         " (one of `ropes` or none), found " + std::to_string(layer.rope));
+  }
+}
+
 }  // namespace
 
-void check_config(const ModelConfig& config) {
+void check_config(const ModelConfig& config, const Device& device) {
   check_size("vocab_size", config.vocab_size);
   check_size("hidden_size", config.hidden_size);
-  check_size("intermediate_size", config.intermediate_size);
-  check_size("layers", config.layers);
+  check_size("layers", config.n_layers());
   check_size("query_heads", config.query_heads);
   check_size("kv_heads", config.kv_heads);
   if (config.query_heads % config.kv_heads != 0) {
@@ -34,14 +71,24 @@ void check_config(const ModelConfig& config) {
                                         " up to " + std::to_string(kMaxHeadDim) + ", found " +
                                         std::to_string(config.head_dim));
   }
-  if (config.rope.rotary_dim() > config.head_dim) {
-    throw Error(code::kInvalidModel, "rope: expected at most head_dim / 2 = " + std::to_string(config.head_dim / 2) +
-                                         " frequencies, found " +
-                                         std::to_string(config.rope.inverse_frequencies.size()));
+  for (const RopeSpec& rope : config.ropes) {
+    if (rope.rotary_dim() >= 2 && rope.rotary_dim() <= config.head_dim) continue;
+    throw Error(code::kInvalidModel, "ropes: expected 1 to head_dim / 2 = " + std::to_string(config.head_dim / 2) +
+                                         " frequencies, found " + std::to_string(rope.inverse_frequencies.size()));
   }
-  if (!(config.attention_scale > 0)) {
-    throw Error(code::kInvalidModel,
-                "attention_scale: expected a positive number, found " + std::to_string(config.attention_scale));
+  check_positive("attention_scale", config.attention_scale);
+  check_positive("residual_scale", config.residual_scale);
+  check_positive("logit_scale", config.logit_scale);
+  check_not_negative("logit_softcap", config.logit_softcap);
+  const Features features(device);
+  features.require(config.residual_scale == 1, Feature::kAdd, "residual_scale other than 1");
+  features.require(config.logit_scale == 1, Feature::kSoftcap, "logit_scale other than 1");
+  features.require(config.logit_softcap == 0, Feature::kSoftcap, "logit_softcap");
+  for (const LayerSpec& layer : config.layers) {
+    check_layer(config, layer);
+    features.require(!layer.attention_output_norm, Feature::kAdd, "attention_output_norm");
+    features.require(!layer.mlp_output_norm, Feature::kAdd, "mlp_output_norm");
+    features.require(layer.rope == 0, Feature::kSeveralRopes, "rope other than 0");
   }
 }
 

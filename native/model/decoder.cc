@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/format.h"
 
 namespace hogwild {
 namespace {
@@ -18,14 +19,13 @@ void check_cancelled(const std::atomic<bool>& cancel) {
 
 Decoder::Decoder(std::shared_ptr<Device> device, ModelConfig config, std::unique_ptr<Weights> weights)
     : id_(next_id++), device_(std::move(device)), config_(std::move(config)), weights_(std::move(weights)) {
-  check_config(config_);
+  check_config(config_, *device_);
   layers_ = load_layers(*device_, config_, *weights_);
 }
 
 std::int64_t Decoder::weight_bytes() const {
   const Matrix& embed = layers_.embed;
-  const std::int64_t embed_bytes = embed.rows * embed.cols * static_cast<std::int64_t>(dtype_size(embed.dtype));
-  return weights_->bytes() - (weights_->has("lm_head") ? embed_bytes : 0);
+  return weights_->bytes() - (weights_->has("lm_head") ? matrix_bytes(embed) : 0);
 }
 
 // ---- memory ---------------------------------------------------------------------------------------
@@ -53,12 +53,18 @@ Activations& Decoder::take_activations(std::int64_t n, std::int64_t c) {
   moved |= reserve(activations.q, n * config_.q_size(), "queries");
   moved |= reserve(activations.attended, c * config_.q_size(), "attention output");
   if (moved) activations.version = next_id++;
-  reserve_scratch(c * config_.hidden_size, c * 2 * std::max(config_.kv_size(), config_.intermediate_size));
+  reserve_scratch(c * config_.hidden_size, c * 2 * std::max(config_.kv_size(), intermediate_size()));
   activations.in_use = true;
   return activations;
 }
 
 // ---- ops ------------------------------------------------------------------------------------------
+
+std::int64_t Decoder::intermediate_size() const {
+  std::int64_t size = 0;
+  for (const LayerSpec& layer : config_.layers) size = std::max(size, layer.intermediate_size);
+  return size;
+}
 
 void Decoder::rms_norm(const float* in, const float* weight, std::int64_t rows, std::int64_t cols, float* out) {
   device_->rms_norm({.x = in, .weight = weight, .eps = config_.rms_norm_eps, .rows = rows, .cols = cols, .out = out});
@@ -70,18 +76,27 @@ void Decoder::embed(const Rows& rows) {
 
 void Decoder::project_and_append(std::int64_t index, const Rows& rows) {
   const Layer& layer = layers_.layers[index];
-  rms_norm(x(rows), layer.input_norm, rows.n, config_.hidden_size, normed_.as<float>());
-  device_->matmul({.x = normed_.as<float>(),
+  const float* in = normed(layer.input_norm, rows);
+  device_->matmul({.x = in,
                    .rows = rows.n,
                    .k = config_.hidden_size,
                    .n_outputs = 3,
                    .outputs = {{layer.q_proj, layer.q_bias, q(rows)},
                                {layer.k_proj, layer.k_bias, k()},
                                {layer.v_proj, layer.v_bias, v(rows.n)}}});
-  if (layer.q_norm != nullptr) {
-    rms_norm(q(rows), layer.q_norm, rows.n * config_.query_heads, config_.head_dim, q(rows));
+  const std::int64_t head_dim = config_.head_dim;
+  switch (config_.layers[index].qk_norm) {
+    case QkNorm::kNone:
+      break;
+    case QkNorm::kHead:
+      rms_norm(q(rows), layer.q_norm, rows.n * config_.query_heads, head_dim, q(rows));
+      rms_norm(k(), layer.k_norm, rows.n * config_.kv_heads, head_dim, k());
+      break;
+    case QkNorm::kRow:
+      rms_norm(q(rows), layer.q_norm, rows.n, config_.q_size(), q(rows));
+      rms_norm(k(), layer.k_norm, rows.n, config_.kv_size(), k());
+      break;
   }
-  if (layer.k_norm != nullptr) rms_norm(k(), layer.k_norm, rows.n * config_.kv_heads, config_.head_dim, k());
   device_->kv_append({.shape = rows.cache.shape(),
                       .layer = rows.cache.layer(index),
                       .first = 0,
@@ -101,30 +116,38 @@ void Decoder::attend(std::int64_t index, const Rows& rows) {
 
 void Decoder::output_and_mlp(std::int64_t index, const Rows& rows) {
   const Layer& layer = layers_.layers[index];
-  device_->matmul({.x = rows.activations.attended.as<float>(),
-                   .rows = rows.n,
-                   .k = config_.q_size(),
-                   .n_outputs = 1,
-                   .outputs = {{layer.o_proj, layer.o_bias, x(rows), true}}});
-  rms_norm(x(rows), layer.post_attention_norm, rows.n, config_.hidden_size, normed_.as<float>());
+  const std::int64_t intermediate = config_.layers[index].intermediate_size;
+  add_to_residual(rows.activations.attended.as<float>(), layer.o_proj, layer.o_bias, layer.attention_output_norm, rows);
+  const float* in = normed(layer.mlp_norm, rows);
   check_cancelled(rows.cancel);
+  float* gate = shared_.as<float>();         // [n, intermediate]
+  float* up = gate + rows.n * intermediate;  // [n, intermediate]
+  device_->matmul({.x = in,
+                   .rows = rows.n,
+                   .k = config_.hidden_size,
+                   .n_outputs = 2,
+                   .outputs = {{layer.gate_proj, layer.gate_bias, gate}, {layer.up_proj, layer.up_bias, up}}});
+  device_->gated_activation(
+      {.gate = gate, .up = up, .n = rows.n * intermediate, .activation = config_.activation, .out = gate});
+  check_cancelled(rows.cancel);
+  add_to_residual(gate, layer.down_proj, layer.down_bias, layer.mlp_output_norm, rows);
+}
+
+const float* Decoder::normed(const float* norm, const Rows& rows) {
+  if (norm == nullptr) return x(rows);
+  rms_norm(x(rows), norm, rows.n, config_.hidden_size, normed_.as<float>());
+  return normed_.as<float>();
+}
+
+void Decoder::add_to_residual(const float* in, const Matrix& weight, const float* bias, const float* norm,
+                              const Rows& rows) {
+  const bool at_once = norm == nullptr && config_.residual_scale == 1;
+  float* out = at_once ? x(rows) : normed_.as<float>();
   device_->matmul(
-      {.x = normed_.as<float>(),
-       .rows = rows.n,
-       .k = config_.hidden_size,
-       .n_outputs = 2,
-       .outputs = {{layer.gate_proj, layer.gate_bias, gate()}, {layer.up_proj, layer.up_bias, up(rows.n)}}});
-  device_->gated_activation({.gate = gate(),
-                             .up = up(rows.n),
-                             .n = rows.n * config_.intermediate_size,
-                             .activation = config_.activation,
-                             .out = gate()});
-  check_cancelled(rows.cancel);
-  device_->matmul({.x = gate(),
-                   .rows = rows.n,
-                   .k = config_.intermediate_size,
-                   .n_outputs = 1,
-                   .outputs = {{layer.down_proj, layer.down_bias, x(rows), true}}});
+      {.x = in, .rows = rows.n, .k = weight.cols, .n_outputs = 1, .outputs = {{weight, bias, out, at_once}}});
+  if (at_once) return;
+  if (norm != nullptr) rms_norm(out, norm, rows.n, config_.hidden_size, out);
+  device_->add({.x = x(rows), .y = out, .n = rows.n * config_.hidden_size, .scale = config_.residual_scale});
 }
 
 const float* Decoder::logits(const Activations& activations, std::span<const LogitsRow> rows, std::int64_t first_row) {
@@ -142,6 +165,12 @@ const float* Decoder::logits(const Activations& activations, std::span<const Log
                    .k = hidden,
                    .n_outputs = 1,
                    .outputs = {{layers_.lm_head, nullptr, shared_.as<float>()}}});
+  if (config_.logit_scale != 1 || config_.logit_softcap != 0) {
+    device_->softcap({.x = shared_.as<float>(),
+                      .n = n * config_.vocab_size,
+                      .scale = config_.logit_scale,
+                      .softcap = config_.logit_softcap});
+  }
   return shared_.as<float>();
 }
 

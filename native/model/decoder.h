@@ -77,12 +77,16 @@ class Decoder {
  private:
   float* k() const { return shared_.as<float>(); }
   float* v(std::int64_t n) const { return shared_.as<float>() + n * config_.kv_size(); }
-  float* gate() const { return shared_.as<float>(); }                                              // [n, intermediate]
-  float* up(std::int64_t n) const { return shared_.as<float>() + n * config_.intermediate_size; }  // [n, intermediate]
   float* x(const Rows& rows) const { return rows.activations.x.as<float>() + rows.first * config_.hidden_size; }
   float* q(const Rows& rows) const { return rows.activations.q.as<float>() + rows.first * config_.q_size(); }
 
+  std::int64_t intermediate_size() const;  // the largest of all layers
+
   void rms_norm(const float* in, const float* weight, std::int64_t rows, std::int64_t cols, float* out);
+  // The residual stream under this norm, in normed_; as it is where there is none.
+  const float* normed(const float* norm, const Rows& rows);
+  // x += residual_scale * norm(weight in + bias), without the norm where there is none. Overwrites normed_.
+  void add_to_residual(const float* in, const Matrix& weight, const float* bias, const float* norm, const Rows& rows);
   // Whether the buffer had to move. Its contents are lost then.
   bool reserve(Buffer& buffer, std::int64_t floats, const char* purpose);
   void reserve_scratch(std::int64_t normed_floats, std::int64_t shared_floats);

@@ -19,7 +19,9 @@ class Loader {
     layers_.embed = matrix("embed", config_.vocab_size, hidden);
     layers_.lm_head = weights_.has("lm_head") ? matrix("lm_head", config_.vocab_size, hidden) : layers_.embed;
     layers_.norm = norm("norm", hidden);
-    for (std::int64_t i = 0; i < config_.layers; ++i) layers_.layers.push_back(layer(i));
+    for (std::size_t i = 0; i < config_.layers.size(); ++i) {
+      layers_.layers.push_back(layer("layers." + std::to_string(i) + ".", config_.layers[i]));
+    }
     for (const std::string& name : weights_.names()) {
       if (used_.contains(name)) continue;
       throw Error(code::kUnsupported, "tensor '" + name + "' has no place in this model's architecture");
@@ -38,10 +40,6 @@ class Loader {
     return weights_.vector(name, size);
   }
 
-  const float* optional_vector(const std::string& name, std::int64_t size) {
-    return weights_.has(name) ? vector(name, size) : nullptr;
-  }
-
   const float* norm(const std::string& name, std::int64_t size) {
     const float* weight = vector(name, size);
     if (config_.norm_offset == 0) return weight;
@@ -54,35 +52,41 @@ class Loader {
     return layers_.shifted_norms.back().as<float>();
   }
 
-  const float* optional_norm(const std::string& name, std::int64_t size) {
-    return weights_.has(name) ? norm(name, size) : nullptr;
-  }
-
-  Layer layer(std::int64_t index) {
-    const std::string prefix = "layers." + std::to_string(index) + ".";
+  Layer layer(const std::string& prefix, const LayerSpec& spec) {
     const std::int64_t hidden = config_.hidden_size;
-    const std::int64_t intermediate = config_.intermediate_size;
     const std::int64_t q_size = config_.q_size();
     const std::int64_t kv_size = config_.kv_size();
+    const std::int64_t intermediate = spec.intermediate_size;
+    const auto norm_if = [&](bool has, const char* name, std::int64_t size) {
+      return has ? norm(prefix + name, size) : nullptr;
+    };
+    const auto vector_if = [&](bool has, const char* name, std::int64_t size) {
+      return has ? vector(prefix + name, size) : nullptr;
+    };
+    const bool has_qk_norm = spec.qk_norm != QkNorm::kNone;
+    const bool per_head = spec.qk_norm == QkNorm::kHead;
     Layer layer;
-    layer.input_norm = norm(prefix + "input_norm", hidden);
-    layer.post_attention_norm = norm(prefix + "post_attention_norm", hidden);
+    layer.input_norm = norm_if(spec.input_norm, "input_norm", hidden);
+    layer.attention_output_norm = norm_if(spec.attention_output_norm, "attention_output_norm", hidden);
+    layer.mlp_norm = norm_if(spec.mlp_norm, "mlp_norm", hidden);
+    layer.mlp_output_norm = norm_if(spec.mlp_output_norm, "mlp_output_norm", hidden);
     layer.q_proj = matrix(prefix + "q_proj", q_size, hidden);
     layer.k_proj = matrix(prefix + "k_proj", kv_size, hidden);
     layer.v_proj = matrix(prefix + "v_proj", kv_size, hidden);
     layer.o_proj = matrix(prefix + "o_proj", hidden, q_size);
-    layer.q_bias = optional_vector(prefix + "q_bias", q_size);
-    layer.k_bias = optional_vector(prefix + "k_bias", kv_size);
-    layer.v_bias = optional_vector(prefix + "v_bias", kv_size);
-    layer.o_bias = optional_vector(prefix + "o_bias", hidden);
-    layer.q_norm = optional_norm(prefix + "q_norm", config_.head_dim);
-    layer.k_norm = optional_norm(prefix + "k_norm", config_.head_dim);
+    layer.q_bias = vector_if(spec.qkv_biases, "q_bias", q_size);
+    layer.k_bias = vector_if(spec.qkv_biases, "k_bias", kv_size);
+    layer.v_bias = vector_if(spec.qkv_biases, "v_bias", kv_size);
+    layer.o_bias = vector_if(spec.o_bias, "o_bias", hidden);
+    layer.q_norm = norm_if(has_qk_norm, "q_norm", per_head ? config_.head_dim : q_size);
+    layer.k_norm = norm_if(has_qk_norm, "k_norm", per_head ? config_.head_dim : kv_size);
+    layer.sinks = vector_if(spec.sinks, "sinks", config_.query_heads);
     layer.gate_proj = matrix(prefix + "gate_proj", intermediate, hidden);
     layer.up_proj = matrix(prefix + "up_proj", intermediate, hidden);
     layer.down_proj = matrix(prefix + "down_proj", hidden, intermediate);
-    layer.gate_bias = optional_vector(prefix + "gate_bias", intermediate);
-    layer.up_bias = optional_vector(prefix + "up_bias", intermediate);
-    layer.down_bias = optional_vector(prefix + "down_bias", hidden);
+    layer.gate_bias = vector_if(spec.mlp_biases, "gate_bias", intermediate);
+    layer.up_bias = vector_if(spec.mlp_biases, "up_bias", intermediate);
+    layer.down_bias = vector_if(spec.mlp_biases, "down_bias", hidden);
     return layer;
   }
 

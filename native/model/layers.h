@@ -9,17 +9,20 @@
 
 namespace hogwild {
 
-// Biases and head norms are null where the model has none.
+// Norms, biases and sinks are null where the layer has none.
 struct Layer {
-  const float* input_norm = nullptr;           // [hidden]
-  const float* post_attention_norm = nullptr;  // [hidden]
+  const float* input_norm = nullptr;             // [hidden]
+  const float* attention_output_norm = nullptr;  // [hidden]
+  const float* mlp_norm = nullptr;               // [hidden]
+  const float* mlp_output_norm = nullptr;        // [hidden]
   Matrix q_proj, k_proj, v_proj, o_proj;
   const float* q_bias = nullptr;
   const float* k_bias = nullptr;
   const float* v_bias = nullptr;
   const float* o_bias = nullptr;
-  const float* q_norm = nullptr;  // [D]
-  const float* k_norm = nullptr;  // [D]
+  const float* q_norm = nullptr;  // [D], or [Q] for a norm of the whole row
+  const float* k_norm = nullptr;  // [D], or [K]
+  const float* sinks = nullptr;   // [Hq]
   Matrix gate_proj, up_proj, down_proj;
   const float* gate_bias = nullptr;
   const float* up_bias = nullptr;

@@ -37,16 +37,15 @@ class Stopwatch {
 void check_cache(const Decoder& decoder, KvCache& cache) {
   const KvShape& shape = cache.shape();
   const ModelConfig& config = decoder.config();
-  if (shape.layers != config.layers || shape.kv_heads != config.kv_heads || shape.head_dim != config.head_dim) {
+  if (shape.layers != config.n_layers() || shape.kv_heads != config.kv_heads || shape.head_dim != config.head_dim) {
     const auto text = [](std::int64_t layers, std::int64_t kv_heads, std::int64_t head_dim) {
       return std::to_string(layers) + " layers, " + std::to_string(kv_heads) + " kv heads, head_dim " +
              std::to_string(head_dim);
     };
-    refuse("cache: expected " + text(config.layers, config.kv_heads, config.head_dim) + ", received " +
+    refuse("cache: expected " + text(config.n_layers(), config.kv_heads, config.head_dim) + ", received " +
            text(shape.layers, shape.kv_heads, shape.head_dim));
   }
-  if (cache.rope().inverse_frequencies != config.rope.inverse_frequencies ||
-      cache.rope().attention_factor != config.rope.attention_factor) {
+  if (cache.rope() != config.ropes.front()) {
     refuse("cache: its rotary frequencies are not those of the model");
   }
   if (&cache.device() != &decoder.device()) refuse("cache: it is on another device than the model");
@@ -89,7 +88,7 @@ struct Step::State {
     ChunkedPlan plans;
     std::vector<std::int64_t> rows;  // of each chunk, as many as the device wants (Device::bucket_rows)
     bool output_wanted = false;      // somebody wants logits of one of them
-    std::int64_t layer = 0;          // what comes next, up to config.layers
+    std::int64_t layer = 0;          // what comes next, up to layers()
     Part part = Part::kProject;
     std::size_t chunk = 0;
   };
@@ -107,7 +106,7 @@ struct Step::State {
     if (activations != nullptr) activations->in_use = false;
   }
 
-  std::int64_t layers() const { return decoder.config().layers; }
+  std::int64_t layers() const { return decoder.config().n_layers(); }
   ChunkedPlan::Chunk chunk() const { return pass->plans.chunks()[pass->chunk]; }
   Rows rows(const std::atomic<bool>& cancel) const {
     return {cache, *activations, chunk().first - pass->first, pass->rows[pass->chunk], cancel};

@@ -18,6 +18,7 @@
 #include "core/error.h"
 #include "core/finite.h"
 #include "core/float16.h"
+#include "core/format.h"
 
 namespace hogwild {
 namespace {
@@ -112,18 +113,40 @@ std::string shape_text(std::int64_t rows, std::int64_t cols) {
 
 // The tensor's size in bytes; throws where it does not lie inside the file.
 std::size_t size_inside(const TensorSource& source, const SourceFile& file) {
+  const FormatInfo& format = format_info(source.format);
   std::uint64_t bytes = 0;
-  const bool inside = source.rows >= 1 && source.cols >= 1 &&
-                      !__builtin_mul_overflow(source.rows, source.cols, &bytes) &&
-                      !__builtin_mul_overflow(bytes, dtype_size(source.dtype), &bytes) && bytes <= file.size() &&
+  const bool inside = source.rows >= 1 && source.cols >= 1 && source.cols % format.block_elements == 0 &&
+                      !__builtin_mul_overflow(source.rows, source.cols / format.block_elements, &bytes) &&
+                      !__builtin_mul_overflow(bytes, format.block_bytes, &bytes) && bytes <= file.size() &&
                       source.offset <= file.size() - bytes;
   if (!inside) {
-    throw Error(code::kInvalidModel, "tensor '" + source.name + "' (" + dtype_name(source.dtype) + " " +
-                                         shape_text(source.rows, source.cols) + " at byte " +
+    const std::string blocks =
+        is_plain(source.format) ? "" : ", blocks of " + std::to_string(format.block_elements) + " columns";
+    throw Error(code::kInvalidModel, "tensor '" + source.name + "' (" + format.name + " " +
+                                         shape_text(source.rows, source.cols) + blocks + " at byte " +
                                          std::to_string(source.offset) + ") does not lie inside '" + file.path() +
                                          "' (" + std::to_string(file.size()) + " bytes)");
   }
   return static_cast<std::size_t>(bytes);
+}
+
+// Throws where the tensor's rows (a vector's elements) are not whole heads.
+void check_interleaved(const TensorSource& source) {
+  const auto [head_dim, rotary_dim] = source.interleaved;
+  if (head_dim == 0) return;
+  const std::int64_t n = source.rows == 1 ? source.cols : source.rows;
+  if (head_dim > 0 && n % head_dim == 0 && rotary_dim > 0 && rotary_dim <= head_dim && rotary_dim % 2 == 0) return;
+  throw Error(code::kInvalidModel, "tensor '" + source.name + "' of '" + source.path + "': " + std::to_string(n) +
+                                       " rows are not heads of " + std::to_string(head_dim) + " with " +
+                                       std::to_string(rotary_dim) + " interleaved");
+}
+
+// Where row i of the engine lies in the file.
+std::int64_t file_row(const TensorSource::Interleaved& interleaved, std::int64_t i) {
+  const auto [head_dim, rotary_dim] = interleaved;
+  if (head_dim == 0 || i % head_dim >= rotary_dim) return i;
+  const std::int64_t in_head = i % head_dim, pair = in_head % (rotary_dim / 2);
+  return i - in_head + 2 * pair + (in_head >= rotary_dim / 2 ? 1 : 0);
 }
 
 std::uint16_t load_u16(const std::byte* from) {
@@ -165,17 +188,38 @@ bool write_from_f32(const float* from, std::int64_t n, Dtype dtype, std::byte* o
 }
 
 HostArray convert(const TensorSource& source, const std::byte* data, Dtype to) {
-  const std::size_t row_bytes = static_cast<std::size_t>(source.cols) * dtype_size(to);
-  HostArray converted = allocate_host(static_cast<std::size_t>(source.rows) * row_bytes, source.name);
+  const std::int64_t to_bytes = row_bytes(format_of(to), source.cols);
+  const std::int64_t from_bytes = row_bytes(source.format, source.cols);
+  HostArray converted = allocate_host(static_cast<std::size_t>(source.rows * to_bytes), source.name);
   std::vector<float> row(static_cast<std::size_t>(source.cols));
   for (std::int64_t r = 0; r < source.rows; ++r) {
-    read_as_f32(data + r * source.cols * dtype_size(source.dtype), source.dtype, source.cols, row.data());
-    if (!write_from_f32(row.data(), source.cols, to, converted.get() + r * row_bytes)) {
+    read_as_f32(data + file_row(source.interleaved, r) * from_bytes, dtype_of(source.format), source.cols, row.data());
+    if (!write_from_f32(row.data(), source.cols, to, converted.get() + r * to_bytes)) {
       throw Error(code::kInvalidModel, "tensor '" + source.name + "' of '" + source.path +
                                            "' holds a value beyond the range of " + dtype_name(to));
     }
   }
   return converted;
+}
+
+// The matrix as it is in the file, with its rows in the engine's order and aligned.
+HostArray copy_rows(const TensorSource& source, const std::byte* data) {
+  const std::int64_t bytes = row_bytes(source.format, source.cols);
+  HostArray copy = allocate_host(static_cast<std::size_t>(source.rows * bytes), source.name);
+  for (std::int64_t r = 0; r < source.rows; ++r) {
+    std::memcpy(copy.get() + r * bytes, data + file_row(source.interleaved, r) * bytes,
+                static_cast<std::size_t>(bytes));
+  }
+  return copy;
+}
+
+void read_vector(const TensorSource& source, const std::byte* data, float* out) {
+  const Dtype dtype = dtype_of(source.format);
+  if (source.interleaved.head_dim == 0) return read_as_f32(data, dtype, source.cols, out);
+  const auto size = static_cast<std::int64_t>(dtype_size(dtype));
+  for (std::int64_t i = 0; i < source.cols; ++i) {
+    read_as_f32(data + file_row(source.interleaved, i) * size, dtype, 1, out + i);
+  }
 }
 
 // Vectors share one device buffer; each begins at a cache line.
@@ -221,6 +265,11 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
     auto& [file, in_use] = files[source.path];
     if (file == nullptr) file = std::make_unique<SourceFile>(source.path, mapped);
     const std::size_t bytes = size_inside(source, *file);
+    check_interleaved(source);
+    if (!is_plain(source.format)) {
+      throw Error(code::kUnsupported, "tensor '" + source.name + "' of '" + source.path + "' is " +
+                                          format_name(source.format) + "; supported are f32, f16 and bf16");
+    }
     HostArray copy;
     if (!mapped) {
       copy = allocate_host(bytes, source.name);
@@ -233,18 +282,18 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       vector_offsets[source.name] = vectors.size();
       state_->vectors[source.name] = {nullptr, source.cols};
       vectors.resize(vectors.size() + padded_size(source.cols));
-      read_as_f32(data, source.dtype, source.cols, vectors.data() + vector_offsets[source.name]);
+      read_vector(source, data, vectors.data() + vector_offsets[source.name]);
       on_loaded(static_cast<std::int64_t>(bytes));
       continue;
     }
 
-    Matrix host = {data, source.dtype, source.rows, source.cols};
-    if (convert_to != nullptr && *convert_to != source.dtype) {
+    Matrix host = {data, source.format, source.rows, source.cols};
+    const bool is_aligned = reinterpret_cast<std::uintptr_t>(data) % dtype_size(dtype_of(source.format)) == 0;
+    if (convert_to != nullptr && format_of(*convert_to) != source.format) {
       copy = convert(source, data, *convert_to);
-      host.dtype = *convert_to;
-    } else if (reinterpret_cast<std::uintptr_t>(data) % dtype_size(source.dtype) != 0) {
-      copy = allocate_host(bytes, source.name);
-      std::memcpy(copy.get(), data, bytes);
+      host.format = format_of(*convert_to);
+    } else if (!is_aligned || source.interleaved.head_dim != 0) {
+      copy = copy_rows(source, data);
     }
     if (copy != nullptr) host.data = copy.get();
 
@@ -336,7 +385,7 @@ std::string Weights::blame(Device& device, const std::string& what) const {
     if (is_damaged(vector.data, Dtype::kF32, vector.size)) return message(name);
   }
   for (const auto& [name, matrix] : state_->matrices) {
-    if (is_damaged(matrix.data, matrix.dtype, matrix.rows * matrix.cols)) return message(name);
+    if (is_damaged(matrix.data, dtype_of(matrix.format), matrix.rows * matrix.cols)) return message(name);
   }
   return what + ", though the weights are finite: they, or a number in its config, are too large";
 }
@@ -350,9 +399,7 @@ std::vector<std::string> Weights::names() const {
 
 std::int64_t Weights::bytes() const {
   std::int64_t total = 0;
-  for (const auto& [name, matrix] : state_->matrices) {
-    total += matrix.rows * matrix.cols * static_cast<std::int64_t>(dtype_size(matrix.dtype));
-  }
+  for (const auto& [name, matrix] : state_->matrices) total += matrix_bytes(matrix);
   return total;
 }
 

@@ -1,20 +1,24 @@
 // Read-only weights from safetensors files, memory-mapped or read into memory. lib/ parses the headers
 // (text); this side is told where each tensor lies and checks that it lies inside its file.
 //
-// Names are roles, the same for every architecture; lib/ maps the names of a Hugging Face folder to
-// them. V vocabulary, H hidden size, F intermediate size, Q = Hq * D, K = Hkv * D, i a layer:
+// Names are roles, the same for every family (lib/roles.ts); lib/sources/ maps the names of files to them.
+// V vocabulary, H hidden size, F intermediate size, Q = Hq * D, K = Hkv * D, i a layer, of which a LayerSpec says
+// what is there beside its matrices:
 //
 //   embed                             [V, H]
 //   lm_head                           [V, H]  absent where `embed` is used instead (tied)
 //   norm                              [H]
 //   layers.i.input_norm               [H]
-//   layers.i.q_proj                   [Q, H]  and q_bias [Q], optional
-//   layers.i.k_proj, v_proj           [K, H]  and k_bias, v_bias [K], optional
-//   layers.i.q_norm, k_norm           [D]     optional (Qwen3): RMSNorm of each head, before RoPE
-//   layers.i.o_proj                   [H, Q]  and o_bias [H], optional
-//   layers.i.post_attention_norm      [H]
-//   layers.i.gate_proj, up_proj       [F, H]  and gate_bias, up_bias [F], optional
-//   layers.i.down_proj                [H, F]  and down_bias [H], optional
+//   layers.i.q_proj                   [Q, H]  and q_bias [Q]
+//   layers.i.k_proj, v_proj           [K, H]  and k_bias, v_bias [K]
+//   layers.i.q_norm, k_norm           [D]: RMSNorm of each head; or [Q], [K]: of the whole row
+//   layers.i.sinks                    [Hq]
+//   layers.i.o_proj                   [H, Q]  and o_bias [H]
+//   layers.i.attention_output_norm    [H]
+//   layers.i.mlp_norm                 [H]
+//   layers.i.gate_proj, up_proj       [F, H]  and gate_bias, up_bias [F]
+//   layers.i.down_proj                [H, F]  and down_bias [H]
+//   layers.i.mlp_output_norm          [H]
 #pragma once
 
 #include <cstdint>
@@ -35,18 +39,27 @@ struct TensorSource {
   std::string name;  // its role, see above
   std::string path;
   std::uint64_t offset = 0;  // bytes from the start of the file
-  Dtype dtype = Dtype::kF32;
+  Format format = Format::kF32;
   std::int64_t rows = 0;
   std::int64_t cols = 0;  // vectors: rows = 1
+
+  // Heads whose RoPE pairs are neighbours in the file, (2u, 2u + 1), where the engine has (u, u + rotary_dim / 2). The
+  // rows of a matrix, or the elements of a vector, are head after head; the first rotary_dim of each are put in order.
+  struct Interleaved {
+    std::int64_t head_dim = 0;  // 0: they are in order
+    std::int64_t rotary_dim = 0;
+  };
+  Interleaved interleaved = {};
 };
 
 class Weights {
  public:
-  // Throws kInvalidModel (naming tensor and file) where a tensor does not lie inside its file, a name
-  // occurs twice or a value does not fit `convert_to`; kOutOfMemory.
+  // Throws kInvalidModel (naming tensor and file) where a tensor does not lie inside its file, has parts of blocks or
+  // of heads, a name occurs twice or a value does not fit `convert_to`; kUnsupported for a format that is not
+  // supported here or by the device; kOutOfMemory.
   // `convert_to`: matrices are converted to it (rounded to nearest even) and kept in memory; those
   // already in it, and all of them where it is null, stay as they are. Vectors become f32.
-  // `mapped`: each file is mapped once, and matrices that are not converted stay in its pages. Such a file
+  // `mapped`: each file is mapped once, and matrices that are neither converted nor reordered stay in its pages. Such a file
   // must not change while the object lives: a process that reads behind the end of a shortened file gets
   // SIGBUS. Else everything is read into memory.
   // `on_loaded`: called after each tensor with its bytes in the file; what it throws ends the loading.
@@ -67,7 +80,7 @@ class Weights {
   std::string blame(Device& device, const std::string& what) const;
 
   std::vector<std::string> names() const;
-  std::int64_t bytes() const;  // of all matrices, in the dtype in which a step reads them
+  std::int64_t bytes() const;  // of all matrices, as a step reads them
 
  private:
   struct State;

@@ -79,7 +79,7 @@ function operations(native, binding, files) {
     try {
       const kv = new Float32Array(2 * config.kvHeads * config.headDim)
       const q = new Float32Array(2 * config.queryHeads * config.headDim)
-      for (let layer = 0; layer < config.layers; layer++) {
+      for (let layer = 0; layer < config.layers.length; layer++) {
         await native.passAppend(pass, layer, kv, kv)
         await native.passAttend(pass, layer, q, config.queryHeads, 1, true)
       }
@@ -153,7 +153,7 @@ async function main() {
     for (const block of [binding.a, binding.b]) {
       hash.update(JSON.stringify(native.blockSegments(block)))
       hash.update(native.blockTokens(block))
-      for (let layer = 0; layer < files.config.layers; layer++) {
+      for (let layer = 0; layer < files.config.layers.length; layer++) {
         const { k, v } = native.blockRead(block, layer)
         hash.update(k).update(v)
       }

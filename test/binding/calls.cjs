@@ -59,6 +59,7 @@ async function openBinding(native, { config, tensors }) {
       ],
     },
     probe: { args: () => [] },
+    formats: { args: () => [] },
     createDevice: { args: () => [DEVICE] },
     deviceInfo: { args: () => [device], handles: { '[0]': 'device' } },
     deviceReadBandwidth: {
@@ -185,7 +186,7 @@ async function openBinding(native, { config, tensors }) {
     },
     'ops.matmul': {
       args: () => {
-        const weight = { data: new Uint8Array(3 * 4 * 4), dtype: 'f32', bias: floats(3) }
+        const weight = { data: new Uint8Array(3 * 4 * 4), format: 'f32', bias: floats(3) }
         return [device, floats(8), 2, [weight, weight]]
       },
       handles: { '[0]': 'device' },

@@ -17,6 +17,7 @@
 
 #include "../native/check.h"
 #include "core/float16.h"
+#include "core/format.h"
 #include "device_array.h"
 #include "kernels.h"
 #include "quotient.cuh"
@@ -103,7 +104,7 @@ Result run(const Case& c, bool twice = false) {
     biases.push_back(new simt::DeviceArray<float>(c.biases[i]));
     ys.push_back(
         new simt::DeviceArray<float>(c.accumulate ? c.before[i] : std::vector<float>(c.before[i].size(), nan)));
-    launch.params.outputs[i].weight = {weights[i]->data(), c.dtype, c.outputs[i], c.k};
+    launch.params.outputs[i].weight = {weights[i]->data(), format_of(c.dtype), c.outputs[i], c.k};
     launch.params.outputs[i].bias = c.bias ? biases[i]->data() : nullptr;
     launch.params.outputs[i].y = ys[i]->data();
     launch.params.outputs[i].accumulate = c.accumulate;
@@ -324,14 +325,14 @@ TEST(what_is_not_supported_is_refused) {
   CHECK(refused([](MatmulLaunch& l) { l.params.n_outputs = 0; }));
   CHECK(refused([](MatmulLaunch& l) { l.params.n_outputs = 4; }));
   CHECK(refused([](MatmulLaunch& l) { l.multiprocessors = 0; }));
-  CHECK(refused([](MatmulLaunch& l) { l.params.outputs[0].weight.dtype = Dtype::kF32; }));
+  CHECK(refused([](MatmulLaunch& l) { l.params.outputs[0].weight.format = Format::kF32; }));
   CHECK(refused([](MatmulLaunch& l) { l.params.outputs[0].weight.cols = 16; }));
   CHECK(refused([](MatmulLaunch& l) { l.params.outputs[0].weight.rows = 0; }));
   CHECK(refused([](MatmulLaunch& l) { l.params.outputs[0].weight.rows = std::int64_t{1} << 40; }));
   CHECK(refused([](MatmulLaunch& l) { l.params.x += 1; }));
   CHECK(refused([](MatmulLaunch& l) {
     l.params.outputs[1] = l.params.outputs[0];
-    l.params.outputs[1].weight.dtype = Dtype::kF16;
+    l.params.outputs[1].weight.format = Format::kF16;
     l.params.n_outputs = 2;
   }));
 }

@@ -11,6 +11,7 @@
 
 #include "../native/check.h"
 #include "core/float16.h"
+#include "core/format.h"
 #include "device_array.h"
 #include "kernels.h"
 #include "simt/simt.h"
@@ -82,7 +83,7 @@ TEST(embedding_gathers_and_scales) {
       const simt::DeviceArray<float> device_out(not_numbers(rows * cols));
       simt::check_launch(launch_embedding({.tokens = device_tokens.data(),
                                            .rows = rows,
-                                           .table = {device_table.data(), dtype, vocab, cols},
+                                           .table = {device_table.data(), format_of(dtype), vocab, cols},
                                            .scale = scale,
                                            .out = device_out.data()},
                                           nullptr));

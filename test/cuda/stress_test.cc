@@ -153,7 +153,7 @@ struct Layer {
     v = gpu.upload(floats(rows * kHeads * kDim));
     out = gpu.zeros(rows * kQueryHeads * kDim);
     y = gpu.zeros(rows * 512);
-    weight = {gpu.upload(halves(512 * kQueryHeads * kDim, 0.02f)), Dtype::kBF16, 512, kQueryHeads * kDim};
+    weight = {gpu.upload(halves(512 * kQueryHeads * kDim, 0.02f)), Format::kBF16, 512, kQueryHeads * kDim};
   }
   void run(const ExternalBuffers& buffers = {}) const {
     Device& device = *gpu.device;

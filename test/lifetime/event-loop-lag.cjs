@@ -74,7 +74,7 @@ async function main() {
     const handle = native.beginPass(cache, [worker])
     const kv = new Float32Array(128 * config.kvHeads * config.headDim)
     const q = new Float32Array(128 * config.queryHeads * config.headDim)
-    for (let layer = 0; layer < config.layers; layer++) {
+    for (let layer = 0; layer < config.layers.length; layer++) {
       await native.passAppend(handle, layer, kv, kv)
       await native.passAttend(handle, layer, q, config.queryHeads, 0.125, true)
     }

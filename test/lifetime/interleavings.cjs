@@ -101,7 +101,7 @@ async function interleave(native, model, next) {
       const pass = attempt(() => native.beginPass(cache, workers))
       if (!pass) return
       const rows = n * own.length
-      for (let layer = 0; layer < config.layers; layer++) {
+      for (let layer = 0; layer < config.layers.length; layer++) {
         const kv = new Float32Array(rows * config.kvHeads * config.headDim).fill(next())
         follow(native.passAppend(pass, layer, kv, kv))
         const q = new Float32Array(rows * config.queryHeads * config.headDim).fill(next())

@@ -50,7 +50,7 @@ function randomModel({
     for (let i = 0; i < values.length; i++) {
       values[i] = rows === 1 ? 1 : width * (2 * next() - 1)
     }
-    tensors.push({ name, path: file, offset, dtype: 'f32', rows, cols })
+    tensors.push({ name, path: file, offset, format: 'f32', rows, cols })
     chunks.push(new Uint8Array(values.buffer))
     offset += values.byteLength
   }
@@ -63,7 +63,7 @@ function randomModel({
     add(`${prefix}k_proj`, kvHeads * headDim, hiddenSize)
     add(`${prefix}v_proj`, kvHeads * headDim, hiddenSize)
     add(`${prefix}o_proj`, hiddenSize, queryHeads * headDim)
-    add(`${prefix}post_attention_norm`, 1, hiddenSize)
+    add(`${prefix}mlp_norm`, 1, hiddenSize)
     add(`${prefix}gate_proj`, intermediateSize, hiddenSize)
     add(`${prefix}up_proj`, intermediateSize, hiddenSize)
     add(`${prefix}down_proj`, hiddenSize, intermediateSize)
@@ -75,21 +75,32 @@ function randomModel({
     { length: headDim / 2 },
     (_, u) => 10000 ** ((-2 * u) / headDim),
   )
+  const layer = {
+    norms: { input: true, attentionOutput: false, mlp: true, mlpOutput: false },
+    qkNorm: 'none',
+    biases: { qkv: false, o: false, mlp: false },
+    rope: 0,
+    window: 0,
+    softcap: 0,
+    sinks: false,
+    mlp: { type: 'dense', intermediateSize },
+  }
   const config = {
     vocabSize,
     hiddenSize,
-    intermediateSize,
-    layers,
     queryHeads,
     kvHeads,
     headDim,
     rmsNormEps: 1e-5,
     normOffset: 0,
+    activation: 'silu',
     embeddingScale: 1,
     attentionScale: 1 / Math.sqrt(headDim),
-    activation: 'silu',
-    inverseFrequencies,
-    attentionFactor: 1,
+    residualScale: 1,
+    logitScale: 1,
+    logitSoftcap: 0,
+    ropes: [{ inverseFrequencies, attentionFactor: 1 }],
+    layers: Array(layers).fill(layer),
   }
   return {
     config,
@@ -100,8 +111,8 @@ function randomModel({
 
 /** Argument of createCache that fits a model's config. */
 function cacheShape(config, capacity, dtype = 'f32') {
-  const { layers, kvHeads, headDim, inverseFrequencies, attentionFactor } = config
-  return { layers, kvHeads, headDim, dtype, capacity, inverseFrequencies, attentionFactor }
+  const { layers, kvHeads, headDim, ropes } = config
+  return { layers: layers.length, kvHeads, headDim, dtype, capacity, ...ropes[0] }
 }
 
 /** A step's worker that writes to the last block of its view; greedy. */

@@ -10,6 +10,15 @@ const ROUNDS = 3
 const MOST_SECONDS = 10
 const TYPESCRIPTS = ['5.4', '5.9', 'latest']
 const NODES = ['20', '22', '24']
+const EXITS = 10
+const EXIT_IN_A_STEP = `
+const { demoModelPath, loadModel } = require('hogwild')
+loadModel(demoModelPath).then((model) => {
+  const block = model.createCache({ capacity: 4096 }).createBlock()
+  model.prefill(block, new Array(4000).fill(5), { sampler: null })
+  setTimeout(() => process.exit(), 3)
+})
+`
 
 const root = path.join(__dirname, '..', '..')
 const { version } = require(path.join(root, 'package.json'))
@@ -141,6 +150,8 @@ for (const [name, [program, ...args]] of Object.entries(runtimes)) {
     fs.writeFileSync(path.join(cwd, file), `${text}\n${use}\n`)
     run(0, { cwd }, program, ...args, file)
   }
+  fs.writeFileSync(path.join(cwd, 'exit.cjs'), EXIT_IN_A_STEP)
+  for (let round = 0; round < EXITS; round++) run(0, { cwd }, program, ...args, 'exit.cjs')
   note(name)
 }
 

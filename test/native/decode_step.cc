@@ -27,14 +27,16 @@ ModelConfig small_config() {
   ModelConfig config;
   config.vocab_size = 2048;
   config.hidden_size = 256;
-  config.intermediate_size = 512;
-  config.layers = 4;
   config.query_heads = 4;
   config.kv_heads = 2;
   config.head_dim = 64;
   config.rms_norm_eps = 1e-5f;
   config.attention_scale = 0.125f;
-  for (int u = 0; u < 32; ++u) config.rope.inverse_frequencies.push_back(std::pow(10000.0, -u / 32.0));
+  LayerSpec layer;
+  layer.intermediate_size = 512;
+  config.layers.assign(4, layer);
+  config.ropes.resize(1);
+  for (int u = 0; u < 32; ++u) config.ropes[0].inverse_frequencies.push_back(std::pow(10000.0, -u / 32.0));
   return config;
 }
 
@@ -53,20 +55,20 @@ std::unique_ptr<Weights> random_weights(Device& device, const ModelConfig& confi
       state ^= state << 13, state ^= state >> 17, state ^= state << 5;
       value = rows == 1 ? 1 : width * static_cast<float>(static_cast<std::int32_t>(state)) * 0x1p-31f;
     }
-    sources.push_back({name, path, offset, Dtype::kF32, rows, cols});
+    sources.push_back({.name = name, .path = path, .offset = offset, .rows = rows, .cols = cols});
     if (std::fwrite(values.data(), sizeof(float), values.size(), file) != values.size()) {
       throw Error(code::kInternal, "cannot write the temporary file");
     }
     offset += values.size() * sizeof(float);
   };
-  const std::int64_t hidden = config.hidden_size, intermediate = config.intermediate_size;
+  const std::int64_t hidden = config.hidden_size, intermediate = config.layers[0].intermediate_size;
   const std::int64_t q = config.query_heads * config.head_dim, kv = config.kv_heads * config.head_dim;
   add("embed", config.vocab_size, hidden);
   add("norm", 1, hidden);
-  for (std::int64_t i = 0; i < config.layers; ++i) {
+  for (std::int64_t i = 0; i < config.n_layers(); ++i) {
     const std::string layer = "layers." + std::to_string(i) + ".";
     add(layer + "input_norm", 1, hidden);
-    add(layer + "post_attention_norm", 1, hidden);
+    add(layer + "mlp_norm", 1, hidden);
     add(layer + "q_proj", q, hidden);
     add(layer + "k_proj", kv, hidden);
     add(layer + "v_proj", kv, hidden);
@@ -85,8 +87,8 @@ int run(int steps, int workers) {
   const ModelConfig config = small_config();
   const std::shared_ptr<Device> device = create_cpu_device({.threads = 1, .simd = ""});
   Transformer model(device, config, random_weights(*device, config));
-  const KvShape shape{config.layers, config.kv_heads, config.head_dim};
-  const std::shared_ptr<KvCache> cache = KvCache::create(device, shape, config.rope, 8192);
+  const KvShape shape{config.n_layers(), config.kv_heads, config.head_dim};
+  const std::shared_ptr<KvCache> cache = KvCache::create(device, shape, config.ropes[0], 8192);
   const std::atomic<bool> cancel = false;
 
   const auto tokens = [&](std::int32_t first, std::size_t count) {

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "check.h"
+#include "core/format.h"
 #include "device/cpu/kernels.h"
 #include "device/cpu/simd_dispatch.h"
 #include "device/cpu/thread_pool.h"
@@ -30,6 +31,16 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr Dtype kDtypes[] = {Dtype::kF32, Dtype::kF16, Dtype::kBF16};
 constexpr KvFormat kPlainFormats[] = {KvFormat::kF32, KvFormat::kF16, KvFormat::kBF16};  // without scales
+
+// Of keys and of values.
+struct KvFormats {
+  KvFormat keys, values;
+};
+constexpr KvFormats kKvFormats[] = {
+    {KvFormat::kF32, KvFormat::kF32},   {KvFormat::kF16, KvFormat::kF16},  {KvFormat::kBF16, KvFormat::kBF16},
+    {KvFormat::kInt8, KvFormat::kInt8}, {KvFormat::kBF16, KvFormat::kInt8}, {KvFormat::kInt8, KvFormat::kBF16},
+    {KvFormat::kF32, KvFormat::kInt8},  {KvFormat::kInt8, KvFormat::kF16}, {KvFormat::kF16, KvFormat::kBF16},
+};
 
 std::mt19937_64 rng(20250406);
 
@@ -141,7 +152,7 @@ TEST(matmul_equals_double) {
           }
           ys = before;
           for (int i = 0; i < params.n_outputs; i++) {
-            params.outputs[i] = {.weight = {weights[i].data(), dtype, sizes[i], k},
+            params.outputs[i] = {.weight = {weights[i].data(), format_of(dtype), sizes[i], k},
                                  .bias = i == 1 ? nullptr : biases[i].data(),
                                  .y = ys[i].data(),
                                  .accumulate = i == 2};
@@ -179,7 +190,7 @@ TEST(matmul_is_batch_invariant) {
       const auto run = [&](const std::vector<float>& input, int threads) {
         std::vector<float> y(input.size() / k * n);
         MatmulParams params{.x = input.data(), .rows = std::ssize(input) / k, .k = k, .n_outputs = 1};
-        params.outputs[0] = {.weight = {weight.data(), dtype, n, k}, .bias = bias.data(), .y = y.data()};
+        params.outputs[0] = {.weight = {weight.data(), format_of(dtype), n, k}, .bias = bias.data(), .y = y.data()};
         create_cpu_device({.threads = threads, .simd = simd})->matmul(params);
         return y;
       };
@@ -220,7 +231,7 @@ TEST(embedding_gathers_and_scales) {
         const Typed table(random_floats(7 * hidden), dtype);
         const std::int32_t tokens[] = {6, 0, 3, 3};
         std::vector<float> out(4 * hidden);
-        embed(device, tokens, {.rows = 4, .table = {table.data(), dtype, 7, hidden}, .scale = 3, .out = out.data()});
+        embed(device, tokens, {.rows = 4, .table = {table.data(), format_of(dtype), 7, hidden}, .scale = 3, .out = out.data()});
         bool equal = true;
         for (int t = 0; t < 4; t++) {
           for (std::int64_t i = 0; i < hidden; i++) {
@@ -231,7 +242,7 @@ TEST(embedding_gathers_and_scales) {
         for (const std::int32_t bad : {-1, 7}) {
           CHECK_CODE(
               code::kInvalidArgument,
-              embed(device, {&bad, 1}, {.rows = 1, .table = {table.data(), dtype, 7, hidden}, .out = out.data()}));
+              embed(device, {&bad, 1}, {.rows = 1, .table = {table.data(), format_of(dtype), 7, hidden}, .out = out.data()}));
         }
       }
     }
@@ -246,7 +257,7 @@ TEST(half_precision_conversions_are_exact) {
     on_every_device([&](Device& device) {
       const std::int32_t token = 0;
       std::vector<float> out(all.size());
-      embed(device, {&token, 1}, {.rows = 1, .table = {all.data(), dtype, 1, 65536}, .out = out.data()});
+      embed(device, {&token, 1}, {.rows = 1, .table = {all.data(), format_of(dtype), 1, 65536}, .out = out.data()});
       bool equal = true;
       for (std::size_t i = 0; i < all.size(); i++) {
         const double exact = half_value(all[i], dtype);
@@ -490,6 +501,9 @@ struct AttentionCase {
   std::int64_t query_heads;
   std::int64_t n_tokens = 0;
   float scale;
+  float softcap = 0;
+  std::int64_t window = 0;
+  std::vector<float> sinks;  // [query_heads] or empty
   std::vector<std::int64_t> pages;
   std::vector<PlanSegment> segments;
   std::vector<QueryRange> query_ranges;
@@ -500,7 +514,16 @@ struct AttentionCase {
   AttentionParams params(std::vector<float>& out, std::vector<float>& lse) const {
     out.assign(q.size(), kNan);
     lse.assign(n_tokens * query_heads, kNan);
-    return {pool.shape, pool.layer(), query_heads, scale, q.data(), out.data(), lse.data(), {}};
+    return {.shape = pool.shape,
+            .layer = pool.layer(),
+            .query_heads = query_heads,
+            .scale = scale,
+            .softcap = softcap,
+            .window = window,
+            .sinks = sinks.empty() ? nullptr : sinks.data(),
+            .q = q.data(),
+            .out = out.data(),
+            .lse = lse.data()};
   }
   void attend(Device& device, std::vector<float>& out, std::vector<float>& lse) const {
     device.begin_step({.id = 0,
@@ -509,6 +532,18 @@ struct AttentionCase {
                        .slots = {},
                        .tokens = {}});
     device.attention(params(out, lse));
+  }
+
+  // Whether a range sees token `i` of its segment, by the definition: the view position of the token, counted from the
+  // segment's first, is more than the position of the query less the window.
+  bool sees(const QueryRange& range, std::int64_t i) const {
+    return i < range.limit && (window == 0 || i > range.distance - window);
+  }
+
+  // Slot of token `i` of a segment.
+  AppendSlot slot(const PlanSegment& segment, std::int64_t i) const {
+    const std::int64_t at = segment.first_slot + i;
+    return {pages[segment.first_page + at / kPageSize], static_cast<std::int32_t>(at % kPageSize), 0};
   }
 
   // Only the tokens for which `keep` is true, as if the others were not in the step.
@@ -565,9 +600,11 @@ AttentionCase random_case(Device& device, const KvShape& shape, std::int64_t gro
       for (std::int64_t twice = random_int(0, 3); twice < 4; twice += 3) {  // now and then a segment is seen twice
         if (random_int(0, 3) == 0) continue;
         const float biases[] = {0, 0, -1.5f, 2, -kInf};
+        const std::int64_t limit = random_int(0, 1) ? segment.length : random_int(1, segment.length);
         c.query_ranges.push_back({.token = static_cast<std::int32_t>(t),
                                   .rope_row = c.pool.angle(static_cast<double>(random_int(0, 3000))),
-                                  .limit = random_int(0, 1) ? segment.length : random_int(1, segment.length),
+                                  .limit = limit,
+                                  .distance = limit - 1 + random_int(0, 1) * random_int(0, 200),
                                   .bias = biases[random_int(0, 4)]});
         c.view_order.push_back(ranges_of[t]++);
       }
@@ -589,7 +626,12 @@ AttentionCase random_case(Device& device, const KvShape& shape, std::int64_t gro
 }
 
 AttentionCase AttentionCase::only(Device& device, const std::function<bool(std::int64_t)>& keep) const {
-  AttentionCase c{.pool = Pool(device, pool.shape, 0, 0), .query_heads = query_heads, .scale = scale};
+  AttentionCase c{.pool = Pool(device, pool.shape, 0, 0),
+                  .query_heads = query_heads,
+                  .scale = scale,
+                  .softcap = softcap,
+                  .window = window,
+                  .sinks = sinks};
   c.pool.keys = device.allocate(pool.keys.bytes(), "keys");
   c.pool.values = device.allocate(pool.values.bytes(), "values");
   std::memcpy(c.pool.keys.data(), pool.keys.data(), pool.keys.bytes());
@@ -628,9 +670,11 @@ bool multiplies_bf16(const Device& device, KvFormat format, std::int64_t head_di
 }
 
 // What random cases are held to. Weights in bf16 are off by up to 2^-9 of themselves, values are at most about 1, and
-// a rounded query may fall to the other side of a tie.
+// a rounded query may fall to the other side of a tie. Beside int8, queries and weights are multiples of 2^-15 of
+// the greatest of their row.
 double attention_tolerance(const Device& device, const KvShape& shape) {
-  return multiplies_bf16(device, shape.value_format, shape.head_dim) ? 0x1p-8 : 2e-5;
+  if (multiplies_bf16(device, shape.value_format, shape.head_dim)) return 0x1p-8;
+  return shape.key_format == KvFormat::kInt8 || shape.value_format == KvFormat::kInt8 ? 2e-4 : 2e-5;
 }
 
 // Largest error of out (against max |value| = about 1) and of lse.
@@ -640,10 +684,7 @@ double attention_error(Device& device, const AttentionCase& c, const std::vector
   std::vector<std::vector<float>> keys, values;  // per segment, as stored
   for (const PlanSegment& segment : c.segments) {
     std::vector<AppendSlot> slots;
-    for (std::int64_t i = 0; i < segment.length; i++) {
-      const std::int64_t at = segment.first_slot + i;
-      slots.push_back({c.pages[segment.first_page + at / kPageSize], static_cast<std::int32_t>(at % kPageSize), 0});
-    }
+    for (std::int64_t i = 0; i < segment.length; i++) slots.push_back(c.slot(segment, i));
     keys.emplace_back(segment.length * kv_heads * head_dim);
     values.emplace_back(keys.back().size());
     device.kv_read({c.pool.shape, c.pool.layer(), slots, keys.back().data(), values.back().data()});
@@ -666,17 +707,21 @@ double attention_error(Device& device, const AttentionCase& c, const std::vector
             x *= c.scale;
             if (multiplies_bf16(device, c.pool.shape.key_format, head_dim)) x = rounded_to_bf16(x);
           }
-          for (std::int64_t i = 0; i < range.limit; i++) {
+          for (std::int64_t i = 0; i < c.segments[s].length; i++) {
+            if (!c.sees(range, i)) continue;
             const std::int64_t at = (i * kv_heads + kv_head) * head_dim;
             double score = 0;
             for (std::int64_t d = 0; d < head_dim; d++) score += turned[d] * keys[s][at + d];
+            if (c.softcap != 0) score = c.softcap * std::tanh(score / c.softcap);
             scores.push_back(score + range.bias);
             seen.push_back(values[s].data() + at);
             max = std::max(max, scores.back());
           }
         }
       }
-      double total = 0;
+      const double sink = c.sinks.empty() ? -INFINITY : c.sinks[head];
+      max = std::max(max, sink);
+      double total = sink == -INFINITY ? 0 : std::exp(sink - max);
       std::vector<double> exact(head_dim);
       if (max > -INFINITY) {
         for (std::size_t i = 0; i < scores.size(); i++) {
@@ -701,18 +746,56 @@ double attention_error(Device& device, const AttentionCase& c, const std::vector
 TEST(attention_equals_double) {
   on_every_device(
       [](Device& device) {
-        for (const KvFormat format : kPlainFormats) {
+        for (const KvFormats& formats : kKvFormats) {
           for (const std::int64_t head_dim : {8, 24, 40, 64, 80, 128, 256}) {
             for (const std::int64_t group : {1, 2, 3, 4, 7, 16}) {
               const std::int64_t kv_heads = random_int(1, 3);
               const AttentionCase c =
-                  random_case(device, {1, kv_heads, head_dim, format, format}, group, random_int(1, 5), random_int(0, 4), 330);
+                  random_case(device, {1, kv_heads, head_dim, formats.keys, formats.values}, group, random_int(1, 5), random_int(0, 4), 330);
               std::vector<float> out, lse;
               c.attend(device, out, lse);
               const double error = attention_error(device, c, out, lse);
               CHECK_MESSAGE(error < attention_tolerance(device, c.pool.shape),
                             "D " + std::to_string(head_dim) + " group " + std::to_string(group) + " " +
-                                kv_format_name(format) + ": " + std::to_string(error));
+                                kv_format_name(formats.keys) + " " + kv_format_name(formats.values) + ": " + std::to_string(error));
+            }
+          }
+        }
+      },
+      {2});
+}
+
+// A sliding window, a soft cap, sinks, at random but for `window`.
+void add_features(AttentionCase& c, std::int64_t window) {
+  const float softcaps[] = {0, 0.5f, 3, 50};
+  const float sinks[] = {-kInf, 0, 1.5f, -3, 20};
+  c.window = window;
+  c.softcap = softcaps[random_int(0, 3)];
+  if (random_int(0, 1) == 1) {
+    for (std::int64_t head = 0; head < c.query_heads; head++) c.sinks.push_back(sinks[random_int(0, 4)]);
+  }
+}
+
+// Less than a vector, a page, a span of pages, across their borders, and more than there is.
+constexpr std::int64_t kWindows[] = {0, 1, 2, 9, 16, 63, 64, 65, 200, 256, 257, 100000};
+
+TEST(attention_with_window_softcap_and_sinks_equals_double) {
+  on_every_device(
+      [](Device& device) {
+        for (const KvFormats& formats : kKvFormats) {
+          for (const std::int64_t head_dim : {24, 64, 80}) {
+            for (const std::int64_t window : kWindows) {
+              const std::int64_t group = random_int(1, 7), kv_heads = random_int(1, 2);
+              AttentionCase c =
+                  random_case(device, {1, kv_heads, head_dim, formats.keys, formats.values}, group, random_int(1, 7), random_int(0, 4), 700);
+              add_features(c, window);
+              std::vector<float> out, lse;
+              c.attend(device, out, lse);
+              const double error = attention_error(device, c, out, lse);
+              CHECK_MESSAGE(error < attention_tolerance(device, c.pool.shape),
+                            "D " + std::to_string(head_dim) + " group " + std::to_string(group) + " window " +
+                                std::to_string(window) + " softcap " + std::to_string(c.softcap) + " " +
+                                kv_format_name(formats.keys) + " " + kv_format_name(formats.values) + ": " + std::to_string(error));
             }
           }
         }
@@ -723,10 +806,10 @@ TEST(attention_equals_double) {
 TEST(attention_does_not_depend_on_company) {
   on_every_device([](Device& device) {
     const std::shared_ptr<Device> other = create_cpu_device({.threads = 2, .simd = device.info().simd});
-    for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16}) {
+    for (const KvFormats& formats : kKvFormats) {
       for (const std::int64_t group : {1, 3, 8}) {
         const std::int64_t head_dim = group == 3 ? 64 : 72;  // in pairs of bf16, and not
-        const AttentionCase c = random_case(device, {1, 2, head_dim, format, format}, group, 9, 4, 700);
+        const AttentionCase c = random_case(device, {1, 2, head_dim, formats.keys, formats.values}, group, 9, 4, 700);
         std::vector<float> out, lse, out_other, lse_other, out_some, lse_some;
         c.attend(device, out, lse);
         c.attend(*other, out_other, lse_other);

@@ -20,6 +20,7 @@
 
 #include "check.h"
 #include "core/float16.h"
+#include "core/format.h"
 #include "model/transformer.h"
 #include "model/weights.h"
 
@@ -70,7 +71,7 @@ struct TensorFile {
     };
     for (const auto& [name, tensor] : tensors) {
       sources.push_back(
-          {.name = name, .path = "", .offset = bytes.size(), .dtype = dtype, .rows = tensor.rows, .cols = tensor.cols});
+          {.name = name, .path = "", .offset = bytes.size(), .format = format_of(dtype), .rows = tensor.rows, .cols = tensor.cols});
       for (const float value : tensor.values) {
         if (dtype == Dtype::kF32) append(value);
         if (dtype == Dtype::kF16) append(f32_to_f16(value));
@@ -99,14 +100,17 @@ ModelConfig tiny_config(const Architecture& architecture) {
   ModelConfig config;
   config.vocab_size = 37;
   config.hidden_size = 24;
-  config.intermediate_size = 40;
-  config.layers = 2;
   config.query_heads = 6;
   config.kv_heads = 2;
   config.head_dim = 8;
   config.rms_norm_eps = 1e-5f;
   config.attention_scale = 1 / std::sqrt(8.0f);
-  config.rope = {.inverse_frequencies = {1.0, 0.3, 0.1, 0.02}, .attention_factor = 1.1};
+  config.ropes = {{.inverse_frequencies = {1.0, 0.3, 0.1, 0.02}, .attention_factor = 1.1}};
+  LayerSpec layer;
+  layer.qk_norm = architecture.head_norms ? QkNorm::kHead : QkNorm::kNone;
+  layer.qkv_biases = layer.o_bias = layer.mlp_biases = architecture.biases;
+  layer.intermediate_size = 40;
+  config.layers = {layer, layer};
   if (architecture.gemma) {
     config.norm_offset = 1;
     config.embedding_scale = std::sqrt(24.0f);
@@ -127,7 +131,6 @@ Tensors random_tensors(const ModelConfig& config, const Architecture& architectu
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t q = config.query_heads * config.head_dim;
   const std::int64_t kv = config.kv_heads * config.head_dim;
-  const std::int64_t intermediate = config.intermediate_size;
   const double norm_mean = architecture.gemma ? 0 : 1;
   const auto add_norm = [&](const std::string& name, std::int64_t size) { add(name, 1, size, norm_mean, 0.2); };
   const auto add_projection = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
@@ -137,10 +140,11 @@ Tensors random_tensors(const ModelConfig& config, const Architecture& architectu
   add("embed", config.vocab_size, hidden, 0, 1);
   if (!architecture.tied) add("lm_head", config.vocab_size, hidden, 0, 1);
   add_norm("norm", hidden);
-  for (std::int64_t i = 0; i < config.layers; ++i) {
+  for (std::int64_t i = 0; i < config.n_layers(); ++i) {
+    const std::int64_t intermediate = config.layers[i].intermediate_size;
     const std::string layer = "layers." + std::to_string(i) + ".";
     add_norm(layer + "input_norm", hidden);
-    add_norm(layer + "post_attention_norm", hidden);
+    add_norm(layer + "mlp_norm", hidden);
     add_projection(layer + "q", q, hidden);
     add_projection(layer + "k", kv, hidden);
     add_projection(layer + "v", kv, hidden);
@@ -176,8 +180,8 @@ class Reference {
 
   ReferenceBlock block() const {
     ReferenceBlock block;
-    block.keys.resize(config_.layers);
-    block.values.resize(config_.layers);
+    block.keys.resize(config_.n_layers());
+    block.values.resize(config_.n_layers());
     return block;
   }
 
@@ -191,7 +195,7 @@ class Reference {
         x[w].push_back(row);
       }
     }
-    for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
+    for (std::int64_t layer = 0; layer < config_.n_layers(); ++layer) {
       const std::string name = "layers." + std::to_string(layer) + ".";
       std::vector<std::vector<Row>> queries(workers.size());
       for (std::size_t w = 0; w < workers.size(); ++w) {
@@ -206,7 +210,7 @@ class Reference {
         for (std::size_t i = 0; i < x[w].size(); ++i) {
           Row& row = x[w][i];
           add(row, project(name + "o", attend(workers[w], layer, i, queries[w][i])));
-          const Row input = norm(name + "post_attention_norm", row);
+          const Row input = norm(name + "mlp_norm", row);
           Row gate = project(name + "gate", input);
           const Row up = project(name + "up", input);
           for (std::size_t j = 0; j < gate.size(); ++j) gate[j] = activate(gate[j]) * up[j];
@@ -270,11 +274,12 @@ class Reference {
   }
 
   Row rotate(Row x, std::int64_t position) const {
-    const std::size_t half = config_.rope.inverse_frequencies.size();
+    const RopeSpec& rope = config_.ropes.front();
+    const std::size_t half = rope.inverse_frequencies.size();
     for (std::size_t u = 0; u < half; ++u) {
-      const double angle = position * config_.rope.inverse_frequencies[u];
-      const double cos = config_.rope.attention_factor * std::cos(angle);
-      const double sin = config_.rope.attention_factor * std::sin(angle);
+      const double angle = position * rope.inverse_frequencies[u];
+      const double cos = rope.attention_factor * std::cos(angle);
+      const double sin = rope.attention_factor * std::sin(angle);
       const double a = x[u], b = x[u + half];
       x[u] = a * cos - b * sin;
       x[u + half] = b * cos + a * sin;
@@ -349,6 +354,8 @@ class WatchedDevice : public Device {
   void rms_norm(const RmsNormParams& p) override { run(&Device::rms_norm, p); }
   void matmul(const MatmulParams& p) override { run(&Device::matmul, p); }
   void gated_activation(const GatedActivationParams& p) override { run(&Device::gated_activation, p); }
+  void add(const AddParams& p) override { run(&Device::add, p); }
+  void softcap(const SoftcapParams& p) override { run(&Device::softcap, p); }
   void kv_append(const KvAppendParams& p) override { run(&Device::kv_append, p); }
   void attention(const AttentionParams& p) override { run(&Device::attention, p); }
   void kv_move(const KvMoveParams& p) override { run(&Device::kv_move, p); }
@@ -387,10 +394,10 @@ struct World {
   }
 
   KvShape shape() const {
-    return {.layers = config.layers, .kv_heads = config.kv_heads, .head_dim = config.head_dim};
+    return {.layers = config.n_layers(), .kv_heads = config.kv_heads, .head_dim = config.head_dim};
   }
   std::shared_ptr<KvCache> create_cache(std::int64_t capacity) const {
-    return KvCache::create(device, shape(), config.rope, capacity);
+    return KvCache::create(device, shape(), config.ropes.front(), capacity);
   }
 
   StepWorker worker(std::vector<BlockPtr> view, BlockPtr target, std::vector<std::int32_t> tokens,
@@ -942,12 +949,12 @@ TEST(a_step_that_is_refused_names_the_reason_and_changes_nothing) {
 
   KvShape other_shape = world.shape();
   other_shape.kv_heads = 3;
-  RopeSpec other_rope = world.config.rope;
+  RopeSpec other_rope = world.config.ropes.front();
   other_rope.attention_factor = 1;
   for (const std::shared_ptr<KvCache>& cache :
-       {KvCache::create(world.device, other_shape, world.config.rope, 64),
+       {KvCache::create(world.device, other_shape, world.config.ropes.front(), 64),
         KvCache::create(world.device, world.shape(), other_rope, 64),
-        KvCache::create(create_cpu_device({}), world.shape(), world.config.rope, 64)}) {
+        KvCache::create(create_cpu_device({}), world.shape(), world.config.ropes.front(), 64)}) {
     const BlockPtr elsewhere = cache->create_block();
     std::vector<StepWorker> workers = {world.worker({elsewhere}, elsewhere, {1})};
     CHECK_CODE(code::kInvalidArgument, world.model->step(*cache, workers, world.cancel));
@@ -1026,11 +1033,30 @@ TEST(a_model_that_does_not_fit_its_description_is_refused_by_name) {
   change_config("head_dim", code::kUnsupported, [](ModelConfig& c) { c.head_dim = 264; });
   change_config("kv_heads", code::kInvalidModel, [](ModelConfig& c) { c.kv_heads = 4; });
   change_config("vocab_size", code::kInvalidModel, [](ModelConfig& c) { c.vocab_size = std::int64_t{1} << 60; });
-  change_config("layers", code::kInvalidModel, [](ModelConfig& c) { c.layers = 0; });
-  change_config("layers.2.", code::kInvalidModel, [](ModelConfig& c) { c.layers = 3; });
-  change_config("layers.1.", code::kUnsupported, [](ModelConfig& c) { c.layers = 1; });
+  change_config("layers", code::kInvalidModel, [](ModelConfig& c) { c.layers.clear(); });
+  change_config("layers.2.", code::kInvalidModel, [](ModelConfig& c) { c.layers.resize(3, c.layers.front()); });
+  change_config("layers.1.", code::kUnsupported, [](ModelConfig& c) { c.layers.resize(1); });
   change_config("attention_scale", code::kInvalidModel, [](ModelConfig& c) { c.attention_scale = 0; });
-  change_config("rope", code::kInvalidModel, [](ModelConfig& c) { c.rope.inverse_frequencies.resize(5); });
+  for (const float scale : {0.0f, -1.0f, std::nanf("")}) {
+    change_config("residual_scale", code::kInvalidModel, [&](ModelConfig& c) { c.residual_scale = scale; });
+    change_config("logit_scale", code::kInvalidModel, [&](ModelConfig& c) { c.logit_scale = scale; });
+  }
+  for (const float softcap : {-1.0f, std::nanf("")}) {
+    change_config("logit_softcap", code::kInvalidModel, [&](ModelConfig& c) { c.logit_softcap = softcap; });
+    change_config("softcap", code::kInvalidModel, [&](ModelConfig& c) { c.layers[1].softcap = softcap; });
+  }
+  change_config("window", code::kInvalidModel, [](ModelConfig& c) { c.layers[0].window = -1; });
+  change_config("intermediate_size", code::kInvalidModel, [](ModelConfig& c) { c.layers[1].intermediate_size = 0; });
+  for (const std::int32_t rope : {-2, 1}) {
+    change_config("rope", code::kInvalidModel, [&](ModelConfig& c) { c.layers[1].rope = rope; });
+  }
+  for (const std::size_t frequencies : {0, 5}) {
+    change_config("ropes", code::kInvalidModel,
+                  [&](ModelConfig& c) { c.ropes.front().inverse_frequencies.resize(frequencies); });
+  }
+  change_config("layers.1.sinks", code::kInvalidModel, [](ModelConfig& c) { c.layers[1].sinks = true; });
+  change_config("layers.1.q_norm", code::kInvalidModel, [](ModelConfig& c) { c.layers[1].qk_norm = QkNorm::kRow; });
+  change_config("layers.0.mlp_norm", code::kUnsupported, [](ModelConfig& c) { c.layers[0].mlp_norm = false; });
 }
 
 TEST(weights_are_read_in_place_copied_or_converted) {
@@ -1043,9 +1069,9 @@ TEST(weights_are_read_in_place_copied_or_converted) {
   const Tensors tensors = {{"m", matrix}, {"v", {1, 15, matrix.values}}};
 
   const auto widen = [](const Matrix& m, std::int64_t i) {
-    if (m.dtype == Dtype::kF32) return static_cast<const float*>(m.data)[i];
+    if (m.format == Format::kF32) return static_cast<const float*>(m.data)[i];
     const std::uint16_t bits = static_cast<const std::uint16_t*>(m.data)[i];
-    return m.dtype == Dtype::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+    return m.format == Format::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
   };
   const auto round = [](float x, Dtype dtype) {
     if (dtype == Dtype::kF16) return f16_to_f32(f32_to_f16(x));
@@ -1060,7 +1086,7 @@ TEST(weights_are_read_in_place_copied_or_converted) {
         const Weights weights(*device, file.sources, convert_to, mapped);
         const Dtype dtype = convert_to == nullptr ? stored : *convert_to;
         const Matrix m = weights.matrix("m", 3, 5);
-        CHECK(m.dtype == dtype);
+        CHECK(m.format == format_of(dtype));
         CHECK(reinterpret_cast<std::uintptr_t>(m.data) % dtype_size(dtype) == 0);
         CHECK(weights.bytes() == 15 * static_cast<std::int64_t>(dtype_size(dtype)));
         const float* v = weights.vector("v", 15);
@@ -1085,6 +1111,44 @@ TEST(weights_are_read_in_place_copied_or_converted) {
   CHECK(std::isinf(widen(Weights(*device, TensorFile(large).sources, &f16).matrix("m", 3, 5), 7)));
   large["m"].values[7] = 65520.f;
   CHECK_CODE(code::kInvalidModel, Weights(*device, TensorFile(large).sources, &f16));
+}
+
+// Of each head of 10, the first 8 rows are in order where they were neighbours: 2u to u, 2u + 1 to u + 4.
+TEST(interleaved_heads_are_put_in_order) {
+  const std::shared_ptr<Device> device = create_cpu_device({});
+  constexpr std::int64_t kRows = 20, kCols = 3;
+  const auto row_in_file = [](std::int64_t row) {
+    constexpr std::int64_t kOrder[] = {0, 2, 4, 6, 1, 3, 5, 7, 8, 9};
+    return row / 10 * 10 + kOrder[row % 10];
+  };
+  Tensors tensors = {{"m", {kRows, kCols, {}}}, {"v", {1, kRows, {}}}};
+  for (int i = 0; i < kRows * kCols; ++i) tensors["m"].values.push_back(static_cast<float>(i));
+  for (int i = 0; i < kRows; ++i) tensors["v"].values.push_back(static_cast<float>(i));
+  TensorFile file(tensors);
+  const auto interleave = [&](std::int64_t head_dim, std::int64_t rotary_dim) {
+    for (TensorSource& source : file.sources) source.interleaved = {head_dim, rotary_dim};
+  };
+  interleave(10, 8);
+  const Dtype bf16 = Dtype::kBF16;  // exact for these numbers
+  for (const bool mapped : {true, false}) {
+    for (const Dtype* convert_to : {static_cast<const Dtype*>(nullptr), &bf16}) {
+      const Weights weights(*device, file.sources, convert_to, mapped);
+      const Matrix m = weights.matrix("m", kRows, kCols);
+      const float* v = weights.vector("v", kRows);
+      for (std::int64_t row = 0; row < kRows; ++row) {
+        CHECK(v[row] == static_cast<float>(row_in_file(row)));
+        for (std::int64_t i = row * kCols, j = row_in_file(row) * kCols; i < (row + 1) * kCols; ++i, ++j) {
+          const float value = convert_to == nullptr ? static_cast<const float*>(m.data)[i]
+                                                    : bf16_to_f32(static_cast<const std::uint16_t*>(m.data)[i]);
+          CHECK(value == static_cast<float>(j));
+        }
+      }
+    }
+  }
+  for (const auto [head_dim, rotary_dim] : {std::pair{3, 2}, {10, 12}, {10, 7}, {10, 0}, {-10, 8}, {40, 8}}) {
+    interleave(head_dim, rotary_dim);
+    CHECK_CODE(code::kInvalidModel, Weights(*device, file.sources, nullptr));
+  }
 }
 
 // A file that changes while its pages are in use is noticed before the next step; one that was read is not needed.

@@ -110,6 +110,8 @@ class PlainDevice : public Device {
   void rms_norm(const RmsNormParams&) override { refuse(); }
   void matmul(const MatmulParams&) override { refuse(); }
   void gated_activation(const GatedActivationParams&) override { refuse(); }
+  void add(const AddParams&) override { refuse(); }
+  void softcap(const SoftcapParams&) override { refuse(); }
   void sample(const SampleParams&) override { refuse(); }
   double measure_read_bandwidth(std::size_t) override { refuse(); }
 

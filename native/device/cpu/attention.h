@@ -20,15 +20,58 @@ struct Prefetch {
   int64_t step;  // bytes per iteration
 };
 
-// c[r][j] = (kAccumulate ? c[r][j] : 0) + sum_i a[r][i] * b[i][j] for j < cols, i ascending. Every
-// element is one chain of fma's, so the shape of the block does not show in the result. Operand: float, or pairs
-// of bf16, of which each stands for two of the terms.
-template <int R, int J, bool kAccumulate, typename Operand>
-HOGWILD_INLINE void product_block(const Operand* const* a, const Operand* b, int64_t b_stride, float* const* c,
+// What becomes of a product's sums, row r and a vector of columns from `col` on. c = sum ...
+struct SetSums {
+  float* const* c;
+
+  static HOGWILD_INLINE Vec first(int64_t, int64_t) { return Vec{}; }
+  HOGWILD_INLINE void put(int64_t r, int64_t col, Vec sum) const { store(c[r] + col, sum); }
+  HOGWILD_INLINE SetSums from_row(int64_t r) const { return {c + r}; }
+};
+
+// ... c += sum, as one more link of each sum's chain ...
+struct AddSums {
+  float* const* c;
+
+  HOGWILD_INLINE Vec first(int64_t r, int64_t col) const { return load(c[r] + col); }
+  HOGWILD_INLINE void put(int64_t r, int64_t col, Vec sum) const { store(c[r] + col, sum); }
+  HOGWILD_INLINE AddSums from_row(int64_t r) const { return {c + r}; }
+};
+
+// ... and of sums of integers, which are exact: c = sum * factors[r] * scales[col] ...
+struct SetScaledSums {
+  float* const* c;
+  const float* factors;
+  const float* scales;
+
+  static HOGWILD_INLINE PairSums first(int64_t, int64_t) { return PairSums{}; }
+  HOGWILD_INLINE void put(int64_t r, int64_t col, PairSums sum) const {
+    store(c[r] + col, to_f32(sum) * (load(scales + col) * factors[r]));
+  }
+  HOGWILD_INLINE SetScaledSums from_row(int64_t r) const { return {c + r, factors + r, scales}; }
+};
+
+// ... or c += sum * factors[r].
+struct AddScaledSums {
+  float* const* c;
+  const float* factors;
+
+  static HOGWILD_INLINE PairSums first(int64_t, int64_t) { return PairSums{}; }
+  HOGWILD_INLINE void put(int64_t r, int64_t col, PairSums sum) const {
+    store(c[r] + col, fma(to_f32(sum), broadcast(factors[r]), load(c[r] + col)));
+  }
+  HOGWILD_INLINE AddScaledSums from_row(int64_t r) const { return {c + r, factors + r}; }
+};
+
+// Sums of a[r][i] * b[i][j] over i, ascending, for j < cols. Every element is one chain of fma's, so the shape of the
+// block does not show in the result. Operand: float, or pairs of bf16 or of integers, of which each stands for two of
+// the terms.
+template <int R, int J, typename Operand, typename Sums>
+HOGWILD_INLINE void product_block(const Operand* const* a, const Operand* b, int64_t b_stride, const Sums& sums,
                                   int64_t n, int64_t col, Prefetch& soon) {
-  Vec acc[R][J];
+  decltype(sums.first(0, 0)) acc[R][J];
   for (int r = 0; r < R; r++) {
-    for (int j = 0; j < J; j++) acc[r][j] = kAccumulate ? load(c[r] + col + j * kLanes) : Vec{};
+    for (int j = 0; j < J; j++) acc[r][j] = sums.first(r, col + j * kLanes);
   }
   const char* first = soon.first;
   const char* second = soon.second;
@@ -47,31 +90,33 @@ HOGWILD_INLINE void product_block(const Operand* const* a, const Operand* b, int
   soon.first = first;
   soon.second = second;
   for (int r = 0; r < R; r++) {
-    for (int j = 0; j < J; j++) store(c[r] + col + j * kLanes, acc[r][j]);
+    for (int j = 0; j < J; j++) sums.put(r, col + j * kLanes, acc[r][j]);
   }
 }
 
-template <int R, bool kAccumulate, typename Operand>
-void product_rows(const Operand* const* a, const Operand* b, int64_t b_stride, float* const* c, int64_t n, int64_t cols,
-                  Prefetch& soon) {
+template <int R, typename Operand, typename Sums>
+void product_rows(const Operand* const* a, const Operand* b, int64_t b_stride, const Sums& sums, int64_t n,
+                  int64_t cols, Prefetch& soon) {
   constexpr int J = R == 1 ? 8 : 4;  // enough independent fma's to hide their latency
   int64_t col = 0;
-  for (; col + J * kLanes <= cols; col += J * kLanes) product_block<R, J, kAccumulate>(a, b, b_stride, c, n, col, soon);
-  for (; col < cols; col += kLanes) product_block<R, 1, kAccumulate>(a, b, b_stride, c, n, col, soon);
+  for (; col + J * kLanes <= cols; col += J * kLanes) product_block<R, J>(a, b, b_stride, sums, n, col, soon);
+  for (; col < cols; col += kLanes) product_block<R, 1>(a, b, b_stride, sums, n, col, soon);
 }
 
 // `rows` <= kSpanRowBlock
-template <bool kAccumulate, typename Operand>
-HOGWILD_INLINE void product(int64_t rows, const Operand* const* a, const Operand* b, int64_t b_stride, float* const* c,
+template <typename Operand, typename Sums>
+HOGWILD_INLINE void product(int64_t rows, const Operand* const* a, const Operand* b, int64_t b_stride, Sums sums,
                             int64_t n, int64_t cols, Prefetch& soon) {
   if constexpr (kSpanRowBlock == 6) {
-    if (rows == 6) return product_rows<6, kAccumulate>(a, b, b_stride, c, n, cols, soon);
-    if (rows == 4) return product_rows<4, kAccumulate>(a, b, b_stride, c, n, cols, soon);
+    if (rows == 6) return product_rows<6>(a, b, b_stride, sums, n, cols, soon);
+    if (rows == 4) return product_rows<4>(a, b, b_stride, sums, n, cols, soon);
   }
   static_assert(kSpanRowBlock == 3 || kSpanRowBlock == 6);
-  for (; rows >= 3; rows -= 3, a += 3, c += 3) product_rows<3, kAccumulate>(a, b, b_stride, c, n, cols, soon);
-  if (rows == 2) product_rows<2, kAccumulate>(a, b, b_stride, c, n, cols, soon);
-  if (rows == 1) product_rows<1, kAccumulate>(a, b, b_stride, c, n, cols, soon);
+  for (; rows >= 3; rows -= 3, a += 3, sums = sums.from_row(3)) {
+    product_rows<3>(a, b, b_stride, sums, n, cols, soon);
+  }
+  if (rows == 2) product_rows<2>(a, b, b_stride, sums, n, cols, soon);
+  if (rows == 1) product_rows<1>(a, b, b_stride, sums, n, cols, soon);
 }
 
 // Converts columns [0, cols) of `rows` rows to f32, filled up with zeros to whole vectors.
@@ -84,24 +129,68 @@ HOGWILD_INLINE void stage(const T* from, int64_t rows, int64_t cols, int64_t str
   }
 }
 
+// The same of pairs of codes to pairs of 16-bit integers; cols and strides are in pairs.
+HOGWILD_INLINE void stage(const Int8* from, int64_t rows, int64_t cols, int64_t stride, Int16Pair* to,
+                          int64_t to_stride) {
+  for (int64_t r = 0; r < rows; r++, from += 2 * stride, to += to_stride) {
+    int64_t c = 0;
+    for (; c + kLanes <= cols; c += kLanes) store(to + c, load_pairs(from + 2 * c));
+    if (c < cols) {
+      Int8 padded[2 * kLanes] = {};
+      memcpy(padded, from + 2 * c, 2 * (cols - c));
+      store(to + c, load_pairs(padded));
+    }
+  }
+}
+
+// Rounds [begin, end) of a row, whole vectors, to 16-bit integers in place: element i becomes half i of the memory,
+// times the factor that is returned. Where one of them is not finite the factor is NaN and all integers are 0.
+HOGWILD_INLINE float pack_integers(float* row, int64_t begin, int64_t end) {
+  BitVec largest = {};  // of |x|, as bits: they ascend with magnitude, and NaN's are the greatest
+  for (int64_t i = begin; i < end; i += kLanes) {
+    const BitVec bits = (BitVec)load(row + i) & 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  }
+  const float magnitude = magnitude_of(max_lane(largest));
+  const bool is_finite = magnitude < INFINITY;
+  if (!is_finite || magnitude < kLeastMagnitude) {
+    memset((Int16Pair*)row + begin / 2, 0, (end - begin) / 2 * sizeof(Int16Pair));
+    return is_finite ? 0 : NAN;
+  }
+  constexpr float kMax = 32767;
+  const float inverse = kMax / magnitude;
+  for (int64_t i = begin; i < end; i += kLanes) store_integers((Int16Pair*)row + i / 2, load(row + i) * inverse);
+  return magnitude / kMax;
+}
+
 // One row of a block, on one page: it sees the keys [begin, end).
 struct BlockRow {
   float* scores;  // [P], whole vectors of them valid
   float* state;
+  int64_t begin;
   int64_t end;
   float bias;
+
+  // Whole vectors around what it sees.
+  int64_t first_lane() const { return begin / kLanes * kLanes; }
+  int64_t end_lane() const { return (end + kLanes - 1) / kLanes * kLanes; }
 };
 
 // Turns the scores of a block of rows into weights exp(score + bias - maximum) and brings the rows' states
 // to the new maximum. The other lanes up to whole vectors become exact zeros: keys that a row must not
 // see. The rows go through each pass together, so that the latency of one hides behind the others.
-HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, int64_t begin, int64_t value_cols) {
-  const int64_t first = begin / kLanes * kLanes;
+HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, float softcap, int64_t value_cols) {
   float base[kSpanRowBlock];
   for (int64_t r = 0; r < n; r++) {
     const BlockRow& row = rows[r];
-    const int64_t last = (row.end + kLanes - 1) / kLanes * kLanes;
-    for (int64_t i = first; i < begin; i++) row.scores[i] = -INFINITY;
+    const int64_t first = row.first_lane(), last = row.end_lane();
+    if (softcap != 0) {
+      const float inverse = 1 / softcap;
+      for (int64_t i = first; i < last; i += kLanes) {
+        store(row.scores + i, tanh(load(row.scores + i) * inverse) * softcap);
+      }
+    }
+    for (int64_t i = first; i < row.begin; i++) row.scores[i] = -INFINITY;
     for (int64_t i = row.end; i < last; i++) row.scores[i] = -INFINITY;
     Vec best = broadcast(-INFINITY);
     for (int64_t i = first; i < last; i += kLanes) best = max(load(row.scores + i), best);
@@ -120,7 +209,7 @@ HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, int64_t begi
       float* values = row.state + kStateValues;
       for (int64_t d = 0; d < value_cols; d += kLanes) store(values + d, load(values + d) * factor);
     }
-    for (int64_t i = first; i < row.end; i += kLanes) {
+    for (int64_t i = row.first_lane(); i < row.end; i += kLanes) {
       const Vec weight = exp_not_positive((load(row.scores + i) + row.bias) - base[r]);
       store(row.scores + i, weight);
       totals[r] += weight;
@@ -133,181 +222,311 @@ HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, int64_t begi
   }
 }
 
-// How the products get at a page: its elements are converted to f32 in a tile of scratch memory ...
-template <typename Element, bool kInPairs>
-struct Operands {
-  using Operand = float;
-  static constexpr int64_t kDepth = 1;  // elements of a row that an operand holds
+// Operands [begin, end) of a page's values that a row sees.
+struct Run {
+  int64_t begin;
+  int64_t end;
+};
 
-  static HOGWILD_INLINE void pack_row(float*, int64_t, int64_t) {}
+// Calls add(first_row, n_rows, run) so that each row of a block meets its own run in ascending order: what all see at
+// once, the rest one by one.
+template <typename Add>
+HOGWILD_INLINE void for_each_run(const Run* runs, int64_t n, Add&& add) {
+  Run common = runs[0];
+  for (int64_t r = 1; r < n; r++) {
+    common.begin = runs[r].begin > common.begin ? runs[r].begin : common.begin;
+    common.end = runs[r].end < common.end ? runs[r].end : common.end;
+  }
+  if (common.begin >= common.end) common = {kPageSize, kPageSize};
+  for (int64_t r = 0; r < n; r++) {
+    const Run before = {runs[r].begin, runs[r].end < common.begin ? runs[r].end : common.begin};
+    if (before.begin < before.end) add(r, 1, before);
+  }
+  if (common.begin < common.end) add(0, n, common);
+  for (int64_t r = 0; r < n; r++) {
+    if (runs[r].end > common.end) add(r, 1, Run{common.end, runs[r].end});
+  }
+}
 
-  static HOGWILD_INLINE const float* keys(const Element* page, int64_t head_dim, int64_t key_cols,
-                                          float* tile) {
-    stage(page, head_dim, key_cols, kPageSize, tile, kPageSize);
-    return tile;
+// How the products get at a page's keys: converted to f32 in a tile of scratch memory ...
+template <typename Rows>
+struct Keys {
+  static constexpr int64_t kDepth = 1;  // elements of a row that an operand of the product holds
+
+  const float* operands;  // [D, P]
+
+  // Of the slots [begin, end), whole vectors.
+  HOGWILD_INLINE Keys(const char* head, int64_t head_dim, int64_t begin, int64_t end, float* tile) : operands(tile) {
+    stage((const typename Rows::Element*)head + begin, head_dim, end - begin, kPageSize, tile + begin, kPageSize);
   }
 
-  // out[r] += sum of weights[r][i] * value i over the keys [begin, rows[r].end). What only some rows see is left
-  // to each alone: a value that a row must not see does not touch it, not even as 0 * NaN.
-  static HOGWILD_INLINE void add_values(const BlockRow* rows, int64_t n, const Element* page,
-                                        int64_t begin, int64_t end, int64_t head_dim, int64_t value_cols, float* tile,
-                                        bool is_staged, Prefetch& soon) {
+  // To what the product takes, in place.
+  static HOGWILD_INLINE void pack_query(float*, int64_t) {}
+
+  // scores[r] = <queries[r], key> of `cols` slots from `begin` on.
+  HOGWILD_INLINE void score(int64_t n, const float* const* queries, int64_t head_dim, int64_t begin, int64_t cols,
+                            float* const* scores, Prefetch& soon) const {
+    product(n, queries, operands + begin, kPageSize, SetSums{scores}, head_dim, cols, soon);
+  }
+};
+
+// ... and its values.
+template <typename Rows>
+struct Values {
+  static constexpr int64_t kDepth = 1;
+
+  // out[r] += sum of weights[r][i] * value i over the keys [rows[r].begin, rows[r].end), all within [begin, end). What
+  // only some rows see is left to each alone: a value that a row must not see does not touch it, not even as 0 * NaN.
+  static HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, const char* head, int64_t begin, int64_t end,
+                                 int64_t head_dim, int64_t value_cols, float* tile, bool is_staged, Prefetch& soon) {
     const int64_t stride = padded_head_dim(head_dim);
-    if (!is_staged) stage(page, end, head_dim, head_dim, tile, stride);
-    const float* weights[kSpanRowBlock];
-    float* out[kSpanRowBlock];
-    int64_t common = kPageSize;
-    for (int64_t r = 0; r < n; r++) {
-      weights[r] = rows[r].scores + begin;
-      out[r] = rows[r].state + kStateValues;
-      common = rows[r].end < common ? rows[r].end : common;
+    if (!is_staged) {
+      stage((const typename Rows::Element*)head + begin * head_dim, end - begin, head_dim, head_dim,
+            tile + begin * stride, stride);
     }
-    product<true>(n, weights, tile + begin * stride, stride, out, common - begin, value_cols, soon);
-    for (int64_t r = 0; r < n; r++) {
-      if (rows[r].end == common) continue;
-      weights[r] = rows[r].scores + common;
-      product<true>(1, weights + r, tile + common * stride, stride, out + r, rows[r].end - common, value_cols, soon);
-    }
+    Run runs[kSpanRowBlock];
+    for (int64_t r = 0; r < n; r++) runs[r] = {rows[r].begin, rows[r].end};
+    for_each_run(runs, n, [&](int64_t first_row, int64_t n_rows, Run run) __attribute__((always_inline)) {
+      const float* weights[kSpanRowBlock];
+      float* out[kSpanRowBlock];
+      for (int64_t r = 0; r < n_rows; r++) {
+        weights[r] = rows[first_row + r].scores + run.begin;
+        out[r] = rows[first_row + r].state + kStateValues;
+      }
+      product(n_rows, weights, tile + run.begin * stride, stride, AddSums{out}, run.end - run.begin, value_cols, soon);
+    });
   }
 };
 
 #if defined(HOGWILD_HAS_PAIRS)
-// ... or multiplied as they lie, in pairs; then the rows' queries and weights are rounded to bf16 too.
+// Or pairs of bf16 are multiplied as they lie; then the rows' queries and weights are rounded to bf16 too.
+
+// [begin, end) of a row of f32, whole vectors, to bf16 in place: element i becomes half i of the memory.
+HOGWILD_INLINE void pack_bf16(float* row, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += kLanes) store((Bf16*)row + i, load(row + i));
+}
+
 template <>
-struct Operands<Bf16, true> {
-  using Operand = Bf16Pair;
+struct Keys<KeyRows<Bf16, true>> {
   static constexpr int64_t kDepth = 2;
 
-  // [begin, end) of a row of f32, whole vectors, to bf16 in place: element i becomes half i of the memory.
-  static HOGWILD_INLINE void pack_row(float* row, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += kLanes) store((Bf16*)row + i, load(row + i));
-  }
+  const Bf16Pair* operands;  // [D / 2, P]
 
-  static HOGWILD_INLINE const Bf16Pair* keys(const Bf16* page, int64_t, int64_t, float*) {
-    return (const Bf16Pair*)page;
+  HOGWILD_INLINE Keys(const char* head, int64_t, int64_t, int64_t, float*) : operands((const Bf16Pair*)head) {}
+
+  static HOGWILD_INLINE void pack_query(float* query, int64_t head_dim) { pack_bf16(query, 0, head_dim); }
+
+  HOGWILD_INLINE void score(int64_t n, const float* const* queries, int64_t head_dim, int64_t begin, int64_t cols,
+                            float* const* scores, Prefetch& soon) const {
+    const Bf16Pair* packed[kSpanRowBlock];
+    for (int64_t r = 0; r < n; r++) packed[r] = (const Bf16Pair*)queries[r];
+    product(n, packed, operands + begin, kPageSize, SetSums{scores}, head_dim / 2, cols, soon);
   }
+};
+
+template <>
+struct Values<ValueRows<Bf16, true>> {
+  static constexpr int64_t kDepth = 2;
 
   // A row's pairs are the same and come in the same order whoever else is in the block. Of a pair that it sees half
   // of, the other half counts as 0.
-  static HOGWILD_INLINE void add_values(const BlockRow* rows, int64_t n, const Bf16* page, int64_t begin, int64_t,
-                                        int64_t head_dim, int64_t value_cols, float* tile, bool, Prefetch& soon) {
-    const Bf16Pair* values = (const Bf16Pair*)page;
-    const Bf16Pair* weights[kSpanRowBlock];
-    float* out[kSpanRowBlock];
-    int64_t common = kPageSize;
-    for (int64_t r = 0; r < n; r++) {
-      out[r] = rows[r].state + kStateValues;
-      common = rows[r].end < common ? rows[r].end : common;
-    }
-    const auto add = [&](int64_t first_row, int64_t n_rows, const Bf16Pair* from, int64_t pair,
-                         int64_t pairs) __attribute__((always_inline)) {
-      for (int64_t r = first_row; r < first_row + n_rows; r++) weights[r] = (const Bf16Pair*)rows[r].scores + pair;
-      product<true>(n_rows, weights + first_row, from, head_dim, out + first_row, pairs, value_cols, soon);
+  static HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, const char* head, int64_t, int64_t, int64_t head_dim,
+                                 int64_t value_cols, float* tile, bool, Prefetch& soon) {
+    const Bf16Pair* values = (const Bf16Pair*)head;
+    for (int64_t r = 0; r < n; r++) pack_bf16(rows[r].scores, rows[r].first_lane(), rows[r].end_lane());
+    const auto add_run = [&](int64_t first_row, int64_t n_rows, const Bf16Pair* from, Run run)
+                             __attribute__((always_inline)) {
+      const Bf16Pair* weights[kSpanRowBlock];
+      float* out[kSpanRowBlock];
+      for (int64_t r = 0; r < n_rows; r++) {
+        weights[r] = (const Bf16Pair*)rows[first_row + r].scores + run.begin;
+        out[r] = rows[first_row + r].state + kStateValues;
+      }
+      product(n_rows, weights, from, head_dim, AddSums{out}, run.end - run.begin, value_cols, soon);
     };
-    const auto half_of = [&](int64_t pair, uint32_t mask) __attribute__((always_inline)) {
+    const auto add_half = [&](int64_t row, int64_t pair, uint32_t mask) __attribute__((always_inline)) {
       Bf16Pair* half = (Bf16Pair*)tile;
       for (int64_t d = 0; d < head_dim; d += kLanes) store(half + d, load(values + pair * head_dim + d) & mask);
-      return half;
+      add_run(row, 1, half, {pair, pair + 1});
     };
-    const int64_t first_pair = (begin + 1) / 2, common_pair = common / 2;
-    if (begin % 2 == 1) add(0, n, half_of(begin / 2, 0xffff0000u), begin / 2, 1);
-    add(0, n, values + first_pair * head_dim, first_pair, common_pair - first_pair);
+    Run runs[kSpanRowBlock];
     for (int64_t r = 0; r < n; r++) {
-      const int64_t end_pair = rows[r].end / 2;
-      if (end_pair > common_pair) add(r, 1, values + common_pair * head_dim, common_pair, end_pair - common_pair);
-      if (rows[r].end % 2 == 1) add(r, 1, half_of(end_pair, 0x0000ffffu), end_pair, 1);
+      runs[r] = {(rows[r].begin + 1) / 2, rows[r].end / 2};
+      if (rows[r].begin % 2 == 1) add_half(r, rows[r].begin / 2, 0xffff0000u);
+    }
+    for_each_run(runs, n, [&](int64_t first_row, int64_t n_rows, Run run) __attribute__((always_inline)) {
+      add_run(first_row, n_rows, values + run.begin * head_dim, run);
+    });
+    for (int64_t r = 0; r < n; r++) {
+      if (rows[r].end % 2 == 1) add_half(r, rows[r].end / 2, 0x0000ffffu);
     }
   }
 };
 #endif
 
-template <typename T, bool kInPairs>
-void attend_span(const AttentionSpan& span) {
-  using Page = Operands<T, kInPairs>;
-  using Operand = typename Page::Operand;
+// Codes of int8, widened to 16 bits in the tile, meet queries and weights of 15 bits and a sign, with a factor for each row. Sums are
+// integers and exact: at most 256 * 127 * 32767 < 2^31. They are the same on every level, and nothing that a row
+// must not see touches it: its weight there is the integer 0. A scale multiplies a score, or a weight.
+template <>
+struct Keys<KeyRows<Int8, true>> {
+  static constexpr int64_t kDepth = 2;
+
+  const Int16Pair* operands;  // [D / 2, P]
+  const float* scales;        // [P]
+
+  HOGWILD_INLINE Keys(const char* head, int64_t head_dim, int64_t begin, int64_t end, float* tile)
+      : operands((const Int16Pair*)tile), scales(scales_of(head, head_dim)) {
+    stage((const Int8*)head + 2 * begin, head_dim / 2, end - begin, kPageSize, (Int16Pair*)tile + begin, kPageSize);
+  }
+
+  // The factor comes behind the integers.
+  static HOGWILD_INLINE void pack_query(float* query, int64_t head_dim) {
+    const int64_t padded = padded_head_dim(head_dim);
+    for (int64_t d = head_dim; d < padded; d++) query[d] = 0;
+    query[padded / 2] = pack_integers(query, 0, padded);
+  }
+
+  HOGWILD_INLINE void score(int64_t n, const float* const* queries, int64_t head_dim, int64_t begin, int64_t cols,
+                            float* const* scores, Prefetch& soon) const {
+    const Int16Pair* packed[kSpanRowBlock];
+    float factors[kSpanRowBlock];
+    for (int64_t r = 0; r < n; r++) {
+      packed[r] = (const Int16Pair*)queries[r];
+      factors[r] = queries[r][padded_head_dim(head_dim) / 2];
+    }
+    product(n, packed, operands + begin, kPageSize, SetScaledSums{scores, factors, scales + begin}, head_dim / 2, cols,
+            soon);
+  }
+};
+
+template <>
+struct Values<ValueRows<Int8, true>> {
+  static constexpr int64_t kDepth = 2;
+
+  static HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, const char* head, int64_t begin, int64_t end,
+                                 int64_t head_dim, int64_t value_cols, float* tile, bool is_staged, Prefetch& soon) {
+    const int64_t stride = padded_head_dim(head_dim);
+    const int64_t first_pair = begin / 2, end_pair = (end + 1) / 2;
+    Int16Pair* values = (Int16Pair*)tile + first_pair * stride;
+    if (!is_staged) {
+      stage((const Int8*)head + 2 * first_pair * head_dim, end_pair - first_pair, head_dim, head_dim, values, stride);
+    }
+    const float* scales = scales_of(head, head_dim);
+    const Int16Pair* weights[kSpanRowBlock];
+    float* out[kSpanRowBlock];
+    float factors[kSpanRowBlock];
+    for (int64_t r = 0; r < n; r++) {
+      const BlockRow& row = rows[r];
+      const int64_t first = row.first_lane(), last = row.end_lane();
+      for (int64_t i = first; i < last; i += kLanes) store(row.scores + i, load(row.scores + i) * load(scales + i));
+      for (int64_t i = first; i < row.begin; i++) row.scores[i] = 0;  // whatever the scales there are
+      for (int64_t i = row.end; i < last; i++) row.scores[i] = 0;
+      factors[r] = pack_integers(row.scores, first, last);
+      Int16Pair* packed = (Int16Pair*)row.scores;
+      for (int64_t pair = first_pair; pair < first / 2; pair++) packed[pair] = {};
+      for (int64_t pair = last / 2; pair < end_pair; pair++) packed[pair] = {};
+      weights[r] = packed + first_pair;
+      out[r] = row.state + kStateValues;
+    }
+    product(n, weights, values, stride, AddScaledSums{out, factors}, end_pair - first_pair, value_cols, soon);
+  }
+};
+
+void attention_span(const AttentionSpan& span) {
   const KvShape& shape = *span.shape;
   const int64_t head_dim = shape.head_dim;
   const int64_t row_stride = padded_head_dim(head_dim);
   const int64_t value_cols = (head_dim + kLanes - 1) / kLanes * kLanes;
-  const int64_t tile_bytes = kPageSize * head_dim * (int64_t)sizeof(T);
   float* queries = span.scratch;                     // [n_rows, row_stride]
   float* tile = queries + span.n_rows * row_stride;  // keys [D, P], then values [P, row_stride]
   float* scores = tile + kPageSize * row_stride;     // [n_rows, P], then weights
 
-  int64_t last_slot = 0;  // slots of the segment that some row sees, counted from its first page
+  // Slots of the segment that some row sees, counted from its first page.
+  int64_t first_slot = INT64_MAX, end_slot = 0;
+  with_rows<KeyRows>(shape.key_format, head_dim, [&](auto layout) {
+    for (int64_t r = 0; r < span.n_rows; r++) {
+      const AttentionRow& row = span.rows[r];
+      rotate(*span.rope, row.range->rope_row, row.q, head_dim, span.scale, queries + r * row_stride);
+      Keys<decltype(layout)>::pack_query(queries + r * row_stride, head_dim);
+    }
+  });
   for (int64_t r = 0; r < span.n_rows; r++) {
     const AttentionRow& row = span.rows[r];
-    rotate(*span.rope, row.range->rope_row, row.q, head_dim, span.scale, queries + r * row_stride);
-    Page::pack_row(queries + r * row_stride, 0, head_dim);
     row.state[kStateMax] = -INFINITY;
     row.state[kStateSum] = 0;
     memset(row.state + kStateValues, 0, row_stride * sizeof(float));
+    const int64_t first = span.first_slot + row.range->first_seen(span.window);
     const int64_t limit = span.first_slot + row.range->limit;
-    last_slot = limit > last_slot ? limit : last_slot;
+    first_slot = first < first_slot ? first : first_slot;
+    end_slot = limit > end_slot ? limit : end_slot;
   }
 
-  const int64_t seen_pages = (last_slot + kPageSize - 1) / kPageSize;
+  const int64_t seen_pages = (end_slot + kPageSize - 1) / kPageSize;
   const int64_t end_page = span.first_page + kSpanPages < seen_pages ? span.first_page + kSpanPages : seen_pages;
-  for (int64_t page = span.first_page; page < end_page; page++) {
-    const int64_t begin = page == 0 ? span.first_slot : 0;
-    const int64_t left = last_slot - page * kPageSize;
-    const int64_t end = left < kPageSize ? left : kPageSize;
-    const int64_t key_cols = (end + kLanes - 1) / kLanes * kLanes;
-    const T* page_keys =
-        (const T*)page_head(span.layer->keys, shape, shape.key_format, span.pages[page], span.kv_head);
-    const T* page_values =
-        (const T*)page_head(span.layer->values, shape, shape.value_format, span.pages[page], span.kv_head);
-
-    // The rows that see something of this page.
-    const Operand* q[kMaxSpanRows];
+  const int64_t first_page = first_slot / kPageSize > span.first_page ? first_slot / kPageSize : span.first_page;
+  for (int64_t page = first_page; page < end_page; page++) {
+    // The rows that see something of this page, and what they see together.
+    const float* q[kMaxSpanRows];
     float* s[kMaxSpanRows];
     BlockRow seeing[kMaxSpanRows];
-    int64_t rows = 0;
+    int64_t rows = 0, begin = kPageSize, end = 0;
     for (int64_t r = 0; r < span.n_rows; r++) {
       const AttentionRow& row = span.rows[r];
-      const int64_t visible = span.first_slot + row.range->limit - page * kPageSize;
-      if (visible <= begin) continue;
-      q[rows] = (const Operand*)(queries + r * row_stride);
-      s[rows] = scores + r * kPageSize;
-      seeing[rows] = {s[rows], row.state, visible < kPageSize ? visible : kPageSize, row.range->bias};
+      const int64_t page_slot = page * kPageSize - span.first_slot;  // of slot 0, in tokens of the segment
+      const int64_t from = row.range->first_seen(span.window) - page_slot, to = row.range->limit - page_slot;
+      if (from >= kPageSize || to <= 0) continue;
+      const int64_t row_begin = from > 0 ? from : 0, row_end = to < kPageSize ? to : kPageSize;
+      float* row_scores = scores + r * kPageSize;
+      q[rows] = queries + r * row_stride;
+      seeing[rows] = {row_scores, row.state, row_begin, row_end, row.range->bias};
+      s[rows] = row_scores;
+      begin = row_begin < begin ? row_begin : begin;
+      end = row_end > end ? row_end : end;
       rows++;
     }
+    if (rows == 0) continue;  // between two windows
+
+    const auto keys_of = [&](int64_t index) __attribute__((always_inline)) {
+      return page_head(span.layer->keys, shape, shape.key_format, span.pages[index], span.kv_head);
+    };
+    const char* page_keys = keys_of(page);
+    const char* page_values =
+        page_head(span.layer->values, shape, shape.value_format, span.pages[page], span.kv_head);
+    const int64_t first_col = begin / kLanes * kLanes;
+    const int64_t key_cols = (end + kLanes - 1) / kLanes * kLanes - first_col;
 
     // Spread over the products of all rows, each of `n` iterations for every 4 vectors of `cols`.
-    const auto prefetch_tile = [&](const T* from, int64_t n, int64_t cols) __attribute__((always_inline)) {
+    const auto prefetch_head = [&](const char* head, KvFormat format, int64_t n, int64_t cols)
+                                   __attribute__((always_inline)) {
       const int64_t blocks = (rows + kSpanRowBlock - 1) / kSpanRowBlock;
       const int64_t iterations = blocks * n * ((cols + 4 * kLanes - 1) / (4 * kLanes));
-      const char* first = (const char*)from;
-      return Prefetch{first, first + tile_bytes / 2, tile_bytes / 2 / (iterations > 0 ? iterations : 1)};
+      const int64_t half = head_bytes(shape, format) / 2;
+      return Prefetch{head, head + half, half / (iterations > 0 ? iterations : 1)};
     };
 
-    const Operand* keys = Page::keys(page_keys, head_dim, key_cols, tile);
-    Prefetch soon = prefetch_tile(page_values, head_dim / Page::kDepth, key_cols);
-    for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
-      const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
-      product<false>(n, q + r, keys, kPageSize, s + r, head_dim / Page::kDepth, key_cols, soon);
-    }
-
-    const int64_t next = span.pages[page + 1 < seen_pages ? page + 1 : page];
-    soon = prefetch_tile((const T*)page_head(span.layer->keys, shape, shape.key_format, next, span.kv_head),
-                         (end - begin) / Page::kDepth, value_cols);
-    for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
-      const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
-      const BlockRow* block = seeing + r;
-      softmax_update(block, n, begin, value_cols);
-      for (int64_t i = 0; i < n; i++) {
-        Page::pack_row(block[i].scores, begin / kLanes * kLanes, (block[i].end + kLanes - 1) / kLanes * kLanes);
+    for (int64_t r = 0; r < rows; r++) s[r] += first_col;
+    with_rows<KeyRows>(shape.key_format, head_dim, [&](auto layout) {
+      using PageKeys = Keys<decltype(layout)>;
+      const PageKeys keys(page_keys, head_dim, first_col, first_col + key_cols, tile);
+      Prefetch soon = prefetch_head(page_values, shape.value_format, head_dim / PageKeys::kDepth, key_cols);
+      for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
+        const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
+        keys.score(n, q + r, head_dim, first_col, key_cols, s + r, soon);
       }
-      Page::add_values(block, n, page_values, begin, end, head_dim, value_cols, tile, r > 0, soon);
-    }
-  }
-}
+    });
 
-void attention_span(const AttentionSpan& span) {
-  with_rows<KeyRows>(span.shape->key_format, span.shape->head_dim, [&](auto rows) {
-    using Rows = decltype(rows);
-    if constexpr (!kIsInt8<typename Rows::Element>) attend_span<typename Rows::Element, Rows::kPaired>(span);
-  });
+    const int64_t next = page + 1 < seen_pages ? page + 1 : page;
+    with_rows<ValueRows>(shape.value_format, head_dim, [&](auto layout) {
+      using PageValues = Values<decltype(layout)>;
+      Prefetch soon =
+          prefetch_head(keys_of(next), shape.key_format, (end - begin) / PageValues::kDepth, value_cols);
+      for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
+        const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
+        softmax_update(seeing + r, n, span.softcap, value_cols);
+        PageValues::add(seeing + r, n, page_values, begin, end, head_dim, value_cols, tile, r > 0, soon);
+      }
+    });
+  }
 }
 
 void merge_state(float* into, const float* state, int64_t head_dim) {
@@ -322,11 +541,17 @@ void merge_state(float* into, const float* state, int64_t head_dim) {
   }
 }
 
-float finish_state(const float* state, int64_t head_dim, float* out) {
-  const float total = state[kStateSum];
-  const float scale = total == 0 ? 0 : 1 / total;
+float finish_state(const float* state, int64_t head_dim, float sink, float* out) {
+  float max = state[kStateMax], total = state[kStateSum], factor = 1;
+  if (sink != -INFINITY) {
+    const float seen_max = max;
+    max = sink > seen_max ? sink : seen_max;
+    factor = exp(broadcast(seen_max - max))[0];
+    total = total * factor + exp(broadcast(sink - max))[0];
+  }
+  const float scale = total == 0 ? 0 : factor / total;
   for (int64_t d = 0; d < head_dim; d++) out[d] = state[kStateValues + d] * scale;
-  return total == 0 ? -INFINITY : state[kStateMax] + logf(total);
+  return total == 0 ? -INFINITY : max + logf(total);
 }
 
 }  // namespace

@@ -17,8 +17,26 @@ constexpr std::int64_t kFewTokens = 16;
 
 constexpr std::int64_t kSpanTokens = kSpanPages * kPageSize;
 
-std::int64_t spans_seen(const PlanSegment& segment, const QueryRange& range) {
-  return ceil_div(segment.first_slot + range.limit, kSpanTokens);
+// Spans [begin, end) of a segment.
+struct Spans {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+
+  std::int64_t count() const { return end - begin; }
+  bool contains(std::int64_t span) const { return begin <= span && span < end; }
+};
+
+// Those of which a range sees a token.
+Spans spans_seen(const AttentionParams& p, const PlanSegment& segment, const QueryRange& range) {
+  const std::int64_t first = range.first_seen(p.window);
+  if (first >= range.limit) return {};
+  return {(segment.first_slot + first) / kSpanTokens, ceil_div(segment.first_slot + range.limit, kSpanTokens)};
+}
+
+// The spans from the first to the last that one of several ranges sees.
+void include(Spans& spans, const Spans& more) {
+  if (more.count() == 0) return;
+  spans = spans.count() == 0 ? more : Spans{std::min(spans.begin, more.begin), std::max(spans.end, more.end)};
 }
 
 }  // namespace
@@ -32,6 +50,8 @@ AttentionSpan AttentionSchedule::make_span(const AttentionParams& p, const StepV
           .layer = &p.layer,
           .rope = &step.rope,
           .scale = p.scale,
+          .softcap = p.softcap,
+          .window = p.window,
           .kv_head = kv_head,
           .pages = step.plan.pages.data() + segment.first_page,
           .first_slot = segment.first_slot,
@@ -61,9 +81,9 @@ void AttentionSchedule::finish(const AttentionParams& p, std::int64_t token, std
                                const float* merged) const {
   const std::int64_t row = token * p.query_heads + head;
   float* out = static_cast<float*>(p.out) + row * p.shape.head_dim;
-  float lse = -std::numeric_limits<float>::infinity();
+  float lse = p.sinks ? p.sinks[head] : -std::numeric_limits<float>::infinity();
   if (merged) {
-    lse = kernels_.finish_state(merged, p.shape.head_dim, out);
+    lse = kernels_.finish_state(merged, p.shape.head_dim, lse, out);
   } else {
     std::fill_n(out, p.shape.head_dim, 0.0f);
   }
@@ -79,7 +99,7 @@ void AttentionSchedule::run(const AttentionParams& p, const StepView& step) {
     for (std::int64_t v = segment.first_query_range; v < segment.first_query_range + segment.n_query_ranges; v++) {
       first_state_[v] = n_states;
       segment_of_range_[v] = s;
-      n_states += spans_seen(segment, step.plan.query_ranges[v]);
+      n_states += spans_seen(p, segment, step.plan.query_ranges[v]).count();
     }
   }
   n_states *= p.query_heads;
@@ -97,9 +117,9 @@ void AttentionSchedule::run_by_span(const AttentionParams& p, const StepView& st
   const std::int64_t group = p.query_heads / p.shape.kv_heads;
   const std::int64_t size = state_size(head_dim);
   float* states = states_.get<float>(n_states * size);
-  // State of (query range, span, query head).
-  const auto state = [&](std::int64_t range, std::int64_t span, std::int64_t head) {
-    return states + ((first_state_[range] + span) * p.query_heads + head) * size;
+  // State of (query range, span, query head): the range's span number `index` of those that it sees.
+  const auto state = [&](std::int64_t range, std::int64_t index, std::int64_t head) {
+    return states + ((first_state_[range] + index) * p.query_heads + head) * size;
   };
 
   units_.clear();
@@ -108,11 +128,13 @@ void AttentionSchedule::run_by_span(const AttentionParams& p, const StepView& st
     for (std::int64_t kv_head = 0; kv_head < p.shape.kv_heads; kv_head++) {
       for (std::int64_t row = 0; row < segment.n_query_ranges * group; row += kMaxSpanRows) {
         const std::int64_t row_end = std::min(row + kMaxSpanRows, segment.n_query_ranges * group);
-        std::int64_t spans = 0;
+        Spans spans;
         for (std::int64_t v = row / group; v * group < row_end; v++) {
-          spans = std::max(spans, spans_seen(segment, step.plan.query_ranges[segment.first_query_range + v]));
+          include(spans, spans_seen(p, segment, step.plan.query_ranges[segment.first_query_range + v]));
         }
-        for (std::int64_t span = 0; span < spans; span++) units_.push_back({s, kv_head, span, row, row_end});
+        for (std::int64_t span = spans.begin; span < spans.end; span++) {
+          units_.push_back({s, kv_head, span, row, row_end});
+        }
       }
     }
   }
@@ -130,12 +152,14 @@ void AttentionSchedule::run_by_span(const AttentionParams& p, const StepView& st
       for (std::int64_t r = unit.row_begin; r < unit.row_end; r++) {
         const std::int64_t v = segment.first_query_range + r / group;
         const QueryRange& range = step.plan.query_ranges[v];
-        if (unit.span >= spans_seen(segment, range)) continue;
+        const Spans spans = spans_seen(p, segment, range);
+        if (!spans.contains(unit.span)) continue;
         const std::int64_t head = unit.kv_head * group + r % group;
         thread.rows.push_back({.range = &range,
                                .q = static_cast<const float*>(p.q) + (range.token * p.query_heads + head) * head_dim,
-                               .state = state(v, unit.span, head)});
+                               .state = state(v, unit.span - spans.begin, head)});
       }
+      if (thread.rows.empty()) continue;  // between two windows
       AttentionSpan span = make_span(p, step, segment, unit.kv_head, unit.span);
       span.scratch = thread.floats.get<float>(0);
       run_span(span, thread);
@@ -148,8 +172,8 @@ void AttentionSchedule::run_by_span(const AttentionParams& p, const StepView& st
         float* merged = nullptr;
         for (std::int64_t i = step.plan.token_query_ranges_at[t]; i < step.plan.token_query_ranges_at[t + 1]; i++) {
           const std::int64_t v = step.plan.token_query_ranges[i];
-          const std::int64_t spans = spans_seen(step.plan.segments[segment_of_range_[v]], step.plan.query_ranges[v]);
-          for (std::int64_t span = 0; span < spans; span++) join(merged, state(v, span, head), head_dim);
+          const Spans spans = spans_seen(p, step.plan.segments[segment_of_range_[v]], step.plan.query_ranges[v]);
+          for (std::int64_t span = 0; span < spans.count(); span++) join(merged, state(v, span, head), head_dim);
         }
         finish(p, t, head, merged);
       }
@@ -205,11 +229,15 @@ void AttentionSchedule::run_by_rows(const AttentionParams& p, const StepView& st
       float* merged[kMaxSpanRows] = {};
       for (std::int64_t i = 0; i < n_query_ranges(first_token); i++) {
         const PlanSegment& segment = step.plan.segments[segment_of_range_[range_of(first_token, i)]];
-        for (std::int64_t span_index = 0;; span_index++) {
+        Spans spans;
+        for (std::int64_t t = first_token; t * group < unit.row_end; t++) {
+          include(spans, spans_seen(p, segment, step.plan.query_ranges[range_of(t, i)]));
+        }
+        for (std::int64_t span_index = spans.begin; span_index < spans.end; span_index++) {
           thread.rows.clear();
           for (std::int64_t r = unit.row_begin; r < unit.row_end; r++) {
             const QueryRange& range = step.plan.query_ranges[range_of(r / group, i)];
-            if (span_index >= spans_seen(segment, range)) continue;
+            if (!spans_seen(p, segment, range).contains(span_index)) continue;
             const std::int64_t head = unit.kv_head * group + r % group;
             const std::int64_t local = r - unit.row_begin;
             thread.rows.push_back(
@@ -217,7 +245,7 @@ void AttentionSchedule::run_by_rows(const AttentionParams& p, const StepView& st
                  .q = static_cast<const float*>(p.q) + (range.token * p.query_heads + head) * head_dim,
                  .state = (merged[local] ? span_states : merged_states) + local * size});
           }
-          if (thread.rows.empty()) break;
+          if (thread.rows.empty()) continue;  // between two windows
           AttentionSpan span = make_span(p, step, segment, unit.kv_head, span_index);
           span.scratch = scratch;
           run_span(span, thread);

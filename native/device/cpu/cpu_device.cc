@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/format.h"
 #include "core/limits.h"
 #include "device/cpu/attention_schedule.h"
 #include "device/cpu/kernels.h"
@@ -56,15 +58,14 @@ class CpuDevice final : public Device {
     return {.type = "cpu", .name = name_, .index = 0, .simd = kernels_.name, .threads = pool_.threads()};
   }
 
-  std::int64_t kv_padding(const KvShape& shape) const override {
-    if (shape.key_format == shape.value_format && shape.key_format != KvFormat::kInt8) return 0;
-    throw Error(code::kUnsupported, "the CPU device keeps keys and values in one format: f32, f16 or bf16");
-  }
   Buffer allocate(std::size_t bytes, const char* purpose) override { return map_memory(bytes, purpose); }
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void synchronize() override {}
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override { return host; }
+  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override {
+    require(is_plain(host.format), "the CPU device takes weights in f32, f16 and bf16");
+    return host;
+  }
   void begin_step(const StepView& step) override { step_ = step; }
 
   void embedding(const EmbeddingParams& params) override {
@@ -94,7 +95,7 @@ class CpuDevice final : public Device {
     }
     if (p.rows == 0) return;
     const void* packed_x = nullptr;
-    const auto packs_x = [&](const MatmulParams::Output& output) { return kernels_.packs_x(output.weight.dtype); };
+    const auto packs_x = [&](const MatmulParams::Output& output) { return kernels_.packs_x(output.weight.format); };
     if (std::any_of(p.outputs, p.outputs + p.n_outputs, packs_x)) {
       std::uint16_t* packed = packed_x_.get<std::uint16_t>(p.rows * p.k);
       for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
@@ -118,11 +119,18 @@ class CpuDevice final : public Device {
   }
 
   void gated_activation(const GatedActivationParams& p) override {
-    constexpr std::int64_t kUnit = 1024;
-    for_rows(pool_, ceil_div(p.n, kUnit), kUnit, [&](std::int64_t begin, std::int64_t end) {
-      const std::int64_t first = begin * kUnit, n = std::min(end * kUnit, p.n) - first;
+    for_elements(p.n, [&](std::int64_t first, std::int64_t n) {
       kernels_.gated_activation(p.gate + first, p.up + first, n, p.activation, p.out + first);
     });
+  }
+
+  void add(const AddParams& p) override {
+    for_elements(p.n, [&](std::int64_t first, std::int64_t n) { kernels_.add(p.x + first, p.y + first, n, p.scale); });
+  }
+
+  void softcap(const SoftcapParams& p) override {
+    for_elements(p.n,
+                 [&](std::int64_t first, std::int64_t n) { kernels_.softcap(p.x + first, n, p.scale, p.softcap); });
   }
 
   void kv_append(const KvAppendParams& p) override {
@@ -161,6 +169,15 @@ class CpuDevice final : public Device {
   double measure_read_bandwidth(std::size_t bytes) override;
 
  private:
+  // Calls body(first, n) for slices of [0, n).
+  template <typename Body>
+  void for_elements(std::int64_t n, Body&& body) {
+    constexpr std::int64_t kUnit = 1024;
+    for_rows(pool_, ceil_div(n, kUnit), kUnit, [&](std::int64_t begin, std::int64_t end) {
+      body(begin * kUnit, std::min(end * kUnit, n) - begin * kUnit);
+    });
+  }
+
   static std::string requested_simd(const CpuOptions& options) {
     if (!options.simd.empty()) return options.simd;
     const char* name = std::getenv("HOGWILD_SIMD");
@@ -180,6 +197,8 @@ void CpuDevice::attention(const AttentionParams& p) {
   check_cache(p.shape, &step_.rope);
   check_buffers(p.buffers);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
+  require(p.window >= 0, "window must be >= 0");
+  require(p.softcap >= 0 && std::isfinite(p.softcap), "softcap must be finite and >= 0");
   attention_.run(p, step_);
 }
 

@@ -14,7 +14,7 @@ namespace hogwild {
 // kMatmulOutputBlock and are not shorter run fastest.
 constexpr int64_t kMatmulOutputBlock = 12;
 struct MatmulSlice {
-  const void* x;  // [rows, k]: f32, or what pack_x has made of it where packs_x(dtype of the weight)
+  const void* x;  // [rows, k]: f32, or what pack_x has made of it where packs_x(format of the weight)
   int64_t rows;
   int64_t k;
   const MatmulParams::Output* output;
@@ -23,9 +23,10 @@ struct MatmulSlice {
 };
 
 // Attention works on spans: runs of kSpanPages pages of a segment, counted from its first page. A
-// row is one (query range, query head); for each span it sees it gets a softmax state. Spans begin and end
-// at the same keys whoever else is in the step, and a row's states are merged in its view order: so
-// its result does not depend, to the last bit, on how the work was cut or who shared it.
+// row is one (query range, query head); for each span of which it sees a key it gets a softmax state. Spans begin
+// and end at the same keys whoever else is in the step, and a row's states are merged in its view order: so
+// its result does not depend, to the last bit, on how the work was cut or who shared it. What no row sees of a
+// segment, behind its limit or before its window, is not read.
 constexpr int64_t kSpanPages = 4;
 
 // Rows that share a page in f32 at most: their queries, scores and states stay in the L2 cache.
@@ -40,7 +41,7 @@ static inline int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15)
 static inline int64_t state_size(int64_t head_dim) { return kStateValues + padded_head_dim(head_dim); }
 
 struct AttentionRow {
-  const QueryRange* range;
+  const QueryRange* range;  // sees a key of the span
   const float* q;  // [D], before RoPE
   float* state;    // [state_size(D)], written
 };
@@ -50,6 +51,8 @@ struct AttentionSpan {
   const KvLayer* layer;
   const RopeTable* rope;
   float scale;
+  float softcap;   // 0: off
+  int64_t window;  // 0: off
   int64_t kv_head;
   const int64_t* pages;  // of the segment, from its first page
   int64_t first_slot;
@@ -70,10 +73,12 @@ struct CpuKernels {
   // out[t] = scale * table[tokens[t]], t < n
   void (*embedding)(const Matrix& table, const int32_t* tokens, int64_t n, float scale, float* out);
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t rows, int64_t cols, float* out);
-  bool (*packs_x)(Dtype weight_dtype);
+  bool (*packs_x)(Format weight);
   void (*pack_x)(const float* x, int64_t n, void* packed);  // [n] of 2 bytes
   void (*matmul)(const MatmulSlice& slice);
   void (*gated_activation)(const float* gate, const float* up, int64_t n, Activation activation, float* out);
+  void (*add)(float* x, const float* y, int64_t n, float scale);
+  void (*softcap)(float* x, int64_t n, float scale, float softcap);
 
   void (*kv_append)(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots,
                     int64_t n, const float* k, const float* v);
@@ -84,8 +89,8 @@ struct CpuKernels {
   void (*attention_span)(const AttentionSpan& span);
   // into = into joined with state; both [state_size(D)]
   void (*merge_state)(float* into, const float* state, int64_t head_dim);
-  // out [D] = values / sum (zeros where nothing was seen); returns the log-sum-exp
-  float (*finish_state)(const float* state, int64_t head_dim, float* out);
+  // out [D] = values / sum (zeros where nothing was seen); returns the log-sum-exp. exp(sink) is added to the sum.
+  float (*finish_state)(const float* state, int64_t head_dim, float sink, float* out);
 
   // The greatest of x[n] and the lowest index that has it; false if one is NaN or +inf.
   bool (*find_max)(const float* x, int64_t n, float* max, int64_t* index);

@@ -75,9 +75,6 @@ HOGWILD_INLINE void rotate(const RopeTable& rope, int64_t rope_row, const float*
   for (u = 2 * half; u < head_dim; u++) to[u] = from[u] * scale;
 }
 
-// A row whose numbers are all smaller than this is stored as zeros: its scale would lose precision.
-constexpr float kLeastMagnitude = 0x1p-100f;
-
 // Rounds x [n] to multiples of max |x| / 127, which it returns: NaN, and codes 0, if one of them is not finite.
 HOGWILD_INLINE float quantise(const float* x, int64_t n, Int8 (&codes)[kMaxHeadDim]) {
   uint32_t largest = 0;  // of |x|, as bits: they ascend with magnitude, and NaN's are the greatest
@@ -87,8 +84,7 @@ HOGWILD_INLINE float quantise(const float* x, int64_t n, Int8 (&codes)[kMaxHeadD
     bits &= 0x7fffffff;
     largest = bits > largest ? bits : largest;
   }
-  float magnitude;
-  memcpy(&magnitude, &largest, 4);
+  const float magnitude = magnitude_of(largest);
   const bool is_finite = magnitude < INFINITY;
   if (!is_finite || magnitude < kLeastMagnitude) {
     memset(codes, 0, sizeof codes);

@@ -146,11 +146,11 @@ void matmul_typed(const MatmulSlice& slice) {
   }
 }
 
-bool packs_x(Dtype weight_dtype) {
+bool packs_x(Format weight) {
 #if defined(HOGWILD_HAS_PAIRS)
-  return weight_dtype == Dtype::kBF16;
+  return weight == Format::kBF16;
 #else
-  (void)weight_dtype;
+  (void)weight;
   return false;
 #endif
 }
@@ -167,17 +167,19 @@ void pack_x(const float* x, int64_t n, void* packed) {
 }
 
 void matmul(const MatmulSlice& slice) {
-  switch (slice.output->weight.dtype) {
-    case Dtype::kF32:
+  switch (slice.output->weight.format) {
+    case Format::kF32:
       return matmul_typed<float, float>(slice);
-    case Dtype::kF16:
+    case Format::kF16:
       return matmul_typed<float, F16>(slice);
-    case Dtype::kBF16:
+    case Format::kBF16:
 #if defined(HOGWILD_HAS_PAIRS)
       return matmul_typed<Bf16, Bf16>(slice);
 #else
       return matmul_typed<float, Bf16>(slice);
 #endif
+    default:
+      return;  // the device has refused it
   }
 }
 

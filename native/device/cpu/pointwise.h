@@ -15,13 +15,15 @@ void embedding_typed(const T* table, int64_t hidden, const int32_t* tokens, int6
 }
 
 void embedding(const Matrix& table, const int32_t* tokens, int64_t n, float scale, float* out) {
-  switch (table.dtype) {
-    case Dtype::kF32:
+  switch (table.format) {
+    case Format::kF32:
       return embedding_typed((const float*)table.data, table.cols, tokens, n, scale, out);
-    case Dtype::kF16:
+    case Format::kF16:
       return embedding_typed((const F16*)table.data, table.cols, tokens, n, scale, out);
-    case Dtype::kBF16:
+    case Format::kBF16:
       return embedding_typed((const Bf16*)table.data, table.cols, tokens, n, scale, out);
+    default:
+      return;  // the device has refused it
   }
 }
 
@@ -64,6 +66,21 @@ void gated_activation(const float* gate, const float* up, int64_t n, Activation 
     case Activation::kGeluTanh:
       return gated<gelu_tanh>(gate, up, n, out);
   }
+}
+
+void add(float* x, const float* y, int64_t n, float scale) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(x + i, fma(broadcast(scale), load(y + i), load(x + i)));
+  if (i < n) store_partial(x + i, fma(broadcast(scale), load_partial(y + i, n - i), load_partial(x + i, n - i)), n - i);
+}
+
+void softcap(float* x, int64_t n, float scale, float cap) {
+  const auto capped = [&](Vec v) __attribute__((always_inline)) {
+    return cap == 0 ? v * scale : tanh(v * (scale / cap)) * cap;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(x + i, capped(load(x + i)));
+  if (i < n) store_partial(x + i, capped(load_partial(x + i, n - i)), n - i);
 }
 
 bool find_max(const float* x, int64_t n, float* max_value, int64_t* index) {

@@ -72,7 +72,10 @@ std::vector<const CpuKernels*> available_kernels() {
     return kernels;
   }
   kernels.push_back(&kCpuKernels_avx512);
-  if (has_all(extended_1.eax, bit_AVX512BF16)) kernels.push_back(&kCpuKernels_avx512bf16);
+  // Every processor with the former has the latter, but a virtual machine may hide it.
+  if (has_all(extended_1.eax, bit_AVX512BF16) && has_all(extended.ecx, bit_AVX512VNNI)) {
+    kernels.push_back(&kCpuKernels_avx512bf16);
+  }
   return kernels;
 #else
   return {&kCpuKernels_baseline};

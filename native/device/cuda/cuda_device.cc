@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <string_view>
 
 #include "core/error.h"
 #include "core/float16.h"
+#include "core/format.h"
 #include "device/sampling.h"
 
 namespace hogwild::cuda {
@@ -104,14 +106,18 @@ void CudaDevice::synchronize() {
 
 // Kernels multiply in 16 bits: f32 weights are rounded to bf16 once, here.
 Matrix CudaDevice::upload_weight(const Matrix& host, std::vector<Buffer>& storage) {
+  if (!is_plain(host.format)) {
+    throw Error(code::kUnsupported, std::string("weights in ") + format_name(host.format) +
+                                        ": the CUDA device takes f32, f16 and bf16; the CPU device takes this format");
+  }
   if (host.cols % 8 != 0) {
     throw Error(code::kUnsupported, "a weight matrix with rows of " + std::to_string(host.cols) +
                                         " elements: the CUDA device needs a multiple of 8");
   }
   Matrix matrix = host;
-  if (host.dtype == Dtype::kF32) matrix.dtype = Dtype::kBF16;
+  if (host.format == Format::kF32) matrix.format = Format::kBF16;
   const std::int64_t n = host.rows * host.cols;
-  const std::size_t size = dtype_size(matrix.dtype);
+  const std::size_t size = dtype_size(dtype_of(matrix.format));
   storage.push_back(allocate(static_cast<std::size_t>(n) * size, "weights"));
   std::byte* to = storage.back().as<std::byte>();
   matrix.data = to;
@@ -125,7 +131,7 @@ Matrix CudaDevice::upload_weight(const Matrix& host, std::vector<Buffer>& storag
     const std::int64_t count = std::min(piece, n - first);
     std::byte* from = staging + half * kHalf;
     check_cuda(cudaEventSynchronize(weight_staged_[half]), "a copy of weights");
-    if (host.dtype == Dtype::kF32) {
+    if (host.format == Format::kF32) {
       const float* values = static_cast<const float*>(host.data) + first;
       auto* rounded = reinterpret_cast<std::uint16_t*>(from);
       for (std::int64_t i = 0; i < count; ++i) rounded[i] = f32_to_bf16(values[i]);
@@ -197,10 +203,10 @@ void CudaDevice::matmul(const MatmulParams& p) {
   require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
   for (int i = 0; i < p.n_outputs; ++i) require(p.outputs[i].weight.cols == p.k, "a weight matrix needs k columns");
   if (p.rows == 0) return;
-  // Matrices of one dtype go together; a model that mixes dtypes takes a launch for each run of them.
+  // Matrices of one format go together; a model that mixes formats takes a launch for each run of them.
   for (int first = 0, last = 0; first < p.n_outputs; first = last) {
-    const Dtype dtype = p.outputs[first].weight.dtype;
-    for (last = first + 1; last < p.n_outputs && p.outputs[last].weight.dtype == dtype; ++last) {
+    const Format format = p.outputs[first].weight.format;
+    for (last = first + 1; last < p.n_outputs && p.outputs[last].weight.format == format; ++last) {
     }
     MatmulLaunch launch{.params = p, .multiprocessors = multiprocessors_};
     launch.params.n_outputs = last - first;
@@ -255,6 +261,22 @@ void CudaDevice::on_stream_of(const ExternalBuffers& buffers, Launch&& launch) {
   order(stream, stream_);
 }
 
+bool CudaDevice::has(Feature feature) const {
+  switch (feature) {
+    case Feature::kAdd:
+    case Feature::kSoftcap:
+    case Feature::kSeveralRopes:
+      return false;
+  }
+  return true;
+}
+
+// Models that need these are refused when they are loaded.
+void CudaDevice::add(const AddParams&) { throw Error(code::kUnsupported, "add: the CPU device computes it"); }
+void CudaDevice::softcap(const SoftcapParams&) {
+  throw Error(code::kUnsupported, "softcap: the CPU device computes it");
+}
+
 void CudaDevice::kv_append(const KvAppendParams& p) {
   use();
   require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= step_.layout().rows && !step_.view().slots.empty(),
@@ -299,8 +321,20 @@ AttentionLaunch CudaDevice::attention_launch(const AttentionParams& p) const {
           .workspace = attention_workspace_.data()};
 }
 
+void CudaDevice::check_attention(const AttentionParams& p) const {
+  const auto refuse_where = [](bool wanted, const char* what) {
+    if (!wanted) return;
+    throw Error(code::kUnsupported, std::string("attention with ") + what +
+                                        ": the CUDA device has no kernel for it, the CPU device (device 'cpu') does");
+  };
+  refuse_where(p.window != 0, "a sliding window");
+  refuse_where(p.softcap != 0, "a soft cap");
+  refuse_where(p.sinks != nullptr, "sinks");
+}
+
 void CudaDevice::attention(const AttentionParams& p) {
   use();
+  check_attention(p);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   const std::int64_t rows = step_.view().plan.n_tokens * p.query_heads;
   if (rows == 0) return;

@@ -28,7 +28,9 @@ class CudaDevice final : public Device {
     return {.type = "cuda", .name = name_, .index = index_, .simd = "", .threads = 0};
   }
 
+  bool has(Feature feature) const override;
   std::int64_t kv_padding(const KvShape& shape) const override;
+  void check_attention(const AttentionParams& params) const override;
   std::int64_t own_memory() const override { return own_memory_; }
   Buffer allocate(std::size_t bytes, const char* purpose) override;
   void download(void* host, const void* device, std::size_t bytes) override;
@@ -45,6 +47,8 @@ class CudaDevice final : public Device {
   void rms_norm(const RmsNormParams& params) override;
   void matmul(const MatmulParams& params) override;
   void gated_activation(const GatedActivationParams& params) override;
+  void add(const AddParams& params) override;
+  void softcap(const SoftcapParams& params) override;
   void kv_append(const KvAppendParams& params) override;
   void attention(const AttentionParams& params) override;
   void kv_move(const KvMoveParams& params) override;
