@@ -165,7 +165,7 @@ const MINUS_ONE = /rope$/
 
 // Parameters that take one of some words.
 const CHOICES =
-  /type$|activation$|qkNorm$|logits$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
+  /type$|format$|activation$|qkNorm$|logits$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
 
 // Parameters that may be null.
 const NULLABLE = /bias|sampler$|convertTo|step\[3\]|createModel\[[345]\]/

@@ -63,11 +63,6 @@ constexpr std::int64_t row_bytes(Format format, std::int64_t cols) {
   return cols / format_info(format).block_elements * format_info(format).block_bytes;
 }
 
-// What a product reads of a matrix.
-constexpr std::int64_t matrix_bytes(const Matrix& matrix) {
-  return matrix.rows * row_bytes(matrix.format, matrix.cols);
-}
-
 namespace detail {
 constexpr bool is_indexed_by_format() {
   std::size_t i = 0;

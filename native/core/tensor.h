@@ -46,12 +46,16 @@ enum class Format : std::uint8_t {
   kMXFP4,
 };
 
-// A weight matrix where it lies: row-major [rows, cols]; `data` of plain formats is aligned to their elements.
+// How a matrix lies: as in a file, row after row, or in panels of 16 rows (panels.h), which quantised formats alone have.
+enum class Order : std::uint8_t { kRows, kPanels };
+
+// A weight matrix [rows, cols] where it lies; `data` of plain formats is aligned to their elements.
 struct Matrix {
   const void* data = nullptr;
   Format format = Format::kF32;
   std::int64_t rows = 0;
   std::int64_t cols = 0;
+  Order order = Order::kRows;
 };
 
 }  // namespace hogwild

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <utility>
 
-#include "core/format.h"
+#include "core/panels.h"
 
 namespace hogwild {
 namespace {

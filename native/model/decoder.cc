@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "core/error.h"
-#include "core/format.h"
+#include "core/panels.h"
 
 namespace hogwild {
 namespace {

@@ -19,6 +19,7 @@
 #include "core/finite.h"
 #include "core/float16.h"
 #include "core/format.h"
+#include "core/panels.h"
 
 namespace hogwild {
 namespace {

@@ -1,0 +1,64 @@
+// Compiled once per SIMD level; HOGWILD_SIMD is the level's name. The rule of kernels.cc holds here too.
+#include "device/cpu/quant_kernels.h"
+
+// In this order: each builds on those before it.
+// clang-format off
+#include "device/cpu/simd.h"
+#include "device/cpu/quant_codes.h"
+#include "device/cpu/quant_product.h"
+#include "device/cpu/quant_matmul.h"
+// clang-format on
+
+#define HOGWILD_CONCAT_(a, b) a##b
+#define HOGWILD_CONCAT(a, b) HOGWILD_CONCAT_(a, b)
+#define HOGWILD_STRING_(a) #a
+#define HOGWILD_STRING(a) HOGWILD_STRING_(a)
+
+namespace hogwild {
+namespace {
+
+void matmul(const QuantSlice& slice) {
+  switch (slice.output->weight.format) {
+    case Format::kQ8_0:
+      return quant_matmul<Format::kQ8_0>(slice);
+    case Format::kQ4_0:
+      return quant_matmul<Format::kQ4_0>(slice);
+    case Format::kQ4_1:
+      return quant_matmul<Format::kQ4_1>(slice);
+    case Format::kQ5_0:
+      return quant_matmul<Format::kQ5_0>(slice);
+    case Format::kQ5_1:
+      return quant_matmul<Format::kQ5_1>(slice);
+    case Format::kQ2_K:
+      return quant_matmul<Format::kQ2_K>(slice);
+    case Format::kQ3_K:
+      return quant_matmul<Format::kQ3_K>(slice);
+    case Format::kQ4_K:
+      return quant_matmul<Format::kQ4_K>(slice);
+    case Format::kQ5_K:
+      return quant_matmul<Format::kQ5_K>(slice);
+    case Format::kQ6_K:
+      return quant_matmul<Format::kQ6_K>(slice);
+    case Format::kIQ4_NL:
+      return quant_matmul<Format::kIQ4_NL>(slice);
+    case Format::kIQ4_XS:
+      return quant_matmul<Format::kIQ4_XS>(slice);
+    case Format::kMXFP4:
+      return quant_matmul<Format::kMXFP4>(slice);
+    case Format::kF32:
+    case Format::kF16:
+    case Format::kBF16:
+      return;  // kernels.h has them
+  }
+}
+
+}  // namespace
+
+extern const QuantKernels HOGWILD_CONCAT(kQuantKernels_, HOGWILD_SIMD);
+const QuantKernels HOGWILD_CONCAT(kQuantKernels_, HOGWILD_SIMD) = {
+    .name = HOGWILD_STRING(HOGWILD_SIMD),
+    .pack_x = pack_x,
+    .matmul = matmul,
+};
+
+}  // namespace hogwild

@@ -1,0 +1,240 @@
+// y = x W^T for W in panels of any quantised format. Part of quant_kernels.cc.
+#pragma once
+
+namespace hogwild {
+namespace {
+
+constexpr int kPanelVectors = kPanelOutputs / kLanes;
+
+// ---- packing x --------------------------------------------------------------------------------------
+
+// 32 columns of one row; `words` is this row's first word among those of a block of `stride` rows.
+HOGWILD_INLINE void pack_group(const float* x, int64_t group, int64_t stride, uint32_t* words) {
+  constexpr int kVectors = 32 / kLanes;
+  Vec values[kVectors];
+  IntVec magnitudes = {};  // of f32, which order as integers do, infinity and NaN last
+  for (int i = 0; i < kVectors; i++) {
+    values[i] = load(x + i * kLanes);
+    const IntVec bits = (IntVec)values[i] & 0x7fffffff;
+    magnitudes = bits > magnitudes ? bits : magnitudes;
+  }
+  int32_t largest = 0;
+  for (int i = 0; i < kLanes; i++) largest = magnitudes[i] > largest ? magnitudes[i] : largest;
+  float magnitude;
+  memcpy(&magnitude, &largest, sizeof magnitude);
+
+  const bool is_finite = largest < 0x7f800000;
+  const bool is_zero = !is_finite || magnitude < 0x1p-100f;
+  const float to_codes = is_zero ? 0 : (float)kMaxXCode / magnitude;
+  const float scale = !is_finite ? NAN : is_zero ? 0 : magnitude / (float)kMaxXCode;
+  int32_t codes[32];
+  for (int i = 0; i < kVectors; i++) {
+    const Vec round = broadcast(0x1.8p23f);  // adding it leaves the nearest integer, ties to even, in the last bits
+    const Vec rounded = is_zero ? round : values[i] * to_codes + round;
+    const IntVec integers = (IntVec)rounded - (IntVec)round;
+    memcpy(codes + i * kLanes, &integers, sizeof integers);
+  }
+  for (int j = 0; j < 8; j++) pack_quad(codes + 4 * j, words + 2 * j * stride, words + (2 * j + 1) * stride);
+  words += 16 * stride;
+  memcpy(words, &scale, sizeof scale);
+  words += stride;
+  const int64_t sums = 32 / group;
+  for (int64_t s = 0; s < sums; s++) {
+    int32_t sum = 0;
+    for (int64_t i = s * group; i < (s + 1) * group; i++) sum += codes[i];
+    const float scaled = (float)sum * scale;
+    memcpy(words + s * stride, &sum, sizeof sum);
+    memcpy(words + (sums + s) * stride, &scaled, sizeof scaled);
+  }
+}
+
+void pack_x(const float* x, int64_t rows, int64_t k, int64_t group, int64_t begin, int64_t end, void* packed) {
+  const int64_t blocks = quant_row_blocks(rows);
+  const int64_t small = rows / blocks, larger = rows % blocks;  // that many blocks have a row more
+  const int64_t row_words = k / 32 * packed_words(group);
+  for (int64_t block = 0, first = 0; block < blocks; block++) {
+    const int64_t stride = small + (block < larger ? 1 : 0);
+    for (int64_t r = first > begin ? first : begin; r < first + stride && r < end; r++) {
+      uint32_t* words = (uint32_t*)packed + first * row_words + (r - first);
+      for (int64_t i = 0; i < k; i += 32, words += stride * packed_words(group)) {
+        pack_group(x + r * k + i, group, stride, words);
+      }
+    }
+    first += stride;
+  }
+}
+
+// ---- products ---------------------------------------------------------------------------------------
+
+// A format as kernels see it.
+template <Format kFormat>
+struct Quantised {
+  static constexpr CodeInfo kInfo = code_info(kFormat);
+  static constexpr int kGroup = kInfo.group;
+  using Codes = Lines<kInfo.bits>;
+  using Scales = GroupScales<kInfo.scales, kInfo.group>;
+  // Tables hold what they are of plus 128, where codes are unsigned.
+  static constexpr int kZero = kInfo.values == CodeValues::kItself ? (kSignedCodes && kInfo.bits == 8 ? 0 : kInfo.zero)
+                               : kSignedCodes                     ? 0
+                                                                  : 128;
+
+  template <int J>
+  static HOGWILD_INLINE Quad quad(const Codes& codes, const uint8_t* table) {
+    const BitVec quad = codes.template quad<J>();
+    if constexpr (kInfo.values != CodeValues::kItself) return Quad(look_up(table, quad));
+    if constexpr (kSignedCodes && kInfo.bits == 8) return Quad(quad ^ bytes_of(0x80));
+    return Quad(quad);
+  }
+
+  static HOGWILD_INLINE void make_table(uint8_t* table) {
+    if constexpr (kInfo.values != CodeValues::kItself) {
+      const int8_t* values = kInfo.values == CodeValues::kIq4 ? kIq4Values : kE2M1Values;
+      for (int i = 0; i < 16; i++) table[i] = (uint8_t)(values[i] + kZero);
+    }
+  }
+};
+
+// Sums of products of quads [J, kEnd).
+template <typename F, int J, int kEnd, int R, int N>
+HOGWILD_INLINE void add_quads(const typename F::Codes (&codes)[N], const uint8_t* table, const uint32_t* x,
+                              DotSum (&dots)[R][N]) {
+  if constexpr (J < kEnd) {
+    BitVec first[R], second[R];
+    for (int r = 0; r < R; r++) first[r] = broadcast_word(x + 2 * J * R + r);
+    for (int r = 0; r < R; r++) second[r] = broadcast_word(x + (2 * J + 1) * R + r);
+    for (int n = 0; n < N; n++) {
+      const Quad quad = F::template quad<J>(codes[n], table);
+      for (int r = 0; r < R; r++) dots[r][n].add(quad, first[r], second[r]);
+    }
+    add_quads<F, J + 1, kEnd>(codes, table, x, dots);
+  }
+}
+
+// One of the groups of 32 columns: group S of them.
+template <typename F, int S, int R, int N>
+HOGWILD_INLINE void add_group(int64_t columns32, const typename F::Codes (&codes)[N],
+                              const typename F::Scales (&scales)[N], const uint8_t* table, const uint32_t* x,
+                              Vec (&sums)[R][N]) {
+  constexpr int kGroups = 32 / F::kGroup;
+  const float* x_scale = (const float*)(x + 16 * R);
+  const int32_t* x_codes = (const int32_t*)(x + (17 + S) * R);
+  const float* x_sum = (const float*)(x + (17 + kGroups + S) * R);
+  DotSum dots[R][N];
+  for (int r = 0; r < R; r++) {
+    const IntVec start = (IntVec)broadcast_word((const uint32_t*)x_codes + r) * -F::kZero;
+    for (int n = 0; n < N; n++) dots[r][n].start(start);
+  }
+  add_quads<F, 8 / kGroups * S, 8 / kGroups * (S + 1)>(codes, table, x, dots);
+  const int64_t group = columns32 * kGroups + S;
+  for (int n = 0; n < N; n++) {
+    const Vec d = scales[n].d(group);
+    for (int r = 0; r < R; r++) {
+      const Vec dot = __builtin_convertvector(dots[r][n].value(), Vec);
+      sums[r][n] = fma(dot * x_scale[r], d, sums[r][n]);
+    }
+    if constexpr (F::Scales::kHasMin) {
+      const Vec m = scales[n].m(group);
+      for (int r = 0; r < R; r++) sums[r][n] = fma(m, broadcast(x_sum[r]), sums[r][n]);
+    }
+  }
+}
+
+// R rows x N vectors of outputs, beginning with vector `vector` of the slice.
+template <typename F, int R, int N>
+void quant_block(const QuantSlice& slice, int64_t row, int64_t vector) {
+  const int64_t panel_size = panel_bytes(F::kInfo, slice.k), codes_at = panel_codes_at(F::kInfo, slice.k);
+  const int64_t last_panel = panel_count(slice.end - slice.begin) - 1;
+  const uint32_t* x = (const uint32_t*)slice.x + row * (slice.k / 32) * packed_words(F::kGroup);
+  uint8_t table[16];
+  F::make_table(table);
+
+  typename F::Codes codes[N];
+  typename F::Scales scales[N];
+  for (int n = 0; n < N; n++) {
+    // Vectors behind the slice read the last panel; nobody writes what they make of it.
+    const int64_t wanted = (vector + n) / kPanelVectors, part = (vector + n) % kPanelVectors;
+    const uint8_t* panel = (const uint8_t*)slice.panels + (wanted < last_panel ? wanted : last_panel) * panel_size;
+    codes[n].from = panel + codes_at + part * (int64_t)sizeof(Vec);
+    scales[n].from = panel;
+    scales[n].lane = part * kLanes;
+  }
+  constexpr int64_t kPanels = N < kPanelVectors ? 1 : N / kPanelVectors;
+  const int64_t ahead = kPanels * panel_size;  // the next block's codes
+  constexpr int64_t kStep = F::Scales::kSuperColumns > 0 ? F::Scales::kSuperColumns / 32 : 1;
+
+  Vec sums[R][N] = {};
+  for (int64_t i = 0; i < slice.k / 32; i += kStep) {
+    if constexpr (F::Scales::kSuperColumns > 0) {
+      for (int n = 0; n < N; n++) scales[n].begin_super(i);
+    }
+    for (int64_t j = i; j < i + kStep; j++) {
+      for (int n = 0; n < N; n++) {
+        if ((N >= kPanelVectors ? n : (int)(vector + n)) % kPanelVectors != 0) continue;
+        for (int line = 0; line < F::Codes::kLines; line++) prefetch(codes[n].from + ahead + line * kPanelLine);
+      }
+      add_group<F, 0, R, N>(j, codes, scales, table, x, sums);
+      if constexpr (F::kGroup == 16) add_group<F, 1, R, N>(j, codes, scales, table, x, sums);
+      for (int n = 0; n < N; n++) codes[n].from += F::Codes::kLines * kPanelLine;
+      x += R * packed_words(F::kGroup);
+    }
+  }
+
+  const MatmulParams::Output& output = *slice.output;
+  for (int n = 0; n < N; n++) {
+    const int64_t first = slice.begin + (vector + n) * kLanes;
+    const int64_t count = slice.end - first;
+    if (count <= 0) break;
+    Vec bias = {};
+    if (output.bias) bias = count >= kLanes ? load(output.bias + first) : load_partial(output.bias + first, count);
+    for (int r = 0; r < R; r++) {
+      float* y = output.y + (row + r) * output.weight.rows + first;
+      const Vec value = output.bias ? sums[r][n] + bias : sums[r][n];
+      if (count >= kLanes) {
+        store(y, output.accumulate ? load(y) + value : value);
+      } else {
+        store_partial(y, output.accumulate ? load_partial(y, count) + value : value, count);
+      }
+    }
+  }
+}
+
+// Vectors of outputs in a block: enough products under way, few enough accumulators for the registers.
+constexpr int vectors_per_block(int rows) {
+  if (kLanes == 16) return rows == 1 ? 4 : 2;
+  if (kLanes == 8) return 2;
+  return rows == 1 ? 4 : 2;
+}
+
+template <typename F>
+void quant_rows(const QuantSlice& slice, int64_t row, int64_t rows, int64_t vector) {
+  switch (rows) {
+    case 1:
+      return quant_block<F, 1, vectors_per_block(1)>(slice, row, vector);
+    case 2:
+      return quant_block<F, 2, vectors_per_block(2)>(slice, row, vector);
+    case 3:
+      return quant_block<F, 3, vectors_per_block(3)>(slice, row, vector);
+    case 4:
+      return quant_block<F, 4, vectors_per_block(4)>(slice, row, vector);
+  }
+}
+
+template <Format kFormat>
+void quant_matmul(const QuantSlice& slice) {
+  using F = Quantised<kFormat>;
+  const int64_t vectors = (slice.end - slice.begin + kLanes - 1) / kLanes;
+  const int64_t blocks = quant_row_blocks(slice.rows);
+  const int64_t small = slice.rows / blocks, larger = slice.rows % blocks;
+  // The first rows bring a block of weights from memory, the others find it in the cache.
+  const int64_t step = vectors_per_block((int)(small + (larger > 0 ? 1 : 0)));
+  for (int64_t vector = 0; vector < vectors; vector += step) {
+    for (int64_t block = 0, row = 0; block < blocks; block++) {
+      const int64_t n = small + (block < larger ? 1 : 0);
+      quant_rows<F>(slice, row, n, vector);
+      row += n;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace hogwild
