@@ -1,20 +1,20 @@
 // The shared KV cache: a pool of pages, the blocks in it, and passes for engines that bring their own model.
 
 import { Block } from './block'
-import { cacheDtype, type Device, useDevice } from './device'
+import { checkCacheDtype, defaultCacheDtype } from './cache-dtype'
+import { type Device, useDevice } from './device'
 import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
-import { DTYPE_BYTES, DTYPES } from './formats'
+import { type CacheDtype, kvDtypes, kvRowBytes } from './formats'
 import { DEFAULT_CAPACITY, HEAD_DIM, MAX_CAPACITY } from './limits'
 import { checkMemory } from './memory'
-import { type CacheHandle, type Dtype, type NativeCacheStats, native } from './native'
+import { type CacheHandle, type NativeCacheStats, native } from './native'
 import { beginPass, type Pass, type PassWorker } from './pass'
 import type { Rope, RopeOptions } from './rope'
 import { Tasks } from './tasks'
 import {
   checkInteger,
   checkNumber,
-  checkOneOf,
   checkOptions,
   invalid,
   isFloat64Array,
@@ -22,22 +22,32 @@ import {
 } from './validate'
 import { type WarningHandler, Warnings } from './warnings'
 
-/** What one token takes in a cache: layers x (key and value) x kvHeads x headDim elements of dtype. */
+/** What one token takes in a cache: layers x (key and value) x kvHeads rows of headDim elements. */
 export interface CacheShape {
   layers: number
   /** Hkv */
   kvHeads: number
   /** D: a multiple of 8, at most 256 */
   headDim: number
-  dtype: Dtype
+  /** Of the elements, and of a scale for each row where it is int8. A name where keys and values have the same. */
+  dtype: CacheDtype
 }
 
 export interface CacheOptions extends Omit<CacheShape, 'dtype'> {
   rope: RopeOptions
   /** Tokens, rounded up to pages; default 8192. */
   capacity?: number | undefined
-  /** Of keys and values as stored; default 'f32', on a CUDA device, which has no f32, 'bf16'. */
-  dtype?: Dtype | undefined
+  /**
+   * Of keys and values as stored, 'f32', 'f16', 'bf16' or 'int8', or `{ keys, values }` for a dtype each; default
+   * 'f32', on a CUDA device, which has no f32, 'bf16'. A CUDA device has bf16 and f16, one for both.
+   *
+   * 'int8' takes headDim + 4 bytes for each row: about half of a 16-bit cache, in memory and in what attention reads.
+   * Keys and values are rounded once, when they are written, to multiples of max |x| / 127 of their (token, kv head);
+   * an infinity or NaN makes its row NaN. Nothing rounds them again: `compact` leaves segments apart that would
+   * have to be turned. Where some dimensions of the keys are far larger than the others (Qwen 2 and 2.5, whose keys
+   * have biases), `{ keys: 'bf16', values: 'int8' }` keeps most of the precision.
+   */
+  dtype?: CacheDtype | undefined
   /** Default 'auto': a device of its own, closed with the cache. */
   device?: Device | DeviceName | undefined
   /**
@@ -62,7 +72,7 @@ const ROPE_KEYS = optionKeys<RopeOptions>()({ inverseFrequencies: true, attentio
 
 /**
  * - `pageSize`: tokens per page; `pages`, `freePages`, `peakPages`: of the pool, now free, most in use at once
- * - `bytesPerPage`: keys and values of all layers
+ * - `bytesPerPage`: keys and values of all layers, with the scales of int8
  * - `keyBytesMoved`: by `compact`, since the cache was made; nothing else moves keys
  */
 export type CacheStats = NativeCacheStats
@@ -98,12 +108,12 @@ export function createCache(options: CacheOptions): Cache {
   }
   const rope = checkRope(options.rope, headDim)
   const wanted =
-    options.dtype === undefined ? undefined : checkOneOf(options.dtype, 'options.dtype', DTYPES)
+    options.dtype === undefined ? undefined : checkCacheDtype(options.dtype, 'options.dtype')
   const capacity = checkCapacity(options.capacity)
   const warnings = new Warnings(options.onWarning)
   const { device, owned } = useDevice(options.device)
   try {
-    const dtype = wanted ?? cacheDtype(device, 'f32')
+    const dtype = wanted ?? defaultCacheDtype(device, 'f32')
     return new Cache(device, owned, { layers, kvHeads, headDim, dtype }, rope, capacity, warnings)
   } catch (error) {
     if (owned) device.close()
@@ -157,9 +167,15 @@ export class Cache {
     capacity: number,
     warnings: Warnings,
   ) {
-    const { layers, kvHeads, headDim, dtype } = shape
-    checkMemory(device, capacity, layers * 2 * kvHeads * headDim * DTYPE_BYTES[dtype], warnings)
-    this.handle = native.createCache(device.handle, { ...shape, ...rope, capacity })
+    const { layers, kvHeads, headDim } = shape
+    const { keys, values } = kvDtypes(shape.dtype)
+    const rowBytes = kvRowBytes(keys, headDim) + kvRowBytes(values, headDim)
+    checkMemory(device, capacity, layers * kvHeads * rowBytes, warnings)
+    this.handle = native.createCache(device.handle, {
+      ...{ layers, kvHeads, headDim, capacity, ...rope },
+      keyFormat: keys,
+      valueFormat: values,
+    })
     this.device = device
     this.shape = shape
     this.#ownsDevice = ownsDevice

@@ -29,6 +29,7 @@ export {
 export type { DeviceName, DeviceType } from './device-name'
 export { HogwildError, type HogwildErrorCode } from './errors'
 export type { Architecture, DenseMlp, LayerSpec, ModelConfig } from './families'
+export type { CacheDtype, KvDtype, KvDtypes } from './formats'
 export {
   type BeyondContext,
   type LoadModelOptions,

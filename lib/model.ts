@@ -3,11 +3,12 @@
 import { stat } from 'node:fs/promises'
 import type { Block } from './block'
 import { Cache, checkCapacity } from './cache'
-import { cacheDtype, type Device, useDevice } from './device'
+import { checkCacheDtype, defaultCacheDtype } from './cache-dtype'
+import { type Device, useDevice } from './device'
 import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
-import { DTYPES, storedBytes } from './formats'
+import { type CacheDtype, DTYPES, storedBytes } from './formats'
 import {
   type CancelHandle,
   type Dtype,
@@ -126,8 +127,11 @@ export type PrefillOptions = StepOptions & Pick<StepWorker, 'sampler' | 'logits'
 export interface ModelCacheOptions {
   /** Tokens, rounded up to pages; default 8192. */
   capacity?: number | undefined
-  /** Of keys and values as stored; default: the model's, on a CUDA device, which has no f32, 'bf16' for it. */
-  dtype?: Dtype | undefined
+  /**
+   * Of keys and values as stored (see CacheOptions); default: the model's or, where its weights are quantised, 'f16'.
+   * On a CUDA device, which has no f32, 'bf16' for it.
+   */
+  dtype?: CacheDtype | undefined
   /** Takes the cache's warnings (see CacheOptions); default: the model's. */
   onWarning?: WarningHandler | undefined
 }
@@ -329,11 +333,10 @@ export class Model {
     options = checkOptions(options, 'options', CACHE_KEYS)
     this.#open()
     const { layers, kvHeads, headDim, ropes } = this.config
-    const dtype = checkOneOf(
-      options.dtype ?? cacheDtype(this.device, this.dtype),
-      'options.dtype',
-      DTYPES,
-    )
+    const dtype =
+      options.dtype === undefined
+        ? defaultCacheDtype(this.device, this.dtype)
+        : checkCacheDtype(options.dtype, 'options.dtype')
     const shape = { layers: layers.length, kvHeads, headDim, dtype }
     const [rope] = ropes.map(ropeFrequencies) as [Rope]
     const capacity = checkCapacity(options.capacity)

@@ -5,12 +5,21 @@
 
 import { Command, CommanderError, Option } from 'commander'
 import { BUILD_NEEDS } from '../addon-file'
-import { DTYPES } from '../formats'
+import { DTYPES, KV_DTYPES } from '../formats'
 import { DEFAULT_CAPACITY, MAX_CAPACITY, MAX_THREADS } from '../limits'
 import { escapeUnsafe, printable } from '../printable'
 import { LAYOUT_NAMES } from '../workers/layout'
 import { WORKER_NAMES as DEMO_WORKERS, MAX_LETTERS, MAX_WORDS } from './demo/task'
-import { deviceName, integer, integers, number, probability, text, texts } from './options'
+import {
+  cacheDtypes,
+  deviceName,
+  integer,
+  integers,
+  number,
+  probability,
+  text,
+  texts,
+} from './options'
 import { packageVersion } from './package'
 import { WORKER_NAMES as RUN_WORKERS } from './run/prompt'
 
@@ -33,6 +42,11 @@ const capacity = (byDefault: string) =>
   new Option('--capacity <tokens>', `room of the cache; default: ${byDefault}`).argParser(
     integer(1, MAX_CAPACITY),
   )
+const cacheDtype = () =>
+  new Option(
+    '--cache-dtype <dtype>',
+    `store keys and values as ${KV_DTYPES.join(', ')}, or as two of them: keys,values; default: the weights' own, f16 beside quantised ones`,
+  ).argParser(cacheDtypes)
 const json = () => new Option('--json', 'print figures as JSON')
 
 const model = (files: string) =>
@@ -115,6 +129,7 @@ program
   .addOption(dtype())
   .addOption(threads())
   .addOption(capacity(String(DEFAULT_CAPACITY)))
+  .addOption(cacheDtype())
   .addOption(
     new Option('--stop <text>', 'a worker stops before this text; may be repeated').argParser(
       texts,
@@ -137,6 +152,7 @@ program
   .addOption(dtype())
   .addOption(threads())
   .addOption(capacity('what the script can need'))
+  .addOption(cacheDtype())
   .action(async (script, options) => {
     const { replayScript } = await import('./replay.js')
     await replayScript(script, options)
@@ -165,6 +181,7 @@ program
   )
   .addOption(device())
   .addOption(dtype())
+  .addOption(cacheDtype())
   .addOption(threads())
   .option('--profile', 'also what each op takes of a step and of the bandwidth')
   .addOption(json())

@@ -1,7 +1,7 @@
 // `hogwild replay`: runs the script of an experiment (docs/replay.md) and prints the logits' largest.
 
 import { HogwildError } from '../errors'
-import { type DeviceName, type Dtype, loadModel } from '../index'
+import { type CacheDtype, type DeviceName, type Dtype, loadModel } from '../index'
 import { readJson } from '../sources/files'
 import { checkOutput } from './replay/output'
 import { rehearse } from './replay/rehearsal'
@@ -16,6 +16,7 @@ export interface ReplayOptions {
   dtype: 'auto' | Dtype
   threads?: number
   capacity?: number
+  cacheDtype?: CacheDtype
   out?: string
   ignoreField?: string[]
 }
@@ -27,14 +28,14 @@ export async function replayScript(path: string, options: ReplayOptions): Promis
   const ops = parseScript(await readScript(path))
   // Once more, with the vocabulary, when the model is there: most mistakes need not wait for it.
   rehearse(ops)
-  const { device, dtype, threads, capacity, model: folder, ignoreField: ignoreFields } = options
+  const { device, dtype, threads, model: folder, ignoreField: ignoreFields } = options
   const out =
     options.out === undefined
       ? undefined
       : await checkOutput(options.out, { script: path, model: folder })
   const model = await loadModel(folder, { device, dtype, threads, ignoreFields })
   try {
-    const logits = printed(replay(model, ops, capacity))
+    const logits = printed(replay(model, ops, options.capacity, options.cacheDtype))
     if (out === undefined) for await (const _ of logits);
     else await writeSafetensors(out, tensorShapes(ops, model.config.vocabSize), logits)
   } finally {

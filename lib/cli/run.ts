@@ -1,6 +1,7 @@
 // `hogwild run`: workers solve a problem together on a model of the user's.
 
 import {
+  type CacheDtype,
   type DeviceName,
   type Dtype,
   type LayoutName,
@@ -37,6 +38,7 @@ export interface RunCommandOptions {
   dtype: 'auto' | Dtype
   threads?: number
   capacity?: number
+  cacheDtype?: CacheDtype
   stop?: string[]
   ignoreField?: string[]
   json?: boolean
@@ -49,7 +51,7 @@ function showProgress({ loadedBytes, totalBytes }: LoadProgress): void {
 }
 
 export async function run(problem: string, options: RunCommandOptions): Promise<void> {
-  const { device, dtype, threads, layout, share, maxTokens, capacity } = options
+  const { device, dtype, threads, layout, share, maxTokens, capacity, cacheDtype } = options
   const names = WORKER_NAMES.slice(0, options.workers)
   const tokenizer = await loadTokenizer(options.model)
   const encode = (text: string) => tokenizer.encodeSync(text, { addSpecialTokens: false })
@@ -83,6 +85,7 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
       stop: options.stop,
       maxTokens,
       capacity,
+      cacheDtype,
     })
     const printer = new LinePrinter(names)
     for await (const event of session) {

@@ -1,6 +1,8 @@
 // What a run and its workers are told, and the checks of it.
 
 import { checkCapacity } from '../cache'
+import { checkCacheDtype } from '../cache-dtype'
+import type { CacheDtype } from '../formats'
 import { type BeyondContext, checkBeyondContext, Model } from '../model'
 import { Sampler, type SamplerOptions } from '../sampler'
 import { Tokenizer } from '../tokenizer/tokenizer'
@@ -66,6 +68,8 @@ export interface RunOptions {
   maxTokens?: number | undefined
   /** Of the run's cache, in tokens; default 8192. Workers that find it full stop: see StopEvent. */
   capacity?: number | undefined
+  /** Of the run's cache: in which keys and values are stored; default: as `model.createCache` has it. */
+  cacheDtype?: CacheDtype | undefined
   /** What happens when a view is longer than the model's context; default: as the model was loaded with. */
   beyondContext?: BeyondContext | undefined
   /** For the text of token events. */
@@ -87,6 +91,7 @@ const RUN_KEYS = optionKeys<RunOptions>()({
   turnHeader: true,
   maxTokens: true,
   capacity: true,
+  cacheDtype: true,
   beyondContext: true,
   tokenizer: true,
   signal: true,
@@ -104,7 +109,14 @@ const WORKER_KEYS = optionKeys<WorkerSpec>()({
 /** RunOptions that were checked and copied, but for the workers' specs. */
 export type RunSettings = Pick<
   RunOptions,
-  'model' | 'capacity' | 'turnEnds' | 'turnHeader' | 'tokenizer' | 'signal' | 'beyondContext'
+  | 'model'
+  | 'capacity'
+  | 'cacheDtype'
+  | 'turnEnds'
+  | 'turnHeader'
+  | 'tokenizer'
+  | 'signal'
+  | 'beyondContext'
 > & {
   layout: LayoutName
   share: boolean
@@ -131,7 +143,8 @@ export interface WorkerSettings {
 /** Throws HOGWILD_INVALID_ARGUMENT. */
 export function checkRunOptions(options: RunOptions): RunSettings {
   options = checkOptions(options, 'options', RUN_KEYS)
-  const { tokenizer, turnEnds, turnHeader, stopTokens, capacity, beyondContext } = options
+  const { tokenizer, turnEnds, turnHeader, stopTokens, capacity, cacheDtype, beyondContext } =
+    options
   const model = checkInstance(options.model, 'options.model', Model)
   const { vocabSize } = model.config
   if (tokenizer !== undefined) checkInstance(tokenizer, 'options.tokenizer', Tokenizer)
@@ -163,6 +176,8 @@ export function checkRunOptions(options: RunOptions): RunSettings {
     stop: checkStop(options.stop ?? [], 'options.stop', tokenizer),
     maxTokens: checkMaxTokens(options.maxTokens, 'options.maxTokens'),
     capacity: capacity === undefined ? undefined : checkCapacity(capacity),
+    cacheDtype:
+      cacheDtype === undefined ? undefined : checkCacheDtype(cacheDtype, 'options.cacheDtype'),
     signal: checkSignal(options.signal, 'options.signal'),
     workers: checkArray(options.workers, 'options.workers'),
   }

@@ -183,7 +183,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   }
 
   async *#run(): AsyncGenerator<WorkerEvent, void, void> {
-    const { model, capacity, signal, prompt, sharedHeader } = this.#settings
+    const { model, capacity, cacheDtype: dtype, signal, prompt, sharedHeader } = this.#settings
     let cache: Cache | undefined
     let forget = () => {}
     try {
@@ -191,7 +191,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
       throwIfAborted(this.#abort.signal)
       forget = onAbort(signal, () => this.#abort.abort())
       this.#stopTokens = this.#findStopTokens()
-      cache = model.createCache({ capacity, onWarning: this.#onWarning })
+      cache = model.createCache({ capacity, dtype, onWarning: this.#onWarning })
       const common = await this.#prefilled(cache, prompt)
       const shared = await this.#headerBlock(cache, sharedHeader)
       const blocks = { cache, common, shared }

@@ -110,9 +110,9 @@ function randomModel({
 }
 
 /** Argument of createCache that fits a model's config. */
-function cacheShape(config, capacity, dtype = 'f32') {
+function cacheShape(config, capacity, keyFormat = 'f32', valueFormat = keyFormat) {
   const { layers, kvHeads, headDim, ropes } = config
-  return { layers: layers.length, kvHeads, headDim, dtype, capacity, ...ropes[0] }
+  return { layers: layers.length, kvHeads, headDim, keyFormat, valueFormat, capacity, ...ropes[0] }
 }
 
 /** A step's worker that writes to the last block of its view; greedy. */

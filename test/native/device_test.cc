@@ -213,7 +213,7 @@ TEST(matmul_refuses_wrong_shapes) {
   const float w[6] = {};
   float y[2];
   MatmulParams params{.x = w, .rows = 1, .k = 2, .n_outputs = 1};
-  params.outputs[0] = {.weight = {w, Dtype::kF32, 2, 3}, .y = y};
+  params.outputs[0] = {.weight = {w, Format::kF32, 2, 3}, .y = y};
   CHECK_CODE(code::kInvalidArgument, device->matmul(params));
   params.n_outputs = 4;
   CHECK_CODE(code::kInvalidArgument, device->matmul(params));
@@ -670,10 +670,12 @@ bool multiplies_bf16(const Device& device, KvFormat format, std::int64_t head_di
 }
 
 // What random cases are held to. Weights in bf16 are off by up to 2^-9 of themselves, values are at most about 1, and
-// a rounded query may fall to the other side of a tie. Beside int8, queries and weights are multiples of 2^-15 of
-// the greatest of their row.
+// a rounded query may fall to the other side of a tie. Beside int8, queries and weights are rounded to
+// 2^-16 of the greatest of their row.
 double attention_tolerance(const Device& device, const KvShape& shape) {
-  if (multiplies_bf16(device, shape.value_format, shape.head_dim)) return 0x1p-8;
+  for (const KvFormat format : {shape.key_format, shape.value_format}) {
+    if (multiplies_bf16(device, format, shape.head_dim)) return 0x1p-8;
+  }
   return shape.key_format == KvFormat::kInt8 || shape.value_format == KvFormat::kInt8 ? 2e-4 : 2e-5;
 }
 

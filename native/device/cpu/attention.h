@@ -46,21 +46,22 @@ struct SetScaledSums {
 
   static HOGWILD_INLINE PairSums first(int64_t, int64_t) { return PairSums{}; }
   HOGWILD_INLINE void put(int64_t r, int64_t col, PairSums sum) const {
-    store(c[r] + col, to_f32(sum) * (load(scales + col) * factors[r]));
+    store(c[r] + col, to_f32(total(sum)) * (load(scales + col) * factors[r]));
   }
   HOGWILD_INLINE SetScaledSums from_row(int64_t r) const { return {c + r, factors + r, scales}; }
 };
 
-// ... or c += sum * factors[r].
+// ... or c += (sum + offsets[col]) * factors[r].
 struct AddScaledSums {
   float* const* c;
   const float* factors;
+  const int32_t* offsets;
 
   static HOGWILD_INLINE PairSums first(int64_t, int64_t) { return PairSums{}; }
   HOGWILD_INLINE void put(int64_t r, int64_t col, PairSums sum) const {
-    store(c[r] + col, fma(to_f32(sum), broadcast(factors[r]), load(c[r] + col)));
+    store(c[r] + col, fma(to_f32(total(sum) + load(offsets + col)), broadcast(factors[r]), load(c[r] + col)));
   }
-  HOGWILD_INLINE AddScaledSums from_row(int64_t r) const { return {c + r, factors + r}; }
+  HOGWILD_INLINE AddScaledSums from_row(int64_t r) const { return {c + r, factors + r, offsets}; }
 };
 
 // Sums of a[r][i] * b[i][j] over i, ascending, for j < cols. Every element is one chain of fma's, so the shape of the
@@ -100,6 +101,9 @@ void product_rows(const Operand* const* a, const Operand* b, int64_t b_stride, c
   constexpr int J = R == 1 ? 8 : 4;  // enough independent fma's to hide their latency
   int64_t col = 0;
   for (; col + J * kLanes <= cols; col += J * kLanes) product_block<R, J>(a, b, b_stride, sums, n, col, soon);
+  if constexpr (J == 8) {
+    for (; col + 4 * kLanes <= cols; col += 4 * kLanes) product_block<R, 4>(a, b, b_stride, sums, n, col, soon);
+  }
   for (; col < cols; col += kLanes) product_block<R, 1>(a, b, b_stride, sums, n, col, soon);
 }
 
@@ -143,9 +147,10 @@ HOGWILD_INLINE void stage(const Int8* from, int64_t rows, int64_t cols, int64_t 
   }
 }
 
-// Rounds [begin, end) of a row, whole vectors, to 16-bit integers in place: element i becomes half i of the memory,
-// times the factor that is returned. Where one of them is not finite the factor is NaN and all integers are 0.
-HOGWILD_INLINE float pack_integers(float* row, int64_t begin, int64_t end) {
+// Rounds [begin, end) of a row, whole vectors, to 16-bit integers in place: element i becomes half i of the memory, and
+// is (integer + offset) times the factor that is returned; integer + offset is at most `greatest`. Where one element is
+// not finite the factor is NaN, where all are next to nothing it is 0.
+HOGWILD_INLINE float pack_integers(float* row, int64_t begin, int64_t end, float greatest, float offset) {
   BitVec largest = {};  // of |x|, as bits: they ascend with magnitude, and NaN's are the greatest
   for (int64_t i = begin; i < end; i += kLanes) {
     const BitVec bits = (BitVec)load(row + i) & 0x7fffffff;
@@ -157,10 +162,11 @@ HOGWILD_INLINE float pack_integers(float* row, int64_t begin, int64_t end) {
     memset((Int16Pair*)row + begin / 2, 0, (end - begin) / 2 * sizeof(Int16Pair));
     return is_finite ? 0 : NAN;
   }
-  constexpr float kMax = 32767;
-  const float inverse = kMax / magnitude;
-  for (int64_t i = begin; i < end; i += kLanes) store_integers((Int16Pair*)row + i / 2, load(row + i) * inverse);
-  return magnitude / kMax;
+  const float inverse = greatest / magnitude;
+  for (int64_t i = begin; i < end; i += kLanes) {
+    store_integers((Int16Pair*)row + i / 2, load(row + i) * inverse - offset);
+  }
+  return magnitude / greatest;
 }
 
 // One row of a block, on one page: it sees the keys [begin, end).
@@ -364,12 +370,15 @@ struct Values<ValueRows<Bf16, true>> {
 };
 #endif
 
-// Codes of int8, widened to 16 bits in the tile, meet queries and weights of 15 bits and a sign, with a factor for each row. Sums are
-// integers and exact: at most 256 * 127 * 32767 < 2^31. They are the same on every level, and nothing that a row
-// must not see touches it: its weight there is the integer 0. A scale multiplies a score, or a weight.
+// Or codes of int8, widened to 16 bits in the tile, meet queries and weights that are 16-bit integers times a factor of
+// the row. Sums are integers: exact, so that neither their order nor a zero shows in them. A scale multiplies a score,
+// or a weight before it is rounded.
+
 template <>
 struct Keys<KeyRows<Int8, true>> {
   static constexpr int64_t kDepth = 2;
+  static constexpr float kGreatest = 32767;
+  static_assert(kMaxHeadDim * 128 * (int64_t)kGreatest < INT32_MAX);
 
   const Int16Pair* operands;  // [D / 2, P]
   const float* scales;        // [P]
@@ -383,7 +392,7 @@ struct Keys<KeyRows<Int8, true>> {
   static HOGWILD_INLINE void pack_query(float* query, int64_t head_dim) {
     const int64_t padded = padded_head_dim(head_dim);
     for (int64_t d = head_dim; d < padded; d++) query[d] = 0;
-    query[padded / 2] = pack_integers(query, 0, padded);
+    query[padded / 2] = pack_integers(query, 0, padded, kGreatest, 0);
   }
 
   HOGWILD_INLINE void score(int64_t n, const float* const* queries, int64_t head_dim, int64_t begin, int64_t cols,
@@ -399,17 +408,29 @@ struct Keys<KeyRows<Int8, true>> {
   }
 };
 
+// Weights are not negative: kOffset less makes use of the sign's bit, and each sum gets back kOffset times the sum of
+// the codes. What a row must not see has the weight 0.
 template <>
 struct Values<ValueRows<Int8, true>> {
   static constexpr int64_t kDepth = 2;
+  static constexpr float kGreatest = 65535, kOffset = 32768;
+  static_assert(kPageSize * 128 * (int64_t)(kGreatest + kOffset) < INT32_MAX);
 
   static HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, const char* head, int64_t begin, int64_t end,
                                  int64_t head_dim, int64_t value_cols, float* tile, bool is_staged, Prefetch& soon) {
     const int64_t stride = padded_head_dim(head_dim);
     const int64_t first_pair = begin / 2, end_pair = (end + 1) / 2;
-    Int16Pair* values = (Int16Pair*)tile + first_pair * stride;
+    int32_t* offsets = (int32_t*)tile;  // [D], then pairs [P / 2, D]
+    Int16Pair* values = (Int16Pair*)tile + (1 + first_pair) * stride;
     if (!is_staged) {
-      stage((const Int8*)head + 2 * first_pair * head_dim, end_pair - first_pair, head_dim, head_dim, values, stride);
+      const int64_t pairs = end_pair - first_pair;
+      stage((const Int8*)head + 2 * first_pair * head_dim, pairs, head_dim, head_dim, values, stride);
+      const ShortVec ones = broadcast(kOnes);
+      for (int64_t d = 0; d < value_cols; d += kLanes) {
+        PairSums sums = {};
+        for (int64_t pair = 0; pair < pairs; pair++) sums = fma(ones, load(values + pair * stride + d), sums);
+        store(offsets + d, total(sums) * (int32_t)kOffset);
+      }
     }
     const float* scales = scales_of(head, head_dim);
     const Int16Pair* weights[kSpanRowBlock];
@@ -421,15 +442,18 @@ struct Values<ValueRows<Int8, true>> {
       for (int64_t i = first; i < last; i += kLanes) store(row.scores + i, load(row.scores + i) * load(scales + i));
       for (int64_t i = first; i < row.begin; i++) row.scores[i] = 0;  // whatever the scales there are
       for (int64_t i = row.end; i < last; i++) row.scores[i] = 0;
-      factors[r] = pack_integers(row.scores, first, last);
+      factors[r] = pack_integers(row.scores, first, last, kGreatest, kOffset);
       Int16Pair* packed = (Int16Pair*)row.scores;
-      for (int64_t pair = first_pair; pair < first / 2; pair++) packed[pair] = {};
-      for (int64_t pair = last / 2; pair < end_pair; pair++) packed[pair] = {};
+      for (int64_t pair = first_pair; pair < first / 2; pair++) packed[pair] = kNoWeights;
+      for (int64_t pair = last / 2; pair < end_pair; pair++) packed[pair] = kNoWeights;
       weights[r] = packed + first_pair;
       out[r] = row.state + kStateValues;
     }
-    product(n, weights, values, stride, AddScaledSums{out, factors}, end_pair - first_pair, value_cols, soon);
+    product(n, weights, values, stride, AddScaledSums{out, factors, offsets}, end_pair - first_pair, value_cols, soon);
   }
+
+ private:
+  static constexpr Int16Pair kOnes = {0x00010001}, kNoWeights = {(int32_t)0x80008000u};  // two times 1, - kOffset
 };
 
 void attention_span(const AttentionSpan& span) {

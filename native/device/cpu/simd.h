@@ -63,6 +63,14 @@ HOGWILD_INLINE Vec load(const float* from) {
 
 HOGWILD_INLINE void store(float* to, Vec v) { memcpy(to, &v, sizeof v); }
 
+HOGWILD_INLINE IntVec load(const int32_t* from) {
+  IntVec v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+HOGWILD_INLINE void store(int32_t* to, IntVec v) { memcpy(to, &v, sizeof v); }
+
 HOGWILD_INLINE HalfVec load_bits(const void* from) {
   HalfVec v;
   memcpy(&v, from, sizeof v);
@@ -260,7 +268,7 @@ HOGWILD_INLINE PairSums fma(ShortVec a, ShortVec b, PairSums c) {
           vmlal_high_s16(c.high, (int16x8_t)a, (int16x8_t)b)};
 }
 
-HOGWILD_INLINE Vec to_f32(PairSums sums) { return (Vec)vcvtq_f32_s32(vpaddq_s32(sums.low, sums.high)); }
+HOGWILD_INLINE IntVec total(PairSums sums) { return (IntVec)vpaddq_s32(sums.low, sums.high); }
 #else
 typedef IntVec PairSums;
 
@@ -279,8 +287,10 @@ HOGWILD_INLINE PairSums fma(ShortVec a, ShortVec b, PairSums c) {
 #endif
 }
 
-HOGWILD_INLINE Vec to_f32(PairSums sums) { return __builtin_convertvector(sums, Vec); }
+HOGWILD_INLINE IntVec total(PairSums sums) { return sums; }
 #endif
+
+HOGWILD_INLINE Vec to_f32(IntVec v) { return __builtin_convertvector(v, Vec); }
 
 // a > b ? a : b, lane by lane.
 HOGWILD_INLINE Vec max(Vec a, Vec b) {
