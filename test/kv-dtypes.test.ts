@@ -174,12 +174,10 @@ describe('block operations', () => {
     const grow = async ({ block, tokens }: (typeof blocks)[number]) => {
       const count = random.int(1, 90)
       await write(block, random.floats(count * width), random.floats(count * width))
+      const stored = Array.from({ length: layers }, (_, layer) => block.read(layer))
       for (let i = block.length - count; i < block.length; i++) {
-        const token = Array.from({ length: layers }, (_, layer) => {
-          const { k, v } = block.read(layer)
-          return { k: k.slice(i * width, (i + 1) * width), v: v.slice(i * width, (i + 1) * width) }
-        })
-        tokens.push(token)
+        const row = [i * width, (i + 1) * width] as const
+        tokens.push(stored.map(({ k, v }) => ({ k: k.slice(...row), v: v.slice(...row) })))
       }
     }
     await grow(create())
@@ -234,11 +232,13 @@ describe('block operations', () => {
         expect(block.length).toBe(tokens.length)
         for (let layer = 0; layer < layers; layer++) {
           const { k, v } = block.read(layer)
-          tokens.forEach((token, i) => {
-            const row = [i * width, (i + 1) * width] as const
-            expectSameBits(k.subarray(...row), token[layer]!.k, `${operation}, key ${i}`)
-            expectSameBits(v.subarray(...row), token[layer]!.v, `${operation}, value ${i}`)
-          })
+          const written = (part: 'k' | 'v') => {
+            const rows = new Float32Array(tokens.length * width)
+            for (const [i, token] of tokens.entries()) rows.set(token[layer]![part], i * width)
+            return rows
+          }
+          expectSameBits(k, written('k'), `${operation}, keys`)
+          expectSameBits(v, written('v'), `${operation}, values`)
         }
       }
       while (blocks.length > 4 || blocks.some(({ tokens }) => tokens.length > 900)) {
@@ -285,6 +285,29 @@ describe('block operations', () => {
     expect(await fork.compact()).toEqual({ segmentsBefore: 3, segmentsAfter: 3, tokensMoved: 0 })
     await write(fork, floats(3), floats(3))
     expect(fork.length).toBe(223)
+  })
+
+  it('compact continues a page once, where several runs end with the same tokens', async () => {
+    const cache = openCache('int8')
+    const random = new Random(12)
+    const floats = (tokens: number) => random.floats(tokens * 48)
+    const block = cache.createBlock()
+    await write(block, floats(70), floats(70))
+    const [again, ...parts] = [block.fork(), block.fork(), block.fork()]
+    for (const part of parts) {
+      await write(part, floats(30), floats(30))
+      part.forget(0, 70)
+    }
+    block.appendFrom(parts[0]!)
+    block.appendFrom(again)
+    block.appendFrom(parts[1]!)
+    const [before, beforeAgain] = [block.read(0), again.read(0)]
+    // Of the second run the six tokens on the page that the first one goes on in are copied as well.
+    expect(await block.compact()).toEqual({ segmentsBefore: 4, segmentsAfter: 2, tokensMoved: 66 })
+    const after = block.read(0)
+    expectSameBits(after.k, before.k, 'keys')
+    expectSameBits(after.v, before.v, 'values')
+    expectSameBits(again.read(0).k, beforeAgain.k, 'keys of the fork')
   })
 
   it('compact turns keys of another dtype beside int8 values', async () => {
