@@ -615,15 +615,20 @@ int rows_per_tile(std::int64_t rows, std::int64_t width) {
   return rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
 }
 
+// Rows of a kv head, at most.
+std::int64_t max_rows(const AttentionLaunch& launch) {
+  return launch.step.plan.max_tokens * (launch.params.query_heads / launch.params.shape.kv_heads);
+}
+
 // The launch's bounds are sane, so that nothing below overflows.
 bool is_valid(const AttentionLaunch& launch) {
   constexpr std::int64_t kMaxRows = std::int64_t{1} << 24;
-  if (!is_supported(launch.shape, launch.rope.rotary_dim)) return false;
-  if (launch.query_heads < 1 || launch.query_heads % launch.shape.kv_heads != 0) return false;
-  if (launch.max_tokens < 1 || launch.max_segments < 0 || launch.max_ctas < 1 || launch.min_tiles < 1) return false;
-  if (launch.query_heads > kMaxRows || launch.max_tokens * (launch.query_heads / launch.shape.kv_heads) > kMaxRows)
-    return false;
-  return true;
+  const AttentionParams& params = launch.params;
+  const DevicePlan& plan = launch.step.plan;
+  if (!is_supported(params.shape, launch.step.rope.rotary_dim)) return false;
+  if (params.query_heads < 1 || params.query_heads % params.shape.kv_heads != 0) return false;
+  if (plan.max_tokens < 1 || plan.max_segments < 0 || launch.max_ctas < 1 || launch.min_tiles < 1) return false;
+  return params.query_heads <= kMaxRows && max_rows(launch) <= kMaxRows;
 }
 
 struct Workspace {
@@ -633,8 +638,9 @@ struct Workspace {
 
 Workspace lay_out(const AttentionLaunch& launch) {
   constexpr std::size_t kAlignment = 256;
-  const std::int64_t rows = launch.max_tokens * (launch.query_heads / launch.shape.kv_heads);
-  const std::size_t per_tile = static_cast<std::size_t>(rows_per_tile(rows, launch.shape.row_elements()));
+  const std::int64_t rows = max_rows(launch);
+  const std::int64_t width = launch.params.shape.row_elements();
+  const std::size_t per_tile = static_cast<std::size_t>(rows_per_tile(rows, width));
   const std::size_t row_tiles = (static_cast<std::size_t>(rows) + per_tile - 1) / per_tile;
   const std::size_t slots = 2 * static_cast<std::size_t>(launch.max_ctas);
   std::size_t end = 0;
@@ -644,32 +650,33 @@ Workspace lay_out(const AttentionLaunch& launch) {
     return at;
   };
   Workspace workspace;
-  place((row_tiles * launch.max_segments + 1) * sizeof(std::int32_t));
+  place((row_tiles * launch.step.plan.max_segments + 1) * sizeof(std::int32_t));
   workspace.shares = place((1 + static_cast<std::size_t>(launch.max_ctas)) * sizeof(int4));
   workspace.partial_state = place(slots * per_tile * sizeof(float2));
-  workspace.partial_out = place(slots * per_tile * launch.shape.row_elements() * sizeof(float));
+  workspace.partial_out = place(slots * per_tile * width * sizeof(float));
   workspace.bytes = end;
   return workspace;
 }
 
 Arguments arguments(const AttentionLaunch& launch) {
   const Workspace workspace = lay_out(launch);
+  const AttentionParams& params = launch.params;
   unsigned char* memory = static_cast<unsigned char*>(launch.workspace);
   Arguments p;
-  p.shape = launch.shape;
-  p.layer = launch.layer;
-  p.plan = launch.plan;
-  p.rope = launch.rope;
-  p.q = launch.q;
-  p.out = launch.out;
-  p.lse = launch.lse;
-  p.dtype = launch.dtype;
-  p.width = static_cast<int>(launch.shape.row_elements());
-  p.group = static_cast<int>(launch.query_heads / launch.shape.kv_heads);
-  p.rows_per_tile = rows_per_tile(static_cast<std::int64_t>(launch.max_tokens) * p.group, p.width);
+  p.shape = params.shape;
+  p.layer = params.layer;
+  p.plan = launch.step.plan;
+  p.rope = launch.step.rope;
+  p.q = params.q;
+  p.out = params.out;
+  p.lse = params.lse;
+  p.dtype = params.buffers.dtype;
+  p.width = static_cast<int>(params.shape.row_elements());
+  p.group = static_cast<int>(params.query_heads / params.shape.kv_heads);
+  p.rows_per_tile = rows_per_tile(max_rows(launch), p.width);
   p.max_ctas = launch.max_ctas;
   p.min_tiles = launch.min_tiles;
-  p.scale_log2 = launch.scale * kLog2E;
+  p.scale_log2 = params.scale * kLog2E;
   p.tiles_before = reinterpret_cast<std::int32_t*>(memory);
   p.shares = reinterpret_cast<int4*>(memory + workspace.shares);
   p.partial_state = reinterpret_cast<float2*>(memory + workspace.partial_state);
@@ -680,9 +687,9 @@ Arguments arguments(const AttentionLaunch& launch) {
 // Calls `body.template operator()<T, Tile>()` with the type of the cache and the tile of the launch.
 template <typename Body>
 cudaError_t dispatch_tile(const AttentionLaunch& launch, Body&& body) {
-  const std::int64_t rows = launch.max_tokens * (launch.query_heads / launch.shape.kv_heads);
-  return dispatch_format(launch.shape, [&]<typename T>() {
-    return dispatch_int(RowWidths(), static_cast<int>(launch.shape.row_elements()), [&]<int kWidth>() {
+  const std::int64_t rows = max_rows(launch);
+  return dispatch_format(launch.params.shape, [&]<typename T>() {
+    return dispatch_int(RowWidths(), static_cast<int>(launch.params.shape.row_elements()), [&]<int kWidth>() {
       return dispatch_int<16, 32, 64>(rows_per_tile(rows, kWidth), [&]<int kRows>() {
         if constexpr (kWidth > 128 && kRows != 32) {
           return cudaErrorInvalidValue;  // see rows_per_tile
@@ -717,16 +724,14 @@ cudaError_t launch_attention_plan(const AttentionLaunch& launch, cudaStream_t st
 
 cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream) {
   if (!is_valid(launch)) return cudaErrorInvalidValue;
-  if (!are_aligned({launch.layer.keys, launch.layer.values, launch.rope.cos, launch.rope.sin, launch.q, launch.out})) {
-    return cudaErrorInvalidValue;
-  }
   const Arguments p = arguments(launch);
+  if (!are_aligned({p.layer.keys, p.layer.values, p.rope.cos, p.rope.sin, p.q, p.out})) return cudaErrorInvalidValue;
   const cudaError_t error = dispatch_tile(launch, [&]<typename T, typename Tile>() {
     return SIMT_LAUNCH((attend<T, Tile>), dim3(static_cast<unsigned>(p.max_ctas)), dim3(kThreads), Tile::kSharedBytes,
                        stream, p);
   });
   if (error != cudaSuccess) return error;
-  const unsigned rows = static_cast<unsigned>(launch.max_tokens * p.group);
+  const unsigned rows = static_cast<unsigned>(launch.step.plan.max_tokens * p.group);
   return SIMT_LAUNCH(combine_attention, dim3((rows + kWarps - 1) / kWarps, static_cast<unsigned>(p.shape.kv_heads)),
                      dim3(kThreads), 0, stream, p);
 }

@@ -1,7 +1,8 @@
 // All launchers of cuda/: the only header of this folder that others include.
 //
 // A launcher checks its parameters, enqueues, and returns. It never allocates, synchronises or asks the
-// device; scratch memory comes with the parameters. All pointers are device memory. Lengths that change
+// device; scratch memory comes with the parameters. They are those of device/ops.h where nothing has to be added;
+// a *Launch adds what the device brings. All pointers are device memory. Lengths that change
 // from step to step (tokens, segments) are read from device memory, so that a captured graph can be
 // replayed; the host only gives their upper bounds.
 #pragma once
@@ -37,55 +38,20 @@ cudaError_t launch_read(const void* data, std::size_t bytes, int multiprocessors
 // (plan.h: 32, 64, 80, 96, 112, 128, 192, 256); head_dim is any multiple of 8 up to that. rope.rotary_dim is
 // even. Pools, rope tables, q, k, v and out are aligned to 16 bytes.
 
-// KvAppendParams of device/ops.h.
-struct KvAppendLaunch {
-  KvShape shape;
-  KvLayer layer;
-  RopeTable rope;
-  Dtype dtype = Dtype::kF32;          // of k and v: f32, bf16 or f16
-  const AppendSlot* slots = nullptr;  // [rows]; page < 0: the row is skipped
-  std::int64_t rows = 0;
-  const void* k = nullptr;  // [rows, Hkv, D], before RoPE
-  const void* v = nullptr;  // [rows, Hkv, D]
-};
-cudaError_t launch_kv_append(const KvAppendLaunch& launch, cudaStream_t stream);
+// k and v: f32, bf16 or f16 (params.buffers.dtype).
+cudaError_t launch_kv_append(const KvAppendParams& params, const StepArrays& step, cudaStream_t stream);
 
-// KvMoveParams of device/ops.h. No move writes where any one reads.
-struct KvMoveLaunch {
-  KvShape shape;
-  KvLayer layer;
-  RopeTable rope;
-  const KvMoveParams::Move* moves = nullptr;  // [n]
-  std::int64_t n = 0;
-};
-cudaError_t launch_kv_move(const KvMoveLaunch& launch, cudaStream_t stream);
+// params.rope and params.moves in device memory, as params.slots below. No move writes where any one reads.
+cudaError_t launch_kv_move(const KvMoveParams& params, cudaStream_t stream);
 
-// KvReadParams of device/ops.h.
-struct KvReadLaunch {
-  KvShape shape;
-  KvLayer layer;
-  const AppendSlot* slots = nullptr;  // [n]
-  std::int64_t n = 0;
-  float* k = nullptr;  // [n, Hkv, D]
-  float* v = nullptr;  // [n, Hkv, D]
-};
-cudaError_t launch_kv_read(const KvReadLaunch& launch, cudaStream_t stream);
+cudaError_t launch_kv_read(const KvReadParams& params, cudaStream_t stream);
 
 // ---- concurrent attention (attention.cu) ------------------------------------------------------------
 
+// q and out: f32, bf16 or f16 (params.buffers.dtype).
 struct AttentionLaunch {
-  KvShape shape;
-  KvLayer layer;
-  DevicePlan plan;
-  RopeTable rope;
-  std::int64_t query_heads = 0;  // a multiple of shape.kv_heads
-  float scale = 0;               // normally 1 / sqrt(head_dim)
-  Dtype dtype = Dtype::kF32;     // of q and out: f32, bf16 or f16
-  const void* q = nullptr;       // [T, Hq, D], before RoPE
-  void* out = nullptr;           // [T, Hq, D]
-  float* lse = nullptr;          // [T, Hq] or null: natural logarithm
-  std::int32_t max_tokens = 0;   // upper bounds of plan.counts
-  std::int32_t max_segments = 0;
+  AttentionParams params;
+  StepArrays step;
   std::int32_t max_ctas = 0;   // CTAs of the main kernel: a small multiple of the multiprocessors
   std::int32_t min_tiles = 1;  // fewest tiles that are worth a CTA of its own
   void* workspace = nullptr;   // attention_workspace_bytes(), aligned to 256
@@ -101,14 +67,13 @@ std::size_t attention_workspace_bytes(const AttentionLaunch& launch);
 // Once per step, after the plan is in device memory: shares the work out, for all layers.
 cudaError_t launch_attention_plan(const AttentionLaunch& launch, cudaStream_t stream);
 
-// Once per layer, after the step's keys have been appended. What it computes: AttentionParams of
-// device/ops.h. A value that is not finite also reaches tokens of the step that do not see it, if they share a
-// tile of the work with one that does: 0 * inf is NaN.
+// Once per layer, after the step's keys have been appended. A value that is not finite also reaches tokens of the step
+// that do not see it, if they share a tile of the work with one that does: 0 * inf is NaN.
 cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream);
 
 // ---- matrix products (matmul.cu) --------------------------------------------------------------------
 
-// MatmulParams of device/ops.h: weights bf16 or f16 (all matrices alike), aligned to 16 bytes, k a multiple
+// Weights bf16 or f16 (all matrices alike), aligned to 16 bytes, k a multiple
 // of 8. x is rounded to the weights' dtype (f16: held within its range), sums are f32.
 struct MatmulLaunch {
   MatmulParams params;
@@ -122,15 +87,8 @@ cudaError_t launch_matmul(const MatmulLaunch& launch, cudaStream_t stream);
 
 // ---- row by row (pointwise.cu) ----------------------------------------------------------------------
 
-// out[r] = scale * table[tokens[r]]
-struct EmbeddingLaunch {
-  const std::int32_t* tokens = nullptr;  // [rows], each in [0, table.rows)
-  std::int64_t rows = 0;
-  Matrix table;  // f32, bf16 or f16
-  float scale = 1;
-  float* out = nullptr;  // [rows, table.cols]
-};
-cudaError_t launch_embedding(const EmbeddingLaunch& launch, cudaStream_t stream);
+// The table: f32, bf16 or f16.
+cudaError_t launch_embedding(const EmbeddingParams& params, const StepArrays& step, cudaStream_t stream);
 
 cudaError_t launch_rms_norm(const RmsNormParams& params, cudaStream_t stream);
 cudaError_t launch_gated_activation(const GatedActivationParams& params, cudaStream_t stream);

@@ -64,7 +64,8 @@ SIMT_DEVICE void store_unit(const PageHead<uint4>& head, int slot, const Rotated
 
 // Grid: (units of all rows and kv heads; keys, values).
 template <typename T>
-__global__ void __launch_bounds__(kThreads) append_kv(const __grid_constant__ KvAppendLaunch p) {
+__global__ void __launch_bounds__(kThreads)
+    append_kv(const __grid_constant__ KvAppendParams p, const AppendSlot* slots, const RopeTable key_rope) {
   const bool is_key = blockIdx.y == 0;
   const int head_dim = static_cast<int>(p.shape.head_dim);
   const int kv_heads = static_cast<int>(p.shape.kv_heads);
@@ -72,11 +73,11 @@ __global__ void __launch_bounds__(kThreads) append_kv(const __grid_constant__ Kv
   const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   const int row = i / units;  // of (token, kv head)
   if (row >= p.rows * kv_heads) return;
-  const AppendSlot slot = p.slots[row / kv_heads];
+  const AppendSlot slot = slots[row / kv_heads];
   if (slot.page < 0) return;
 
-  const ActivationRow from = {is_key ? p.k : p.v, p.dtype, static_cast<std::size_t>(row) * head_dim};
-  RopeTable rope = p.rope;
+  const ActivationRow from = {is_key ? p.k : p.v, p.buffers.dtype, static_cast<std::size_t>(row) * head_dim};
+  RopeTable rope = key_rope;
   if (!is_key) rope.rotary_dim = 0;
   const RotatedUnit unit = load_rotated_unit(from, head_dim, rope, slot.rope_row, i % units);
   auto* pool = static_cast<uint4*>(is_key ? p.layer.keys : p.layer.values);
@@ -87,9 +88,10 @@ __global__ void __launch_bounds__(kThreads) append_kv(const __grid_constant__ Kv
 
 // Grid: (moves; kv heads; keys, values).
 template <typename T>
-__global__ void __launch_bounds__(kThreads) move_kv(const __grid_constant__ KvMoveLaunch p) {
+__global__ void __launch_bounds__(kThreads)
+    move_kv(const __grid_constant__ KvMoveParams p, const KvMoveParams::Move* moves) {
   const bool is_key = blockIdx.z == 0;
-  const KvMoveParams::Move move = p.moves[blockIdx.x];
+  const KvMoveParams::Move move = moves[blockIdx.x];
   auto* pool = static_cast<uint4*>(is_key ? p.layer.keys : p.layer.values);
   const PageHead<const uint4> from = page_head<T, const uint4>(pool, p.shape, move.from_page, blockIdx.y);
   const PageHead<uint4> to = page_head<T>(pool, p.shape, move.to_page, blockIdx.y);
@@ -112,14 +114,15 @@ __global__ void __launch_bounds__(kThreads) move_kv(const __grid_constant__ KvMo
 
 // Grid: (chunks of all rows and kv heads; keys, values).
 template <typename T>
-__global__ void __launch_bounds__(kThreads) read_kv(const __grid_constant__ KvReadLaunch p) {
+__global__ void __launch_bounds__(kThreads)
+    read_kv(const __grid_constant__ KvReadParams p, const AppendSlot* slots, int n) {
   const bool is_key = blockIdx.y == 0;
   const int chunks = static_cast<int>(p.shape.head_dim) / kChunkElements<T>;  // without padding
   const int kv_heads = static_cast<int>(p.shape.kv_heads);
   const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   const int row = i / chunks;  // of (token, kv head)
-  if (row >= p.n * kv_heads) return;
-  const AppendSlot slot = p.slots[row / kv_heads];
+  if (row >= n * kv_heads) return;
+  const AppendSlot slot = slots[row / kv_heads];
   const auto* pool = static_cast<const uint4*>(is_key ? p.layer.keys : p.layer.values);
   const PageRow<T> from = {page_head<T>(pool, p.shape, slot.page, row % kv_heads), slot.slot};
   float x[8];
@@ -145,41 +148,45 @@ unsigned ctas_for(std::int64_t items) {
 
 }  // namespace
 
-cudaError_t launch_kv_append(const KvAppendLaunch& launch, cudaStream_t stream) {
-  const KvShape& shape = launch.shape;
-  if (!is_supported(shape, launch.rope.rotary_dim) || !is_count(launch.rows)) return cudaErrorInvalidValue;
-  if (!are_aligned({launch.layer.keys, launch.layer.values, launch.rope.cos, launch.rope.sin, launch.k, launch.v})) {
+cudaError_t launch_kv_append(const KvAppendParams& params, const StepArrays& step, cudaStream_t stream) {
+  const KvShape& shape = params.shape;
+  if (!is_supported(shape, step.rope.rotary_dim) || !is_count(params.rows)) return cudaErrorInvalidValue;
+  if (!are_aligned({params.layer.keys, params.layer.values, step.rope.cos, step.rope.sin, params.k, params.v})) {
     return cudaErrorInvalidValue;
   }
-  if (launch.rows == 0) return cudaSuccess;
+  if (params.rows == 0) return cudaSuccess;
   return dispatch_format(shape, [&]<typename T>() {
-    const unsigned ctas = ctas_for(launch.rows * shape.kv_heads * (chunks_of<T>(shape) / 2));
+    const unsigned ctas = ctas_for(params.rows * shape.kv_heads * (chunks_of<T>(shape) / 2));
     if (ctas == 0) return cudaErrorInvalidValue;
-    return SIMT_LAUNCH(append_kv<T>, dim3(ctas, 2), dim3(kThreads), 0, stream, launch);
+    return SIMT_LAUNCH(append_kv<T>, dim3(ctas, 2), dim3(kThreads), 0, stream, params, step.slots + params.first,
+                       step.rope);
   });
 }
 
-cudaError_t launch_kv_move(const KvMoveLaunch& launch, cudaStream_t stream) {
-  const KvShape& shape = launch.shape;
-  if (!is_supported(shape, launch.rope.rotary_dim) || !is_count(launch.n)) return cudaErrorInvalidValue;
-  if (!are_aligned({launch.layer.keys, launch.layer.values, launch.rope.cos, launch.rope.sin})) {
+cudaError_t launch_kv_move(const KvMoveParams& params, cudaStream_t stream) {
+  const KvShape& shape = params.shape;
+  if (!is_supported(shape, params.rope.rotary_dim) || !is_count(std::ssize(params.moves))) return cudaErrorInvalidValue;
+  if (!are_aligned({params.layer.keys, params.layer.values, params.rope.cos, params.rope.sin})) {
     return cudaErrorInvalidValue;
   }
-  if (launch.n == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(launch.n), static_cast<unsigned>(shape.kv_heads), 2);
-  return dispatch_format(shape,
-                        [&]<typename T>() { return SIMT_LAUNCH(move_kv<T>, grid, dim3(kThreads), 0, stream, launch); });
+  if (params.moves.empty()) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(params.moves.size()), static_cast<unsigned>(shape.kv_heads), 2);
+  return dispatch_format(shape, [&]<typename T>() {
+    return SIMT_LAUNCH(move_kv<T>, grid, dim3(kThreads), 0, stream, params, params.moves.data());
+  });
 }
 
-cudaError_t launch_kv_read(const KvReadLaunch& launch, cudaStream_t stream) {
-  const KvShape& shape = launch.shape;
-  if (!is_supported(shape, 0) || !is_count(launch.n)) return cudaErrorInvalidValue;
-  if (!are_aligned({launch.layer.keys, launch.layer.values, launch.k, launch.v})) return cudaErrorInvalidValue;
-  if (launch.n == 0) return cudaSuccess;
+cudaError_t launch_kv_read(const KvReadParams& params, cudaStream_t stream) {
+  const KvShape& shape = params.shape;
+  const std::int64_t n = std::ssize(params.slots);
+  if (!is_supported(shape, 0) || !is_count(n)) return cudaErrorInvalidValue;
+  if (!are_aligned({params.layer.keys, params.layer.values, params.k, params.v})) return cudaErrorInvalidValue;
+  if (n == 0) return cudaSuccess;
   return dispatch_format(shape, [&]<typename T>() {
-    const unsigned ctas = ctas_for(launch.n * shape.kv_heads * (shape.head_dim / kChunkElements<T>));
+    const unsigned ctas = ctas_for(n * shape.kv_heads * (shape.head_dim / kChunkElements<T>));
     if (ctas == 0) return cudaErrorInvalidValue;
-    return SIMT_LAUNCH(read_kv<T>, dim3(ctas, 2), dim3(kThreads), 0, stream, launch);
+    return SIMT_LAUNCH(read_kv<T>, dim3(ctas, 2), dim3(kThreads), 0, stream, params, params.slots.data(),
+                       static_cast<int>(n));
   });
 }
 

@@ -56,11 +56,22 @@ struct alignas(16) DeviceQueryRange {
   std::int32_t unused = 0;
 };
 
+// In device memory.
 struct DevicePlan {
   const std::int32_t* counts = nullptr;            // [2]: tokens T, segments S
   const Segment* segments = nullptr;               // [S]
   const DeviceQueryRange* query_ranges = nullptr;  // [S, T]
   const std::int64_t* pages = nullptr;
+  std::int32_t max_tokens = 0;  // upper bounds of counts, which the host knows
+  std::int32_t max_segments = 0;
+};
+
+// What StepView of device/ops.h holds, in device memory.
+struct StepArrays {
+  const std::int32_t* tokens = nullptr;  // [rows]
+  const AppendSlot* slots = nullptr;     // [rows]; page < 0: the row is skipped
+  RopeTable rope;
+  DevicePlan plan;
 };
 
 // The arrays of a DevicePlan, to be copied to the device.

@@ -18,11 +18,11 @@ constexpr int kThreads = 256;
 
 // One CTA per row; kWide: eight elements at a time.
 template <bool kWide>
-__global__ void __launch_bounds__(kThreads) gather_embedding(const __grid_constant__ EmbeddingLaunch p,
-                                                             Dtype dtype) {
+__global__ void __launch_bounds__(kThreads)
+    gather_embedding(const __grid_constant__ EmbeddingParams p, const std::int32_t* tokens, Dtype dtype) {
   const std::int64_t row = blockIdx.x;
   const std::int64_t cols = p.table.cols;
-  const std::size_t from = static_cast<std::size_t>(simt::load_constant(p.tokens + row)) * cols;
+  const std::size_t from = static_cast<std::size_t>(simt::load_constant(tokens + row)) * cols;
   float* out = p.out + row * cols;
   if constexpr (kWide) {
     for (std::int64_t i = 8 * static_cast<std::int64_t>(threadIdx.x); i < cols; i += 8 * kThreads) {
@@ -125,15 +125,15 @@ cudaError_t dispatch_wide(bool wide, Body&& body) {
 
 }  // namespace
 
-cudaError_t launch_embedding(const EmbeddingLaunch& launch, cudaStream_t stream) {
-  if (launch.rows < 0 || launch.rows > INT_MAX || launch.table.cols < 1) return cudaErrorInvalidValue;
-  if (!is_plain(launch.table.format)) return cudaErrorInvalidValue;
-  if (launch.rows == 0) return cudaSuccess;
-  const Dtype dtype = dtype_of(launch.table.format);
-  const bool wide = launch.table.cols % 8 == 0 && are_aligned({launch.table.data, launch.out});
+cudaError_t launch_embedding(const EmbeddingParams& params, const StepArrays& step, cudaStream_t stream) {
+  if (params.rows < 0 || params.rows > INT_MAX || params.table.cols < 1) return cudaErrorInvalidValue;
+  if (!is_plain(params.table.format)) return cudaErrorInvalidValue;
+  if (params.rows == 0) return cudaSuccess;
+  const Dtype dtype = dtype_of(params.table.format);
+  const bool wide = params.table.cols % 8 == 0 && are_aligned({params.table.data, params.out});
   return dispatch_wide(wide, [&]<bool kWide>() {
-    return SIMT_LAUNCH(gather_embedding<kWide>, dim3(static_cast<unsigned>(launch.rows)), dim3(kThreads), 0, stream,
-                       launch, dtype);
+    return SIMT_LAUNCH(gather_embedding<kWide>, dim3(static_cast<unsigned>(params.rows)), dim3(kThreads), 0, stream,
+                       params, step.tokens, dtype);
   });
 }
 

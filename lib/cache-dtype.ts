@@ -1,14 +1,7 @@
 // In which dtype a cache stores keys and values: what is asked for, or the default.
 
 import type { Device } from './device'
-import {
-  type CacheDtype,
-  DTYPES,
-  type Format,
-  KV_DTYPES,
-  type KvDtype,
-  type KvDtypes,
-} from './formats'
+import { type CacheDtype, type Dtype, KV_DTYPES, type KvDtype, type KvDtypes } from './formats'
 import { checkOneOf, checkOptions, invalid, optionKeys } from './validate'
 
 const KEYS = optionKeys<KvDtypes>()({ keys: true, values: true })
@@ -28,11 +21,7 @@ export function checkCacheDtype(value: unknown, name: string): CacheDtype {
   return keys === values ? keys : { keys, values }
 }
 
-/**
- * In which a cache is kept where none is asked for, beside weights of this format: as they are or, beside quantised
- * ones, f16, which is as small as bf16 and eight times as exact. A CUDA device has no f32.
- */
-export function defaultCacheDtype(device: Device, weights: Format): KvDtype {
-  const dtype = DTYPES.find((plain) => plain === weights) ?? 'f16'
+/** Where none is asked for: the model's (f16 beside quantised weights: Model.dtype). A CUDA device has no f32. */
+export function defaultCacheDtype(device: Device, dtype: Dtype): Dtype {
   return device.info.type === 'cuda' && dtype === 'f32' ? 'bf16' : dtype
 }

@@ -121,6 +121,12 @@ export function createCache(options: CacheOptions): Cache {
   }
 }
 
+/** Keys and values of all layers. */
+export function bytesPerToken({ layers, kvHeads, headDim, dtype }: CacheShape): number {
+  const { keys, values } = kvDtypes(dtype)
+  return layers * kvHeads * (kvRowBytes(keys, headDim) + kvRowBytes(values, headDim))
+}
+
 export function checkCapacity(capacity: number | undefined): number {
   return checkInteger(capacity ?? DEFAULT_CAPACITY, 'options.capacity', 1, MAX_CAPACITY)
 }
@@ -167,10 +173,9 @@ export class Cache {
     capacity: number,
     warnings: Warnings,
   ) {
+    checkMemory(device, capacity, bytesPerToken(shape), warnings)
     const { layers, kvHeads, headDim } = shape
     const { keys, values } = kvDtypes(shape.dtype)
-    const rowBytes = kvRowBytes(keys, headDim) + kvRowBytes(values, headDim)
-    checkMemory(device, capacity, layers * kvHeads * rowBytes, warnings)
     this.handle = native.createCache(device.handle, {
       ...{ layers, kvHeads, headDim, capacity, ...rope },
       keyFormat: keys,

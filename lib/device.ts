@@ -60,9 +60,12 @@ const DEVICE_KEYS = optionKeys<DeviceOptions>()({
 const SIMD_LEVELS = [
   'baseline',
   'avx2',
+  'avxvnni',
   'avx512',
+  'avx512vnni',
   'avx512bf16',
   'neon',
+  'neondot',
 ] as const satisfies readonly SimdLevel[]
 
 /** SIMD levels, threads and CUDA cards found, and why CUDA cannot be used where it cannot. */
@@ -146,6 +149,11 @@ export class Device {
    */
   takeProfile(): OpProfile[] {
     return native.deviceProfile(this.handle)
+  }
+
+  /** @internal Bytes of its own memory that nobody uses; 0 on a CPU. */
+  get freeMemory(): number {
+    return native.deviceFreeMemory(this.handle)
   }
 
   get closed(): boolean {

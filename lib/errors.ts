@@ -13,6 +13,7 @@ import { escapeUnsafe } from './printable'
  * - `HOGWILD_CLOSED`: a model, cache, block, pass or run that was closed before.
  * - `HOGWILD_ABORTED`: stopped by an AbortSignal (its reason is the `cause`) or by `close()`.
  * - `HOGWILD_TIMEOUT`: work on text that took longer than its deadline.
+ * - `HOGWILD_DOWNLOAD`: a model that could not be brought from the hub: not there, no access, no connection, a wrong checksum, no room on the disk.
  * - `HOGWILD_INTERNAL`: a bug in this package.
  *
  * After any of them the cache is as it was before the call.
@@ -28,6 +29,7 @@ export type HogwildErrorCode =
   | 'HOGWILD_CLOSED'
   | 'HOGWILD_ABORTED'
   | 'HOGWILD_TIMEOUT'
+  | 'HOGWILD_DOWNLOAD'
   | 'HOGWILD_INTERNAL'
 
 /** Longest message, in UTF-16 code units: names in model files and scripts may be megabytes. */

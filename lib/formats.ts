@@ -34,6 +34,11 @@ export const FORMATS = {
 
 export type Format = keyof typeof FORMATS
 
+/** Whether it stores blocks of integers with scales. */
+export function isQuantised(format: Format): boolean {
+  return FORMATS[format].elements > 1
+}
+
 /** Bytes of `rows` rows of `cols` elements in a file; `cols` is a multiple of the format's block. */
 export function storedBytes(format: Format, rows: number, cols: number): number {
   const { elements, bytes } = FORMATS[format]

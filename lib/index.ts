@@ -30,6 +30,18 @@ export type { DeviceName, DeviceType } from './device-name'
 export { HogwildError, type HogwildErrorCode } from './errors'
 export type { Architecture, DenseMlp, LayerSpec, ModelConfig } from './families'
 export type { CacheDtype, KvDtype, KvDtypes } from './formats'
+export { type DownloadOptions, type DownloadProgress, download } from './hub/download'
+export { findModel, type ModelDownloadOptions } from './hub/find'
+export type { HubOptions } from './hub/settings'
+export {
+  type InspectedModel,
+  type InspectOptions,
+  inspectModel,
+  type ModelReport,
+  type Refusal,
+  type StoredRole,
+} from './inspect'
+export { type AttentionState, mergeStates } from './merge-states'
 export {
   type BeyondContext,
   type LoadModelOptions,
@@ -64,6 +76,7 @@ export {
   type YarnRope,
 } from './rope'
 export { Sampler, type SamplerOptions } from './sampler'
+export type { TokenizerKind } from './tokenizer/models/parse'
 export type { TextStream } from './tokenizer/text-stream'
 export {
   type ChatMessage,
@@ -86,6 +99,6 @@ export {
   type ViewOptions,
   viewOf,
 } from './workers/layout'
-export type { RunOptions, WorkerSpec } from './workers/options'
+export type { PrefillProgress, RunOptions, WorkerSpec } from './workers/options'
 export { runWorkers, type StopOptions, type WorkerRun } from './workers/run'
 export type { WorkerStatus } from './workers/worker'

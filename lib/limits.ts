@@ -4,6 +4,8 @@
 export const DEFAULT_CAPACITY = 8192
 /** Tokens that a cache may be asked to hold. */
 export const MAX_CAPACITY = 2 ** 40
+/** Tokens of a page of a cache. */
+export const PAGE_TOKENS = 64
 /** Threads of a CPU device. */
 export const MAX_THREADS = 1024
 /** D, the size of a head: a multiple of `step`, at most `max`. */

@@ -1,6 +1,5 @@
-// Models of a Hugging Face folder, and the step.
+// Models, and the step.
 
-import { stat } from 'node:fs/promises'
 import type { Block } from './block'
 import { Cache, checkCapacity } from './cache'
 import { checkCacheDtype, defaultCacheDtype } from './cache-dtype'
@@ -8,7 +7,9 @@ import { type Device, useDevice } from './device'
 import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
-import { type CacheDtype, DTYPES, storedBytes } from './formats'
+import { type CacheDtype, DTYPES, type Format, isQuantised, storedBytes } from './formats'
+import { checkDownload, findModel, type ModelDownloadOptions } from './hub/find'
+import { checkWeightMemory, weightMemory } from './memory'
 import {
   type CancelHandle,
   type Dtype,
@@ -21,8 +22,7 @@ import {
 } from './native'
 import { type Rope, ropeFrequencies } from './rope'
 import { GREEDY, Sampler } from './sampler'
-import { checkFolder } from './sources/files'
-import { readFolder } from './sources/huggingface'
+import { openSource } from './sources/source'
 import { runTask, Tasks, throwIfAborted } from './tasks'
 import {
   checkArray,
@@ -34,7 +34,6 @@ import {
   checkSignal,
   checkString,
   checkTokens,
-  describe,
   invalid,
   optionKeys,
 } from './validate'
@@ -56,14 +55,23 @@ export interface LoadModelOptions {
    * file that is shortened during a step ends the process. false: everything is read into memory.
    */
   mapped?: boolean | undefined
+  /**
+   * Default true: a CPU copies quantised matrices, in another order, into memory of this process, where products are
+   * several times as fast; the file's pages are let go. false: they stay as the file has them, so that processes on
+   * one model share its mapped pages (but rows of q and k that have to be reordered), and each product arranges them
+   * anew. Results are the same to the bit.
+   */
+  repack?: boolean | undefined
   /** Called about ten times per second while weights are read or copied to a GPU, and at the end. */
   onProgress?: ((progress: LoadProgress) => void) | undefined
+  /** How a model of the hub is brought, if it has to be: `download` describes the options. */
+  download?: ModelDownloadOptions | undefined
   /** Aborts the loading: HOGWILD_ABORTED with the signal's reason as `cause`. */
   signal?: AbortSignal | undefined
   /**
-   * Fields of config.json that are treated as if they were not there: the way to load a model whose
-   * configuration says what hogwild does not know or compute, once you are sure that it does not matter. A field
-   * within an object is written 'rope_scaling.field'. Fields that the model is computed from are refused.
+   * Fields of config.json, or keys of a GGUF file's metadata, that are treated as if they were not there: the way to
+   * load a model whose configuration says what hogwild does not know or compute, once you are sure that it does not
+   * matter. A field within an object is written 'rope_scaling.field', a key as 'llama.key'. Fields that the model is computed from are refused.
    */
   ignoreFields?: readonly string[] | undefined
   /** What a step does whose view is longer than the model's context (`config.maxPositions`); default 'warn'. */
@@ -141,7 +149,9 @@ const LOAD_KEYS = optionKeys<LoadModelOptions>()({
   threads: true,
   dtype: true,
   onProgress: true,
+  download: true,
   mapped: true,
+  repack: true,
   signal: true,
   ignoreFields: true,
   beyondContext: true,
@@ -174,37 +184,40 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
 })
 
 /**
- * Loads config.json and the safetensors of a Hugging Face folder. Architectures: Llama, Mistral (without
- * sliding window), Qwen2, Qwen3, Gemma, Phi-3 (without longrope). Fields of config.json and tensors that are
- * not known are refused by name.
+ * Loads a model: of a Hugging Face folder config.json and the safetensors, or a GGUF file (the first of a split one).
+ * `model` is the path of either or, where there is no such path, a name of the hub (org/name[@revision][:QUANTISATION]),
+ * whose files are brought first; see `download`. Architectures: Llama, Mistral (without sliding window), Qwen2, Qwen3,
+ * Gemma, Phi-3 (without longrope). Fields of config.json, keys of a GGUF file's
+ * metadata and tensors that are not known are refused by name.
  *
  * Warns of HOGWILD_UNKNOWN_EOS_TOKEN: ids of `eos_token_id` beyond the vocabulary, which are left out.
  *
  * Throws HOGWILD_INVALID_MODEL for damaged or contradictory files, HOGWILD_UNSUPPORTED, naming what is
  * supported, for models that would not be computed exactly, HOGWILD_INVALID_ARGUMENT, HOGWILD_OUT_OF_MEMORY,
- * HOGWILD_ABORTED.
+ * HOGWILD_ABORTED, HOGWILD_DOWNLOAD.
  */
-export async function loadModel(folder: string, options: LoadModelOptions = {}): Promise<Model> {
-  checkFolder(folder, 'folder')
+export async function loadModel(model: string, options: LoadModelOptions = {}): Promise<Model> {
   options = checkOptions(options, 'options', LOAD_KEYS)
   const beyondContext = checkBeyondContext(options.beyondContext)
   const dtype = checkOneOf(options.dtype ?? 'auto', 'options.dtype', ['auto', ...DTYPES])
   const onProgress = checkOptionalFunction(options.onProgress, 'options.onProgress')
   const mapped = checkBoolean(options.mapped ?? true, 'options.mapped')
+  const repack = checkBoolean(options.repack ?? true, 'options.repack')
   const signal = checkSignal(options.signal, 'options.signal')
   const ignoreFields = checkArray(
     options.ignoreFields === undefined ? [] : options.ignoreFields,
     'options.ignoreFields',
   ).map((field, i) => checkString(field, `options.ignoreFields[${i}]`))
   const warnings = new Warnings(options.onWarning)
-  const found = await stat(folder).catch(() => undefined)
-  if (!found?.isDirectory()) {
-    throw new HogwildError(`no model folder at ${describe(folder)}`, 'HOGWILD_INVALID_MODEL')
-  }
-  const { config, tensors } = await readFolder(folder, { ignoreFields, signal, warnings })
+  const { onWarning } = options
+  const path = await findModel(model, { ...checkDownload(options.download), signal, onWarning })
+  const source = await openSource(path)
+  const { config, tensors } = await source.model({ ignoreFields, signal, warnings })
   throwIfAborted(signal)
   const { device, owned } = useDevice(options.device, options.threads)
   try {
+    const place = { device: device.info.type, dtype, mapped, repack }
+    checkWeightMemory(device, weightMemory(tensors, place), warnings)
     const create = (progress: ProgressHandle | null, cancel: CancelHandle) =>
       native.createModel(
         device.handle,
@@ -214,6 +227,7 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
         progress,
         cancel,
         mapped,
+        repack,
       )
     const handle = await runTask([], signal, (cancel) =>
       reportProgress(
@@ -223,20 +237,23 @@ export async function loadModel(folder: string, options: LoadModelOptions = {}):
         () => native.cancel(cancel),
       ),
     )
-    const stored = tensors.find(({ name }) => name === 'embed')?.format as Dtype
-    return new Model(
-      handle,
-      config,
-      device,
-      owned,
-      dtype === 'auto' ? stored : dtype,
-      beyondContext,
-      warnings,
-    )
+    const weights = weightFormats(tensors, dtype)
+    return new Model(handle, config, device, owned, weights, beyondContext, warnings)
   } catch (error) {
     if (owned) device.close()
     throw error
   }
+}
+
+/** Bytes of the matrices by format, the largest first. Vectors have rows = 1. */
+function weightFormats(tensors: readonly NativeTensor[], dtype: 'auto' | Dtype): WeightFormats {
+  const bytes = new Map<Format, number>()
+  for (const { format: stored, rows, cols } of tensors) {
+    if (rows === 1) continue
+    const format = dtype === 'auto' ? stored : dtype
+    bytes.set(format, (bytes.get(format) ?? 0) + storedBytes(format, rows, cols))
+  }
+  return Object.fromEntries([...bytes].sort(([, one], [, other]) => other - one))
 }
 
 function nativeConfig(config: ModelConfig): NativeModelConfig {
@@ -280,11 +297,19 @@ async function reportProgress(
   throw thrown[0]
 }
 
+/** Bytes by format, the largest first. */
+export type WeightFormats = Readonly<Partial<Record<Format, number>>>
+
 /** A model, ready to run: read-only, so any number of caches may use it. Made by `loadModel`. */
 export class Model {
   readonly config: Readonly<ModelConfig>
   readonly device: Device
-  /** Of the matrices; with dtype 'auto' that of the embedding. */
+  /** Bytes of the matrices as files store them, by format, the largest first. */
+  readonly weights: WeightFormats
+  /**
+   * That of most of the matrices; 'f16' where some are quantised: products are exact enough then for a cache in f16
+   * to be the better of the two that take 16 bits.
+   */
   readonly dtype: Dtype
   /** Bytes of weights that one step reads, whatever the number of workers. */
   readonly weightBytes: number
@@ -304,14 +329,16 @@ export class Model {
     config: ModelConfig,
     device: Device,
     ownsDevice: boolean,
-    dtype: Dtype,
+    weights: WeightFormats,
     beyondContext: BeyondContext,
     warnings: Warnings,
   ) {
     this.#handle = handle
     this.config = config
     this.device = device
-    this.dtype = dtype
+    this.weights = weights
+    const formats = Object.keys(weights) as Format[]
+    this.dtype = formats.some(isQuantised) ? 'f16' : (formats[0] as Dtype)
     this.weightBytes = native.modelWeightBytes(handle)
     this.warnings = warnings
     this.#ownsDevice = ownsDevice

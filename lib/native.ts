@@ -25,7 +25,15 @@ export type ProgressHandle = Handle<'progress'>
 export type MemoryHandle = Handle<'memory'>
 
 export type { Dtype, Format }
-export type SimdLevel = 'baseline' | 'avx2' | 'avx512' | 'avx512bf16' | 'neon'
+export type SimdLevel =
+  | 'baseline'
+  | 'avx2'
+  | 'avxvnni'
+  | 'avx512'
+  | 'avx512vnni'
+  | 'avx512bf16'
+  | 'neon'
+  | 'neondot'
 
 export interface NativeProbe {
   version: string
@@ -156,6 +164,19 @@ export interface NativePassWorker extends NativeWorkerView {
   nTokens: number
 }
 
+/** null: off, or not wanted. */
+export interface NativeAttendOptions {
+  scale: number
+  softcap: number | null
+  window: number | null
+  /** [Hq], finite or -Infinity. */
+  sinks: Float32Array | null
+  wantLse: boolean
+  /** Arrays that take the results, filled when the promise resolves; null: new ones. */
+  out: Float32Array | null
+  lse: Float32Array | null
+}
+
 export interface NativeSegment {
   length: number
   rotatedAt: number
@@ -178,6 +199,8 @@ export interface NativeBinding {
     profile: boolean
   }): DeviceHandle
   deviceInfo(device: DeviceHandle): NativeDeviceInfo
+  /** Bytes of memory of its own that nobody uses now; 0 on a CPU, which computes in the host's. */
+  deviceFreeMemory(device: DeviceHandle): number
   /** Bytes per second, all threads of the device, over a buffer of `bytes`. */
   deviceReadBandwidth(device: DeviceHandle, bytes: number): Promise<number>
   /** Since the last call, the most time first. Refused with HOGWILD_BUSY while the device computes. */
@@ -192,6 +215,8 @@ export interface NativeBinding {
     progress: ProgressHandle | null,
     cancel: CancelHandle | null,
     mapped: boolean,
+    /** Default true. See native/model/weights.h. */
+    repack?: boolean,
   ): Promise<ModelHandle>
   modelWeightBytes(model: ModelHandle): number
   modelClose(model: ModelHandle): void
@@ -259,8 +284,7 @@ export interface NativeBinding {
     layer: number,
     q: Float32Array,
     queryHeads: number,
-    scale: number,
-    wantLse: boolean,
+    options: NativeAttendOptions,
   ): Promise<{ out: Float32Array; lse: Float32Array | null }>
   /**
    * The same on buffers of the engine's own on the device: addresses, multiples of 16. Resolves once the work is
@@ -283,6 +307,12 @@ export interface NativeBinding {
   passCommit(pass: PassHandle): void
   /** Takes effect once the calls under way have ended. A pass that is collected is aborted. */
   passAbort(pass: PassHandle): void
+
+  /**
+   * Locks an open file (flock) until it is closed; false where somebody else has it locked. `file`: a descriptor.
+   * Throws HOGWILD_UNSUPPORTED where the file's system has no locks.
+   */
+  tryLock(file: number): boolean
 
   /** Single ops on host arrays, for tests and benchmarks. See native/addon/ops.cc. */
   ops: NativeOps

@@ -3,10 +3,10 @@
 import type { Cache } from './cache'
 import { HogwildError } from './errors'
 import { DTYPES } from './formats'
-import { type Dtype, native, type PassHandle } from './native'
+import type { AttentionState } from './merge-states'
+import { type Dtype, type NativeAttendOptions, native, type PassHandle } from './native'
 import {
   checkArray,
-  checkBoolean,
   checkFloats,
   checkInteger,
   checkNumber,
@@ -57,25 +57,52 @@ export interface DeviceQueries extends DeviceCaller {
 export interface AttendOptions {
   /** Multiplies the scores; default 1 / sqrt(headDim). */
   scale?: number | undefined
-  /** Whether the log-sum-exp of the scores is wanted too; default false. */
-  lse?: boolean | undefined
+  /**
+   * A sliding window in view positions, at least 1: a token at position p sees those in (p - window, p], its own included.
+   * Pages that no token of the step sees are not read. Default: none, it sees all of its view up to its own.
+   */
+  window?: number | undefined
+  /** Scores become softcap · tanh(score / softcap), before the view's bias; in [1e-6, 1e6]. Default: they stay. */
+  softcap?: number | undefined
+  /**
+   * [Hq], finite or -Infinity: exp(sinks[h]) is added to the sum that the weights of head h are divided by, as if it
+   * saw one more key with that score and no value. Copied. Default: none.
+   */
+  sinks?: Float32Array | undefined
+  /** [T, Hq, D]: takes `Attended.out`; default: a new array. Filled when the call has ended well, else left as it was. */
+  out?: Float32Array | undefined
+  /**
+   * Whether the log-sum-exp of the scores is wanted too, or an array [T, Hq] that takes it, filled as `out` is; the
+   * two do not overlap. Default false.
+   */
+  lse?: boolean | Float32Array | undefined
 }
 
 export interface Attended {
-  /** [T, Hq, D] */
+  /** [T, Hq, D]; 0 where a token sees nothing. */
   out: Float32Array
-  /** [T, Hq]: natural logarithm of the sum of exp(score), or undefined where not asked for. */
+  /**
+   * [T, Hq]: natural logarithm of the sum of exp(score), sinks included: -Infinity where a token sees nothing and has
+   * no sink. Undefined where not asked for.
+   */
   lse: Float32Array | undefined
 }
 
-/** How `attendDevice` computes: as `attend`, without the log-sum-exp, for which DeviceQueries has a buffer. */
-export interface AttendDeviceOptions extends Omit<AttendOptions, 'lse'> {
+/** How `attendDevice` computes: results go to the buffers of DeviceQueries. */
+export interface AttendDeviceOptions extends Pick<AttendOptions, 'scale'> {
   /** Hq, a multiple of kvHeads. */
   queryHeads: number
 }
 
 const PASS_WORKER_KEYS = optionKeys<PassWorker>()({ view: true, tokens: true })
-const ATTEND_KEYS = optionKeys<AttendOptions>()({ scale: true, lse: true })
+const ATTEND_KEYS = optionKeys<AttendOptions>()({
+  scale: true,
+  window: true,
+  softcap: true,
+  sinks: true,
+  out: true,
+  lse: true,
+})
 const ATTEND_DEVICE_KEYS = optionKeys<AttendDeviceOptions>()({ scale: true, queryHeads: true })
 const KEYS_BUFFERS = optionKeys<DeviceKeys>()({ k: true, v: true, dtype: true, stream: true })
 const QUERIES_BUFFERS = optionKeys<DeviceQueries>()({
@@ -139,8 +166,16 @@ export class Pass {
   /**
    * Attention of each new token over its worker's view (all new tokens of this step that come
    * before it in the view included). q: [T, Hq, D] of one layer, before RoPE; Hq, a multiple of Hkv,
-   * follows from its length. Throws HOGWILD_INVALID_ARGUMENT before the layer's `append`.
+   * follows from its length. Leaves the pass as it was, so what failed may be tried again. Throws
+   * HOGWILD_INVALID_ARGUMENT: an option out of its range, a layer before its `append`, an array of the caller's that was
+   * transferred meanwhile; HOGWILD_UNSUPPORTED: `window`, `softcap` or `sinks` on a CUDA device.
    */
+  attend(
+    layer: number,
+    q: Float32Array,
+    options: AttendOptions & { lse: true | Float32Array },
+  ): Promise<AttentionState>
+  attend(layer: number, q: Float32Array, options?: AttendOptions): Promise<Attended>
   async attend(layer: number, q: Float32Array, options: AttendOptions = {}): Promise<Attended> {
     options = checkOptions(options, 'options', ATTEND_KEYS)
     this.#check(layer)
@@ -151,13 +186,33 @@ export class Pass {
     if (length === 0 || length % group !== 0) {
       throw invalid('q', `a Float32Array of [T, Hq, D], a multiple of ${group} elements`, q)
     }
-    const scale = this.#checkScale(options.scale)
-    const wantLse = checkBoolean(options.lse ?? false, 'options.lse')
     const queryHeads = length / (this.tokens * headDim)
-    const { out, lse } = await this.#run(
-      native.passAttend(this.#handle, layer, q, queryHeads, scale, wantLse),
-    )
-    return { out, lse: lse ?? undefined }
+    const rows = this.tokens * queryHeads
+    const { scale, window, softcap, sinks, out, lse = false } = options
+    const floats = (array: Float32Array | undefined, name: string, size: number, shape: string) =>
+      array === undefined ? null : checkFloats(array, `options.${name}`, size, shape)
+    const natives: NativeAttendOptions = {
+      scale: this.#checkScale(scale),
+      window: window === undefined ? null : checkInteger(window, 'options.window', 1),
+      softcap: softcap === undefined ? null : checkSoftcap(softcap),
+      sinks: floats(sinks, 'sinks', queryHeads, `[Hq] = [${queryHeads}]`),
+      wantLse: lse !== false,
+      out: floats(
+        out,
+        'out',
+        length,
+        `[T, Hq, D] = [${[this.tokens, queryHeads, headDim].join(', ')}]`,
+      ),
+      lse:
+        typeof lse === 'boolean'
+          ? null
+          : floats(lse, 'lse', rows, `[T, Hq] = [${this.tokens}, ${queryHeads}]`),
+    }
+    if (natives.out !== null && natives.lse !== null && overlap(natives.out, natives.lse)) {
+      throw invalid('options.lse', 'memory other than that of options.out', lse)
+    }
+    const results = await this.#run(native.passAttend(this.#handle, layer, q, queryHeads, natives))
+    return { out: results.out, lse: results.lse ?? undefined }
   }
 
   /**
@@ -261,6 +316,16 @@ export class Pass {
       }
     }
   }
+}
+
+function checkSoftcap(softcap: number): number {
+  const range = 'a number in [1e-6, 1e6]'
+  return checkNumber(softcap, 'options.softcap', range, (x) => x >= 1e-6 && x <= 1e6)
+}
+
+function overlap(a: Float32Array, b: Float32Array): boolean {
+  const end = (array: Float32Array) => array.byteOffset + array.byteLength
+  return a.buffer === b.buffer && a.byteOffset < end(b) && b.byteOffset < end(a)
 }
 
 function checkCaller({ dtype, stream }: DeviceCaller): { dtype: Dtype; stream: bigint | null } {

@@ -3,11 +3,13 @@
 
 import { HEAD_DIM } from './limits'
 import {
+  checkArray,
   checkBoolean,
   checkInteger,
   checkNumber,
   checkOneOf,
   checkOptions,
+  invalid,
   optionKeys,
 } from './validate'
 
@@ -68,10 +70,17 @@ export interface YarnRope extends RopeBase {
   truncate?: boolean | undefined
 }
 
-export type RopeConfig = DefaultRope | LinearRope | Llama3Rope | YarnRope
+/** Each frequency divided by a factor of its own, as GGUF files have them. */
+export interface FactorsRope extends RopeBase {
+  type: 'factors'
+  /** [R/2] */
+  factors: readonly number[]
+}
+
+export type RopeConfig = DefaultRope | LinearRope | Llama3Rope | YarnRope | FactorsRope
 
 /** RoPE types that `ropeFrequencies` knows. */
-export const ROPE_TYPES = ['default', 'linear', 'llama3', 'yarn'] as const
+export const ROPE_TYPES = ['default', 'linear', 'llama3', 'yarn', 'factors'] as const
 
 /** A range of numbers, without `min` where it is `open`. */
 interface Range {
@@ -116,6 +125,7 @@ const KEYS = {
     mscaleAllDim: true,
     truncate: true,
   }),
+  factors: optionKeys<FactorsRope>()({ type: true, rotaryDim: true, theta: true, factors: true }),
 }
 
 /**
@@ -140,6 +150,13 @@ export function ropeFrequencies(config: RopeConfig): Rope {
       return { inverseFrequencies: plain.map((f) => llama3(f, config)), attentionFactor: 1 }
     case 'yarn':
       return { inverseFrequencies: yarn(plain, config), attentionFactor: yarnFactor(config) }
+    case 'factors': {
+      const { factors } = config
+      return {
+        inverseFrequencies: plain.map((f, u) => f / (factors[u] as number)),
+        attentionFactor: 1,
+      }
+    }
   }
 }
 
@@ -150,6 +167,16 @@ function checkRope(config: RopeConfig): void {
   checkNumber(config.rotaryDim, 'config.rotaryDim', 'even', () => Number.isInteger(pairs))
   checkRange(config.theta, 'config.theta', ROPE_LIMITS.theta)
   if (config.type === 'default') return
+  if (config.type === 'factors') {
+    const factors = checkArray(config.factors, 'config.factors')
+    if (factors.length !== pairs) {
+      throw invalid('config.factors', `${pairs} numbers`, `${factors.length} of them`)
+    }
+    factors.forEach((factor, u) => {
+      checkRange(factor, `config.factors[${u}]`, ROPE_LIMITS.factor)
+    })
+    return
+  }
   checkRange(config.factor, 'config.factor', ROPE_LIMITS.factor)
   if (config.type === 'linear') return
   checkInteger(config.originalMaxPositions, 'config.originalMaxPositions', 1, MAX_POSITIONS)

@@ -1,16 +1,18 @@
 #!/usr/bin/env node
-// Fills the part of README.md between the `measured` markers from bench/results/*.json.
+// Fills the parts of README.md (one table) and docs/performance.md (all of them) between the `measured` markers from
+// bench/results/*.json.
 //
 //   node scripts/readme-figures.cjs [--check]
 //
-// --check: changes nothing and fails where README.md is not in step with the results.
+// --check: changes nothing and fails where a document is not in step with the results.
 'use strict'
 const { existsSync, readFileSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
 
 const root = path.join(__dirname, '..')
-const readme = path.join(root, 'README.md')
 const [BEGIN, END] = ['<!-- measured:begin -->', '<!-- measured:end -->']
+/** Results of bench:peers, the one that the README shows first. */
+const PEERS = ['peers-0.6b', 'peers-135m', 'peers-SmolLM2-135M-Instruct.Q4_1']
 
 function result(name) {
   const file = path.join(root, 'bench', 'results', `${name}.json`)
@@ -26,39 +28,48 @@ function table(header, rows) {
 const percent = (share) => `${Math.round(100 * share)} %`
 const workersOf = (count) => (count === 1 ? '1 worker' : `${count} workers`)
 
-function peers(report) {
-  const counts = Object.keys(report.decode_ratio).map(Number)
+const FORMAT_NAMES = { bf16: 'BF16', q8_0: 'Q8_0', q4_0: 'Q4_0', q4_1: 'Q4_1', q4_k: 'Q4_K' }
+
+function peers(report, name, folder) {
+  const { machine, formats } = report
+  const counts = Object.keys(formats[0].decode_ratio).map(Number)
   const { version } = report.engines['node-llama-cpp']
-  const own = (count) =>
-    report.runs.find((run) => run.engine === 'hogwild' && run.workers === count)
-  const best = (count, figure) =>
-    report.runs
-      .filter((run) => run.engine !== 'hogwild' && run.workers === count)
-      .map((run) => run[figure].median)
+  const rate = (runs, isOurs, count) =>
+    runs
+      .filter((run) => (run.engine === 'hogwild') === isOurs && run.workers === count)
+      .map((run) => run.decode_tokens_per_s.median)
       .reduce((one, other) => Math.max(one, other))
-  const { machine } = report
-  const step = (count) => own(count).step_ms.median
-  const rows = [
-    ['hogwild, tokens/s', ...counts.map((count) => own(count).decode_tokens_per_s.median)],
-    [
-      `node-llama-cpp ${version}, tokens/s`,
-      ...counts.map((count) => best(count, 'decode_tokens_per_s')),
-    ],
-    ['ratio', ...counts.map((count) => `${report.decode_ratio[count].toFixed(2)} ×`)],
-    ['a step of hogwild, ms', ...counts.map((count) => step(count).toFixed(1))],
-  ]
+  const list = (figures) => figures.join(' / ')
+  const rows = formats.map((one) => [
+    FORMAT_NAMES[one.format] ?? one.format,
+    list(counts.map((count) => Math.round(rate(one.runs, true, count)))),
+    list(counts.map((count) => Math.round(rate(one.runs, false, count)))),
+    list(counts.map((count) => one.decode_ratio[count].toFixed(1))),
+    one.prefill_ratio.toFixed(1),
+    percent(one.read_share),
+    one.step_4_over_1.toFixed(2),
+  ])
+  const bandwidths = formats.flatMap((one) => one.bandwidth_gb_per_s)
+  const workers = list(counts)
   return [
-    `Decoding with a ${report.model}: ${report.threads} threads of ${machine.processor}, ` +
-      `${machine.date}. Both engines compute the same logits from the same weights and take turns in one ` +
-      `run of \`npm run bench:peers\` (${report.rounds === 1 ? 'one round' : `medians of ${report.rounds} rounds`}; [every sample]` +
-      '(bench/results/peers-cpu.json)). hogwild: workers that share a prompt and see each other; ' +
-      'node-llama-cpp: as many independent sequences in a batch, flash attention on or off, whichever is faster.',
-    '![Tokens per second of both engines](bench/results/peers-cpu.svg)',
-    table(['', ...counts.map(workersOf)], rows),
-    `Prefill of ${report.prompt} tokens: ${report.prefill_ratio.toFixed(2)} × as fast. One worker reads ` +
-      `weights and cache at ${percent(report.read_share)} of the machine's read bandwidth ` +
-      `(${report.read_gb_per_s.median} GB/s in the same run). Peak memory: weights, cache and ` +
-      `${report.memory_overhead_mb} MB.`,
+    `Decoding with a ${report.model} beside node-llama-cpp ${version}: ${report.threads} threads of ` +
+      `${machine.processor} (${report.simd}), ${machine.date}, \`${report.command}\`. Both engines read the same file and ` +
+      `take turns (medians of ${report.rounds} rounds; [every sample](${folder}bench/results/${name}.json)). hogwild: workers ` +
+      'that share a prompt and see each other; node-llama-cpp: as many independent sequences in a batch, flash attention on ' +
+      `or off, whichever is faster. Read bandwidth meanwhile: ${Math.min(...bandwidths)} to ${Math.max(...bandwidths)} GB/s.`,
+    `![Tokens per second of both engines](${folder}bench/results/${name}.svg)`,
+    table(
+      [
+        'format',
+        `hogwild, tokens/s with ${workers} workers`,
+        'node-llama-cpp',
+        'ratio',
+        `prefill of ${report.prompt}, ratio`,
+        'read bandwidth used by 1 worker',
+        'a step of 4 / of 1',
+      ],
+      rows,
+    ),
   ]
 }
 
@@ -103,28 +114,33 @@ function bench(report) {
   ]
 }
 
-const sections = [
-  ['bench-cpu', bench],
-  ['peers-cpu', peers],
-  ['attention-cpu', attention],
-].flatMap(([name, write]) => {
-  const report = result(name)
-  return report === undefined ? [] : write(report)
-})
-
-const text = readFileSync(readme, 'utf8')
-const [begin, end] = [text.indexOf(BEGIN), text.indexOf(END)]
-if (begin < 0 || end < begin) {
-  console.error(`README.md: no ${BEGIN} ... ${END}`)
-  process.exit(1)
+/** What a document shows, from the results that are there. */
+function sections(names, folder) {
+  const write = (name) =>
+    name.startsWith('peers-') ? peers : { 'bench-cpu': bench, 'attention-cpu': attention }[name]
+  return names.flatMap((name) => {
+    const report = result(name)
+    return report === undefined ? [] : write(name)(report, name, folder)
+  })
 }
-const generated = ['', ...sections, ''].join('\n\n').slice(1, -1)
-const filled = text.slice(0, begin + BEGIN.length) + generated + text.slice(end)
-if (process.argv.includes('--check')) {
-  if (filled !== text) {
-    console.error('README.md is not in step with bench/results: run `npm run readme:figures`')
+
+function fill(file, parts) {
+  const document = path.join(root, file)
+  const text = readFileSync(document, 'utf8')
+  const [begin, end] = [text.indexOf(BEGIN), text.indexOf(END)]
+  if (begin < 0 || end < begin) {
+    console.error(`${file}: no ${BEGIN} ... ${END}`)
     process.exit(1)
   }
-} else {
-  writeFileSync(readme, filled)
+  const generated = ['', ...parts, ''].join('\n\n').slice(1, -1)
+  const filled = text.slice(0, begin + BEGIN.length) + generated + text.slice(end)
+  if (!process.argv.includes('--check')) {
+    writeFileSync(document, filled)
+  } else if (filled !== text) {
+    console.error(`${file} is not in step with bench/results: run \`npm run readme:figures\``)
+    process.exit(1)
+  }
 }
+
+fill('README.md', sections(PEERS.slice(0, 1), ''))
+fill('docs/performance.md', sections(['bench-cpu', ...PEERS, 'attention-cpu'], '../'))

@@ -7,6 +7,7 @@ import {
   type CacheHandle,
   type DeviceHandle,
   type ModelHandle,
+  type NativeAttendOptions,
   type NativeBinding,
   type NativeStepWorker,
   native,
@@ -19,20 +20,22 @@ type Arguments<Name extends keyof NativeBinding> = NativeBinding[Name] extends (
   ? A
   : never
 
-const { cacheShape, random, randomModel, stepWorker } = require('./lifetime/random-model.cjs') as {
-  cacheShape(config: unknown, capacity: number): Arguments<'createCache'>[1]
-  random(seed: number): () => number
-  randomModel(): {
-    config: Arguments<'createModel'>[1]
-    tensors: Arguments<'createModel'>[2]
-    remove(): void
+const { attendOptions, cacheShape, random, randomModel, stepWorker } =
+  require('./lifetime/random-model.cjs') as {
+    attendOptions(scale: number, wantLse: boolean): NativeAttendOptions
+    cacheShape(config: unknown, capacity: number): Arguments<'createCache'>[1]
+    random(seed: number): () => number
+    randomModel(): {
+      config: Arguments<'createModel'>[1]
+      tensors: Arguments<'createModel'>[2]
+      remove(): void
+    }
+    stepWorker(
+      view: BlockHandle[],
+      tokens: number[],
+      rest?: Partial<NativeStepWorker>,
+    ): NativeStepWorker
   }
-  stepWorker(
-    view: BlockHandle[],
-    tokens: number[],
-    rest?: Partial<NativeStepWorker>,
-  ): NativeStepWorker
-}
 
 const { config, tensors, remove } = randomModel()
 const kvSize = config.kvHeads * config.headDim
@@ -138,9 +141,10 @@ test('lengths and ranges that do not fit are refused, and nothing changes', asyn
       native.passAppend(pass, config.layers.length, floats(2 * kvSize), floats(2 * kvSize)),
     'k too short': () => native.passAppend(pass, 0, floats(2 * kvSize - 1), floats(2 * kvSize)),
     'v too long': () => native.passAppend(pass, 0, floats(2 * kvSize), floats(2 * kvSize + 1)),
-    'q too short': () => native.passAttend(pass, 0, floats(qSize), config.queryHeads, 1, false),
+    'q too short': () =>
+      native.passAttend(pass, 0, floats(qSize), config.queryHeads, attendOptions(1, false)),
     'query heads not a multiple': () =>
-      native.passAttend(pass, 0, floats(2 * 3 * config.headDim), 3, 1, false),
+      native.passAttend(pass, 0, floats(2 * 3 * config.headDim), 3, attendOptions(1, false)),
     'embedding id': () => ops.embedding(device, Int32Array.of(3), new Uint8Array(48), 'f32', 4, 1),
     'embedding table': () =>
       ops.embedding(device, Int32Array.of(0), new Uint8Array(47), 'f32', 4, 1),
@@ -208,7 +212,7 @@ test('closed handles answer HOGWILD_CLOSED, and closing again does nothing', asy
     () => native.step(model, own, [stepWorker([block, other], [1])], null),
     () => native.passCommit(pass),
     () => native.passAppend(pass, 0, floats(2 * kvSize), floats(2 * kvSize)),
-    () => native.passAttend(pass, 0, floats(2 * qSize), config.queryHeads, 1, false),
+    () => native.passAttend(pass, 0, floats(2 * qSize), config.queryHeads, attendOptions(1, false)),
   ]
   for (const call of onBlock) expect([await outcome(call), call]).toEqual(['HOGWILD_CLOSED', call])
 
@@ -366,7 +370,7 @@ test('calls of a pass run in order, may be many, and must end before the commit'
   for (let layer = 0; layer < config.layers.length; layer++) {
     const [k, v, q] = [floats(2 * kvSize, layer), floats(2 * kvSize, layer + 9), floats(2 * qSize)]
     calls.push(native.passAppend(pass, layer, k, v))
-    calls.push(native.passAttend(pass, layer, q, config.queryHeads, 0.25, layer > 0))
+    calls.push(native.passAttend(pass, layer, q, config.queryHeads, attendOptions(0.25, layer > 0)))
   }
   expect(await outcome(() => native.passCommit(pass))).toBe('HOGWILD_BUSY')
   const attended = (await Promise.all(calls)) as { out: Float32Array; lse: Float32Array | null }[]
@@ -414,7 +418,7 @@ test('arguments are copied: changing or transferring them afterwards has no effe
     const [k, v, q] = [floats(2 * kvSize, 1), floats(2 * kvSize, 2), floats(2 * qSize, 3)]
     const calls = [
       native.passAppend(pass, 0, k, v),
-      native.passAttend(pass, 0, q, config.queryHeads, 1, true),
+      native.passAttend(pass, 0, q, config.queryHeads, attendOptions(1, true)),
     ]
     for (const array of [k, v, q]) spoil(array)
     const [, attended] = await Promise.all(calls)

@@ -158,7 +158,7 @@ test('every kind of handle offered to every handle parameter: only the right one
 
 // Parameters that take any finite number (or any in a range): the rest are integers.
 const FRACTIONS =
-  /rmsNormEps|normOffset|Scale$|[sS]oftcap$|attentionFactor|temperature|topP|minP|repetitionPenalty|^passAttend\[4\]|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
+  /rmsNormEps|normOffset|[sS]cale$|[sS]oftcap$|attentionFactor|temperature|topP|minP|repetitionPenalty|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
 
 // Parameters for which -1 means none.
 const MINUS_ONE = /rope$/
@@ -168,7 +168,8 @@ const CHOICES =
   /type$|format$|activation$|qkNorm$|logits$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
 
 // Parameters that may be null.
-const NULLABLE = /bias|sampler$|convertTo|step\[3\]|createModel\[[345]\]/
+const NULLABLE =
+  /bias|sampler$|convertTo|step\[3\]|createModel\[[345]\]|^passAttend\[4\]\.(?!scale|wantLse)/
 
 function kindOf(value: unknown): string {
   if (types.isExternal(value)) return 'handle'

@@ -4,6 +4,7 @@ import { spawn } from 'node:child_process'
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createColors } from 'picocolors'
+import { demoModelPath as demoFolder } from '../lib'
 import { drawFrame } from '../lib/cli/demo/frame'
 import {
   createTask,
@@ -14,6 +15,7 @@ import {
   type WrittenToken,
 } from '../lib/cli/demo/task'
 import { codeOf, oracleFolder, readSafetensors, temporaryFolder, writeModel } from './fixtures'
+import { type Fault, HubServer } from './hub-server'
 
 const main = join(__dirname, '..', 'dist', 'cli', 'main.js')
 const ESCAPE = '\x1b'
@@ -59,19 +61,35 @@ beforeAll(() => {
 })
 
 describe('usage', () => {
-  test.each(['demo', 'run', 'replay', 'bench', 'doctor', 'demo-eval'])(
-    '%s --help',
-    async (name) => {
-      const { code, stdout } = await hogwild(name, '--help')
-      expect(code).toBe(0)
-      expect(stdout).toContain(`Usage: hogwild ${name}`)
-    },
-  )
+  test.each([
+    'demo',
+    'run',
+    'generate',
+    'replay',
+    'bench',
+    'inspect',
+    'download',
+    'doctor',
+    'demo-eval',
+  ])('%s --help', async (name) => {
+    const { code, stdout } = await hogwild(name, '--help')
+    expect(code).toBe(0)
+    expect(stdout).toContain(`Usage: hogwild ${name}`)
+  })
 
   test('--help lists the commands for users, --version the version', async () => {
     const { code, stdout } = await hogwild('--help')
     expect(code).toBe(0)
-    for (const name of ['demo', 'run', 'replay', 'bench', 'doctor'])
+    for (const name of [
+      'demo',
+      'run',
+      'generate',
+      'replay',
+      'bench',
+      'inspect',
+      'download',
+      'doctor',
+    ])
       expect(stdout).toContain(`  ${name} `)
     expect(stdout).not.toContain('demo-eval')
     expect((await hogwild('--version')).stdout.trim()).toBe(require('../package.json').version)
@@ -102,6 +120,9 @@ describe('usage', () => {
     [['replay', 's.json', '--model', '.', '--device', 'gpu'], 'Expected auto, cpu, cuda or cuda:N'],
     [['replay', 's.json', '--model', '.', '--out', ''], 'Expected a text that is not empty'],
     [['bench', '--workers', '2,2'], 'Expected each number once'],
+    [['inspect'], "missing required argument 'model'"],
+    [['inspect', '.', '--context', '0'], 'Expected an integer from 1'],
+    [['download', ''], 'Expected a text that is not empty'],
     [['fly'], "unknown command 'fly'"],
     [[], 'Usage: hogwild'],
   ])('%j: exit code 2 and the reason', async (args, reason) => {
@@ -645,5 +666,171 @@ describe('figures', () => {
     expect(row('shared cache', '12 words, 4 workers').speed_up).toBeGreaterThan(2)
     expect(row('cache off', '12 words, 4 workers').done_twice).toBeGreaterThan(0.9)
     expect(row('a worker stopped', '12 words, 2 workers, one stopped with `#`')).toBeDefined()
+  })
+})
+
+describe('models of the hub', () => {
+  let hub: HubServer
+  let environment: NodeJS.ProcessEnv
+
+  beforeAll(async () => {
+    hub = await HubServer.start()
+    hub.repos.set('org/demo', {
+      files: Object.fromEntries(
+        readdirSync(demoFolder).map((file) => [file, readFileSync(join(demoFolder, file))]),
+      ),
+    })
+    environment = { HF_ENDPOINT: hub.endpoint, HF_HOME: temporaryFolder(), HF_TOKEN: '' }
+  })
+
+  afterAll(() => hub.close())
+
+  test('download prints the path; a second time also offline', async () => {
+    const first = await hogwildIn(environment, 'download', 'org/demo')
+    expect(first).toMatchObject({ code: 0, stderr: '' })
+    const path = first.stdout.trim()
+    expect(readdirSync(path)).toContain('model.safetensors')
+    const offline = { ...environment, HF_HUB_OFFLINE: '1' }
+    expect(await hogwildIn(offline, 'download', 'org/demo')).toEqual(first)
+    const { stdout } = await hogwildIn(offline, 'download', 'org/demo', '--json')
+    expect(JSON.parse(stdout)).toEqual({ name: 'org/demo', path })
+  })
+
+  test('every command that takes a model takes a name', async () => {
+    const name = ['--model', 'org/demo']
+    const script = join(temporaryFolder(), 'script.json')
+    writeFileSync(
+      script,
+      JSON.stringify({
+        ops: [
+          { op: 'block', name: 'a' },
+          { op: 'prefill', block: 'a', tokens: [1] },
+        ],
+      }),
+    )
+    const results = await Promise.all([
+      hogwildIn(environment, 'run', 'a', ...name, '--max-tokens', '2'),
+      hogwildIn(environment, 'inspect', 'org/demo'),
+      hogwildIn(environment, 'bench', ...name, '--prompt', '4', '--generate', '2', '--repeat', '1'),
+      hogwildIn(environment, 'replay', script, ...name),
+    ])
+    for (const { code, stdout } of results) {
+      expect(stdout).not.toBe('')
+      expect(code).toBe(0)
+    }
+  })
+
+  test('what fails is one line', async () => {
+    const cases: [string[], RegExp][] = [
+      [['download', 'org/none'], /has no org\/none, or .* \[HOGWILD_DOWNLOAD\]/],
+      [['run', 'a', '--model', 'org/none'], /has no org\/none, or .* \[HOGWILD_DOWNLOAD\]/],
+      [
+        ['run', 'a', '--model', './org/none'],
+        /no model at .* no such file .*\[HOGWILD_INVALID_MODEL\]/,
+      ],
+      [['inspect', 'org/demo:Q4_0'], /holds no GGUF file; it holds .*\[HOGWILD_UNSUPPORTED\]/],
+      [['download', '../x'], /expected a name of the hub, org\/name/],
+    ]
+    for (const [args, line] of cases) {
+      const { code, stdout, stderr } = await hogwildIn(environment, ...args)
+      expect(stderr).toMatch(line)
+      expect(stderr.trim().split('\n')).toHaveLength(1)
+      expect(stdout).toBe('')
+      expect(code).toBe(1)
+    }
+  })
+
+  test('a download of more than a second shows how far it is, without a terminal in plain lines', async () => {
+    const slow: Fault = (response, content, from) => {
+      response.writeHead(from > 0 ? 206 : 200, { 'Content-Length': content.length - from })
+      const half = content.subarray(0, content.length / 2)
+      response.write(half)
+      setTimeout(() => response.write(content.subarray(half.length, half.length + 1000)), 1500)
+      setTimeout(() => response.end(content.subarray(half.length + 1000)), 1600)
+      return true
+    }
+    hub.faults.set('model.safetensors', slow)
+    const fresh = () => ({ ...environment, HF_HOME: temporaryFolder() })
+    const [shown, quiet] = await Promise.all([
+      hogwildIn(fresh(), 'download', 'org/demo'),
+      hogwildIn(fresh(), 'download', 'org/demo', '--quiet'),
+    ])
+    hub.faults.clear()
+    expect(shown.stderr).toMatch(/^downloading org\/demo: \d+ % of 1\.21 MB, .*\/s, .* left\n$/)
+    expect(quiet).toMatchObject({ code: 0, stderr: '' })
+  })
+})
+
+describe('inspect', () => {
+  test('tells what a model is; --json as the API does', async () => {
+    const { code, stdout, stderr } = await hogwild('inspect', demoFolder, '--workers', '2')
+    expect([code, stderr]).toEqual([0, ''])
+    expect(stdout).toMatch(/^family +LlamaForCausalLM$/m)
+    expect(stdout).toMatch(/^cache, 1024 tokens, 2 workers +\d/m)
+    expect(stdout).toMatch(/^down_proj +bf16 +4 +262 kB$/m)
+    const json = JSON.parse((await hogwild('inspect', demoFolder, '--json')).stdout)
+    expect(json.model.config.vocabSize).toBe(68)
+    expect(json.refusals).toEqual([])
+  })
+
+  test('exit code 1 where something would be refused', async () => {
+    const { code, stdout } = await hogwild('inspect', oracleFolder('llama'))
+    expect(stdout).toMatch(/^refused +tokenizer: .*tokenizer\.json.*\[HOGWILD_INVALID_MODEL\]$/m)
+    expect(code).toBe(1)
+  })
+})
+
+describe('generate', () => {
+  const prompt = 'A:ynam\nB:sdnah\n'
+  const args = ['--model', demoFolder, '--max-tokens', '12']
+
+  /** With `input` on stdin. */
+  function withInput(input: string | Buffer, ...rest: string[]): Promise<Result> {
+    return new Promise((resolve) => {
+      const child = spawn(process.execPath, [main, ...rest])
+      const result = { stdout: '', stderr: '' }
+      child.stdout.on('data', (chunk) => {
+        result.stdout += chunk
+      })
+      child.stderr.on('data', (chunk) => {
+        result.stderr += chunk
+      })
+      child.on('close', (code) => resolve({ code, ...result }))
+      child.stdin.end(input)
+    })
+  }
+
+  test('prints what one worker writes, and nothing of the prompt', async () => {
+    const { code, stdout, stderr } = await hogwild('generate', prompt, ...args)
+    expect([code, stderr]).toEqual([0, ''])
+    const lines = jsonLines((await hogwild('generate', prompt, ...args, '--json')).stdout)
+    const tokens = lines.filter(({ type, forced }) => type === 'token' && !forced)
+    expect(tokens.length).toBeGreaterThan(0)
+    const stop = lines.find(({ type }) => type === 'stop')
+    expect(stdout).toBe(`${tokens.map(({ text }) => text).join('')}${stop?.text ?? ''}\n`)
+  })
+
+  test('-: the prompt from stdin, also of run', async () => {
+    const given = await hogwild('generate', 'A:ynam', ...args)
+    expect(await withInput('A:ynam\n', 'generate', '-', ...args)).toEqual(given)
+    const run = ['run', '-', ...args, '--workers', '1']
+    const { code, stdout } = await withInput('abc', ...run)
+    expect([code, stdout]).toEqual([
+      0,
+      (await hogwild('run', 'abc', ...args, '--workers', '1')).stdout,
+    ])
+    for (const input of ['', '\n', Buffer.of(0xff, 0xfe)]) {
+      const { code, stderr } = await withInput(input, 'generate', '-', ...args)
+      expect(stderr).toMatch(
+        /^hogwild: expected (a text that is not empty|text in UTF-8) on stdin \[/,
+      )
+      expect(code).toBe(1)
+    }
+  })
+
+  test('a full cache is told', async () => {
+    const full = ['--model', demoFolder, '--capacity', '64', '--max-tokens', '500']
+    const { code, stderr } = await hogwild('generate', 'A:ynam'.repeat(9), ...full)
+    expect([code, stderr]).toEqual([0, 'hogwild: the cache is full, --capacity makes it larger\n'])
   })
 })

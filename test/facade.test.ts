@@ -1,11 +1,13 @@
 // What the classes of lib/ promise beside their numbers: options by name, closing, samplers and memory.
 
-import { totalmem } from 'node:os'
+import os, { totalmem } from 'node:os'
 import { join } from 'node:path'
 import {
   type Cache,
   createCache,
   createDevice,
+  type LoadModelOptions,
+  type LoadProgress,
   loadModel,
   type Model,
   ropeFrequencies,
@@ -153,13 +155,47 @@ describe('closing', () => {
   })
 })
 
+describe('weights larger than memory', () => {
+  const load = (options: LoadModelOptions) =>
+    loadModel(demo, { device: 'cpu', threads: 1, ...options })
+
+  afterEach(() => jest.restoreAllMocks())
+
+  test('are refused with the numbers before they are read', async () => {
+    jest.spyOn(os, 'freemem').mockReturnValue(100_000)
+    const told: LoadProgress[] = []
+    const onProgress = (progress: LoadProgress) => told.push(progress)
+    for (const options of [{ mapped: false }, { dtype: 'f32' }] as const) {
+      const loading = () => load({ ...options, onProgress })
+      await expect(loading()).rejects.toThrow(
+        /weights take [\d.]+ [kM]B, and 100 kB of memory are free/,
+      )
+      expect(await codeOf(loading)).toBe('HOGWILD_OUT_OF_MEMORY')
+    }
+    expect(told).toEqual([])
+  })
+
+  test('but pages of files that do not fit are only warned of', async () => {
+    jest.spyOn(os, 'freemem').mockReturnValue(100_000)
+    const warnings: Warning[] = []
+    await using loaded = await load({ onWarning: (warning) => warnings.push(warning) })
+    expect(loaded.closed).toBe(false)
+    expect(warnings.map(({ code }) => code)).toEqual(['HOGWILD_LOW_MEMORY'])
+  })
+
+  test('the limit of a cgroup counts', async () => {
+    jest.spyOn(process, 'constrainedMemory').mockReturnValue(1_000_000)
+    expect(await codeOf(() => load({ mapped: false }))).toBe('HOGWILD_OUT_OF_MEMORY')
+  })
+})
+
 describe('a cache larger than memory', () => {
   const bytesPerToken = 2 * 8 * 4 // keys and values, headDim, f32
 
   test('is refused where the machine cannot hold it, with what it can hold', async () => {
     const capacity = Math.ceil(totalmem() / bytesPerToken) + 1
     const create = () => createCache({ ...shape, rope, capacity })
-    expect(create).toThrow(/a cache of \d+ tokens takes .* GiB.*a capacity of \d+/)
+    expect(create).toThrow(/a cache of \d+ tokens takes .* [GTP]B.*a capacity of \d+/)
     expect(await codeOf(create)).toBe('HOGWILD_OUT_OF_MEMORY')
     expect(await codeOf(() => model.createCache({ capacity: 2 ** 40 }))).toBe(
       'HOGWILD_OUT_OF_MEMORY',
@@ -167,7 +203,7 @@ describe('a cache larger than memory', () => {
   })
 
   test('is warned of where it exceeds what is free', async () => {
-    const free = jest.spyOn(process, 'availableMemory').mockReturnValue(100_000)
+    const free = jest.spyOn(os, 'freemem').mockReturnValue(100_000)
     const warnings: Warning[] = []
     const onWarning = (warning: Warning) => warnings.push(warning)
     const small = createCache({ ...shape, rope, capacity: 1024, onWarning })
@@ -176,7 +212,7 @@ describe('a cache larger than memory', () => {
     expect(warnings).toEqual([
       {
         code: 'HOGWILD_LOW_MEMORY',
-        message: expect.stringMatching(/8192 tokens.*0\.00 GiB are free/),
+        message: expect.stringMatching(/8192 tokens.* are free/),
       },
     ])
     free.mockRestore()

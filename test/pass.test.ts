@@ -1,6 +1,7 @@
 // Passes: the cache for engines that bring their own model, on q, k and v of their own.
 
 import {
+  type AttendOptions,
   type Block,
   type Cache,
   type CacheDtype,
@@ -77,7 +78,10 @@ class Engine {
   /** One pass of random q, k, v, compared with the reference in every layer. */
   async pass(
     workers: { view: View; tokens: number }[],
-    { scale, what = '' }: { scale?: number; what?: string } = {},
+    {
+      what = '',
+      ...features
+    }: Pick<AttendOptions, 'scale' | 'window' | 'softcap' | 'sinks'> & { what?: string } = {},
   ): Promise<void> {
     const { layers, kvHeads, headDim, dtype } = this.cache.shape
     const { keys, values } = kvDtypes(dtype)
@@ -104,9 +108,8 @@ class Engine {
         }
       }
       await pass.append(layer, k, v)
-      const options = scale === undefined ? { lse: true } : { lse: true, scale }
-      const { out, lse } = await pass.attend(layer, q, options)
-      const plain = await pass.attend(layer, q, scale === undefined ? {} : { scale })
+      const { out, lse } = await pass.attend(layer, q, { ...features, lse: true })
+      const plain = await pass.attend(layer, q, features)
       expectSameBits(plain.out, out, 'with and without lse')
       expect(plain.lse).toBeUndefined()
 
@@ -133,7 +136,8 @@ class Engine {
           queryHeads: this.queryHeads,
           kvHeads,
           headDim,
-          scale: scale ?? 1 / Math.sqrt(headDim),
+          ...features,
+          scale: features.scale ?? 1 / Math.sqrt(headDim),
         }
         const positions = queries.map((_, i) => end - tokens + i)
         const wanted = attend(queries, positions, places, shape, this.rope)
@@ -141,7 +145,7 @@ class Engine {
           const place = `${what} layer ${layer} row ${row + i}`
           const actual = out.subarray((row + i) * size, (row + i + 1) * size)
           expectClose(actual, expected, near, `${place}, out`)
-          const heads = lse!.subarray((row + i) * this.queryHeads, (row + i + 1) * this.queryHeads)
+          const heads = lse.subarray((row + i) * this.queryHeads, (row + i + 1) * this.queryHeads)
           expectClose(heads, wanted.lse[i]!, near, `${place}, lse`)
         })
         row += tokens
@@ -265,6 +269,323 @@ describe('views', () => {
         expectSameBits(v.subarray(i * 32, (i + 1) * 32), token.v[layer]!, `value ${i}`)
       })
     }
+  })
+})
+
+const WINDOWS = [1, 2, 9, 63, 64, 65, 130, 1e6]
+
+describe('windows, soft caps and sinks', () => {
+  /** Sinks for three heads. */
+  const threeSinks = (random: Random) =>
+    Float32Array.from({ length: 3 }, () => random.pick([-Infinity, random.normal(), 4]))
+
+  it.each(Array.from({ length: 12 }, (_, i) => 300 + i))(
+    'random views and moves, seed %i',
+    async (seed) => {
+      const random = new Random(seed)
+      const engine = new Engine(
+        openCache({ kvHeads: 1, headDim: 8, layers: 1 }),
+        ropeFor(8),
+        3,
+        random,
+      )
+      const blocks = [engine.block(), engine.block(), engine.block(), engine.block()]
+      const tokens = (block: Block) => engine.expected.get(block)!
+      for (let step = 0; step < 6; step++) {
+        const what = `seed ${seed}, step ${step}`
+        const workers = random
+          .shuffle(blocks)
+          .slice(0, random.int(1, 4))
+          .map((writeTo) => {
+            const others = Array.from({ length: random.int(0, 4) }, () => random.pick(blocks))
+            const list = random.shuffle([writeTo, ...others])
+            const bias = list.map(() => random.pick([0, 1, -Infinity]))
+            const view = { blocks: list, writeTo, ...(random.chance(0.5) && { bias }) }
+            return { view, tokens: random.pick([1, 1, 2, 7, 64, 66]) }
+          })
+        await engine.pass(workers, {
+          what,
+          window: random.pick(WINDOWS),
+          softcap: random.pick([undefined, 0.7, 5]),
+          sinks: random.pick([undefined, threeSinks(random)]),
+        })
+        const [from, to] = random.shuffle(blocks) as [Block, Block]
+        const at = random.int(0, tokens(to).length)
+        const move = random.pick(['append', 'insert', 'forget', 'none'])
+        if (move === 'append') to.appendFrom(from)
+        if (move === 'insert') to.insert(at, from)
+        if (move === 'forget') to.forget(0, at)
+        if (move === 'append') tokens(to).push(...tokens(from))
+        if (move === 'insert') tokens(to).splice(at, 0, ...tokens(from))
+        if (move === 'forget') tokens(to).splice(0, at)
+      }
+    },
+  )
+
+  it.each(['f16', 'bf16'] as const)('of keys and values in %s', async (dtype) => {
+    const engine = new Engine(openCache({ dtype }), ropeFor(16), 4, new Random(5))
+    const [prompt, own] = [engine.block(), engine.block()]
+    await engine.pass([{ view: { blocks: [prompt] }, tokens: 90 }], { window: 30 })
+    const sinks = Float32Array.of(0, 1, -1, 2)
+    for (const window of WINDOWS) {
+      await engine.pass([{ view: { blocks: [prompt, own] }, tokens: 3 }], {
+        window,
+        softcap: 10,
+        sinks,
+      })
+    }
+  })
+
+  it('refuses what is out of range, by its name', async () => {
+    const cache = openCache({ layers: 1, kvHeads: 1, headDim: 8 })
+    const pass = cache.beginPass([{ view: { blocks: [cache.createBlock()] }, tokens: 2 }])
+    const rows = new Random(6).floats(2 * 2 * 8)
+    await pass.append(0, rows.subarray(16), rows.subarray(16))
+    const wrong: AttendOptions[] = [
+      { window: 0 },
+      { window: -1 },
+      { window: 1.5 },
+      { window: Number.POSITIVE_INFINITY },
+      { softcap: 0 },
+      { softcap: -1 },
+      { softcap: 1e-7 },
+      { softcap: 1e7 },
+      { softcap: Number.NaN },
+      { sinks: new Float32Array(1) },
+      { sinks: new Float64Array(2) as never },
+      { sinks: Float32Array.of(0, Number.NaN) },
+      { sinks: Float32Array.of(Number.POSITIVE_INFINITY, 0) },
+    ]
+    for (const options of wrong) {
+      const error: unknown = await pass.attend(0, rows, options).catch((thrown) => thrown)
+      expect(error).toMatchObject({
+        code: 'HOGWILD_INVALID_ARGUMENT',
+        message: expect.stringContaining(`options.${Object.keys(options)[0]}`),
+      })
+    }
+    await pass.attend(0, rows, { window: Number.MAX_SAFE_INTEGER, softcap: 1e-6 })
+    pass.commit()
+  })
+})
+
+describe('what a window shows', () => {
+  const WIDTH = 24
+  let cache: Cache
+  let appended: number
+
+  beforeEach(() => {
+    cache = openCache({ layers: 1, kvHeads: 1, headDim: WIDTH })
+    appended = 0
+  })
+
+  /**
+   * Numbers of the tokens that each new token of each worker sees; tokens are numbered as they are appended. All
+   * scores are 0 and the value of token i is the unit vector i, so that an output shows what it was made of.
+   */
+  async function step(workers: { view: View; tokens: number }[], window: number) {
+    const pass = cache.beginPass(workers)
+    const zeros = new Float32Array(pass.tokens * WIDTH)
+    const values = zeros.slice()
+    for (let i = 0; i < pass.tokens; i++) values[i * WIDTH + appended++] = 1
+    await pass.append(0, zeros, values)
+    const { out } = await pass.attend(0, zeros, { window })
+    pass.commit()
+    return Array.from({ length: pass.tokens }, (_, i) =>
+      [...out.subarray(i * WIDTH, (i + 1) * WIDTH)].flatMap((weight, token) =>
+        weight === 0 ? [] : [token],
+      ),
+    )
+  }
+
+  async function block(tokens: number): Promise<Block> {
+    const block = cache.createBlock()
+    await step([{ view: { blocks: [block] }, tokens }], 1)
+    return block
+  }
+
+  it('the last tokens of the view, each new one of its own', async () => {
+    const [prompt, own] = [await block(4), await block(2)] // 0-3, 4-5
+    const view = { blocks: [prompt, own] }
+    expect(await step([{ view, tokens: 3 }], 4)).toEqual([
+      [3, 4, 5, 6],
+      [4, 5, 6, 7],
+      [5, 6, 7, 8],
+    ])
+    expect(await step([{ view, tokens: 1 }], 1)).toEqual([[9]])
+    expect(await step([{ view, tokens: 1 }], 11)).toEqual([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]])
+    expect(await step([{ view, tokens: 1 }], 11)).toEqual([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]])
+  })
+
+  it('by their places in each view, whenever they were written', async () => {
+    const [prompt, a, b] = [await block(2), await block(3), await block(2)] // 0-1, 2-4, 5-6
+    // In a step: 7 for a, 8 for b. What stands between hides what comes before, new or old.
+    const workers = [
+      { view: { blocks: [prompt, b, a] }, tokens: 1 },
+      { view: { blocks: [b, a, prompt], writeTo: b }, tokens: 1 },
+    ]
+    expect(await step(workers, 5)).toEqual([
+      [2, 3, 4, 7, 8],
+      [5, 6, 8],
+    ])
+    // Text before the window goes out of it as another block grows in between: here by 9 and 10.
+    await step([{ view: { blocks: [b] }, tokens: 2 }], 1)
+    expect(await step([{ view: { blocks: [a, b, prompt] }, tokens: 1 }], 7)).toEqual([
+      [0, 1, 6, 8, 9, 10, 11],
+    ])
+    expect(await step([{ view: { blocks: [prompt, a] }, tokens: 1 }], 5)).toEqual([
+      [2, 3, 4, 7, 12],
+    ])
+  })
+
+  it('moved tokens where they stand now', async () => {
+    const [common, own] = [await block(3), await block(3)] // 0-2, 3-5
+    common.appendFrom(own, { clearSource: true })
+    expect(await step([{ view: { blocks: [common, own] }, tokens: 1 }], 4)).toEqual([[3, 4, 5, 6]])
+    common.insert(5, own) // 0 1 2 3 4 6 5
+    expect(await step([{ view: { blocks: [common] }, tokens: 1 }], 4)).toEqual([[4, 5, 6, 7]])
+  })
+
+  it('nothing behind the write target, nothing of a hidden block, which keeps its places', async () => {
+    const [a, b, c] = [await block(3), await block(2), await block(2)] // 0-2, 3-4, 5-6
+    const view = { blocks: [a, b, c], writeTo: b }
+    expect(await step([{ view, tokens: 1 }], 5)).toEqual([[1, 2, 3, 4, 7]])
+    const hidden = { ...view, bias: [0, -Infinity, 0], writeTo: c }
+    expect(await step([{ view: hidden, tokens: 1 }], 7)).toEqual([[2, 5, 6, 8]])
+    expect(await step([{ view: { ...hidden, bias: [0, 0, -Infinity] }, tokens: 1 }], 4)).toEqual([
+      [],
+    ])
+  })
+
+  it('each occurrence of a block by its own place', async () => {
+    const [a, own] = [await block(3), await block(1)] // 0-2, 3
+    expect(await step([{ view: { blocks: [a, own, a, own] }, tokens: 1 }], 4)).toEqual([
+      [1, 2, 3, 4],
+    ])
+    const later = { blocks: [a, own, a], writeTo: a }
+    expect(await step([{ view: later, tokens: 1 }], 2)).toEqual([[2, 5]])
+    const end = cache.createBlock()
+    expect(await step([{ view: { blocks: [a, own, a, end] }, tokens: 1 }], 6)).toEqual([
+      [0, 1, 2, 4, 5, 6],
+    ])
+  })
+
+  it('tokens again that come closer as those behind them are forgotten or cut off', async () => {
+    const own = await block(8)
+    const view = { blocks: [own] }
+    expect(await step([{ view, tokens: 1 }], 3)).toEqual([[6, 7, 8]])
+    own.forget(4, 8)
+    expect(await step([{ view, tokens: 1 }], 4)).toEqual([[2, 3, 8, 9]])
+    own.truncate(2)
+    expect(await step([{ view, tokens: 1 }], 4)).toEqual([[0, 1, 10]])
+  })
+
+  it('the same when all that is before every window is forgotten', async () => {
+    const random = new Random(8)
+    const rope = ropeFor(16)
+    const results: Float32Array[] = []
+    const rows = Array.from({ length: 3 }, () => random.floats(190 * 2 * 16))
+    for (const forgotten of [0, 70]) {
+      const own = openCache({ rope, layers: 1 })
+      const text = own.createBlock()
+      const run = async (tokens: number, from: number) => {
+        const [k, v, q] = rows.map((row) => row.subarray(from * 32, (from + tokens) * 32)) as [
+          Float32Array,
+          Float32Array,
+          Float32Array,
+        ]
+        const pass = own.beginPass([{ view: { blocks: [text] }, tokens }])
+        await pass.append(0, k, v)
+        const { out } = await pass.attend(0, q, { window: 100 })
+        pass.commit()
+        return out
+      }
+      await run(180, 0)
+      text.forget(0, forgotten)
+      results.push(await run(10, 180))
+    }
+    expectClose(results[0]!, results[1]!, 1e-6, 'out')
+  })
+})
+
+describe("the caller's arrays", () => {
+  async function ready(tokens = 3) {
+    const cache = openCache({ layers: 1 })
+    const block = cache.createBlock()
+    const random = new Random(9)
+    const pass = cache.beginPass([{ view: { blocks: [block] }, tokens }])
+    await pass.append(0, random.floats(tokens * 32), random.floats(tokens * 32))
+    const q = random.floats(tokens * 4 * 16)
+    return { pass, q, expected: await pass.attend(0, q, { lse: true }) }
+  }
+
+  it('take the results, also one without the other, and the queries may be one of them', async () => {
+    const { pass, q, expected } = await ready()
+    const memory = new Float32Array(3 * 4 * 17 + 8)
+    const out = memory.subarray(8, 8 + 3 * 4 * 16)
+    const lse = memory.subarray(8 + 3 * 4 * 16)
+    const both = await pass.attend(0, q, { out, lse })
+    expect(both.out).toBe(out)
+    expect(both.lse).toBe(lse)
+    expectSameBits(out, expected.out, 'out')
+    expectSameBits(lse, expected.lse, 'lse')
+    expect([...memory.subarray(0, 8)]).toEqual(Array(8).fill(0))
+
+    memory.fill(7)
+    const alone = await pass.attend(0, q, { out })
+    expect(alone.lse).toBeUndefined()
+    expectSameBits(out, expected.out, 'out alone')
+    expect([...lse]).toEqual(Array(12).fill(7))
+    const other = await pass.attend(0, q, { lse })
+    expect(other.out).not.toBe(out)
+    expectSameBits(other.out, expected.out, 'new out')
+    expectSameBits(lse, expected.lse, 'lse alone')
+
+    const inPlace = q.slice()
+    await pass.attend(0, inPlace, { out: inPlace })
+    expectSameBits(inPlace, expected.out, 'in place')
+    pass.commit()
+  })
+
+  it('are filled whole after a pass of several pieces', async () => {
+    const { pass, q, expected } = await ready(1200)
+    const [out, lse] = [new Float32Array(q.length), new Float32Array(1200 * 4)]
+    const before = pass.attend(0, q, { out, lse })
+    expect(out.every((x) => x === 0)).toBe(true)
+    await before
+    expectSameBits(out, expected.out, 'out')
+    expectSameBits(lse, expected.lse, 'lse')
+  })
+
+  it('are refused where they do not fit, and left alone by a call that fails', async () => {
+    const { pass, q, expected } = await ready()
+    const memory = new Float32Array(3 * 4 * 16 + 8).fill(7)
+    const out = memory.subarray(0, 3 * 4 * 16)
+    const wrong: AttendOptions[] = [
+      { out: out.subarray(1) },
+      { out: new Float64Array(out.length) as never },
+      { out: [...out] as never },
+      { out, lse: new Float32Array(11) },
+      { out, lse: null as never },
+      { out, lse: memory.subarray(3 * 4 * 16 - 4) },
+      { out, lse: out.subarray(0, 12) },
+      { out, scale: -1 },
+    ]
+    for (const options of wrong) {
+      expect(await codeOf(() => pass.attend(0, q, options))).toBe('HOGWILD_INVALID_ARGUMENT')
+    }
+    expect(memory.every((x) => x === 7)).toBe(true)
+
+    const kept = new Float32Array(12).fill(7)
+    const running = pass.attend(0, q, { out, lse: kept })
+    structuredClone(memory, { transfer: [memory.buffer] })
+    const error: unknown = await running.catch((thrown) => thrown)
+    expect(error).toMatchObject({
+      code: 'HOGWILD_INVALID_ARGUMENT',
+      message: expect.stringContaining('options.out'),
+    })
+    expect([...kept]).toEqual(Array(12).fill(7))
+    expectSameBits((await pass.attend(0, q)).out, expected.out, 'afterwards')
+    pass.commit()
   })
 })
 

@@ -68,6 +68,12 @@ export interface AttentionShape {
   kvHeads: number
   headDim: number
   scale: number
+  /** A query at p sees the places t > p - window alone. */
+  window?: number | undefined
+  /** Scores become softcap * tanh(score / softcap), before the bias. */
+  softcap?: number | undefined
+  /** [Hq]: exp(sink) is added to the sum of the weights. */
+  sinks?: ArrayLike<number> | undefined
 }
 
 /** One place of a view: its index there is its view position. */
@@ -78,7 +84,7 @@ export interface Seen {
 }
 
 // The inner loops' own: a global is slow to reach from inside a test.
-const { cos, exp, sin } = Math
+const { cos, exp, sin, tanh } = Math
 
 const clamp01 = (x: number): number => Math.min(Math.max(x, 0), 1)
 
@@ -160,13 +166,13 @@ export function rotate(
 
 /**
  * Queries (each [Hq * D], before RoPE) at their view positions, over the whole view: each sees the
- * places up to its own. A query that sees nothing gets out 0 and lse -Infinity.
+ * places up to its own. A query that sees nothing gets out 0, and lse -Infinity unless there are sinks.
  */
 export function attend(
   queries: readonly Float64Array[],
   positions: readonly number[],
   view: readonly Seen[],
-  { queryHeads, kvHeads, headDim, scale }: AttentionShape,
+  { queryHeads, kvHeads, headDim, scale, window = Infinity, softcap, sinks }: AttentionShape,
   rope: Rope,
 ): { out: Float64Array[]; lse: Float64Array[] } {
   const width = kvHeads * headDim
@@ -189,15 +195,17 @@ export function attend(
     for (let head = 0; head < queryHeads; head++) {
       const at = head * headDim
       const from = Math.floor((head * kvHeads) / queryHeads) * headDim
-      let max = -Infinity
+      const sink = sinks === undefined ? -Infinity : sinks[head]!
+      let max = sink
       for (let t = 0; t < weights.length; t++) {
         let dot = 0
         for (let d = 0; d < headDim; d++) dot += q[at + d]! * keys[t * width + from + d]!
-        weights[t] = scale * dot + view[t]!.bias
+        const score = softcap === undefined ? scale * dot : softcap * tanh((scale * dot) / softcap)
+        weights[t] = t > position - window ? score + view[t]!.bias : -Infinity
         if (weights[t]! > max) max = weights[t]!
       }
       if (max === -Infinity) continue
-      let sum = 0
+      let sum = exp(sink - max)
       for (let t = 0; t < weights.length; t++) {
         weights[t] = exp(weights[t]! - max)
         sum += weights[t]!

@@ -119,7 +119,7 @@ describe('a damaged tokenizer.json is refused or works', () => {
         const json = new TextEncoder().encode(JSON.stringify(tokenizer))
         const shared = new SharedArrayBuffer(json.length)
         new Uint8Array(shared).set(json)
-        const engine = new TextEngine({ json: shared, path: 'x', chat, declaredTokens: [] })
+        const engine = new TextEngine({ vocabulary: { json: shared }, path: 'x', chat, declaredTokens: [] })
         engine.loaded()
         engine.encode('ab 1 <s>\n', true, false)
       } catch (error) {

@@ -283,16 +283,20 @@ class Bench {
     float* out = allocate<float>(workers * heads.query * heads.dim);
     const auto launch_of = [&](const WorkerStep& s) {
       const cuda::FlatPlan plan = cuda::flatten(s.view().plan);
-      cuda::AttentionLaunch launch{.shape = shape};
-      launch.layer = {.keys = memory, .values = memory};
-      launch.plan = {upload(plan.counts), upload(plan.segments), upload(plan.query_ranges), upload(plan.pages)};
-      launch.rope = {.cos = upload(s.cos), .sin = upload(s.sin), .rotary_dim = std::min(s.rotary_dim, heads.dim)};
-      launch.query_heads = heads.query;
-      launch.scale = 1 / std::sqrt(static_cast<float>(heads.dim));
-      launch.q = q;
-      launch.out = out;
-      launch.max_tokens = static_cast<std::int32_t>(s.workers);
-      launch.max_segments = plan.counts[1];
+      cuda::AttentionLaunch launch;
+      launch.params = {.shape = shape,
+                       .layer = {.keys = memory, .values = memory},
+                       .query_heads = heads.query,
+                       .scale = 1 / std::sqrt(static_cast<float>(heads.dim)),
+                       .q = q,
+                       .out = out};
+      launch.step.rope = {.cos = upload(s.cos), .sin = upload(s.sin), .rotary_dim = std::min(s.rotary_dim, heads.dim)};
+      launch.step.plan = {.counts = upload(plan.counts),
+                          .segments = upload(plan.segments),
+                          .query_ranges = upload(plan.query_ranges),
+                          .pages = upload(plan.pages),
+                          .max_tokens = plan.counts[0],
+                          .max_segments = plan.counts[1]};
       int ctas = 0;
       check(cuda::attention_ctas_per_multiprocessor(launch, &ctas), "attention");
       launch.max_ctas = std::clamp(ctas, 1, 2) * card_.multiProcessorCount;
@@ -306,7 +310,7 @@ class Bench {
     const auto seconds_of = [&](cuda::AttentionLaunch& which, std::int64_t times) {
       return time([&] {
                for (std::int64_t i = 0; i < layers; ++i) {
-                 which.layer = {.keys = memory + 2 * pool * i, .values = memory + 2 * pool * i + pool};
+                 which.params.layer = {.keys = memory + 2 * pool * i, .values = memory + 2 * pool * i + pool};
                  for (std::int64_t n = 0; n < times; ++n) check(cuda::launch_attention(which, stream_), "attention");
                }
              }) /
@@ -467,7 +471,7 @@ class Bench {
         const WorkerStep step(workers, tokens - workers * own, own, 0, m.head_dim);
         const std::int64_t rows = device_->bucket_rows(workers);
         ++key;
-        const auto run_layers = [&] {
+        const auto run_layers = [&](const DeviceStep& on_device) {
           for (std::int64_t i = 0; i < layers; ++i) {
             const Layer& layer = weights[static_cast<std::size_t>(i)];
             const KvLayer pages = {cache + 2 * i * pool, cache + (2 * i + 1) * pool};
@@ -477,14 +481,14 @@ class Bench {
                              .k = m.hidden,
                              .n_outputs = 3,
                              .outputs = {{layer.q, nullptr, q}, {layer.k, nullptr, k}, {layer.v, nullptr, v}}});
-            device_->kv_append({.shape = kv, .layer = pages, .first = 0, .rows = rows, .k = k, .v = v});
-            device_->attention({.shape = kv,
-                                .layer = pages,
-                                .query_heads = m.query_heads,
-                                .scale = 0.088f,
-                                .q = q,
-                                .out = attended,
-                                .lse = nullptr});
+            device_->kv_append(on_device, {.shape = kv, .layer = pages, .first = 0, .rows = rows, .k = k, .v = v});
+            device_->attention(on_device, {.shape = kv,
+                                           .layer = pages,
+                                           .query_heads = m.query_heads,
+                                           .scale = 0.088f,
+                                           .q = q,
+                                           .out = attended,
+                                           .lse = nullptr});
             device_->matmul(
                 {.x = attended, .rows = rows, .k = q_size, .n_outputs = 1, .outputs = {{layer.o, nullptr, x, true}}});
             device_->rms_norm({.x = x, .weight = norm, .eps = 1e-5f, .rows = rows, .cols = m.hidden, .out = normed});
@@ -506,8 +510,9 @@ class Bench {
         for (int run = 0; run < (kEmulated ? 3 : 13); ++run) {
           device_->synchronize();
           const double start = now();
-          device_->begin_step(step.view());
-          device_->replay({.model = 1, .cache = 1, .buffers = key, .rows = rows}, run_layers);
+          const auto on_device = device_->upload(step.view());
+          device_->replay({.model = 1, .cache = 1, .buffers = key, .rows = rows}, *on_device,
+                          [&] { run_layers(*on_device); });
           device_->synchronize();
           if (run >= 2) seconds.push_back(now() - start);
         }
@@ -553,14 +558,10 @@ class Bench {
       std::vector<AppendSlot> slots;
       for (std::int64_t i = 0; i < rows; ++i) slots.push_back({.page = i, .slot = 3, .rope_row = 0});
       std::uint16_t* pool = random_bf16(2 * rows * shape.page_elements());
-      const cuda::KvAppendLaunch append{.shape = shape,
-                                        .layer = {pool, pool + rows * shape.page_elements()},
-                                        .rope = {x, x, m.head_dim},
-                                        .slots = upload(slots),
-                                        .rows = rows,
-                                        .k = x,
-                                        .v = x};
-      line("append", [&] { return cuda::launch_kv_append(append, stream_); });
+      const KvAppendParams append{
+          .shape = shape, .layer = {pool, pool + rows * shape.page_elements()}, .rows = rows, .k = x, .v = x};
+      const cuda::StepArrays step{.tokens = nullptr, .slots = upload(slots), .rope = {x, x, m.head_dim}, .plan = {}};
+      line("append", [&] { return cuda::launch_kv_append(append, step, stream_); });
       buffers_.clear();
     }
   }
@@ -587,9 +588,9 @@ class Bench {
     double direct = 0, capture = 0;
     for (int run = 0; run < (kEmulated ? 4 : 60); ++run) {
       const double start = now();
-      device_->begin_step(step.view());
+      const auto on_device = device_->upload(step.view());
       const double uploaded = now();
-      device_->replay({.model = 3, .cache = 3, .buffers = 3, .rows = rows}, ops);
+      device_->replay({.model = 3, .cache = 3, .buffers = 3, .rows = rows}, *on_device, ops);
       const double launched = now();
       device_->synchronize();
       const double done = now();

@@ -12,7 +12,7 @@ const PAGE_TOKENS = 64
 
 async function measure(task: Task): Promise<Measurement> {
   const { workers, prompt, generate, threads } = task
-  await using model = await loadModel(task.folder, { threads })
+  await using model = await loadModel(task.path, { threads })
   const { vocabSize } = model.config
 
   async function run(prompt: number[], steps: number) {
@@ -61,8 +61,8 @@ async function measure(task: Task): Promise<Measurement> {
 }
 
 /** [vocabulary]: the logits of the prompt's last token. */
-async function answer({ folder, prompt, threads }: Task): Promise<number[]> {
-  await using model = await loadModel(folder, { threads })
+async function answer({ path, prompt, threads }: Task): Promise<number[]> {
+  await using model = await loadModel(path, { threads })
   await using cache = model.createCache({ capacity: prompt.length })
   const view = { blocks: [cache.createBlock()] }
   const [output] = await model.step([{ view, tokens: prompt, logits: 'last' }])

@@ -1,17 +1,19 @@
-// `npm run bench:peers`: hogwild and node-llama-cpp on the same weights, in alternating rounds, each
-// measurement in a process of its own. Writes bench/results/peers-cpu.json and peers-cpu.svg.
+// `npm run bench:peers`: hogwild and node-llama-cpp on the same GGUF files, in alternating rounds, each measurement in a
+// process of its own. Writes bench/results/peers-NAME.json and .svg, NAME that of the shape or of the model file.
 
 import { execFile, execFileSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
-import { mkdir, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { basename, join } from 'node:path'
 import { parseArgs, promisify } from 'node:util'
-import { withRandomLlama } from '../../lib/cli/bench/random-llama'
+import { createDevice } from 'hogwild'
+import { removedAfterwards } from '../../lib/cli/clean-up'
 import { median } from '../../lib/cli/median'
 import { formatTable } from '../../lib/cli/table'
 import { machine, root, round, type Spread, spread } from '../machine'
 import { barChart } from './chart'
-import { writeGguf } from './gguf'
+import { BENCH_FORMATS, type BenchFormat, SHAPES, writeRandomGguf } from './random-gguf'
 import type { Measurement, Task } from './task'
 
 const peerFolder = join(root, 'bench/peers/node-llama-cpp')
@@ -31,11 +33,21 @@ const PEERS = engines.filter((engine) => engine !== 'hogwild')
 
 type Sample = Measurement & { engine: Engine; workers: number; round: number }
 
-/** Normalized mean squared error of the logits, above which the engines do not compute the same. */
-const MOST_NMSE = 1e-3
+/**
+ * Normalized mean squared error of the logits, above which the engines do not compute the same; where weights are
+ * quantised, node-llama-cpp rounds activations to 8 bits.
+ */
+const MOST_NMSE = { plain: 1e-3, quantised: 5e-2 }
+const BANDWIDTH_BUFFER = 2 ** 28
 
 const { values } = parseArgs({
   options: {
+    /** Of the random model: see SHAPES. */
+    shape: { type: 'string', default: '0.6b' },
+    /** Of its matrices: see BENCH_FORMATS. */
+    format: { type: 'string', default: 'bf16,q8_0,q4_0,q4_k' },
+    /** A GGUF file in place of a random model. */
+    model: { type: 'string' },
     workers: { type: 'string', default: '1,2,4,8' },
     prompt: { type: 'string', default: '256' },
     generate: { type: 'string', default: '64' },
@@ -52,26 +64,60 @@ const [promptLength, generate, threads, rounds] = [
   values.rounds,
 ].map(Number) as [number, number, number, number]
 
+/** A file that both engines run. */
+interface Candidate {
+  /** The format of its matrices, or the file's name. */
+  format: string
+  path: string
+}
+
 async function main(): Promise<void> {
+  const shape = SHAPES[values.shape]
+  const formats = values.format.split(',')
+  const unknown = formats.find((format) => !BENCH_FORMATS.includes(format as BenchFormat))
+  if (shape === undefined) throw new Error(`--shape: one of ${Object.keys(SHAPES).join(', ')}`)
+  if (unknown !== undefined) throw new Error(`--format: some of ${BENCH_FORMATS.join(', ')}`)
   const about = machine()
   install()
-  await withRandomLlama(async (folder) => {
-    await writeGguf(folder, join(folder, 'model.gguf'))
-    const logitsNmse = await compareLogits(folder)
-    const samples = await measureAll(folder)
-    const report = {
-      ...evaluate(samples),
-      logits_nmse: logitsNmse,
-      ...describe(),
-      machine: about,
-      samples,
+  const folder = await mkdtemp(join(tmpdir(), 'hogwild-peers-'))
+  await removedAfterwards(folder, async () => {
+    const measured: Awaited<ReturnType<typeof compare>>[] = []
+    if (values.model !== undefined) {
+      measured.push(await compare({ format: basename(values.model), path: values.model }))
+    } else {
+      for (const format of formats as BenchFormat[]) {
+        const path = join(folder, `${format}.gguf`)
+        await writeRandomGguf(path, shape, format)
+        measured.push(await compare({ format, path }))
+        await rm(path)
+      }
     }
+    const model = values.model === undefined ? shape.name : basename(values.model)
+    const name = values.model === undefined ? values.shape : basename(values.model, '.gguf')
+    const report = { model, ...describe(), machine: about, formats: measured }
     await mkdir(values.out, { recursive: true })
-    const path = join(values.out, 'peers-cpu')
+    const path = join(values.out, `peers-${name}`)
     await writeFile(`${path}.json`, `${JSON.stringify(report, null, 1)}\n`)
-    await writeFile(`${path}.svg`, chartOf(report.runs, about.processor))
-    print(report.runs)
+    await writeFile(`${path}.svg`, chartOf(report))
+    print(report)
   })
+}
+
+async function compare({ format, path }: Candidate) {
+  process.stderr.write(`${format}\n`)
+  const logitsNmse = await compareLogits(
+    path,
+    format === 'bf16' ? MOST_NMSE.plain : MOST_NMSE.quantised,
+  )
+  const { samples, bandwidth } = await measureAll(path)
+  return {
+    format,
+    ...evaluate(samples),
+    logits_nmse: logitsNmse,
+    /** Read bandwidth of the machine before the first round and after each. */
+    bandwidth_gb_per_s: bandwidth,
+    samples,
+  }
 }
 
 function install(): void {
@@ -97,33 +143,40 @@ function promptOf(length: number): number[] {
 }
 
 /** The engines must agree on what comes next: else they would not be doing the same work. */
-async function compareLogits(folder: string): Promise<number> {
-  const task = { folder, prompt: promptOf(24), generate: 0, workers: 1, threads, answer: true }
+async function compareLogits(path: string, mostNmse: number): Promise<number> {
+  const task = { path, prompt: promptOf(24), generate: 0, workers: 1, threads, answer: true }
   const ours = await ask<number[]>('hogwild', task)
   const theirs = await ask<number[]>('node-llama-cpp', task)
   const squares = (values: number[]) => values.reduce((sum, value) => sum + value * value, 0)
   const differences = ours.map((logit, token) => logit - (theirs[token] as number))
   const nmse = squares(differences) / squares(ours)
   // Written so that NaN fails too.
-  if (!(nmse <= MOST_NMSE)) throw new Error(`the engines disagree: NMSE of the logits is ${nmse}`)
+  if (!(nmse <= mostNmse)) throw new Error(`the engines disagree: NMSE of the logits is ${nmse}`)
   return Number(nmse.toExponential(2))
 }
 
-async function measureAll(folder: string): Promise<Sample[]> {
+async function measureAll(path: string): Promise<{ samples: Sample[]; bandwidth: number[] }> {
   const samples: Sample[] = []
   const prompt = promptOf(promptLength)
+  const bandwidth = [await readBandwidth()]
   for (let round = 0; round < rounds; round++) {
     for (const workers of counts) {
       // Back and forth, so that none always comes first.
       for (const engine of round % 2 === 0 ? engines : engines.toReversed()) {
-        const task = { folder, prompt, generate, workers, threads, answer: false }
+        const task = { path, prompt, generate, workers, threads, answer: false }
         const measurement = await ask<Measurement>(engine, task)
         samples.push({ engine, workers, round, ...measurement })
       }
     }
+    bandwidth.push(await readBandwidth())
     process.stderr.write(`round ${round + 1} of ${rounds}\n`)
   }
-  return samples
+  return { samples, bandwidth }
+}
+
+async function readBandwidth(): Promise<number> {
+  using device = createDevice({ type: 'cpu', threads })
+  return round((await device.readBandwidth(BANDWIDTH_BUFFER)) / 1e9, 2)
 }
 
 interface Run {
@@ -211,15 +264,17 @@ function evaluate(samples: readonly Sample[]) {
 
 function describe() {
   const manifest = JSON.parse(readFileSync(join(peerFolder, 'package.json'), 'utf8'))
+  using device = createDevice({ type: 'cpu', threads })
   return {
-    model: 'random Llama of 135 M parameters (the shape of SmolLM2-135M), bf16',
     threads,
+    simd: device.info.simd,
     prompt: promptLength,
     generate,
     rounds,
     command: `npm run bench:peers -- ${process.argv.slice(2).join(' ')}`.replace(/ -- $/, ''),
     engines: {
-      hogwild: 'workers share the prompt, see each other, and step together; bf16 cache; greedy',
+      hogwild:
+        'workers share the prompt, see each other, and step together; default cache dtype; greedy',
       'node-llama-cpp': {
         version: manifest.dependencies['node-llama-cpp'],
         binary: 'its own prebuilt one (@node-llama-cpp/linux-x64), no GPU',
@@ -231,38 +286,64 @@ function describe() {
   }
 }
 
-function chartOf(runs: readonly Run[], processor: string): string {
-  const best = (workers: number) =>
-    runs
-      .filter((run) => run.engine !== 'hogwild' && run.workers === workers)
-      .map((run) => run.decode_tokens_per_s)
-      .reduce((one, other) => (one.median >= other.median ? one : other))
-  const own = (workers: number) =>
-    runs.find((run) => run.engine === 'hogwild' && run.workers === workers)
-      ?.decode_tokens_per_s as Spread
+type Report = ReturnType<typeof describe> & {
+  model: string
+  machine: ReturnType<typeof machine>
+  formats: Awaited<ReturnType<typeof compare>>[]
+}
+
+/** One worker and the most workers, for each format. */
+function chartOf({ model, formats, machine: { processor } }: Report): string {
+  const most = Math.max(...counts)
+  const groups = formats.flatMap(({ format, runs }) =>
+    [...new Set([1, most])].map((workers) => {
+      const of = (isOurs: boolean) =>
+        runs
+          .filter((run) => (run.engine === 'hogwild') === isOurs && run.workers === workers)
+          .map((run) => run.decode_tokens_per_s)
+          .reduce((one, other) => (one.median >= other.median ? one : other))
+      return { name: `${format}, ${workers}`, own: of(true), best: of(false) }
+    }),
+  )
   return barChart({
-    title: 'Decoding, tokens per second',
-    subtitle: `135 M parameters in bf16, ${threads} threads, ${processor}`,
-    groups: counts.map((workers) => (workers === 1 ? '1 worker' : `${workers} workers`)),
+    title: 'Decoding, tokens per second, by format and workers',
+    subtitle: `${model}, ${threads} threads, ${processor}`,
+    groups: groups.map(({ name }) => name),
     series: [
-      { name: 'hogwild', color: '#2f6feb', values: counts.map(own) },
-      { name: 'node-llama-cpp', color: '#9aa4b2', values: counts.map(best) },
+      { name: 'hogwild', color: '#2f6feb', values: groups.map(({ own }) => own) },
+      { name: 'node-llama-cpp', color: '#9aa4b2', values: groups.map(({ best }) => best) },
     ],
   })
 }
 
-function print(runs: readonly Run[]): void {
+function print({ formats }: Report): void {
   const show = ({ median, min, max }: Spread) => `${median} (${min}-${max})`
-  const rows = runs.map((run) => [
-    run.engine,
-    String(run.workers),
-    show(run.prefill_tokens_per_s),
-    show(run.decode_tokens_per_s),
-    show(run.step_ms),
-    String(run.peak_memory_mb.median),
-  ])
-  const header = ['engine', 'workers', 'prefill tok/s', 'decode tok/s', 'step ms', 'peak MB']
+  const rows = formats.flatMap(({ format, runs }) =>
+    runs.map((run) => [
+      format,
+      run.engine,
+      String(run.workers),
+      show(run.prefill_tokens_per_s),
+      show(run.decode_tokens_per_s),
+      show(run.step_ms),
+      String(run.peak_memory_mb.median),
+    ]),
+  )
+  const header = [
+    'format',
+    'engine',
+    'workers',
+    'prefill tok/s',
+    'decode tok/s',
+    'step ms',
+    'peak MB',
+  ]
   for (const line of formatTable(header, rows)) process.stdout.write(`${line}\n`)
+  for (const { format, decode_ratio, prefill_ratio, read_share, step_4_over_1 } of formats) {
+    process.stdout.write(
+      `${format}: ${JSON.stringify({ decode_ratio, prefill_ratio, read_share, step_4_over_1 })}\n`,
+    )
+  }
 }
 
 void main()

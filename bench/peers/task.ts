@@ -1,8 +1,8 @@
 // What run.ts asks a process of an engine for, as JSON in its only argument, and what comes back.
 
 export interface Task {
-  /** The Hugging Face folder; the same model is in it as model.gguf. */
-  folder: string
+  /** A GGUF file. */
+  path: string
   /** Token ids. */
   prompt: number[]
   /** Tokens per worker. */

@@ -1,5 +1,6 @@
 #include "simt/cuda_api.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -58,8 +59,15 @@ void enqueue(Stream* stream, Work work) {
   if (is_capturing(stream)) {
     stream->capturing->work.push_back(std::move(work));
   } else {
-    work();
+    work.run();
   }
+}
+
+std::ptrdiff_t first_difference(const Graph& one, const Graph& other) {
+  const auto same = [](const Work& a, const Work& b) { return a.arguments == b.arguments; };
+  const auto at = std::mismatch(one.work.begin(), one.work.end(), other.work.begin(), other.work.end(), same);
+  if (at.first == one.work.end() && at.second == other.work.end()) return -1;
+  return at.first - one.work.begin();
 }
 
 }  // namespace simt
@@ -188,11 +196,11 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
     --simt::card.failing_copies;
     return simt::card.copy_error;
   }
-  simt::enqueue(stream, [=] { std::memcpy(to, from, bytes); });
+  simt::enqueue(stream, {[=] { std::memcpy(to, from, bytes); }, simt::bytes_of(to, from, bytes)});
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
-  simt::enqueue(stream, [=] { std::memset(to, value, bytes); });
+  simt::enqueue(stream, {[=] { std::memset(to, value, bytes); }, simt::bytes_of(to, value, bytes)});
   return cudaSuccess;
 }
 
@@ -271,9 +279,10 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  simt::enqueue(stream, [=] {
+  const auto record = [=] {
     event->seconds = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-  });
+  };
+  simt::enqueue(stream, {record, simt::bytes_of(event)});
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }

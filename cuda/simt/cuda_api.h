@@ -5,10 +5,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <set>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 enum cudaError_t {
@@ -28,7 +30,31 @@ enum cudaError_t {
 
 namespace simt {
 
-using Work = std::function<void()>;
+// What a stream is given to do, and with what: equal bytes for equal work. Those of a kernel tell which one it is, the
+// grid and its arguments.
+struct Work {
+  std::function<void()> run;
+  std::vector<std::byte> arguments;
+};
+
+// The bytes of some values, zero where their members leave room. Empty where the compiler cannot tell.
+template <typename... Values>
+std::vector<std::byte> bytes_of(Values... values) {
+  static_assert((std::is_trivially_copyable_v<Values> && ...));
+#if __has_builtin(__builtin_clear_padding)
+  std::vector<std::byte> bytes((sizeof(Values) + ...));
+  std::byte* to = bytes.data();
+  const auto append = [&to]<typename Value>(Value& value) {
+    __builtin_clear_padding(&value);
+    std::memcpy(to, &value, sizeof value);
+    to += sizeof value;
+  };
+  (append(values), ...);
+  return bytes;
+#else
+  return {};
+#endif
+}
 
 struct Graph {
   std::vector<Work> work;
@@ -64,11 +90,17 @@ struct Card {
   cudaError_t copy_error = cudaErrorInvalidValue;  // this error
   int failing_instantiations = 0;                  // of cudaGraphInstantiate
 
+  // Whether a step is captured anew whenever its graph is replayed: the same work must come out (GraphCache).
+  bool checks_graphs = true;
+
   // Counted.
   int graph_launches = 0;
   int pinned_allocations = 0;
 };
 extern Card card;
+
+// The number of the first piece of work that is not the same in both, or -1.
+std::ptrdiff_t first_difference(const Graph& one, const Graph& other);
 
 }  // namespace simt
 

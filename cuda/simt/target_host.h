@@ -165,11 +165,16 @@ namespace simt {
 
 // ---- launching --------------------------------------------------------------------------------------
 
+// Its address tells one kernel from another.
+template <typename Kernel>
+inline constinit char identity_of = 0;
+
 // Copies the arguments: a stream that captures a graph keeps the launch.
 template <typename Kernel, typename... Arguments>
 cudaError_t launch_on(cudaStream_t stream, dim3 grid, dim3 block, std::size_t shared_bytes, Kernel kernel,
                       Arguments... arguments) {
-  enqueue(stream, [=] { launch(grid, block, shared_bytes, [=] { kernel(arguments...); }); });
+  enqueue(stream, {[=] { launch(grid, block, shared_bytes, [=] { kernel(arguments...); }); },
+                   bytes_of(&identity_of<Kernel>, grid, block, shared_bytes, arguments...)});
   return cudaSuccess;
 }
 

@@ -7,8 +7,6 @@ import {
   createDevice,
   type Device,
   type DeviceName,
-  type Dtype,
-  loadModel,
   type Model,
   type OpProfile,
   viewOf,
@@ -16,24 +14,22 @@ import {
 import { escapeUnsafe } from '../printable'
 import { withRandomLlama } from './bench/random-llama'
 import { median } from './median'
+import { findWithProgress, loadWithProgress, type ModelOptions } from './model'
 import { packageVersion } from './package'
 import { pageSizeOf } from './page-size'
+import { type ShowProgress, withProgress } from './progress'
 import { formatTable } from './table'
 import { print, printJson } from './terminal'
 
-export interface BenchOptions {
+export interface BenchOptions extends ModelOptions {
   model?: string
   workers: number[]
   prompt: number
   generate: number
   repeat: number
   device: DeviceName
-  dtype: 'auto' | Dtype
   cacheDtype?: CacheDtype
-  threads?: number
   profile?: boolean
-  ignoreField?: string[]
-  json?: boolean
 }
 
 interface Sample {
@@ -81,27 +77,31 @@ export async function bench(options: BenchOptions): Promise<void> {
   const report =
     options.model === undefined
       ? await withRandomLlama((folder) => benchFolder(folder, options))
-      : await benchFolder(options.model, options)
+      : await benchFolder(await findWithProgress(options.model, options), options)
   if (options.json) printJson(report)
   else printReport(report)
 }
 
 async function benchFolder(folder: string, options: BenchOptions) {
-  const { threads, dtype, profile, ignoreField: ignoreFields } = options
+  const { threads, profile, quiet, json } = options
   using device = createDevice({ ...parseDevice(options.device), threads, profile })
-  await using model = await loadModel(folder, { device, dtype, ignoreFields })
-  return await measure(model, device, options)
+  await using model = await loadWithProgress(folder, device, options)
+  return await withProgress('measuring', 'runs', quiet || json, (show) =>
+    measure(model, device, options, show),
+  )
 }
 
-async function measure(model: Model, device: Device, options: BenchOptions) {
+async function measure(model: Model, device: Device, options: BenchOptions, show: ShowProgress) {
   const { workers: counts, prompt, generate, repeat } = options
   const samples = new Map<number, Sample[]>(counts.map((count) => [count, []]))
   // The first run, not counted, brings the weights into memory.
   await generateTogether(model, 1, { ...options, generate: 4, profile: false })
   const bandwidths = [await device.readBandwidth(BANDWIDTH_BUFFER)]
   // All counts in turn, several times: a change of the machine's speed meets all of them.
+  let done = 0
   for (let round = 0; round < repeat; round++) {
     for (const count of counts) {
+      show(done++, repeat * counts.length)
       samples.get(count)?.push(await generateTogether(model, count, options))
     }
     bandwidths.push(await device.readBandwidth(BANDWIDTH_BUFFER))
@@ -133,7 +133,7 @@ async function measure(model: Model, device: Device, options: BenchOptions) {
     runs,
     read_gb_per_s: round(readBandwidth / 1e9, 2),
     model: options.model ?? RANDOM_MODEL,
-    dtype: model.dtype,
+    dtype: Object.keys(model.weights).join(' + '),
     cache_dtype: samples.get(counts[0] as number)?.[0]?.cacheDtype,
     weight_bytes: model.weightBytes,
     prompt,

@@ -49,13 +49,43 @@ const cacheDtype = () =>
   ).argParser(cacheDtypes)
 const json = () => new Option('--json', 'print figures as JSON')
 
-const model = (files: string) =>
-  new Option('--model <folder>', `Hugging Face folder: ${files}`).argParser(text)
+const quiet = () => new Option('-q, --quiet', 'no progress on stderr')
+const model = () =>
+  new Option(
+    '--model <model>',
+    'a Hugging Face folder, a GGUF file, or a model of the hub: org/name[@revision][:QUANTISATION]',
+  ).argParser(text)
 const ignoreField = () =>
   new Option(
     '--ignore-field <name>',
     'load the model as if this field of its config.json were not there; may be repeated',
   ).argParser(texts)
+
+/** Of commands that generate text: how tokens are chosen, how many, and when that ends. */
+function addSampling(command: Command, of: string): Command {
+  return command
+    .addOption(
+      new Option('--max-tokens <n>', `at most so many${of}`).argParser(integer(1)).default(512),
+    )
+    .addOption(new Option('--temperature <t>', '0: greedy').argParser(number(0)).default(0))
+    .addOption(
+      new Option('--top-k <k>', 'sample among the k likeliest').argParser(integer(1, 2 ** 31 - 1)),
+    )
+    .addOption(
+      new Option('--top-p <p>', 'sample among the likeliest of this total').argParser(probability),
+    )
+    .addOption(
+      new Option('--min-p <p>', 'at least this share of the likeliest').argParser(number(0, 1)),
+    )
+    .addOption(
+      new Option('--seed <n>', "of the first worker; the next worker's is one more")
+        .argParser(integer(0, Number.MAX_SAFE_INTEGER - RUN_WORKERS.length))
+        .default(0),
+    )
+    .addOption(
+      new Option('--stop <text>', 'stop before this text; may be repeated').argParser(texts),
+    )
+}
 
 const SENTENCE = 'many hands make light work when they see at once what is done already'
 
@@ -94,58 +124,62 @@ program
     process.exitCode = await demo(sentence, options)
   })
 
-program
-  .command('run')
-  .description('workers solve a problem together, on a model of your own')
-  .argument('<prompt>', 'the problem', text)
-  .addOption(model('config.json, safetensors, tokenizer.json').makeOptionMandatory())
-  .addOption(ignoreField())
-  .addOption(
-    new Option('--workers <n>', 'how many').argParser(integer(1, RUN_WORKERS.length)).default(2),
-  )
-  .addOption(
-    new Option('--layout <layout>', 'how each worker sees the cache')
-      .choices(LAYOUT_NAMES)
-      .default('combined'),
-  )
-  .option('--no-share', 'each worker sees only the prompt and itself')
-  .addOption(new Option('--max-tokens <n>', 'per worker').argParser(integer(1)).default(512))
-  .addOption(new Option('--temperature <t>', '0: greedy').argParser(number(0)).default(0))
-  .addOption(
-    new Option('--top-k <k>', 'sample among the k likeliest').argParser(integer(1, 2 ** 31 - 1)),
-  )
-  .addOption(
-    new Option('--top-p <p>', 'sample among the likeliest of this total').argParser(probability),
-  )
-  .addOption(
-    new Option('--min-p <p>', 'at least this share of the likeliest').argParser(number(0, 1)),
-  )
-  .addOption(
-    new Option('--seed <n>', "of the first worker; the next worker's is one more")
-      .argParser(integer(0, Number.MAX_SAFE_INTEGER - RUN_WORKERS.length))
-      .default(0),
-  )
-  .addOption(device())
-  .addOption(dtype())
-  .addOption(threads())
-  .addOption(capacity(String(DEFAULT_CAPACITY)))
-  .addOption(cacheDtype())
-  .addOption(
-    new Option('--stop <text>', 'a worker stops before this text; may be repeated').argParser(
-      texts,
-    ),
-  )
-  .addOption(new Option('--json', 'print every event as a line of JSON'))
-  .action(async (prompt, options) => {
-    const { run } = await import('./run.js')
-    await run(prompt, options)
-  })
+addSampling(
+  program
+    .command('run')
+    .description('workers solve a problem together, on a model of your own')
+    .argument('<prompt>', 'the problem; -: from stdin', text)
+    .addOption(model().makeOptionMandatory())
+    .addOption(ignoreField())
+    .addOption(
+      new Option('--workers <n>', 'how many').argParser(integer(1, RUN_WORKERS.length)).default(2),
+    )
+    .addOption(
+      new Option('--layout <layout>', 'how each worker sees the cache')
+        .choices(LAYOUT_NAMES)
+        .default('combined'),
+    )
+    .option('--no-share', 'each worker sees only the prompt and itself')
+    .addOption(device())
+    .addOption(dtype())
+    .addOption(threads())
+    .addOption(capacity(String(DEFAULT_CAPACITY)))
+    .addOption(cacheDtype())
+    .addOption(quiet())
+    .addOption(new Option('--json', 'print every event as a line of JSON')),
+  ' per worker',
+).action(async (prompt, options) => {
+  const { run } = await import('./run.js')
+  await run(prompt, options)
+})
+
+addSampling(
+  program
+    .command('generate')
+    .description('one worker answers a prompt')
+    .argument('<prompt>', 'the text; -: from stdin', text)
+    .addOption(model().makeOptionMandatory())
+    .addOption(ignoreField())
+    .addOption(new Option('--system <text>', 'a message before the prompt').argParser(text))
+    .option('--raw', "the prompt as it is, without the model's chat template")
+    .addOption(device())
+    .addOption(dtype())
+    .addOption(threads())
+    .addOption(capacity(String(DEFAULT_CAPACITY)))
+    .addOption(cacheDtype())
+    .addOption(quiet())
+    .addOption(new Option('--json', 'print every event as a line of JSON')),
+  '',
+).action(async (prompt, options) => {
+  const { generate } = await import('./generate.js')
+  await generate(prompt, options)
+})
 
 program
   .command('replay')
   .description('run a scripted experiment (docs/replay.md); a line of JSON per prefill and step')
   .argument('<script>', 'JSON file with the ops', text)
-  .addOption(model('config.json, safetensors').makeOptionMandatory())
+  .addOption(model().makeOptionMandatory())
   .addOption(ignoreField())
   .addOption(new Option('--out <file>', 'write the logits as safetensors').argParser(text))
   .addOption(device())
@@ -153,6 +187,7 @@ program
   .addOption(threads())
   .addOption(capacity('what the script can need'))
   .addOption(cacheDtype())
+  .addOption(quiet())
   .action(async (script, options) => {
     const { replayScript } = await import('./replay.js')
     await replayScript(script, options)
@@ -163,7 +198,7 @@ program
   .description(
     'measure prefill and decoding; without --model on a random Llama of 135 M parameters',
   )
-  .addOption(model('config.json, safetensors'))
+  .addOption(model())
   .addOption(ignoreField())
   .addOption(
     new Option('--workers <list>', 'numbers of workers')
@@ -184,10 +219,59 @@ program
   .addOption(cacheDtype())
   .addOption(threads())
   .option('--profile', 'also what each op takes of a step and of the bandwidth')
+  .addOption(quiet())
   .addOption(json())
   .action(async (options) => {
     const { bench } = await import('./bench.js')
     await bench(options)
+  })
+
+program
+  .command('download')
+  .description(
+    "bring a model from the hub into the cache that Python's tools share; prints its path",
+  )
+  .argument('<name>', 'org/name[@revision][:QUANTISATION], e.g. Qwen/Qwen3-0.6B-GGUF:Q8_0', text)
+  .addOption(quiet())
+  .addOption(json())
+  .addHelpText(
+    'after',
+    `
+From the environment, as Python's huggingface_hub has it:
+  HF_TOKEN         for models that need one; else that of \`hf auth login\`
+  HF_ENDPOINT      address of a mirror
+  HF_HOME, HF_HUB_CACHE, XDG_CACHE_HOME
+                   where the cache is; default: ~/.cache/huggingface/hub
+  HF_HUB_OFFLINE   1: only what is in the cache`,
+  )
+  .action(async (name, options) => {
+    const { downloadModel } = await import('./download.js')
+    await downloadModel(name, options)
+  })
+
+program
+  .command('inspect')
+  .description(
+    'what a model is, what it takes, and what would be refused; its weights are not read',
+  )
+  .argument('<model>', 'a folder, a GGUF file, or a name of the hub', text)
+  .addOption(ignoreField())
+  .addOption(
+    new Option(
+      '--context <tokens>',
+      `tokens in the cache, of all workers together; default: the model's context, at most ${DEFAULT_CAPACITY}`,
+    ).argParser(integer(1, MAX_CAPACITY)),
+  )
+  .addOption(
+    new Option('--workers <n>', 'that write at once').argParser(integer(1, 2 ** 20)).default(4),
+  )
+  .addOption(dtype())
+  .addOption(quiet())
+  .addOption(json())
+  .addHelpText('after', '\nExit code 1 where something would be refused.')
+  .action(async (name, options) => {
+    const { inspect } = await import('./inspect.js')
+    await inspect(name, options)
   })
 
 program

@@ -1,8 +1,9 @@
 // `hogwild replay`: runs the script of an experiment (docs/replay.md) and prints the logits' largest.
 
 import { HogwildError } from '../errors'
-import { type CacheDtype, type DeviceName, type Dtype, loadModel } from '../index'
+import type { CacheDtype, DeviceName } from '../index'
 import { readJson } from '../sources/files'
+import { findWithProgress, loadWithProgress, type ModelOptions } from './model'
 import { checkOutput } from './replay/output'
 import { rehearse } from './replay/rehearsal'
 import { type ReplayResult, replay } from './replay/replay'
@@ -10,15 +11,12 @@ import { parseScript, type ReplayOp } from './replay/script'
 import { type TensorShape, writeSafetensors } from './replay/write-safetensors'
 import { printJson } from './terminal'
 
-export interface ReplayOptions {
+export interface ReplayOptions extends ModelOptions {
   model: string
   device: DeviceName
-  dtype: 'auto' | Dtype
-  threads?: number
   capacity?: number
   cacheDtype?: CacheDtype
   out?: string
-  ignoreField?: string[]
 }
 
 const TOP = 8
@@ -28,12 +26,13 @@ export async function replayScript(path: string, options: ReplayOptions): Promis
   const ops = parseScript(await readScript(path))
   // Once more, with the vocabulary, when the model is there: most mistakes need not wait for it.
   rehearse(ops)
-  const { device, dtype, threads, model: folder, ignoreField: ignoreFields } = options
+  const { device } = options
+  const folder = await findWithProgress(options.model, options)
   const out =
     options.out === undefined
       ? undefined
       : await checkOutput(options.out, { script: path, model: folder })
-  const model = await loadModel(folder, { device, dtype, threads, ignoreFields })
+  const model = await loadWithProgress(folder, device, options)
   try {
     const logits = printed(replay(model, ops, options.capacity, options.cacheDtype))
     if (out === undefined) for await (const _ of logits);

@@ -3,15 +3,14 @@
 import {
   type CacheDtype,
   type DeviceName,
-  type Dtype,
   type LayoutName,
-  type LoadProgress,
-  loadModel,
   loadTokenizer,
   runWorkers,
-  type SamplerOptions,
   type Tokenizer,
 } from '../index'
+import { findWithProgress, loadWithProgress, type ModelOptions } from './model'
+import { type ShowProgress, withProgress } from './progress'
+import { readPrompt } from './read-prompt'
 import { LinePrinter } from './run/line-printer'
 import {
   collaborationPrompt,
@@ -21,48 +20,30 @@ import {
   turnOpening,
   WORKER_NAMES,
 } from './run/prompt'
+import { type SamplingOptions, samplerOptions } from './sampling'
 import { colors, print, printJson } from './terminal'
 
-export interface RunCommandOptions {
+export interface RunCommandOptions extends ModelOptions, SamplingOptions {
   model: string
   workers: number
   layout: LayoutName
   share: boolean
   maxTokens: number
-  temperature: number
-  topK?: number
-  topP?: number
-  minP?: number
-  seed: number
   device: DeviceName
-  dtype: 'auto' | Dtype
-  threads?: number
   capacity?: number
   cacheDtype?: CacheDtype
   stop?: string[]
-  ignoreField?: string[]
-  json?: boolean
-}
-
-function showProgress({ loadedBytes, totalBytes }: LoadProgress): void {
-  const done = loadedBytes === totalBytes
-  const percent = Math.floor((100 * loadedBytes) / totalBytes)
-  process.stderr.write(`\rloading the model: ${percent} %${done ? '\n' : ''}`)
 }
 
 export async function run(problem: string, options: RunCommandOptions): Promise<void> {
-  const { device, dtype, threads, layout, share, maxTokens, capacity, cacheDtype } = options
+  problem = await readPrompt(problem)
+  const { device, layout, share, maxTokens, capacity, cacheDtype } = options
   const names = WORKER_NAMES.slice(0, options.workers)
-  const tokenizer = await loadTokenizer(options.model)
+  const path = await findWithProgress(options.model, options)
+  const tokenizer = await loadTokenizer(path)
   const encode = (text: string) => tokenizer.encodeSync(text, { addSpecialTokens: false })
-  const onProgress = process.stderr.isTTY ? showProgress : undefined
-  const model = await loadModel(options.model, {
-    device,
-    dtype,
-    onProgress,
-    threads,
-    ignoreFields: options.ignoreField,
-  })
+  const model = await loadWithProgress(path, device, options)
+  let showPrefill: ShowProgress = () => {}
   try {
     await using session = runWorkers({
       model,
@@ -86,9 +67,22 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
       maxTokens,
       capacity,
       cacheDtype,
+      onPrefill: ({ tokens, totalTokens }) => showPrefill(tokens, totalTokens),
     })
     const printer = new LinePrinter(names)
-    for await (const event of session) {
+    const events = session[Symbol.asyncIterator]()
+    // The prompt is computed before the first event.
+    let next = await withProgress(
+      'reading the prompt',
+      'tokens',
+      options.quiet || options.json,
+      (show) => {
+        showPrefill = show
+        return events.next()
+      },
+    )
+    for (; !next.done; next = await events.next()) {
+      const event = next.value
       if (options.json) printJson(event)
       else if (event.type === 'token') printer.write(event.worker, event.text)
       else if (event.type === 'stop') {
@@ -111,16 +105,4 @@ function encodePrompt(tokenizer: Tokenizer, text: string): Promise<number[]> {
   return tokenizer.hasChatTemplate
     ? tokenizer.encodeChat([{ role: 'user', content: text }], { answerPrefix: RECORD_HEADING })
     : tokenizer.encode(`${text}\n\n${RECORD_HEADING}`)
-}
-
-/** The same for all but for the seed. */
-function samplerOptions(options: RunCommandOptions, index: number): SamplerOptions {
-  const { temperature, topK, topP, minP, seed } = options
-  return {
-    temperature,
-    seed: seed + index,
-    ...(topK !== undefined && { topK }),
-    ...(topP !== undefined && { topP }),
-    ...(minP !== undefined && { minP }),
-  }
 }

@@ -42,13 +42,13 @@ function unreadable(path: string, cause: unknown): HogwildError {
   return new HogwildError(`cannot read ${path}: ${message}`, 'HOGWILD_INVALID_MODEL', { cause })
 }
 
-/** The path of a model folder, as a caller gave it. */
-export function checkFolder(value: unknown, name: string): string {
-  const folder = checkString(value, name)
-  if (folder.includes('\0')) {
+/** The path of a model, as a caller gave it. */
+export function checkPath(value: unknown, name: string): string {
+  const path = checkString(value, name)
+  if (path.includes('\0')) {
     throw new HogwildError(`${name} holds a NUL character`, 'HOGWILD_INVALID_ARGUMENT')
   }
-  return folder
+  return path
 }
 
 /** Whether there is anything at `path`; a link that leads nowhere is nothing. Throws HOGWILD_INVALID_MODEL. */

@@ -4,9 +4,14 @@
 import { isDeepStrictEqual } from 'node:util'
 import { HogwildError } from '../errors'
 import type { Family } from '../families'
-import { ROPE_LIMITS, ROPE_TYPES, type RopeConfig } from '../rope'
+import { type FactorsRope, ROPE_LIMITS, ROPE_TYPES, type RopeConfig } from '../rope'
 import { describe, invalid } from '../validate'
 import { type Fields, unsupported } from './fields'
+
+/** Those that config.json can name. */
+type NamedRope = Exclude<RopeConfig, FactorsRope>
+
+const NAMED_TYPES = ROPE_TYPES.filter((type) => type !== 'factors')
 
 const PLACES = ['rope_scaling', 'rope_parameters']
 
@@ -37,7 +42,7 @@ function readPlace(fields: Fields, rope: Fields, headDim: number, family: Family
   return config
 }
 
-function readType(rope: Fields, family: Family): RopeConfig['type'] {
+function readType(rope: Fields, family: Family): NamedRope['type'] {
   const [first, second] = [rope.get('rope_type'), rope.get('type')]
   if (first !== undefined && second !== undefined && first !== second) {
     throw contradiction(`"rope_type" and "type" of ${rope.where}`)
@@ -46,11 +51,11 @@ function readType(rope: Fields, family: Family): RopeConfig['type'] {
     throw unsupported(`RoPE by layer type in ${rope.where}`, 'one RoPE for all layers')
   }
   const type = first ?? second ?? 'default'
-  const supported = family.ropeTypes ?? ROPE_TYPES
-  if (!supported.includes(type as RopeConfig['type'])) {
+  const supported: readonly RopeConfig['type'][] = family.ropeTypes ?? NAMED_TYPES
+  if (!supported.includes(type as NamedRope['type'])) {
     throw unsupported(`RoPE type ${describe(type)} of ${rope.where}`, supported.join(', '))
   }
-  return type as RopeConfig['type']
+  return type as NamedRope['type']
 }
 
 /** Where a field is read that may stand within the RoPE object, beside it, or in both places alike. */
@@ -91,7 +96,7 @@ function readRotaryDim(
 }
 
 /** The type and what only it has. */
-function readNumbers(fields: Fields, rope: Fields, type: RopeConfig['type']): object {
+function readNumbers(fields: Fields, rope: Fields, type: NamedRope['type']): object {
   const { factor, weight, attentionFactor } = ROPE_LIMITS
   const optionalWeight = (field: string) =>
     rope.get(field) === 0 ? undefined : rope.optionalNumber(field, weight)

@@ -15,18 +15,7 @@ import {
   scanJson,
   withFile,
 } from './files'
-
-/** Where one tensor lies and what it is. */
-export interface TensorEntry {
-  name: string
-  /** The file that holds it. */
-  path: string
-  /** Bytes from the start of the file. */
-  offset: number
-  /** As in the header, e.g. "BF16". */
-  dtype: string
-  shape: readonly number[]
-}
+import type { TensorEntry } from './tensors'
 
 /** Bytes of a tensor, from the start of the data section. */
 interface Extent {
@@ -35,8 +24,8 @@ interface Extent {
   end: number
 }
 
-const SINGLE_FILE = 'model.safetensors'
-const INDEX_FILE = 'model.safetensors.index.json'
+export const SINGLE_FILE = 'model.safetensors'
+export const INDEX_FILE = 'model.safetensors.index.json'
 
 const METADATA = '__metadata__'
 
@@ -61,22 +50,17 @@ export async function readTensors(
   folder: string,
   options: { signal?: AbortSignal | undefined } = {},
 ): Promise<Map<string, TensorEntry>> {
-  const { signal } = options
   const single = join(folder, SINGLE_FILE)
   if (await exists(single)) return readHeader(single, options)
   const path = join(folder, INDEX_FILE)
   if (!(await exists(path))) {
     throw damaged(folder, `holds neither ${SINGLE_FILE} nor ${INDEX_FILE}`)
   }
-  const index = await readJson(path, { maxBytes: MAX_BYTES.header, signal })
-  const { weight_map } = checkObject(index, path, 'HOGWILD_INVALID_MODEL')
-  const weightMap = Object.entries(
-    checkObject(weight_map, `"weight_map" of ${path}`, 'HOGWILD_INVALID_MODEL'),
-  )
+  const weightMap = await readWeightMap(path, options)
 
   // All tensors of the files count, also those that the index does not name.
   const tensors = new Map<string, TensorEntry>()
-  for (const file of new Set(weightMap.map(([name, file]) => checkShard(file, name, path)))) {
+  for (const file of new Set(weightMap.map(([, file]) => file))) {
     if (!(await exists(join(folder, file)))) throw damaged(path, `names ${file}, which is missing`)
     for (const [name, entry] of await readHeader(join(folder, file), options)) {
       const other = tensors.get(name)
@@ -87,11 +71,27 @@ export async function readTensors(
     }
   }
   for (const [name, file] of weightMap) {
-    if (tensors.get(name)?.path !== join(folder, file as string)) {
+    if (tensors.get(name)?.path !== join(folder, file)) {
       throw damaged(path, `puts ${describe(name)} into ${file}, which lacks it`)
     }
   }
   return tensors
+}
+
+/** The files that an index names, each once. Throws HOGWILD_INVALID_MODEL. */
+export async function readShardNames(path: string): Promise<string[]> {
+  return [...new Set((await readWeightMap(path, {})).map(([, file]) => file))]
+}
+
+/** Names of tensors, and of the files that hold them. */
+async function readWeightMap(
+  path: string,
+  { signal }: { signal?: AbortSignal | undefined },
+): Promise<[tensor: string, file: string][]> {
+  const index = await readJson(path, { maxBytes: MAX_BYTES.header, signal })
+  const { weight_map } = checkObject(index, path, 'HOGWILD_INVALID_MODEL')
+  const map = checkObject(weight_map, `"weight_map" of ${path}`, 'HOGWILD_INVALID_MODEL')
+  return Object.entries(map).map(([name, file]) => [name, checkShard(file, name, path)])
 }
 
 /** The name of a file of the folder itself. */

@@ -17,7 +17,7 @@ import {
   type Range,
 } from './added-tokens'
 import type { TokenModel } from './models/model'
-import { parseModel } from './models/parse'
+import { parseModel, type TokenizerKind } from './models/parse'
 import { type Normalizer, parseNormalizer } from './normalizers'
 import { parsePostProcessor, type Surroundings } from './post-processors'
 import { type PreTokenizer, parsePreTokenizer } from './pre-tokenizers'
@@ -39,6 +39,7 @@ export class Encoder {
   readonly tokens: readonly (string | undefined)[]
   /** The same for decoding: of added tokens that are searched for in normalized text, what is searched for. */
   readonly decodableTokens: readonly (string | undefined)[]
+  readonly kind: TokenizerKind
   readonly #model: TokenModel
   readonly #normalizer: Normalizer
   readonly #preTokenizer: PreTokenizer
@@ -51,7 +52,9 @@ export class Encoder {
   /** `besideIt`: tokens that the files beside tokenizer.json declare. Throws HOGWILD_INVALID_MODEL. */
   constructor(tokenizerJson: unknown, besideIt: readonly DeclaredToken[] = []) {
     const json = checkObject(tokenizerJson, 'tokenizer.json', 'HOGWILD_INVALID_MODEL')
-    this.#model = parseModel(json.model)
+    const { kind, model } = parseModel(json.model)
+    this.kind = kind
+    this.#model = model
     this.#normalizer = parseNormalizer(json.normalizer, 'normalizer')
     this.#preTokenizer = parsePreTokenizer(json.pre_tokenizer, 'pre_tokenizer')
     this.#surroundings = parsePostProcessor(json.post_processor, 'post_processor')

@@ -9,21 +9,31 @@ import { checkObject } from '../validate'
 import type { Range } from './added-tokens'
 import { parseDecoder } from './decoders'
 import { Encoder } from './encoder'
+import { type GgufVocabulary, tokenizerOf } from './gguf'
+import type { TokenizerKind } from './models/parse'
 import { type PackedTokens, packTokens } from './token-table'
 
 /** Plain data: what a tokenizer is made of. */
 export interface EngineSource {
-  /** Content of tokenizer.json, in UTF-8. */
-  json: SharedArrayBuffer
-  /** Its path, for messages. */
+  /** Content of tokenizer.json, in UTF-8, or what a GGUF file has in its place. */
+  vocabulary: { json: SharedArrayBuffer } | GgufVocabulary
+  /** The file, for messages. */
   path: string
   chat: ChatSources
   /** Tokens that the files beside it declare. */
   declaredTokens: readonly DeclaredToken[]
 }
 
+/** What the files of a model say about its texts. */
+export interface TokenizerSource {
+  engine: EngineSource
+  /** Tokens that end a text, as the files name them; nothing says that they are within the vocabulary. */
+  eosTokenIds: number[]
+}
+
 /** What the thread that does not encode needs for decoding. */
 export interface LoadedTokens {
+  kind: TokenizerKind
   tokens: PackedTokens
   /** The field `decoder` of tokenizer.json, checked. */
   decoder: unknown
@@ -37,9 +47,10 @@ export class TextEngine {
   readonly #decoder: unknown
 
   /** Throws HOGWILD_INVALID_MODEL. */
-  constructor({ json, path, chat, declaredTokens }: EngineSource) {
+  constructor({ vocabulary, path, chat, declaredTokens }: EngineSource) {
     const parsed = withCode('HOGWILD_INVALID_MODEL', path, () => {
-      const text = Buffer.from(json).toString('utf8')
+      if (!('json' in vocabulary)) return tokenizerOf(vocabulary)
+      const text = Buffer.from(vocabulary.json).toString('utf8')
       return checkObject(parseJson(text, path), path, 'HOGWILD_INVALID_MODEL')
     })
     this.#encoder = withCode(
@@ -53,11 +64,12 @@ export class TextEngine {
 
   /** What the other thread needs for decoding. Throws HOGWILD_INVALID_MODEL. */
   loaded(): LoadedTokens {
-    const { tokens, decodableTokens, addedTokens, renumbered } = this.#encoder
+    const { kind, tokens, decodableTokens, addedTokens, renumbered } = this.#encoder
     const special = new Set(addedTokens.filter((token) => token.special).map(({ id }) => id))
     const { prepare } = parseDecoder(this.#decoder)
     const texts = decodableTokens.map((token) => (token === undefined ? undefined : prepare(token)))
     return {
+      kind,
       tokens: packTokens(tokens, texts, (id) => special.has(id)),
       decoder: this.#decoder,
       renumbered,
@@ -88,6 +100,12 @@ export class TextEngine {
       this.#encoder.encode({ text: text + answerPrefix, addSpecialTokens: false, plainText }),
     )
   }
+}
+
+/** Bytes of the texts that a tokenizer is made of. */
+export function vocabularyBytes({ vocabulary }: EngineSource): number {
+  if ('json' in vocabulary) return vocabulary.json.byteLength
+  return vocabulary.tokens.byteLength + (vocabulary.merges?.byteLength ?? 0)
 }
 
 /** Runs something that may throw anything, the engine's own errors (stack, string length) included. */

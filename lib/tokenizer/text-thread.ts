@@ -5,13 +5,13 @@ import { setImmediate as nextTick } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import { HogwildError } from '../errors'
 import { throwIfAborted } from '../tasks'
-import type { EngineSource, LoadedTokens } from './text-engine'
+import { type EngineSource, type LoadedTokens, vocabularyBytes } from './text-engine'
 import type { WorkerAnswer, WorkerInput, WorkerRequest } from './text-worker'
 
 /** For reading a tokenizer.json and its templates: time that only a hostile one takes. */
 const LOAD_TIMEOUT_MS = 120_000
 
-// The thread's memory, in MiB, for a tokenizer.json of `bytes`: the largest real ones take half of it.
+// The thread's memory, in MiB, for a vocabulary of `bytes`: the largest real ones take half of it.
 function heapLimit(bytes: number): number {
   return 512 + Math.ceil((16 * bytes) / 2 ** 20)
 }
@@ -143,7 +143,7 @@ export class TextThread {
   #start(sendTokens: boolean): Worker {
     const worker = new Worker(ENTRY, {
       workerData: { ...this.#source, sendTokens } satisfies WorkerInput,
-      resourceLimits: { maxOldGenerationSizeMb: heapLimit(this.#source.json.byteLength) },
+      resourceLimits: { maxOldGenerationSizeMb: heapLimit(vocabularyBytes(this.#source)) },
     })
     this.#isReady = false
     this.#deadline(LOAD_TIMEOUT_MS, `${this.#source.path} took longer than`)

@@ -1,16 +1,13 @@
-// Tokenizers and chat templates of a Hugging Face folder.
+// Tokenizers and chat templates of a model.
 
-import { join } from 'node:path'
 import type { ChatRequest } from '../chat/chat'
-import { readChatSources } from '../chat/sources'
 import { HogwildError } from '../errors'
-import { readEosTokenIds } from '../sources/eos'
-import { checkFolder, MAX_BYTES, optional, readBytes, readJson } from '../sources/files'
+import { checkDownload, findModel, type ModelDownloadOptions } from '../hub/find'
+import { openSource } from '../sources/source'
 import { throwIfAborted } from '../tasks'
 import {
   checkBoolean,
   checkInteger,
-  checkObject,
   checkOneOf,
   checkOptions,
   checkSignal,
@@ -21,6 +18,7 @@ import {
 import { type WarningHandler, Warnings } from '../warnings'
 import { cleanUp, parseDecoder } from './decoders'
 import { endTokenIds } from './eos'
+import type { TokenizerKind } from './models/parse'
 import { type EngineSource, TextEngine } from './text-engine'
 import { type DecodeSource, TextStream } from './text-stream'
 import { type RequestOptions, TextThread } from './text-thread'
@@ -29,6 +27,8 @@ import { TokenTable } from './token-table'
 export interface LoadTokenizerOptions {
   /** Takes warnings; default: `process.emitWarning`. */
   onWarning?: WarningHandler | undefined
+  /** How the files of a model of the hub are brought, if they have to be: `download` describes the options. */
+  download?: ModelDownloadOptions | undefined
   /** Rejects with HOGWILD_ABORTED. */
   signal?: AbortSignal | undefined
 }
@@ -88,7 +88,11 @@ export interface ChatOptions {
   variables?: Record<string, unknown> | undefined
 }
 
-const LOAD_KEYS = optionKeys<LoadTokenizerOptions>()({ onWarning: true, signal: true })
+const LOAD_KEYS = optionKeys<LoadTokenizerOptions>()({
+  onWarning: true,
+  download: true,
+  signal: true,
+})
 const ENCODE_KEYS = optionKeys<EncodeOptions>()({ addSpecialTokens: true, specialTokens: true })
 const THREAD_KEYS = optionKeys<ThreadOptions>()({ timeoutMs: true, signal: true })
 const DECODE_KEYS = optionKeys<DecodeOptions>()({ skipSpecialTokens: true, cleanUp: true })
@@ -105,43 +109,44 @@ const CHAT_KEYS = optionKeys<ChatOptions>()({
 const DEFAULT_TIMEOUT_MS = 10_000
 
 /**
- * Reads tokenizer.json and, where they are there, tokenizer_config.json, special_tokens_map.json,
- * chat_template.jinja, chat_template.json, additional_chat_templates/, generation_config.json and config.json of
- * a folder.
+ * Reads a tokenizer and its chat templates. Of a Hugging Face folder: tokenizer.json and, where they are there,
+ * tokenizer_config.json, special_tokens_map.json, chat_template.jinja, chat_template.json,
+ * additional_chat_templates/, generation_config.json and config.json. Of a GGUF file (the first part of a split one):
+ * its metadata, for byte-level BPE ('gpt2') and SentencePiece's BPE ('llama'). `model` is the path of either or, where
+ * there is no such path, a name of the hub (org/name[@revision][:QUANTISATION]), whose files are brought first; see
+ * `download`.
  *
  * Warns of end tokens that the vocabulary lacks (HOGWILD_UNKNOWN_EOS_TOKEN) and of added tokens whose id is not
- * the one in the file (HOGWILD_TOKEN_IDS). Throws HOGWILD_INVALID_MODEL, naming the file; HOGWILD_ABORTED.
+ * the one in the file (HOGWILD_TOKEN_IDS). Throws HOGWILD_INVALID_MODEL, naming the file; HOGWILD_UNSUPPORTED for
+ * another kind of tokenizer in a GGUF file, naming those that are supported; HOGWILD_ABORTED, HOGWILD_DOWNLOAD.
  */
 export async function loadTokenizer(
-  folder: string,
+  model: string,
   options: LoadTokenizerOptions = {},
 ): Promise<Tokenizer> {
-  checkFolder(folder, 'folder')
-  checkOptions(options, 'options', LOAD_KEYS)
-  const warnings = new Warnings(options.onWarning)
-  const signal = checkSignal(options.signal, 'options.signal')
-  const path = join(folder, 'tokenizer.json')
-  const bytes = await readBytes(path, { maxBytes: MAX_BYTES.tokenizer, signal })
-  const configPath = join(folder, 'tokenizer_config.json')
-  const config = checkObject(
-    (await optional(readJson, configPath, { signal })) ?? {},
-    configPath,
-    'HOGWILD_INVALID_MODEL',
-  )
-  const { chat, declaredTokens } = await readChatSources(folder, config, { signal })
-  const namedEos = await readEosTokenIds(folder, { signal })
-  const json = new SharedArrayBuffer(bytes.length)
-  new Uint8Array(json).set(bytes)
-  const source: EngineSource = { json, path, chat, declaredTokens }
-  const thread = new TextThread(source)
+  const { onWarning, download, ...rest } = checkOptions(options, 'options', LOAD_KEYS)
+  const warnings = new Warnings(onWarning)
+  const signal = checkSignal(rest.signal, 'options.signal')
+  const path = await findModel(model, {
+    ...checkDownload(download),
+    files: 'tokenizer',
+    signal,
+    onWarning,
+  })
+  const source = await openSource(path)
+  const { engine, eosTokenIds: namedEos } = await source.tokenizer({ signal })
+  const thread = new TextThread(engine)
   try {
     const loaded = await thread.load(signal)
     if (loaded.renumbered.length > 0) {
       const names = loaded.renumbered.map((token) => JSON.stringify(token)).join(', ')
-      warnings.warn('HOGWILD_TOKEN_IDS', `${path}: the ids of ${names} are not those of the file`)
+      warnings.warn(
+        'HOGWILD_TOKEN_IDS',
+        `${engine.path}: the ids of ${names} are not those of the file`,
+      )
     }
     const tokens = new TokenTable(loaded.tokens)
-    const eosToken = chat.specialTokens.eos_token
+    const eosToken = engine.chat.specialTokens.eos_token
     const ids = [eosToken === undefined ? undefined : tokens.id(eosToken), ...endTokenIds(tokens)]
     const eosTokenIds = knownEos(
       [...namedEos, ...ids.filter((id) => id !== undefined)],
@@ -150,9 +155,10 @@ export async function loadTokenizer(
     )
     return new Tokenizer(
       thread,
-      source,
+      engine,
       { tokens, decoder: parseDecoder(loaded.decoder) },
       eosTokenIds,
+      loaded.kind,
     )
   } catch (error) {
     await thread.close()
@@ -187,6 +193,8 @@ export class Tokenizer {
    * tokenizer's files name, and special tokens that are known as such, e.g. `<|im_end|>`.
    */
   readonly eosTokenIds: readonly number[]
+  /** How it makes tokens of text. */
+  readonly kind: TokenizerKind
   readonly #thread: TextThread
   readonly #source: EngineSource
   readonly #decoding: DecodeSource
@@ -199,16 +207,28 @@ export class Tokenizer {
     source: EngineSource,
     decoding: DecodeSource,
     eosTokenIds: readonly number[],
+    kind: TokenizerKind,
   ) {
     this.#thread = thread
     this.#source = source
     this.#decoding = decoding
+    this.kind = kind
     this.eosTokenIds = Object.freeze([...eosTokenIds])
     abandoned.register(this, thread, this)
   }
 
   get hasChatTemplate(): boolean {
     return this.#source.chat.templates.size > 0
+  }
+
+  /** Ids are below it; some may have no token. */
+  get size(): number {
+    return this.#decoding.tokens.size
+  }
+
+  /** Names of the chat templates; that of a model with one is 'default'. */
+  get chatTemplates(): string[] {
+    return [...this.#source.chat.templates.keys()]
   }
 
   /** @internal */

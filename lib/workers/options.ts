@@ -37,6 +37,12 @@ export interface WorkerSpec {
   stop?: readonly string[] | undefined
 }
 
+export interface PrefillProgress {
+  /** Of the prompt that are in the cache. */
+  tokens: number
+  totalTokens: number
+}
+
 export interface RunOptions {
   model: Model
   /** The common block that every view begins with. May be empty. */
@@ -72,6 +78,8 @@ export interface RunOptions {
   cacheDtype?: CacheDtype | undefined
   /** What happens when a view is longer than the model's context; default: as the model was loaded with. */
   beyondContext?: BeyondContext | undefined
+  /** Called while the prompt is computed, piece by piece, and at its end. What it throws ends the run. */
+  onPrefill?: ((progress: PrefillProgress) => void) | undefined
   /** For the text of token events. */
   tokenizer?: Tokenizer | undefined
   /** Ends the run: the iterator throws HOGWILD_ABORTED with the signal's reason as `cause`. */
@@ -93,6 +101,7 @@ const RUN_KEYS = optionKeys<RunOptions>()({
   capacity: true,
   cacheDtype: true,
   beyondContext: true,
+  onPrefill: true,
   tokenizer: true,
   signal: true,
 })
@@ -114,6 +123,7 @@ export type RunSettings = Pick<
   | 'cacheDtype'
   | 'turnEnds'
   | 'turnHeader'
+  | 'onPrefill'
   | 'tokenizer'
   | 'signal'
   | 'beyondContext'
@@ -143,8 +153,8 @@ export interface WorkerSettings {
 /** Throws HOGWILD_INVALID_ARGUMENT. */
 export function checkRunOptions(options: RunOptions): RunSettings {
   options = checkOptions(options, 'options', RUN_KEYS)
-  const { tokenizer, turnEnds, turnHeader, stopTokens, capacity, cacheDtype, beyondContext } =
-    options
+  const { tokenizer, turnEnds, turnHeader, onPrefill } = options
+  const { stopTokens, capacity, cacheDtype, beyondContext } = options
   const model = checkInstance(options.model, 'options.model', Model)
   const { vocabSize } = model.config
   if (tokenizer !== undefined) checkInstance(tokenizer, 'options.tokenizer', Tokenizer)
@@ -166,6 +176,7 @@ export function checkRunOptions(options: RunOptions): RunSettings {
     sharedHeader,
     turnEnds,
     turnHeader,
+    onPrefill: checkOptionalFunction(onPrefill, 'options.onPrefill'),
     beyondContext,
     share: checkBoolean(options.share ?? true, 'options.share'),
     prompt: checkTokens(options.prompt, 'options.prompt', vocabSize),

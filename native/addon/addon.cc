@@ -61,6 +61,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
 
   add<create_device>(exports, "createDevice");
   add<device_info>(exports, "deviceInfo");
+  add<device_free_memory>(exports, "deviceFreeMemory");
   add_async<device_read_bandwidth>(exports, "deviceReadBandwidth");
   add<device_profile>(exports, "deviceProfile");
   add<device_close>(exports, "deviceClose");
@@ -100,6 +101,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add_async<pass_attend_device>(exports, "passAttendDevice");
   add<pass_commit>(exports, "passCommit");
   add<pass_abort>(exports, "passAbort");
+
+  add<try_lock>(exports, "tryLock");
 
   auto ops = Napi::Object::New(env);
   add<op_device_memory>(ops, "deviceMemory");

@@ -176,6 +176,14 @@ std::vector<float> Argument::floats(std::int64_t length) const {
 
 std::vector<double> Argument::doubles() const { return elements<double>(napi_float64_array, "a Float64Array"); }
 
+Napi::Float32Array Argument::float32_array(std::int64_t length) const {
+  if (value_.IsTypedArray() && value_.As<Napi::TypedArray>().TypedArrayType() == napi_float32_array) {
+    const auto array = value_.As<Napi::Float32Array>();
+    if (static_cast<std::int64_t>(array.ElementLength()) == length) return array;
+  }
+  refuse("a Float32Array of length " + std::to_string(length));
+}
+
 Argument Argument::property(const char* name) const {
   if (!value_.IsObject()) refuse("an object");
   return Argument(value_.As<Napi::Object>().Get(name), path_ + "." + name);

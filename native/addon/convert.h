@@ -148,6 +148,9 @@ class Argument {
   std::vector<float> floats() const;
   std::vector<float> floats(std::int64_t length) const;  // exactly so many
   std::vector<double> doubles() const;
+  // The array itself, of exactly so many elements. JavaScript may take its memory away at any time: whoever writes to
+  // it later looks at its length again.
+  Napi::Float32Array float32_array(std::int64_t length) const;
 
   Argument property(const char* name) const;
   // What `read` makes of each element of an array.

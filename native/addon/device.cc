@@ -120,6 +120,11 @@ Napi::Value device_info(const Napi::CallbackInfo& info) {
   return result;
 }
 
+Napi::Value device_free_memory(const Napi::CallbackInfo& info) {
+  const auto device = Argument(info, 0, "device").handle<DeviceHandle>();
+  return Napi::Number::New(info.Env(), static_cast<double>(device->open()->free_memory()));
+}
+
 Napi::Value device_read_bandwidth(const Napi::CallbackInfo& info) {
   const auto device = Argument(info, 0, "device").handle<DeviceHandle>();
   const std::int64_t bytes = Argument(info, 1, "bytes").integer(1 << 16, std::int64_t{1} << 36);

@@ -10,6 +10,7 @@ Napi::Value formats(const Napi::CallbackInfo& info);
 Napi::Value probe(const Napi::CallbackInfo& info);
 Napi::Value create_device(const Napi::CallbackInfo& info);
 Napi::Value device_info(const Napi::CallbackInfo& info);
+Napi::Value device_free_memory(const Napi::CallbackInfo& info);
 Napi::Value device_read_bandwidth(const Napi::CallbackInfo& info);
 Napi::Value device_profile(const Napi::CallbackInfo& info);
 Napi::Value device_close(const Napi::CallbackInfo& info);
@@ -50,6 +51,9 @@ Napi::Value pass_append_device(const Napi::CallbackInfo& info);
 Napi::Value pass_attend_device(const Napi::CallbackInfo& info);
 Napi::Value pass_commit(const Napi::CallbackInfo& info);
 Napi::Value pass_abort(const Napi::CallbackInfo& info);
+
+// file_lock.cc
+Napi::Value try_lock(const Napi::CallbackInfo& info);
 
 // ops.cc
 Napi::Value op_device_memory(const Napi::CallbackInfo& info);

@@ -91,14 +91,13 @@ TensorSource read_tensor(const Argument& tensor) {
 class LoadTask : public PromiseTask {
  public:
   LoadTask(std::shared_ptr<DeviceHandle> device, ModelConfig config, std::vector<TensorSource> tensors,
-           std::optional<Dtype> convert_to, bool mapped, std::shared_ptr<Progress> progress)
+           const WeightOptions& options, std::shared_ptr<Progress> progress)
       : handle_(std::move(device)),
         device_(handle_->open()),
         disposer_(handle_->disposer()),
         config_(std::move(config)),
         tensors_(std::move(tensors)),
-        convert_to_(convert_to),
-        mapped_(mapped),
+        options_(options),
         progress_(std::move(progress)) {}
 
  protected:
@@ -107,8 +106,7 @@ class LoadTask : public PromiseTask {
       if (progress_) progress_->bytes += bytes;
       if (cancelled) throw Error(code::kAborted, "the loading was aborted");
     };
-    auto weights =
-        std::make_unique<Weights>(*device_, tensors_, convert_to_ ? &*convert_to_ : nullptr, mapped_, on_loaded);
+    auto weights = std::make_unique<Weights>(*device_, tensors_, options_, on_loaded);
     transformer_ = {new Transformer(device_, std::move(config_), std::move(weights)), disposer_};
   }
   Napi::Value result(Napi::Env env) override {
@@ -121,8 +119,7 @@ class LoadTask : public PromiseTask {
   Runner::Disposer disposer_;
   ModelConfig config_;
   std::vector<TensorSource> tensors_;
-  std::optional<Dtype> convert_to_;
-  bool mapped_;
+  WeightOptions options_;
   std::shared_ptr<Progress> progress_;
   std::shared_ptr<Transformer> transformer_;
 };
@@ -234,13 +231,15 @@ Napi::Value create_model(const Napi::CallbackInfo& info) {
   ModelConfig config = read_config(Argument(info, 1, "config"));
   std::vector<TensorSource> tensors = Argument(info, 2, "tensors").map(read_tensor);
   const Argument dtype(info, 3, "convertTo");
-  std::optional<Dtype> convert_to;
-  if (!dtype.is_null()) convert_to = dtype.dtype();
+  WeightOptions options;
+  if (!dtype.is_null()) options.convert_to = dtype.dtype();
   const Argument progress_argument(info, 4, "progress"), cancel_argument(info, 5, "cancel");
-  const bool mapped = Argument(info, 6, "mapped").boolean();
+  options.mapped = Argument(info, 6, "mapped").boolean();
+  const Argument repack(info, 7, "repack");
+  options.repack = repack.is_undefined() || repack.boolean();
   const auto progress = progress_argument.is_null() ? nullptr : progress_argument.handle<Progress>();
   const auto cancel = cancel_argument.is_null() ? nullptr : cancel_argument.handle<Cancel>();
-  auto task = std::make_unique<LoadTask>(device, std::move(config), std::move(tensors), convert_to, mapped, progress);
+  auto task = std::make_unique<LoadTask>(device, std::move(config), std::move(tensors), options, progress);
   if (cancel) cancel->add(task->cancel_flag());
   return device->schedule(std::move(task));
 }

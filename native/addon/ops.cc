@@ -63,12 +63,16 @@ std::shared_ptr<DeviceHandle> device_argument(const Napi::CallbackInfo& info) {
 // Raw little-endian elements of `format`, in rows of `cols`.
 std::int64_t count_rows(const Argument& data, std::size_t bytes, Format format, std::int64_t cols) {
   const FormatInfo& info = format_info(format);
-  if (!is_plain(format)) data.refuse("elements of f32, f16 or bf16");
   const auto row = cols % info.block_elements == 0 ? static_cast<std::size_t>(row_bytes(format, cols)) : 0;
   if (row == 0 || bytes == 0 || bytes % row != 0) {
     data.refuse("whole rows of " + std::to_string(cols) + " elements of " + info.name);
   }
   return static_cast<std::int64_t>(bytes / row);
+}
+
+WeightSource weight_source(const std::vector<std::uint8_t>& bytes, Format format, std::int64_t rows,
+                           std::int64_t cols) {
+  return {.data = reinterpret_cast<const std::byte*>(bytes.data()), .format = format, .rows = rows, .cols = cols};
 }
 
 }  // namespace
@@ -115,11 +119,12 @@ Napi::Value op_embedding(const Napi::CallbackInfo& info) {
   Scratch scratch(device);
   EmbeddingParams params;
   params.rows = static_cast<std::int64_t>(tokens.size());
-  params.table = {scratch.upload(bytes), format, rows, cols};
+  WeightStorage storage;
+  params.table = device.upload_weight(weight_source(bytes, format, rows, cols), storage);
   params.scale = static_cast<float>(scale);
   params.out = scratch.allocate<float>(out.ElementLength());
-  device.begin_step({.id = 0, .plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
-  device.embedding(params);
+  const auto step = device.upload({.plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
+  device.embedding(*step, params);
   scratch.download(out, params.out);
   return out;
 }
@@ -188,9 +193,11 @@ Napi::Value op_matmul(const Napi::CallbackInfo& info) {
   params.rows = rows;
   params.k = k;
   params.n_outputs = static_cast<int>(weights.size());
+  WeightStorage storage;
   for (std::size_t i = 0; i < weights.size(); i++) {
     const Weight& weight = weights[i];
-    params.outputs[i].weight = {scratch.upload(weight.data), weight.format, weight.rows, k};
+    params.outputs[i].weight =
+        device.upload_weight(weight_source(weight.data, weight.format, weight.rows, k), storage);
     params.outputs[i].bias = scratch.upload(weight.bias);
     params.outputs[i].y = scratch.allocate<float>(results[i].ElementLength());
   }

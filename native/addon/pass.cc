@@ -1,8 +1,10 @@
 // Passes: one step of an engine that brings its own model and hands over q, k and v layer by layer.
 #include <napi.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <span>
 #include <type_traits>
@@ -14,9 +16,11 @@
 
 namespace hogwild::addon {
 
-// Device memory of a pass, used by one task at a time.
-struct PassBuffers {
-  Buffer k, v, q, out, lse;
+// What a pass has on the device, used by one task at a time.
+struct PassMemory {
+  explicit PassMemory(ChunkedPlan its_plans) : plans(std::move(its_plans)) {}
+  ChunkedPlan plans;
+  Buffer k, v, q, out, lse, sinks;
 };
 
 // What the tasks of a pass share. Whoever holds the last reference (on the JavaScript thread) gives
@@ -26,14 +30,11 @@ struct OpenPass {
   std::shared_ptr<KvCache> cache;
   std::vector<std::vector<std::int32_t>> tokens;  // an engine's tokens have no ids: -1 each
   std::unique_ptr<StepReservation> reservation;
-  std::optional<ChunkedPlan> plans;
-  std::shared_ptr<PassBuffers> buffers;
+  std::shared_ptr<PassMemory> memory;  // ends on the device's thread
 
   OpenPass(const std::shared_ptr<CacheHandle>& handle, const std::vector<WorkerViewArguments>& views,
            const std::vector<std::int64_t>& n_tokens)
-      : lease(handle, targets_of(views)),
-        cache(handle->open()),
-        buffers(new PassBuffers, handle->device()->disposer()) {
+      : lease(handle, targets_of(views)), cache(handle->open()) {
     const KvCache::Stats stats = cache->stats();
     std::vector<WorkerView> workers;
     for (std::size_t i = 0; i < views.size(); i++) {
@@ -47,15 +48,15 @@ struct OpenPass {
       workers.back().tokens = tokens.back();
     }
     reservation = std::make_unique<StepReservation>(*cache, std::move(workers));
-    plans.emplace(*reservation, 0, reservation->n_tokens());
+    const auto disposer = handle->device()->disposer();
+    memory = {new PassMemory({*reservation, cache->device(), {}, 0, reservation->n_tokens()}), disposer};
   }
 
-  const std::vector<ChunkedPlan::Chunk>& chunks() const { return plans->chunks(); }
+  const std::vector<ChunkedPlan::Chunk>& chunks() const { return memory->plans.chunks(); }
 
-  // Before every op: a step or a pass of another cache may have come between two layers.
-  void begin_chunk(std::size_t chunk) {
+  const DeviceStep& on_device(std::size_t chunk) {
     cache->allocate_pool();
-    cache->device().begin_step(plans->plan(chunk).view());
+    return memory->plans.on_device(chunk);
   }
 
   // A buffer that holds at least `values` floats.
@@ -114,18 +115,18 @@ class AppendTask : public PromiseTask {
  protected:
   void execute(const std::atomic<bool>&) override {
     KvCache& cache = *pass_->cache;
-    const float* k = pass_->upload(pass_->buffers->k, k_, "new keys");
-    const float* v = pass_->upload(pass_->buffers->v, v_, "new values");
+    const float* k = pass_->upload(pass_->memory->k, k_, "new keys");
+    const float* v = pass_->upload(pass_->memory->v, v_, "new values");
     const std::int64_t row = cache.shape().kv_heads * cache.shape().head_dim;
     for (std::size_t i = 0; i < pass_->chunks().size(); ++i) {
       const ChunkedPlan::Chunk chunk = pass_->chunks()[i];
-      pass_->begin_chunk(i);
-      cache.device().kv_append({.shape = cache.shape(),
-                                .layer = cache.layer(layer_),
-                                .first = 0,
-                                .rows = chunk.n,
-                                .k = k + chunk.first * row,
-                                .v = v + chunk.first * row});
+      const DeviceStep& step = pass_->on_device(i);
+      cache.device().kv_append(step, {.shape = cache.shape(),
+                                      .layer = cache.layer(layer_),
+                                      .first = 0,
+                                      .rows = chunk.n,
+                                      .k = k + chunk.first * row,
+                                      .v = v + chunk.first * row});
     }
     cache.device().synchronize();
   }
@@ -137,22 +138,63 @@ class AppendTask : public PromiseTask {
   std::vector<float> k_, v_;
 };
 
+// NativeAttendOptions of lib/native.ts.
+struct AttendArguments {
+  std::vector<float> q;
+  AttentionParams params;  // pointers are filled in by the task
+  std::vector<float> sinks;
+  bool want_lse;
+  std::optional<Napi::Float32Array> out, lse;  // the caller's, or none: new ones
+
+  AttendArguments(const Argument& queries, const Argument& heads, const Argument& options, const OpenPass& pass) {
+    // Where a soft cap and its inverse, and scores over it, are ordinary numbers.
+    constexpr double kMinSoftcap = 1e-6, kMaxSoftcap = 1e6;
+    params.shape = pass.cache->shape();
+    params.query_heads = heads.integer(1, 1 << 16);
+    if (params.query_heads % params.shape.kv_heads != 0) {
+      heads.refuse("a multiple of " + std::to_string(params.shape.kv_heads) + " (kvHeads)");
+    }
+    const std::int64_t rows = pass.reservation->n_tokens() * params.query_heads;
+    q = queries.floats(rows * params.shape.head_dim);
+    params.scale = static_cast<float>(options.property("scale").number());
+    if (const Argument cap = options.property("softcap"); !cap.is_null()) {
+      params.softcap = static_cast<float>(cap.number(kMinSoftcap, kMaxSoftcap));
+    }
+    if (const Argument window = options.property("window"); !window.is_null()) params.window = window.size();
+    if (const Argument given = options.property("sinks"); !given.is_null()) {
+      sinks = given.floats(params.query_heads);
+      for (const float sink : sinks) {
+        if (!(sink < std::numeric_limits<float>::infinity())) given.refuse("finite numbers or -Infinity");
+      }
+    }
+    want_lse = options.property("wantLse").boolean();
+    if (const Argument array = options.property("out"); !array.is_null()) {
+      out = array.float32_array(rows * params.shape.head_dim);
+    }
+    if (const Argument array = options.property("lse"); !array.is_null()) lse = array.float32_array(rows);
+    // What the device cannot do is refused before anything is scheduled.
+    AttentionParams wanted = params;
+    wanted.sinks = sinks.empty() ? nullptr : sinks.data();
+    pass.cache->device().check_attention(wanted);
+  }
+};
+
 class AttendTask : public PromiseTask {
  public:
-  AttendTask(Napi::Env env, std::shared_ptr<OpenPass> pass, std::int64_t layer, std::vector<float> q,
-             std::int64_t query_heads, double scale, bool want_lse)
+  AttendTask(Napi::Env env, std::shared_ptr<OpenPass> pass, std::int64_t layer, AttendArguments arguments)
       : pass_(std::move(pass)),
         layer_(layer),
-        q_(std::move(q)),
-        query_heads_(query_heads),
-        scale_(static_cast<float>(scale)) {
-    auto out = new_float32_array(env, static_cast<std::int64_t>(q_.size()));
-    auto lse = new_float32_array(env, want_lse ? pass_->reservation->n_tokens() * query_heads : 0);
-    out_ = out.Data();
-    lse_ = want_lse ? lse.Data() : nullptr;
+        q_(std::move(arguments.q)),
+        params_(arguments.params),
+        sinks_(std::move(arguments.sinks)) {
+    const std::int64_t rows = pass_->reservation->n_tokens() * params_.query_heads;
     auto result = Napi::Object::New(env);
-    result.Set("out", out);
-    result.Set("lse", want_lse ? lse : env.Null());
+    result.Set("out", out_.open(env, arguments.out, rows * params_.shape.head_dim));
+    if (arguments.want_lse) {
+      result.Set("lse", lse_.open(env, arguments.lse, rows));
+    } else {
+      result.Set("lse", env.Null());
+    }
     keep(result);
   }
 
@@ -160,39 +202,70 @@ class AttendTask : public PromiseTask {
   void execute(const std::atomic<bool>&) override {
     KvCache& cache = *pass_->cache;
     Device& device = cache.device();
-    const std::int64_t row = query_heads_ * cache.shape().head_dim;
+    const std::int64_t heads = params_.query_heads, row = heads * params_.shape.head_dim;
     const ChunkedPlan::Chunk chunk = pass_->chunks()[next_chunk_];
-    float* out = pass_->scratch(pass_->buffers->out, chunk.n * row, "attention output");
-    float* lse = lse_ != nullptr ? pass_->scratch(pass_->buffers->lse, chunk.n * query_heads_, "log-sum-exp") : nullptr;
+    AttentionParams params = params_;
+    params.layer = cache.layer(layer_);
     const std::span<const float> queries =
         std::span(q_).subspan(static_cast<std::size_t>(chunk.first * row), static_cast<std::size_t>(chunk.n * row));
-    const float* q = pass_->upload(pass_->buffers->q, queries, "queries");
-    pass_->begin_chunk(next_chunk_);
-    device.attention({.shape = cache.shape(),
-                      .layer = cache.layer(layer_),
-                      .query_heads = query_heads_,
-                      .scale = scale_,
-                      .q = q,
-                      .out = out,
-                      .lse = lse});
-    device.download(out_ + chunk.first * row, out, queries.size_bytes());
-    if (lse != nullptr) {
-      device.download(lse_ + chunk.first * query_heads_, lse,
-                      static_cast<std::size_t>(chunk.n * query_heads_) * sizeof(float));
+    params.q = pass_->upload(pass_->memory->q, queries, "queries");
+    if (!sinks_.empty()) params.sinks = pass_->upload(pass_->memory->sinks, sinks_, "attention sinks");
+    params.out = pass_->scratch(pass_->memory->out, chunk.n * row, "attention output");
+    if (lse_.data != nullptr) params.lse = pass_->scratch(pass_->memory->lse, chunk.n * heads, "log-sum-exp");
+    device.attention(pass_->on_device(next_chunk_), params);
+    device.download(out_.data + chunk.first * row, params.out, queries.size_bytes());
+    if (params.lse != nullptr) {
+      device.download(lse_.data + chunk.first * heads, params.lse,
+                      static_cast<std::size_t>(chunk.n * heads) * sizeof(float));
     }
     ++next_chunk_;
   }
   bool done() const override { return next_chunk_ == pass_->chunks().size(); }
-  Napi::Value result(Napi::Env) override { return kept(); }
+  Napi::Value result(Napi::Env) override {
+    const Napi::Object result = kept();
+    if (out_.is_callers() || lse_.is_callers()) {
+      // Both or none.
+      auto out = result.Get("out").As<Napi::Float32Array>();
+      auto lse = lse_.is_callers() ? result.Get("lse").As<Napi::Float32Array>() : Napi::Float32Array();
+      out_.check(out, "options.out");
+      lse_.check(lse, "options.lse");
+      out_.copy_to(out);
+      lse_.copy_to(lse);
+    }
+    return result;
+  }
 
  private:
+  // One of the two results. A new array is filled where it lies; JavaScript might take the memory of a caller's away
+  // meanwhile, so that one is filled at the end, on the JavaScript thread.
+  struct Result {
+    float* data = nullptr;  // null: not wanted
+    std::vector<float> for_caller;
+
+    Napi::Float32Array open(Napi::Env env, const std::optional<Napi::Float32Array>& callers, std::int64_t length) {
+      Napi::Float32Array array = callers ? *callers : new_float32_array(env, length);
+      if (callers) for_caller.resize(static_cast<std::size_t>(length));
+      data = callers ? for_caller.data() : array.Data();
+      return array;
+    }
+    bool is_callers() const { return !for_caller.empty(); }
+    void check(const Napi::Float32Array& array, const char* name) const {
+      if (!is_callers() || array.ElementLength() == for_caller.size()) return;
+      throw Error(code::kInvalidArgument, std::string(name) +
+                                              ": expected an array that keeps its memory until the call has ended; it "
+                                              "was transferred or resized");
+    }
+    void copy_to(Napi::Float32Array& array) const {
+      if (is_callers()) std::copy(for_caller.begin(), for_caller.end(), array.Data());
+    }
+  };
+
   std::shared_ptr<OpenPass> pass_;
   std::int64_t layer_;
   std::vector<float> q_;
-  std::int64_t query_heads_;
-  float scale_;
-  float* out_;  // memory of the arrays in kept()
-  float* lse_;  // null where it is not wanted
+  AttentionParams params_;
+  std::vector<float> sinks_;
+  Result out_, lse_;
   std::size_t next_chunk_ = 0;
 };
 
@@ -200,7 +273,7 @@ class AttendTask : public PromiseTask {
 // stream, or goes on with it, sees the results. Without a stream it comes back when the work is done.
 class ExternalTask : public PromiseTask {
  public:
-  using Op = std::function<void(Device&, const KvLayer&, const ChunkedPlan::Chunk&)>;
+  using Op = std::function<void(Device&, const DeviceStep&, const KvLayer&, const ChunkedPlan::Chunk&)>;
 
   ExternalTask(std::shared_ptr<OpenPass> pass, std::int64_t layer, const ExternalBuffers& buffers, Op op)
       : pass_(std::move(pass)), layer_(layer), has_stream_(buffers.stream != nullptr), op_(std::move(op)) {}
@@ -209,8 +282,8 @@ class ExternalTask : public PromiseTask {
   void execute(const std::atomic<bool>&) override {
     KvCache& cache = *pass_->cache;
     for (std::size_t i = 0; i < pass_->chunks().size(); ++i) {
-      pass_->begin_chunk(i);
-      op_(cache.device(), cache.layer(layer_), pass_->chunks()[i]);
+      const DeviceStep& step = pass_->on_device(i);
+      op_(cache.device(), step, cache.layer(layer_), pass_->chunks()[i]);
     }
     if (!has_stream_) cache.device().synchronize();
   }
@@ -297,15 +370,9 @@ Napi::Value pass_attend(const Napi::CallbackInfo& info) {
   const auto pass = Argument(info, 0, "pass").handle<PassHandle>();
   const KvShape shape = pass->open()->cache->shape();
   const std::int64_t layer = Argument(info, 1, "layer").integer(0, shape.layers - 1);
-  const Argument heads(info, 3, "queryHeads");
-  const std::int64_t query_heads = heads.integer(1, 1 << 16);
-  if (query_heads % shape.kv_heads != 0) heads.refuse("a multiple of " + std::to_string(shape.kv_heads) + " (kvHeads)");
-  const std::int64_t values = pass->open()->reservation->n_tokens() * query_heads * shape.head_dim;
-  std::vector<float> q = Argument(info, 2, "q").floats(values);
-  const double scale = Argument(info, 4, "scale").number();
-  const bool want_lse = Argument(info, 5, "wantLse").boolean();
-  return pass->schedule(
-      std::make_unique<AttendTask>(info.Env(), pass->open(), layer, std::move(q), query_heads, scale, want_lse));
+  const std::shared_ptr<OpenPass> open = pass->open();  // whatever a getter does with the pass
+  AttendArguments arguments({info, 2, "q"}, {info, 3, "queryHeads"}, {info, 4, "options"}, *open);
+  return pass->schedule(std::make_unique<AttendTask>(info.Env(), pass->open(), layer, std::move(arguments)));
 }
 
 Napi::Value pass_append_device(const Napi::CallbackInfo& info) {
@@ -320,14 +387,15 @@ Napi::Value pass_append_device(const Napi::CallbackInfo& info) {
                               .k = ExternalArguments::buffer(buffers, "k"),
                               .v = ExternalArguments::buffer(buffers, "v"),
                               .buffers = ExternalArguments(buffers, *pass->open()).external};
-  const auto append = [params](Device& device, const KvLayer& storage, const ChunkedPlan::Chunk& chunk) {
+  const auto append = [params](Device& device, const DeviceStep& step, const KvLayer& storage,
+                               const ChunkedPlan::Chunk& chunk) {
     const std::int64_t first = chunk.first * params.shape.kv_heads * params.shape.head_dim;
     KvAppendParams part = params;
     part.layer = storage;
     part.rows = chunk.n;
     part.k = advance(params.k, params.buffers.dtype, first);
     part.v = advance(params.v, params.buffers.dtype, first);
-    device.kv_append(part);
+    device.kv_append(step, part);
   };
   return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, params.buffers, append));
 }
@@ -350,14 +418,15 @@ Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
                                .out = ExternalArguments::buffer(buffers, "out"),
                                .lse = static_cast<float*>(ExternalArguments::address(buffers, "lse")),
                                .buffers = ExternalArguments(buffers, *pass->open()).external};
-  const auto attend = [params](Device& device, const KvLayer& storage, const ChunkedPlan::Chunk& chunk) {
+  const auto attend = [params](Device& device, const DeviceStep& step, const KvLayer& storage,
+                               const ChunkedPlan::Chunk& chunk) {
     const std::int64_t first = chunk.first * params.query_heads * params.shape.head_dim;
     AttentionParams part = params;
     part.layer = storage;
     part.q = advance(params.q, params.buffers.dtype, first);
     part.out = advance(params.out, params.buffers.dtype, first);
     if (part.lse != nullptr) part.lse += chunk.first * params.query_heads;
-    device.attention(part);
+    device.attention(step, part);
   };
   return pass->schedule(std::make_unique<ExternalTask>(pass->open(), layer, params.buffers, attend));
 }

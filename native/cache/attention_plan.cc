@@ -1,7 +1,6 @@
 #include "cache/attention_plan.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -142,8 +141,6 @@ struct SegmentInView {
   float bias = 0;
 };
 
-std::atomic<std::uint64_t> next_plan_id = 1;
-
 }  // namespace
 
 struct StepReservation::State {
@@ -259,7 +256,6 @@ AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
   };
   const State& state = *state_;
   AttentionPlan plan;
-  plan.id_ = next_plan_id++;
   plan.n_tokens_ = n;
 
   std::vector<Part> parts;
@@ -382,8 +378,7 @@ void StepReservation::commit() {
 }
 
 StepView AttentionPlan::view(std::span<const std::int32_t> tokens) const {
-  return {.id = id_,
-          .plan = {.n_tokens = n_tokens_,
+  return {.plan = {.n_tokens = n_tokens_,
                    .pages = pages_,
                    .segments = segments_,
                    .query_ranges = query_ranges_,
@@ -398,22 +393,33 @@ std::int64_t ChunkedPlan::chunk_rows(const StepReservation& step) {
   return std::clamp(kMaxPairs / std::max(step.most_segments(), std::int64_t{1}), kMinPlanRows, kMaxPlanRows);
 }
 
-ChunkedPlan::ChunkedPlan(const StepReservation& step, std::int64_t first, std::int64_t n)
-    : step_(step), keeps_all_(n <= kMaxPairs / std::max(step.most_segments(), std::int64_t{1})) {
+ChunkedPlan::ChunkedPlan(const StepReservation& step, Device& device, std::span<const std::int32_t> tokens,
+                         std::int64_t first, std::int64_t n)
+    : step_(step),
+      device_(device),
+      tokens_(tokens),
+      keeps_all_(n <= kMaxPairs / std::max(step.most_segments(), std::int64_t{1})) {
   const std::int64_t rows = chunk_rows(step);
   for (std::int64_t row = first; row < first + n; row += rows) {
     chunks_.push_back({.first = row, .n = std::min(rows, first + n - row)});
   }
-  plans_.resize(chunks_.size());
+  made_.resize(chunks_.size());
 }
 
-const AttentionPlan& ChunkedPlan::plan(std::size_t chunk) {
-  std::optional<AttentionPlan>& plan = plans_[chunk];
-  if (!plan) {
-    if (!keeps_all_) std::fill(plans_.begin(), plans_.end(), std::nullopt);
-    plan.emplace(step_.plan(chunks_[chunk].first, chunks_[chunk].n));
+const DeviceStep& ChunkedPlan::on_device(std::size_t chunk) {
+  std::unique_ptr<Made>& kept = made_[chunk];
+  if (!kept) {
+    if (!keeps_all_) {
+      for (std::unique_ptr<Made>& other : made_) other.reset();
+    }
+    const auto [first, n] = chunks_[chunk];
+    auto made = std::make_unique<Made>(step_.plan(first, n));
+    const auto tokens =
+        tokens_.empty() ? tokens_ : tokens_.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(n));
+    made->on_device = device_.upload(made->plan.view(tokens));
+    kept = std::move(made);
   }
-  return *plan;
+  return *kept->on_device;
 }
 
 }  // namespace hogwild

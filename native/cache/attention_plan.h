@@ -4,8 +4,8 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "cache/kv_cache.h"
@@ -33,7 +33,6 @@ class AttentionPlan {
 
   AttentionPlan() = default;
 
-  std::uint64_t id_ = 0;  // of all plans of the process
   std::int64_t n_tokens_ = 0;
   RopeRows rope_;
   std::vector<AppendSlot> slots_;  // [n]
@@ -72,8 +71,8 @@ class StepReservation {
 };
 
 // The plans of rows [first, first + n) of a step, chunk by chunk, so that their memory is bounded: by 2^20 pairs
-// of a token and a segment, or 64 tokens. They are made when they are first asked for, and all kept where
-// they stay within that bound together; else only the last one is.
+// of a token and a segment, or 64 tokens. They are made and brought to the device when they are first asked for, and
+// all kept where they stay within that bound together; else only the last one is.
 class ChunkedPlan {
  public:
   // Of a chunk: 512, fewer (down to 64) where views have thousands of segments.
@@ -84,16 +83,27 @@ class ChunkedPlan {
     std::int64_t n = 0;
   };
 
-  ChunkedPlan(const StepReservation& step, std::int64_t first, std::int64_t n);
+  // `tokens`: the ids of all of the step's rows, for a device that looks up embeddings; or none. What is handed over
+  // outlives this object.
+  ChunkedPlan(const StepReservation& step, Device& device, std::span<const std::int32_t> tokens, std::int64_t first,
+              std::int64_t n);
 
   const std::vector<Chunk>& chunks() const { return chunks_; }
-  const AttentionPlan& plan(std::size_t chunk);  // valid until the next call
+  const DeviceStep& on_device(std::size_t chunk);  // token numbers start at 0; valid until the next call
 
  private:
+  struct Made {
+    explicit Made(AttentionPlan its_plan) : plan(std::move(its_plan)) {}
+    AttentionPlan plan;
+    std::unique_ptr<DeviceStep> on_device;
+  };
+
   const StepReservation& step_;
+  Device& device_;
+  std::span<const std::int32_t> tokens_;
   bool keeps_all_;
   std::vector<Chunk> chunks_;
-  std::vector<std::optional<AttentionPlan>> plans_;
+  std::vector<std::unique_ptr<Made>> made_;
 };
 
 }  // namespace hogwild

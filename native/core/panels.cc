@@ -1,6 +1,5 @@
 #include "core/panels.h"
 
-#include <algorithm>
 #include <cstring>
 
 namespace hogwild {
@@ -99,22 +98,24 @@ void each_scale(const CodeInfo& info, std::int64_t lane, QuantBlock& block, Copy
 
 }  // namespace
 
-void write_panel(Format format, const std::byte* const (&rows)[kPanelOutputs], std::int64_t cols, std::byte* panel) {
+void write_panels(Format format, const FileRows& rows, std::int64_t begin, std::int64_t end, std::byte* panels) {
   const CodeInfo info = code_info(format);
   const FormatInfo& file = format_info(format);
-  const std::int64_t codes_at = panel_codes_at(info, cols);
-  const std::int64_t code_bytes = code_lines(info.bits) * kPanelLine;
-  const bool is_full = std::find(std::begin(rows), std::end(rows), nullptr) == std::end(rows);
-  if (!is_full) std::memset(panel, 0, static_cast<std::size_t>(panel_bytes(info, cols)));
+  const std::int64_t bytes = row_bytes(format, rows.cols), panel_size = panel_bytes(info, rows.cols);
+  const std::int64_t codes_at = panel_codes_at(info, rows.cols), code_bytes = code_lines(info.bits) * kPanelLine;
+  if (end % kPanelOutputs != 0) {  // the last panel is not full
+    std::memset(panels + (panel_count(end - begin) - 1) * panel_size, 0, static_cast<std::size_t>(panel_size));
+  }
   QuantBlock block;
-  for (std::int64_t lane = 0; lane < kPanelOutputs && rows[lane] != nullptr; ++lane) {
-    const std::byte* from = rows[lane];
-    std::byte* scales = panel;
-    std::byte* codes = panel + codes_at + lane * kQuadBytes;
-    for (std::int64_t first = 0; first < cols; first += file.block_elements, from += file.block_bytes) {
+  for (std::int64_t row = begin; row < end; ++row) {
+    const std::int64_t lane = row % kPanelOutputs;
+    const std::byte* from = rows.data + rows.interleaved.file_row(row) * bytes;
+    std::byte* scales = panels + (row - begin) / kPanelOutputs * panel_size;
+    std::byte* codes = scales + codes_at + lane * kQuadBytes;
+    for (std::int64_t first = 0; first < rows.cols; first += file.block_elements, from += file.block_bytes) {
       decode_block(format, from, block);
-      each_scale(info, lane, block, [&](std::int64_t at, const void* scale, std::size_t bytes) {
-        std::memcpy(scales + at, scale, bytes);
+      each_scale(info, lane, block, [&](std::int64_t at, const void* scale, std::size_t size) {
+        std::memcpy(scales + at, scale, size);
       });
       scales += scale_bytes(info);
       for (std::int64_t i = 0; i < file.block_elements; i += kPanelColumns, codes += code_bytes) {
@@ -124,7 +125,11 @@ void write_panel(Format format, const std::byte* const (&rows)[kPanelOutputs], s
   }
 }
 
-void dequantise_panel_row(const Matrix& matrix, std::int64_t row, float* out) {
+void dequantise_matrix_row(const Matrix& matrix, std::int64_t row, float* out) {
+  if (matrix.order == Order::kRows) {
+    const std::byte* data = static_cast<const std::byte*>(matrix.data);
+    return dequantise_row(matrix.format, data + row * row_bytes(matrix.format, matrix.cols), matrix.cols, out);
+  }
   const CodeInfo info = code_info(matrix.format);
   const std::int64_t elements = format_info(matrix.format).block_elements;
   const std::int64_t lane = row % kPanelOutputs;
@@ -133,8 +138,8 @@ void dequantise_panel_row(const Matrix& matrix, std::int64_t row, float* out) {
   const std::byte* codes = scales + panel_codes_at(info, matrix.cols) + lane * kQuadBytes;
   QuantBlock block;
   for (std::int64_t first = 0; first < matrix.cols; first += elements, scales += scale_bytes(info), out += elements) {
-    each_scale(info, lane, block, [&](std::int64_t at, void* scale, std::size_t bytes) {
-      std::memcpy(scale, scales + at, bytes);
+    each_scale(info, lane, block, [&](std::int64_t at, void* scale, std::size_t size) {
+      std::memcpy(scale, scales + at, size);
     });
     for (std::int64_t i = 0; i < elements; i += kPanelColumns, codes += code_lines(info.bits) * kPanelLine) {
       read_codes(info.bits, codes, block.codes + i);

@@ -74,10 +74,17 @@ static constexpr std::int64_t matrix_bytes(const Matrix& matrix) {
   return panel_count(matrix.rows) * panel_bytes(code_info(matrix.format), matrix.cols);
 }
 
-// Makes a panel of up to 16 rows as a file has them, null where there is none. All of the panel is written.
-void write_panel(Format format, const std::byte* const (&rows)[kPanelOutputs], std::int64_t cols, std::byte* panel);
+// The rows of a matrix as its file has them.
+struct FileRows {
+  const std::byte* data = nullptr;
+  std::int64_t cols = 0;
+  InterleavedHeads interleaved = {};
+};
 
-// A row of a matrix in panels, in f32: exactly what dequantise_row makes of the file's.
-void dequantise_panel_row(const Matrix& matrix, std::int64_t row, float* out);
+// Makes the panels of rows [begin, end) of the engine's order; begin is a multiple of 16. All bytes of them are written.
+void write_panels(Format format, const FileRows& rows, std::int64_t begin, std::int64_t end, std::byte* panels);
+
+// A row of a quantised matrix in f32. The order changes nothing: dequantise_row gives the same of the file's row.
+void dequantise_matrix_row(const Matrix& matrix, std::int64_t row, float* out);
 
 }  // namespace hogwild

@@ -58,4 +58,18 @@ struct Matrix {
   Order order = Order::kRows;
 };
 
+// Heads whose RoPE pairs are neighbours in a file, rows (2u, 2u + 1), where the engine has (u, u + rotary_dim / 2). The
+// rows of a matrix, or the elements of a vector, are head after head; the first rotary_dim of each are put in order.
+struct InterleavedHeads {
+  std::int64_t head_dim = 0;  // 0: they are in order
+  std::int64_t rotary_dim = 0;
+
+  // Where row i of the engine lies in the file.
+  std::int64_t file_row(std::int64_t i) const {
+    if (head_dim == 0 || i % head_dim >= rotary_dim) return i;
+    const std::int64_t in_head = i % head_dim, pair = in_head % (rotary_dim / 2);
+    return i - in_head + 2 * pair + (in_head >= rotary_dim / 2 ? 1 : 0);
+  }
+};
+
 }  // namespace hogwild

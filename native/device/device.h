@@ -44,11 +44,30 @@ class Buffer {
   int index_ = 0;
 };
 
+// A weight matrix as its file has it, row after row. Matrices of plain formats are aligned to their elements, with rows
+// in the engine's order.
+struct WeightSource {
+  const std::byte* data = nullptr;
+  Format format = Format::kF32;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  InterleavedHeads interleaved = {};  // quantised formats only
+  // Whether a device may arrange a quantised matrix anew in memory of its own. Else, and where it computes in the host's
+  // memory, it reads `data` in each product; rows are in order then.
+  bool repack = true;
+};
+
+// What devices keep of a model's weights. Only a device fills it.
+struct WeightStorage {
+  std::vector<Buffer> buffers;
+  std::size_t used = 0;  // bytes of the last buffer
+};
+
 struct DeviceInfo {
   std::string type;  // "cpu" | "cuda"
   std::string name;  // processor or card
   int index = 0;     // cuda: which of the cards
-  std::string simd;  // cpu: level in use, "baseline" | "avx2" | "avx512" | "avx512bf16" | "neon"
+  std::string simd;  // cpu: level in use, "baseline", "avx2", "avxvnni", "avx512", ...
   int threads = 0;   // cpu: threads that compute, the calling one included
 };
 
@@ -60,8 +79,9 @@ enum class Feature : std::uint8_t {
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
-// `kv_padding`, `check_attention`, `own_memory` and, where that is 0, `allocate`: those may come from any thread. Ops may be
-// asynchronous on the device; `synchronize` waits for all of them. `download` waits by itself.
+// `kv_padding`, `check_attention`, `own_memory`, `free_memory` and, where `own_memory` is 0, `allocate`: these may come
+// from any thread. Ops may be asynchronous on the device; `synchronize` waits for all of them. `download` waits by
+// itself.
 class Device {
  public:
   virtual ~Device() = default;
@@ -82,6 +102,8 @@ class Device {
   // Bytes of memory of its own, in all; 0: it computes in the host's. Allocating its own takes a device time and must
   // not come between the ops of a step, and engines may have buffers of theirs in it.
   virtual std::int64_t own_memory() const { return 0; }
+  // Those of them that nobody uses now; 0 where it has none of its own.
+  virtual std::int64_t free_memory() const { return 0; }
 
   // Throws kOutOfMemory with the size and `purpose` in the message. Memory that is never touched
   // costs nothing where the system allows it (a page pool is bounded, not pre-paid).
@@ -90,13 +112,14 @@ class Device {
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void synchronize() = 0;
 
-  // Makes a weight readable by ops. `host` stays mapped and unchanged while the result is in use.
-  // A CPU returns `host` itself; others copy and keep the copy in `storage`.
-  virtual Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) = 0;
+  // Makes a weight readable by ops. Where the result points to `source.data`, that stays mapped and unchanged while the
+  // result is in use; else the copy is in `storage`, and complete after synchronize(). Throws kUnsupported, naming what
+  // is supported, for formats that the device does not have.
+  virtual Matrix upload_weight(const WeightSource& source, WeightStorage& storage) = 0;
 
-  // Before the first op of a step that needs one of its parts. They stay where they are and unchanged until
-  // the step's last op or the next begin_step; a device with memory of its own copies them here.
-  virtual void begin_step(const StepView& step) = 0;
+  // Makes a step readable by ops. What `step` points to stays where it is and unchanged while the result is in use;
+  // a device with memory of its own copies it. Any number of steps may be in use, of this device only.
+  virtual std::unique_ptr<DeviceStep> upload(const StepView& step) { return std::make_unique<DeviceStep>(step); }
 
   // Rows that the ops of a step of `rows` new tokens are to be called with: more where the device replays one
   // captured graph for several numbers of rows. Rows beyond the step may hold anything; nobody reads them.
@@ -106,24 +129,24 @@ class Device {
   // loses time in pauses, one that runs with them lets others come between.
   virtual bool prefers_whole_passes() const { return false; }
 
-  // Runs `ops`, which calls ops of this device and nothing else, or replays the graph captured for this key. The
-  // caller guarantees identical arguments per key: only what begin_step brought may differ.
+  // Runs `ops`, which calls ops of `step` on this device and nothing else, or replays the graph captured for this
+  // key. The caller guarantees identical parameters per key: only the contents of `step` may differ.
   struct GraphKey {
     std::uint64_t model = 0, cache = 0, buffers = 0;  // who calls; changes with every pointer in an argument
     std::int64_t rows = 0;
     bool output_wanted = false;
     auto operator<=>(const GraphKey&) const = default;
   };
-  virtual void replay(const GraphKey&, const std::function<void()>& ops) { ops(); }
+  virtual void replay(const GraphKey&, const DeviceStep&, const std::function<void()>& ops) { ops(); }
 
-  virtual void embedding(const EmbeddingParams& params) = 0;
+  virtual void embedding(const DeviceStep& step, const EmbeddingParams& params) = 0;
   virtual void rms_norm(const RmsNormParams& params) = 0;
   virtual void matmul(const MatmulParams& params) = 0;
   virtual void gated_activation(const GatedActivationParams& params) = 0;
   virtual void add(const AddParams& params) = 0;
   virtual void softcap(const SoftcapParams& params) = 0;
-  virtual void kv_append(const KvAppendParams& params) = 0;
-  virtual void attention(const AttentionParams& params) = 0;
+  virtual void kv_append(const DeviceStep& step, const KvAppendParams& params) = 0;
+  virtual void attention(const DeviceStep& step, const AttentionParams& params) = 0;
   virtual void kv_move(const KvMoveParams& params) = 0;
   virtual void kv_read(const KvReadParams& params) = 0;
   virtual void sample(const SampleParams& params) = 0;

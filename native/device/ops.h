@@ -168,11 +168,26 @@ struct AttentionPlanView {
 
 // What the ops of a step share, made once per step on the host.
 struct StepView {
-  std::uint64_t id = 0;  // equal ids have equal contents; 0: not known
   AttentionPlanView plan;
   RopeTable rope;                        // host memory
   std::span<const AppendSlot> slots;     // [T]
   std::span<const std::int32_t> tokens;  // [T], each in [0, V); empty where nobody asks for embeddings
+};
+
+// A step on a device, made by Device::upload: ops that need one of its parts take it beside their parameters, which
+// stay plain values that kernels can be given. Devices with memory of their own derive from it.
+class DeviceStep {
+ public:
+  // What `view` points to outlives this object.
+  explicit DeviceStep(const StepView& view) : view_(view) {}
+  DeviceStep(const DeviceStep&) = delete;
+  DeviceStep& operator=(const DeviceStep&) = delete;
+  virtual ~DeviceStep() = default;
+
+  const StepView& view() const { return view_; }  // host memory
+
+ private:
+  StepView view_;
 };
 
 // Whose activations an op of the cache reads and writes: an engine may keep its own on the device.
@@ -196,7 +211,7 @@ struct KvAppendParams {
 };
 
 // Concurrent attention: for each new token t and query head h, over all query ranges of t,
-//   score = cap(scale * <rotate(q, rope_row), key>) + bias,  cap(x) = softcap * tanh(x / softcap), or x where softcap = 0
+//   score = cap(scale * <rotate(q, rope_row), key>) + bias,  cap(x) = softcap * tanh(x / softcap), or x for 0
 //   out = sum exp(score - lse) value,   lse = log(sum exp(score) + exp(sinks[h]))
 // A key that is `window` or more view positions before t is not seen: neither read nor counted. Each segment's keys and
 // values are read once for all tokens that visit it. A token that sees nothing gets out = 0 and lse = sinks[h], -inf

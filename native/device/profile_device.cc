@@ -17,11 +17,11 @@ std::int64_t token_bytes(const KvShape& shape) {
 }  // namespace
 
 // Tokens of a segment that somebody sees through the window.
-std::int64_t ProfileDevice::tokens_seen(const PlanSegment& segment, std::int64_t window) {
+std::int64_t ProfileDevice::tokens_seen(const AttentionPlanView& plan, const PlanSegment& segment,
+                                        std::int64_t window) {
   if (window == 0) return segment.length;
   seen_.clear();
-  for (const QueryRange& range :
-       step_.plan.query_ranges.subspan(segment.first_query_range, segment.n_query_ranges)) {
+  for (const QueryRange& range : plan.query_ranges.subspan(segment.first_query_range, segment.n_query_ranges)) {
     seen_.emplace_back(range.first_seen(window), range.limit);
   }
   std::sort(seen_.begin(), seen_.end());
@@ -60,9 +60,9 @@ std::vector<OpProfile> ProfileDevice::take_profile() {
   return taken;
 }
 
-void ProfileDevice::embedding(const EmbeddingParams& p) {
-  const std::int64_t bytes = p.rows * row_bytes(p.table.format, p.table.cols);
-  measure({"embedding", 0, 0}, bytes, [&] { device_->embedding(p); });
+void ProfileDevice::embedding(const DeviceStep& step, const EmbeddingParams& p) {
+  const std::int64_t bytes = p.rows * (matrix_bytes(p.table) / p.table.rows);
+  measure({"embedding", 0, 0}, bytes, [&] { device_->embedding(step, p); });
 }
 
 void ProfileDevice::rms_norm(const RmsNormParams& p) {
@@ -92,14 +92,15 @@ void ProfileDevice::softcap(const SoftcapParams& p) {
   measure({"softcap", 0, 0}, 0, [&] { device_->softcap(p); });
 }
 
-void ProfileDevice::kv_append(const KvAppendParams& p) {
-  measure({"kv_append", 0, 0}, p.rows * token_bytes(p.shape), [&] { device_->kv_append(p); });
+void ProfileDevice::kv_append(const DeviceStep& step, const KvAppendParams& p) {
+  measure({"kv_append", 0, 0}, p.rows * token_bytes(p.shape), [&] { device_->kv_append(step, p); });
 }
 
-void ProfileDevice::attention(const AttentionParams& p) {
+void ProfileDevice::attention(const DeviceStep& step, const AttentionParams& p) {
   std::int64_t tokens = 0;
-  for (const PlanSegment& segment : step_.plan.segments) tokens += tokens_seen(segment, p.window);
-  measure({"attention", 0, 0}, tokens * token_bytes(p.shape), [&] { device_->attention(p); });
+  const AttentionPlanView& plan = step.view().plan;
+  for (const PlanSegment& segment : plan.segments) tokens += tokens_seen(plan, segment, p.window);
+  measure({"attention", 0, 0}, tokens * token_bytes(p.shape), [&] { device_->attention(step, p); });
 }
 
 void ProfileDevice::kv_move(const KvMoveParams& p) {

@@ -33,29 +33,27 @@ class ProfileDevice final : public Device {
   DeviceInfo info() const override { return device_->info(); }
   bool has(Feature feature) const override { return device_->has(feature); }
   std::int64_t own_memory() const override { return device_->own_memory(); }
+  std::int64_t free_memory() const override { return device_->free_memory(); }
   Buffer allocate(std::size_t bytes, const char* purpose) override { return device_->allocate(bytes, purpose); }
   void download(void* host, const void* device, std::size_t bytes) override { device_->download(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { device_->upload(device, host, bytes); }
   void synchronize() override { device_->synchronize(); }
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) override {
-    return device_->upload_weight(host, storage);
+  Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override {
+    return device_->upload_weight(source, storage);
   }
   std::int64_t kv_padding(const KvShape& shape) const override { return device_->kv_padding(shape); }
   void check_attention(const AttentionParams& params) const override { device_->check_attention(params); }
-  void begin_step(const StepView& step) override {
-    step_ = step;
-    device_->begin_step(step);
-  }
+  std::unique_ptr<DeviceStep> upload(const StepView& step) override { return device_->upload(step); }
   double measure_read_bandwidth(std::size_t bytes) override { return device_->measure_read_bandwidth(bytes); }
 
-  void embedding(const EmbeddingParams& params) override;
+  void embedding(const DeviceStep& step, const EmbeddingParams& params) override;
   void rms_norm(const RmsNormParams& params) override;
   void matmul(const MatmulParams& params) override;
   void gated_activation(const GatedActivationParams& params) override;
   void add(const AddParams& params) override;
   void softcap(const SoftcapParams& params) override;
-  void kv_append(const KvAppendParams& params) override;
-  void attention(const AttentionParams& params) override;
+  void kv_append(const DeviceStep& step, const KvAppendParams& params) override;
+  void attention(const DeviceStep& step, const AttentionParams& params) override;
   void kv_move(const KvMoveParams& params) override;
   void kv_read(const KvReadParams& params) override;
   void sample(const SampleParams& params) override;
@@ -63,12 +61,11 @@ class ProfileDevice final : public Device {
  private:
   using Key = std::tuple<const char*, std::int64_t, std::int64_t>;  // op, k, outputs; sizes 0 where there is one kind
 
-  std::int64_t tokens_seen(const PlanSegment& segment, std::int64_t window);
+  std::int64_t tokens_seen(const AttentionPlanView& plan, const PlanSegment& segment, std::int64_t window);
   template <typename Op>
   void measure(const Key& key, std::int64_t bytes, Op&& op);
 
   std::shared_ptr<Device> device_;
-  StepView step_;
   std::vector<std::pair<std::int64_t, std::int64_t>> seen_;  // scratch of tokens_seen
   std::map<Key, OpProfile> profiles_;                        // `op` is filled in by take_profile
 };

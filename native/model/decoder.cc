@@ -71,7 +71,8 @@ void Decoder::rms_norm(const float* in, const float* weight, std::int64_t rows, 
 }
 
 void Decoder::embed(const Rows& rows) {
-  device_->embedding({.rows = rows.n, .table = layers_.embed, .scale = config_.embedding_scale, .out = x(rows)});
+  device_->embedding(rows.step,
+                     {.rows = rows.n, .table = layers_.embed, .scale = config_.embedding_scale, .out = x(rows)});
 }
 
 void Decoder::project_and_append(std::int64_t index, const Rows& rows) {
@@ -97,21 +98,21 @@ void Decoder::project_and_append(std::int64_t index, const Rows& rows) {
       rms_norm(k(), layer.k_norm, rows.n, config_.kv_size(), k());
       break;
   }
-  device_->kv_append({.shape = rows.cache.shape(),
-                      .layer = rows.cache.layer(index),
-                      .first = 0,
-                      .rows = rows.n,
-                      .k = k(),
-                      .v = v(rows.n)});
+  device_->kv_append(rows.step, {.shape = rows.cache.shape(),
+                                 .layer = rows.cache.layer(index),
+                                 .first = 0,
+                                 .rows = rows.n,
+                                 .k = k(),
+                                 .v = v(rows.n)});
 }
 
 void Decoder::attend(std::int64_t index, const Rows& rows) {
-  device_->attention({.shape = rows.cache.shape(),
-                      .layer = rows.cache.layer(index),
-                      .query_heads = config_.query_heads,
-                      .scale = config_.attention_scale,
-                      .q = q(rows),
-                      .out = rows.activations.attended.as<float>()});
+  device_->attention(rows.step, {.shape = rows.cache.shape(),
+                                 .layer = rows.cache.layer(index),
+                                 .query_heads = config_.query_heads,
+                                 .scale = config_.attention_scale,
+                                 .q = q(rows),
+                                 .out = rows.activations.attended.as<float>()});
 }
 
 void Decoder::output_and_mlp(std::int64_t index, const Rows& rows) {

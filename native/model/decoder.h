@@ -26,11 +26,11 @@ struct Activations {
   bool in_use = false;
 };
 
-// Rows [first, first + n) of the activations. The device was told their plan (Device::begin_step), with
-// row 0 for the first of them.
+// Rows [first, first + n) of the activations, and their step on the device, whose row 0 is the first of them.
 struct Rows {
   KvCache& cache;
   Activations& activations;
+  const DeviceStep& step;
   std::int64_t first = 0;
   std::int64_t n = 0;
   const std::atomic<bool>& cancel;

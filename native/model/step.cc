@@ -86,9 +86,10 @@ struct Step::State {
     std::int64_t first = 0;  // row of the step
     std::int64_t n = 0;
     ChunkedPlan plans;
-    std::vector<std::int64_t> rows;  // of each chunk, as many as the device wants (Device::bucket_rows)
-    bool output_wanted = false;      // somebody wants logits of one of them
-    std::int64_t layer = 0;          // what comes next, up to layers()
+    const DeviceStep* step = nullptr;  // of the chunk
+    std::vector<std::int64_t> rows;    // of each chunk, as many as the device wants (Device::bucket_rows)
+    bool output_wanted = false;        // somebody wants logits of one of them
+    std::int64_t layer = 0;            // what comes next, up to layers()
     Part part = Part::kProject;
     std::size_t chunk = 0;
   };
@@ -109,12 +110,11 @@ struct Step::State {
   std::int64_t layers() const { return decoder.config().n_layers(); }
   ChunkedPlan::Chunk chunk() const { return pass->plans.chunks()[pass->chunk]; }
   Rows rows(const std::atomic<bool>& cancel) const {
-    return {cache, *activations, chunk().first - pass->first, pass->rows[pass->chunk], cancel};
+    return {cache, *activations, *pass->step, chunk().first - pass->first, pass->rows[pass->chunk], cancel};
   }
 
   void prepare_results();
   void begin_pass();
-  void begin_chunk();
   void do_part(const std::atomic<bool>& cancel);
   void go_on();
   template <typename Check>
@@ -158,7 +158,8 @@ void Step::State::prepare_results() {
 void Step::State::begin_pass() {
   const std::int64_t left = reservation.n_tokens() - next_row;
   const std::int64_t n = workers.size() == 1 ? std::min(ChunkedPlan::chunk_rows(reservation), left) : left;
-  pass.emplace(Pass{.first = next_row, .n = n, .plans = ChunkedPlan(reservation, next_row, n), .rows = {}});
+  pass.emplace(
+      Pass{.first = next_row, .n = n, .plans = ChunkedPlan(reservation, device, tokens, next_row, n), .rows = {}});
   std::int64_t all_rows = 0;
   for (const ChunkedPlan::Chunk& chunk : pass->plans.chunks()) {
     pass->rows.push_back(device.bucket_rows(chunk.n));
@@ -168,12 +169,6 @@ void Step::State::begin_pass() {
   if (activations == nullptr) {  // no later pass is larger
     activations = &decoder.take_activations(all_rows, *std::max_element(pass->rows.begin(), pass->rows.end()));
   }
-}
-
-void Step::State::begin_chunk() {
-  device.begin_step(pass->plans.plan(pass->chunk)
-                        .view(std::span(tokens).subspan(static_cast<std::size_t>(chunk().first),
-                                                        static_cast<std::size_t>(chunk().n))));
 }
 
 // Ops only: a device may replay them (Device::replay).
@@ -256,13 +251,13 @@ void Step::State::check_residual() const {
 // Returns the rows that went through a part. The pass's layers may not be done yet.
 std::int64_t Step::State::do_layers(const std::atomic<bool>& cancel) {
   if (device.prefers_whole_passes() && pass->plans.chunks().size() == 1) {
-    begin_chunk();
+    pass->step = &pass->plans.on_device(pass->chunk);
     device.replay({.model = decoder.id(),
                    .cache = cache.id(),
                    .buffers = activations->version,
                    .rows = pass->rows.front(),
                    .output_wanted = pass->output_wanted},
-                  [&] {
+                  *pass->step, [&] {
                     for (; pass->layer < layers(); go_on()) do_part(cancel);
                   });
     pass->layer = layers();  // also where a graph did it
@@ -271,7 +266,7 @@ std::int64_t Step::State::do_layers(const std::atomic<bool>& cancel) {
   }
   std::int64_t done = 0;
   while (pass->layer < layers() && done < kPieceRows) {
-    begin_chunk();
+    pass->step = &pass->plans.on_device(pass->chunk);
     do_part(cancel);
     done += chunk().n;
     if (pass->layer + 1 == layers() && !pass->output_wanted) check_appended();

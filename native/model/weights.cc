@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstring>
 #include <new>
+#include <numeric>
 #include <system_error>
 #include <utility>
 
@@ -20,6 +21,7 @@
 #include "core/float16.h"
 #include "core/format.h"
 #include "core/panels.h"
+#include "core/quant.h"
 
 namespace hogwild {
 namespace {
@@ -65,6 +67,15 @@ class SourceFile {
   const std::string& path() const { return path_; }
   std::uint64_t size() const { return static_cast<std::uint64_t>(status_.st_size); }
   const std::byte* mapping() const { return static_cast<const std::byte*>(data_); }  // null where it is not mapped
+
+  // The pages of [offset, offset + bytes) are not needed any more: they leave this process, and come back where they are
+  // read after all.
+  void let_go(std::uint64_t offset, std::size_t bytes) const {
+    if (data_ == nullptr) return;
+    const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+    const std::uint64_t begin = (offset + page - 1) / page * page, end = (offset + bytes) / page * page;
+    if (begin < end) ::madvise(static_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
+  }
 
   // Reads [offset, offset + bytes), which lies inside the file.
   void read(std::uint64_t offset, std::size_t bytes, std::byte* to) const {
@@ -142,35 +153,6 @@ void check_interleaved(const TensorSource& source) {
                                        std::to_string(rotary_dim) + " interleaved");
 }
 
-// Where row i of the engine lies in the file.
-std::int64_t file_row(const TensorSource::Interleaved& interleaved, std::int64_t i) {
-  const auto [head_dim, rotary_dim] = interleaved;
-  if (head_dim == 0 || i % head_dim >= rotary_dim) return i;
-  const std::int64_t in_head = i % head_dim, pair = in_head % (rotary_dim / 2);
-  return i - in_head + 2 * pair + (in_head >= rotary_dim / 2 ? 1 : 0);
-}
-
-std::uint16_t load_u16(const std::byte* from) {
-  std::uint16_t value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
-// `from` need not be aligned.
-void read_as_f32(const std::byte* from, Dtype dtype, std::int64_t n, float* out) {
-  switch (dtype) {
-    case Dtype::kF32:
-      std::memcpy(out, from, static_cast<std::size_t>(n) * sizeof(float));
-      break;
-    case Dtype::kF16:
-      for (std::int64_t i = 0; i < n; ++i) out[i] = f16_to_f32(load_u16(from + 2 * i));
-      break;
-    case Dtype::kBF16:
-      for (std::int64_t i = 0; i < n; ++i) out[i] = bf16_to_f32(load_u16(from + 2 * i));
-      break;
-  }
-}
-
 // False where a finite value became infinite. Infinities and NaNs of the file are kept as they are.
 bool write_from_f32(const float* from, std::int64_t n, Dtype dtype, std::byte* out) {
   if (dtype == Dtype::kF32) {
@@ -194,7 +176,7 @@ HostArray convert(const TensorSource& source, const std::byte* data, Dtype to) {
   HostArray converted = allocate_host(static_cast<std::size_t>(source.rows * to_bytes), source.name);
   std::vector<float> row(static_cast<std::size_t>(source.cols));
   for (std::int64_t r = 0; r < source.rows; ++r) {
-    read_as_f32(data + file_row(source.interleaved, r) * from_bytes, dtype_of(source.format), source.cols, row.data());
+    dequantise_row(source.format, data + source.interleaved.file_row(r) * from_bytes, source.cols, row.data());
     if (!write_from_f32(row.data(), source.cols, to, converted.get() + r * to_bytes)) {
       throw Error(code::kInvalidModel, "tensor '" + source.name + "' of '" + source.path +
                                            "' holds a value beyond the range of " + dtype_name(to));
@@ -208,19 +190,17 @@ HostArray copy_rows(const TensorSource& source, const std::byte* data) {
   const std::int64_t bytes = row_bytes(source.format, source.cols);
   HostArray copy = allocate_host(static_cast<std::size_t>(source.rows * bytes), source.name);
   for (std::int64_t r = 0; r < source.rows; ++r) {
-    std::memcpy(copy.get() + r * bytes, data + file_row(source.interleaved, r) * bytes,
+    std::memcpy(copy.get() + r * bytes, data + source.interleaved.file_row(r) * bytes,
                 static_cast<std::size_t>(bytes));
   }
   return copy;
 }
 
 void read_vector(const TensorSource& source, const std::byte* data, float* out) {
-  const Dtype dtype = dtype_of(source.format);
-  if (source.interleaved.head_dim == 0) return read_as_f32(data, dtype, source.cols, out);
-  const auto size = static_cast<std::int64_t>(dtype_size(dtype));
-  for (std::int64_t i = 0; i < source.cols; ++i) {
-    read_as_f32(data + file_row(source.interleaved, i) * size, dtype, 1, out + i);
-  }
+  dequantise_row(source.format, data, source.cols, out);
+  if (source.interleaved.head_dim == 0) return;
+  const std::vector<float> in_file(out, out + source.cols);
+  for (std::int64_t i = 0; i < source.cols; ++i) out[i] = in_file[source.interleaved.file_row(i)];
 }
 
 // Vectors share one device buffer; each begins at a cache line.
@@ -240,14 +220,14 @@ struct Weights::State {
 
   std::vector<std::unique_ptr<SourceFile>> files;  // mapped, those that a matrix still points into
   std::vector<HostArray> host_arrays;              // copies that a matrix points into
-  std::vector<Buffer> device_matrices;             // what upload_weight copied
+  WeightStorage device_matrices;
   Buffer device_vectors;
   std::map<std::string, Matrix> matrices;
   std::map<std::string, Vector> vectors;
   std::map<std::string, std::string> paths;  // where each tensor came from
 };
 
-Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to, bool mapped,
+Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const WeightOptions& options,
                  const std::function<void(std::int64_t bytes)>& on_loaded)
     : state_(std::make_unique<State>()) {
   struct File {
@@ -264,19 +244,15 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
                   "tensor '" + source.name + "' is given twice, the second time in '" + source.path + "'");
     }
     auto& [file, in_use] = files[source.path];
-    if (file == nullptr) file = std::make_unique<SourceFile>(source.path, mapped);
+    if (file == nullptr) file = std::make_unique<SourceFile>(source.path, options.mapped);
     const std::size_t bytes = size_inside(source, *file);
     check_interleaved(source);
-    if (!is_plain(source.format)) {
-      throw Error(code::kUnsupported, "tensor '" + source.name + "' of '" + source.path + "' is " +
-                                          format_name(source.format) + "; supported are f32, f16 and bf16");
-    }
     HostArray copy;
-    if (!mapped) {
+    if (!options.mapped) {
       copy = allocate_host(bytes, source.name);
       file->read(source.offset, bytes, copy.get());
     }
-    const std::byte* data = mapped ? file->mapping() + source.offset : copy.get();
+    const std::byte* data = options.mapped ? file->mapping() + source.offset : copy.get();
     state_->paths[source.name] = source.path;
 
     if (source.rows == 1) {
@@ -288,20 +264,34 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       continue;
     }
 
-    Matrix host = {data, source.format, source.rows, source.cols};
-    const bool is_aligned = reinterpret_cast<std::uintptr_t>(data) % dtype_size(dtype_of(source.format)) == 0;
-    if (convert_to != nullptr && format_of(*convert_to) != source.format) {
-      copy = convert(source, data, *convert_to);
-      host.format = format_of(*convert_to);
+    WeightSource host = {.data = data, .format = source.format, .rows = source.rows, .cols = source.cols};
+    const bool repacked = !is_plain(source.format) && options.repack;
+    const bool is_aligned =
+        !is_plain(source.format) || reinterpret_cast<std::uintptr_t>(data) % dtype_size(dtype_of(source.format)) == 0;
+    if (options.convert_to && format_of(*options.convert_to) != source.format) {
+      copy = convert(source, data, *options.convert_to);
+      host.format = format_of(*options.convert_to);
+    } else if (repacked) {
+      host.interleaved = source.interleaved;
     } else if (!is_aligned || source.interleaved.head_dim != 0) {
       copy = copy_rows(source, data);
     }
+    host.repack = options.repack;
     if (copy != nullptr) host.data = copy.get();
 
-    const Matrix uploaded = device.upload_weight(host, state_->device_matrices);
+    Matrix uploaded;
+    try {
+      uploaded = device.upload_weight(host, state_->device_matrices);
+    } catch (const Error& error) {
+      throw Error(error.code(), "tensor '" + source.name + "' of '" + source.path + "': " + error.what());
+    }
     const bool in_place = uploaded.data == host.data;
     if (copy == nullptr) {
       in_use |= in_place;
+      if (!in_place) {
+        device.synchronize();  // the device may still be reading the file
+        file->let_go(source.offset, bytes);
+      }
     } else if (in_place) {
       state_->host_arrays.push_back(std::move(copy));
     } else {
@@ -365,17 +355,23 @@ void Weights::check_unchanged() const {
 
 std::string Weights::blame(Device& device, const std::string& what) const {
   constexpr std::int64_t kPiece = std::int64_t{1} << 18;  // elements
-  std::vector<std::byte> piece;
   std::vector<float> values;
-  const auto is_damaged = [&](const void* data, Dtype dtype, std::int64_t n) {
-    for (std::int64_t first = 0; first < n; first += kPiece) {
-      const std::int64_t count = std::min(kPiece, n - first);
-      const auto size = static_cast<std::int64_t>(dtype_size(dtype));
-      piece.resize(static_cast<std::size_t>(count * size));
-      values.resize(static_cast<std::size_t>(count));
-      device.download(piece.data(), static_cast<const std::byte*>(data) + first * size, piece.size());
-      read_as_f32(piece.data(), dtype, count, values.data());
-      if (!all_finite(values)) return true;
+  const auto is_damaged_vector = [&](const float* data, std::int64_t n) {
+    values.resize(static_cast<std::size_t>(n));
+    device.download(values.data(), data, values.size() * sizeof(float));
+    return !all_finite(values);
+  };
+  // Embeddings are rows of a matrix of whatever format in f32.
+  const auto is_damaged_matrix = [&](const Matrix& matrix) {
+    const std::int64_t piece = std::clamp<std::int64_t>(kPiece / matrix.cols, 1, matrix.rows);
+    const Buffer rows = device.allocate(static_cast<std::size_t>(piece * matrix.cols) * sizeof(float), "weights");
+    std::vector<std::int32_t> indices;
+    for (std::int64_t first = 0; first < matrix.rows; first += piece) {
+      indices.resize(static_cast<std::size_t>(std::min(piece, matrix.rows - first)));
+      std::iota(indices.begin(), indices.end(), static_cast<std::int32_t>(first));
+      const auto step = device.upload(StepView{.plan = {}, .rope = {}, .slots = {}, .tokens = indices});
+      device.embedding(*step, {.rows = std::ssize(indices), .table = matrix, .scale = 1, .out = rows.as<float>()});
+      if (is_damaged_vector(rows.as<float>(), std::ssize(indices) * matrix.cols)) return true;
     }
     return false;
   };
@@ -383,10 +379,10 @@ std::string Weights::blame(Device& device, const std::string& what) const {
     return what + ": tensor '" + name + "' of '" + state_->paths.at(name) + "' holds NaN or infinity";
   };
   for (const auto& [name, vector] : state_->vectors) {
-    if (is_damaged(vector.data, Dtype::kF32, vector.size)) return message(name);
+    if (is_damaged_vector(vector.data, vector.size)) return message(name);
   }
   for (const auto& [name, matrix] : state_->matrices) {
-    if (is_damaged(matrix.data, dtype_of(matrix.format), matrix.rows * matrix.cols)) return message(name);
+    if (is_damaged_matrix(matrix)) return message(name);
   }
   return what + ", though the weights are finite: they, or a number in its config, are too large";
 }

@@ -1,4 +1,4 @@
-// Read-only weights from safetensors files, memory-mapped or read into memory. lib/ parses the headers
+// Read-only weights from model files, memory-mapped or read into memory. lib/ parses the headers
 // (text); this side is told where each tensor lies and checks that it lies inside its file.
 //
 // Names are roles, the same for every family (lib/roles.ts); lib/sources/ maps the names of files to them.
@@ -25,6 +25,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,29 +43,31 @@ struct TensorSource {
   Format format = Format::kF32;
   std::int64_t rows = 0;
   std::int64_t cols = 0;  // vectors: rows = 1
+  InterleavedHeads interleaved = {};
+};
 
-  // Heads whose RoPE pairs are neighbours in the file, (2u, 2u + 1), where the engine has (u, u + rotary_dim / 2). The
-  // rows of a matrix, or the elements of a vector, are head after head; the first rotary_dim of each are put in order.
-  struct Interleaved {
-    std::int64_t head_dim = 0;  // 0: they are in order
-    std::int64_t rotary_dim = 0;
-  };
-  Interleaved interleaved = {};
+// What becomes of the tensors of files.
+struct WeightOptions {
+  // Matrices are converted to it (rounded to nearest even) and kept in memory; those already in it, and all of them
+  // where there is none, keep their format. Vectors become f32.
+  std::optional<Dtype> convert_to = std::nullopt;
+  // Each file is mapped once, and matrices that are neither converted nor reordered nor repacked stay in its pages. Such
+  // a file must not change while the object lives: a process that reads behind the end of a shortened file gets
+  // SIGBUS. Else everything is read into memory.
+  bool mapped = true;
+  // A device may repack quantised matrices, which takes memory of the process for each but makes products fast. Else
+  // they stay as the files have them, which processes share where the files are mapped.
+  bool repack = true;
 };
 
 class Weights {
  public:
   // Throws kInvalidModel (naming tensor and file) where a tensor does not lie inside its file, has parts of blocks or
-  // of heads, a name occurs twice or a value does not fit `convert_to`; kUnsupported for a format that is not
-  // supported here or by the device; kOutOfMemory.
-  // `convert_to`: matrices are converted to it (rounded to nearest even) and kept in memory; those
-  // already in it, and all of them where it is null, stay as they are. Vectors become f32.
-  // `mapped`: each file is mapped once, and matrices that are neither converted nor reordered stay in its pages. Such a file
-  // must not change while the object lives: a process that reads behind the end of a shortened file gets
-  // SIGBUS. Else everything is read into memory.
+  // of heads, a name occurs twice or a value does not fit `convert_to`; kUnsupported for a format that the device does
+  // not have; kOutOfMemory.
   // `on_loaded`: called after each tensor with its bytes in the file; what it throws ends the loading.
   Weights(
-      Device& device, const std::vector<TensorSource>& sources, const Dtype* convert_to, bool mapped = true,
+      Device& device, const std::vector<TensorSource>& sources, const WeightOptions& options = {},
       const std::function<void(std::int64_t bytes)>& on_loaded = [](std::int64_t) {});
   ~Weights();
 

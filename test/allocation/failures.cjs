@@ -9,7 +9,13 @@ const fs = require('node:fs')
 const path = require('node:path')
 const { setTimeout: sleep } = require('node:timers/promises')
 const { functionOf, openBinding } = require('../binding/calls.cjs')
-const { cacheShape, loadAddon, randomModel, stepWorker } = require('../lifetime/random-model.cjs')
+const {
+  attendOptions,
+  cacheShape,
+  loadAddon,
+  randomModel,
+  stepWorker,
+} = require('../lifetime/random-model.cjs')
 
 // Pieces of memory that a call may leave behind: scratch space that grew.
 const KEPT = 2
@@ -81,7 +87,7 @@ function operations(native, binding, files) {
       const q = new Float32Array(2 * config.queryHeads * config.headDim)
       for (let layer = 0; layer < config.layers.length; layer++) {
         await native.passAppend(pass, layer, kv, kv)
-        await native.passAttend(pass, layer, q, config.queryHeads, 1, true)
+        await native.passAttend(pass, layer, q, config.queryHeads, attendOptions(1, true))
       }
       native.passCommit(pass)
     } finally {

@@ -1,9 +1,13 @@
 // Every function of the binding: arguments that work, where in them a handle stands, and of which kind. A table
 // of its own, so that the binding is not asked what it takes: for tests that call it in every wrong way.
 'use strict'
+const { openSync } = require('node:fs')
 const { cacheShape, random, stepWorker } = require('../lifetime/random-model.cjs')
 
 const DEVICE = { type: 'cpu', index: 0, threads: 1, simd: 'baseline', profile: true }
+
+/** An open file, to be locked. */
+const file = openSync(__filename, 'r')
 
 function floats(length, seed = 1) {
   const next = random(seed)
@@ -62,6 +66,7 @@ async function openBinding(native, { config, tensors }) {
     formats: { args: () => [] },
     createDevice: { args: () => [DEVICE] },
     deviceInfo: { args: () => [device], handles: { '[0]': 'device' } },
+    deviceFreeMemory: { args: () => [device], handles: { '[0]': 'device' } },
     deviceReadBandwidth: {
       args: () => [device, 1 << 20],
       handles: { '[0]': 'device' },
@@ -78,6 +83,7 @@ async function openBinding(native, { config, tensors }) {
         'f32',
         native.createProgress(),
         native.createCancel(),
+        true,
         true,
       ],
       handles: { '[0]': 'device', '[4]': 'progress', '[5]': 'cancel' },
@@ -117,6 +123,8 @@ async function openBinding(native, { config, tensors }) {
     blockRead: { args: () => [a, 1], handles: { '[0]': 'block' } },
     blockClose: { args: () => [native.blockFork(a)], handles: { '[0]': 'block' } },
 
+    tryLock: { args: () => [file] },
+
     createProgress: { args: () => [] },
     progressBytes: { args: () => [native.createProgress()], handles: { '[0]': 'progress' } },
     createCancel: { args: () => [] },
@@ -152,7 +160,16 @@ async function openBinding(native, { config, tensors }) {
       promise: true,
     },
     passAttend: {
-      args: () => [newPass(), 1, floats(2 * qSize), config.queryHeads, 0.25, true],
+      args: () => {
+        const { queryHeads } = config
+        const arrays = {
+          out: floats(2 * qSize),
+          lse: floats(2 * queryHeads),
+          sinks: floats(queryHeads),
+        }
+        const options = { scale: 0.25, softcap: 20, window: 3, wantLse: true, ...arrays }
+        return [newPass(), 1, floats(2 * qSize), queryHeads, options]
+      },
       handles: { '[0]': 'pass' },
       promise: true,
     },

@@ -284,19 +284,21 @@ Result run(const Case& c) {
   const simt::DeviceArray<float> lse(std::vector<float>(c.tokens * c.query_heads(), nan));
 
   AttentionLaunch launch;
-  launch.shape = c.shape;
-  launch.layer = {.keys = keys.data(), .values = values.data()};
-  launch.plan = {
-      .counts = counts.data(), .segments = segments.data(), .query_ranges = query_ranges.data(), .pages = pages.data()};
-  launch.rope = {.cos = cos.data(), .sin = sin.data(), .rotary_dim = c.rotary_dim};
-  launch.query_heads = c.query_heads();
-  launch.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(c.shape.head_dim)));
-  launch.dtype = c.dtype;
-  launch.q = q.data();
-  launch.out = out.data();
-  launch.lse = lse.data();
-  launch.max_tokens = flat.counts[0] + c.more_tokens;
-  launch.max_segments = flat.counts[1] + c.more_segments;
+  launch.params = {.shape = c.shape,
+                   .layer = {.keys = keys.data(), .values = values.data()},
+                   .query_heads = c.query_heads(),
+                   .scale = static_cast<float>(1 / std::sqrt(static_cast<double>(c.shape.head_dim))),
+                   .q = q.data(),
+                   .out = out.data(),
+                   .lse = lse.data(),
+                   .buffers = {.dtype = c.dtype}};
+  launch.step.rope = {.cos = cos.data(), .sin = sin.data(), .rotary_dim = c.rotary_dim};
+  launch.step.plan = {.counts = counts.data(),
+                      .segments = segments.data(),
+                      .query_ranges = query_ranges.data(),
+                      .pages = pages.data(),
+                      .max_tokens = flat.counts[0] + c.more_tokens,
+                      .max_segments = flat.counts[1] + c.more_segments};
   launch.max_ctas = c.ctas;
   launch.min_tiles = c.min_tiles;
   const simt::DeviceArray<std::uint8_t> workspace(std::vector<std::uint8_t>(attention_workspace_bytes(launch), 0xff));
@@ -426,10 +428,10 @@ TEST(a_query_that_is_not_a_number_stays_alone) {
 
 TEST(what_is_not_supported_is_refused) {
   AttentionLaunch launch;
-  launch.shape = bf16_shape(1, 2, 128);
-  launch.query_heads = 8;
-  launch.rope.rotary_dim = 128;
-  launch.max_tokens = launch.max_segments = launch.max_ctas = 4;
+  launch.params.shape = bf16_shape(1, 2, 128);
+  launch.params.query_heads = 8;
+  launch.step.rope.rotary_dim = 128;
+  launch.step.plan.max_tokens = launch.step.plan.max_segments = launch.max_ctas = 4;
   CHECK(attention_workspace_bytes(launch) > 0);
   const auto refused = [&](const auto& change) {
     AttentionLaunch changed = launch;
@@ -438,22 +440,22 @@ TEST(what_is_not_supported_is_refused) {
     changed.workspace = memory.data();
     CHECK(launch_attention(changed, nullptr) == cudaErrorInvalidValue);
   };
-  refused([](AttentionLaunch& l) { l.shape.value_format = KvFormat::kF16; });
-  refused([](AttentionLaunch& l) { l.shape.key_format = l.shape.value_format = KvFormat::kInt8; });
-  refused([](AttentionLaunch& l) { l.shape.key_format = l.shape.value_format = KvFormat::kF32; });
-  refused([](AttentionLaunch& l) { l.shape.padding = 16; });
-  refused([](AttentionLaunch& l) { l.shape.padding = -16; });
+  refused([](AttentionLaunch& l) { l.params.shape.value_format = KvFormat::kF16; });
+  refused([](AttentionLaunch& l) { l.params.shape.key_format = l.params.shape.value_format = KvFormat::kInt8; });
+  refused([](AttentionLaunch& l) { l.params.shape.key_format = l.params.shape.value_format = KvFormat::kF32; });
+  refused([](AttentionLaunch& l) { l.params.shape.padding = 16; });
+  refused([](AttentionLaunch& l) { l.params.shape.padding = -16; });
   refused([](AttentionLaunch& l) {
-    l.shape.head_dim = 124;
-    l.shape.padding = 4;
-    l.rope.rotary_dim = 64;
+    l.params.shape.head_dim = 124;
+    l.params.shape.padding = 4;
+    l.step.rope.rotary_dim = 64;
   });
-  refused([](AttentionLaunch& l) { l.rope.rotary_dim = 63; });
-  refused([](AttentionLaunch& l) { l.rope.rotary_dim = 130; });
-  refused([](AttentionLaunch& l) { l.q = reinterpret_cast<const void*>(8); });
-  refused([](AttentionLaunch& l) { l.query_heads = 7; });
+  refused([](AttentionLaunch& l) { l.step.rope.rotary_dim = 63; });
+  refused([](AttentionLaunch& l) { l.step.rope.rotary_dim = 130; });
+  refused([](AttentionLaunch& l) { l.params.q = reinterpret_cast<const void*>(8); });
+  refused([](AttentionLaunch& l) { l.params.query_heads = 7; });
   refused([](AttentionLaunch& l) { l.max_ctas = 0; });
-  refused([](AttentionLaunch& l) { l.max_tokens = 1 << 30; });
+  refused([](AttentionLaunch& l) { l.step.plan.max_tokens = 1 << 30; });
 }
 
 }  // namespace

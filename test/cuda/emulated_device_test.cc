@@ -2,12 +2,14 @@
 // memory, graphs, streams, the choice of a card.
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "../native/check.h"
+#include "core/float16.h"
 #include "device/cuda/memory.h"
 #include "device/device.h"
 #include "kernels.h"
@@ -22,7 +24,7 @@ constexpr std::int64_t kHeads = 2, kQueryHeads = 4, kDim = 64;
 
 // As a test finds the card.
 struct Fresh {
-  Fresh() { simt::card = {.allocated = simt::card.allocated}; }
+  Fresh() { simt::card = {.allocated = simt::card.allocated, .checks_graphs = false}; }
 };
 
 std::string message_of(const auto& body) {
@@ -42,6 +44,9 @@ struct Attention {
     const std::int64_t pages = std::ssize(step.pages);
     keys = allocate(pages * shape().page_bytes(KvFormat::kBF16));
     values = allocate(pages * shape().page_bytes(KvFormat::kBF16));
+    std::vector<std::uint16_t> cached(static_cast<std::size_t>(pages * shape().page_elements()));
+    for (std::size_t i = 0; i < cached.size(); ++i) cached[i] = f32_to_bf16(0.01f * static_cast<float>(i % 101) - 0.5f);
+    for (const Buffer* pool : {&keys, &values}) this->device->upload(pool->data(), cached.data(), 2 * cached.size());
     const std::int64_t rows = this->device->bucket_rows(workers);
     q = allocate(4 * rows * kQueryHeads * kDim);
     out = allocate(4 * rows * kQueryHeads * kDim);
@@ -61,8 +66,13 @@ struct Attention {
             .out = out.data(),
             .lse = lse.as<float>()};
   }
-  void begin() const { device->begin_step(step.view()); }
-  void run() const { device->attention(params()); }
+  std::unique_ptr<DeviceStep> upload() const { return device->upload(step.view()); }
+  void run(const DeviceStep& on_device) const { device->attention(on_device, params()); }
+  // As a step of a model: uploaded, then run or replayed.
+  void replay(const Device::GraphKey& key, const std::function<void(const DeviceStep&)>& ops) const {
+    const auto on_device = upload();
+    device->replay(key, *on_device, [&] { ops(*on_device); });
+  }
   std::vector<float> results() const {
     std::vector<float> host(static_cast<std::size_t>(step.workers * kQueryHeads * kDim));
     device->download(host.data(), out.data(), host.size() * sizeof(float));
@@ -136,10 +146,9 @@ TEST(a_step_is_run_then_captured_then_replayed) {
   const Attention attention(create_cuda_device(0));
   int calls = 0;
   for (int i = 0; i < 4; ++i) {
-    attention.begin();
-    attention.device->replay({.model = 1, .cache = 1, .buffers = 1, .rows = 4}, [&] {
+    attention.replay({.model = 1, .cache = 1, .buffers = 1, .rows = 4}, [&](const DeviceStep& step) {
       ++calls;
-      attention.run();
+      attention.run(step);
     });
   }
   CHECK(calls == 2);
@@ -150,19 +159,16 @@ TEST(memory_made_while_a_step_is_captured_is_cleared_once) {
   const Fresh fresh;
   const Attention attention(create_cuda_device(0));
   const Device::GraphKey key{.model = 1, .cache = 1, .buffers = 1, .rows = 4};
-  attention.begin();
-  attention.device->replay(key, [&] { attention.run(); });
+  attention.replay(key, [&](const DeviceStep& step) { attention.run(step); });
   Buffer other;
-  attention.begin();
-  attention.device->replay(key, [&] {
-    attention.run();
+  attention.replay(key, [&](const DeviceStep& step) {
+    attention.run(step);
     std::thread([&] { other = attention.allocate(64); }).join();
   });
   CHECK(simt::card.graph_launches == 1);
   const std::vector<float> pattern(16, 1.5f);
   attention.device->upload(other.data(), pattern.data(), 64);
-  attention.begin();
-  attention.device->replay(key, [] { throw Error(code::kInternal, "not captured"); });
+  attention.replay(key, [](const DeviceStep&) { throw Error(code::kInternal, "not captured"); });
   std::vector<float> after(16);
   attention.device->download(after.data(), other.data(), 64);
   CHECK(after == pattern);
@@ -172,18 +178,16 @@ TEST(what_cannot_be_captured_is_run_each_time) {
   const Fresh fresh;
   const Attention attention(create_cuda_device(0));
   const Device::GraphKey key{.model = 1, .cache = 1, .buffers = 1, .rows = 4};
-  attention.begin();
-  attention.run();
+  attention.run(*attention.upload());
   const std::vector<float> expected = attention.results();
   int calls = 0;
   const auto step = [&](const auto& disturb) {
     attention.device->synchronize();
     const std::vector<float> zeros(expected.size());
     attention.device->upload(attention.out.data(), zeros.data(), zeros.size() * sizeof(float));
-    attention.begin();
-    attention.device->replay(key, [&] {
+    attention.replay(key, [&](const DeviceStep& on_device) {
       ++calls;
-      attention.run();
+      attention.run(on_device);
       disturb();
     });
     CHECK(attention.results() == expected);
@@ -205,17 +209,16 @@ TEST(a_graph_that_cannot_be_made_is_run_each_time) {
   simt::card.failing_instantiations = 1;
   int calls = 0;
   for (int i = 0; i < 4; ++i) {
-    attention.begin();
-    attention.device->replay({.model = 1, .cache = 1, .buffers = 1, .rows = 4}, [&] {
+    attention.replay({.model = 1, .cache = 1, .buffers = 1, .rows = 4}, [&](const DeviceStep& step) {
       ++calls;
-      attention.run();
+      attention.run(step);
     });
   }
   CHECK(calls == 5 && simt::card.graph_launches == 0);
   // Another key is captured.
   for (int i = 0; i < 2; ++i) {
-    attention.begin();
-    attention.device->replay({.model = 2, .cache = 1, .buffers = 1, .rows = 4}, [&] { attention.run(); });
+    attention.replay({.model = 2, .cache = 1, .buffers = 1, .rows = 4},
+                     [&](const DeviceStep& step) { attention.run(step); });
   }
   CHECK(simt::card.graph_launches == 1);
 }
@@ -225,9 +228,8 @@ TEST(a_step_aborted_or_refused_while_it_is_captured_is_captured_later) {
   const Attention attention(create_cuda_device(0));
   const Device::GraphKey key{.model = 1, .cache = 1, .buffers = 1, .rows = 4};
   const auto step = [&](const char* error) {
-    attention.begin();
-    attention.device->replay(key, [&] {
-      attention.run();
+    attention.replay(key, [&](const DeviceStep& on_device) {
+      attention.run(on_device);
       if (error != nullptr) throw Error(error, "thrown by the test");
     });
   };
@@ -245,16 +247,77 @@ TEST(graphs_can_be_turned_off) {
   const Attention attention(create_cuda_device(0));
   int calls = 0;
   for (int i = 0; i < 3; ++i) {
-    attention.begin();
-    attention.device->replay({.model = 1, .cache = 1, .buffers = 1, .rows = 4}, [&] {
+    attention.replay({.model = 1, .cache = 1, .buffers = 1, .rows = 4}, [&](const DeviceStep& step) {
       ++calls;
-      attention.run();
+      attention.run(step);
     });
   }
   CHECK(calls == 3 && simt::card.graph_launches == 0);
   setenv("HOGWILD_CUDA_GRAPHS", "maybe", 1);
   CHECK(contains(message_of([] { create_cuda_device(0); }), "HOGWILD_CUDA_GRAPHS: expected on or off, found 'maybe'"));
   unsetenv("HOGWILD_CUDA_GRAPHS");
+}
+
+TEST(equal_keys_with_other_arguments_are_noticed) {
+  const Fresh fresh;
+  simt::card.checks_graphs = true;
+  const Attention attention(create_cuda_device(0));
+  const Device::GraphKey key{.model = 1, .cache = 1, .buffers = 1, .rows = 4};
+  for (int i = 0; i < 3; ++i) attention.replay(key, [&](const DeviceStep& step) { attention.run(step); });
+  CHECK(simt::card.graph_launches == 2);
+  const auto refused = [&](const auto& change) {
+    return message_of([&] {
+      attention.replay(key, [&](const DeviceStep& step) {
+        AttentionParams params = attention.params();
+        change(params);
+        attention.device->attention(step, params);
+      });
+    });
+  };
+  CHECK(refused([](AttentionParams&) {}) == "");
+  CHECK(contains(refused([](AttentionParams& p) { p.scale = 0.5f; }), "differs from its piece of work"));
+  CHECK(contains(refused([](AttentionParams& p) { p.lse = nullptr; }), "differs from its piece of work"));
+  CHECK(contains(message_of([&] { attention.replay(key, [](const DeviceStep&) {}); }), "piece of work 0 on"));
+  CHECK(refused([](AttentionParams&) {}) == "");
+}
+
+TEST(steps_keep_their_memory_while_they_are_in_use) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  const WorkerStep other_step(3, 50, 10, 0, kDim);
+  const auto one = attention.upload();
+  attention.run(*one);
+  const std::vector<float> expected = attention.results();
+  {
+    const auto other = attention.device->upload(other_step.view());
+    attention.run(*other);
+    const std::vector<float> others = attention.results();
+    CHECK(others != expected);
+    attention.run(*one);
+    CHECK(attention.results() == expected);
+    attention.run(*other);
+    CHECK(attention.results() == others);
+  }
+  // Memory of ended steps is used again.
+  const std::size_t allocated = simt::card.allocated;
+  for (int i = 0; i < 5; ++i) attention.run(*attention.device->upload(other_step.view()));
+  CHECK(simt::card.allocated == allocated);
+  attention.run(*one);
+  CHECK(attention.results() == expected);
+}
+
+// A replayed graph shares out the work of its own step: for another one that is at hand it must be done again.
+TEST(a_step_can_be_gone_on_with_after_a_replay) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0)), other(attention.device, 3, 900);
+  const auto one = attention.upload();
+  for (int i = 0; i < 4; ++i) {
+    attention.run(*one);
+    const std::vector<float> expected = attention.results();
+    other.replay({.model = 1, .cache = 1, .buffers = 1, .rows = 4}, [&](const DeviceStep& step) { other.run(step); });
+    attention.run(*one);
+    CHECK(attention.results() == expected);
+  }
 }
 
 // ---- an engine's buffers --------------------------------------------------------------------------------
@@ -267,8 +330,7 @@ TEST(buffers_of_an_engine_are_checked) {
     AttentionParams params = attention.params();
     params.buffers.is_external = true;
     change(params);
-    attention.begin();
-    return message_of([&] { attention.device->attention(params); });
+    return message_of([&] { attention.device->attention(*attention.upload(), params); });
   };
   CHECK(refused([](AttentionParams&) {}) == "");
   const auto* q = attention.q.as<float>();
@@ -289,7 +351,7 @@ TEST(buffers_of_an_engine_are_checked) {
   CHECK(contains(refused([&](AttentionParams& p) { p.q = far.data(); }), "found that of GPU 1"));
 
   // Whatever was refused: the next one is right.
-  attention.run();
+  attention.run(*attention.upload());
   const std::vector<float> expected = attention.results();
   CHECK(refused([](AttentionParams&) {}) == "");
   CHECK(attention.results() == expected);
@@ -298,38 +360,34 @@ TEST(buffers_of_an_engine_are_checked) {
 TEST(keys_and_values_may_share_memory) {
   const Fresh fresh;
   const Attention attention(create_cuda_device(0));
-  attention.begin();
-  attention.device->kv_append({.shape = Attention::shape(),
-                               .layer = {attention.keys.data(), attention.values.data()},
-                               .rows = 3,
-                               .k = attention.q.data(),
-                               .v = attention.q.data(),
-                               .buffers = {.dtype = Dtype::kF32, .stream = nullptr, .is_external = true}});
+  const auto step = attention.upload();
+  KvAppendParams params{.shape = Attention::shape(),
+                        .layer = {attention.keys.data(), attention.values.data()},
+                        .rows = 3,
+                        .k = attention.q.data(),
+                        .v = attention.q.data(),
+                        .buffers = {.dtype = Dtype::kF32, .stream = nullptr, .is_external = true}};
+  attention.device->kv_append(*step, params);
   const std::vector<float> host(12);
-  CHECK_CODE(std::string(code::kInvalidArgument),
-             attention.device->kv_append({.shape = Attention::shape(),
-                                          .layer = {attention.keys.data(), attention.values.data()},
-                                          .rows = 3,
-                                          .k = host.data(),
-                                          .v = attention.q.data(),
-                                          .buffers = {.dtype = Dtype::kF32, .stream = nullptr, .is_external = true}}));
+  params.k = host.data();
+  CHECK_CODE(std::string(code::kInvalidArgument), attention.device->kv_append(*step, params));
 }
 
 TEST(a_stream_that_captures_is_refused) {
   const Fresh fresh;
   const Attention attention(create_cuda_device(0));
-  attention.begin();
-  attention.run();
+  const auto step = attention.upload();
+  attention.run(*step);
   cudaStream_t stream = nullptr;
   CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
   CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
   AttentionParams params = attention.params();
   params.buffers = {.dtype = Dtype::kF32, .stream = stream, .is_external = true};
-  CHECK(contains(message_of([&] { attention.device->attention(params); }), "captures no graph"));
+  CHECK(contains(message_of([&] { attention.device->attention(*step, params); }), "captures no graph"));
   cudaGraph_t graph = nullptr;
   CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
   CHECK(graph->work.empty());
-  attention.device->attention(params);
+  attention.device->attention(*step, params);
   CHECK(cudaGraphDestroy(graph) == cudaSuccess && cudaStreamDestroy(stream) == cudaSuccess);
 }
 
@@ -343,13 +401,11 @@ TEST(staging_grows_geometrically) {
 }
 
 TEST(partial_results_do_not_grow_with_the_tokens) {
-  cuda::AttentionLaunch launch{.shape = Attention::shape()};
-  launch.query_heads = kQueryHeads;
+  cuda::AttentionLaunch launch{.params = {.shape = Attention::shape(), .query_heads = kQueryHeads}};
   launch.max_ctas = 264;
-  launch.max_tokens = 64;
-  launch.max_segments = 0;
+  launch.step.plan.max_tokens = 64;
   const std::size_t few = cuda::attention_workspace_bytes(launch);
-  launch.max_tokens = 32'768;
+  launch.step.plan.max_tokens = 32'768;
   const std::size_t many = cuda::attention_workspace_bytes(launch);
   CHECK_MESSAGE(few > 0 && many <= few + 4096, std::to_string(few) + ", " + std::to_string(many));
 }
@@ -360,22 +416,20 @@ TEST(there_are_as_many_ctas_as_fit) {
   const auto workspace = [] {
     const std::size_t before = simt::card.allocated;
     const Attention attention(create_cuda_device(0), 5, 3000);
-    attention.begin();
-    attention.run();
+    attention.run(*attention.upload());
     return simt::card.allocated - before;
   };
   const std::size_t two = workspace();
   simt::card.shared_memory = 100 * 1024;
   const std::size_t one = workspace();
   CHECK_MESSAGE(one < two, std::to_string(one) + ", " + std::to_string(two));
-  cuda::AttentionLaunch launch{.shape = bf16_shape(1, 8, 128)};
-  launch.query_heads = 40;
-  launch.max_tokens = 4;
+  cuda::AttentionLaunch launch{.params = {.shape = bf16_shape(1, 8, 128), .query_heads = 40}};
+  launch.step.plan.max_tokens = 4;
   int ctas = 0;
   CHECK(cuda::attention_ctas_per_multiprocessor(launch, &ctas) == cudaSuccess && ctas == 1);
   simt::card.shared_memory = 228 * 1024;
   CHECK(cuda::attention_ctas_per_multiprocessor(launch, &ctas) == cudaSuccess && ctas >= 2);
-  launch.shape.head_dim = 7;
+  launch.params.shape.head_dim = 7;
   CHECK(cuda::attention_ctas_per_multiprocessor(launch, &ctas) == cudaErrorInvalidValue);
 }
 

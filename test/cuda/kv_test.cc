@@ -224,17 +224,21 @@ TEST(append_writes_rotated_keys_and_values) {
     for (float& x : v) x = rounded(dtype, c.number());
 
     const Pools result = run_on_pools(c, [&](const KvLayer& layer, const RopeTable& rope) {
-      const simt::DeviceArray<AppendSlot> device_slots(slots);
+      // Rows of the step before those that are appended: slots of no page, to be left alone.
+      const std::int64_t first = c.random(0, 3);
+      std::vector<AppendSlot> step_slots(static_cast<std::size_t>(first), {.page = -1, .slot = 0, .rope_row = 0});
+      step_slots.insert(step_slots.end(), slots.begin(), slots.end());
+      const simt::DeviceArray<AppendSlot> device_slots(step_slots);
       const simt::DeviceArray<std::uint8_t> device_k(to_bytes(dtype, k)), device_v(to_bytes(dtype, v));
-      const cudaError_t error = launch_kv_append({.shape = c.shape,
-                                                  .layer = layer,
-                                                  .rope = rope,
-                                                  .dtype = dtype,
-                                                  .slots = device_slots.data(),
-                                                  .rows = static_cast<std::int64_t>(slots.size()),
-                                                  .k = device_k.data(),
-                                                  .v = device_v.data()},
-                                                 nullptr);
+      const cudaError_t error =
+          launch_kv_append({.shape = c.shape,
+                            .layer = layer,
+                            .first = first,
+                            .rows = static_cast<std::int64_t>(slots.size()),
+                            .k = device_k.data(),
+                            .v = device_v.data(),
+                            .buffers = {.dtype = dtype}},
+                           {.tokens = nullptr, .slots = device_slots.data(), .rope = rope, .plan = {}}, nullptr);
       simt::check_launch(error);
       return error;
     });
@@ -277,12 +281,8 @@ TEST(rebase_moves_tokens_and_turns_keys) {
 
     const Pools result = run_on_pools(c, [&](const KvLayer& layer, const RopeTable& rope) {
       const simt::DeviceArray<KvMoveParams::Move> device_moves(moves);
-      const cudaError_t error = launch_kv_move({.shape = c.shape,
-                                                .layer = layer,
-                                                .rope = rope,
-                                                .moves = device_moves.data(),
-                                                .n = static_cast<std::int64_t>(moves.size())},
-                                               nullptr);
+      const cudaError_t error = launch_kv_move(
+          {.shape = c.shape, .layer = layer, .rope = rope, .moves = {device_moves.data(), moves.size()}}, nullptr);
       simt::check_launch(error);
       return error;
     });
@@ -337,8 +337,7 @@ TEST(read_gives_what_is_stored) {
       const simt::DeviceArray<float> out_k(nothing), out_v(nothing);
       const cudaError_t error = launch_kv_read({.shape = c.shape,
                                                 .layer = layer,
-                                                .slots = device_slots.data(),
-                                                .n = static_cast<std::int64_t>(slots.size()),
+                                                .slots = {device_slots.data(), slots.size()},
                                                 .k = out_k.data(),
                                                 .v = out_v.data()},
                                                nullptr);
@@ -358,27 +357,32 @@ TEST(rows_are_as_wide_as_needed) {
 }
 
 TEST(what_is_not_supported_is_refused) {
-  KvAppendLaunch append;
+  KvAppendParams append;
+  StepArrays step;
   append.shape = bf16_shape(1, 2, 72, 8);
-  append.rope.rotary_dim = 64;
-  KvMoveLaunch rebase;
+  step.rope.rotary_dim = 64;
+  KvMoveParams rebase;
   rebase.shape = append.shape;
-  rebase.rope = append.rope;
-  KvReadLaunch read;
+  rebase.rope = step.rope;
+  KvReadParams read;
   read.shape = append.shape;
-  CHECK(launch_kv_append(append, nullptr) == cudaSuccess);  // nothing to do
+  CHECK(launch_kv_append(append, step, nullptr) == cudaSuccess);  // nothing to do
   CHECK(launch_kv_move(rebase, nullptr) == cudaSuccess);
   CHECK(launch_kv_read(read, nullptr) == cudaSuccess);
-  append.rows = rebase.n = read.n = 1;
+  append.rows = 1;
+  const KvMoveParams::Move move;
+  rebase.moves = {&move, 1};
+  const AppendSlot slot;
+  read.slots = {&slot, 1};
 
   const auto refused = [&](const auto& change) {
-    KvAppendLaunch changed_append = append;
-    KvMoveLaunch changed_rebase = rebase;
-    KvReadLaunch changed_read = read;
+    KvAppendParams changed_append = append;
+    KvMoveParams changed_rebase = rebase;
+    KvReadParams changed_read = read;
     change(changed_append);
     change(changed_rebase);
     change(changed_read);
-    CHECK(launch_kv_append(changed_append, nullptr) == cudaErrorInvalidValue);
+    CHECK(launch_kv_append(changed_append, step, nullptr) == cudaErrorInvalidValue);
     CHECK(launch_kv_move(changed_rebase, nullptr) == cudaErrorInvalidValue);
     CHECK(launch_kv_read(changed_read, nullptr) == cudaErrorInvalidValue);
   };
@@ -401,11 +405,11 @@ TEST(what_is_not_supported_is_refused) {
   refused([](auto& launch) { launch.layer.values = reinterpret_cast<void*>(8); });
 
   const auto both_refused = [&](const auto& change) {
-    KvAppendLaunch changed_append = append;
-    KvMoveLaunch changed_rebase = rebase;
-    change(changed_append.rope);
+    StepArrays changed_step = step;
+    KvMoveParams changed_rebase = rebase;
+    change(changed_step.rope);
     change(changed_rebase.rope);
-    CHECK(launch_kv_append(changed_append, nullptr) == cudaErrorInvalidValue);
+    CHECK(launch_kv_append(append, changed_step, nullptr) == cudaErrorInvalidValue);
     CHECK(launch_kv_move(changed_rebase, nullptr) == cudaErrorInvalidValue);
   };
   both_refused([](RopeTable& rope) { rope.rotary_dim = 63; });
@@ -413,9 +417,9 @@ TEST(what_is_not_supported_is_refused) {
   both_refused([](RopeTable& rope) { rope.rotary_dim = -2; });
   both_refused([](RopeTable& rope) { rope.sin = reinterpret_cast<const float*>(4); });
   append.rows = -1;
-  CHECK(launch_kv_append(append, nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_kv_append(append, step, nullptr) == cudaErrorInvalidValue);
   append.rows = std::int64_t{1} << 40;
-  CHECK(launch_kv_append(append, nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_kv_append(append, step, nullptr) == cudaErrorInvalidValue);
 }
 
 }  // namespace

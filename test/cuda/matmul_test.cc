@@ -311,7 +311,7 @@ TEST(what_is_not_supported_is_refused) {
   good.params.k = 8;
   good.params.x = x.data();
   good.params.n_outputs = 1;
-  good.params.outputs[0] = {.weight = {weight.data(), Dtype::kBF16, 4, 8}, .bias = nullptr, .y = y.data()};
+  good.params.outputs[0] = {.weight = {weight.data(), Format::kBF16, 4, 8}, .bias = nullptr, .y = y.data()};
   good.multiprocessors = 1;
   good.workspace = workspace.data();
   CHECK(matmul_workspace_bytes(good) > 0);

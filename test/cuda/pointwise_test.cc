@@ -81,11 +81,11 @@ TEST(embedding_gathers_and_scales) {
         std::string(dtype_name(dtype)) + " [" + std::to_string(vocab) + ", " + std::to_string(cols) + "]";
     const std::vector<float> out = under_every_schedule(name, [&] {
       const simt::DeviceArray<float> device_out(not_numbers(rows * cols));
-      simt::check_launch(launch_embedding({.tokens = device_tokens.data(),
-                                           .rows = rows,
+      simt::check_launch(launch_embedding({.rows = rows,
                                            .table = {device_table.data(), format_of(dtype), vocab, cols},
                                            .scale = scale,
                                            .out = device_out.data()},
+                                          {.tokens = device_tokens.data(), .slots = nullptr, .rope = {}, .plan = {}},
                                           nullptr));
       return device_out.to_host();
     });
@@ -167,7 +167,7 @@ TEST(gated_activations_equal_the_definition) {
 TEST(what_is_not_supported_is_refused) {
   CHECK(launch_rms_norm({.rows = 1, .cols = 0}, nullptr) == cudaErrorInvalidValue);
   CHECK(launch_rms_norm({.rows = -1, .cols = 8}, nullptr) == cudaErrorInvalidValue);
-  CHECK(launch_embedding({.rows = 1}, nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_embedding({.rows = 1}, {}, nullptr) == cudaErrorInvalidValue);
   CHECK(launch_gated_activation({.n = -1}, nullptr) == cudaErrorInvalidValue);
   CHECK(launch_rms_norm({.rows = 0, .cols = 8}, nullptr) == cudaSuccess);
 }

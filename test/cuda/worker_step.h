@@ -57,10 +57,8 @@ struct WorkerStep {
     }
   }
 
-  // Always a new step: without an id.
   StepView view() const {
-    return {.id = 0,
-            .plan = {workers, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
+    return {.plan = {workers, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
             .rope = {.cos = cos.data(), .sin = sin.data(), .rotary_dim = rotary_dim},
             .slots = slots,
             .tokens = tokens};

@@ -6,7 +6,13 @@
 const { monitorEventLoopDelay } = require('node:perf_hooks')
 const { setTimeout: sleep } = require('node:timers/promises')
 const { Worker } = require('node:worker_threads')
-const { cacheShape, loadAddon, randomModel, stepWorker } = require('./random-model.cjs')
+const {
+  attendOptions,
+  cacheShape,
+  loadAddon,
+  randomModel,
+  stepWorker,
+} = require('./random-model.cjs')
 
 // The histogram counts whole intervals between wake-ups of a timer of this many milliseconds.
 const RESOLUTION = 1
@@ -76,7 +82,7 @@ async function main() {
     const q = new Float32Array(128 * config.queryHeads * config.headDim)
     for (let layer = 0; layer < config.layers.length; layer++) {
       await native.passAppend(handle, layer, kv, kv)
-      await native.passAttend(handle, layer, q, config.queryHeads, 0.125, true)
+      await native.passAttend(handle, layer, q, config.queryHeads, attendOptions(0.125, true))
     }
     native.passAbort(handle)
     native.blockClose(scratch)

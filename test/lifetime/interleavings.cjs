@@ -5,7 +5,14 @@
 const { once } = require('node:events')
 const { setImmediate: tick, setTimeout: sleep } = require('node:timers/promises')
 const { Worker, isMainThread, parentPort, workerData } = require('node:worker_threads')
-const { cacheShape, loadAddon, random, randomModel, stepWorker } = require('./random-model.cjs')
+const {
+  attendOptions,
+  cacheShape,
+  loadAddon,
+  random,
+  randomModel,
+  stepWorker,
+} = require('./random-model.cjs')
 
 const EXPECTED = new Set([
   'HOGWILD_ABORTED',
@@ -105,7 +112,9 @@ async function interleave(native, model, next) {
         const kv = new Float32Array(rows * config.kvHeads * config.headDim).fill(next())
         follow(native.passAppend(pass, layer, kv, kv))
         const q = new Float32Array(rows * config.queryHeads * config.headDim).fill(next())
-        follow(native.passAttend(pass, layer, q, config.queryHeads, 0.25, next() < 0.5))
+        follow(
+          native.passAttend(pass, layer, q, config.queryHeads, attendOptions(0.25, next() < 0.5)),
+        )
       }
       const end = pick([native.passCommit, native.passAbort, () => {}, () => {}])
       attempt(() => end(pass)) // or leave it to the garbage collector

@@ -139,4 +139,9 @@ function stepWorker(view, tokens, rest = {}) {
   }
 }
 
-module.exports = { cacheShape, loadAddon, random, randomModel, stepWorker }
+/** What `passAttend` takes: plain attention into new arrays. */
+function attendOptions(scale, wantLse) {
+  return { scale, softcap: null, window: null, sinks: null, wantLse, out: null, lse: null }
+}
+
+module.exports = { attendOptions, cacheShape, loadAddon, random, randomModel, stepWorker }

@@ -155,7 +155,7 @@ struct World {
   void write(const StepReservation& step, std::span<const std::int32_t> tokens) {
     std::vector<float> k, v;
     const AttentionPlan plan = step.plan(0, step.n_tokens());
-    cache->device().begin_step(plan.view());
+    const auto on_device = cache->device().upload(plan.view());
     for (std::int64_t layer = 0; layer < kShape.layers; ++layer) {
       k.clear();
       v.clear();
@@ -164,12 +164,12 @@ struct World {
         k.insert(k.end(), key.begin(), key.end());
         v.insert(v.end(), value.begin(), value.end());
       }
-      cache->device().kv_append({.shape = kShape,
-                                 .layer = cache->layer(layer),
-                                 .first = 0,
-                                 .rows = step.n_tokens(),
-                                 .k = k.data(),
-                                 .v = v.data()});
+      cache->device().kv_append(*on_device, {.shape = kShape,
+                                             .layer = cache->layer(layer),
+                                             .first = 0,
+                                             .rows = step.n_tokens(),
+                                             .k = k.data(),
+                                             .v = v.data()});
     }
   }
 
@@ -363,7 +363,7 @@ void check_plan(const World& world, const std::vector<Turn>& turns, const StepRe
   const StepView view = made.view();
   const AttentionPlanView& plan = view.plan;
   const RopeTable rope = view.rope;
-  bool good = view.id != 0 && view.slots.size() == static_cast<std::size_t>(n) && plan.n_tokens == n;
+  bool good = view.slots.size() == static_cast<std::size_t>(n) && plan.n_tokens == n;
   const AttentionPlan whole = step.plan(0, step.n_tokens());  // new keys that other rows write are seen, too
   const StepView whole_view = whole.view();
   std::map<std::pair<std::int64_t, std::int64_t>, StoredKey> stored;
@@ -450,14 +450,13 @@ void check_attention(World& world, const std::vector<Turn>& turns, const StepRes
     std::copy_n(row.begin(), dim, q.begin() + i);
   }
   const AttentionPlan plan = step.plan(0, n);
-  world.cache->device().begin_step(plan.view());
-  world.cache->device().attention({.shape = kShape,
-                                   .layer = world.cache->layer(1),
-                                   .query_heads = kQueryHeads,
-                                   .scale = scale,
-                                   .q = q.data(),
-                                   .out = out.data(),
-                                   .lse = lse.data()});
+  world.cache->device().attention(*world.cache->device().upload(plan.view()), {.shape = kShape,
+                                                                               .layer = world.cache->layer(1),
+                                                                               .query_heads = kQueryHeads,
+                                                                               .scale = scale,
+                                                                               .q = q.data(),
+                                                                               .out = out.data(),
+                                                                               .lse = lse.data()});
   world.cache->device().synchronize();
   std::vector<std::int64_t> positions;
   const std::vector<std::vector<Seen>> sight = expected_sight(world, turns, positions);

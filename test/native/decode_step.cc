@@ -78,7 +78,7 @@ std::unique_ptr<Weights> random_weights(Device& device, const ModelConfig& confi
     add(layer + "down_proj", hidden, intermediate);
   }
   std::fclose(file);
-  auto weights = std::make_unique<Weights>(device, sources, nullptr);
+  auto weights = std::make_unique<Weights>(device, sources);
   ::unlink(path.c_str());  // the mapping stays
   return weights;
 }

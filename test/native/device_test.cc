@@ -220,8 +220,8 @@ TEST(matmul_refuses_wrong_shapes) {
 }
 
 void embed(Device& device, std::span<const std::int32_t> tokens, const EmbeddingParams& params) {
-  device.begin_step({.id = 0, .plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
-  device.embedding(params);
+  const auto step = device.upload({.plan = {}, .rope = {}, .slots = {}, .tokens = tokens});
+  device.embedding(*step, params);
 }
 
 TEST(embedding_gathers_and_scales) {
@@ -231,7 +231,8 @@ TEST(embedding_gathers_and_scales) {
         const Typed table(random_floats(7 * hidden), dtype);
         const std::int32_t tokens[] = {6, 0, 3, 3};
         std::vector<float> out(4 * hidden);
-        embed(device, tokens, {.rows = 4, .table = {table.data(), format_of(dtype), 7, hidden}, .scale = 3, .out = out.data()});
+        embed(device, tokens,
+              {.rows = 4, .table = {table.data(), format_of(dtype), 7, hidden}, .scale = 3, .out = out.data()});
         bool equal = true;
         for (int t = 0; t < 4; t++) {
           for (std::int64_t i = 0; i < hidden; i++) {
@@ -240,9 +241,9 @@ TEST(embedding_gathers_and_scales) {
         }
         CHECK(equal);
         for (const std::int32_t bad : {-1, 7}) {
-          CHECK_CODE(
-              code::kInvalidArgument,
-              embed(device, {&bad, 1}, {.rows = 1, .table = {table.data(), format_of(dtype), 7, hidden}, .out = out.data()}));
+          CHECK_CODE(code::kInvalidArgument,
+                     embed(device, {&bad, 1},
+                           {.rows = 1, .table = {table.data(), format_of(dtype), 7, hidden}, .out = out.data()}));
         }
       }
     }
@@ -388,13 +389,13 @@ struct Pool {
 
 void append(Device& device, const Pool& pool, std::span<const AppendSlot> slots, const std::vector<float>& k,
             const std::vector<float>& v) {
-  device.begin_step({.id = 0, .plan = {}, .rope = pool.rope(), .slots = slots, .tokens = {}});
-  device.kv_append({.shape = pool.shape,
-                    .layer = pool.layer(),
-                    .first = 0,
-                    .rows = std::ssize(slots),
-                    .k = k.data(),
-                    .v = v.data()});
+  const auto step = device.upload({.plan = {}, .rope = pool.rope(), .slots = slots, .tokens = {}});
+  device.kv_append(*step, {.shape = pool.shape,
+                           .layer = pool.layer(),
+                           .first = 0,
+                           .rows = std::ssize(slots),
+                           .k = k.data(),
+                           .v = v.data()});
 }
 
 constexpr double unit_roundoff(KvFormat format) {
@@ -525,13 +526,14 @@ struct AttentionCase {
             .out = out.data(),
             .lse = lse.data()};
   }
+  std::unique_ptr<DeviceStep> upload(Device& device) const {
+    return device.upload({.plan = {n_tokens, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
+                          .rope = pool.rope(),
+                          .slots = {},
+                          .tokens = {}});
+  }
   void attend(Device& device, std::vector<float>& out, std::vector<float>& lse) const {
-    device.begin_step({.id = 0,
-                       .plan = {n_tokens, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
-                       .rope = pool.rope(),
-                       .slots = {},
-                       .tokens = {}});
-    device.attention(params(out, lse));
+    device.attention(*upload(device), params(out, lse));
   }
 
   // Whether a range sees token `i` of its segment, by the definition: the view position of the token, counted from the
@@ -773,6 +775,7 @@ void add_features(AttentionCase& c, std::int64_t window) {
   const float sinks[] = {-kInf, 0, 1.5f, -3, 20};
   c.window = window;
   c.softcap = softcaps[random_int(0, 3)];
+  c.sinks.clear();
   if (random_int(0, 1) == 1) {
     for (std::int64_t head = 0; head < c.query_heads; head++) c.sinks.push_back(sinks[random_int(0, 4)]);
   }
@@ -809,9 +812,11 @@ TEST(attention_does_not_depend_on_company) {
   on_every_device([](Device& device) {
     const std::shared_ptr<Device> other = create_cpu_device({.threads = 2, .simd = device.info().simd});
     for (const KvFormats& formats : kKvFormats) {
-      for (const std::int64_t group : {1, 3, 8}) {
+      constexpr std::pair<int, int> kCases[] = {{1, 0}, {3, 0}, {8, 0}, {1, 100}, {3, 33}, {3, 300}, {8, 5}};
+      for (const auto& [group, window] : kCases) {
         const std::int64_t head_dim = group == 3 ? 64 : 72;  // in pairs of bf16, and not
-        const AttentionCase c = random_case(device, {1, 2, head_dim, formats.keys, formats.values}, group, 9, 4, 700);
+        AttentionCase c = random_case(device, {1, 2, head_dim, formats.keys, formats.values}, group, 9, 4, 700);
+        if (window > 0) add_features(c, window);
         std::vector<float> out, lse, out_other, lse_other, out_some, lse_some;
         c.attend(device, out, lse);
         c.attend(*other, out_other, lse_other);
@@ -841,12 +846,14 @@ TEST(attention_does_not_depend_on_company) {
 TEST(attention_of_a_large_step_equals_single_tokens) {
   on_every_device([](Device& device) {
     const std::int64_t head_dim = 256, group = 16, workers = 3, each = 24, shared = 20;
+    const std::int64_t shared_tokens = 270 + shared * (shared + 1) / 2;
     AttentionCase c{.pool = Pool(device, {1, 1, head_dim}, 5 + shared + workers, head_dim),
                     .query_heads = group,
                     .n_tokens = workers * each,
                     .scale = 1.0f / 16};
     for (std::int64_t i = 0; i < 300; i++) c.pool.angle(static_cast<double>(i));
     std::vector<std::int32_t> ranges_of(c.n_tokens);
+    std::int64_t end = 0;  // view position of the next segment
     const auto add_segment = [&](std::int64_t length, std::int64_t first_token, std::int64_t n_tokens, bool causal) {
       c.segments.push_back({std::ssize(c.pages), 0, length, std::ssize(c.query_ranges), n_tokens});
       std::vector<AppendSlot> slots;
@@ -859,39 +866,170 @@ TEST(attention_of_a_large_step_equals_single_tokens) {
       for (std::int64_t t = first_token; t < first_token + n_tokens; t++) {
         c.query_ranges.push_back({.token = static_cast<std::int32_t>(t),
                                   .rope_row = static_cast<std::int32_t>(random_int(0, 299)),
-                                  .limit = causal ? t - first_token + 1 : length});
+                                  .limit = causal ? t - first_token + 1 : length,
+                                  .distance = shared_tokens + t % each - end});
         c.view_order.push_back(ranges_of[t]++);
       }
+      if (!causal) end += length;
     };
     add_segment(270, 0, c.n_tokens, false);  // two spans
-    for (std::int64_t s = 0; s < shared; s++) add_segment(1 + s, 0, c.n_tokens, false);
+    for (std::int64_t s = 0; s < shared; s++) add_segment(shared - s, 0, c.n_tokens, false);
     for (std::int64_t w = 0; w < workers; w++) add_segment(each, w * each, each, true);
     index_query_ranges(c);
     c.q = random_floats(c.n_tokens * group * head_dim);
     std::vector<float> out, lse, out_one, lse_one;
-    c.attend(device, out, lse);
-    for (const std::int64_t token : {0, 1, 23, 24, 40, 71}) {
-      const AttentionCase one = c.only(device, [&](std::int64_t t) { return t == token; });
-      one.attend(device, out_one, lse_one);
-      CHECK(std::memcmp(out_one.data(), out.data() + token * group * head_dim, out_one.size() * 4) == 0);
-      CHECK(std::memcmp(lse_one.data(), lse.data() + token * group, lse_one.size() * 4) == 0);
-      CHECK(attention_error(device, one, out_one, lse_one) < 2e-5);
+    // Windows that begin among the short segments, in the first one's last span, and in its first: of none are the
+    // states of all tokens within 16 MB.
+    for (const std::int64_t window : {0, 150, 220, 300}) {
+      if (window > 0) add_features(c, window);
+      c.attend(device, out, lse);
+      for (const std::int64_t token : {0, 1, 23, 24, 40, 71}) {
+        const AttentionCase one = c.only(device, [&](std::int64_t t) { return t == token; });
+        one.attend(device, out_one, lse_one);
+        CHECK(std::memcmp(out_one.data(), out.data() + token * group * head_dim, out_one.size() * 4) == 0);
+        CHECK(std::memcmp(lse_one.data(), lse.data() + token * group, lse_one.size() * 4) == 0);
+        CHECK(attention_error(device, one, out_one, lse_one) < 2e-5);
+      }
     }
   });
+}
+
+// Keys and values that a token must not see may hold anything, also where others of its step see them.
+TEST(attention_does_not_touch_what_a_token_does_not_see) {
+  on_every_device(
+      [](Device& device) {
+        for (const KvFormats& formats : kKvFormats) {
+          for (const std::int64_t window : {0, 1, 20, 70, 300}) {
+            const std::int64_t head_dim = 64, tokens = 5;
+            AttentionCase c = random_case(device, {1, 1, head_dim, formats.keys, formats.values}, 2, tokens, 3, 400);
+            add_features(c, window);
+            std::vector<float> out, lse, out_poisoned, lse_poisoned;
+            c.attend(device, out, lse);
+            for (std::int64_t t = 0; t < tokens; t++) {
+              const AttentionCase poisoned = c.only(device, [](std::int64_t) { return true; });
+              for (const PlanSegment& segment : c.segments) {
+                std::vector<AppendSlot> unseen;
+                for (std::int64_t i = 0; i < segment.length; i++) {
+                  const auto mine = [&](const QueryRange& range) { return range.token == t && c.sees(range, i); };
+                  const auto ranges = c.query_ranges.begin() + segment.first_query_range;
+                  if (!std::any_of(ranges, ranges + segment.n_query_ranges, mine)) unseen.push_back(c.slot(segment, i));
+                }
+                const std::vector<float> nans(unseen.size() * head_dim, kNan);
+                append(device, poisoned.pool, unseen, nans, nans);
+              }
+              poisoned.attend(device, out_poisoned, lse_poisoned);
+              const std::int64_t row = c.query_heads * head_dim;
+              CHECK(std::memcmp(out_poisoned.data() + t * row, out.data() + t * row, row * 4) == 0);
+              CHECK(std::memcmp(lse_poisoned.data() + t * c.query_heads, lse.data() + t * c.query_heads,
+                                c.query_heads * 4) == 0);
+            }
+          }
+        }
+      },
+      {1});
+}
+
+// Pages of which nobody sees a token are not read: here they lie outside the address space.
+TEST(attention_does_not_read_pages_outside_all_windows) {
+  on_every_device(
+      [](Device& device) {
+        for (const KvFormats& formats : kKvFormats) {
+          for (const std::int64_t window : {1, 64, 100, 300}) {
+            AttentionCase c = random_case(device, {1, 1, 32, formats.keys, formats.values}, 2, 3, 3, 3000);
+            add_features(c, window);
+            std::vector<float> out, lse, out_without, lse_without;
+            c.attend(device, out, lse);
+            std::vector<bool> is_seen(c.pages.size());
+            for (const PlanSegment& segment : c.segments) {
+              for (std::int64_t v = 0; v < segment.n_query_ranges; v++) {
+                const QueryRange& range = c.query_ranges[segment.first_query_range + v];
+                for (std::int64_t i = 0; i < segment.length; i++) {
+                  if (c.sees(range, i)) is_seen[segment.first_page + (segment.first_slot + i) / kPageSize] = true;
+                }
+              }
+            }
+            for (std::size_t page = 0; page < c.pages.size(); page++) {
+              if (!is_seen[page]) c.pages[page] = std::int64_t{1} << 40;
+            }
+            c.attend(device, out_without, lse_without);
+            CHECK(same_bits(out, out_without) && same_bits(lse, lse_without));
+          }
+        }
+      },
+      {1});
+}
+
+TEST(attention_features_that_change_nothing_change_no_bit) {
+  on_every_device([](Device& device) {
+    for (const KvFormats& formats : kKvFormats) {
+      AttentionCase c = random_case(device, {1, 2, 64, formats.keys, formats.values}, 3, 5, 4, 700);
+      std::vector<float> out, lse, out_same, lse_same;
+      c.attend(device, out, lse);
+      c.window = 1 << 20;
+      c.sinks.assign(c.query_heads, -kInf);
+      c.attend(device, out_same, lse_same);
+      CHECK(same_bits(out, out_same) && same_bits(lse, lse_same));
+    }
+  });
+}
+
+// One key whose score is all there is: the log-sum-exp is its capped score.
+TEST(soft_cap_is_within_four_ulp) {
+  on_every_device(
+      [](Device& device) {
+        std::vector<float> scores = {0, -0.0f, 1e-30f, -1e-10f, 0.3f, 1e4f, -1e4f, 3e38f, -3e38f, kInf, -kInf};
+        for (int i = 0; i < 20000; i++) scores.push_back(-12 + 24 * static_cast<float>(i) / 20000);
+        const std::int64_t n = std::ssize(scores);
+        AttentionCase c{.pool = Pool(device, {1, 1, 8}, 1, 0), .query_heads = n, .n_tokens = 1, .scale = 1};
+        const std::int32_t angle = c.pool.angle(0);
+        const AppendSlot slot{0, 0, angle};
+        std::vector<float> key(8);
+        key[0] = 1;
+        append(device, c.pool, {&slot, 1}, key, key);
+        c.pages = {0};
+        c.segments = {{.first_page = 0, .first_slot = 0, .length = 1, .first_query_range = 0, .n_query_ranges = 1}};
+        c.query_ranges = {{.token = 0, .rope_row = angle, .limit = 1}};
+        c.view_order = {0};
+        index_query_ranges(c);
+        c.q.assign(n * 8, 0);
+        for (std::int64_t i = 0; i < n; i++) c.q[i * 8] = scores[i];
+        for (const float softcap : {1.0f, 3.0f, 50.0f}) {
+          c.softcap = softcap;
+          std::vector<float> out, lse;
+          c.attend(device, out, lse);
+          double worst = 0;
+          for (std::int64_t i = 0; i < n; i++) {
+            const double exact = softcap * std::tanh(double{scores[i]} / softcap);
+            const double error = std::fabs(lse[i] - exact) / std::max(std::fabs(exact), 1e-37) / 0x1p-23;
+            if (!(error <= worst)) worst = error;
+          }
+          CHECK_MESSAGE(worst <= 4, std::to_string(worst));
+        }
+      },
+      {1});
 }
 
 TEST(attention_refuses_what_it_does_not_support) {
   const std::shared_ptr<Device> device = create_cpu_device({.threads = 1});
   AttentionCase c = random_case(*device, {1, 2, 16}, 2, 1, 1, 10);
   std::vector<float> out, lse;
+  const std::unique_ptr<DeviceStep> step = c.upload(*device);
   AttentionParams params = c.params(out, lse);
   params.query_heads = 3;
-  CHECK_CODE(code::kInvalidArgument, device->attention(params));
+  CHECK_CODE(code::kInvalidArgument, device->attention(*step, params));
   params = c.params(out, lse);
   params.shape.head_dim = 12;
-  CHECK_CODE(code::kInvalidArgument, device->attention(params));
+  CHECK_CODE(code::kInvalidArgument, device->attention(*step, params));
   params.shape.head_dim = 264;
-  CHECK_CODE(code::kInvalidArgument, device->attention(params));
+  CHECK_CODE(code::kInvalidArgument, device->attention(*step, params));
+  params = c.params(out, lse);
+  params.window = -1;
+  CHECK_CODE(code::kInvalidArgument, device->attention(*step, params));
+  for (const float softcap : {-1.0f, kInf, kNan}) {
+    params = c.params(out, lse);
+    params.softcap = softcap;
+    CHECK_CODE(code::kInvalidArgument, device->attention(*step, params));
+  }
 }
 
 // ---- sampling ---------------------------------------------------------------------------------------

@@ -70,8 +70,12 @@ struct TensorFile {
       bytes.insert(bytes.end(), raw.begin(), raw.end());
     };
     for (const auto& [name, tensor] : tensors) {
-      sources.push_back(
-          {.name = name, .path = "", .offset = bytes.size(), .format = format_of(dtype), .rows = tensor.rows, .cols = tensor.cols});
+      sources.push_back({.name = name,
+                         .path = "",
+                         .offset = bytes.size(),
+                         .format = format_of(dtype),
+                         .rows = tensor.rows,
+                         .cols = tensor.cols});
       for (const float value : tensor.values) {
         if (dtype == Dtype::kF32) append(value);
         if (dtype == Dtype::kF16) append(f32_to_f16(value));
@@ -343,31 +347,31 @@ class WatchedDevice : public Device {
     before_op();
     return cpu_->allocate(bytes, purpose);
   }
+  using Device::upload;
   void download(void* host, const void* device, std::size_t bytes) override { cpu_->download(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { cpu_->upload(device, host, bytes); }
   void synchronize() override { cpu_->synchronize(); }
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) override {
-    return cpu_->upload_weight(host, storage);
+  Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override {
+    return cpu_->upload_weight(source, storage);
   }
-  void begin_step(const StepView& step) override { cpu_->begin_step(step); }
-  void embedding(const EmbeddingParams& p) override { run(&Device::embedding, p); }
+  void embedding(const DeviceStep& s, const EmbeddingParams& p) override { run(&Device::embedding, s, p); }
   void rms_norm(const RmsNormParams& p) override { run(&Device::rms_norm, p); }
   void matmul(const MatmulParams& p) override { run(&Device::matmul, p); }
   void gated_activation(const GatedActivationParams& p) override { run(&Device::gated_activation, p); }
   void add(const AddParams& p) override { run(&Device::add, p); }
   void softcap(const SoftcapParams& p) override { run(&Device::softcap, p); }
-  void kv_append(const KvAppendParams& p) override { run(&Device::kv_append, p); }
-  void attention(const AttentionParams& p) override { run(&Device::attention, p); }
+  void kv_append(const DeviceStep& s, const KvAppendParams& p) override { run(&Device::kv_append, s, p); }
+  void attention(const DeviceStep& s, const AttentionParams& p) override { run(&Device::attention, s, p); }
   void kv_move(const KvMoveParams& p) override { run(&Device::kv_move, p); }
   void kv_read(const KvReadParams& p) override { cpu_->kv_read(p); }
   void sample(const SampleParams& p) override { run(&Device::sample, p); }
   double measure_read_bandwidth(std::size_t bytes) override { return cpu_->measure_read_bandwidth(bytes); }
 
  private:
-  template <typename Params>
-  void run(void (Device::*op)(const Params&), const Params& params) {
+  template <typename... Params>
+  void run(void (Device::*op)(const Params&...), const Params&... params) {
     before_op();
-    (cpu_.get()->*op)(params);
+    (cpu_.get()->*op)(params...);
   }
 
   std::shared_ptr<Device> cpu_ = create_cpu_device({.threads = 2});
@@ -389,7 +393,7 @@ struct World {
         config(tiny_config(architecture)),
         tensors(random_tensors(config, architecture, 7)) {
     TensorFile file(tensors);  // mapped until the model ends, though its name goes
-    model = std::make_unique<Transformer>(device, config, std::make_unique<Weights>(*device, file.sources, nullptr));
+    model = std::make_unique<Transformer>(device, config, std::make_unique<Weights>(*device, file.sources));
     cache = create_cache(capacity);
   }
 
@@ -742,7 +746,7 @@ TEST(damaged_weights_are_the_fault_of_the_model) {
     Tensors tensors = world.tensors;
     tensors.at(name).values.at(at) = value;
     const TensorFile file(tensors);
-    Transformer damaged(world.device, world.config, std::make_unique<Weights>(*world.device, file.sources, nullptr));
+    Transformer damaged(world.device, world.config, std::make_unique<Weights>(*world.device, file.sources));
     const BlockPtr block = world.cache->create_block(), other = world.cache->create_block();
     world.prefill(block, {1, 2, 3});
     const BlockContents before = contents(*block, world.shape());
@@ -788,7 +792,7 @@ TEST(damaged_weights_are_the_fault_of_the_model) {
   Tensors tensors = world.tensors;
   tensors.at("embed").values.at(9 * 24 + 3) = kNan;
   const TensorFile file(tensors);
-  Transformer damaged(world.device, world.config, std::make_unique<Weights>(*world.device, file.sources, nullptr));
+  Transformer damaged(world.device, world.config, std::make_unique<Weights>(*world.device, file.sources));
   const BlockPtr block = world.cache->create_block(), other = world.cache->create_block();
   for (const LogitsWanted wanted : {LogitsWanted::kNone, LogitsWanted::kLast, LogitsWanted::kAll}) {
     CHECK_CODE(code::kInvalidModel,
@@ -808,7 +812,7 @@ TEST(damaged_weights_are_the_fault_of_the_model) {
   for (float& value : large.at("layers.0.up_proj").values) value *= 1e30f;
   const TensorFile large_file(large);
   Transformer overflowing(world.device, world.config,
-                          std::make_unique<Weights>(*world.device, large_file.sources, nullptr));
+                          std::make_unique<Weights>(*world.device, large_file.sources));
   try {
     overflowing.step(*world.cache, {world.worker({other}, other, {1})}, world.cancel);
     CHECK(false);
@@ -966,7 +970,7 @@ TEST(a_step_that_is_refused_names_the_reason_and_changes_nothing) {
 std::string load_error(TensorFile& file, const ModelConfig& config, const std::string& expected_code) {
   const std::shared_ptr<Device> device = create_cpu_device({});
   try {
-    Transformer(device, config, std::make_unique<Weights>(*device, file.sources, nullptr));
+    Transformer(device, config, std::make_unique<Weights>(*device, file.sources));
   } catch (const Error& error) {
     CHECK(error.code() == expected_code);
     return error.what();
@@ -1082,9 +1086,9 @@ TEST(weights_are_read_in_place_copied_or_converted) {
   for (const Dtype stored : kDtypes) {
     for (const std::size_t padding : {16, 17}) {  // 17: not aligned to any element
       const TensorFile file(tensors, stored, padding);
-      const auto check_weights = [&](const Dtype* convert_to, bool mapped) {
-        const Weights weights(*device, file.sources, convert_to, mapped);
-        const Dtype dtype = convert_to == nullptr ? stored : *convert_to;
+      const auto check_weights = [&](std::optional<Dtype> convert_to, bool mapped) {
+        const Weights weights(*device, file.sources, {.convert_to = convert_to, .mapped = mapped});
+        const Dtype dtype = convert_to.value_or(stored);
         const Matrix m = weights.matrix("m", 3, 5);
         CHECK(m.format == format_of(dtype));
         CHECK(reinterpret_cast<std::uintptr_t>(m.data) % dtype_size(dtype) == 0);
@@ -1097,20 +1101,19 @@ TEST(weights_are_read_in_place_copied_or_converted) {
         }
       };
       for (const bool mapped : {true, false}) {
-        check_weights(nullptr, mapped);
-        for (const Dtype& convert_to : kDtypes) check_weights(&convert_to, mapped);
+        check_weights(std::nullopt, mapped);
+        for (const Dtype convert_to : kDtypes) check_weights(convert_to, mapped);
       }
     }
   }
 
   Tensors large = tensors;
-  const Dtype f16 = Dtype::kF16;
   large["m"].values[7] = 65519.f;  // rounds to 65504, the largest f16
-  CHECK(widen(Weights(*device, TensorFile(large).sources, &f16).matrix("m", 3, 5), 7) == 65504.f);
+  CHECK(widen(Weights(*device, TensorFile(large).sources, {.convert_to = Dtype::kF16}).matrix("m", 3, 5), 7) == 65504.f);
   large["m"].values[7] = std::numeric_limits<float>::infinity();  // infinite in the file
-  CHECK(std::isinf(widen(Weights(*device, TensorFile(large).sources, &f16).matrix("m", 3, 5), 7)));
+  CHECK(std::isinf(widen(Weights(*device, TensorFile(large).sources, {.convert_to = Dtype::kF16}).matrix("m", 3, 5), 7)));
   large["m"].values[7] = 65520.f;
-  CHECK_CODE(code::kInvalidModel, Weights(*device, TensorFile(large).sources, &f16));
+  CHECK_CODE(code::kInvalidModel, Weights(*device, TensorFile(large).sources, {.convert_to = Dtype::kF16}));
 }
 
 // Of each head of 10, the first 8 rows are in order where they were neighbours: 2u to u, 2u + 1 to u + 4.
@@ -1129,17 +1132,17 @@ TEST(interleaved_heads_are_put_in_order) {
     for (TensorSource& source : file.sources) source.interleaved = {head_dim, rotary_dim};
   };
   interleave(10, 8);
-  const Dtype bf16 = Dtype::kBF16;  // exact for these numbers
   for (const bool mapped : {true, false}) {
-    for (const Dtype* convert_to : {static_cast<const Dtype*>(nullptr), &bf16}) {
-      const Weights weights(*device, file.sources, convert_to, mapped);
+    for (const bool convert : {true, false}) {  // bf16 is exact for these numbers
+      const auto convert_to = convert ? std::optional(Dtype::kBF16) : std::nullopt;
+      const Weights weights(*device, file.sources, {.convert_to = convert_to, .mapped = mapped});
       const Matrix m = weights.matrix("m", kRows, kCols);
       const float* v = weights.vector("v", kRows);
       for (std::int64_t row = 0; row < kRows; ++row) {
         CHECK(v[row] == static_cast<float>(row_in_file(row)));
         for (std::int64_t i = row * kCols, j = row_in_file(row) * kCols; i < (row + 1) * kCols; ++i, ++j) {
-          const float value = convert_to == nullptr ? static_cast<const float*>(m.data)[i]
-                                                    : bf16_to_f32(static_cast<const std::uint16_t*>(m.data)[i]);
+          const float value = convert ? bf16_to_f32(static_cast<const std::uint16_t*>(m.data)[i])
+                                      : static_cast<const float*>(m.data)[i];
           CHECK(value == static_cast<float>(j));
         }
       }
@@ -1147,18 +1150,17 @@ TEST(interleaved_heads_are_put_in_order) {
   }
   for (const auto [head_dim, rotary_dim] : {std::pair{3, 2}, {10, 12}, {10, 7}, {10, 0}, {-10, 8}, {40, 8}}) {
     interleave(head_dim, rotary_dim);
-    CHECK_CODE(code::kInvalidModel, Weights(*device, file.sources, nullptr));
+    CHECK_CODE(code::kInvalidModel, Weights(*device, file.sources));
   }
 }
 
 // A file that changes while its pages are in use is noticed before the next step; one that was read is not needed.
 TEST(changed_files_are_noticed) {
-  const auto try_change = [](bool mapped, const Dtype* convert_to,
-                             const std::function<void(const std::string&)>& change) {
+  const auto try_change = [](const WeightOptions& options, const std::function<void(const std::string&)>& change) {
     World world;
     const TensorFile file(world.tensors);
     Transformer model(world.device, world.config,
-                      std::make_unique<Weights>(*world.device, file.sources, convert_to, mapped));
+                      std::make_unique<Weights>(*world.device, file.sources, options));
     const BlockPtr block = world.cache->create_block();
     const auto run = [&] { return model.step(*world.cache, {world.worker({block}, block, {1, 2})}, world.cancel); };
     const std::vector<float> before = run().workers[0].logits;
@@ -1174,13 +1176,12 @@ TEST(changed_files_are_noticed) {
     CHECK(file != nullptr && std::fputc(7, file) == 7 && std::fclose(file) == 0);
   };
   const auto remove = [](const std::string& path) { CHECK(::unlink(path.c_str()) == 0); };
-  const Dtype f32 = Dtype::kF32, bf16 = Dtype::kBF16;
-  CHECK(try_change(true, nullptr, shorten) == code::kInvalidModel);
-  CHECK(try_change(true, &f32, overwrite) == code::kInvalidModel);
-  CHECK(try_change(true, nullptr, remove).empty());  // the mapping keeps what it had
-  CHECK(try_change(true, &bf16, shorten).empty());   // all was converted
-  CHECK(try_change(false, nullptr, shorten).empty());
-  CHECK(try_change(false, nullptr, overwrite).empty());
+  CHECK(try_change({}, shorten) == code::kInvalidModel);
+  CHECK(try_change({.convert_to = Dtype::kF32}, overwrite) == code::kInvalidModel);
+  CHECK(try_change({}, remove).empty());  // the mapping keeps what it had
+  CHECK(try_change({.convert_to = Dtype::kBF16}, shorten).empty());   // all was converted
+  CHECK(try_change({.mapped = false}, shorten).empty());
+  CHECK(try_change({.mapped = false}, overwrite).empty());
 }
 
 TEST(weight_bytes_are_those_of_a_decode_step) {

@@ -26,17 +26,17 @@ class PlainDevice : public Device {
     if (data == nullptr) throw Error(code::kOutOfMemory, std::string("no memory for ") + purpose);
     return Buffer(data, bytes, [](void* memory, std::size_t, int) { std::free(memory); });
   }
+  using Device::upload;
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void synchronize() override {}
-  void begin_step(const StepView& step) override { step_ = step; }
 
-  void kv_append(const KvAppendParams& p) override {
+  void kv_append(const DeviceStep& step, const KvAppendParams& p) override {
     for (std::int64_t t = 0; t < p.rows; ++t) {
-      const AppendSlot& slot = step_.slots[p.first + t];
+      const AppendSlot& slot = step.view().slots[p.first + t];
       for (std::int64_t i = 0; i < row(p.shape); i += p.shape.head_dim) {
         const std::int64_t to = at(p.shape, slot.page, slot.slot) + i;
-        rotate(step_.rope, slot.rope_row, static_cast<const float*>(p.k) + t * row(p.shape) + i, p.shape.head_dim,
+        rotate(step.view().rope, slot.rope_row, static_cast<const float*>(p.k) + t * row(p.shape) + i, p.shape.head_dim,
                keys(p.layer) + to);
         std::copy_n(static_cast<const float*>(p.v) + t * row(p.shape) + i, p.shape.head_dim, values(p.layer) + to);
       }
@@ -68,9 +68,9 @@ class PlainDevice : public Device {
     }
   }
 
-  void attention(const AttentionParams& p) override {
+  void attention(const DeviceStep& step, const AttentionParams& p) override {
     const std::int64_t dim = p.shape.head_dim;
-    const AttentionPlanView& plan = step_.plan;
+    const AttentionPlanView& plan = step.view().plan;
     std::vector<const PlanSegment*> segment_of(plan.query_ranges.size());
     for (const PlanSegment& segment : plan.segments) {
       std::fill_n(segment_of.begin() + segment.first_query_range, segment.n_query_ranges, &segment);
@@ -84,7 +84,7 @@ class PlainDevice : public Device {
           const QueryRange& range = plan.query_ranges[plan.token_query_ranges[i]];
           const PlanSegment& segment = *segment_of[plan.token_query_ranges[i]];
           float query[256];
-          rotate(step_.rope, range.rope_row, static_cast<const float*>(p.q) + (t * p.query_heads + h) * dim, dim,
+          rotate(step.view().rope, range.rope_row, static_cast<const float*>(p.q) + (t * p.query_heads + h) * dim, dim,
                  query);
           for (std::int64_t j = segment.first_slot; j < segment.first_slot + range.limit; ++j) {
             const std::int64_t page = plan.pages[segment.first_page + j / kPageSize];
@@ -105,8 +105,8 @@ class PlainDevice : public Device {
     }
   }
 
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override { return host; }
-  void embedding(const EmbeddingParams&) override { refuse(); }
+  Matrix upload_weight(const WeightSource&, WeightStorage&) override { refuse(); }
+  void embedding(const DeviceStep&, const EmbeddingParams&) override { refuse(); }
   void rms_norm(const RmsNormParams&) override { refuse(); }
   void matmul(const MatmulParams&) override { refuse(); }
   void gated_activation(const GatedActivationParams&) override { refuse(); }
@@ -116,8 +116,6 @@ class PlainDevice : public Device {
   double measure_read_bandwidth(std::size_t) override { refuse(); }
 
  private:
-  StepView step_;
-
   [[noreturn]] static void refuse() { throw Error(code::kUnsupported, "the plain device has the cache's ops only"); }
 
   static std::int64_t row(const KvShape& shape) { return shape.kv_heads * shape.head_dim; }

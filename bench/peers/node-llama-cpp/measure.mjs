@@ -9,14 +9,14 @@ const WARM_UP = 4
 const GREEDY = { temperature: 0, yieldEogToken: true }
 
 /** @param {import('../task').Task} task */
-async function createContext({ folder, prompt, generate, workers, threads, flashAttention }) {
+async function createContext({ path, prompt, generate, workers, threads, flashAttention }) {
   const llama = await getLlama({
     gpu: false,
     build: 'never',
     maxThreads: threads,
     logLevel: LlamaLogLevel.error,
   })
-  const model = await llama.loadModel({ modelPath: `${folder}/model.gguf` })
+  const model = await llama.loadModel({ modelPath: path })
   // Of each sequence: a context of several has one part for each.
   const contextSize = prompt.length + generate + 1
   return model.createContext({

@@ -43,27 +43,40 @@ export function parseBpe(object: Record<string, unknown>): TokenModel {
     prefix: optional('continuing_subword_prefix'),
     suffix: optional('end_of_word_suffix'),
   }
-  return new Bpe(vocab, checkArray(object.merges ?? [], 'model.merges', CODE), options)
+  const { merges } = object
+  return new Bpe(
+    vocab,
+    merges instanceof PieceScores
+      ? new ScoredMerges(vocab, merges)
+      : new ListedMerges(vocab, checkArray(merges ?? [], 'model.merges', CODE), options.prefix),
+    options,
+  )
 }
 
-class Bpe implements TokenModel {
-  readonly vocab: ReadonlyMap<string, number>
-  readonly unknownId: number | undefined
-  readonly #options: BpeOptions
-  /** Ids of two neighbours to the index of their merge. */
-  readonly #merges: PairTable
-  /** The ids that merges make. */
-  readonly #made: Int32Array
-  readonly #byteIds: readonly (number | undefined)[]
-  readonly #cache = new Map<string, readonly number[]>()
-  /** Code units that a token has before a U+2581: only they keep a piece together there. */
-  readonly #beforeSpace: Uint8Array | undefined
-  #heap = new MergeHeap()
+/**
+ * In place of a list of merges, which SentencePiece's models do not have: two pieces are merged where their texts are one
+ * of the pieces, the best score first; then the longest left, then the longest right piece.
+ */
+export class PieceScores {
+  /** By id; NaN: not a piece that merges make or take. */
+  constructor(readonly scores: Float64Array) {}
+}
 
-  constructor(vocab: Map<string, number>, merges: readonly unknown[], options: BpeOptions) {
-    this.vocab = vocab
-    this.unknownId = vocab.get(options.unknown)
-    this.#options = options
+interface Merges {
+  /** Of two neighbours; -1: they are not merged. Good until the next call. */
+  find(left: number, right: number): number
+  /** The id that a merge makes. */
+  made(merge: number): number
+  /** Of two merges the one with the lower number comes first. */
+  order(merge: number): number
+}
+
+/** Merges in the order in which they were learned. */
+class ListedMerges implements Merges {
+  readonly #merges: PairTable
+  readonly #made: Int32Array
+
+  constructor(vocab: ReadonlyMap<string, number>, merges: readonly unknown[], prefix: string) {
     this.#merges = new PairTable(merges.length)
     this.#made = new Int32Array(merges.length)
     merges.forEach((merge, rank) => {
@@ -72,7 +85,7 @@ class Bpe implements TokenModel {
         typeof merge === 'string' ? merge.split(' ') : merge,
         name,
       ).map((part) => checkString(part, name, CODE)) as [string, string]
-      const ids = [left, right, left + right.slice(options.prefix.length)].map((token) => {
+      const ids = [left, right, left + right.slice(prefix.length)].map((token) => {
         const id = vocab.get(token)
         if (id === undefined) throw notInVocabulary(name, token)
         return id
@@ -80,6 +93,123 @@ class Bpe implements TokenModel {
       this.#merges.set(ids[0], ids[1], rank)
       this.#made[rank] = ids[2]
     })
+  }
+
+  find(left: number, right: number): number {
+    return this.#merges.get(left, right)
+  }
+
+  made(merge: number): number {
+    return this.#made[merge] as number
+  }
+
+  order(merge: number): number {
+    return merge
+  }
+}
+
+/** Pairs that are remembered, most of which are not merged. */
+const MAX_PAIRS = 2 ** 21
+
+/** Longer pieces count as this long; real ones have up to 48 characters. */
+const MAX_LENGTH = 2 ** 7 - 1
+
+/** Merges that are found out when they are asked for: a list takes seconds to make, and few of it are used. */
+class ScoredMerges implements Merges {
+  readonly #vocab: ReadonlyMap<string, number>
+  readonly #scores: Float64Array
+  /** How many scores are better, by id. */
+  readonly #places: Int32Array
+  readonly #texts: (string | undefined)[]
+  readonly #lengths: Uint8Array
+  /** Of pairs: an index of the lists below, or NOT_MERGED. */
+  #found = new PairTable()
+  #pairs = 0
+  readonly #made: number[] = []
+  readonly #orders: number[] = []
+
+  constructor(vocab: ReadonlyMap<string, number>, { scores }: PieceScores) {
+    this.#vocab = vocab
+    this.#scores = scores
+    this.#places = placesOf(scores)
+    this.#texts = new Array(scores.length).fill(undefined)
+    this.#lengths = new Uint8Array(scores.length)
+    for (const [text, id] of vocab) {
+      this.#texts[id] = text
+      this.#lengths[id] = Math.min(characters(text), MAX_LENGTH)
+    }
+  }
+
+  find(left: number, right: number): number {
+    const known = this.#found.get(left, right)
+    if (known >= 0) return known === NOT_MERGED ? -1 : known
+    if (this.#pairs++ === MAX_PAIRS) {
+      this.#found = new PairTable()
+      this.#made.length = 0
+      this.#orders.length = 0
+      this.#pairs = 1
+    }
+    const merge = this.#findOut(left, right)
+    this.#found.set(left, right, merge)
+    return merge === NOT_MERGED ? -1 : merge
+  }
+
+  #findOut(left: number, right: number): number {
+    const id = this.#vocab.get(`${this.#texts[left]}${this.#texts[right]}`)
+    const isPiece = (piece: number) => !Number.isNaN(this.#scores[piece])
+    if (id === undefined || !isPiece(left) || !isPiece(right) || !isPiece(id)) return NOT_MERGED
+    const shorter = (piece: number) => MAX_LENGTH - (this.#lengths[piece] as number)
+    const place = (this.#places[id] as number) * (MAX_LENGTH + 1) + shorter(left)
+    this.#orders.push(place * (MAX_LENGTH + 1) + shorter(right))
+    return this.#made.push(id) - 1
+  }
+
+  made(merge: number): number {
+    return this.#made[merge] as number
+  }
+
+  order(merge: number): number {
+    return this.#orders[merge] as number
+  }
+}
+
+/** Beyond any index. */
+const NOT_MERGED = 2 ** 31 - 1
+
+function placesOf(scores: Float64Array): Int32Array {
+  const sorted = scores.filter((score) => !Number.isNaN(score)).sort()
+  const places = new Map<number, number>()
+  for (let i = sorted.length - 1; i >= 0; i--) {
+    const score = sorted[i] as number
+    if (!places.has(score)) places.set(score, places.size)
+  }
+  return Int32Array.from(scores, (score) => places.get(score) ?? 0)
+}
+
+function characters(text: string): number {
+  let count = 0
+  for (let at = 0; at < text.length; count++) {
+    at += (text.codePointAt(at) as number) > 0xffff ? 2 : 1
+  }
+  return count
+}
+
+class Bpe implements TokenModel {
+  readonly vocab: ReadonlyMap<string, number>
+  readonly unknownId: number | undefined
+  readonly #options: BpeOptions
+  readonly #merges: Merges
+  readonly #byteIds: readonly (number | undefined)[]
+  readonly #cache = new Map<string, readonly number[]>()
+  /** Code units that a token has before a U+2581: only they keep a piece together there. */
+  readonly #beforeSpace: Uint8Array | undefined
+  #heap = new MergeHeap()
+
+  constructor(vocab: ReadonlyMap<string, number>, merges: Merges, options: BpeOptions) {
+    this.vocab = vocab
+    this.unknownId = vocab.get(options.unknown)
+    this.#options = options
+    this.#merges = merges
     this.#byteIds = Array.from({ length: 256 }, (_, byte) => vocab.get(byteToken(byte)))
     if (vocab.has('▁') && options.prefix === '' && options.suffix === '') {
       this.#beforeSpace = unitsBeforeSpace(vocab.keys())
@@ -172,12 +302,13 @@ class Bpe implements TokenModel {
     const next = Int32Array.from(ids, (_, i) => i + 1)
     const previous = Int32Array.from(ids, (_, i) => i - 1)
     const heap = this.#heap
+    const merges = this.#merges
     heap.clear()
     const consider = (left: number) => {
       const right = next[left] as number
       if (left < 0 || right >= length) return
-      const rank = this.#merges.get(tokens[left] as number, tokens[right] as number)
-      if (rank >= 0 && !forbidden?.(this.#made[rank] as number)) heap.push(rank, left)
+      const merge = merges.find(tokens[left] as number, tokens[right] as number)
+      if (merge >= 0 && !forbidden?.(merges.made(merge))) heap.push(merges.order(merge), left)
     }
     for (let i = 0; i + 1 < length; i++) consider(i)
     while (heap.size > 0) {
@@ -187,8 +318,9 @@ class Bpe implements TokenModel {
       const right = next[left] as number
       if (tokens[left] === GONE || right >= length) continue
       // Another merge may have changed the pair since.
-      if (this.#merges.get(tokens[left] as number, tokens[right] as number) !== rank) continue
-      tokens[left] = this.#made[rank] as number
+      const merge = merges.find(tokens[left] as number, tokens[right] as number)
+      if (merge < 0 || merges.order(merge) !== rank) continue
+      tokens[left] = merges.made(merge)
       tokens[right] = GONE
       const after = next[right] as number
       next[left] = after
@@ -219,7 +351,7 @@ function unitsBeforeSpace(tokens: Iterable<string>): Uint8Array {
 
 /** A min-heap of merges: by rank, then from left to right. */
 class MergeHeap {
-  #ranks = new Int32Array(64)
+  #ranks = new Float64Array(64)
   #positions = new Int32Array(64)
   size = 0
 
@@ -280,13 +412,10 @@ class MergeHeap {
   }
 
   #grow(): void {
-    this.#ranks = doubled(this.#ranks)
-    this.#positions = doubled(this.#positions)
+    const [ranks, positions] = [this.#ranks, this.#positions]
+    this.#ranks = new Float64Array(ranks.length * 2)
+    this.#ranks.set(ranks)
+    this.#positions = new Int32Array(positions.length * 2)
+    this.#positions.set(positions)
   }
-}
-
-function doubled(array: Int32Array): Int32Array<ArrayBuffer> {
-  const grown = new Int32Array(array.length * 2)
-  grown.set(array)
-  return grown
 }

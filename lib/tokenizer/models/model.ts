@@ -21,8 +21,9 @@ export interface TokenModel {
   tokenize(piece: string, ids: number[], forbidden?: (id: number) => boolean): void
 }
 
-/** A vocabulary written as { token: id }. */
-export function parseVocab(value: unknown): Map<string, number> {
+/** A vocabulary written as { token: id }, or a map where it is no file's. */
+export function parseVocab(value: unknown): ReadonlyMap<string, number> {
+  if (value instanceof Map) return value
   const vocab = new Map<string, number>()
   for (const [token, id] of Object.entries(checkObject(value, 'model.vocab', CODE))) {
     vocab.set(

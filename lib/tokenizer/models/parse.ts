@@ -11,20 +11,20 @@ const CODE = 'HOGWILD_INVALID_MODEL'
 
 const TYPES = ['BPE', 'Unigram', 'WordLevel', 'WordPiece'] as const
 
+export type TokenizerKind = (typeof TYPES)[number]
+
+const PARSERS = {
+  BPE: parseBpe,
+  Unigram: parseUnigram,
+  WordLevel: parseWordLevel,
+  WordPiece: parseWordPiece,
+} satisfies Record<TokenizerKind, (json: Record<string, unknown>) => TokenModel>
+
 /** `value` is the field `model` of tokenizer.json. Throws HOGWILD_INVALID_MODEL. */
-export function parseModel(value: unknown): TokenModel {
+export function parseModel(value: unknown): { kind: TokenizerKind; model: TokenModel } {
   const object = checkObject(value, 'model', CODE)
-  const type = checkOneOf(object.type ?? guessedType(object), 'model.type', TYPES, CODE)
-  switch (type) {
-    case 'BPE':
-      return parseBpe(object)
-    case 'Unigram':
-      return parseUnigram(object)
-    case 'WordLevel':
-      return parseWordLevel(object)
-    case 'WordPiece':
-      return parseWordPiece(object)
-  }
+  const kind = checkOneOf(object.type ?? guessedType(object), 'model.type', TYPES, CODE)
+  return { kind, model: PARSERS[kind](object) }
 }
 
 /** Old files do not name it. */

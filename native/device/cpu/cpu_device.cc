@@ -2,18 +2,19 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <fstream>
 #include <limits>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "core/error.h"
 #include "core/format.h"
 #include "core/limits.h"
+#include "core/panels.h"
 #include "device/cpu/attention_schedule.h"
 #include "device/cpu/kernels.h"
 #include "device/cpu/memory.h"
@@ -37,6 +38,9 @@ void check_buffers(const ExternalBuffers& buffers) {
   throw Error(code::kUnsupported, "the CPU device takes queries, keys and values in f32, without a stream");
 }
 
+// Outputs of a quantised matrix that a thread takes at once: those of the kernels' widest block.
+std::int64_t quant_unit_outputs(std::int64_t rows) { return (rows == 1 ? 4 : 2) * kPanelOutputs; }
+
 std::string processor_name() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
@@ -49,35 +53,24 @@ class CpuDevice final : public Device {
  public:
   explicit CpuDevice(const CpuOptions& options)
       : name_(processor_name()),
-        kernels_(select_kernels(requested_simd(options))),
+        level_(select_level(requested_simd(options))),
+        kernels_(*level_.kernels),
         pool_(options.threads > 0 ? options.threads : available_processors()),
         attention_(kernels_, pool_),
-        samplers_(static_cast<std::size_t>(pool_.threads())) {}
+        samplers_(static_cast<std::size_t>(pool_.threads())),
+        panels_(static_cast<std::size_t>(pool_.threads())) {}
 
   DeviceInfo info() const override {
-    return {.type = "cpu", .name = name_, .index = 0, .simd = kernels_.name, .threads = pool_.threads()};
+    return {.type = "cpu", .name = name_, .index = 0, .simd = level_.name, .threads = pool_.threads()};
   }
 
   Buffer allocate(std::size_t bytes, const char* purpose) override { return map_memory(bytes, purpose); }
+  using Device::upload;
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void synchronize() override {}
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>&) override {
-    require(is_plain(host.format), "the CPU device takes weights in f32, f16 and bf16");
-    return host;
-  }
-  void begin_step(const StepView& step) override { step_ = step; }
-
-  void embedding(const EmbeddingParams& params) override {
-    require(params.rows >= 0 && params.rows <= std::ssize(step_.tokens), "more rows than the step has");
-    for (const std::int32_t token : step_.tokens) {
-      if (token < 0 || token >= params.table.rows) {
-        throw Error(code::kInvalidArgument, "token id " + std::to_string(token) + " is outside the vocabulary of " +
-                                                std::to_string(params.table.rows));
-      }
-    }
-    kernels_.embedding(params.table, step_.tokens.data(), params.rows, params.scale, params.out);
-  }
+  Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override;
+  void embedding(const DeviceStep& step, const EmbeddingParams& params) override;
 
   void rms_norm(const RmsNormParams& p) override {
     for_rows(pool_, p.rows, p.cols, [&](std::int64_t begin, std::int64_t end) {
@@ -87,33 +80,25 @@ class CpuDevice final : public Device {
 
   void matmul(const MatmulParams& p) override {
     require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
-    // Units are blocks of outputs, matrix after matrix.
-    std::int64_t blocks_before[MatmulParams::kMaxOutputs + 1] = {0};
-    for (int i = 0; i < p.n_outputs; i++) {
-      require(p.outputs[i].weight.cols == p.k, "a weight matrix needs k columns");
-      blocks_before[i + 1] = blocks_before[i] + ceil_div(p.outputs[i].weight.rows, kMatmulOutputBlock);
-    }
     if (p.rows == 0) return;
-    const void* packed_x = nullptr;
-    const auto packs_x = [&](const MatmulParams::Output& output) { return kernels_.packs_x(output.weight.format); };
-    if (std::any_of(p.outputs, p.outputs + p.n_outputs, packs_x)) {
-      std::uint16_t* packed = packed_x_.get<std::uint16_t>(p.rows * p.k);
-      for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
-        kernels_.pack_x(p.x + begin * p.k, (end - begin) * p.k, packed + begin * p.k);
-      });
-      packed_x = packed;
+    // Units are blocks of outputs, matrix after matrix.
+    const void* xs[MatmulParams::kMaxOutputs] = {};
+    std::int64_t unit_outputs[MatmulParams::kMaxOutputs] = {};
+    std::int64_t units_before[MatmulParams::kMaxOutputs + 1] = {};
+    for (int i = 0; i < p.n_outputs; i++) {
+      const Matrix& weight = p.outputs[i].weight;
+      require(weight.cols == p.k, "a weight matrix needs k columns");
+      xs[i] = i > 0 && x_form(weight) == x_form(p.outputs[i - 1].weight) ? xs[i - 1] : packed_x(x_form(weight), p);
+      unit_outputs[i] = is_plain(weight.format) ? kMatmulOutputBlock : quant_unit_outputs(p.rows);
+      units_before[i + 1] = units_before[i] + ceil_div(weight.rows, unit_outputs[i]);
     }
-    pool_.run(blocks_before[p.n_outputs], [&](std::int64_t begin, std::int64_t end, int) {
+    pool_.run(units_before[p.n_outputs], [&](std::int64_t begin, std::int64_t end, int thread) {
       for (int i = 0; i < p.n_outputs; i++) {
-        const std::int64_t first = std::max(begin, blocks_before[i]) - blocks_before[i];
-        const std::int64_t last = std::min(end, blocks_before[i + 1]) - blocks_before[i];
+        const std::int64_t first = std::max(begin, units_before[i]) - units_before[i];
+        const std::int64_t last = std::min(end, units_before[i + 1]) - units_before[i];
         if (first >= last) continue;
-        kernels_.matmul({.x = packs_x(p.outputs[i]) ? packed_x : p.x,
-                         .rows = p.rows,
-                         .k = p.k,
-                         .output = &p.outputs[i],
-                         .begin = first * kMatmulOutputBlock,
-                         .end = std::min(last * kMatmulOutputBlock, p.outputs[i].weight.rows)});
+        multiply(p, p.outputs[i], xs[i], first * unit_outputs[i],
+                 std::min(last * unit_outputs[i], p.outputs[i].weight.rows), thread);
       }
     });
   }
@@ -133,16 +118,17 @@ class CpuDevice final : public Device {
                  [&](std::int64_t first, std::int64_t n) { kernels_.softcap(p.x + first, n, p.scale, p.softcap); });
   }
 
-  void kv_append(const KvAppendParams& p) override {
-    check_cache(p.shape, &step_.rope);
+  void kv_append(const DeviceStep& step, const KvAppendParams& p) override {
+    const StepView& view = step.view();
+    check_cache(p.shape, &view.rope);
     check_buffers(p.buffers);
-    require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(step_.slots), "more rows than the step has");
+    require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(view.slots), "more rows than the step has");
     const std::int64_t cols = p.shape.kv_heads * p.shape.head_dim;
     const float* k = static_cast<const float*>(p.k);
     const float* v = static_cast<const float*>(p.v);
     for_rows(pool_, p.rows, cols, [&](std::int64_t begin, std::int64_t end) {
-      const AppendSlot* slots = step_.slots.data() + p.first + begin;
-      kernels_.kv_append(p.shape, p.layer, step_.rope, slots, end - begin, k + begin * cols, v + begin * cols);
+      const AppendSlot* slots = view.slots.data() + p.first + begin;
+      kernels_.kv_append(p.shape, p.layer, view.rope, slots, end - begin, k + begin * cols, v + begin * cols);
     });
   }
 
@@ -164,7 +150,7 @@ class CpuDevice final : public Device {
     });
   }
 
-  void attention(const AttentionParams& params) override;
+  void attention(const DeviceStep& step, const AttentionParams& params) override;
   void sample(const SampleParams& params) override;
   double measure_read_bandwidth(std::size_t bytes) override;
 
@@ -184,22 +170,118 @@ class CpuDevice final : public Device {
     return name ? name : "";
   }
 
+  // How an op's x goes into a product.
+  enum class XForm { kF32, kBF16, kGroups16, kGroups32 };
+  static constexpr int kXForms = 4;
+
+  XForm x_form(const Matrix& weight) const {
+    if (is_plain(weight.format)) return kernels_.packs_x(weight.format) ? XForm::kBF16 : XForm::kF32;
+    return code_info(weight.format).group == 16 ? XForm::kGroups16 : XForm::kGroups32;
+  }
+  const void* packed_x(XForm form, const MatmulParams& p);
+  void multiply(const MatmulParams& p, const MatmulParams::Output& output, const void* x, std::int64_t begin,
+                std::int64_t end, int thread);
+
   const std::string name_;
+  const SimdLevel level_;
   const CpuKernels& kernels_;
-  StepView step_;
   ThreadPool pool_;
   AttentionSchedule attention_;
   std::vector<SamplerScratch> samplers_;  // per thread
-  Scratch packed_x_;
+  Scratch packed_x_[kXForms];
+  std::vector<Scratch> panels_;  // per thread: of matrices that are not repacked
 };
 
-void CpuDevice::attention(const AttentionParams& p) {
-  check_cache(p.shape, &step_.rope);
+// x [rows, k] in this form, for one op: what it returns holds until the next op asks for the same form.
+const void* CpuDevice::packed_x(XForm form, const MatmulParams& p) {
+  Scratch& scratch = packed_x_[static_cast<int>(form)];
+  if (form == XForm::kF32) return p.x;
+  if (form == XForm::kBF16) {
+    std::uint16_t* packed = scratch.get<std::uint16_t>(p.rows * p.k);
+    for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
+      kernels_.pack_x(p.x + begin * p.k, (end - begin) * p.k, packed + begin * p.k);
+    });
+    return packed;
+  }
+  const std::int64_t group = form == XForm::kGroups16 ? 16 : 32;
+  std::byte* packed = scratch.get<std::byte>(packed_x_bytes(p.rows, p.k, group));
+  for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
+    level_.quant->pack_x(p.x, p.rows, p.k, group, begin, end, packed);
+  });
+  return packed;
+}
+
+// Outputs [begin, end) of one matrix.
+void CpuDevice::multiply(const MatmulParams& p, const MatmulParams::Output& output, const void* x, std::int64_t begin,
+                         std::int64_t end, int thread) {
+  const Matrix& weight = output.weight;
+  if (is_plain(weight.format)) {
+    kernels_.matmul({.x = x, .rows = p.rows, .k = p.k, .output = &output, .begin = begin, .end = end});
+    return;
+  }
+  const std::int64_t bytes = panel_bytes(code_info(weight.format), p.k);
+  const std::byte* data = static_cast<const std::byte*>(weight.data);
+  QuantSlice slice = {.x = x, .rows = p.rows, .k = p.k, .output = &output, .panels = nullptr, .begin = begin, .end = end};
+  if (weight.order == Order::kPanels) {
+    slice.panels = data + begin / kPanelOutputs * bytes;
+    level_.quant->matmul(slice);
+    return;
+  }
+  // Not repacked: a block of outputs at a time is, into memory of the thread.
+  const std::int64_t unit = quant_unit_outputs(p.rows);
+  std::byte* panels = panels_[static_cast<std::size_t>(thread)].get<std::byte>(unit / kPanelOutputs * bytes);
+  slice.panels = panels;
+  for (slice.begin = begin; slice.begin < end; slice.begin += unit) {
+    slice.end = std::min(slice.begin + unit, end);
+    write_panels(weight.format, {data, weight.cols, {}}, slice.begin, slice.end, panels);
+    level_.quant->matmul(slice);
+  }
+}
+
+Matrix CpuDevice::upload_weight(const WeightSource& source, WeightStorage& storage) {
+  Matrix matrix = {.data = source.data, .format = source.format, .rows = source.rows, .cols = source.cols};
+  if (is_plain(source.format) || !source.repack) return matrix;
+  matrix.order = Order::kPanels;
+  std::byte* panels = allocate_weight(static_cast<std::size_t>(matrix_bytes(matrix)), storage);
+  matrix.data = panels;
+  const std::int64_t bytes = panel_bytes(code_info(source.format), source.cols);
+  const FileRows rows = {source.data, source.cols, source.interleaved};
+  pool_.run(panel_count(source.rows), [&](std::int64_t begin, std::int64_t end, int) {
+    write_panels(source.format, rows, begin * kPanelOutputs, std::min(end * kPanelOutputs, source.rows),
+                 panels + begin * bytes);
+  });
+  return matrix;
+}
+
+void CpuDevice::embedding(const DeviceStep& step, const EmbeddingParams& p) {
+  const std::span<const std::int32_t> tokens = step.view().tokens;
+  require(p.rows >= 0 && p.rows <= std::ssize(tokens), "more rows than the step has");
+  for (const std::int32_t token : tokens) {
+    if (token >= 0 && token < p.table.rows) continue;
+    throw Error(code::kInvalidArgument,
+                "token id " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(p.table.rows));
+  }
+  const std::int64_t cols = p.table.cols;
+  for_rows(pool_, p.rows, cols, [&](std::int64_t begin, std::int64_t end) {
+    if (is_plain(p.table.format)) {
+      kernels_.embedding(p.table, tokens.data() + begin, end - begin, p.scale, p.out + begin * cols);
+      return;
+    }
+    for (std::int64_t i = begin; i < end; i++) {
+      float* out = p.out + i * cols;
+      dequantise_matrix_row(p.table, tokens[i], out);
+      for (std::int64_t j = 0; j < cols; j++) out[j] *= p.scale;
+    }
+  });
+}
+
+void CpuDevice::attention(const DeviceStep& step, const AttentionParams& p) {
+  check_cache(p.shape, &step.view().rope);
   check_buffers(p.buffers);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   require(p.window >= 0, "window must be >= 0");
-  require(p.softcap >= 0 && std::isfinite(p.softcap), "softcap must be finite and >= 0");
-  attention_.run(p, step_);
+  require(p.softcap == 0 || (p.softcap >= 1e-6f && p.softcap <= 1e6f), "softcap must be 0 or in [1e-6, 1e6]");
+  attention_.run(p, step.view());
 }
 
 void CpuDevice::sample(const SampleParams& p) {

@@ -17,14 +17,11 @@
 
 #define HOGWILD_CONCAT_(a, b) a##b
 #define HOGWILD_CONCAT(a, b) HOGWILD_CONCAT_(a, b)
-#define HOGWILD_STRING_(a) #a
-#define HOGWILD_STRING(a) HOGWILD_STRING_(a)
 
 namespace hogwild {
 
 extern const CpuKernels HOGWILD_CONCAT(kCpuKernels_, HOGWILD_SIMD);
 const CpuKernels HOGWILD_CONCAT(kCpuKernels_, HOGWILD_SIMD) = {
-    .name = HOGWILD_STRING(HOGWILD_SIMD),
     .embedding = embedding,
     .rms_norm = rms_norm,
     .packs_x = packs_x,

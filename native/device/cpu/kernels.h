@@ -42,8 +42,8 @@ static inline int64_t state_size(int64_t head_dim) { return kStateValues + padde
 
 struct AttentionRow {
   const QueryRange* range;  // sees a key of the span
-  const float* q;  // [D], before RoPE
-  float* state;    // [state_size(D)], written
+  const float* q;           // [D], before RoPE
+  float* state;             // [state_size(D)], written
 };
 
 struct AttentionSpan {
@@ -68,8 +68,6 @@ static inline int64_t span_scratch_size(int64_t n_rows, int64_t head_dim) {
 }
 
 struct CpuKernels {
-  const char* name;  // of the SIMD level
-
   // out[t] = scale * table[tokens[t]], t < n
   void (*embedding)(const Matrix& table, const int32_t* tokens, int64_t n, float scale, float* out);
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t rows, int64_t cols, float* out);

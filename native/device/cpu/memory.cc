@@ -22,4 +22,21 @@ Buffer map_memory(std::size_t bytes, const char* purpose) {
                 [](void* memory, std::size_t size, int) { munmap(memory, std::max<std::size_t>(size, 1)); });
 }
 
+std::byte* allocate_weight(std::size_t bytes, WeightStorage& storage) {
+  constexpr std::size_t kAlignment = 64;
+  constexpr std::size_t kBufferBytes = std::size_t{64} << 20;  // untouched pages behind the last weight cost nothing
+  bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  if (storage.buffers.empty() || storage.buffers.back().bytes() - storage.used < bytes) {
+    storage.buffers.push_back(map_memory(std::max(bytes, kBufferBytes), "weights"));
+    storage.used = 0;
+#if defined(MADV_HUGEPAGE)
+    // Advice only: fewer misses of the address cache where the system has large pages.
+    madvise(storage.buffers.back().data(), storage.buffers.back().bytes(), MADV_HUGEPAGE);
+#endif
+  }
+  std::byte* data = storage.buffers.back().as<std::byte>() + storage.used;
+  storage.used += bytes;
+  return data;
+}
+
 }  // namespace hogwild

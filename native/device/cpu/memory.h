@@ -11,6 +11,9 @@ namespace hogwild {
 // Zero-filled. Throws kOutOfMemory with the size and `purpose` in the message.
 Buffer map_memory(std::size_t bytes, const char* purpose);
 
+// Memory for a model's weights: parts of large buffers in large pages, aligned to cache lines. Throws kOutOfMemory.
+std::byte* allocate_weight(std::size_t bytes, WeightStorage& storage);
+
 // Scratch memory aligned to cache lines that only grows.
 class Scratch {
  public:

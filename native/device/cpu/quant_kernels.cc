@@ -11,8 +11,6 @@
 
 #define HOGWILD_CONCAT_(a, b) a##b
 #define HOGWILD_CONCAT(a, b) HOGWILD_CONCAT_(a, b)
-#define HOGWILD_STRING_(a) #a
-#define HOGWILD_STRING(a) HOGWILD_STRING_(a)
 
 namespace hogwild {
 namespace {
@@ -56,7 +54,6 @@ void matmul(const QuantSlice& slice) {
 
 extern const QuantKernels HOGWILD_CONCAT(kQuantKernels_, HOGWILD_SIMD);
 const QuantKernels HOGWILD_CONCAT(kQuantKernels_, HOGWILD_SIMD) = {
-    .name = HOGWILD_STRING(HOGWILD_SIMD),
     .pack_x = pack_x,
     .matmul = matmul,
 };

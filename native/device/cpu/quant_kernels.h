@@ -37,8 +37,6 @@ struct QuantSlice {
 };
 
 struct QuantKernels {
-  const char* name;  // of the SIMD level
-
   // Rows [begin, end) of x [rows, k] into `packed`. A row that holds NaN or infinity gives NaN; groups of 32 columns
   // whose magnitude is below 2^-100 count as zeros.
   void (*pack_x)(const float* x, int64_t rows, int64_t k, int64_t group, int64_t begin, int64_t end, void* packed);

@@ -2,6 +2,9 @@
 
 #if defined(HOGWILD_SIMD_X86)
 #include <cpuid.h>
+#elif defined(HOGWILD_SIMD_NEON) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 #include <cstdint>
@@ -15,13 +18,20 @@ namespace hogwild {
 // One object file each (CMakeLists.txt).
 #if defined(HOGWILD_SIMD_NEON)
 extern const CpuKernels kCpuKernels_neon;
+extern const QuantKernels kQuantKernels_neon;
+extern const QuantKernels kQuantKernels_neondot;
 #else
 extern const CpuKernels kCpuKernels_baseline;
+extern const QuantKernels kQuantKernels_baseline;
 #endif
 #if defined(HOGWILD_SIMD_X86)
 extern const CpuKernels kCpuKernels_avx2;
 extern const CpuKernels kCpuKernels_avx512;
 extern const CpuKernels kCpuKernels_avx512bf16;
+extern const QuantKernels kQuantKernels_avx2;
+extern const QuantKernels kQuantKernels_avxvnni;
+extern const QuantKernels kQuantKernels_avx512;
+extern const QuantKernels kQuantKernels_avx512vnni;
 #endif
 
 namespace {
@@ -50,35 +60,51 @@ std::uint64_t saved_registers() {
 }
 #endif
 
-// Those that this processor can run, best last.
-std::vector<const CpuKernels*> available_kernels() {
 #if defined(HOGWILD_SIMD_NEON)
-  return {&kCpuKernels_neon};  // every aarch64 processor has it
+bool has_dot_products() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+  return true;  // every Apple processor since 2018, and no other runs macOS on this architecture
+#endif
+}
+#endif
+
+// Those that this processor can run, best last.
+std::vector<SimdLevel> available_levels() {
+#if defined(HOGWILD_SIMD_NEON)
+  std::vector<SimdLevel> levels = {{"neon", &kCpuKernels_neon, &kQuantKernels_neon}};  // every aarch64 processor has it
+  if (has_dot_products()) levels.push_back({"neondot", &kCpuKernels_neon, &kQuantKernels_neondot});
+  return levels;
 #elif defined(HOGWILD_SIMD_X86)
-  std::vector<const CpuKernels*> kernels;
+  std::vector<SimdLevel> levels;
   const CpuId basic(1, 0), extended(7, 0), extended_1(7, 1);
-  if (!has_all(basic.ecx, bit_SSSE3 | bit_SSE4_2 | bit_POPCNT)) return kernels;
-  kernels.push_back(&kCpuKernels_baseline);
+  if (!has_all(basic.ecx, bit_SSSE3 | bit_SSE4_2 | bit_POPCNT)) return levels;
+  levels.push_back({"baseline", &kCpuKernels_baseline, &kQuantKernels_baseline});
 
   constexpr std::uint64_t kYmm = 0x6, kZmm = 0xe6;  // SSE and AVX state; opmask and both halves of ZMM too
   const std::uint64_t saved = has_all(basic.ecx, bit_OSXSAVE) ? saved_registers() : 0;
   if ((saved & kYmm) != kYmm || !has_all(basic.ecx, bit_AVX | bit_FMA | bit_F16C) ||
       !has_all(extended.ebx, bit_AVX2 | bit_BMI | bit_BMI2)) {
-    return kernels;
+    return levels;
   }
-  kernels.push_back(&kCpuKernels_avx2);
+  levels.push_back({"avx2", &kCpuKernels_avx2, &kQuantKernels_avx2});
+  constexpr unsigned kAvxVnni = 1u << 4;  // not every <cpuid.h> names it
+  if (has_all(extended_1.eax, kAvxVnni)) levels.push_back({"avxvnni", &kCpuKernels_avx2, &kQuantKernels_avxvnni});
   if ((saved & kZmm) != kZmm ||
       !has_all(extended.ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL | bit_AVX512CD)) {
-    return kernels;
+    return levels;
   }
-  kernels.push_back(&kCpuKernels_avx512);
-  // Every processor with the former has the latter, but a virtual machine may hide it.
-  if (has_all(extended_1.eax, bit_AVX512BF16) && has_all(extended.ecx, bit_AVX512VNNI)) {
-    kernels.push_back(&kCpuKernels_avx512bf16);
+  levels.push_back({"avx512", &kCpuKernels_avx512, &kQuantKernels_avx512});
+  if (!has_all(extended.ecx, bit_AVX512VNNI)) return levels;
+  levels.push_back({"avx512vnni", &kCpuKernels_avx512, &kQuantKernels_avx512vnni});
+  // Every processor with the one has the other.
+  if (has_all(extended_1.eax, bit_AVX512BF16)) {
+    levels.push_back({"avx512bf16", &kCpuKernels_avx512bf16, &kQuantKernels_avx512vnni});
   }
-  return kernels;
+  return levels;
 #else
-  return {&kCpuKernels_baseline};
+  return {{"baseline", &kCpuKernels_baseline, &kQuantKernels_baseline}};
 #endif
 }
 
@@ -86,19 +112,19 @@ std::vector<const CpuKernels*> available_kernels() {
 
 std::vector<std::string> available_simd_levels() {
   std::vector<std::string> names;
-  for (const CpuKernels* kernels : available_kernels()) names.emplace_back(kernels->name);
+  for (const SimdLevel& level : available_levels()) names.emplace_back(level.name);
   return names;
 }
 
-const CpuKernels& select_kernels(const std::string& name) {
-  const std::vector<const CpuKernels*> available = available_kernels();
+SimdLevel select_level(const std::string& name) {
+  const std::vector<SimdLevel> available = available_levels();
   if (available.empty()) throw Error(code::kUnsupported, "this processor lacks SSSE3, SSE4.2 or POPCNT");
-  if (name.empty()) return *available.back();
+  if (name.empty()) return available.back();
   std::string names;
-  for (const CpuKernels* kernels : available) {
-    if (name == kernels->name) return *kernels;
+  for (const SimdLevel& level : available) {
+    if (name == level.name) return level;
     names += names.empty() ? "" : ", ";
-    names += kernels->name;
+    names += level.name;
   }
   throw Error(code::kUnsupported,
               "SIMD level \"" + name + "\" is not available on this processor; available: " + names);

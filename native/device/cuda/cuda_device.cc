@@ -37,6 +37,8 @@ int choose_card(int index) {
   return index;
 }
 
+const CudaStep& on_card(const DeviceStep& step) { return static_cast<const CudaStep&>(step); }
+
 bool overlap(const void* a, std::size_t a_bytes, const void* b, std::size_t b_bytes) {
   const auto first = reinterpret_cast<std::uintptr_t>(a), second = reinterpret_cast<std::uintptr_t>(b);
   return first < second + b_bytes && second < first + a_bytes;
@@ -47,7 +49,7 @@ bool overlap(const void* a, std::size_t a_bytes, const void* b, std::size_t b_by
 CudaDevice::CudaDevice(int index)
     : index_(choose_card(index)),
       memory_(index),
-      step_(memory_, stream_),
+      steps_(memory_, stream_),
       graphs_(stream_, graphs_enabled()),
       argument_staging_(stream_),
       weight_staged_{Event(Event::Use::kOrder), Event(Event::Use::kOrder)},
@@ -65,6 +67,13 @@ CudaDevice::~CudaDevice() {
 }
 
 // ---- memory ---------------------------------------------------------------------------------------
+
+std::int64_t CudaDevice::free_memory() const {
+  check_cuda(cudaSetDevice(index_), "choosing the GPU");
+  std::size_t free = 0, total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "asking for its free memory");
+  return static_cast<std::int64_t>(free);
+}
 
 std::int64_t CudaDevice::kv_padding(const KvShape& shape) const {
   if (!is_supported(shape.key_format, shape.value_format)) {
@@ -105,7 +114,7 @@ void CudaDevice::synchronize() {
 }
 
 // Kernels multiply in 16 bits: f32 weights are rounded to bf16 once, here.
-Matrix CudaDevice::upload_weight(const Matrix& host, std::vector<Buffer>& storage) {
+Matrix CudaDevice::upload_weight(const WeightSource& host, WeightStorage& storage) {
   if (!is_plain(host.format)) {
     throw Error(code::kUnsupported, std::string("weights in ") + format_name(host.format) +
                                         ": the CUDA device takes f32, f16 and bf16; the CPU device takes this format");
@@ -114,12 +123,12 @@ Matrix CudaDevice::upload_weight(const Matrix& host, std::vector<Buffer>& storag
     throw Error(code::kUnsupported, "a weight matrix with rows of " + std::to_string(host.cols) +
                                         " elements: the CUDA device needs a multiple of 8");
   }
-  Matrix matrix = host;
+  Matrix matrix = {.data = nullptr, .format = host.format, .rows = host.rows, .cols = host.cols};
   if (host.format == Format::kF32) matrix.format = Format::kBF16;
   const std::int64_t n = host.rows * host.cols;
   const std::size_t size = dtype_size(dtype_of(matrix.format));
-  storage.push_back(allocate(static_cast<std::size_t>(n) * size, "weights"));
-  std::byte* to = storage.back().as<std::byte>();
+  storage.buffers.push_back(allocate(static_cast<std::size_t>(n) * size, "weights"));
+  std::byte* to = storage.buffers.back().as<std::byte>();
   matrix.data = to;
 
   // Two halves in turn: one is filled by the host while the other is being copied.
@@ -132,11 +141,11 @@ Matrix CudaDevice::upload_weight(const Matrix& host, std::vector<Buffer>& storag
     std::byte* from = staging + half * kHalf;
     check_cuda(cudaEventSynchronize(weight_staged_[half]), "a copy of weights");
     if (host.format == Format::kF32) {
-      const float* values = static_cast<const float*>(host.data) + first;
+      const float* values = reinterpret_cast<const float*>(host.data) + first;
       auto* rounded = reinterpret_cast<std::uint16_t*>(from);
       for (std::int64_t i = 0; i < count; ++i) rounded[i] = f32_to_bf16(values[i]);
     } else {
-      std::memcpy(from, static_cast<const std::byte*>(host.data) + first * static_cast<std::int64_t>(size),
+      std::memcpy(from, host.data + first * static_cast<std::int64_t>(size),
                   static_cast<std::size_t>(count) * size);
     }
     copy(to + first * static_cast<std::int64_t>(size), from, static_cast<std::size_t>(count) * size,
@@ -160,32 +169,41 @@ std::byte* CudaDevice::upload_arguments() {
 
 std::int64_t CudaDevice::bucket_rows(std::int64_t rows) const { return cuda::bucket_rows(rows); }
 
-void CudaDevice::begin_step(const StepView& step) {
+std::unique_ptr<DeviceStep> CudaDevice::upload(const StepView& step) {
   use();
-  if (step_.upload(step)) shares_.reset();
+  return steps_.upload(step);
 }
 
-void CudaDevice::replay(const Device::GraphKey& key, const std::function<void()>& ops) {
+void CudaDevice::replay(const Device::GraphKey& key, const DeviceStep& device_step, const std::function<void()>& ops) {
   use();
-  if (key.rows > kMaxGraphRows) return ops();
-  graphs_.run([&] { return CachedGraphKey{.step = key, .layout = step_.layout(), .memory_moves = memory_.moves()}; },
-              ops);
+  const CudaStep& step = on_card(device_step);
+  if (step.layout.rows > kMaxGraphRows) return ops();
+  // A graph shares out the work of the steps that it is replayed for: which ones lie in the workspace is not known.
+  const struct Forget {
+    std::optional<AttentionShares>& shares;
+    explicit Forget(std::optional<AttentionShares>& those) : shares(those) { shares.reset(); }
+    ~Forget() { shares.reset(); }
+  } forget(shares_);
+  graphs_.replay(
+      [&] {
+        return CachedGraphKey{
+            .ops = key, .step_memory = step.memory->data(), .layout = step.layout, .memory_moves = memory_.moves()};
+      },
+      ops);
 }
 
 // ---- ops ------------------------------------------------------------------------------------------
 
-void CudaDevice::embedding(const EmbeddingParams& p) {
+void CudaDevice::embedding(const DeviceStep& device_step, const EmbeddingParams& p) {
   use();
-  require(p.rows <= step_.layout().rows && !step_.view().tokens.empty(), "more rows than the step has");
-  for (const std::int32_t token : step_.view().tokens) {
+  const CudaStep& step = on_card(device_step);
+  require(p.rows <= step.layout.rows && !step.view().tokens.empty(), "more rows than the step has");
+  for (const std::int32_t token : step.view().tokens) {
     if (token >= 0 && token < p.table.rows) continue;
     throw Error(code::kInvalidArgument,
                 "token id " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(p.table.rows));
   }
-  check_launch(
-      launch_embedding({.tokens = step_.tokens(), .rows = p.rows, .table = p.table, .scale = p.scale, .out = p.out},
-                       stream_),
-      "embedding");
+  check_launch(launch_embedding(p, step.arrays, stream_), "embedding");
 }
 
 void CudaDevice::rms_norm(const RmsNormParams& p) {
@@ -277,45 +295,26 @@ void CudaDevice::softcap(const SoftcapParams&) {
   throw Error(code::kUnsupported, "softcap: the CPU device computes it");
 }
 
-void CudaDevice::kv_append(const KvAppendParams& p) {
+void CudaDevice::kv_append(const DeviceStep& device_step, const KvAppendParams& p) {
   use();
-  require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= step_.layout().rows && !step_.view().slots.empty(),
+  const CudaStep& step = on_card(device_step);
+  require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= step.layout.rows && !step.view().slots.empty(),
           "more rows than the step has");
   const std::size_t bytes =
       static_cast<std::size_t>(p.rows * p.shape.kv_heads * p.shape.head_dim) * dtype_size(p.buffers.dtype);
   check_external(p.buffers, {{{"k", p.k, bytes}, {"v", p.v, bytes}}});
-  on_stream_of(p.buffers, [&](cudaStream_t stream) {
-    check_launch(launch_kv_append({.shape = p.shape,
-                                   .layer = p.layer,
-                                   .rope = step_.rope(),
-                                   .dtype = p.buffers.dtype,
-                                   .slots = step_.slots() + p.first,
-                                   .rows = p.rows,
-                                   .k = p.k,
-                                   .v = p.v},
-                                  stream),
-                 "append");
-  });
+  on_stream_of(p.buffers,
+               [&](cudaStream_t stream) { check_launch(launch_kv_append(p, step.arrays, stream), "append"); });
 }
 
-bool CudaDevice::AttentionShares::is_for(const AttentionParams& p) const {
-  return kv_heads == p.shape.kv_heads && query_heads == p.query_heads && row_elements == p.shape.row_elements() &&
-         format == p.shape.key_format;
+bool CudaDevice::AttentionShares::is_for(const CudaStep& of, const AttentionParams& p) const {
+  return step == of.id && kv_heads == p.shape.kv_heads && query_heads == p.query_heads &&
+         row_elements == p.shape.row_elements() && format == p.shape.key_format;
 }
 
-AttentionLaunch CudaDevice::attention_launch(const AttentionParams& p) const {
-  return {.shape = p.shape,
-          .layer = p.layer,
-          .plan = step_.plan(),
-          .rope = step_.rope(),
-          .query_heads = p.query_heads,
-          .scale = p.scale,
-          .dtype = p.buffers.dtype,
-          .q = p.q,
-          .out = p.out,
-          .lse = p.lse,
-          .max_tokens = static_cast<std::int32_t>(step_.layout().rows),
-          .max_segments = static_cast<std::int32_t>(step_.layout().segments),
+AttentionLaunch CudaDevice::attention_launch(const CudaStep& step, const AttentionParams& p) const {
+  return {.params = p,
+          .step = step.arrays,
           .max_ctas = shares_ ? shares_->max_ctas : 0,
           .min_tiles = kMinTiles,
           .workspace = attention_workspace_.data()};
@@ -332,11 +331,12 @@ void CudaDevice::check_attention(const AttentionParams& p) const {
   refuse_where(p.sinks != nullptr, "sinks");
 }
 
-void CudaDevice::attention(const AttentionParams& p) {
+void CudaDevice::attention(const DeviceStep& device_step, const AttentionParams& p) {
   use();
+  const CudaStep& step = on_card(device_step);
   check_attention(p);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
-  const std::int64_t rows = step_.view().plan.n_tokens * p.query_heads;
+  const std::int64_t rows = step.view().plan.n_tokens * p.query_heads;
   if (rows == 0) return;
   const std::size_t bytes = static_cast<std::size_t>(rows * p.shape.head_dim) * dtype_size(p.buffers.dtype);
   const std::size_t lse_bytes = p.lse == nullptr ? 0 : static_cast<std::size_t>(rows) * sizeof(float);
@@ -346,26 +346,28 @@ void CudaDevice::attention(const AttentionParams& p) {
   check_external(p.buffers, {{{"q", p.q, bytes}, {"out", p.out, bytes}, {"lse", p.lse, lse_bytes}}});
 
   // The shares of the work lie in the workspace: all layers of the step take them from there.
-  if (!shares_ || !shares_->is_for(p)) {
+  if (!shares_ || !shares_->is_for(step, p)) {
     shares_.reset();
     int ctas = 0;
-    check_launch(attention_ctas_per_multiprocessor(attention_launch(p), &ctas), "attention");
-    shares_ = {.kv_heads = p.shape.kv_heads,
+    check_launch(attention_ctas_per_multiprocessor(attention_launch(step, p), &ctas), "attention");
+    shares_ = {.step = step.id,
+               .kv_heads = p.shape.kv_heads,
                .query_heads = p.query_heads,
                .row_elements = p.shape.row_elements(),
                .format = p.shape.key_format,
                .max_ctas = multiprocessors_ * std::clamp(ctas, 1, kMaxAttentionCtasPerMultiprocessor)};
     try {
-      memory_.reserve(attention_workspace_, attention_workspace_bytes(attention_launch(p)),
+      memory_.reserve(attention_workspace_, attention_workspace_bytes(attention_launch(step, p)),
                       "partial attention results");
-      check_launch(launch_attention_plan(attention_launch(p), stream_), "attention");
+      check_launch(launch_attention_plan(attention_launch(step, p), stream_), "attention");
     } catch (...) {
       shares_.reset();
       throw;
     }
   }
-  on_stream_of(p.buffers,
-               [&](cudaStream_t stream) { check_launch(launch_attention(attention_launch(p), stream), "attention"); });
+  on_stream_of(p.buffers, [&](cudaStream_t stream) {
+    check_launch(launch_attention(attention_launch(step, p), stream), "attention");
+  });
 }
 
 void CudaDevice::kv_move(const KvMoveParams& p) {
@@ -383,14 +385,11 @@ void CudaDevice::kv_move(const KvMoveParams& p) {
   argument_staging_.put(cos, std::span(p.rope.cos, values));
   argument_staging_.put(sin, std::span(p.rope.sin, values));
   const std::byte* arguments = upload_arguments();
-  const KvMoveLaunch launch{.shape = p.shape,
-                            .layer = p.layer,
-                            .rope = {.cos = reinterpret_cast<const float*>(arguments + cos),
-                                     .sin = reinterpret_cast<const float*>(arguments + sin),
-                                     .rotary_dim = p.rope.rotary_dim},
-                            .moves = reinterpret_cast<const KvMoveParams::Move*>(arguments + moves),
-                            .n = std::ssize(p.moves)};
-  check_launch(launch_kv_move(launch, stream_), "compact");
+  KvMoveParams uploaded = p;
+  uploaded.rope.cos = reinterpret_cast<const float*>(arguments + cos);
+  uploaded.rope.sin = reinterpret_cast<const float*>(arguments + sin);
+  uploaded.moves = {reinterpret_cast<const KvMoveParams::Move*>(arguments + moves), p.moves.size()};
+  check_launch(launch_kv_move(uploaded, stream_), "compact");
 }
 
 void CudaDevice::kv_read(const KvReadParams& p) {
@@ -400,12 +399,9 @@ void CudaDevice::kv_read(const KvReadParams& p) {
   const std::size_t slots = arrays.place<AppendSlot>(p.slots.size());
   open_arguments(arrays);
   argument_staging_.put(slots, p.slots);
-  const auto* uploaded = reinterpret_cast<const AppendSlot*>(upload_arguments() + slots);
-  check_launch(
-      launch_kv_read(
-          {.shape = p.shape, .layer = p.layer, .slots = uploaded, .n = std::ssize(p.slots), .k = p.k, .v = p.v},
-          stream_),
-      "reading the cache");
+  KvReadParams uploaded = p;
+  uploaded.slots = {reinterpret_cast<const AppendSlot*>(upload_arguments() + slots), p.slots.size()};
+  check_launch(launch_kv_read(uploaded, stream_), "reading the cache");
 }
 
 // One copy brings the rows and ids, one brings the tokens back.

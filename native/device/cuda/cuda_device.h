@@ -32,25 +32,26 @@ class CudaDevice final : public Device {
   std::int64_t kv_padding(const KvShape& shape) const override;
   void check_attention(const AttentionParams& params) const override;
   std::int64_t own_memory() const override { return own_memory_; }
+  std::int64_t free_memory() const override;
   Buffer allocate(std::size_t bytes, const char* purpose) override;
   void download(void* host, const void* device, std::size_t bytes) override;
   void upload(void* device, const void* host, std::size_t bytes) override;
   void synchronize() override;
-  Matrix upload_weight(const Matrix& host, std::vector<Buffer>& storage) override;
+  Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override;
 
-  void begin_step(const StepView& step) override;
+  std::unique_ptr<DeviceStep> upload(const StepView& step) override;
   std::int64_t bucket_rows(std::int64_t rows) const override;
   bool prefers_whole_passes() const override { return true; }
-  void replay(const Device::GraphKey& key, const std::function<void()>& ops) override;
+  void replay(const Device::GraphKey& key, const DeviceStep& step, const std::function<void()>& ops) override;
 
-  void embedding(const EmbeddingParams& params) override;
+  void embedding(const DeviceStep& step, const EmbeddingParams& params) override;
   void rms_norm(const RmsNormParams& params) override;
   void matmul(const MatmulParams& params) override;
   void gated_activation(const GatedActivationParams& params) override;
   void add(const AddParams& params) override;
   void softcap(const SoftcapParams& params) override;
-  void kv_append(const KvAppendParams& params) override;
-  void attention(const AttentionParams& params) override;
+  void kv_append(const DeviceStep& step, const KvAppendParams& params) override;
+  void attention(const DeviceStep& step, const AttentionParams& params) override;
   void kv_move(const KvMoveParams& params) override;
   void kv_read(const KvReadParams& params) override;
   void sample(const SampleParams& params) override;
@@ -59,10 +60,11 @@ class CudaDevice final : public Device {
  private:
   // What a plan of the work was made for, and over how many CTAs.
   struct AttentionShares {
+    std::uint64_t step = 0;  // id
     std::int64_t kv_heads = 0, query_heads = 0, row_elements = 0;
     KvFormat format = KvFormat::kF32;
     std::int32_t max_ctas = 0;
-    bool is_for(const AttentionParams& params) const;
+    bool is_for(const CudaStep& of, const AttentionParams& params) const;
   };
 
   // The runtime's current device belongs to the calling thread.
@@ -82,7 +84,7 @@ class CudaDevice final : public Device {
   template <typename Launch>
   void on_stream_of(const ExternalBuffers& buffers, Launch&& launch);
 
-  AttentionLaunch attention_launch(const AttentionParams& params) const;
+  AttentionLaunch attention_launch(const CudaStep& step, const AttentionParams& params) const;
 
   int index_;
   std::string name_;
@@ -90,9 +92,9 @@ class CudaDevice final : public Device {
   std::int64_t own_memory_ = 0;
   Stream stream_;
   DeviceMemory memory_;
-  StepMemory step_;
+  StepMemory steps_;
   GraphCache graphs_;
-  std::optional<AttentionShares> shares_;  // of the step, in attention_workspace_
+  std::optional<AttentionShares> shares_;  // that lie in attention_workspace_
 
   StagedArrays argument_staging_;
   Buffer arguments_;  // of ops that are given host arrays

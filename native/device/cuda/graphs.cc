@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <string>
 #include <string_view>
 
 #include "core/error.h"
@@ -13,7 +14,7 @@ constexpr std::size_t kMaxGraphs = 32;
 
 }  // namespace
 
-void GraphCache::run(const std::function<CachedGraphKey()>& current_key, const std::function<void()>& ops) {
+void GraphCache::replay(const std::function<CachedGraphKey()>& current_key, const std::function<void()>& ops) {
   if (!enabled_) return ops();
   const CachedGraphKey key = current_key();
   const auto found =
@@ -25,6 +26,9 @@ void GraphCache::run(const std::function<CachedGraphKey()>& current_key, const s
     return;
   }
   graphs_.splice(graphs_.begin(), graphs_, found);
+#if defined(HOGWILD_SIMT)
+  if (found->state == State::kCaptured && simt::card.checks_graphs) check_same_work(found->graph, ops);
+#endif
   if (found->state == State::kSeen) {
     found->graph = capture(ops);
     if (found->graph.get() != nullptr) found->state = State::kCaptured;
@@ -36,6 +40,17 @@ void GraphCache::run(const std::function<CachedGraphKey()>& current_key, const s
   // Only now: ops that throw without a graph too say nothing about capturing.
   found->state = State::kUncapturable;
 }
+
+#if defined(HOGWILD_SIMT)
+void GraphCache::check_same_work(const GraphExec& graph, const std::function<void()>& ops) {
+  const GraphExec anew = capture(ops);
+  if (anew.get() == nullptr) throw Error(code::kInternal, "a captured step can be captured no longer");
+  const std::ptrdiff_t at = simt::first_difference(*graph.get(), *anew.get());
+  if (at < 0) return;
+  throw Error(code::kInternal,
+              "a step has the key of a captured one, but differs from its piece of work " + std::to_string(at) + " on");
+}
+#endif
 
 GraphExec GraphCache::capture(const std::function<void()>& ops) {
   const auto forget_error = [] { static_cast<void>(cudaGetLastError()); };

@@ -11,9 +11,11 @@
 
 namespace hogwild::cuda {
 
-// What a graph refers to: what the caller of Device::replay names, the step's layout and the device's memory.
+// What a graph refers to: what the caller of Device::replay names, where the parts of its step lie, and the device's
+// memory.
 struct CachedGraphKey {
-  Device::GraphKey step;
+  Device::GraphKey ops;
+  const void* step_memory = nullptr;
   StepLayout layout;
   std::uint64_t memory_moves = 0;
   auto operator<=>(const CachedGraphKey&) const = default;
@@ -45,9 +47,7 @@ class GraphCache {
   // The first call with a key runs the ops, which makes room for everything; the second captures and launches them;
   // later ones launch the graph. Where capturing fails, this and later calls with the key run the ops.
   // `current_key` is asked again after the first run, which may have moved memory.
-  void run(const std::function<CachedGraphKey()>& current_key, const std::function<void()>& ops);
-
-  void clear() { graphs_.clear(); }
+  void replay(const std::function<CachedGraphKey()>& current_key, const std::function<void()>& ops);
 
  private:
   enum class State { kSeen, kCaptured, kUncapturable };
@@ -56,6 +56,11 @@ class GraphCache {
     State state = State::kSeen;
     GraphExec graph;  // where captured
   };
+
+#if defined(HOGWILD_SIMT)
+  // The emulated card checks what the caller of Device::replay guarantees. Throws kInternal.
+  void check_same_work(const GraphExec& graph, const std::function<void()>& ops);
+#endif
 
   // An empty graph where it fails. Throws what `ops` throws if that is an abort.
   GraphExec capture(const std::function<void()>& ops);

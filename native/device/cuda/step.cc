@@ -7,6 +7,9 @@
 namespace hogwild::cuda {
 namespace {
 
+// Free buffers that are kept: of one step after another, and of a pass whose steps come between.
+constexpr std::ptrdiff_t kMaxFreeBuffers = 2;
+
 std::int64_t round_up_to_power(std::int64_t n, std::int64_t least) {
   return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(std::max(n, least))));
 }
@@ -20,9 +23,17 @@ std::int64_t bucket_rows(std::int64_t rows) {
   return rows;
 }
 
-bool StepMemory::upload(const StepView& step) {
-  if (step.id != 0 && step.id == view_.id) return false;
-  view_ = {};  // until all is copied there is no step
+std::shared_ptr<Buffer> StepMemory::take(std::size_t bytes) {
+  const auto is_free = [](const std::shared_ptr<Buffer>& buffer) { return buffer.use_count() == 1; };
+  std::ptrdiff_t free = 0;
+  std::erase_if(buffers_, [&](const auto& buffer) { return is_free(buffer) && ++free > kMaxFreeBuffers; });
+  auto found = std::find_if(buffers_.begin(), buffers_.end(), is_free);
+  if (found == buffers_.end()) found = buffers_.insert(found, std::make_shared<Buffer>());
+  memory_.reserve(**found, bytes, "a step's plan");
+  return *found;
+}
+
+std::unique_ptr<CudaStep> StepMemory::upload(const StepView& step) {
   const FlatPlan flat = flatten(step.plan);
   const std::int64_t rows = std::max({step.plan.n_tokens, static_cast<std::int64_t>(step.slots.size()),
                                       static_cast<std::int64_t>(step.tokens.size())});
@@ -52,7 +63,8 @@ bool StepMemory::upload(const StepView& step) {
   const std::size_t pages = arrays.place<std::int64_t>(size(layout.pages));
   const std::size_t cos = arrays.place<float>(size(layout.rope_rows * layout.rotary_half));
   const std::size_t sin = arrays.place<float>(size(layout.rope_rows * layout.rotary_half));
-  memory_.reserve(buffer_, arrays.bytes(), "a step's plan");
+  auto result = std::make_unique<CudaStep>(step);
+  const std::shared_ptr<Buffer> buffer = take(arrays.bytes());
   staged_.open(arrays.bytes());
   staged_.put(counts, std::span<const std::int32_t>(flat.counts));
   staged_.put(tokens, step.tokens);
@@ -67,21 +79,24 @@ bool StepMemory::upload(const StepView& step) {
   staged_.put(pages, std::span<const std::int64_t>(flat.pages));
   staged_.put(cos, std::span(step.rope.cos, size(rope_rows * layout.rotary_half)));
   staged_.put(sin, std::span(step.rope.sin, size(rope_rows * layout.rotary_half)));
-  std::byte* memory = buffer_.as<std::byte>();
+  std::byte* memory = buffer->as<std::byte>();
   staged_.copy_to(memory);
 
-  tokens_ = reinterpret_cast<const std::int32_t*>(memory + tokens);
-  slots_ = reinterpret_cast<const AppendSlot*>(memory + slots);
-  plan_ = {.counts = reinterpret_cast<const std::int32_t*>(memory + counts),
-           .segments = reinterpret_cast<const Segment*>(memory + segments),
-           .query_ranges = reinterpret_cast<const DeviceQueryRange*>(memory + query_ranges),
-           .pages = reinterpret_cast<const std::int64_t*>(memory + pages)};
-  rope_ = {.cos = reinterpret_cast<const float*>(memory + cos),
-           .sin = reinterpret_cast<const float*>(memory + sin),
-           .rotary_dim = step.rope.rotary_dim};
-  layout_ = layout;
-  view_ = step;
-  return true;
+  result->id = ++last_id_;
+  result->layout = layout;
+  result->arrays = {.tokens = reinterpret_cast<const std::int32_t*>(memory + tokens),
+                    .slots = reinterpret_cast<const AppendSlot*>(memory + slots),
+                    .rope = {.cos = reinterpret_cast<const float*>(memory + cos),
+                             .sin = reinterpret_cast<const float*>(memory + sin),
+                             .rotary_dim = step.rope.rotary_dim},
+                    .plan = {.counts = reinterpret_cast<const std::int32_t*>(memory + counts),
+                             .segments = reinterpret_cast<const Segment*>(memory + segments),
+                             .query_ranges = reinterpret_cast<const DeviceQueryRange*>(memory + query_ranges),
+                             .pages = reinterpret_cast<const std::int64_t*>(memory + pages),
+                             .max_tokens = static_cast<std::int32_t>(layout.rows),
+                             .max_segments = static_cast<std::int32_t>(layout.segments)}};
+  result->memory = buffer;
+  return result;
 }
 
 }  // namespace hogwild::cuda

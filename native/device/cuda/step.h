@@ -3,6 +3,8 @@
 
 #include <compare>
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 #include "device/cuda/memory.h"
 #include "kernels.h"
@@ -23,34 +25,30 @@ struct StepLayout {
   auto operator<=>(const StepLayout&) const = default;
 };
 
-// One step at a time: the last that was uploaded.
+struct CudaStep final : DeviceStep {
+  using DeviceStep::DeviceStep;
+
+  std::uint64_t id = 0;  // of all steps of the device
+  StepLayout layout;
+  StepArrays arrays;  // in `memory`
+  std::shared_ptr<const Buffer> memory;
+};
+
+// The memory of steps: that of an ended step is used again, the same one first, so that graphs which refer to it can be
+// replayed.
 class StepMemory {
  public:
   StepMemory(DeviceMemory& memory, cudaStream_t stream) : memory_(memory), staged_(stream) {}
 
-  // False where `step` is there already.
-  bool upload(const StepView& step);
-
-  // Of the host, as it was uploaded; empty before the first.
-  const StepView& view() const { return view_; }
-  const StepLayout& layout() const { return layout_; }
-
-  // Device memory.
-  const std::int32_t* tokens() const { return tokens_; }  // [rows]
-  const AppendSlot* slots() const { return slots_; }      // [rows]; page -1 for rows beyond the step's
-  const DevicePlan& plan() const { return plan_; }
-  const RopeTable& rope() const { return rope_; }
+  std::unique_ptr<CudaStep> upload(const StepView& view);
 
  private:
+  std::shared_ptr<Buffer> take(std::size_t bytes);
+
   DeviceMemory& memory_;
   StagedArrays staged_;
-  Buffer buffer_;
-  StepView view_;
-  StepLayout layout_;
-  const std::int32_t* tokens_ = nullptr;
-  const AppendSlot* slots_ = nullptr;
-  DevicePlan plan_;
-  RopeTable rope_;
+  std::vector<std::shared_ptr<Buffer>> buffers_;  // those that nobody else holds are free
+  std::uint64_t last_id_ = 0;
 };
 
 }  // namespace hogwild::cuda

@@ -65,8 +65,8 @@ export default {
     [
       'keys and values swapped',
       kernels,
-      'is_key ? p.k : p.v, p.dtype',
-      'is_key ? p.v : p.k, p.dtype',
+      'is_key ? p.k : p.v, p.buffers.dtype',
+      'is_key ? p.v : p.k, p.buffers.dtype',
     ],
     ['values are rotated', kernels, 'if (!is_key) rope.rotary_dim = 0;', ''],
     [
@@ -85,8 +85,8 @@ export default {
     [
       'rows without a page are written',
       kernels,
-      'const AppendSlot slot = p.slots[row / kv_heads];\n  if (slot.page < 0) return;',
-      'AppendSlot slot = p.slots[row / kv_heads];\n  slot.page = max<std::int64_t>(slot.page, 0);',
+      'const AppendSlot slot = slots[row / kv_heads];\n  if (slot.page < 0) return;',
+      'AppendSlot slot = slots[row / kv_heads];\n  slot.page = max<std::int64_t>(slot.page, 0);',
     ],
     [
       'last row left out',

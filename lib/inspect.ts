@@ -1,0 +1,222 @@
+// What a model is and what it takes, told from the headers of its files: no weight is read.
+
+import { bytesPerToken, type CacheShape } from './cache'
+import type { HogwildErrorCode } from './errors'
+import type { ModelConfig } from './families'
+import { DTYPES, type Dtype, storedBytes } from './formats'
+import { checkDownload, findModel, type ModelDownloadOptions } from './hub/find'
+import { DEFAULT_CAPACITY, MAX_CAPACITY, PAGE_TOKENS } from './limits'
+import { availableMemory, type WeightMemory, weightMemory } from './memory'
+import { inBytes } from './printable'
+import { openSource, type SourceModel } from './sources/source'
+import type { TokenizerKind } from './tokenizer/models/parse'
+import { loadTokenizer } from './tokenizer/tokenizer'
+import {
+  checkArray,
+  checkBoolean,
+  checkInteger,
+  checkOneOf,
+  checkOptions,
+  checkSignal,
+  checkString,
+  optionKeys,
+} from './validate'
+import { type Warning, Warnings } from './warnings'
+
+export interface InspectOptions {
+  /** Tokens in the cache, those of all workers together; default: the model's context, at most 8192. */
+  context?: number | undefined
+  /** Workers that write at once; default 4. */
+  workers?: number | undefined
+  /** As of `loadModel`. */
+  dtype?: 'auto' | Dtype | undefined
+  /** As of `loadModel`. */
+  mapped?: boolean | undefined
+  /** As of `loadModel`. */
+  repack?: boolean | undefined
+  /** As of `loadModel`. */
+  ignoreFields?: readonly string[] | undefined
+  /** As of `loadModel`. */
+  download?: ModelDownloadOptions | undefined
+  /** Rejects with HOGWILD_ABORTED. */
+  signal?: AbortSignal | undefined
+}
+
+/** Tensors that play the same role, whatever the layer, and are stored in the same format. */
+export interface StoredRole {
+  /** 'embed', 'q_proj', … */
+  role: string
+  /** GGUF's names in lower case. */
+  format: string
+  tensors: number
+  bytes: number
+}
+
+/** Why a model cannot be loaded. */
+export interface Refusal {
+  /** Of what: `loadModel`, `loadTokenizer`, or, as things are now, the memory for both weights and cache. */
+  part: 'model' | 'tokenizer' | 'memory'
+  code: HogwildErrorCode
+  message: string
+}
+
+export interface InspectedModel {
+  config: ModelConfig
+  /** Elements of the tensors that it computes with. */
+  parameters: number
+  /** Of them, in the files. */
+  storedBytes: number
+  roles: StoredRole[]
+  /** Keys and values of all layers, by the cache's dtype. */
+  cacheBytesPerToken: Record<Dtype, number>
+  /** On a CPU, in bytes. */
+  memory: {
+    context: number
+    workers: number
+    weights: WeightMemory
+    /** Of a cache in which `workers` blocks have room for `context` tokens in all, by its dtype. */
+    cache: Record<Dtype, number>
+    available: number
+  }
+}
+
+export interface ModelReport {
+  /** What `loadModel` and `loadTokenizer` take. */
+  path: string
+  /** Undefined where `loadModel` would refuse it. */
+  model: InspectedModel | undefined
+  /** Undefined where `loadTokenizer` would refuse it. */
+  tokenizer: { kind: TokenizerKind; tokens: number; chatTemplates: string[] } | undefined
+  refusals: Refusal[]
+  warnings: Warning[]
+}
+
+const KEYS = optionKeys<InspectOptions>()({
+  context: true,
+  workers: true,
+  dtype: true,
+  mapped: true,
+  repack: true,
+  ignoreFields: true,
+  download: true,
+  signal: true,
+})
+
+const MAX_WORKERS = 2 ** 20
+
+/**
+ * What a model is, what it takes, and what would be refused, without loading its weights. `model` is a path or a name
+ * of the hub, as for `loadModel`; a model of the hub is downloaded first.
+ *
+ * What would be refused stands in `refusals`. Throws HOGWILD_INVALID_ARGUMENT, HOGWILD_ABORTED, and where there is no
+ * model at all as `findModel`.
+ */
+export async function inspectModel(
+  model: string,
+  options: InspectOptions = {},
+): Promise<ModelReport> {
+  const checked = checkOptions(options, 'options', KEYS)
+  const { dtype = 'auto', mapped = true, repack = true, workers = 4, context } = checked
+  checkOneOf(dtype, 'options.dtype', ['auto', ...DTYPES])
+  checkBoolean(mapped, 'options.mapped')
+  checkBoolean(repack, 'options.repack')
+  checkInteger(workers, 'options.workers', 1, MAX_WORKERS)
+  if (context !== undefined) checkInteger(context, 'options.context', 1, MAX_CAPACITY)
+  const ignoreFields = checkArray(checked.ignoreFields ?? [], 'options.ignoreFields').map(
+    (field, i) => checkString(field, `options.ignoreFields[${i}]`),
+  )
+  const signal = checkSignal(checked.signal, 'options.signal')
+  const told: Warning[] = []
+  const onWarning = (warning: Warning) => void told.push(warning)
+  const path = await findModel(model, { ...checkDownload(checked.download), signal, onWarning })
+
+  const refusals: Refusal[] = []
+  /** What `read` gives; undefined, and a refusal, where it throws one. */
+  const attempt = async <T>(part: Refusal['part'], read: () => Promise<T>) => {
+    try {
+      return await read()
+    } catch (error) {
+      const { name, code, message } = error as Error & { code: HogwildErrorCode }
+      const isOfCaller = code === 'HOGWILD_ABORTED' || code === 'HOGWILD_INVALID_ARGUMENT'
+      if (name !== 'HogwildError' || isOfCaller) throw error
+      refusals.push({ part, code, message })
+      return undefined
+    }
+  }
+  const source = await openSource(path)
+  const warnings = new Warnings(onWarning)
+  const found = await attempt('model', () => source.model({ ignoreFields, signal, warnings }))
+  const tokenizer = await attempt('tokenizer', async () => {
+    await using loaded = await loadTokenizer(path, { signal, onWarning })
+    const { kind, size, chatTemplates } = loaded
+    return { kind, tokens: size, chatTemplates }
+  })
+  const report: ModelReport = { path, model: undefined, tokenizer, refusals, warnings: told }
+  if (found === undefined) return report
+  const inspected = modelReport(found, { dtype, mapped, repack, workers, context })
+  const { context: tokens, weights, cache, available } = inspected.memory
+  const least = Math.min(...Object.values(cache))
+  if (weights.own + least > available) {
+    const message = `weights take ${inBytes(weights.own)} and a cache of ${tokens} tokens at least ${inBytes(least)}, and ${inBytes(available)} of memory are free`
+    refusals.push({ part: 'memory', code: 'HOGWILD_OUT_OF_MEMORY', message })
+  }
+  return { ...report, model: inspected }
+}
+
+function modelReport(
+  { config, tensors }: SourceModel,
+  use: {
+    dtype: 'auto' | Dtype
+    mapped: boolean
+    repack: boolean
+    workers: number
+    context: number | undefined
+  },
+): InspectedModel {
+  const { dtype, mapped, repack, workers } = use
+  const context = use.context ?? Math.min(config.maxPositions ?? DEFAULT_CAPACITY, DEFAULT_CAPACITY)
+  const perToken = byDtype((dtype) => bytesPerToken(cacheShape(config, dtype)))
+  // Every worker's block may end in a page that is partly empty.
+  const pages = Math.ceil(context / PAGE_TOKENS) + workers
+  const roles = storedRoles(tensors)
+  return {
+    config,
+    parameters: sum(tensors.map(({ rows, cols }) => rows * cols)),
+    storedBytes: sum(roles.map(({ bytes }) => bytes)),
+    roles,
+    cacheBytesPerToken: perToken,
+    memory: {
+      context,
+      workers,
+      weights: weightMemory(tensors, { device: 'cpu', dtype, mapped, repack }),
+      cache: byDtype((dtype) => pages * PAGE_TOKENS * perToken[dtype]),
+      available: availableMemory(),
+    },
+  }
+}
+
+function cacheShape({ layers, kvHeads, headDim }: ModelConfig, dtype: Dtype): CacheShape {
+  return { layers: layers.length, kvHeads, headDim, dtype }
+}
+
+function byDtype(bytes: (dtype: Dtype) => number): Record<Dtype, number> {
+  return Object.fromEntries(DTYPES.map((dtype) => [dtype, bytes(dtype)])) as Record<Dtype, number>
+}
+
+/** Layers, and experts, taken together. */
+function storedRoles(tensors: SourceModel['tensors']): StoredRole[] {
+  const roles = new Map<string, StoredRole>()
+  for (const { name, format, rows, cols } of tensors) {
+    const role = name.replace(/^layers\.\d+\./, '').replace(/\.\d+\./g, '.')
+    const key = `${role} ${format}`
+    const stored = roles.get(key) ?? { role, format, tensors: 0, bytes: 0 }
+    stored.tensors++
+    stored.bytes += storedBytes(format, rows, cols)
+    roles.set(key, stored)
+  }
+  return [...roles.values()]
+}
+
+function sum(values: readonly number[]): number {
+  return values.reduce((total, value) => total + value, 0)
+}

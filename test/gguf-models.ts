@@ -1,0 +1,258 @@
+// Models of Hugging Face folders as GGUF files, in the order and with the names of llama.cpp's converter. Written apart from
+// lib/sources/gguf-families.ts, which reads such files.
+
+import { open, readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { readTensors } from '../lib/sources/safetensors'
+import type { TensorEntry } from '../lib/sources/tensors'
+import {
+  bool,
+  float32,
+  type GgufOptions,
+  type GgufWriterTensor,
+  type Metadata,
+  string,
+  uint32,
+  type Value,
+  writeGgufFile,
+} from './gguf-writer'
+
+type Json = Record<string, unknown>
+
+export interface GgufModelOptions extends GgufOptions {
+  /** Of matrices: 'stored' as they are in the folder, or converted without loss; default 'stored'. Vectors are F32. */
+  type?: 'stored' | 'F32'
+  /** Further metadata; in place of what has the same key. */
+  metadata?: Metadata
+  /** Changes the tensors, e.g. leaves some out. */
+  tensors?(tensors: GgufWriterTensor[]): GgufWriterTensor[]
+}
+
+/** ggml's numbers. */
+const TYPES: Record<string, number> = { F32: 0, F16: 1, BF16: 30 }
+
+interface Converter {
+  /** `general.architecture` */
+  name: string
+  /** Rows of q and k of a head are put in the order of RoPE pairs that are neighbours. */
+  permutes?: boolean
+  /** 1 is added to norms. */
+  addsOne?: boolean
+  /** Names of a layer's tensors that differ from LAYER. */
+  layer?: Record<string, string>
+  values?(config: Json): Record<string, Value>
+}
+
+const MODEL: Record<string, string> = {
+  'model.embed_tokens': 'token_embd',
+  'model.norm': 'output_norm',
+  lm_head: 'output',
+}
+
+const LAYER: Record<string, string> = {
+  input_layernorm: 'attn_norm',
+  post_attention_layernorm: 'ffn_norm',
+  'self_attn.q_proj': 'attn_q',
+  'self_attn.k_proj': 'attn_k',
+  'self_attn.v_proj': 'attn_v',
+  'self_attn.o_proj': 'attn_output',
+  'self_attn.q_norm': 'attn_q_norm',
+  'self_attn.k_norm': 'attn_k_norm',
+  'self_attn.qkv_proj': 'attn_qkv',
+  'mlp.gate_proj': 'ffn_gate',
+  'mlp.up_proj': 'ffn_up',
+  'mlp.gate_up_proj': 'ffn_up',
+  'mlp.down_proj': 'ffn_down',
+}
+
+const CONVERTERS: Record<string, Converter> = {
+  llama: { name: 'llama', permutes: true },
+  mistral: { name: 'llama', permutes: true },
+  qwen2: { name: 'qwen2' },
+  qwen3: { name: 'qwen3' },
+  gemma: { name: 'gemma', addsOne: true },
+  phi3: { name: 'phi3' },
+}
+
+/** The families that can be written, as `model_type` names them. */
+export const CONVERTED_FAMILIES = Object.keys(CONVERTERS)
+
+/** Writes `folder` to the file `path`. */
+export async function writeGgufModel(
+  folder: string,
+  path: string,
+  options: GgufModelOptions = {},
+): Promise<void> {
+  const config: Json = JSON.parse(await readFile(join(folder, 'config.json'), 'utf8'))
+  const converter = CONVERTERS[config.model_type as string]
+  if (converter === undefined) throw new Error(`${folder}: no converter for ${config.model_type}`)
+  const entries = [...(await readTensors(folder)).values()]
+  const tensors = entries
+    .filter(({ name }) => !/rotary_emb|masked_bias/.test(name))
+    .map((entry) => toTensor(entry, converter, headDimOf(config), options.type ?? 'stored'))
+    .concat(ropeTensors(config))
+  const metadata = new Map([...metadataOf(config, converter), ...(options.metadata ?? [])])
+  await writeGgufFile(path, [...metadata], options.tensors?.(tensors) ?? tensors, options)
+}
+
+function headDimOf(config: Json): number {
+  const implied = (config.hidden_size as number) / (config.num_attention_heads as number)
+  return (config.head_dim as number | undefined | null) ?? implied
+}
+
+function metadataOf(config: Json, { name, values }: Converter): [string, Value][] {
+  const number = (field: string) => config[field] as number
+  const headDim = config.head_dim === undefined && name === 'qwen3' ? 128 : headDimOf(config)
+  const rope = { ...(config.rope_scaling as object), ...(config.rope_parameters as object) } as Json
+  const theta = (rope.rope_theta ?? config.rope_theta ?? 10000) as number
+  const partial = (config.partial_rotary_factor ?? rope.partial_rotary_factor ?? 1) as number
+  const share = name === 'phi3' ? partial : 1
+  const own: Record<string, Value> = {
+    context_length: uint32(number('max_position_embeddings')),
+    embedding_length: uint32(number('hidden_size')),
+    block_count: uint32(number('num_hidden_layers')),
+    feed_forward_length: uint32(number('intermediate_size')),
+    'attention.head_count': uint32(number('num_attention_heads')),
+    'attention.head_count_kv': uint32(
+      number('num_key_value_heads') ?? number('num_attention_heads'),
+    ),
+    'attention.key_length': uint32(headDim),
+    'attention.value_length': uint32(headDim),
+    'attention.layer_norm_rms_epsilon': float32(number('rms_norm_eps')),
+    'rope.dimension_count': uint32(Math.trunc(headDim * share)),
+    'rope.freq_base': float32(theta),
+    vocab_size: uint32(number('vocab_size')),
+    ...scalingOf({ ...config, ...rope }),
+    ...values?.(config),
+  }
+  return [
+    ['general.architecture', string(name)],
+    ['general.type', string('model')],
+    ...Object.entries(own).map(([key, value]): [string, Value] => [`${name}.${key}`, value]),
+  ]
+}
+
+function scalingOf(rope: Json): Record<string, Value> {
+  const type = rope.rope_type ?? rope.type ?? 'default'
+  const number = (key: string, field: string): Record<string, Value> =>
+    typeof rope[field] === 'number' ? { [`rope.scaling.${key}`]: float32(rope[field]) } : {}
+  if (type === 'linear') {
+    return { 'rope.scaling.type': string('linear'), ...number('factor', 'factor') }
+  }
+  if (type !== 'yarn') return {}
+  return {
+    'rope.scaling.type': string('yarn'),
+    ...number('factor', 'factor'),
+    'rope.scaling.original_context_length': uint32(rope.original_max_position_embeddings as number),
+    'rope.scaling.finetuned': bool(true),
+    ...number('yarn_beta_fast', 'beta_fast'),
+    ...number('yarn_beta_slow', 'beta_slow'),
+    ...number('yarn_attn_factor', 'attention_factor'),
+  }
+}
+
+/** Llama 3's scaling as factors that divide the frequencies, in f32. */
+function ropeTensors(config: Json): GgufWriterTensor[] {
+  const rope = { ...(config.rope_scaling as object), ...(config.rope_parameters as object) } as Json
+  if (rope.rope_type !== 'llama3') return []
+  const number = (field: string) => rope[field] as number
+  const dim = headDimOf(config)
+  const theta = (rope.rope_theta ?? config.rope_theta) as number
+  const context = number('original_max_position_embeddings')
+  const [low, high] = [number('low_freq_factor'), number('high_freq_factor')]
+  const factors = Float32Array.from({ length: dim / 2 }, (_, u) => {
+    const wavelength = 2 * Math.PI * theta ** ((2 * u) / dim)
+    if (wavelength < context / high) return 1
+    if (wavelength > context / low) return number('factor')
+    const smooth = (context / wavelength - low) / (high - low)
+    return 1 / ((1 - smooth) / number('factor') + smooth)
+  })
+  return [f32Tensor('rope_freqs.weight', [dim / 2], factors)]
+}
+
+export function f32Tensor(
+  name: string,
+  shape: readonly number[],
+  values: ArrayLike<number>,
+): GgufWriterTensor {
+  const bytes = new Uint8Array(Float32Array.from(values).buffer)
+  return { name, shape, type: TYPES.F32 as number, bytes: bytes.length, read: () => bytes }
+}
+
+function toTensor(
+  entry: TensorEntry,
+  { permutes = false, addsOne = false, layer: own = {} }: Converter,
+  headDim: number,
+  wanted: 'stored' | 'F32',
+): GgufWriterTensor {
+  const { shape, dtype: stored } = entry
+  const [, layer, part, kind] =
+    /^(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)$/.exec(entry.name) ?? []
+  const name =
+    layer === undefined ? MODEL[part as string] : (own[part as string] ?? LAYER[part as string])
+  if (name === undefined) throw new Error(`${entry.name}: what is it called?`)
+  const isVector = shape.length === 1
+  const dtype = isVector ? 'F32' : wanted === 'F32' ? 'F32' : stored
+  const elements = shape.reduce((product, size) => product * size, 1)
+  return {
+    name: layer === undefined ? `${name}.${kind}` : `blk.${layer}.${name}.${kind}`,
+    shape,
+    type: TYPES[dtype] as number,
+    bytes: elements * (dtype === 'F32' ? 4 : 2),
+    async read() {
+      const raw = await readData(entry, elements * (stored === 'F32' ? 4 : 2))
+      const data = dtype === stored ? raw : toFloat32(raw, stored)
+      if (addsOne && name.endsWith('norm')) return addOne(data)
+      const rotates = permutes && (name === 'attn_q' || name === 'attn_k')
+      return rotates ? interleave(data, shape[0] as number, headDim) : data
+    },
+  }
+}
+
+async function readData({ path, offset }: TensorEntry, bytes: number): Promise<Buffer> {
+  const file = await open(path)
+  try {
+    return (await file.read(Buffer.alloc(bytes), 0, bytes, offset)).buffer
+  } finally {
+    await file.close()
+  }
+}
+
+/**
+ * The rows of a projection, head by head, in the order of llama.cpp's rotary embedding, whose pairs are
+ * (0, 1), (2, 3), ...; in the Hugging Face format they are (0, D / 2), (1, D / 2 + 1), ...
+ */
+function interleave(data: Buffer, rows: number, headDim: number): Buffer {
+  const bytes = data.length / rows
+  const row = (index: number) => data.subarray(index * bytes, (index + 1) * bytes)
+  return Buffer.concat(
+    Array.from({ length: rows }, (_, index) => {
+      const place = index % headDim
+      return row(index - place + (place % 2) * (headDim / 2) + Math.floor(place / 2))
+    }),
+  )
+}
+
+function addOne(data: Buffer): Buffer {
+  const sums = Buffer.alloc(data.length)
+  for (let at = 0; at < data.length; at += 4) sums.writeFloatLE(data.readFloatLE(at) + 1, at)
+  return sums
+}
+
+function toFloat32(data: Buffer, dtype: string): Buffer {
+  const wide = Buffer.alloc(2 * data.length)
+  for (let at = 0; at < data.length; at += 2) {
+    // bf16 is the upper half of a float32.
+    if (dtype === 'BF16') data.copy(wide, 2 * at + 2, at, at + 2)
+    else wide.writeFloatLE(halfValue(data.readUInt16LE(at)), 2 * at)
+  }
+  return wide
+}
+
+function halfValue(bits: number): number {
+  const exponent = (bits >> 10) & 31
+  const fraction = bits & 1023
+  const magnitude =
+    exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15)
+  return bits & 0x8000 ? -magnitude : magnitude
+}
