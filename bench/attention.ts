@@ -1,6 +1,7 @@
 // `npm run bench:attention`: the attention op alone, on caches of 1k to 32k tokens and for 1 to 8
 // workers, one new token each, in a cache of each dtype. Of the cached tokens 7/8 are a common prompt, the rest is what the
-// workers have written; everyone sees all of it. Writes bench/results/attention-cpu.json.
+// workers have written; everyone sees all of it. Writes bench/results/attention-cpu.json for bf16, and a file named
+// after each other dtype.
 
 import { mkdir, writeFile } from 'node:fs/promises'
 import { parseArgs } from 'node:util'
@@ -49,8 +50,14 @@ const rounds = Number(values.rounds)
 const dtypes = values.dtypes.split(',') as KvDtype[]
 
 interface Run {
-  shape: string
   dtype: KvDtype
+  figures: Figures
+  /** Time of the first dtype over that of this one. */
+  speedup: number
+}
+
+interface Figures {
+  shape: string
   cached_tokens: number
   workers: number
   /** One layer. */
@@ -60,8 +67,6 @@ interface Run {
   read_share: number
   /** Time over that of one worker on as many tokens; null where one was not measured. */
   over_one: number | null
-  /** Time of the first dtype over that of this one. */
-  speedup: number
 }
 
 async function main(): Promise<void> {
@@ -79,22 +84,26 @@ async function main(): Promise<void> {
       runs.push(...(await measure(device, shape, tokens, median(bandwidths))))
     }
   }
-  const report = {
-    runs,
-    read_gb_per_s: spread(
-      bandwidths.map((bandwidth) => bandwidth / 1e9),
-      2,
-    ),
-    dtypes,
-    threads: device.info.threads,
-    simd: device.info.simd,
-    rounds,
-    command: `npm run bench:attention -- ${process.argv.slice(2).join(' ')}`.replace(/ -- $/, ''),
-    machine: about,
-  }
+  const read_gb_per_s = spread(
+    bandwidths.map((bandwidth) => bandwidth / 1e9),
+    2,
+  )
   await mkdir(values.out, { recursive: true })
-  await writeFile(`${values.out}/attention-cpu.json`, `${JSON.stringify(report, null, 1)}\n`)
-  print(report.runs)
+  for (const dtype of dtypes) {
+    const report = {
+      runs: runs.flatMap((run) => (run.dtype === dtype ? [run.figures] : [])),
+      read_gb_per_s,
+      dtype,
+      threads: device.info.threads,
+      simd: device.info.simd,
+      rounds,
+      command: `npm run bench:attention -- ${process.argv.slice(2).join(' ')}`.replace(/ -- $/, ''),
+      machine: about,
+    }
+    const name = dtype === 'bf16' ? 'attention-cpu' : `attention-cpu-${dtype}`
+    await writeFile(`${values.out}/${name}.json`, `${JSON.stringify(report, null, 1)}\n`)
+  }
+  print(runs)
 }
 
 async function measure(
@@ -139,9 +148,8 @@ async function measure(
     return teams.map(({ dtype, blocks, bytes, seconds }): Run => {
       const time = median(seconds)
       const one = timeOf(dtype, 1)
-      return {
+      const figures = {
         shape: shape.name,
-        dtype,
         cached_tokens: tokens,
         workers: blocks.length,
         ms: spread(
@@ -151,8 +159,8 @@ async function measure(
         gb_per_s: round(bytes / time / 1e9, 2),
         read_share: round(bytes / time / readBandwidth, 3),
         over_one: one === undefined ? null : round(time / one, 3),
-        speedup: round((timeOf(dtypes[0], blocks.length) ?? time) / time, 3),
       }
+      return { dtype, figures, speedup: (timeOf(dtypes[0], blocks.length) ?? time) / time }
     })
   } finally {
     for (const cache of caches) await cache.close()
@@ -216,16 +224,16 @@ function randomNumbers(length: number): Float32Array {
 
 function print(runs: readonly Run[]): void {
   const header = ['heads', 'dtype', 'tokens', 'workers', 'ms', 'GB/s', 'of read', 'over one', 'x']
-  const rows = runs.map((run) => [
+  const rows = runs.map(({ dtype, figures: run, speedup }) => [
     run.shape,
-    run.dtype,
+    dtype,
     String(run.cached_tokens),
     String(run.workers),
     run.ms.median.toFixed(3),
     run.gb_per_s.toFixed(2),
     `${(100 * run.read_share).toFixed(0)} %`,
     run.over_one?.toFixed(2) ?? '-',
-    run.speedup.toFixed(2),
+    speedup.toFixed(2),
   ])
   for (const line of formatTable(header, rows)) process.stdout.write(`${line}\n`)
 }

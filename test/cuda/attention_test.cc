@@ -101,7 +101,7 @@ Case random_case(std::uint64_t seed, std::int64_t width, KvFormat format, const 
   c.more_tokens = static_cast<std::int32_t>(random(0, 1) * random(0, 20));
   c.more_segments = static_cast<std::int32_t>(random(0, 1) * random(0, 20));
   c.name = "seed " + std::to_string(seed) + ", head dim " + std::to_string(head_dim) + " of " + std::to_string(width) +
-           ", rotary dim " + std::to_string(c.rotary_dim) + ", " + dtype_name(c.dtype) + " on " + dtype_name(dtype) +
+           ", rotary dim " + std::to_string(c.rotary_dim) + ", " + dtype_name(c.dtype) + " on " + kv_format_name(format) +
            ", " + std::to_string(c.tokens) + " tokens, " + std::to_string(c.shape.kv_heads) + " kv heads of " +
            std::to_string(c.group) + ", " + std::to_string(c.ctas) + " CTAs";
 

@@ -119,7 +119,7 @@ void on_every_device(const std::function<void(Device&)>& body, const std::vector
 }
 
 void on_every_level(const std::function<void(const CpuKernels&)>& body) {
-  for (const std::string& simd : available_simd_levels()) body(select_kernels(simd));
+  for (const std::string& simd : available_simd_levels()) body(*select_level(simd).kernels);
 }
 
 // Whether this device multiplies bf16 with bf16: it then rounds the other factor (x, rotated and scaled queries), which
