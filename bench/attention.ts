@@ -1,7 +1,7 @@
 // `npm run bench:attention`: the attention op alone, on caches of 1k to 32k tokens and for 1 to 8
-// workers, one new token each. Of the cached tokens 7/8 are a common prompt, the rest is what the
+// workers, one new token each, in a cache of each dtype. Of the cached tokens 7/8 are a common prompt, the rest is what the
 // workers have written; everyone sees all of it, or as much as `--window` tokens. Writes
-// bench/results/attention-cpu.json.
+// bench/results/attention-cpu.json for bf16, and a file named after each other dtype.
 
 import { mkdir, writeFile } from 'node:fs/promises'
 import { parseArgs } from 'node:util'
@@ -11,6 +11,7 @@ import {
   createCache,
   createDevice,
   type Device,
+  type KvDtype,
   ropeFrequencies,
 } from 'hogwild'
 import { median } from '../lib/cli/median'
@@ -40,6 +41,7 @@ const { values } = parseArgs({
     threads: { type: 'string' },
     window: { type: 'string' },
     rounds: { type: 'string', default: '5' },
+    dtypes: { type: 'string', default: 'bf16,int8' },
     out: { type: 'string', default: 'bench/results' },
   },
 })
@@ -47,8 +49,16 @@ const lengths = values.tokens.split(',').map(Number)
 const counts = values.workers.split(',').map(Number)
 const rounds = Number(values.rounds)
 const window = values.window === undefined ? undefined : Number(values.window)
+const dtypes = values.dtypes.split(',') as KvDtype[]
 
 interface Run {
+  dtype: KvDtype
+  figures: Figures
+  /** Time of the first dtype over that of this one. */
+  speedup: number
+}
+
+interface Figures {
   shape: string
   cached_tokens: number
   workers: number
@@ -76,23 +86,27 @@ async function main(): Promise<void> {
       runs.push(...(await measure(device, shape, tokens, median(bandwidths))))
     }
   }
-  const report = {
-    runs,
-    read_gb_per_s: spread(
-      bandwidths.map((bandwidth) => bandwidth / 1e9),
-      2,
-    ),
-    dtype: 'bf16',
-    window: window ?? null,
-    threads: device.info.threads,
-    simd: device.info.simd,
-    rounds,
-    command: `npm run bench:attention -- ${process.argv.slice(2).join(' ')}`.replace(/ -- $/, ''),
-    machine: about,
-  }
+  const read_gb_per_s = spread(
+    bandwidths.map((bandwidth) => bandwidth / 1e9),
+    2,
+  )
   await mkdir(values.out, { recursive: true })
-  await writeFile(`${values.out}/attention-cpu.json`, `${JSON.stringify(report, null, 1)}\n`)
-  print(report.runs)
+  for (const dtype of dtypes) {
+    const report = {
+      runs: runs.flatMap((run) => (run.dtype === dtype ? [run.figures] : [])),
+      read_gb_per_s,
+      dtype,
+      window: window ?? null,
+      threads: device.info.threads,
+      simd: device.info.simd,
+      rounds,
+      command: `npm run bench:attention -- ${process.argv.slice(2).join(' ')}`.replace(/ -- $/, ''),
+      machine: about,
+    }
+    const name = dtype === 'bf16' ? 'attention-cpu' : `attention-cpu-${dtype}`
+    await writeFile(`${values.out}/${name}.json`, `${JSON.stringify(report, null, 1)}\n`)
+  }
+  print(runs)
 }
 
 async function measure(
@@ -109,45 +123,58 @@ async function measure(
   const own = counts.flatMap((count) => Array<number>(count).fill(ownTokens(count)))
   const pages = [tokens - written, ...own].map((length) => Math.ceil(length / PAGE_TOKENS) + 1)
   const capacity = PAGE_TOKENS * pages.reduce((sum, count) => sum + count)
-  await using cache = createCache({
-    ...{ device, layers, kvHeads, headDim, rope, capacity },
-    dtype: 'bf16',
-  })
-  const prompt = await filledBlock(cache, shape, tokens - written)
-  const teams: Team[] = []
-  for (const count of counts) {
-    const blocks: Block[] = []
-    while (blocks.length < count) blocks.push(await filledBlock(cache, shape, ownTokens(count)))
-    teams.push({ blocks, bytes: 0, seconds: [] })
-  }
-  // All teams in turn, several times: a change of the machine's speed meets all of them.
-  for (let round = 0; round <= rounds; round++) {
-    for (const team of teams) {
-      const attention = await attend(device, cache, shape, prompt, team.blocks)
-      team.bytes = attention.bytes / layers
-      if (round > 0) team.seconds.push(attention.seconds / layers) // the first warms up
+  const caches: Cache[] = []
+  try {
+    const teams: Team[] = []
+    for (const dtype of dtypes) {
+      const cache = createCache({ ...{ device, layers, kvHeads, headDim, rope, capacity }, dtype })
+      caches.push(cache)
+      const prompt = await filledBlock(cache, shape, tokens - written)
+      for (const count of counts) {
+        const blocks: Block[] = []
+        while (blocks.length < count) blocks.push(await filledBlock(cache, shape, ownTokens(count)))
+        teams.push({ dtype, cache, prompt, blocks, bytes: 0, seconds: [] })
+      }
     }
-  }
-  const one = teams.find(({ blocks }) => blocks.length === 1)
-  return teams.map(({ blocks, bytes, seconds }): Run => {
-    const time = median(seconds)
-    return {
-      shape: shape.name,
-      cached_tokens: tokens,
-      workers: blocks.length,
-      ms: spread(
-        seconds.map((value) => value * 1e3),
-        3,
-      ),
-      gb_per_s: round(bytes / time / 1e9, 2),
-      read_share: round(bytes / time / readBandwidth, 3),
-      over_one: one === undefined ? null : round(time / median(one.seconds), 3),
+    // All teams in turn, several times: a change of the machine's speed meets all of them.
+    for (let round = 0; round <= rounds; round++) {
+      for (const team of teams) {
+        const attention = await attend(device, shape, team)
+        team.bytes = attention.bytes / layers
+        if (round > 0) team.seconds.push(attention.seconds / layers) // the first warms up
+      }
     }
-  })
+    const timeOf = (dtype: KvDtype | undefined, count: number) => {
+      const team = teams.find((each) => each.dtype === dtype && each.blocks.length === count)
+      return team === undefined ? undefined : median(team.seconds)
+    }
+    return teams.map(({ dtype, blocks, bytes, seconds }): Run => {
+      const time = median(seconds)
+      const one = timeOf(dtype, 1)
+      const figures = {
+        shape: shape.name,
+        cached_tokens: tokens,
+        workers: blocks.length,
+        ms: spread(
+          seconds.map((value) => value * 1e3),
+          3,
+        ),
+        gb_per_s: round(bytes / time / 1e9, 2),
+        read_share: round(bytes / time / readBandwidth, 3),
+        over_one: one === undefined ? null : round(time / one, 3),
+      }
+      return { dtype, figures, speedup: (timeOf(dtypes[0], blocks.length) ?? time) / time }
+    })
+  } finally {
+    for (const cache of caches) await cache.close()
+  }
 }
 
 /** Workers, by the blocks they have written. */
 interface Team {
+  dtype: KvDtype
+  cache: Cache
+  prompt: Block
   blocks: Block[]
   /** Of a layer: keys and values that somebody sees, each counted once. */
   bytes: number
@@ -177,10 +204,8 @@ async function filledBlock(
 /** A step's attention in all layers, each worker at the end of its own block. Takes nothing into the cache. */
 async function attend(
   device: Device,
-  cache: Cache,
   { queryHeads, kvHeads, headDim }: Shape,
-  prompt: Block,
-  blocks: Block[],
+  { cache, prompt, blocks }: Team,
 ) {
   const views = blocks.map((own) => [prompt, ...blocks.filter((block) => block !== own), own])
   using pass = cache.beginPass(views.map((blocks) => ({ view: { blocks }, tokens: 1 })))
@@ -201,15 +226,17 @@ function randomNumbers(length: number): Float32Array {
 }
 
 function print(runs: readonly Run[]): void {
-  const header = ['heads', 'tokens', 'workers', 'ms', 'GB/s', 'of read', 'over one']
-  const rows = runs.map((run) => [
+  const header = ['heads', 'dtype', 'tokens', 'workers', 'ms', 'GB/s', 'of read', 'over one', 'x']
+  const rows = runs.map(({ dtype, figures: run, speedup }) => [
     run.shape,
+    dtype,
     String(run.cached_tokens),
     String(run.workers),
     run.ms.median.toFixed(3),
     run.gb_per_s.toFixed(2),
     `${(100 * run.read_share).toFixed(0)} %`,
     run.over_one?.toFixed(2) ?? '-',
+    speedup.toFixed(2),
   ])
   for (const line of formatTable(header, rows)) process.stdout.write(`${line}\n`)
 }

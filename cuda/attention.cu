@@ -180,7 +180,9 @@ struct Tile {
   static constexpr int kWarpColumns = kWidth / kColumnWarps;
   static_assert(kWarpKeys % 16 == 0, "one ldmatrix.x4 brings 16 keys");
   static_assert(kColumnWarps == 1 || kKeyWarps == 1, "merge_key_warps knows no columns");
-  static constexpr int kChunks = kWidth / kChunkElements;  // of 16 bytes, per row
+  static constexpr int kElementBytes = 2;  // what mma.sync multiplies: queries, keys and values alike
+  static constexpr int kChunkColumns = kChunkBytes / kElementBytes;
+  static constexpr int kChunks = kWidth / kChunkColumns;  // per row
   static_assert(kWidth % 16 == 0, "mma.sync takes 16 columns at a time");
   using State = SoftmaxState<kWarpColumns>;
 
@@ -193,8 +195,8 @@ struct Tile {
   }
   static_assert(kColumnWarps == 1 || kWarpColumns % kColumnStep == 0, "whole steps");
 
-  static constexpr int kQueryBytes = kRows * kWidth * 2;
-  static constexpr int kStageBytes = 2 * kKeys * kWidth * 2;  // K and V
+  static constexpr int kQueryBytes = kRows * kWidth * kElementBytes;
+  static constexpr int kStageBytes = 2 * kKeys * kWidth * kElementBytes;  // K and V
   // (max, sum) of the rows of the warps that give their state to others: at most half of them.
   static constexpr int kMergeBytes = kWarps / 2 * 32 * static_cast<int>(sizeof(float4));
   // Three stages where they fit, else two. 99 KiB per CTA is what the smallest supported cards (8.6, 8.9,
@@ -361,8 +363,8 @@ SIMT_DEVICE void attend_tile(const uint4* stage, const std::uint32_t (&queries)[
 #pragma unroll
     for (int column = 0; column < Tile::kWarpColumns / 16; ++column) {
       const int key = first_key + lane % 16;
-      const int even_chunk = Tile::first_column(2 * column) / kChunkElements;
-      const int own_chunk = Tile::kColumnStep / kChunkElements * place.column_warp + lane / 16;
+      const int even_chunk = Tile::first_column(2 * column) / Tile::kChunkColumns;
+      const int own_chunk = Tile::kColumnStep / Tile::kChunkColumns * place.column_warp + lane / 16;
       std::uint32_t fragment[4];
       simt::ldmatrix_x4_transposed(
           fragment, values + swizzled_chunk(Tile::kChunks, key, even_chunk, own_chunk) + 16 * i * Tile::kChunks);
@@ -683,11 +685,11 @@ Arguments arguments(const AttentionLaunch& launch) {
   return p;
 }
 
-// Calls `body.template operator()<T, Tile>()` with the dtype of the cache and the tile of the launch.
+// Calls `body.template operator()<T, Tile>()` with the type of the cache and the tile of the launch.
 template <typename Body>
 cudaError_t dispatch_tile(const AttentionLaunch& launch, Body&& body) {
   const std::int64_t rows = max_rows(launch);
-  return dispatch_dtype(launch.params.shape.dtype, [&]<typename T>() {
+  return dispatch_format(launch.params.shape, [&]<typename T>() {
     return dispatch_int(RowWidths(), static_cast<int>(launch.params.shape.row_elements()), [&]<int kWidth>() {
       return dispatch_int<16, 32, 64>(rows_per_tile(rows, kWidth), [&]<int kRows>() {
         if constexpr (kWidth > 128 && kRows != 32) {

@@ -7,7 +7,7 @@
 #include <initializer_list>
 #include <utility>
 
-#include "core/tensor.h"
+#include "device/ops.h"
 #include "simt/simt.h"
 
 namespace hogwild::cuda {
@@ -17,6 +17,15 @@ template <typename Body>
 cudaError_t dispatch_dtype(Dtype dtype, Body&& body) {
   if (dtype == Dtype::kBF16) return body.template operator()<simt::bf16>();
   if (dtype == Dtype::kF16) return body.template operator()<simt::f16>();
+  return cudaErrorInvalidValue;
+}
+
+// The same with the type of a cache's keys and values.
+template <typename Body>
+cudaError_t dispatch_format(const KvShape& shape, Body&& body) {
+  if (shape.key_format != shape.value_format) return cudaErrorInvalidValue;
+  if (shape.key_format == KvFormat::kBF16) return body.template operator()<simt::bf16>();
+  if (shape.key_format == KvFormat::kF16) return body.template operator()<simt::f16>();
   return cudaErrorInvalidValue;
 }
 

@@ -29,13 +29,14 @@ struct PageHead {
   SIMT_DEVICE Pool& chunk(int slot, int chunk) const { return first[swizzled_chunk(chunks, slot, chunk)]; }
 };
 
-SIMT_DEVICE int chunks_of(const KvShape& shape) {
-  return static_cast<int>(shape.head_dim + shape.padding) / kChunkElements;
+template <typename T>
+SIMT_HOST_DEVICE int chunks_of(const KvShape& shape) {
+  return static_cast<int>(shape.head_dim + shape.padding) / kChunkElements<T>;
 }
 
-template <typename Pool>
+template <typename T, typename Pool>
 SIMT_DEVICE PageHead<Pool> page_head(Pool* pool, const KvShape& shape, std::int64_t page, std::int64_t kv_head) {
-  const int chunks = chunks_of(shape);
+  const int chunks = chunks_of<T>(shape);
   return {pool + page_offset(page, kv_head, shape.kv_heads, chunks), chunks};
 }
 
@@ -48,8 +49,8 @@ struct PageRow {
   SIMT_DEVICE uint4 load(int chunk) const { return head.chunk(slot, chunk); }
   SIMT_DEVICE void convert(uint4 raw, float (&x)[8]) const { unpack8<T>(raw, x); }
   SIMT_DEVICE float load_element(int d) const {
-    const auto* chunk = reinterpret_cast<const std::uint16_t*>(&head.chunk(slot, d / kChunkElements));
-    return simt::unpack2<T>(chunk[d % kChunkElements]).x;
+    const auto* chunk = reinterpret_cast<const std::uint16_t*>(&head.chunk(slot, d / kChunkElements<T>));
+    return simt::unpack2<T>(chunk[d % kChunkElements<T>]).x;
   }
 };
 
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
   const bool is_key = blockIdx.y == 0;
   const int head_dim = static_cast<int>(p.shape.head_dim);
   const int kv_heads = static_cast<int>(p.shape.kv_heads);
-  const int units = chunks_of(p.shape) / 2;
+  const int units = chunks_of<T>(p.shape) / 2;
   const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   const int row = i / units;  // of (token, kv head)
   if (row >= p.rows * kv_heads) return;
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(kThreads)
   if (!is_key) rope.rotary_dim = 0;
   const RotatedUnit unit = load_rotated_unit(from, head_dim, rope, slot.rope_row, i % units);
   auto* pool = static_cast<uint4*>(is_key ? p.layer.keys : p.layer.values);
-  store_unit<T>(page_head(pool, p.shape, slot.page, row % kv_heads), slot.slot, unit);
+  store_unit<T>(page_head<T>(pool, p.shape, slot.page, row % kv_heads), slot.slot, unit);
 }
 
 // ---- move -------------------------------------------------------------------------------------------
@@ -92,9 +93,9 @@ __global__ void __launch_bounds__(kThreads)
   const bool is_key = blockIdx.z == 0;
   const KvMoveParams::Move move = moves[blockIdx.x];
   auto* pool = static_cast<uint4*>(is_key ? p.layer.keys : p.layer.values);
-  const PageHead<const uint4> from = page_head<const uint4>(pool, p.shape, move.from_page, blockIdx.y);
-  const PageHead<uint4> to = page_head(pool, p.shape, move.to_page, blockIdx.y);
-  const int chunks = chunks_of(p.shape);
+  const PageHead<const uint4> from = page_head<T, const uint4>(pool, p.shape, move.from_page, blockIdx.y);
+  const PageHead<uint4> to = page_head<T>(pool, p.shape, move.to_page, blockIdx.y);
+  const int chunks = chunks_of<T>(p.shape);
   if (is_key && move.rope_row >= 0) {
     const int units = chunks / 2;
     for (int i = static_cast<int>(threadIdx.x); i < move.length * units; i += kThreads) {
@@ -116,17 +117,17 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     read_kv(const __grid_constant__ KvReadParams p, const AppendSlot* slots, int n) {
   const bool is_key = blockIdx.y == 0;
-  const int chunks = static_cast<int>(p.shape.head_dim) / kChunkElements;  // without padding
+  const int chunks = static_cast<int>(p.shape.head_dim) / kChunkElements<T>;  // without padding
   const int kv_heads = static_cast<int>(p.shape.kv_heads);
   const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   const int row = i / chunks;  // of (token, kv head)
   if (row >= n * kv_heads) return;
   const AppendSlot slot = slots[row / kv_heads];
   const auto* pool = static_cast<const uint4*>(is_key ? p.layer.keys : p.layer.values);
-  const PageRow<T> from = {page_head(pool, p.shape, slot.page, row % kv_heads), slot.slot};
+  const PageRow<T> from = {page_head<T>(pool, p.shape, slot.page, row % kv_heads), slot.slot};
   float x[8];
   from.convert(from.load(i % chunks), x);
-  float4* to = reinterpret_cast<float4*>((is_key ? p.k : p.v) + static_cast<std::size_t>(i) * kChunkElements);
+  float4* to = reinterpret_cast<float4*>((is_key ? p.k : p.v) + static_cast<std::size_t>(i) * kChunkElements<T>);
   to[0] = make_float4(x[0], x[1], x[2], x[3]);
   to[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
@@ -154,9 +155,9 @@ cudaError_t launch_kv_append(const KvAppendParams& params, const StepArrays& ste
     return cudaErrorInvalidValue;
   }
   if (params.rows == 0) return cudaSuccess;
-  const unsigned ctas = ctas_for(params.rows * shape.kv_heads * (shape.row_elements() / (2 * kChunkElements)));
-  if (ctas == 0) return cudaErrorInvalidValue;
-  return dispatch_dtype(shape.dtype, [&]<typename T>() {
+  return dispatch_format(shape, [&]<typename T>() {
+    const unsigned ctas = ctas_for(params.rows * shape.kv_heads * (chunks_of<T>(shape) / 2));
+    if (ctas == 0) return cudaErrorInvalidValue;
     return SIMT_LAUNCH(append_kv<T>, dim3(ctas, 2), dim3(kThreads), 0, stream, params, step.slots + params.first,
                        step.rope);
   });
@@ -170,7 +171,7 @@ cudaError_t launch_kv_move(const KvMoveParams& params, cudaStream_t stream) {
   }
   if (params.moves.empty()) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(params.moves.size()), static_cast<unsigned>(shape.kv_heads), 2);
-  return dispatch_dtype(shape.dtype, [&]<typename T>() {
+  return dispatch_format(shape, [&]<typename T>() {
     return SIMT_LAUNCH(move_kv<T>, grid, dim3(kThreads), 0, stream, params, params.moves.data());
   });
 }
@@ -181,9 +182,9 @@ cudaError_t launch_kv_read(const KvReadParams& params, cudaStream_t stream) {
   if (!is_supported(shape, 0) || !is_count(n)) return cudaErrorInvalidValue;
   if (!are_aligned({params.layer.keys, params.layer.values, params.k, params.v})) return cudaErrorInvalidValue;
   if (n == 0) return cudaSuccess;
-  const unsigned ctas = ctas_for(n * shape.kv_heads * (shape.head_dim / kChunkElements));
-  if (ctas == 0) return cudaErrorInvalidValue;
-  return dispatch_dtype(shape.dtype, [&]<typename T>() {
+  return dispatch_format(shape, [&]<typename T>() {
+    const unsigned ctas = ctas_for(n * shape.kv_heads * (shape.head_dim / kChunkElements<T>));
+    if (ctas == 0) return cudaErrorInvalidValue;
     return SIMT_LAUNCH(read_kv<T>, dim3(ctas, 2), dim3(kThreads), 0, stream, params, params.slots.data(),
                        static_cast<int>(n));
   });

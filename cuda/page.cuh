@@ -11,7 +11,9 @@
 
 namespace hogwild::cuda {
 
-inline constexpr int kChunkElements = 8;  // 16 bytes of a 16-bit type
+inline constexpr int kChunkBytes = 16;
+template <typename T>
+inline constexpr int kChunkElements = kChunkBytes / static_cast<int>(sizeof(T));
 
 // Where a chunk of row `row` lies, in chunks from row 0, with an even number of chunks per row. Its number
 // is the sum of an even number that is known at compile time where a thread walks along a row, and of the

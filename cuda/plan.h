@@ -25,13 +25,18 @@ constexpr std::int64_t kv_row_elements(std::int64_t head_dim) {
   }(RowWidths());
 }
 
+// Whether the kernels take keys and values of these formats.
+constexpr bool is_supported(KvFormat keys, KvFormat values) {
+  return keys == values && (keys == KvFormat::kBF16 || keys == KvFormat::kF16);
+}
+
 // Whether the kernels take a cache of this shape, its rows rotated by a table of this size.
 constexpr bool is_supported(const KvShape& shape, std::int64_t rotary_dim) {
   constexpr std::int64_t kMaxHeads = 65535;  // a dimension of a grid
   const std::int64_t width = shape.head_dim + shape.padding;
-  return (shape.dtype == Dtype::kBF16 || shape.dtype == Dtype::kF16) && 1 <= shape.kv_heads &&
-         shape.kv_heads <= kMaxHeads && kv_row_elements(shape.head_dim) != 0 && shape.padding >= 0 &&
-         kv_row_elements(width) == width && 0 <= rotary_dim && rotary_dim <= shape.head_dim && rotary_dim % 2 == 0;
+  return is_supported(shape.key_format, shape.value_format) && 1 <= shape.kv_heads && shape.kv_heads <= kMaxHeads &&
+         kv_row_elements(shape.head_dim) != 0 && shape.padding >= 0 && kv_row_elements(width) == width &&
+         0 <= rotary_dim && rotary_dim <= shape.head_dim && rotary_dim % 2 == 0;
 }
 
 // ---- the plan of a step -----------------------------------------------------------------------------

@@ -7,11 +7,12 @@
 #pragma once
 
 #include "device/ops.h"
-#include "page.cuh"
 #include "simt/simt.h"
 #include "vector_load.cuh"
 
 namespace hogwild::cuda {
+
+inline constexpr int kUnitElements = 8;  // of a chunk here, whatever the row's type
 
 // A row of q, k or v: D elements from `first` on. No thread of the launch writes it.
 struct ActivationRow {
@@ -20,7 +21,7 @@ struct ActivationRow {
   std::size_t first;  // a multiple of 8
 
   SIMT_DEVICE Raw8 load(int chunk) const {
-    return load_raw8(data, dtype, first + static_cast<std::size_t>(chunk) * kChunkElements);
+    return load_raw8(data, dtype, first + static_cast<std::size_t>(chunk) * kUnitElements);
   }
   SIMT_DEVICE void convert(const Raw8& raw, float (&x)[8]) const { convert8(raw, dtype, x); }
   SIMT_DEVICE float load_element(int d) const { return load1(data, dtype, first + d); }
@@ -35,15 +36,15 @@ struct RotatedUnit {
 template <typename Row>
 SIMT_DEVICE void load_rotated_chunk(const Row& row, int head_dim, const float* cos, const float* sin, int half,
                                     int chunk, float (&x)[8]) {
-  const int begin = chunk * kChunkElements;
+  const int begin = chunk * kUnitElements;
   if (begin >= head_dim) {
 #pragma unroll
-    for (int i = 0; i < kChunkElements; ++i) x[i] = 0;
+    for (int i = 0; i < kUnitElements; ++i) x[i] = 0;
     return;
   }
   row.convert(row.load(chunk), x);
 #pragma unroll
-  for (int i = 0; i < kChunkElements; ++i) {
+  for (int i = 0; i < kUnitElements; ++i) {
     const int d = begin + i;
     if (d >= 2 * half) break;
     const bool is_first = d < half;  // of its pair
@@ -60,7 +61,7 @@ SIMT_DEVICE RotatedUnit load_rotated_unit(const Row& row, int head_dim, const Ro
   const int half = static_cast<int>(rope.rotary_dim / 2);
   const float* cos = rope.cos + static_cast<std::size_t>(rope_row) * half;
   const float* sin = rope.sin + static_cast<std::size_t>(rope_row) * half;
-  const int paired_units = half % kChunkElements == 0 ? half / kChunkElements : 0;
+  const int paired_units = half % kUnitElements == 0 ? half / kUnitElements : 0;
   RotatedUnit result;
   if (unit < paired_units) {
     result.chunk[0] = unit;
@@ -68,12 +69,12 @@ SIMT_DEVICE RotatedUnit load_rotated_unit(const Row& row, int head_dim, const Ro
     const auto raw_x = row.load(result.chunk[0]);
     const auto raw_y = row.load(result.chunk[1]);
     float x[8], y[8], c[8], s[8];
-    load8(cos + unit * kChunkElements, c);
-    load8(sin + unit * kChunkElements, s);
+    load8(cos + unit * kUnitElements, c);
+    load8(sin + unit * kUnitElements, s);
     row.convert(raw_x, x);
     row.convert(raw_y, y);
 #pragma unroll
-    for (int i = 0; i < kChunkElements; ++i) {
+    for (int i = 0; i < kUnitElements; ++i) {
       result.first[i] = x[i] * c[i] - y[i] * s[i];
       result.second[i] = y[i] * c[i] + x[i] * s[i];
     }

@@ -1,13 +1,14 @@
 // The shared KV cache: a pool of pages, the blocks in it, and passes for engines that bring their own model.
 
 import { Block } from './block'
-import { cacheDtype, type Device, useDevice } from './device'
+import { checkCacheDtype, defaultCacheDtype } from './cache-dtype'
+import { type Device, useDevice } from './device'
 import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
-import { DTYPE_BYTES, DTYPES } from './formats'
+import { type CacheDtype, kvDtypes, kvRowBytes } from './formats'
 import { DEFAULT_CAPACITY, HEAD_DIM, MAX_CAPACITY } from './limits'
 import { checkMemory } from './memory'
-import { type CacheHandle, type Dtype, type NativeCacheStats, native } from './native'
+import { type CacheHandle, type NativeCacheStats, native } from './native'
 import { beginPass, type Pass, type PassWorker } from './pass'
 import type { Rope, RopeOptions } from './rope'
 import { Tasks } from './tasks'
@@ -15,7 +16,6 @@ import {
   checkArray,
   checkInteger,
   checkNumber,
-  checkOneOf,
   checkOptions,
   invalid,
   isFloat64Array,
@@ -23,14 +23,15 @@ import {
 } from './validate'
 import { type WarningHandler, Warnings } from './warnings'
 
-/** What one token takes in a cache: layers x (key and value) x kvHeads x headDim elements of dtype. */
+/** What one token takes in a cache: layers x (key and value) x kvHeads rows of headDim elements. */
 export interface CacheShape {
   layers: number
   /** Hkv */
   kvHeads: number
   /** D: a multiple of 8, at most 256 */
   headDim: number
-  dtype: Dtype
+  /** Of the elements, and of a scale for each row where it is int8. A name where keys and values have the same. */
+  dtype: CacheDtype
 }
 
 export interface CacheOptions extends Omit<CacheShape, 'dtype'> {
@@ -38,8 +39,17 @@ export interface CacheOptions extends Omit<CacheShape, 'dtype'> {
   rope: RopeOptions | readonly (RopeOptions | null)[]
   /** Tokens, rounded up to pages; default 8192. */
   capacity?: number | undefined
-  /** Of keys and values as stored; default 'f32', on a CUDA device, which has no f32, 'bf16'. */
-  dtype?: Dtype | undefined
+  /**
+   * Of keys and values as stored, 'f32', 'f16', 'bf16' or 'int8', or `{ keys, values }` for a dtype each; default
+   * 'f32', on a CUDA device, which has no f32, 'bf16'. A CUDA device has bf16 and f16, one for both.
+   *
+   * 'int8' takes headDim + 4 bytes for each row: about half of a 16-bit cache, in memory and in what attention reads.
+   * Keys and values are rounded once, when they are written, to multiples of max |x| / 127 of their (token, kv head);
+   * an infinity or NaN makes its row NaN. Nothing rounds them again: `compact` leaves segments apart that would
+   * have to be turned. Where some dimensions of the keys are far larger than the others (Qwen 2 and 2.5, whose keys
+   * have biases), `{ keys: 'bf16', values: 'int8' }` keeps most of the precision.
+   */
+  dtype?: CacheDtype | undefined
   /** Default 'auto': a device of its own, closed with the cache. */
   device?: Device | DeviceName | undefined
   /**
@@ -64,7 +74,7 @@ const ROPE_KEYS = optionKeys<RopeOptions>()({ inverseFrequencies: true, attentio
 
 /**
  * - `pageSize`: tokens per page; `pages`, `freePages`, `peakPages`: of the pool, now free, most in use at once
- * - `bytesPerPage`: keys and values of all layers
+ * - `bytesPerPage`: keys and values of all layers, with the scales of int8
  * - `keyBytesMoved`: by `compact`, since the cache was made; nothing else moves keys
  */
 export type CacheStats = NativeCacheStats
@@ -100,12 +110,12 @@ export function createCache(options: CacheOptions): Cache {
   }
   const ropes = checkRopes(options.rope, layers, headDim)
   const wanted =
-    options.dtype === undefined ? undefined : checkOneOf(options.dtype, 'options.dtype', DTYPES)
+    options.dtype === undefined ? undefined : checkCacheDtype(options.dtype, 'options.dtype')
   const capacity = checkCapacity(options.capacity)
   const warnings = new Warnings(options.onWarning)
   const { device, owned } = useDevice(options.device)
   try {
-    const dtype = wanted ?? cacheDtype(device, 'f32')
+    const dtype = wanted ?? defaultCacheDtype(device, 'f32')
     return new Cache(device, owned, { layers, kvHeads, headDim, dtype }, ropes, capacity, warnings)
   } catch (error) {
     if (owned) device.close()
@@ -115,7 +125,8 @@ export function createCache(options: CacheOptions): Cache {
 
 /** Keys and values of all layers. */
 export function bytesPerToken({ layers, kvHeads, headDim, dtype }: CacheShape): number {
-  return layers * 2 * kvHeads * headDim * DTYPE_BYTES[dtype]
+  const { keys, values } = kvDtypes(dtype)
+  return layers * kvHeads * (kvRowBytes(keys, headDim) + kvRowBytes(values, headDim))
 }
 
 export function checkCapacity(capacity: number | undefined): number {
@@ -189,7 +200,13 @@ export class Cache {
     warnings: Warnings,
   ) {
     checkMemory(device, capacity, bytesPerToken(shape), warnings)
-    this.handle = native.createCache(device.handle, { ...shape, ...ropes, capacity })
+    const { layers, kvHeads, headDim } = shape
+    const { keys, values } = kvDtypes(shape.dtype)
+    this.handle = native.createCache(device.handle, {
+      ...{ layers, kvHeads, headDim, capacity, ...ropes },
+      keyFormat: keys,
+      valueFormat: values,
+    })
     this.device = device
     this.shape = shape
     this.#ownsDevice = ownsDevice

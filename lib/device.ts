@@ -5,7 +5,6 @@ import { HogwildError } from './errors'
 import { MAX_THREADS } from './limits'
 import {
   type DeviceHandle,
-  type Dtype,
   type NativeDeviceInfo,
   type NativeOpProfile,
   type NativeProbe,
@@ -190,9 +189,4 @@ export function useDevice(
     return { device, owned: false }
   }
   return { device: createDevice({ ...parseDevice(device ?? 'auto'), threads }), owned: true }
-}
-
-/** The dtype in which a cache keeps keys and values where none is asked for: `wanted`, if the device has it. */
-export function cacheDtype(device: Device, wanted: Dtype): Dtype {
-  return device.info.type === 'cuda' && wanted === 'f32' ? 'bf16' : wanted
 }

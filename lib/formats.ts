@@ -44,3 +44,30 @@ export function storedBytes(format: Format, rows: number, cols: number): number 
   const { elements, bytes } = FORMATS[format]
   return rows * (cols / elements) * bytes
 }
+
+/**
+ * Of keys, or of values. `int8`: codes from -127 to 127, and a scale in f32 for each token and kv head, max |x| / 127.
+ * Rounded once, when they are written; a key after its rotation. On the CPU.
+ */
+export type KvDtype = 'f32' | 'f16' | 'bf16' | 'int8'
+
+/** The name stands for both keys and values. */
+export type CacheDtype = KvDtype | Readonly<KvDtypes>
+
+export interface KvDtypes {
+  keys: KvDtype
+  values: KvDtype
+}
+
+export const KV_DTYPES: readonly KvDtype[] = [...DTYPES, 'int8']
+
+const SCALE_BYTES = 4
+
+export function kvDtypes(dtype: CacheDtype): KvDtypes {
+  return typeof dtype === 'string' ? { keys: dtype, values: dtype } : dtype
+}
+
+/** Bytes of one row of `headDim` elements and, where the dtype has one, its scale. */
+export function kvRowBytes(dtype: KvDtype, headDim: number): number {
+  return dtype === 'int8' ? headDim + SCALE_BYTES : headDim * DTYPE_BYTES[dtype]
+}

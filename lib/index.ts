@@ -29,6 +29,7 @@ export {
 export type { DeviceName, DeviceType } from './device-name'
 export { HogwildError, type HogwildErrorCode } from './errors'
 export type { Architecture, DenseMlp, LayerSpec, ModelConfig } from './families'
+export type { CacheDtype, KvDtype, KvDtypes } from './formats'
 export { type DownloadOptions, type DownloadProgress, download } from './hub/download'
 export { findModel, type ModelDownloadOptions } from './hub/find'
 export type { HubOptions } from './hub/settings'

@@ -2,11 +2,12 @@
 
 import type { Block } from './block'
 import { Cache, checkCapacity } from './cache'
-import { cacheDtype, type Device, useDevice } from './device'
+import { checkCacheDtype, defaultCacheDtype } from './cache-dtype'
+import { type Device, useDevice } from './device'
 import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
-import { DTYPES, type Format, isQuantised, storedBytes } from './formats'
+import { type CacheDtype, DTYPES, type Format, isQuantised, storedBytes } from './formats'
 import { checkDownload, findModel, type ModelDownloadOptions } from './hub/find'
 import { MAX_CAPACITY } from './limits'
 import { checkWeightMemory, weightMemory } from './memory'
@@ -154,8 +155,11 @@ export interface ModelCacheOptions {
    * to the original context; a step with a longer view is then refused.
    */
   context?: number | undefined
-  /** Of keys and values as stored; default: the model's, on a CUDA device, which has no f32, 'bf16' for it. */
-  dtype?: Dtype | undefined
+  /**
+   * Of keys and values as stored (see CacheOptions); default: the model's or, where its weights are quantised, 'f16'.
+   * On a CUDA device, which has no f32, 'bf16' for it.
+   */
+  dtype?: CacheDtype | undefined
   /** Takes the cache's warnings (see CacheOptions); default: the model's. */
   onWarning?: WarningHandler | undefined
 }
@@ -399,11 +403,10 @@ export class Model {
     this.#open()
     const { layers, kvHeads, headDim } = this.config
     const context = checkContext(options.context)
-    const dtype = checkOneOf(
-      options.dtype ?? cacheDtype(this.device, this.dtype),
-      'options.dtype',
-      DTYPES,
-    )
+    const dtype =
+      options.dtype === undefined
+        ? defaultCacheDtype(this.device, this.dtype)
+        : checkCacheDtype(options.dtype, 'options.dtype')
     const shape = { layers: layers.length, kvHeads, headDim, dtype }
     const ropes = {
       ropes: ropesFor(this.config, context),

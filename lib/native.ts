@@ -8,7 +8,7 @@
 import { explainAttempts, loadAddon } from './addon-file'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
-import type { Dtype, Format } from './formats'
+import type { Dtype, Format, KvDtype } from './formats'
 import type { Rope } from './rope'
 
 declare const kind: unique symbol
@@ -82,7 +82,8 @@ export interface NativeCacheShape {
   layers: number
   kvHeads: number
   headDim: number
-  dtype: Dtype
+  keyFormat: KvDtype
+  valueFormat: KvDtype
   /** Tokens, rounded up to pages. */
   capacity: number
   ropes: readonly Rope[]

@@ -4,6 +4,7 @@ import {
   type AttendOptions,
   type Block,
   type Cache,
+  type CacheDtype,
   type CacheOptions,
   createCache,
   createDevice,
@@ -11,11 +12,12 @@ import {
   type Pass,
   type View,
 } from '../lib'
+import { KV_DTYPES, kvDtypes } from '../lib/formats'
 import { codeOf, expectClose, expectSameBits, Random } from './fixtures'
 import { attend, type Rope, rotate, type Seen } from './reference'
 
 // Scores have a standard deviation near 1 and values are near 1: a few roundings of 2^-24 each.
-const tolerance = { f32: 2e-5, f16: 4e-3, bf16: 3e-2 }
+const tolerance = { f32: 2e-5, f16: 4e-3, bf16: 3e-2, int8: 6e-2 }
 
 let device: Device
 const caches: Cache[] = []
@@ -82,6 +84,8 @@ class Engine {
     }: Pick<AttendOptions, 'scale' | 'window' | 'softcap' | 'sinks'> & { what?: string } = {},
   ): Promise<void> {
     const { layers, kvHeads, headDim, dtype } = this.cache.shape
+    const { keys, values } = kvDtypes(dtype)
+    const near = Math.max(tolerance[keys], tolerance[values])
     const target = (view: View): Block => view.writeTo ?? view.blocks.at(-1)!
     const pass = this.cache.beginPass(workers)
     expect(pass.tokens).toBe(workers.reduce((sum, { tokens }) => sum + tokens, 0))
@@ -140,9 +144,9 @@ class Engine {
         wanted.out.forEach((expected, i) => {
           const place = `${what} layer ${layer} row ${row + i}`
           const actual = out.subarray((row + i) * size, (row + i + 1) * size)
-          expectClose(actual, expected, tolerance[dtype], `${place}, out`)
+          expectClose(actual, expected, near, `${place}, out`)
           const heads = lse.subarray((row + i) * this.queryHeads, (row + i + 1) * this.queryHeads)
-          expectClose(heads, wanted.lse[i]!, tolerance[dtype], `${place}, lse`)
+          expectClose(heads, wanted.lse[i]!, near, `${place}, lse`)
         })
         row += tokens
       }
@@ -161,7 +165,13 @@ const shapes = [
   [4, 1, 256, 1],
 ] as const
 
-describe.each(['f32', 'f16', 'bf16'] as const)('%s', (dtype) => {
+const dtypes: CacheDtype[] = [
+  ...KV_DTYPES,
+  { keys: 'bf16', values: 'int8' },
+  { keys: 'int8', values: 'f16' },
+]
+
+describe.each(dtypes)('%j', (dtype) => {
   // Half precision is a matter of the conversion, so few shapes say all.
   const cases = dtype === 'f32' ? shapes : shapes.slice(1, 4)
 

@@ -31,6 +31,7 @@
 #include "core/float16.h"
 #include "device/device.h"
 #include "kernels.h"
+#include "kv_shape.h"
 #include "worker_step.h"
 
 namespace hogwild {
@@ -272,7 +273,7 @@ class Bench {
     const std::int64_t own = std::max<std::int64_t>(1, std::min<std::int64_t>(64, tokens / (2 * workers)));
     const WorkerStep step(workers, tokens - workers * own, own);
     const WorkerStep alone(1, tokens - own, own);
-    const KvShape shape{.layers = 1, .kv_heads = heads.kv, .head_dim = heads.dim, .dtype = Dtype::kBF16};
+    const KvShape shape = bf16_shape(1, heads.kv, heads.dim);
     const std::int64_t pages = std::max(std::ssize(step.pages), std::ssize(alone.pages));
     const std::int64_t pool = pages * shape.page_elements();
     const std::int64_t bytes = 2 * tokens * heads.kv * heads.dim * 2;
@@ -460,7 +461,7 @@ class Bench {
     float* up = allocate<float>(most_rows * m.intermediate);
     auto* activated = allocate<std::uint16_t>(most_rows * m.intermediate);
     float* logits = allocate<float>(most_rows * m.vocab);
-    const KvShape kv{.layers = layers, .kv_heads = m.kv_heads, .head_dim = m.head_dim, .dtype = Dtype::kBF16};
+    const KvShape kv = bf16_shape(layers, m.kv_heads, m.head_dim);
     std::uint64_t key = 0;
     for (const std::int64_t tokens : lengths) {
       const std::size_t kept = buffers_.size();
@@ -576,7 +577,7 @@ class Bench {
         return cuda::launch_gated_activation(
             {.gate = x, .up = x + rows * m.intermediate, .n = rows * m.intermediate, .out = out}, stream_);
       });
-      const KvShape shape{.layers = 1, .kv_heads = m.kv_heads, .head_dim = m.head_dim, .dtype = Dtype::kBF16};
+      const KvShape shape = bf16_shape(1, m.kv_heads, m.head_dim);
       std::vector<AppendSlot> slots;
       for (std::int64_t i = 0; i < rows; ++i) slots.push_back({.page = i, .slot = 3, .rope_row = 0});
       std::uint16_t* pool = random_bf16(2 * rows * shape.page_elements());

@@ -3,6 +3,7 @@
 import { cpus } from 'node:os'
 import { parseDevice } from '../device-name'
 import {
+  type CacheDtype,
   createDevice,
   type Device,
   type DeviceName,
@@ -27,6 +28,7 @@ export interface BenchOptions extends ModelOptions {
   generate: number
   repeat: number
   device: DeviceName
+  cacheDtype?: CacheDtype
   profile?: boolean
 }
 
@@ -35,6 +37,7 @@ interface Sample {
   stepSeconds: number[]
   /** Of the cache: keys and values of all layers. */
   bytesPerToken: number
+  cacheDtype: CacheDtype
   /** Of the steps; empty where no profile is wanted. */
   ops: OpProfile[]
 }
@@ -92,16 +95,14 @@ async function measure(model: Model, device: Device, options: BenchOptions, show
   const { workers: counts, prompt, generate, repeat } = options
   const samples = new Map<number, Sample[]>(counts.map((count) => [count, []]))
   // The first run, not counted, brings the weights into memory.
-  await generateTogether(model, 1, prompt, 4)
+  await generateTogether(model, 1, { ...options, generate: 4, profile: false })
   const bandwidths = [await device.readBandwidth(BANDWIDTH_BUFFER)]
   // All counts in turn, several times: a change of the machine's speed meets all of them.
   let done = 0
   for (let round = 0; round < repeat; round++) {
     for (const count of counts) {
       show(done++, repeat * counts.length)
-      samples
-        .get(count)
-        ?.push(await generateTogether(model, count, prompt, generate, options.profile))
+      samples.get(count)?.push(await generateTogether(model, count, options))
     }
     bandwidths.push(await device.readBandwidth(BANDWIDTH_BUFFER))
   }
@@ -133,6 +134,7 @@ async function measure(model: Model, device: Device, options: BenchOptions, show
     read_gb_per_s: round(readBandwidth / 1e9, 2),
     model: options.model ?? RANDOM_MODEL,
     dtype: Object.keys(model.weights).join(' + '),
+    cache_dtype: samples.get(counts[0] as number)?.[0]?.cacheDtype,
     weight_bytes: model.weightBytes,
     prompt,
     generate,
@@ -170,17 +172,15 @@ function profileOf(samples: readonly Sample[], readBandwidth: number): OpShare[]
   return [...rows, row('between ops', steps.length, total - sum(ops.map((op) => op.seconds)), 0)]
 }
 
-/** One prompt for all, then `steps` steps of all workers. */
+/** One prompt for all, then a step of all workers for each token. */
 async function generateTogether(
   model: Model,
   count: number,
-  promptLength: number,
-  steps: number,
-  profile = false,
+  { prompt: promptLength, generate: steps, profile, cacheDtype: dtype }: BenchOptions,
 ): Promise<Sample> {
   // Every block may end in a page that is partly empty.
   const partPages = (count + 1) * (await pageSizeOf(model))
-  const cache = model.createCache({ capacity: promptLength + count * steps + partPages })
+  const cache = model.createCache({ capacity: promptLength + count * steps + partPages, dtype })
   try {
     const prompt = cache.createBlock()
     const blocks = Array.from({ length: count }, () => cache.createBlock())
@@ -204,7 +204,8 @@ async function generateTogether(
     }
     const { bytesPerPage, pageSize } = cache.stats
     const ops = profile ? model.device.takeProfile() : []
-    return { prefillSeconds, stepSeconds, bytesPerToken: bytesPerPage / pageSize, ops }
+    const bytesPerToken = bytesPerPage / pageSize
+    return { prefillSeconds, stepSeconds, bytesPerToken, cacheDtype: cache.shape.dtype, ops }
   } finally {
     await cache.close()
   }

@@ -1,6 +1,7 @@
 // `hogwild generate`: one worker goes on with a prompt.
 
 import {
+  type CacheDtype,
   type ChatMessage,
   type DeviceName,
   loadTokenizer,
@@ -22,12 +23,13 @@ export interface GenerateOptions extends ModelOptions, SamplingOptions {
   maxTokens: number
   stop?: string[]
   capacity?: number
+  cacheDtype?: CacheDtype
 }
 
 const NAME = 'answer'
 
 export async function generate(prompt: string, options: GenerateOptions): Promise<void> {
-  const { device, maxTokens, capacity, stop, json, quiet } = options
+  const { device, maxTokens, capacity, cacheDtype, stop, json, quiet } = options
   const text = await readPrompt(prompt)
   const path = await findWithProgress(options.model, options)
   await using tokenizer = await loadTokenizer(path)
@@ -43,6 +45,7 @@ export async function generate(prompt: string, options: GenerateOptions): Promis
     workers: [{ name: NAME, prompt: tokens.slice(-1), sampler: samplerOptions(options, 0) }],
     maxTokens,
     capacity,
+    cacheDtype,
     stop,
     onPrefill: (progress) => showPrefill(progress.tokens, progress.totalTokens),
   })

@@ -5,12 +5,21 @@
 
 import { Command, CommanderError, Option } from 'commander'
 import { BUILD_NEEDS } from '../addon-file'
-import { DTYPES } from '../formats'
+import { DTYPES, KV_DTYPES } from '../formats'
 import { DEFAULT_CAPACITY, MAX_CAPACITY, MAX_THREADS } from '../limits'
 import { escapeUnsafe, printable } from '../printable'
 import { LAYOUT_NAMES } from '../workers/layout'
 import { WORKER_NAMES as DEMO_WORKERS, MAX_LETTERS, MAX_WORDS } from './demo/task'
-import { deviceName, integer, integers, number, probability, text, texts } from './options'
+import {
+  cacheDtypes,
+  deviceName,
+  integer,
+  integers,
+  number,
+  probability,
+  text,
+  texts,
+} from './options'
 import { packageVersion } from './package'
 import { WORKER_NAMES as RUN_WORKERS } from './run/prompt'
 
@@ -33,6 +42,11 @@ const capacity = (byDefault: string) =>
   new Option('--capacity <tokens>', `room of the cache; default: ${byDefault}`).argParser(
     integer(1, MAX_CAPACITY),
   )
+const cacheDtype = () =>
+  new Option(
+    '--cache-dtype <dtype>',
+    `store keys and values as ${KV_DTYPES.join(', ')}, or as two of them: keys,values; default: the weights' own, f16 beside quantised ones`,
+  ).argParser(cacheDtypes)
 const json = () => new Option('--json', 'print figures as JSON')
 
 const quiet = () => new Option('-q, --quiet', 'no progress on stderr')
@@ -136,6 +150,7 @@ addSampling(
         'of the longest view, for models that rotate keys otherwise beyond it (longrope)',
       ).argParser(integer(1, MAX_CAPACITY)),
     )
+    .addOption(cacheDtype())
     .addOption(quiet())
     .addOption(new Option('--json', 'print every event as a line of JSON')),
   ' per worker',
@@ -157,6 +172,7 @@ addSampling(
     .addOption(dtype())
     .addOption(threads())
     .addOption(capacity(String(DEFAULT_CAPACITY)))
+    .addOption(cacheDtype())
     .addOption(quiet())
     .addOption(new Option('--json', 'print every event as a line of JSON')),
   '',
@@ -176,6 +192,7 @@ program
   .addOption(dtype())
   .addOption(threads())
   .addOption(capacity('what the script can need'))
+  .addOption(cacheDtype())
   .addOption(quiet())
   .action(async (script, options) => {
     const { replayScript } = await import('./replay.js')
@@ -205,6 +222,7 @@ program
   )
   .addOption(device())
   .addOption(dtype())
+  .addOption(cacheDtype())
   .addOption(threads())
   .option('--profile', 'also what each op takes of a step and of the bandwidth')
   .addOption(quiet())

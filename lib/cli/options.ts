@@ -2,6 +2,7 @@
 
 import { InvalidArgumentError } from 'commander'
 import { type DeviceName, parseDevice } from '../device-name'
+import { type CacheDtype, KV_DTYPES, type KvDtype } from '../formats'
 
 /** Decimal digits only: no sign, fraction, exponent or other base. */
 export function integer(least: number, most = Number.MAX_SAFE_INTEGER): (text: string) => number {
@@ -59,6 +60,16 @@ export function deviceName(text: string): DeviceName {
     throw new InvalidArgumentError('Expected auto, cpu, cuda or cuda:N.')
   }
   return text as DeviceName
+}
+
+/** One for keys and values, or `keys,values`. */
+export function cacheDtypes(text: string): CacheDtype {
+  const [keys, values = keys, ...more] = text.split(',')
+  const isKnown = (name?: string) => (KV_DTYPES as readonly (string | undefined)[]).includes(name)
+  if (!isKnown(keys) || !isKnown(values) || more.length > 0) {
+    throw new InvalidArgumentError(`Expected ${KV_DTYPES.join(', ')}, or two of them: keys,values.`)
+  }
+  return keys === values ? (keys as KvDtype) : { keys: keys as KvDtype, values: values as KvDtype }
 }
 
 function range(least: number, most: number): string {

@@ -1,7 +1,7 @@
 // `hogwild replay`: runs the script of an experiment (docs/replay.md) and prints the logits' largest.
 
 import { HogwildError } from '../errors'
-import type { DeviceName } from '../index'
+import type { CacheDtype, DeviceName } from '../index'
 import { readJson } from '../sources/files'
 import { findWithProgress, loadWithProgress, type ModelOptions } from './model'
 import { checkOutput } from './replay/output'
@@ -15,6 +15,7 @@ export interface ReplayOptions extends ModelOptions {
   model: string
   device: DeviceName
   capacity?: number
+  cacheDtype?: CacheDtype
   out?: string
 }
 
@@ -25,7 +26,7 @@ export async function replayScript(path: string, options: ReplayOptions): Promis
   const ops = parseScript(await readScript(path))
   // Once more, with the vocabulary, when the model is there: most mistakes need not wait for it.
   rehearse(ops)
-  const { device, capacity } = options
+  const { device } = options
   const folder = await findWithProgress(options.model, options)
   const out =
     options.out === undefined
@@ -33,7 +34,7 @@ export async function replayScript(path: string, options: ReplayOptions): Promis
       : await checkOutput(options.out, { script: path, model: folder })
   const model = await loadWithProgress(folder, device, options)
   try {
-    const logits = printed(replay(model, ops, capacity))
+    const logits = printed(replay(model, ops, options.capacity, options.cacheDtype))
     if (out === undefined) for await (const _ of logits);
     else await writeSafetensors(out, tensorShapes(ops, model.config.vocabSize), logits)
   } finally {

@@ -1,6 +1,7 @@
 // `hogwild run`: workers solve a problem together on a model of the user's.
 
 import {
+  type CacheDtype,
   type DeviceName,
   type LayoutName,
   loadTokenizer,
@@ -31,12 +32,13 @@ export interface RunCommandOptions extends ModelOptions, SamplingOptions {
   device: DeviceName
   capacity?: number
   context?: number
+  cacheDtype?: CacheDtype
   stop?: string[]
 }
 
 export async function run(problem: string, options: RunCommandOptions): Promise<void> {
   problem = await readPrompt(problem)
-  const { device, layout, share, maxTokens, capacity, context } = options
+  const { device, layout, share, maxTokens, capacity, cacheDtype, context } = options
   const names = WORKER_NAMES.slice(0, options.workers)
   const path = await findWithProgress(options.model, options)
   const tokenizer = await loadTokenizer(path)
@@ -65,6 +67,7 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
       stop: options.stop,
       maxTokens,
       capacity,
+      cacheDtype,
       onPrefill: ({ tokens, totalTokens }) => showPrefill(tokens, totalTokens),
       context,
     })

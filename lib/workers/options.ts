@@ -1,6 +1,8 @@
 // What a run and its workers are told, and the checks of it.
 
 import { checkCapacity } from '../cache'
+import { checkCacheDtype } from '../cache-dtype'
+import type { CacheDtype } from '../formats'
 import { type BeyondContext, checkBeyondContext, checkContext, Model } from '../model'
 import { Sampler, type SamplerOptions } from '../sampler'
 import { Tokenizer } from '../tokenizer/tokenizer'
@@ -74,6 +76,8 @@ export interface RunOptions {
   capacity?: number | undefined
   /** Tokens of the longest view, for models with longrope: see ModelCacheOptions. */
   context?: number | undefined
+  /** Of the run's cache: in which keys and values are stored; default: as `model.createCache` has it. */
+  cacheDtype?: CacheDtype | undefined
   /** What happens when a view is longer than the model's context; default: as the model was loaded with. */
   beyondContext?: BeyondContext | undefined
   /** Called while the prompt is computed, piece by piece, and at its end. What it throws ends the run. */
@@ -98,6 +102,7 @@ const RUN_KEYS = optionKeys<RunOptions>()({
   maxTokens: true,
   capacity: true,
   context: true,
+  cacheDtype: true,
   beyondContext: true,
   onPrefill: true,
   tokenizer: true,
@@ -116,8 +121,8 @@ const WORKER_KEYS = optionKeys<WorkerSpec>()({
 /** RunOptions that were checked and copied, but for the workers' specs. */
 export type RunSettings = Pick<
   RunOptions,
-  | ('model' | 'capacity' | 'context' | 'turnEnds' | 'turnHeader' | 'onPrefill' | 'tokenizer')
-  | ('signal' | 'beyondContext')
+  | ('model' | 'capacity' | 'context' | 'cacheDtype' | 'turnEnds' | 'turnHeader' | 'onPrefill')
+  | ('tokenizer' | 'signal' | 'beyondContext')
 > & {
   layout: LayoutName
   share: boolean
@@ -144,16 +149,8 @@ export interface WorkerSettings {
 /** Throws HOGWILD_INVALID_ARGUMENT. */
 export function checkRunOptions(options: RunOptions): RunSettings {
   options = checkOptions(options, 'options', RUN_KEYS)
-  const {
-    tokenizer,
-    turnEnds,
-    turnHeader,
-    onPrefill,
-    stopTokens,
-    capacity,
-    context,
-    beyondContext,
-  } = options
+  const { tokenizer, turnEnds, turnHeader, onPrefill } = options
+  const { stopTokens, capacity, context, cacheDtype, beyondContext } = options
   const model = checkInstance(options.model, 'options.model', Model)
   const { vocabSize } = model.config
   if (tokenizer !== undefined) checkInstance(tokenizer, 'options.tokenizer', Tokenizer)
@@ -187,6 +184,8 @@ export function checkRunOptions(options: RunOptions): RunSettings {
     maxTokens: checkMaxTokens(options.maxTokens, 'options.maxTokens'),
     capacity: capacity === undefined ? undefined : checkCapacity(capacity),
     context: context === undefined ? undefined : checkContext(context),
+    cacheDtype:
+      cacheDtype === undefined ? undefined : checkCacheDtype(cacheDtype, 'options.cacheDtype'),
     signal: checkSignal(options.signal, 'options.signal'),
     workers: checkArray(options.workers, 'options.workers'),
   }

@@ -186,7 +186,8 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   }
 
   async *#run(): AsyncGenerator<WorkerEvent, void, void> {
-    const { model, capacity, context, signal, prompt, sharedHeader, onPrefill } = this.#settings
+    const { model, capacity, context, cacheDtype: dtype, signal, prompt } = this.#settings
+    const { sharedHeader, onPrefill } = this.#settings
     let cache: Cache | undefined
     let forget = () => {}
     try {
@@ -194,7 +195,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
       throwIfAborted(this.#abort.signal)
       forget = onAbort(signal, () => this.#abort.abort())
       this.#stopTokens = this.#findStopTokens()
-      cache = model.createCache({ capacity, context, onWarning: this.#onWarning })
+      cache = model.createCache({ capacity, context, dtype, onWarning: this.#onWarning })
       const common = await this.#prefilled(cache, prompt, onPrefill)
       const shared = await this.#headerBlock(cache, sharedHeader)
       const blocks = { cache, common, shared }

@@ -150,7 +150,8 @@ Napi::Value create_cache(const Napi::CallbackInfo& info) {
   shape.layers = options.property("layers").size();
   shape.kv_heads = options.property("kvHeads").size();
   shape.head_dim = options.property("headDim").size();
-  shape.dtype = options.property("dtype").dtype();
+  shape.key_format = options.property("keyFormat").kv_format();
+  shape.value_format = options.property("valueFormat").kv_format();
   const std::int64_t capacity = options.property("capacity").size();
   LayerRopes ropes(read_ropes(options.property("ropes")), {});
   for (const std::int32_t rope : options.property("layerRopes").int32s()) ropes.layers.push_back(rope);

@@ -130,6 +130,13 @@ Dtype Argument::dtype() const {
   return one_of<Dtype>({{"f32", Dtype::kF32}, {"f16", Dtype::kF16}, {"bf16", Dtype::kBF16}});
 }
 
+KvFormat Argument::kv_format() const {
+  return one_of<KvFormat>({{"f32", KvFormat::kF32},
+                           {"f16", KvFormat::kF16},
+                           {"bf16", KvFormat::kBF16},
+                           {"int8", KvFormat::kInt8}});
+}
+
 Format Argument::format() const {
   if (value_.IsString()) {
     const FormatInfo* info = find_format(value_.As<Napi::String>().Utf8Value());

@@ -16,6 +16,7 @@
 
 #include "addon/type_tags.h"
 #include "core/error.h"
+#include "core/kv_format.h"
 #include "core/tensor.h"
 
 namespace hogwild::addon {
@@ -122,6 +123,7 @@ class Argument {
   std::uint64_t uint64() const;                                       // bigint
   std::string string() const;
   Dtype dtype() const;
+  KvFormat kv_format() const;
   Format format() const;
   template <typename T>
   T one_of(std::initializer_list<std::pair<const char*, T>> choices) const {

@@ -66,6 +66,20 @@ void check_ropes(const LayerRopes& ropes, const KvShape& shape, const Device& de
   }
 }
 
+// What compaction makes one segment each: all of them or, where keys may not be turned, runs of those whose rotation
+// goes on from one to the next.
+std::vector<std::span<const Segment>> runs_to_join(std::span<const Segment> segments, bool can_turn) {
+  std::vector<std::span<const Segment>> runs;
+  for (std::size_t first = 0, next = 0; first < segments.size(); first = next) {
+    std::int64_t position = segments[first].rotated_at;
+    while (next < segments.size() && (can_turn || segments[next].rotated_at == position)) {
+      position += segments[next++].length;
+    }
+    runs.push_back(segments.subspan(first, next - first));
+  }
+  return runs;
+}
+
 std::string range_message(const char* what, std::int64_t value, std::int64_t low, std::int64_t high) {
   return std::string(what) + " must be from " + std::to_string(low) + " to " + std::to_string(high) + ", received " +
          std::to_string(value);
@@ -85,9 +99,8 @@ std::shared_ptr<KvCache> KvCache::create(std::shared_ptr<Device> device, KvShape
   shape.padding = device->kv_padding(shape);
   const std::int64_t pages = pages_for(capacity);
   // Keys and values together fit 63 bits, so no offset or size derived from them overflows.
-  const std::int64_t element = static_cast<std::int64_t>(dtype_size(shape.dtype));
-  const std::int64_t bytes =
-      saturating_product({2, shape.layers, pages, shape.kv_heads, kPageSize, shape.row_elements(), element});
+  const std::int64_t row_bytes = shape.row_bytes(shape.key_format) + shape.row_bytes(shape.value_format);
+  const std::int64_t bytes = saturating_product({shape.layers, pages, shape.kv_heads, kPageSize, row_bytes});
   if (bytes == std::numeric_limits<std::int64_t>::max()) {
     throw Error(code::kOutOfMemory, "a cache of " + std::to_string(capacity) + " tokens, " +
                                         std::to_string(shape.layers) + " layers and " + std::to_string(shape.kv_heads) +
@@ -112,9 +125,11 @@ KvCache::KvCache(std::shared_ptr<Device> device, const KvShape& shape, LayerRope
 
 void KvCache::allocate_pool() {
   if (values_.data() != nullptr) return;
-  const std::size_t bytes = static_cast<std::size_t>(shape_.layers * pool_.size() * shape_.page_bytes());
-  Buffer keys = device_->allocate(bytes, "keys of the cache");
-  values_ = device_->allocate(bytes, "values of the cache");
+  const auto pool_bytes = [&](KvFormat format) {
+    return static_cast<std::size_t>(shape_.layers * pool_.size() * shape_.page_bytes(format));
+  };
+  Buffer keys = device_->allocate(pool_bytes(shape_.key_format), "keys of the cache");
+  values_ = device_->allocate(pool_bytes(shape_.value_format), "values of the cache");
   keys_ = std::move(keys);
 }
 
@@ -124,15 +139,18 @@ std::shared_ptr<CacheBlock> KvCache::create_block() {
 
 KvLayer KvCache::layer(std::int64_t index) const {
   if (index < 0 || index >= shape_.layers) refuse(range_message("layer", index, 0, shape_.layers - 1));
-  const std::int64_t offset = index * pool_.size() * shape_.page_bytes();
-  return {.keys = keys_.as<std::byte>() + offset, .values = values_.as<std::byte>() + offset, .rope = ropes_.of(index)};
+  const std::int64_t first_page = index * pool_.size();
+  return {.keys = keys_.as<std::byte>() + first_page * shape_.page_bytes(shape_.key_format),
+          .values = values_.as<std::byte>() + first_page * shape_.page_bytes(shape_.value_format),
+          .rope = ropes_.of(index)};
 }
 
 KvCache::Stats KvCache::stats() const {
   const std::scoped_lock lock(pool_.mutex);
   return {.pages = pool_.size(),
           .free_pages = pool_.size() - pool_.in_use(),
-          .bytes_per_page = 2 * shape_.layers * shape_.page_bytes(),
+          .bytes_per_page =
+              shape_.layers * (shape_.page_bytes(shape_.key_format) + shape_.page_bytes(shape_.value_format)),
           .key_bytes_moved = key_bytes_moved_,
           .peak_pages = pool_.peak()};
 }
@@ -210,57 +228,91 @@ std::shared_ptr<CacheBlock> CacheBlock::fork() const {
 
 CacheBlock::CompactResult CacheBlock::compact() {
   const KvCache::Lease lease(*cache_);
-  const auto n_segments = static_cast<std::int64_t>(segments_.size());
-  if (n_segments <= 1) return {.segments_before = n_segments, .segments_after = n_segments, .tokens_moved = 0};
-
-  // What stays: the first segment, as far as the others can be written behind it.
   PagePool& pool = cache_->pool_;
-  const Segment& first = segments_.front();
-  const std::int64_t end = first.end_slot() % kPageSize;
-  std::int64_t kept = first.length;
-  if (end != 0) {
+  const KvShape& shape = cache_->shape_;
+  const std::vector<std::span<const Segment>> runs = runs_to_join(segments_, kv_can_turn(shape.key_format));
+  const CompactResult nothing{.segments_before = std::ssize(segments_), .segments_after = std::ssize(segments_)};
+  if (runs.size() == segments_.size()) return nothing;
+
+  // Of each run: what stays, its first segment as far as the others can be written behind it, and what is copied there.
+  struct Join {
+    std::vector<Segment> stays, moves;
+  };
+  std::vector<Join> joins(runs.size());
+  std::vector<PageReservation::Request> requests;
+  {
     const std::scoped_lock lock(pool.mutex);
-    if (!pool.writable(first.pages.back(), end, id_)) kept = std::max(first.length - end, std::int64_t{0});
+    std::vector<std::int64_t> continued;  // last pages of runs: where two end with the same tokens, one goes on there
+    for (std::size_t r = 0; r < runs.size(); ++r) {
+      const std::span<const Segment> run = runs[r];
+      const Segment& first = run.front();
+      const std::int64_t end = first.end_slot() % kPageSize, page = first.pages.back();
+      std::int64_t kept = first.length;
+      if (run.size() > 1 && end != 0) {
+        if (pool.writable(page, end, id_) && std::ranges::find(continued, page) == continued.end()) {
+          continued.push_back(page);
+        } else {
+          kept = std::max(first.length - end, std::int64_t{0});
+        }
+      }
+      push_range(joins[r].stays, run, 0, kept);
+      push_range(joins[r].moves, run, kept, total_length(run));
+      if (run.size() == 1) continue;
+      requests.push_back({.last = joins[r].stays.empty() ? nullptr : joins[r].stays.data(),
+                          .position = first.rotated_at,
+                          .writer = id_,
+                          .tokens = total_length(joins[r].moves)});
+    }
   }
-  std::vector<Segment> stays, moves_from;
-  push_range(stays, segments_, 0, kept);
-  push_range(moves_from, segments_, kept, length());
-  const std::int64_t n_moved = length() - kept;
+  PageReservation reservation(pool, requests);
 
-  const PageReservation::Request request{
-      .last = stays.empty() ? nullptr : stays.data(), .position = first.rotated_at, .writer = id_, .tokens = n_moved};
-  PageReservation reservation(pool, {&request, 1});
-  const Segment& joined = reservation.ranges().front().segment;
-
-  // All keys of a segment are turned by the same angle.
+  // The block's segments from now on, and which tokens of them come from where. All keys of a segment are turned by
+  // the same angle.
+  struct Copy {
+    const Segment* from;
+    std::size_t to;        // index in `next`
+    std::int64_t at;       // token of that segment
+    std::int64_t turn;
+  };
+  std::vector<Segment> next;
+  std::vector<Copy> copies;
   std::vector<RopeAngles::Range> turns;
-  std::int64_t index = kept;  // in `joined`
-  for (const Segment& source : moves_from) {
-    const std::int64_t turn = joined.rotated_at + index - source.rotated_at;
-    turns.push_back({.begin = turn, .end = turn + 1});
-    index += source.length;
+  auto reserved = reservation.ranges().begin();
+  for (const Join& join : joins) {
+    if (join.moves.empty()) {
+      next.push_back(join.stays.front());
+      continue;
+    }
+    const PageReservation::ReservedRange& range = *reserved++;
+    std::int64_t at = range.first;
+    for (const Segment& from : join.moves) {
+      const std::int64_t turn = range.segment.rotated_at + at - from.rotated_at;
+      copies.push_back({.from = &from, .to = next.size(), .at = at, .turn = turn});
+      turns.push_back({.begin = turn, .end = turn + 1});
+      at += from.length;
+    }
+    next.push_back(range.segment);
   }
   const RopeRows rows(cache_->angles_, false, turns);
 
   std::vector<KvMoveParams::Move> moves;
-  index = kept;
-  for (std::size_t i = 0; i < moves_from.size(); ++i) {
-    const Segment& source = moves_from[i];
-    const std::int32_t rope_row = turns[i].begin == 0 ? -1 : rows.row(turns[i].begin);
-    for_each_run(source, 0, source.length,
+  std::int64_t n_moved = 0;
+  for (const Copy& copy : copies) {
+    const std::int32_t rope_row = copy.turn == 0 ? -1 : rows.row(copy.turn);
+    n_moved += copy.from->length;
+    for_each_run(*copy.from, 0, copy.from->length,
                  [&](std::int64_t from_page, std::int32_t from_slot, std::int64_t n, std::int64_t from) {
-                   for_each_run(joined, index + from, index + from + n,
-                                [&](std::int64_t page, std::int32_t slot, std::int64_t count, std::int64_t to) {
-                                  const std::int64_t skipped = to - index - from;
+                   const std::int64_t begin = copy.at + from;
+                   for_each_run(next[copy.to], begin, begin + n,
+                                [&](std::int64_t page, std::int32_t slot, std::int64_t count, std::int64_t at) {
                                   moves.push_back({.from_page = from_page,
                                                    .to_page = page,
-                                                   .from_slot = static_cast<std::int32_t>(from_slot + skipped),
+                                                   .from_slot = static_cast<std::int32_t>(from_slot + at - begin),
                                                    .to_slot = slot,
                                                    .length = static_cast<std::int32_t>(count),
                                                    .rope_row = rope_row});
                                 });
                  });
-    index += source.length;
   }
 
   std::vector<KvMoveParams::Move> unturned = moves;  // for layers without RoPE
@@ -268,7 +320,6 @@ CacheBlock::CompactResult CacheBlock::compact() {
 
   cache_->allocate_pool();
   Device& device = *cache_->device_;
-  const KvShape& shape = cache_->shape_;
   for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
     const std::int32_t rope = cache_->ropes_.of(layer);
     device.kv_move({.shape = shape,
@@ -278,7 +329,6 @@ CacheBlock::CompactResult CacheBlock::compact() {
   }
   device.synchronize();
 
-  std::vector<Segment> next{joined};
   {
     const std::scoped_lock lock(pool.mutex);
     for (const KvMoveParams::Move& move : moves) {
@@ -286,13 +336,12 @@ CacheBlock::CompactResult CacheBlock::compact() {
                   pool.tokens(move.to_page).begin() + move.to_slot);
     }
     reservation.commit();
-    pool.add_references(stays);
+    for (const Join& join : joins) pool.add_references(join.stays);
     segments_.swap(next);
     pool.drop_references(next);
   }
-  cache_->key_bytes_moved_ +=
-      n_moved * shape.layers * shape.kv_heads * shape.head_dim * static_cast<std::int64_t>(dtype_size(shape.dtype));
-  return {.segments_before = n_segments, .segments_after = 1, .tokens_moved = n_moved};
+  cache_->key_bytes_moved_ += n_moved * shape.layers * shape.kv_heads * shape.data_bytes(shape.key_format);
+  return {.segments_before = nothing.segments_before, .segments_after = std::ssize(segments_), .tokens_moved = n_moved};
 }
 
 void CacheBlock::read(std::int64_t layer, float* k, float* v, std::int64_t* rotated_at) const {

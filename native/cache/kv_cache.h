@@ -37,7 +37,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   struct Stats {
     std::int64_t pages = 0;  // of the pool
     std::int64_t free_pages = 0;
-    std::int64_t bytes_per_page = 0;   // keys and values, all layers
+    std::int64_t bytes_per_page = 0;   // keys and values with their scales, all layers
     std::int64_t key_bytes_moved = 0;  // by compact(), since creation
     std::int64_t peak_pages = 0;       // most pages in use at once
   };
@@ -90,7 +90,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   LayerRopes ropes_;
   std::vector<RopeAngles> angles_;  // of ropes_.specs
   mutable PagePool pool_;
-  Buffer keys_;    // [layers, N pages]; empty before allocate_pool
+  Buffer keys_;    // [layers, N pages], each in its own format; empty before allocate_pool
   Buffer values_;  // [layers, N pages]
   std::atomic<std::int64_t> key_bytes_moved_ = 0;
   std::atomic<std::int64_t> next_block_id_ = 1;
@@ -123,7 +123,9 @@ class CacheBlock {
   // partly filled last page that the block may not write on in; what comes behind is copied there. Keys
   // are turned to their new position in f32 and rounded once (relative error of a key <= 2^-8 for bf16,
   // 2^-11 for f16, 2^-22 for f32, beside the rounding at append); those already turned to it, and all
-  // values, are copied bit for bit.
+  // values, are copied bit for bit. Keys of a format that may not be turned (kv_can_turn) are never rounded again:
+  // of such a cache each run of segments whose rotation goes on from one to the next becomes one, and the
+  // result has as many segments as there are runs.
   // Runs on the device. Throws kOutOfPages and changes nothing where the copy does not fit.
   struct CompactResult {
     std::int64_t segments_before = 0;

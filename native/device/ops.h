@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <span>
 
+#include "core/kv_format.h"
 #include "core/tensor.h"
 
 namespace hogwild {
@@ -134,26 +135,36 @@ constexpr std::int64_t experts_scratch_floats(std::int64_t rows, std::int64_t us
 
 // ---- the KV cache as devices see it ---------------------------------------------------------------
 
-// Shape of a page pool. A page holds kPageSize tokens of one layer: keys [Hkv, P, D] and values
-// [Hkv, P, D]. How the elements of a page are arranged inside it is the device's own business.
+// Shape of a page pool. A page holds kPageSize tokens of one layer: keys [Hkv, P, D] and values [Hkv, P, D] and, where
+// the format has them, a scale for each (kv head, slot). How they are arranged inside a page is the device's own
+// business.
 inline constexpr std::int64_t kPageSize = 64;
 
 struct KvShape {
   std::int64_t layers = 0;
   std::int64_t kv_heads = 0;
   std::int64_t head_dim = 0;
-  Dtype dtype = Dtype::kF32;
+  KvFormat key_format = KvFormat::kF32;
+  KvFormat value_format = KvFormat::kF32;
   std::int64_t padding = 0;  // elements behind each row of D, for a device that wants wider rows: zeros
 
   std::int64_t row_elements() const { return head_dim + padding; }
-  std::int64_t page_elements() const { return kv_heads * kPageSize * row_elements(); }
-  std::int64_t page_bytes() const { return page_elements() * static_cast<std::int64_t>(dtype_size(dtype)); }
+  std::int64_t page_elements() const { return kv_heads * kPageSize * row_elements(); }  // keys, or values
+  // One (token, kv head), its scale included: without what pads its row, and with it.
+  std::int64_t data_bytes(KvFormat format) const {
+    return head_dim * kv_element_bytes(format) + kv_scale_bytes(format);
+  }
+  std::int64_t row_bytes(KvFormat format) const {
+    return row_elements() * kv_element_bytes(format) + kv_scale_bytes(format);
+  }
+  // A page's keys, or its values.
+  std::int64_t page_bytes(KvFormat format) const { return kv_heads * kPageSize * row_bytes(format); }
 };
 
 // One layer of the pool. 64-bit page offsets: a pool may exceed 2^31 elements.
 struct KvLayer {
-  void* keys = nullptr;    // [N pages]
-  void* values = nullptr;  // [N pages]
+  void* keys = nullptr;    // [N pages] of page_bytes(key_format)
+  void* values = nullptr;  // [N pages] of page_bytes(value_format)
   std::int32_t rope = 0;   // of StepView::ropes: turns its keys, and queries that meet them; -1: nothing does
 };
 
@@ -246,7 +257,8 @@ struct ExternalBuffers {
 };
 
 // keys[slot] = rotate(k), values[slot] = v, for rows [first, first + rows) of the step. Keys are rotated
-// in f32 and rounded once.
+// in f32 and rounded once. int8: code = x / scale, rounded to nearest, ties to even; of a row that holds a NaN or an
+// infinity the scale is NaN, of one with max |x| < 2^-100 all is 0.
 struct KvAppendParams {
   KvShape shape;
   KvLayer layer;
@@ -279,7 +291,8 @@ struct AttentionParams {
 };
 
 // Copies runs of tokens inside one layer's pool; keys are turned on the way by row `rope_row` of the
-// table (in f32, rounded once), or kept bit for bit where rope_row < 0.
+// table (in f32, rounded once), or kept bit for bit, with their scales, where rope_row < 0. Only keys of a format
+// that kv_can_turn are turned.
 struct KvMoveParams {
   struct Move {
     std::int64_t from_page = 0;

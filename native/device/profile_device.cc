@@ -12,7 +12,7 @@ namespace {
 
 // Key and value of one token in one layer.
 std::int64_t token_bytes(const KvShape& shape) {
-  return 2 * shape.kv_heads * shape.head_dim * static_cast<std::int64_t>(dtype_size(shape.dtype));
+  return shape.kv_heads * (shape.data_bytes(shape.key_format) + shape.data_bytes(shape.value_format));
 }
 
 }  // namespace

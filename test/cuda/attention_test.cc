@@ -19,6 +19,7 @@
 #include "../native/check.h"
 #include "device_array.h"
 #include "kernels.h"
+#include "kv_shape.h"
 #include "pages.h"
 #include "plan.h"
 #include "simt/simt.h"
@@ -77,7 +78,7 @@ struct Case {
   }
 };
 
-Case random_case(std::uint64_t seed, std::int64_t width, Dtype dtype, const Limits& limits) {
+Case random_case(std::uint64_t seed, std::int64_t width, KvFormat format, const Limits& limits) {
   Rng rng(seed * 1000 + width);
   const auto random = [&](std::int64_t low, std::int64_t high) {
     return low + static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(high - low + 1));
@@ -88,7 +89,8 @@ Case random_case(std::uint64_t seed, std::int64_t width, Dtype dtype, const Limi
   c.shape = {.layers = 1,
              .kv_heads = random(1, limits.max_kv_heads),
              .head_dim = head_dim,
-             .dtype = dtype,
+             .key_format = format,
+             .value_format = format,
              .padding = width - head_dim};
   c.group = random(1, limits.max_group);
   c.tokens = random(limits.min_tokens, limits.max_tokens);
@@ -99,7 +101,7 @@ Case random_case(std::uint64_t seed, std::int64_t width, Dtype dtype, const Limi
   c.more_tokens = static_cast<std::int32_t>(random(0, 1) * random(0, 20));
   c.more_segments = static_cast<std::int32_t>(random(0, 1) * random(0, 20));
   c.name = "seed " + std::to_string(seed) + ", head dim " + std::to_string(head_dim) + " of " + std::to_string(width) +
-           ", rotary dim " + std::to_string(c.rotary_dim) + ", " + dtype_name(c.dtype) + " on " + dtype_name(dtype) +
+           ", rotary dim " + std::to_string(c.rotary_dim) + ", " + dtype_name(c.dtype) + " on " + kv_format_name(format) +
            ", " + std::to_string(c.tokens) + " tokens, " + std::to_string(c.shape.kv_heads) + " kv heads of " +
            std::to_string(c.group) + ", " + std::to_string(c.ctas) + " CTAs";
 
@@ -183,7 +185,7 @@ Expected expect(const Case& c) {
   const std::int64_t half = c.rotary_dim / 2;
   // Probabilities are rounded to the 16-bit type, and the result to its own; a query's element may fall to the
   // other side of a tie.
-  const double probability_error = rounding_error(c.shape.dtype);
+  const double probability_error = rounding_error(dtype_of(c.shape));
   const double out_error = rounding_error(c.dtype);
   Expected expected;
   for (std::int64_t t = 0; t < c.tokens; ++t) {
@@ -201,12 +203,12 @@ Expected expect(const Case& c) {
             rotated[u] = q[u] * cos - q[u + half] * sin;
             rotated[u + half] = q[u + half] * cos + q[u] * sin;
           }
-          for (float& x : rotated) x = rounded(c.shape.dtype, x * scale_log2(c));
+          for (float& x : rotated) x = rounded(dtype_of(c.shape), x * scale_log2(c));
           for (std::int64_t j = 0; j < range.limit; ++j) {
             double score = range.bias * kLog2E;
             for (std::int64_t i = 0; i < d; ++i) {
               score += static_cast<double>(rotated[i]) *
-                       widen(c.shape.dtype, c.keys[c.element(segment, j, head / c.group, i)]);
+                       widen(dtype_of(c.shape), c.keys[c.element(segment, j, head / c.group, i)]);
             }
             scores.push_back(score);
             at.emplace_back(&segment, j);
@@ -220,7 +222,7 @@ Expected expect(const Case& c) {
         const double weight = std::exp2(scores[i] - greatest);
         total += weight;
         for (std::int64_t j = 0; j < d; ++j) {
-          const double value = widen(c.shape.dtype, c.values[c.element(*at[i].first, at[i].second, head / c.group, j)]);
+          const double value = widen(dtype_of(c.shape), c.values[c.element(*at[i].first, at[i].second, head / c.group, j)]);
           mean[j] += weight * value;
           magnitude[j] += weight * std::abs(value);
         }
@@ -365,8 +367,8 @@ std::vector<std::int64_t> tested_widths() {
 
 void check_random(const Limits& limits, std::uint64_t first_seed) {
   for (const std::int64_t width : tested_widths()) {
-    for (const Dtype dtype : {Dtype::kBF16, Dtype::kF16}) {
-      for (int i = 0; i < cases_per_shape(); ++i) check_case(random_case(first_seed + i, width, dtype, limits));
+    for (const KvFormat format : {KvFormat::kBF16, KvFormat::kF16}) {
+      for (int i = 0; i < cases_per_shape(); ++i) check_case(random_case(first_seed + i, width, format, limits));
     }
   }
 }
@@ -395,7 +397,7 @@ TEST(plans_of_several_rounds_equal_the_definition) {
       .min_tokens = 40, .max_tokens = 60, .max_group = 8, .max_kv_heads = 1, .max_segments = 40, .max_length = 20};
   int several = 0;
   for (std::uint64_t seed = 300; several < 3; ++seed) {
-    const Case c = random_case(seed, tested_widths().front(), Dtype::kBF16, limits);
+    const Case c = random_case(seed, tested_widths().front(), KvFormat::kBF16, limits);
     const std::int64_t row_tiles = (c.tokens * c.group + 63) / 64;
     if (row_tiles * flatten(c.plan()).counts[1] <= 128) continue;
     check_case(c);
@@ -406,7 +408,7 @@ TEST(plans_of_several_rounds_equal_the_definition) {
 // What goes wrong in one worker is not hidden, and does not reach others.
 TEST(a_query_that_is_not_a_number_stays_alone) {
   for (std::uint64_t seed = 500; seed < 504; ++seed) {
-    Case c = random_case(seed, tested_widths().front(), Dtype::kF16, {.min_tokens = 2, .max_length = 100});
+    Case c = random_case(seed, tested_widths().front(), KvFormat::kF16, {.min_tokens = 2, .max_length = 100});
     const Result before = run(c);
     const std::int64_t row = c.query_heads() * c.shape.head_dim;
     const std::int64_t token = static_cast<std::int64_t>(seed) % c.tokens;
@@ -427,7 +429,7 @@ TEST(a_query_that_is_not_a_number_stays_alone) {
 
 TEST(what_is_not_supported_is_refused) {
   AttentionLaunch launch;
-  launch.params.shape = {.layers = 1, .kv_heads = 2, .head_dim = 128, .dtype = Dtype::kBF16};
+  launch.params.shape = bf16_shape(1, 2, 128);
   launch.params.query_heads = 8;
   launch.step.rope.rotary_dim = 128;
   launch.step.plan.max_tokens = launch.step.plan.max_segments = launch.max_ctas = 4;
@@ -439,7 +441,9 @@ TEST(what_is_not_supported_is_refused) {
     changed.workspace = memory.data();
     CHECK(launch_attention(changed, nullptr) == cudaErrorInvalidValue);
   };
-  refused([](AttentionLaunch& l) { l.params.shape.dtype = Dtype::kF32; });
+  refused([](AttentionLaunch& l) { l.params.shape.value_format = KvFormat::kF16; });
+  refused([](AttentionLaunch& l) { l.params.shape.key_format = l.params.shape.value_format = KvFormat::kInt8; });
+  refused([](AttentionLaunch& l) { l.params.shape.key_format = l.params.shape.value_format = KvFormat::kF32; });
   refused([](AttentionLaunch& l) { l.params.shape.padding = 16; });
   refused([](AttentionLaunch& l) { l.params.shape.padding = -16; });
   refused([](AttentionLaunch& l) {

@@ -15,6 +15,7 @@
 #include "device/device.h"
 #include "kernels.h"
 #include "simt/simt.h"
+#include "kv_shape.h"
 #include "worker_step.h"
 
 namespace hogwild {
@@ -42,8 +43,8 @@ struct Attention {
   explicit Attention(std::shared_ptr<Device> device, std::int64_t workers = 3, std::int64_t common = 100)
       : device(std::move(device)), step(workers, common, 20, 0, kDim) {
     const std::int64_t pages = std::ssize(step.pages);
-    keys = allocate(pages * shape().page_bytes());
-    values = allocate(pages * shape().page_bytes());
+    keys = allocate(pages * shape().page_bytes(KvFormat::kBF16));
+    values = allocate(pages * shape().page_bytes(KvFormat::kBF16));
     std::vector<std::uint16_t> cached(static_cast<std::size_t>(pages * shape().page_elements()));
     for (std::size_t i = 0; i < cached.size(); ++i) cached[i] = f32_to_bf16(0.01f * static_cast<float>(i % 101) - 0.5f);
     for (const Buffer* pool : {&keys, &values}) this->device->upload(pool->data(), cached.data(), 2 * cached.size());
@@ -55,7 +56,7 @@ struct Attention {
     for (std::size_t i = 0; i < queries.size(); ++i) queries[i] = 0.01f * static_cast<float>(i % 97) - 0.5f;
     this->device->upload(q.data(), queries.data(), queries.size() * sizeof(float));
   }
-  static KvShape shape() { return {.layers = 1, .kv_heads = kHeads, .head_dim = kDim, .dtype = Dtype::kBF16}; }
+  static KvShape shape() { return bf16_shape(1, kHeads, kDim); }
   Buffer allocate(std::int64_t bytes) const { return device->allocate(static_cast<std::size_t>(bytes), "a test"); }
   AttentionParams params() const {
     return {.shape = shape(),
@@ -531,8 +532,7 @@ TEST(there_are_as_many_ctas_as_fit) {
   simt::card.shared_memory = 100 * 1024;
   const std::size_t one = workspace();
   CHECK_MESSAGE(one < two, std::to_string(one) + ", " + std::to_string(two));
-  cuda::AttentionLaunch launch{
-      .params = {.shape = {.layers = 1, .kv_heads = 8, .head_dim = 128, .dtype = Dtype::kBF16}, .query_heads = 40}};
+  cuda::AttentionLaunch launch{.params = {.shape = bf16_shape(1, 8, 128), .query_heads = 40}};
   launch.step.plan.max_tokens = 4;
   int ctas = 0;
   CHECK(cuda::attention_ctas_per_multiprocessor(launch, &ctas) == cudaSuccess && ctas == 1);

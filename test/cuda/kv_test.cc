@@ -18,6 +18,7 @@
 #include "../native/check.h"
 #include "device_array.h"
 #include "kernels.h"
+#include "kv_shape.h"
 #include "pages.h"
 #include "simt/simt.h"
 
@@ -74,10 +75,13 @@ Case random_case(std::uint64_t seed) {
   std::erase_if(widths, [&](std::int64_t width) { return width < least; });
   const std::int64_t width =
       c.random(0, 3) > 0 ? least : widths[c.random(0, static_cast<std::int64_t>(widths.size()) - 1)];
+  const std::int64_t kv_heads = c.random(1, 4);
+  const KvFormat format = c.random(0, 1) > 0 ? KvFormat::kBF16 : KvFormat::kF16;
   c.shape = {.layers = 1,
-             .kv_heads = c.random(1, 4),
+             .kv_heads = kv_heads,
              .head_dim = head_dim,
-             .dtype = c.random(0, 1) > 0 ? Dtype::kBF16 : Dtype::kF16,
+             .key_format = format,
+             .value_format = format,
              .padding = width - head_dim};
   c.pages = c.random(2, 5);
   c.angles = c.random(1, 20);
@@ -96,7 +100,7 @@ Case random_case(std::uint64_t seed) {
   c.pools.values.resize(c.pools.keys.size());
   for (std::uint16_t& bits : c.pools.values) bits = static_cast<std::uint16_t>(c.rng());
   c.name = "seed " + std::to_string(seed) + ", head dim " + std::to_string(head_dim) + " of " + std::to_string(width) +
-           ", rotary dim " + std::to_string(c.rotary_dim) + ", " + dtype_name(c.shape.dtype) + ", " +
+           ", rotary dim " + std::to_string(c.rotary_dim) + ", " + dtype_name(dtype_of(c.shape)) + ", " +
            std::to_string(c.shape.kv_heads) + " kv heads";
   return c;
 }
@@ -134,7 +138,7 @@ void expect_key(const Case& c, const float* row, std::int64_t angle, std::int64_
     const std::int64_t at = c.element(page, kv_head, slot, d);
     expected.pools.keys[at] = 0;
     if (d >= c.shape.head_dim) continue;
-    expected.pools.keys[at] = narrow(c.shape.dtype, rotated<float>(c, row, angle, d));
+    expected.pools.keys[at] = narrow(dtype_of(c.shape), rotated<float>(c, row, angle, d));
     const std::int64_t half = c.rotary_dim / 2;
     const double partner = d >= 2 * half ? 0 : row[d < half ? d + half : d - half];
     expected.keys.push_back({at, rotated<double>(c, row, angle, d), std::abs(row[d]) + std::abs(partner)});
@@ -143,7 +147,7 @@ void expect_key(const Case& c, const float* row, std::int64_t angle, std::int64_
 
 void check_converted(const Case& c, const std::vector<Converted>& all, const std::vector<std::uint16_t>& expected,
                      std::vector<std::uint16_t>& result) {
-  const Dtype dtype = c.shape.dtype;
+  const Dtype dtype = dtype_of(c.shape);
   const double least = dtype == Dtype::kF16 ? 0x1p-25 : 0x1p-134;  // half of the least subnormal
   std::int64_t wrong = 0;
   for (const Converted& one : all) {
@@ -248,7 +252,7 @@ TEST(append_writes_rotated_keys_and_values) {
         expect_key(c, k.data() + row, slot.rope_row, slot.page, h, slot.slot, expected);
         for (std::int64_t d = 0; d < c.shape.row_elements(); ++d) {
           const std::int64_t at = c.element(slot.page, h, slot.slot, d);
-          expected.pools.values[at] = d < head_dim ? narrow(c.shape.dtype, v[row + d]) : 0;
+          expected.pools.values[at] = d < head_dim ? narrow(dtype_of(c.shape), v[row + d]) : 0;
           if (d < head_dim) expected.values.push_back({at, v[row + d], 0});
         }
       }
@@ -293,7 +297,7 @@ TEST(rebase_moves_tokens_and_turns_keys) {
             const std::int64_t to = c.element(move.to_page, h, move.to_slot + i, d);
             expected.pools.keys[to] = c.pools.keys[from];
             expected.pools.values[to] = c.pools.values[from];
-            key.push_back(widen(c.shape.dtype, c.pools.keys[from]));
+            key.push_back(widen(dtype_of(c.shape), c.pools.keys[from]));
           }
           if (move.rope_row >= 0) {
             expect_key(c, key.data(), move.rope_row, move.to_page, h, move.to_slot + i, expected);
@@ -319,8 +323,8 @@ TEST(read_gives_what_is_stored) {
       for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
         for (std::int64_t d = 0; d < head_dim; ++d) {
           const std::int64_t at = c.element(slots[t].page, h, slots[t].slot, d);
-          k.push_back(widen(c.shape.dtype, c.pools.keys[at]));
-          v.push_back(widen(c.shape.dtype, c.pools.values[at]));
+          k.push_back(widen(dtype_of(c.shape), c.pools.keys[at]));
+          v.push_back(widen(dtype_of(c.shape), c.pools.values[at]));
         }
       }
     }
@@ -355,7 +359,7 @@ TEST(rows_are_as_wide_as_needed) {
 TEST(what_is_not_supported_is_refused) {
   KvAppendParams append;
   StepArrays step;
-  append.shape = {.layers = 1, .kv_heads = 2, .head_dim = 72, .dtype = Dtype::kBF16, .padding = 8};
+  append.shape = bf16_shape(1, 2, 72, 8);
   step.rope.rotary_dim = 64;
   KvMoveParams rebase;
   rebase.shape = append.shape;
@@ -382,7 +386,9 @@ TEST(what_is_not_supported_is_refused) {
     CHECK(launch_kv_move(changed_rebase, nullptr) == cudaErrorInvalidValue);
     CHECK(launch_kv_read(changed_read, nullptr) == cudaErrorInvalidValue);
   };
-  refused([](auto& launch) { launch.shape.dtype = Dtype::kF32; });
+  refused([](auto& launch) { launch.shape.value_format = KvFormat::kF16; });
+  refused([](auto& launch) { launch.shape.key_format = launch.shape.value_format = KvFormat::kInt8; });
+  refused([](auto& launch) { launch.shape.key_format = launch.shape.value_format = KvFormat::kF32; });
   refused([](auto& launch) { launch.shape.padding = 0; });
   refused([](auto& launch) { launch.shape.padding = 16; });
   refused([](auto& launch) { launch.shape.padding = -8; });

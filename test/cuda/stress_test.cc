@@ -20,6 +20,7 @@
 #include "core/float16.h"
 #include "device/device.h"
 #include "kernels.h"
+#include "kv_shape.h"
 #include "worker_step.h"
 
 namespace hogwild {
@@ -135,7 +136,8 @@ TEST(matmul_on_all_multiprocessors) {
 
 constexpr std::int64_t kHeads = kEmulated ? 2 : 8, kDim = 128, kQueryHeads = 5 * kHeads;
 
-KvShape shape() { return {.layers = 1, .kv_heads = kHeads, .head_dim = kDim, .dtype = Dtype::kBF16}; }
+KvShape shape() { return bf16_shape(1, kHeads, kDim); }
+const std::int64_t kPageBytes = shape().page_bytes(KvFormat::kBF16);
 
 // One "layer": append, attend, a product with split tiles. Everything a captured step has.
 struct Layer {
@@ -369,16 +371,16 @@ TEST(pages_beyond_four_gigabytes) {
   const std::int64_t pages = 50'000;  // 6.55 GB of keys
   KvLayer big;
   for (void** pool : {&big.keys, &big.values}) {
-    gpu.buffers.push_back(gpu.device->allocate(static_cast<std::size_t>(pages * shape().page_bytes()), "a large pool"));
+    gpu.buffers.push_back(gpu.device->allocate(static_cast<std::size_t>(pages * kPageBytes), "a large pool"));
     *pool = gpu.buffers.back().data();
   }
   const std::int64_t first_page = pages - 12;
   const KvLayer small = random_pool(gpu, 12);
   for (const auto& [to, from] : {std::pair{big.keys, small.keys}, std::pair{big.values, small.values}}) {
-    const std::size_t bytes = static_cast<std::size_t>(12 * shape().page_bytes());
+    const std::size_t bytes = static_cast<std::size_t>(12 * kPageBytes);
     std::vector<std::uint8_t> host(bytes);
     gpu.device->download(host.data(), from, bytes);
-    gpu.device->upload(static_cast<std::byte*>(to) + first_page * shape().page_bytes(), host.data(), bytes);
+    gpu.device->upload(static_cast<std::byte*>(to) + first_page * kPageBytes, host.data(), bytes);
   }
   const WorkerStep low(3, 300, 100, 0), high(3, 300, 100, first_page);
   Layer layer(gpu, 3, small);

@@ -110,10 +110,19 @@ function randomModel({
 }
 
 /** Argument of createCache that fits a model's config. */
-function cacheShape(config, capacity, dtype = 'f32') {
+function cacheShape(config, capacity, keyFormat = 'f32', valueFormat = keyFormat) {
   const { layers, kvHeads, headDim, ropes } = config
   const layerRopes = Int32Array.from(layers, ({ rope }) => rope)
-  return { layers: layers.length, kvHeads, headDim, dtype, capacity, ropes: ropes[0], layerRopes }
+  return {
+    layers: layers.length,
+    kvHeads,
+    headDim,
+    keyFormat,
+    valueFormat,
+    capacity,
+    ropes: ropes[0],
+    layerRopes,
+  }
 }
 
 /** A step's worker that writes to the last block of its view; greedy. */

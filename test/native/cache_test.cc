@@ -56,7 +56,7 @@ std::int64_t random_int(Rng& rng, std::int64_t low, std::int64_t high) {
 // a circle over all positions that occur, so a row of a rope table tells its position.
 constexpr double kSlowest = 1e-4;
 const RopeSpec kRope{.inverse_frequencies = {1.0, 0.05, kSlowest}, .attention_factor = 1.25};
-const KvShape kShape{.layers = 2, .kv_heads = 2, .head_dim = 8, .dtype = Dtype::kF32};
+const KvShape kShape{.layers = 2, .kv_heads = 2, .head_dim = 8};
 constexpr std::int64_t kRow = 16;  // Hkv * D
 
 // Key (before RoPE) or value of a token: kRow numbers in [-1, 1), different for every token and layer.
@@ -1100,7 +1100,7 @@ double best_microseconds(const std::function<void()>& call) {
 TEST(timings) {
   RopeSpec rope;
   for (int u = 0; u < 64; ++u) rope.inverse_frequencies.push_back(std::pow(500000.0, -u / 64.0));
-  const KvShape shape{.layers = 1, .kv_heads = 1, .head_dim = 128, .dtype = Dtype::kBF16};
+  const KvShape shape{.layers = 1, .kv_heads = 1, .head_dim = 128, .key_format = KvFormat::kBF16, .value_format = KvFormat::kBF16};
   const auto cache = KvCache::create(plain_device(), shape, rope, 64 * 1024);
   const auto filled = [&](std::int64_t length) {
     const BlockPtr block = cache->create_block();

@@ -87,7 +87,7 @@ int run(int steps, int workers) {
   const ModelConfig config = small_config();
   const std::shared_ptr<Device> device = create_cpu_device({.threads = 1, .simd = ""});
   Transformer model(device, config, random_weights(*device, config));
-  const KvShape shape{config.n_layers(), config.kv_heads, config.head_dim, Dtype::kF32};
+  const KvShape shape{config.n_layers(), config.kv_heads, config.head_dim};
   const std::shared_ptr<KvCache> cache = KvCache::create(device, shape, config.ropes[0][0], 8192);
   const std::atomic<bool> cancel = false;
 

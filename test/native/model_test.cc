@@ -399,8 +399,7 @@ struct World {
   }
 
   KvShape shape() const {
-    return {
-        .layers = config.n_layers(), .kv_heads = config.kv_heads, .head_dim = config.head_dim, .dtype = Dtype::kF32};
+    return {.layers = config.n_layers(), .kv_heads = config.kv_heads, .head_dim = config.head_dim};
   }
   std::shared_ptr<KvCache> create_cache(std::int64_t capacity) const {
     return KvCache::create(device, shape(), config.ropes[0][0], capacity);

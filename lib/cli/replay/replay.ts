@@ -1,7 +1,7 @@
 // Runs a script of block operations and steps on a model, op by op.
 
 import { HogwildError } from '../../errors'
-import type { Block, Cache, Model, View } from '../../index'
+import type { Block, Cache, CacheDtype, Model, View } from '../../index'
 import { pageSizeOf } from '../page-size'
 import { type Demand, rehearse } from './rehearsal'
 import { type ReplayOp, refusal } from './script'
@@ -19,13 +19,15 @@ export interface ReplayResult {
  * error names the op, and keeps its code.
  *
  * @param capacity tokens of the cache; by default what the script can need at most.
+ * @param dtype of the cache; default: as `model.createCache` has it.
  */
 export function replay(
   model: Model,
   ops: readonly ReplayOp[],
   capacity?: number,
+  dtype?: CacheDtype,
 ): AsyncGenerator<ReplayResult> {
-  return perform(model, ops, rehearse(ops, model.config.vocabSize), capacity)
+  return perform(model, ops, rehearse(ops, model.config.vocabSize), capacity, dtype)
 }
 
 async function* perform(
@@ -33,9 +35,10 @@ async function* perform(
   ops: readonly ReplayOp[],
   demand: Demand,
   capacity: number | undefined,
+  dtype: CacheDtype | undefined,
 ): AsyncGenerator<ReplayResult> {
   const needed = demand.tokens + demand.partPages * (await pageSizeOf(model))
-  const cache = model.createCache({ capacity: capacity ?? Math.max(1, needed) })
+  const cache = model.createCache({ capacity: capacity ?? Math.max(1, needed), dtype })
   try {
     const stage = new Stage(model, cache)
     for (const [index, op] of ops.entries()) {

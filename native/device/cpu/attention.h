@@ -20,15 +20,59 @@ struct Prefetch {
   int64_t step;  // bytes per iteration
 };
 
-// c[r][j] = (kAccumulate ? c[r][j] : 0) + sum_i a[r][i] * b[i][j] for j < cols, i ascending. Every
-// element is one chain of fma's, so the shape of the block does not show in the result. Operand: float, or pairs
-// of bf16, of which each stands for two of the terms.
-template <int R, int J, bool kAccumulate, typename Operand>
-HOGWILD_INLINE void product_block(const Operand* const* a, const Operand* b, int64_t b_stride, float* const* c,
+// What becomes of a product's sums, row r and a vector of columns from `col` on. c = sum ...
+struct SetSums {
+  float* const* c;
+
+  static HOGWILD_INLINE Vec first(int64_t, int64_t) { return Vec{}; }
+  HOGWILD_INLINE void put(int64_t r, int64_t col, Vec sum) const { store(c[r] + col, sum); }
+  HOGWILD_INLINE SetSums from_row(int64_t r) const { return {c + r}; }
+};
+
+// ... c += sum, as one more link of each sum's chain ...
+struct AddSums {
+  float* const* c;
+
+  HOGWILD_INLINE Vec first(int64_t r, int64_t col) const { return load(c[r] + col); }
+  HOGWILD_INLINE void put(int64_t r, int64_t col, Vec sum) const { store(c[r] + col, sum); }
+  HOGWILD_INLINE AddSums from_row(int64_t r) const { return {c + r}; }
+};
+
+// ... and of sums of integers, which are exact: c = sum * factors[r] * scales[col] ...
+struct SetScaledSums {
+  float* const* c;
+  const float* factors;
+  const float* scales;
+
+  static HOGWILD_INLINE PairSums first(int64_t, int64_t) { return PairSums{}; }
+  HOGWILD_INLINE void put(int64_t r, int64_t col, PairSums sum) const {
+    store(c[r] + col, to_f32(total(sum)) * (load(scales + col) * factors[r]));
+  }
+  HOGWILD_INLINE SetScaledSums from_row(int64_t r) const { return {c + r, factors + r, scales}; }
+};
+
+// ... or c += (sum + offsets[col]) * factors[r].
+struct AddScaledSums {
+  float* const* c;
+  const float* factors;
+  const int32_t* offsets;
+
+  static HOGWILD_INLINE PairSums first(int64_t, int64_t) { return PairSums{}; }
+  HOGWILD_INLINE void put(int64_t r, int64_t col, PairSums sum) const {
+    store(c[r] + col, fma(to_f32(total(sum) + load(offsets + col)), broadcast(factors[r]), load(c[r] + col)));
+  }
+  HOGWILD_INLINE AddScaledSums from_row(int64_t r) const { return {c + r, factors + r, offsets}; }
+};
+
+// Sums of a[r][i] * b[i][j] over i, ascending, for j < cols. Every element is one chain of fma's, so the shape of the
+// block does not show in the result. Operand: float, or pairs of bf16 or of integers, of which each stands for two of
+// the terms.
+template <int R, int J, typename Operand, typename Sums>
+HOGWILD_INLINE void product_block(const Operand* const* a, const Operand* b, int64_t b_stride, const Sums& sums,
                                   int64_t n, int64_t col, Prefetch& soon) {
-  Vec acc[R][J];
+  decltype(sums.first(0, 0)) acc[R][J];
   for (int r = 0; r < R; r++) {
-    for (int j = 0; j < J; j++) acc[r][j] = kAccumulate ? load(c[r] + col + j * kLanes) : Vec{};
+    for (int j = 0; j < J; j++) acc[r][j] = sums.first(r, col + j * kLanes);
   }
   const char* first = soon.first;
   const char* second = soon.second;
@@ -47,31 +91,36 @@ HOGWILD_INLINE void product_block(const Operand* const* a, const Operand* b, int
   soon.first = first;
   soon.second = second;
   for (int r = 0; r < R; r++) {
-    for (int j = 0; j < J; j++) store(c[r] + col + j * kLanes, acc[r][j]);
+    for (int j = 0; j < J; j++) sums.put(r, col + j * kLanes, acc[r][j]);
   }
 }
 
-template <int R, bool kAccumulate, typename Operand>
-void product_rows(const Operand* const* a, const Operand* b, int64_t b_stride, float* const* c, int64_t n, int64_t cols,
-                  Prefetch& soon) {
+template <int R, typename Operand, typename Sums>
+void product_rows(const Operand* const* a, const Operand* b, int64_t b_stride, const Sums& sums, int64_t n,
+                  int64_t cols, Prefetch& soon) {
   constexpr int J = R == 1 ? 8 : 4;  // enough independent fma's to hide their latency
   int64_t col = 0;
-  for (; col + J * kLanes <= cols; col += J * kLanes) product_block<R, J, kAccumulate>(a, b, b_stride, c, n, col, soon);
-  for (; col < cols; col += kLanes) product_block<R, 1, kAccumulate>(a, b, b_stride, c, n, col, soon);
+  for (; col + J * kLanes <= cols; col += J * kLanes) product_block<R, J>(a, b, b_stride, sums, n, col, soon);
+  if constexpr (J == 8) {
+    for (; col + 4 * kLanes <= cols; col += 4 * kLanes) product_block<R, 4>(a, b, b_stride, sums, n, col, soon);
+  }
+  for (; col < cols; col += kLanes) product_block<R, 1>(a, b, b_stride, sums, n, col, soon);
 }
 
 // `rows` <= kSpanRowBlock
-template <bool kAccumulate, typename Operand>
-HOGWILD_INLINE void product(int64_t rows, const Operand* const* a, const Operand* b, int64_t b_stride, float* const* c,
+template <typename Operand, typename Sums>
+HOGWILD_INLINE void product(int64_t rows, const Operand* const* a, const Operand* b, int64_t b_stride, Sums sums,
                             int64_t n, int64_t cols, Prefetch& soon) {
   if constexpr (kSpanRowBlock == 6) {
-    if (rows == 6) return product_rows<6, kAccumulate>(a, b, b_stride, c, n, cols, soon);
-    if (rows == 4) return product_rows<4, kAccumulate>(a, b, b_stride, c, n, cols, soon);
+    if (rows == 6) return product_rows<6>(a, b, b_stride, sums, n, cols, soon);
+    if (rows == 4) return product_rows<4>(a, b, b_stride, sums, n, cols, soon);
   }
   static_assert(kSpanRowBlock == 3 || kSpanRowBlock == 6);
-  for (; rows >= 3; rows -= 3, a += 3, c += 3) product_rows<3, kAccumulate>(a, b, b_stride, c, n, cols, soon);
-  if (rows == 2) product_rows<2, kAccumulate>(a, b, b_stride, c, n, cols, soon);
-  if (rows == 1) product_rows<1, kAccumulate>(a, b, b_stride, c, n, cols, soon);
+  for (; rows >= 3; rows -= 3, a += 3, sums = sums.from_row(3)) {
+    product_rows<3>(a, b, b_stride, sums, n, cols, soon);
+  }
+  if (rows == 2) product_rows<2>(a, b, b_stride, sums, n, cols, soon);
+  if (rows == 1) product_rows<1>(a, b, b_stride, sums, n, cols, soon);
 }
 
 // Converts columns [0, cols) of `rows` rows to f32, filled up with zeros to whole vectors.
@@ -82,6 +131,42 @@ HOGWILD_INLINE void stage(const T* from, int64_t rows, int64_t cols, int64_t str
     for (; c + kLanes <= cols; c += kLanes) store(to + c, load(from + c));
     if (c < cols) store(to + c, load_partial(from + c, cols - c));
   }
+}
+
+// The same of pairs of codes to pairs of 16-bit integers; cols and strides are in pairs.
+HOGWILD_INLINE void stage(const Int8* from, int64_t rows, int64_t cols, int64_t stride, Int16Pair* to,
+                          int64_t to_stride) {
+  for (int64_t r = 0; r < rows; r++, from += 2 * stride, to += to_stride) {
+    int64_t c = 0;
+    for (; c + kLanes <= cols; c += kLanes) store(to + c, load_pairs(from + 2 * c));
+    if (c < cols) {
+      Int8 padded[2 * kLanes] = {};
+      memcpy(padded, from + 2 * c, 2 * (cols - c));
+      store(to + c, load_pairs(padded));
+    }
+  }
+}
+
+// Rounds [begin, end) of a row, whole vectors, to 16-bit integers in place: element i becomes half i of the memory, and
+// is (integer + offset) times the factor that is returned; integer + offset is at most `greatest`. Where one element is
+// not finite the factor is NaN, where all are next to nothing it is 0.
+HOGWILD_INLINE float pack_integers(float* row, int64_t begin, int64_t end, float greatest, float offset) {
+  BitVec largest = {};  // of |x|, as bits: they ascend with magnitude, and NaN's are the greatest
+  for (int64_t i = begin; i < end; i += kLanes) {
+    const BitVec bits = (BitVec)load(row + i) & 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  }
+  const float magnitude = magnitude_of(max_lane(largest));
+  const bool is_finite = magnitude < INFINITY;
+  if (!is_finite || magnitude < kLeastMagnitude) {
+    memset((Int16Pair*)row + begin / 2, 0, (end - begin) / 2 * sizeof(Int16Pair));
+    return is_finite ? 0 : NAN;
+  }
+  const float inverse = greatest / magnitude;
+  for (int64_t i = begin; i < end; i += kLanes) {
+    store_integers((Int16Pair*)row + i / 2, load(row + i) * inverse - offset);
+  }
+  return magnitude / greatest;
 }
 
 // One row of a block, on one page: it sees the keys [begin, end).
@@ -169,28 +254,42 @@ HOGWILD_INLINE void for_each_run(const Run* runs, int64_t n, Add&& add) {
   }
 }
 
-// How the products get at a page: its elements are converted to f32 in a tile of scratch memory ...
-template <typename Layout>
-struct Operands {
-  using Operand = float;
-  static constexpr int64_t kDepth = 1;  // elements of a row that an operand holds
+// How the products get at a page's keys: converted to f32 in a tile of scratch memory ...
+template <typename Rows>
+struct Keys {
+  static constexpr int64_t kDepth = 1;  // elements of a row that an operand of the product holds
 
-  static HOGWILD_INLINE void pack_row(float*, int64_t, int64_t) {}
+  const float* operands;  // [D, P]
 
   // Of the slots [begin, end), whole vectors.
-  static HOGWILD_INLINE const float* keys(const typename Layout::Element* page, int64_t head_dim, int64_t begin,
-                                          int64_t end, float* tile) {
-    stage(page + begin, head_dim, end - begin, kPageSize, tile + begin, kPageSize);
-    return tile;
+  HOGWILD_INLINE Keys(const char* head, int64_t head_dim, int64_t begin, int64_t end, float* tile) : operands(tile) {
+    stage((const typename Rows::Element*)head + begin, head_dim, end - begin, kPageSize, tile + begin, kPageSize);
   }
+
+  // To what the product takes, in place.
+  static HOGWILD_INLINE void pack_query(float*, int64_t) {}
+
+  // scores[r] = <queries[r], key> of `cols` slots from `begin` on.
+  HOGWILD_INLINE void score(int64_t n, const float* const* queries, int64_t head_dim, int64_t begin, int64_t cols,
+                            float* const* scores, Prefetch& soon) const {
+    product(n, queries, operands + begin, kPageSize, SetSums{scores}, head_dim, cols, soon);
+  }
+};
+
+// ... and its values.
+template <typename Rows>
+struct Values {
+  static constexpr int64_t kDepth = 1;
 
   // out[r] += sum of weights[r][i] * value i over the keys [rows[r].begin, rows[r].end), all within [begin, end). What
   // only some rows see is left to each alone: a value that a row must not see does not touch it, not even as 0 * NaN.
-  static HOGWILD_INLINE void add_values(const BlockRow* rows, int64_t n, const typename Layout::Element* page,
-                                        int64_t begin, int64_t end, int64_t head_dim, int64_t value_cols, float* tile,
-                                        bool is_staged, Prefetch& soon) {
+  static HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, const char* head, int64_t begin, int64_t end,
+                                 int64_t head_dim, int64_t value_cols, float* tile, bool is_staged, Prefetch& soon) {
     const int64_t stride = padded_head_dim(head_dim);
-    if (!is_staged) stage(page + begin * head_dim, end - begin, head_dim, head_dim, tile + begin * stride, stride);
+    if (!is_staged) {
+      stage((const typename Rows::Element*)head + begin * head_dim, end - begin, head_dim, head_dim,
+            tile + begin * stride, stride);
+    }
     Run runs[kSpanRowBlock];
     for (int64_t r = 0; r < n; r++) runs[r] = {rows[r].begin, rows[r].end};
     for_each_run(runs, n, [&](int64_t first_row, int64_t n_rows, Run run) __attribute__((always_inline)) {
@@ -200,46 +299,61 @@ struct Operands {
         weights[r] = rows[first_row + r].scores + run.begin;
         out[r] = rows[first_row + r].state + kStateValues;
       }
-      product<true>(n_rows, weights, tile + run.begin * stride, stride, out, run.end - run.begin, value_cols, soon);
+      product(n_rows, weights, tile + run.begin * stride, stride, AddSums{out}, run.end - run.begin, value_cols, soon);
     });
   }
 };
 
 #if defined(HOGWILD_HAS_PAIRS)
-// ... or multiplied as they lie, in pairs; then the rows' queries and weights are rounded to bf16 too.
+// Or pairs of bf16 are multiplied as they lie; then the rows' queries and weights are rounded to bf16 too.
+
+// [begin, end) of a row of f32, whole vectors, to bf16 in place: element i becomes half i of the memory.
+HOGWILD_INLINE void pack_bf16(float* row, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += kLanes) store((Bf16*)row + i, load(row + i));
+}
+
 template <>
-struct Operands<PageLayout<Bf16, true>> {
-  using Operand = Bf16Pair;
+struct Keys<KeyRows<Bf16, true>> {
   static constexpr int64_t kDepth = 2;
 
-  // [begin, end) of a row of f32, whole vectors, to bf16 in place: element i becomes half i of the memory.
-  static HOGWILD_INLINE void pack_row(float* row, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += kLanes) store((Bf16*)row + i, load(row + i));
-  }
+  const Bf16Pair* operands;  // [D / 2, P]
 
-  static HOGWILD_INLINE const Bf16Pair* keys(const Bf16* page, int64_t, int64_t, int64_t, float*) {
-    return (const Bf16Pair*)page;
+  HOGWILD_INLINE Keys(const char* head, int64_t, int64_t, int64_t, float*) : operands((const Bf16Pair*)head) {}
+
+  static HOGWILD_INLINE void pack_query(float* query, int64_t head_dim) { pack_bf16(query, 0, head_dim); }
+
+  HOGWILD_INLINE void score(int64_t n, const float* const* queries, int64_t head_dim, int64_t begin, int64_t cols,
+                            float* const* scores, Prefetch& soon) const {
+    const Bf16Pair* packed[kSpanRowBlock];
+    for (int64_t r = 0; r < n; r++) packed[r] = (const Bf16Pair*)queries[r];
+    product(n, packed, operands + begin, kPageSize, SetSums{scores}, head_dim / 2, cols, soon);
   }
+};
+
+template <>
+struct Values<ValueRows<Bf16, true>> {
+  static constexpr int64_t kDepth = 2;
 
   // A row's pairs are the same and come in the same order whoever else is in the block. Of a pair that it sees half
   // of, the other half counts as 0.
-  static HOGWILD_INLINE void add_values(const BlockRow* rows, int64_t n, const Bf16* page, int64_t, int64_t,
-                                        int64_t head_dim, int64_t value_cols, float* tile, bool, Prefetch& soon) {
-    const Bf16Pair* values = (const Bf16Pair*)page;
-    const auto add = [&](int64_t first_row, int64_t n_rows, const Bf16Pair* from, Run run)
-                         __attribute__((always_inline)) {
-                           const Bf16Pair* weights[kSpanRowBlock];
-                           float* out[kSpanRowBlock];
-                           for (int64_t r = 0; r < n_rows; r++) {
-                             weights[r] = (const Bf16Pair*)rows[first_row + r].scores + run.begin;
-                             out[r] = rows[first_row + r].state + kStateValues;
-                           }
-                           product<true>(n_rows, weights, from, head_dim, out, run.end - run.begin, value_cols, soon);
-                         };
+  static HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, const char* head, int64_t, int64_t, int64_t head_dim,
+                                 int64_t value_cols, float* tile, bool, Prefetch& soon) {
+    const Bf16Pair* values = (const Bf16Pair*)head;
+    for (int64_t r = 0; r < n; r++) pack_bf16(rows[r].scores, rows[r].first_lane(), rows[r].end_lane());
+    const auto add_run = [&](int64_t first_row, int64_t n_rows, const Bf16Pair* from, Run run)
+                             __attribute__((always_inline)) {
+      const Bf16Pair* weights[kSpanRowBlock];
+      float* out[kSpanRowBlock];
+      for (int64_t r = 0; r < n_rows; r++) {
+        weights[r] = (const Bf16Pair*)rows[first_row + r].scores + run.begin;
+        out[r] = rows[first_row + r].state + kStateValues;
+      }
+      product(n_rows, weights, from, head_dim, AddSums{out}, run.end - run.begin, value_cols, soon);
+    };
     const auto add_half = [&](int64_t row, int64_t pair, uint32_t mask) __attribute__((always_inline)) {
       Bf16Pair* half = (Bf16Pair*)tile;
       for (int64_t d = 0; d < head_dim; d += kLanes) store(half + d, load(values + pair * head_dim + d) & mask);
-      add(row, 1, half, {pair, pair + 1});
+      add_run(row, 1, half, {pair, pair + 1});
     };
     Run runs[kSpanRowBlock];
     for (int64_t r = 0; r < n; r++) {
@@ -247,7 +361,7 @@ struct Operands<PageLayout<Bf16, true>> {
       if (rows[r].begin % 2 == 1) add_half(r, rows[r].begin / 2, 0xffff0000u);
     }
     for_each_run(runs, n, [&](int64_t first_row, int64_t n_rows, Run run) __attribute__((always_inline)) {
-      add(first_row, n_rows, values + run.begin * head_dim, run);
+      add_run(first_row, n_rows, values + run.begin * head_dim, run);
     });
     for (int64_t r = 0; r < n; r++) {
       if (rows[r].end % 2 == 1) add_half(r, rows[r].end / 2, 0x0000ffffu);
@@ -256,26 +370,112 @@ struct Operands<PageLayout<Bf16, true>> {
 };
 #endif
 
-template <typename Layout>
-void attend_span(const AttentionSpan& span) {
-  using T = typename Layout::Element;
-  using Page = Operands<Layout>;
-  using Operand = typename Page::Operand;
+// Or codes of int8, widened to 16 bits in the tile, meet queries and weights that are 16-bit integers times a factor of
+// the row. Sums are integers: exact, so that neither their order nor a zero shows in them. A scale multiplies a score,
+// or a weight before it is rounded.
+
+template <>
+struct Keys<KeyRows<Int8, true>> {
+  static constexpr int64_t kDepth = 2;
+  static constexpr float kGreatest = 32767;
+  static_assert(kMaxHeadDim * 128 * (int64_t)kGreatest < INT32_MAX);
+
+  const Int16Pair* operands;  // [D / 2, P]
+  const float* scales;        // [P]
+
+  HOGWILD_INLINE Keys(const char* head, int64_t head_dim, int64_t begin, int64_t end, float* tile)
+      : operands((const Int16Pair*)tile), scales(scales_of(head, head_dim)) {
+    stage((const Int8*)head + 2 * begin, head_dim / 2, end - begin, kPageSize, (Int16Pair*)tile + begin, kPageSize);
+  }
+
+  // The factor comes behind the integers.
+  static HOGWILD_INLINE void pack_query(float* query, int64_t head_dim) {
+    const int64_t padded = padded_head_dim(head_dim);
+    for (int64_t d = head_dim; d < padded; d++) query[d] = 0;
+    query[padded / 2] = pack_integers(query, 0, padded, kGreatest, 0);
+  }
+
+  HOGWILD_INLINE void score(int64_t n, const float* const* queries, int64_t head_dim, int64_t begin, int64_t cols,
+                            float* const* scores, Prefetch& soon) const {
+    const Int16Pair* packed[kSpanRowBlock];
+    float factors[kSpanRowBlock];
+    for (int64_t r = 0; r < n; r++) {
+      packed[r] = (const Int16Pair*)queries[r];
+      factors[r] = queries[r][padded_head_dim(head_dim) / 2];
+    }
+    product(n, packed, operands + begin, kPageSize, SetScaledSums{scores, factors, scales + begin}, head_dim / 2, cols,
+            soon);
+  }
+};
+
+// Weights are not negative: kOffset less makes use of the sign's bit, and each sum gets back kOffset times the sum of
+// the codes. What a row must not see has the weight 0.
+template <>
+struct Values<ValueRows<Int8, true>> {
+  static constexpr int64_t kDepth = 2;
+  static constexpr float kGreatest = 65535, kOffset = 32768;
+  static_assert(kPageSize * 128 * (int64_t)(kGreatest + kOffset) < INT32_MAX);
+
+  static HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, const char* head, int64_t begin, int64_t end,
+                                 int64_t head_dim, int64_t value_cols, float* tile, bool is_staged, Prefetch& soon) {
+    const int64_t stride = padded_head_dim(head_dim);
+    const int64_t first_pair = begin / 2, end_pair = (end + 1) / 2;
+    int32_t* offsets = (int32_t*)tile;  // [D], then pairs [P / 2, D]
+    Int16Pair* values = (Int16Pair*)tile + (1 + first_pair) * stride;
+    if (!is_staged) {
+      const int64_t pairs = end_pair - first_pair;
+      stage((const Int8*)head + 2 * first_pair * head_dim, pairs, head_dim, head_dim, values, stride);
+      const ShortVec ones = broadcast(kOnes);
+      for (int64_t d = 0; d < value_cols; d += kLanes) {
+        PairSums sums = {};
+        for (int64_t pair = 0; pair < pairs; pair++) sums = fma(ones, load(values + pair * stride + d), sums);
+        store(offsets + d, total(sums) * (int32_t)kOffset);
+      }
+    }
+    const float* scales = scales_of(head, head_dim);
+    const Int16Pair* weights[kSpanRowBlock];
+    float* out[kSpanRowBlock];
+    float factors[kSpanRowBlock];
+    for (int64_t r = 0; r < n; r++) {
+      const BlockRow& row = rows[r];
+      const int64_t first = row.first_lane(), last = row.end_lane();
+      for (int64_t i = first; i < last; i += kLanes) store(row.scores + i, load(row.scores + i) * load(scales + i));
+      for (int64_t i = first; i < row.begin; i++) row.scores[i] = 0;  // whatever the scales there are
+      for (int64_t i = row.end; i < last; i++) row.scores[i] = 0;
+      factors[r] = pack_integers(row.scores, first, last, kGreatest, kOffset);
+      Int16Pair* packed = (Int16Pair*)row.scores;
+      for (int64_t pair = first_pair; pair < first / 2; pair++) packed[pair] = kNoWeights;
+      for (int64_t pair = last / 2; pair < end_pair; pair++) packed[pair] = kNoWeights;
+      weights[r] = packed + first_pair;
+      out[r] = row.state + kStateValues;
+    }
+    product(n, weights, values, stride, AddScaledSums{out, factors, offsets}, end_pair - first_pair, value_cols, soon);
+  }
+
+ private:
+  static constexpr Int16Pair kOnes = {0x00010001}, kNoWeights = {(int32_t)0x80008000u};  // two times 1, - kOffset
+};
+
+void attention_span(const AttentionSpan& span) {
   const KvShape& shape = *span.shape;
   const int64_t head_dim = shape.head_dim;
   const int64_t row_stride = padded_head_dim(head_dim);
   const int64_t value_cols = (head_dim + kLanes - 1) / kLanes * kLanes;
-  const int64_t tile_bytes = kPageSize * head_dim * (int64_t)sizeof(T);
   float* queries = span.scratch;                     // [n_rows, row_stride]
   float* tile = queries + span.n_rows * row_stride;  // keys [D, P], then values [P, row_stride]
   float* scores = tile + kPageSize * row_stride;     // [n_rows, P], then weights
 
   // Slots of the segment that some row sees, counted from its first page.
   int64_t first_slot = INT64_MAX, end_slot = 0;
+  with_rows<KeyRows>(shape.key_format, head_dim, [&](auto layout) {
+    for (int64_t r = 0; r < span.n_rows; r++) {
+      const AttentionRow& row = span.rows[r];
+      rotate(span.rope, row.range->rope_row, row.q, head_dim, span.scale, queries + r * row_stride);
+      Keys<decltype(layout)>::pack_query(queries + r * row_stride, head_dim);
+    }
+  });
   for (int64_t r = 0; r < span.n_rows; r++) {
     const AttentionRow& row = span.rows[r];
-    rotate(span.rope, row.range->rope_row, row.q, head_dim, span.scale, queries + r * row_stride);
-    Page::pack_row(queries + r * row_stride, 0, head_dim);
     row.state[kStateMax] = -INFINITY;
     row.state[kStateSum] = 0;
     memset(row.state + kStateValues, 0, row_stride * sizeof(float));
@@ -290,7 +490,7 @@ void attend_span(const AttentionSpan& span) {
   const int64_t first_page = first_slot / kPageSize > span.first_page ? first_slot / kPageSize : span.first_page;
   for (int64_t page = first_page; page < end_page; page++) {
     // The rows that see something of this page, and what they see together.
-    const Operand* q[kMaxSpanRows];
+    const float* q[kMaxSpanRows];
     float* s[kMaxSpanRows];
     BlockRow seeing[kMaxSpanRows];
     int64_t rows = 0, begin = kPageSize, end = 0;
@@ -300,51 +500,57 @@ void attend_span(const AttentionSpan& span) {
       const int64_t from = row.range->first_seen(span.window) - page_slot, to = row.range->limit - page_slot;
       if (from >= kPageSize || to <= 0) continue;
       const int64_t row_begin = from > 0 ? from : 0, row_end = to < kPageSize ? to : kPageSize;
-      q[rows] = (const Operand*)(queries + r * row_stride);
-      s[rows] = scores + r * kPageSize;
-      seeing[rows] = {s[rows], row.state, row_begin, row_end, row.range->bias};
+      float* row_scores = scores + r * kPageSize;
+      q[rows] = queries + r * row_stride;
+      seeing[rows] = {row_scores, row.state, row_begin, row_end, row.range->bias};
+      s[rows] = row_scores;
       begin = row_begin < begin ? row_begin : begin;
       end = row_end > end ? row_end : end;
       rows++;
     }
     if (rows == 0) continue;  // between two windows
 
-    const T* page_keys = (const T*)span.layer->keys + head_offset(shape, span.pages[page], span.kv_head);
-    const T* page_values = (const T*)span.layer->values + head_offset(shape, span.pages[page], span.kv_head);
+    const auto keys_of = [&](int64_t index) __attribute__((always_inline)) {
+      return page_head(span.layer->keys, shape, shape.key_format, span.pages[index], span.kv_head);
+    };
+    const char* page_keys = keys_of(page);
+    const char* page_values =
+        page_head(span.layer->values, shape, shape.value_format, span.pages[page], span.kv_head);
     const int64_t first_col = begin / kLanes * kLanes;
     const int64_t key_cols = (end + kLanes - 1) / kLanes * kLanes - first_col;
 
     // Spread over the products of all rows, each of `n` iterations for every 4 vectors of `cols`.
-    const auto prefetch_tile = [&](const T* from, int64_t n, int64_t cols) __attribute__((always_inline)) {
+    const auto prefetch_head = [&](const char* head, KvFormat format, int64_t n, int64_t cols)
+                                   __attribute__((always_inline)) {
       const int64_t blocks = (rows + kSpanRowBlock - 1) / kSpanRowBlock;
       const int64_t iterations = blocks * n * ((cols + 4 * kLanes - 1) / (4 * kLanes));
-      const char* first = (const char*)from;
-      return Prefetch{first, first + tile_bytes / 2, tile_bytes / 2 / (iterations > 0 ? iterations : 1)};
+      const int64_t half = head_bytes(shape, format) / 2;
+      return Prefetch{head, head + half, half / (iterations > 0 ? iterations : 1)};
     };
 
-    const Operand* keys = Page::keys(page_keys, head_dim, first_col, first_col + key_cols, tile) + first_col;
     for (int64_t r = 0; r < rows; r++) s[r] += first_col;
-    Prefetch soon = prefetch_tile(page_values, head_dim / Page::kDepth, key_cols);
-    for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
-      const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
-      product<false>(n, q + r, keys, kPageSize, s + r, head_dim / Page::kDepth, key_cols, soon);
-    }
+    with_rows<KeyRows>(shape.key_format, head_dim, [&](auto layout) {
+      using PageKeys = Keys<decltype(layout)>;
+      const PageKeys keys(page_keys, head_dim, first_col, first_col + key_cols, tile);
+      Prefetch soon = prefetch_head(page_values, shape.value_format, head_dim / PageKeys::kDepth, key_cols);
+      for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
+        const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
+        keys.score(n, q + r, head_dim, first_col, key_cols, s + r, soon);
+      }
+    });
 
-    const int64_t next = span.pages[page + 1 < seen_pages ? page + 1 : page];
-    soon = prefetch_tile((const T*)span.layer->keys + head_offset(shape, next, span.kv_head),
-                         (end - begin) / Page::kDepth, value_cols);
-    for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
-      const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
-      const BlockRow* block = seeing + r;
-      softmax_update(block, n, span.softcap, value_cols);
-      for (int64_t i = 0; i < n; i++) Page::pack_row(block[i].scores, block[i].first_lane(), block[i].end_lane());
-      Page::add_values(block, n, page_values, begin, end, head_dim, value_cols, tile, r > 0, soon);
-    }
+    const int64_t next = page + 1 < seen_pages ? page + 1 : page;
+    with_rows<ValueRows>(shape.value_format, head_dim, [&](auto layout) {
+      using PageValues = Values<decltype(layout)>;
+      Prefetch soon =
+          prefetch_head(keys_of(next), shape.key_format, (end - begin) / PageValues::kDepth, value_cols);
+      for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
+        const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
+        softmax_update(seeing + r, n, span.softcap, value_cols);
+        PageValues::add(seeing + r, n, page_values, begin, end, head_dim, value_cols, tile, r > 0, soon);
+      }
+    });
   }
-}
-
-void attention_span(const AttentionSpan& span) {
-  with_layout(*span.shape, [&](auto layout) { attend_span<decltype(layout)>(span); });
 }
 
 void merge_state(float* into, const float* state, int64_t head_dim) {

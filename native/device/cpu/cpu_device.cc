@@ -120,6 +120,9 @@ class CpuDevice final : public Device {
 
   void kv_move(const KvMoveParams& p) override {
     check_cache(p.shape, &p.rope);
+    require(kv_can_turn(p.shape.key_format) ||
+                std::all_of(p.moves.begin(), p.moves.end(), [](const auto& move) { return move.rope_row < 0; }),
+            "int8 keys are moved as they are, not turned");
     pool_.run(std::ssize(p.moves), [&](std::int64_t begin, std::int64_t end, int) {
       kernels_.kv_move(p.shape, p.layer, p.rope, p.moves.data() + begin, end - begin);
     });

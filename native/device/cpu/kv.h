@@ -5,41 +5,55 @@
 namespace hogwild {
 namespace {
 
-// How a page is arranged, for each kv head: keys [D, P], so that the scores of neighbouring keys are
-// neighbouring lanes and need no horizontal sums; values [P, D]. Where pairs of bf16 can be multiplied at once,
-// the two that are added up lie together: keys [D / 2, P, 2], values [P / 2, D, 2].
+// How the rows of one kv head of a page are arranged: keys [D, P], so that the scores of neighbouring keys are
+// neighbouring lanes and need no horizontal sums; values [P, D]. Where pairs can be multiplied at once, the two that
+// are added up lie together: keys [D / 2, P, 2], values [P / 2, D, 2]. The scales of int8 [P] come behind the codes.
 template <typename T, bool kInPairs>
-struct PageLayout {
+struct KeyRows {
   using Element = T;
   static constexpr bool kPaired = kInPairs;
 
-  static HOGWILD_INLINE int64_t key(int64_t slot, int64_t d) {
+  static HOGWILD_INLINE int64_t at(int64_t slot, int64_t d, int64_t) {
     return kPaired ? (d / 2 * kPageSize + slot) * 2 + d % 2 : d * kPageSize + slot;
   }
-  static HOGWILD_INLINE int64_t value(int64_t slot, int64_t d, int64_t head_dim) {
+};
+
+template <typename T, bool kInPairs>
+struct ValueRows {
+  using Element = T;
+  static constexpr bool kPaired = kInPairs;
+
+  static HOGWILD_INLINE int64_t at(int64_t slot, int64_t d, int64_t head_dim) {
     return kPaired ? (slot / 2 * head_dim + d) * 2 + slot % 2 : slot * head_dim + d;
   }
 };
 
-// Calls body(layout) with the PageLayout of this cache.
-template <typename Body>
-HOGWILD_INLINE void with_layout(const KvShape& shape, Body&& body) {
-  switch (shape.dtype) {
-    case Dtype::kF32:
-      return body(PageLayout<float, false>());
-    case Dtype::kF16:
-      return body(PageLayout<F16, false>());
-    case Dtype::kBF16:
+// Calls body(rows) with the KeyRows or ValueRows of a cache of this format.
+template <template <typename, bool> typename Rows, typename Body>
+HOGWILD_INLINE void with_rows(KvFormat format, [[maybe_unused]] int64_t head_dim, Body&& body) {
+  switch (format) {
+    case KvFormat::kF32:
+      return body(Rows<float, false>());
+    case KvFormat::kF16:
+      return body(Rows<F16, false>());
+    case KvFormat::kBF16:
 #if defined(HOGWILD_HAS_PAIRS)
-      if (shape.head_dim % kLanes == 0) return body(PageLayout<Bf16, true>());  // whole vectors of pairs
+      if (head_dim % kLanes == 0) return body(Rows<Bf16, true>());  // whole vectors of pairs
 #endif
-      return body(PageLayout<Bf16, false>());
+      return body(Rows<Bf16, false>());
+    case KvFormat::kInt8:
+      return body(Rows<Int8, true>());
   }
 }
 
-HOGWILD_INLINE int64_t head_offset(const KvShape& shape, int64_t page, int64_t kv_head) {
-  return (page * shape.kv_heads + kv_head) * kPageSize * shape.head_dim;
+// Bytes of one kv head of a page, and where it begins in its pool.
+HOGWILD_INLINE int64_t head_bytes(const KvShape& shape, KvFormat format) {
+  return kPageSize * (shape.head_dim * kv_element_bytes(format) + kv_scale_bytes(format));
 }
+HOGWILD_INLINE char* page_head(void* pool, const KvShape& shape, KvFormat format, int64_t page, int64_t kv_head) {
+  return (char*)pool + (page * shape.kv_heads + kv_head) * head_bytes(shape, format);
+}
+HOGWILD_INLINE float* scales_of(const char* head, int64_t head_dim) { return (float*)(head + kPageSize * head_dim); }
 
 // to = scale * rotate(from): pairs (u, u + R/2) of the first R dimensions, the others as they are.
 HOGWILD_INLINE void rotate(const RopeTable& rope, int64_t rope_row, const float* from, int64_t head_dim, float scale,
@@ -61,89 +75,139 @@ HOGWILD_INLINE void rotate(const RopeTable& rope, int64_t rope_row, const float*
   for (u = 2 * half; u < head_dim; u++) to[u] = from[u] * scale;
 }
 
-template <typename Layout>
-void append(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots, int64_t n,
-            const float* k, const float* v) {
-  using T = typename Layout::Element;
-  const int64_t head_dim = shape.head_dim;
-  float rotated[kMaxHeadDim];
-  for (int64_t t = 0; t < n; t++) {
-    const int64_t slot = slots[t].slot;
-    for (int64_t h = 0; h < shape.kv_heads; h++, k += head_dim, v += head_dim) {
-      const int64_t head = head_offset(shape, slots[t].page, h);
-      rotate(rope, slots[t].rope_row, k, head_dim, 1, rotated);
-      T* keys = (T*)layer.keys + head;
-      T* values = (T*)layer.values + head;
-      for (int64_t d = 0; d < head_dim; d++) put(keys + Layout::key(slot, d), rotated[d]);
-      for (int64_t d = 0; d < head_dim; d++) put(values + Layout::value(slot, d, head_dim), v[d]);
+// Rounds x [n] to multiples of max |x| / 127, which it returns: NaN, and codes 0, if one of them is not finite.
+HOGWILD_INLINE float quantise(const float* x, int64_t n, Int8 (&codes)[kMaxHeadDim]) {
+  uint32_t largest = 0;  // of |x|, as bits: they ascend with magnitude, and NaN's are the greatest
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t bits;
+    memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  }
+  const float magnitude = magnitude_of(largest);
+  const bool is_finite = magnitude < INFINITY;
+  if (!is_finite || magnitude < kLeastMagnitude) {
+    memset(codes, 0, sizeof codes);
+    return is_finite ? 0 : NAN;
+  }
+  const float scale = magnitude / 127;
+  for (int64_t i = 0; i < n; i++) codes[i].code = (int8_t)round_even(x[i] / scale);
+  return scale;
+}
+
+// Row `slot` of a page's keys or values, from and to f32.
+template <typename Rows>
+HOGWILD_INLINE void put_row(char* head, int64_t head_dim, int64_t slot, const float* x) {
+  typename Rows::Element* elements = (typename Rows::Element*)head;
+  if constexpr (kIsInt8<typename Rows::Element>) {
+    Int8 codes[kMaxHeadDim];
+    scales_of(head, head_dim)[slot] = quantise(x, head_dim, codes);
+    for (int64_t d = 0; d < head_dim; d++) elements[Rows::at(slot, d, head_dim)] = codes[d];
+  } else {
+    for (int64_t d = 0; d < head_dim; d++) put(elements + Rows::at(slot, d, head_dim), x[d]);
+  }
+}
+
+template <typename Rows>
+HOGWILD_INLINE void get_row(const char* head, int64_t head_dim, int64_t slot, float* x) {
+  const typename Rows::Element* elements = (const typename Rows::Element*)head;
+  for (int64_t d = 0; d < head_dim; d++) x[d] = to_f32(elements[Rows::at(slot, d, head_dim)]);
+  if constexpr (kIsInt8<typename Rows::Element>) {
+    const float scale = scales_of(head, head_dim)[slot];
+    for (int64_t d = 0; d < head_dim; d++) x[d] *= scale;
+  }
+}
+
+template <typename Rows>
+HOGWILD_INLINE void copy_rows(const char* from, int64_t from_slot, char* to, int64_t to_slot, int64_t n,
+                              int64_t head_dim) {
+  const typename Rows::Element* from_elements = (const typename Rows::Element*)from;
+  typename Rows::Element* to_elements = (typename Rows::Element*)to;
+  for (int64_t d = 0; d < head_dim; d++) {
+    for (int64_t i = 0; i < n; i++) {
+      to_elements[Rows::at(to_slot + i, d, head_dim)] = from_elements[Rows::at(from_slot + i, d, head_dim)];
     }
+  }
+  if constexpr (kIsInt8<typename Rows::Element>) {
+    memcpy(scales_of(to, head_dim) + to_slot, scales_of(from, head_dim) + from_slot, n * sizeof(float));
   }
 }
 
 void kv_append(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots, int64_t n,
                const float* k, const float* v) {
-  with_layout(shape, [&](auto layout) { append<decltype(layout)>(shape, layer, rope, slots, n, k, v); });
-}
-
-template <typename Layout>
-void move_tokens(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const KvMoveParams::Move* moves,
-                 int64_t n) {
-  using T = typename Layout::Element;
   const int64_t head_dim = shape.head_dim;
-  float key[kMaxHeadDim], rotated[kMaxHeadDim];
-  for (const KvMoveParams::Move* move = moves; move < moves + n; move++) {
-    const int64_t from_slot = move->from_slot, to_slot = move->to_slot;
-    for (int64_t h = 0; h < shape.kv_heads; h++) {
-      const int64_t from = head_offset(shape, move->from_page, h), to = head_offset(shape, move->to_page, h);
-      const T* from_keys = (const T*)layer.keys + from;
-      const T* from_values = (const T*)layer.values + from;
-      T* to_keys = (T*)layer.keys + to;
-      T* to_values = (T*)layer.values + to;
-      if (move->rope_row < 0) {
-        for (int64_t d = 0; d < head_dim; d++) {
-          for (int64_t i = 0; i < move->length; i++) {
-            to_keys[Layout::key(to_slot + i, d)] = from_keys[Layout::key(from_slot + i, d)];
-          }
-        }
-      } else {
-        for (int64_t i = 0; i < move->length; i++) {
-          for (int64_t d = 0; d < head_dim; d++) key[d] = to_f32(from_keys[Layout::key(from_slot + i, d)]);
-          rotate(rope, move->rope_row, key, head_dim, 1, rotated);
-          for (int64_t d = 0; d < head_dim; d++) put(to_keys + Layout::key(to_slot + i, d), rotated[d]);
-        }
-      }
-      for (int64_t i = 0; i < move->length; i++) {
-        for (int64_t d = 0; d < head_dim; d++) {
-          to_values[Layout::value(to_slot + i, d, head_dim)] = from_values[Layout::value(from_slot + i, d, head_dim)];
-        }
+  with_rows<KeyRows>(shape.key_format, head_dim, [&](auto rows) {
+    float rotated[kMaxHeadDim];
+    for (int64_t t = 0; t < n; t++) {
+      for (int64_t h = 0; h < shape.kv_heads; h++, k += head_dim) {
+        rotate(rope, slots[t].rope_row, k, head_dim, 1, rotated);
+        char* head = page_head(layer.keys, shape, shape.key_format, slots[t].page, h);
+        put_row<decltype(rows)>(head, head_dim, slots[t].slot, rotated);
       }
     }
-  }
+  });
+  with_rows<ValueRows>(shape.value_format, head_dim, [&](auto rows) {
+    for (int64_t t = 0; t < n; t++) {
+      for (int64_t h = 0; h < shape.kv_heads; h++, v += head_dim) {
+        char* head = page_head(layer.values, shape, shape.value_format, slots[t].page, h);
+        put_row<decltype(rows)>(head, head_dim, slots[t].slot, v);
+      }
+    }
+  });
 }
 
 void kv_move(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const KvMoveParams::Move* moves,
              int64_t n) {
-  with_layout(shape, [&](auto layout) { move_tokens<decltype(layout)>(shape, layer, rope, moves, n); });
-}
-
-template <typename Layout>
-void read_tokens(const KvShape& shape, const KvLayer& layer, const AppendSlot* slots, int64_t n, float* k, float* v) {
-  using T = typename Layout::Element;
   const int64_t head_dim = shape.head_dim;
-  for (int64_t t = 0; t < n; t++) {
-    const int64_t slot = slots[t].slot;
-    for (int64_t h = 0; h < shape.kv_heads; h++, k += head_dim, v += head_dim) {
-      const int64_t head = head_offset(shape, slots[t].page, h);
-      const T* keys = (const T*)layer.keys + head;
-      const T* values = (const T*)layer.values + head;
-      for (int64_t d = 0; d < head_dim; d++) k[d] = to_f32(keys[Layout::key(slot, d)]);
-      for (int64_t d = 0; d < head_dim; d++) v[d] = to_f32(values[Layout::value(slot, d, head_dim)]);
+  with_rows<KeyRows>(shape.key_format, head_dim, [&](auto rows) {
+    using Keys = decltype(rows);
+    float key[kMaxHeadDim], rotated[kMaxHeadDim];
+    for (const KvMoveParams::Move* move = moves; move < moves + n; move++) {
+      for (int64_t h = 0; h < shape.kv_heads; h++) {
+        const char* from = page_head(layer.keys, shape, shape.key_format, move->from_page, h);
+        char* to = page_head(layer.keys, shape, shape.key_format, move->to_page, h);
+        if (move->rope_row < 0) {
+          copy_rows<Keys>(from, move->from_slot, to, move->to_slot, move->length, head_dim);
+          continue;
+        }
+        for (int64_t i = 0; i < move->length; i++) {
+          get_row<Keys>(from, head_dim, move->from_slot + i, key);
+          rotate(rope, move->rope_row, key, head_dim, 1, rotated);
+          put_row<Keys>(to, head_dim, move->to_slot + i, rotated);
+        }
+      }
     }
-  }
+  });
+  with_rows<ValueRows>(shape.value_format, head_dim, [&](auto rows) {
+    for (const KvMoveParams::Move* move = moves; move < moves + n; move++) {
+      for (int64_t h = 0; h < shape.kv_heads; h++) {
+        copy_rows<decltype(rows)>(page_head(layer.values, shape, shape.value_format, move->from_page, h),
+                                  move->from_slot,
+                                  page_head(layer.values, shape, shape.value_format, move->to_page, h), move->to_slot,
+                                  move->length, head_dim);
+      }
+    }
+  });
 }
 
 void kv_read(const KvShape& shape, const KvLayer& layer, const AppendSlot* slots, int64_t n, float* k, float* v) {
-  with_layout(shape, [&](auto layout) { read_tokens<decltype(layout)>(shape, layer, slots, n, k, v); });
+  const int64_t head_dim = shape.head_dim;
+  with_rows<KeyRows>(shape.key_format, head_dim, [&](auto rows) {
+    for (int64_t t = 0; t < n; t++) {
+      for (int64_t h = 0; h < shape.kv_heads; h++, k += head_dim) {
+        const char* head = page_head(layer.keys, shape, shape.key_format, slots[t].page, h);
+        get_row<decltype(rows)>(head, head_dim, slots[t].slot, k);
+      }
+    }
+  });
+  with_rows<ValueRows>(shape.value_format, head_dim, [&](auto rows) {
+    for (int64_t t = 0; t < n; t++) {
+      for (int64_t h = 0; h < shape.kv_heads; h++, v += head_dim) {
+        const char* head = page_head(layer.values, shape, shape.value_format, slots[t].page, h);
+        get_row<decltype(rows)>(head, head_dim, slots[t].slot, v);
+      }
+    }
+  });
 }
 
 }  // namespace

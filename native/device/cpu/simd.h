@@ -32,14 +32,24 @@ typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t BitVec __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+typedef int16_t ShortVec __attribute__((vector_size(4 * kLanes)));  // pairs
 
-// Elements of weights and of the KV cache. An int8 type with its scale would join them here.
+// Elements of weights and of the KV cache.
 struct F16 {
   uint16_t bits;
 };
 struct Bf16 {
   uint16_t bits;
 };
+// Of the cache alone: a multiple of its row's scale.
+struct Int8 {
+  int8_t code;
+};
+
+template <typename T>
+constexpr bool kIsInt8 = false;
+template <>
+constexpr bool kIsInt8<Int8> = true;
 
 // ---- load and store ---------------------------------------------------------------------------------
 
@@ -52,6 +62,14 @@ HOGWILD_INLINE Vec load(const float* from) {
 }
 
 HOGWILD_INLINE void store(float* to, Vec v) { memcpy(to, &v, sizeof v); }
+
+HOGWILD_INLINE IntVec load(const int32_t* from) {
+  IntVec v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+HOGWILD_INLINE void store(int32_t* to, IntVec v) { memcpy(to, &v, sizeof v); }
 
 HOGWILD_INLINE HalfVec load_bits(const void* from) {
   HalfVec v;
@@ -108,6 +126,8 @@ HOGWILD_INLINE float to_f32(Bf16 v) {
 
 HOGWILD_INLINE float to_f32(F16 v) { return load_partial(&v, 1)[0]; }
 
+HOGWILD_INLINE float to_f32(Int8 v) { return v.code; }
+
 HOGWILD_INLINE void put(float* to, float v) { *to = v; }
 
 HOGWILD_INLINE void put(Bf16* to, float v) {
@@ -137,6 +157,22 @@ HOGWILD_INLINE void put(F16* to, float v) {
     to->bits = (uint16_t)(sign | (bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13);
   }
 #endif
+}
+
+// Adding it, |x| < 2^22, leaves x in the last bits, rounded to an integer, ties to even.
+constexpr float kRound = 0x1.8p23f;
+
+HOGWILD_INLINE float round_even(float x) { return (x + kRound) - kRound; }
+
+// Numbers that are rounded to multiples of one scale are taken for zeros where all are smaller than this: the scale
+// would lose precision.
+constexpr float kLeastMagnitude = 0x1p-100f;
+
+// The f32 with these bits, the sign's cleared.
+HOGWILD_INLINE float magnitude_of(uint32_t bits) {
+  float magnitude;
+  memcpy(&magnitude, &bits, 4);
+  return magnitude;
 }
 
 HOGWILD_INLINE void prefetch(const void* address) { __builtin_prefetch(address); }
@@ -182,6 +218,79 @@ HOGWILD_INLINE void store(Bf16* to, Vec v) {
   memcpy(to, &rounded, sizeof rounded);
 }
 #endif
+
+// Two 16-bit integers, the first in the lower half: what every level multiplies and adds up in few instructions.
+struct Int16Pair {
+  int32_t bits;
+};
+
+HOGWILD_INLINE ShortVec load(const Int16Pair* from) {
+  ShortVec v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+HOGWILD_INLINE void store(Int16Pair* to, ShortVec v) { memcpy(to, &v, sizeof v); }
+
+HOGWILD_INLINE ShortVec broadcast(Int16Pair pair) { return (ShortVec)(pair.bits - IntVec{}); }
+
+// kLanes pairs of codes.
+HOGWILD_INLINE ShortVec load_pairs(const Int8* from) {
+#if defined(__AVX512BW__)
+  return (ShortVec)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__AVX2__)
+  return (ShortVec)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)from));
+#elif defined(__SSE4_1__)
+  return (ShortVec)_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i*)from));
+#elif defined(__ARM_NEON)
+  return (ShortVec)vmovl_s8(vld1_s8(&from->code));
+#else
+  ShortVec v;
+  for (int i = 0; i < 2 * kLanes; i++) v[i] = from[i].code;
+  return v;
+#endif
+}
+
+// Rounds a vector to integers, |x| <= 32767, two lanes to a pair.
+HOGWILD_INLINE void store_integers(Int16Pair* to, Vec v) {
+  const HalfVec rounded = __builtin_convertvector((BitVec)(v + kRound), HalfVec);
+  memcpy(to, &rounded, sizeof rounded);
+}
+
+// Sums of products of pairs, one for each lane.
+#if defined(__ARM_NEON)
+struct PairSums {
+  int32x4_t low, high;  // the products of lanes 0, 1 and of 2, 3: added up at the end
+};
+
+HOGWILD_INLINE PairSums fma(ShortVec a, ShortVec b, PairSums c) {
+  return {vmlal_s16(c.low, vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b)),
+          vmlal_high_s16(c.high, (int16x8_t)a, (int16x8_t)b)};
+}
+
+HOGWILD_INLINE IntVec total(PairSums sums) { return (IntVec)vpaddq_s32(sums.low, sums.high); }
+#else
+typedef IntVec PairSums;
+
+HOGWILD_INLINE PairSums fma(ShortVec a, ShortVec b, PairSums c) {
+#if defined(__AVX512VNNI__)
+  return (IntVec)_mm512_dpwssd_epi32((__m512i)c, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+  return c + (IntVec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return c + (IntVec)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return c + (IntVec)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  const IntVec x = (IntVec)a, y = (IntVec)b;
+  return c + ((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16);
+#endif
+}
+
+HOGWILD_INLINE IntVec total(PairSums sums) { return sums; }
+#endif
+
+HOGWILD_INLINE Vec to_f32(IntVec v) { return __builtin_convertvector(v, Vec); }
 
 // a > b ? a : b, lane by lane.
 HOGWILD_INLINE Vec max(Vec a, Vec b) {
@@ -232,6 +341,16 @@ HOGWILD_INLINE float max_lane(Vec v) {
   return _mm_cvtss_f32(_mm_max_ss(best, _mm_movehdup_ps(best)));
 #else
   float best = v[0];
+  for (int i = 1; i < kLanes; i++) best = v[i] > best ? v[i] : best;
+  return best;
+#endif
+}
+
+HOGWILD_INLINE uint32_t max_lane(BitVec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_epu32((__m512i)v);
+#else
+  uint32_t best = v[0];
   for (int i = 1; i < kLanes; i++) best = v[i] > best ? v[i] : best;
   return best;
 #endif

@@ -76,8 +76,11 @@ std::int64_t CudaDevice::free_memory() const {
 }
 
 std::int64_t CudaDevice::kv_padding(const KvShape& shape) const {
-  if (shape.dtype == Dtype::kF32) {
-    throw Error(code::kUnsupported, "the CUDA device keeps keys and values in bf16 or f16, not in f32");
+  if (!is_supported(shape.key_format, shape.value_format)) {
+    throw Error(code::kUnsupported, std::string("keys in ") + kv_format_name(shape.key_format) + " and values in " +
+                                        kv_format_name(shape.value_format) +
+                                        ": the CUDA device keeps both in bf16 or both in f16; the CPU device also "
+                                        "has f32 and int8, and a format for each");
   }
   const std::int64_t row = kv_row_elements(shape.head_dim);
   if (row == 0) {
@@ -326,7 +329,7 @@ void CudaDevice::kv_append(const DeviceStep& device_step, const KvAppendParams& 
 
 bool CudaDevice::AttentionShares::is_for(const CudaStep& of, const AttentionParams& p) const {
   return step == of.id && kv_heads == p.shape.kv_heads && query_heads == p.query_heads &&
-         row_elements == p.shape.row_elements() && dtype == p.shape.dtype;
+         row_elements == p.shape.row_elements() && format == p.shape.key_format;
 }
 
 AttentionLaunch CudaDevice::attention_launch(const CudaStep& step, const AttentionParams& p) const {
@@ -372,7 +375,7 @@ void CudaDevice::attention(const DeviceStep& device_step, const AttentionParams&
                .kv_heads = p.shape.kv_heads,
                .query_heads = p.query_heads,
                .row_elements = p.shape.row_elements(),
-               .dtype = p.shape.dtype,
+               .format = p.shape.key_format,
                .max_ctas = multiprocessors_ * std::clamp(ctas, 1, kMaxAttentionCtasPerMultiprocessor)};
     try {
       memory_.reserve(attention_workspace_, attention_workspace_bytes(attention_launch(step, p)),

@@ -65,7 +65,7 @@ class CudaDevice final : public Device {
   struct AttentionShares {
     std::uint64_t step = 0;  // id
     std::int64_t kv_heads = 0, query_heads = 0, row_elements = 0;
-    Dtype dtype = Dtype::kF32;
+    KvFormat format = KvFormat::kF32;
     std::int32_t max_ctas = 0;
     bool is_for(const CudaStep& of, const AttentionParams& params) const;
   };

@@ -12,9 +12,9 @@ export default {
     ['wrong partner', rope, 'row.convert(raw_y, y)', 'row.convert(raw_x, y)'],
     ['first half turned the other way', rope, 'x[i] * c[i] - y[i]', 'x[i] * c[i] + y[i]'],
     ['second half turned the other way', rope, 'y[i] * c[i] + x[i]', 'y[i] * c[i] - x[i]'],
-    ['cosines of the first chunk for all', rope, 'load8(cos + unit * kChunkElements', 'load8(cos'],
+    ['cosines of the first chunk for all', rope, 'load8(cos + unit * kUnitElements', 'load8(cos'],
     ['pairs as if R were D', rope, 'unit + paired_units;', 'unit + head_dim / 16;'],
-    ['whole chunks where R / 2 is none', rope, 'half % kChunkElements == 0 ?', 'true ?'],
+    ['whole chunks where R / 2 is none', rope, 'half % kUnitElements == 0 ?', 'true ?'],
     [
       'rounded twice',
       rope,
@@ -131,8 +131,8 @@ export default {
     [
       'stored elements in another order',
       kernels,
-      'chunk[d % kChunkElements]',
-      'chunk[d % kChunkElements ^ 1]',
+      'chunk[d % kChunkElements<T>]',
+      'chunk[d % kChunkElements<T> ^ 1]',
     ],
     // read
     ['keys read as values', kernels, 'is_key ? p.k : p.v)', 'is_key ? p.v : p.k)'],
