@@ -1,6 +1,7 @@
 // `npm run bench:attention`: the attention op alone, on caches of 1k to 32k tokens and for 1 to 8
 // workers, one new token each. Of the cached tokens 7/8 are a common prompt, the rest is what the
-// workers have written; everyone sees all of it. Writes bench/results/attention-cpu.json.
+// workers have written; everyone sees all of it, or as much as `--window` tokens. Writes
+// bench/results/attention-cpu.json.
 
 import { mkdir, writeFile } from 'node:fs/promises'
 import { parseArgs } from 'node:util'
@@ -37,6 +38,7 @@ const { values } = parseArgs({
     tokens: { type: 'string', default: '1024,4096,16384,32768' },
     workers: { type: 'string', default: '1,2,4,8' },
     threads: { type: 'string' },
+    window: { type: 'string' },
     rounds: { type: 'string', default: '5' },
     out: { type: 'string', default: 'bench/results' },
   },
@@ -44,6 +46,7 @@ const { values } = parseArgs({
 const lengths = values.tokens.split(',').map(Number)
 const counts = values.workers.split(',').map(Number)
 const rounds = Number(values.rounds)
+const window = values.window === undefined ? undefined : Number(values.window)
 
 interface Run {
   shape: string
@@ -80,6 +83,7 @@ async function main(): Promise<void> {
       2,
     ),
     dtype: 'bf16',
+    window: window ?? null,
     threads: device.info.threads,
     simd: device.info.simd,
     rounds,
@@ -185,7 +189,7 @@ async function attend(
   device.takeProfile()
   for (let layer = 0; layer < cache.shape.layers; layer++) {
     await pass.append(layer, keys, keys)
-    await pass.attend(layer, queries)
+    await pass.attend(layer, queries, { window })
   }
   const attention = device.takeProfile().find(({ op }) => op === 'attention')
   if (attention === undefined) throw new Error('the device measured no attention')

@@ -33,9 +33,9 @@ struct Arguments {
   const void* q;  // [T, Hq, D]
   void* out;      // [T, Hq, D]
   float* lse;     // [T, Hq] or null
-  Dtype dtype;    // of q and out
-  int width;      // E
-  int group;      // G
+  Dtype q_dtype, out_dtype;
+  int width;  // E
+  int group;  // G
   int rows_per_tile;
   int max_ctas;
   int min_tiles;
@@ -231,7 +231,7 @@ SIMT_DEVICE void rotate_queries(const Arguments& p, const DeviceQueryRange* quer
       queries[r * Tile::kChunks + 2 * (i % kUnits) + 1] = make_uint4(0, 0, 0, 0);
       continue;
     }
-    const ActivationRow q = {p.q, p.dtype, row_index(p, row, kv_head) * head_dim};
+    const ActivationRow q = {p.q, p.q_dtype, row_index(p, row, kv_head) * head_dim};
     const RotatedUnit unit = load_rotated_unit(q, head_dim, p.rope, range.rope_row, i % kUnits);
     queries[swizzled_chunk(Tile::kChunks, r, unit.chunk[0])] = pack8<T>(unit.first, p.scale_log2);
     queries[swizzled_chunk(Tile::kChunks, r, unit.chunk[1])] = pack8<T>(unit.second, p.scale_log2);
@@ -435,7 +435,7 @@ SIMT_DEVICE void write_rows(const Arguments& p, const Place& place, int kv_head,
       const float inverse = sum == 0.f ? 0.f : 1.f / sum;
       const std::size_t at = row_index(p, first_row + r, kv_head);
       if (is_first) write_lse(p, at, state.max[i], sum);
-      visit_array(p.out, p.dtype, [&](auto* out) {
+      visit_array(p.out, p.out_dtype, [&](auto* out) {
         write_columns<Tile>(out + at * head_dim + own_column, head_dim - own_column, i, inverse, state);
       });
     } else {
@@ -592,7 +592,7 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
       mean.w += part.w * factor;
     }
     const float inverse = sum == 0.f ? 0.f : 1.f / sum;
-    visit_array(p.out, p.dtype, [&](auto* out) {
+    visit_array(p.out, p.out_dtype, [&](auto* out) {
       store2(out + out_row * head_dim + column, mean.x * inverse, mean.y * inverse);
       store2(out + out_row * head_dim + column + 2, mean.z * inverse, mean.w * inverse);
     });
@@ -668,7 +668,8 @@ Arguments arguments(const AttentionLaunch& launch) {
   p.q = params.q;
   p.out = params.out;
   p.lse = params.lse;
-  p.dtype = params.buffers.dtype;
+  p.q_dtype = params.buffers.dtype;
+  p.out_dtype = params.out_dtype;
   p.width = static_cast<int>(params.shape.row_elements());
   p.group = static_cast<int>(params.query_heads / params.shape.kv_heads);
   p.rows_per_tile = rows_per_tile(max_rows(launch), p.width);

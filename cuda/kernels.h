@@ -48,7 +48,7 @@ cudaError_t launch_kv_read(const KvReadParams& params, cudaStream_t stream);
 
 // ---- concurrent attention (attention.cu) ------------------------------------------------------------
 
-// q and out: f32, bf16 or f16 (params.buffers.dtype).
+// q and out: f32, bf16 or f16 each.
 struct AttentionLaunch {
   AttentionParams params;
   StepArrays step;
@@ -73,8 +73,8 @@ cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream)
 
 // ---- matrix products (matmul.cu) --------------------------------------------------------------------
 
-// Weights bf16 or f16 (all matrices alike), aligned to 16 bytes, k a multiple
-// of 8. x is rounded to the weights' dtype (f16: held within its range), sums are f32.
+// Weights bf16 or f16 (all matrices alike) and x in their dtype, all aligned to 16 bytes, k a multiple of 8; sums are
+// f32.
 struct MatmulLaunch {
   MatmulParams params;
   std::int32_t multiprocessors = 0;  // of the device: the work is shared out over a multiple of these
@@ -92,6 +92,10 @@ cudaError_t launch_embedding(const EmbeddingParams& params, const StepArrays& st
 
 cudaError_t launch_rms_norm(const RmsNormParams& params, cudaStream_t stream);
 cudaError_t launch_gated_activation(const GatedActivationParams& params, cudaStream_t stream);
+
+// The n elements of x, a multiple of 4, rounded to bf16 or f16 as operands of a product; f16: held within its range, as
+// where the two ops above write f16. Both are aligned to 16 bytes.
+cudaError_t launch_round(const float* x, std::int64_t n, Dtype dtype, void* out, cudaStream_t stream);
 
 // ---- sampling (sample.cu) ---------------------------------------------------------------------------
 

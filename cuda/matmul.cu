@@ -53,19 +53,14 @@ struct Tile {
   static constexpr int kOutputTiles = kWarpOutputs / 16;
   static_assert(kWarpRows % 8 == 0 && kWarpOutputs % 16 == 0 && kDepth % 32 == 0);
 
-  // Weights: rows of kWeightChunks times 16 bytes, permuted so that ldmatrix meets no bank twice: rows
+  // Weights, then x: rows of kRowChunks times 16 bytes, permuted so that ldmatrix meets no bank twice: rows
   // that begin at the same bank differ in the low bits of their chunks.
-  static constexpr int kWeightChunks = kDepth / 8;
-  static constexpr int kWeightBytes = kOutputs * kDepth * 2;
-  SIMT_HOST_DEVICE static constexpr int weight_chunk(int row, int chunk) {
-    constexpr int kRowsPerLine = 8 / (kWeightChunks < 8 ? kWeightChunks : 8);  // rows in 128 bytes
-    return row * kWeightChunks + (chunk ^ (row / kRowsPerLine % (kWeightChunks < 8 ? kWeightChunks : 8)));
+  static constexpr int kRowChunks = kDepth / 8;
+  SIMT_HOST_DEVICE static constexpr int chunk_at(int row, int chunk) {
+    constexpr int kRowsPerLine = 8 / (kRowChunks < 8 ? kRowChunks : 8);  // rows in 128 bytes
+    return row * kRowChunks + (chunk ^ (row / kRowsPerLine % (kRowChunks < 8 ? kRowChunks : 8)));
   }
-  // x stays f32 until it is a fragment. A row is 8 floats longer than a chunk is deep: the 4 rows x 4 pairs
-  // that a half warp reads at once then lie in different banks.
-  static constexpr int kXStride = kDepth + 8;
-  static constexpr int kXBytes = kRows * kXStride * 4;
-  static constexpr int kStageBytes = kWeightBytes + kXBytes;
+  static constexpr int kStageBytes = (kOutputs + kRows) * kDepth * 2;
   // 99 KiB per CTA is what the smallest supported cards have; two CTAs per multiprocessor where that leaves
   // enough in flight.
   static constexpr int kStages = std::min(6, (kThreads > 128 ? 96 : 80) * 1024 / kStageBytes);
@@ -101,19 +96,15 @@ SIMT_DEVICE TileAt locate(const Arguments& p, int tile) {
 // becomes zero.
 template <typename Tile>
 struct Loader {
-  static constexpr int kWeightCopies = Tile::kOutputs * Tile::kWeightChunks / Tile::kThreads;
-  static constexpr int kWeightRowsApart = Tile::kThreads / Tile::kWeightChunks;  // of a thread's copies
-  static constexpr int kXChunks = Tile::kDepth / 4;
-  static constexpr int kXRowsApart = Tile::kThreads / kXChunks;
-  static constexpr int kXCopies = (Tile::kRows * kXChunks + Tile::kThreads - 1) / Tile::kThreads;
-  static_assert(Tile::kOutputs * Tile::kWeightChunks % Tile::kThreads == 0 && Tile::kThreads % kXChunks == 0);
-  static_assert(kWeightRowsApart % 8 == 0, "weight_chunk of rows so far apart differs by whole rows only");
+  static constexpr int kRowsApart = Tile::kThreads / Tile::kRowChunks;  // of a thread's copies
+  static_assert(Tile::kThreads % Tile::kRowChunks == 0 && Tile::kOutputs % kRowsApart == 0);
+  static_assert(kRowsApart % 8 == 0, "chunk_at of rows so far apart differs by whole rows only");
 
   int tile, chunk;               // the next to load
   const std::uint16_t* weights;  // of the tile: this thread's first row, column 0
-  const float* x;
-  int outputs, rows;            // of the matrices, from this thread's first row on
-  int weight_column, x_column;  // of this thread in `chunk`
+  const std::uint16_t* x;
+  int outputs, rows;  // of the matrices, from this thread's first row on
+  int column;         // of this thread in `chunk`
 
   SIMT_DEVICE void seek(const Arguments& p, Place at) {
     tile = at.tile;
@@ -121,60 +112,40 @@ struct Loader {
     const int tid = static_cast<int>(threadIdx.x);
     const TileAt where = locate<Tile>(p, at.tile);
     const Matrix& weight = p.params.outputs[where.matrix].weight;
-    const std::int64_t output = where.first_output + tid / Tile::kWeightChunks;
-    const std::int64_t row = where.first_row + tid / kXChunks;
+    const std::int64_t output = where.first_output + tid / Tile::kRowChunks;
+    const std::int64_t row = where.first_row + tid / Tile::kRowChunks;
     outputs = static_cast<int>(max(min(weight.rows - output, std::int64_t{Tile::kOutputs}), std::int64_t{0}));
     rows = static_cast<int>(max(min(p.params.rows - row, std::int64_t{Tile::kRows}), std::int64_t{0}));
     weights = static_cast<const std::uint16_t*>(weight.data) + (outputs > 0 ? output * p.params.k : 0);
-    x = p.params.x + (rows > 0 ? row * p.params.k : 0);
-    weight_column = at.chunk * Tile::kDepth + tid % Tile::kWeightChunks * 8;
-    x_column = at.chunk * Tile::kDepth + tid % kXChunks * 4;
+    x = static_cast<const std::uint16_t*>(p.params.x) + (rows > 0 ? row * p.params.k : 0);
+    column = at.chunk * Tile::kDepth + tid % Tile::kRowChunks * 8;
+  }
+
+  // Rows of one operand, `n` of them inside the matrix, from this thread's first one on.
+  template <int kRows>
+  SIMT_DEVICE void copy(uint4* to, const std::uint16_t* from, int n, int k) const {
+    const int tid = static_cast<int>(threadIdx.x);
+    const bool inside = column < k;
+    from += inside ? column : 0;
+    to += Tile::chunk_at(tid / Tile::kRowChunks, tid % Tile::kRowChunks);
+#pragma unroll
+    for (int i = 0; i < kRows; i += kRowsApart) {
+      if (kRows % kRowsApart != 0 && tid / Tile::kRowChunks + i >= kRows) break;
+      const bool valid = inside && i < n;
+      simt::cp_async_16(to + i * Tile::kRowChunks, from + (valid ? static_cast<std::int64_t>(i) * k : 0), valid);
+    }
   }
 
   // Begins the copy of the next chunk.
   SIMT_DEVICE void load(const Arguments& p, unsigned char* stage) {
-    const int tid = static_cast<int>(threadIdx.x);
     const int k = static_cast<int>(p.params.k);
-    uint4* weights_to =
-        reinterpret_cast<uint4*>(stage) + Tile::weight_chunk(tid / Tile::kWeightChunks, tid % Tile::kWeightChunks);
-    const bool inside = weight_column < k;
-    const std::uint16_t* weights_from = weights + (inside ? weight_column : 0);
-#pragma unroll
-    for (int i = 0; i < kWeightCopies; ++i) {
-      const bool valid = inside && i * kWeightRowsApart < outputs;
-      simt::cp_async_16(weights_to + i * kWeightRowsApart * Tile::kWeightChunks,
-                        weights_from + (valid ? static_cast<std::int64_t>(i * kWeightRowsApart) * k : 0), valid);
-    }
-    float* x_to =
-        reinterpret_cast<float*>(stage + Tile::kWeightBytes) + tid / kXChunks * Tile::kXStride + tid % kXChunks * 4;
-    const bool x_inside = x_column < k;
-    const float* x_from = x + (x_inside ? x_column : 0);
-#pragma unroll
-    for (int i = 0; i < kXCopies; ++i) {
-      if (Tile::kRows * kXChunks % Tile::kThreads != 0 && tid / kXChunks + i * kXRowsApart >= Tile::kRows) break;
-      const bool valid = x_inside && i * kXRowsApart < rows;
-      simt::cp_async_16(x_to + i * kXRowsApart * Tile::kXStride,
-                        x_from + (valid ? static_cast<std::int64_t>(i * kXRowsApart) * k : 0), valid);
-    }
-    weight_column += Tile::kDepth;
-    x_column += Tile::kDepth;
+    uint4* to = reinterpret_cast<uint4*>(stage);
+    copy<Tile::kOutputs>(to, weights, outputs, k);
+    copy<Tile::kRows>(to + Tile::kOutputs * Tile::kRowChunks, x, rows, k);
+    column += Tile::kDepth;
     if (++chunk == p.chunks && tile + 1 < p.tiles_before[p.params.n_outputs]) seek(p, {tile + 1, 0});
   }
 };
-
-// x rounded to the weights' type. f16 reaches only to 65504: beyond, x is held there. NaN stays.
-template <typename T>
-SIMT_DEVICE std::uint32_t round_pair(float2 x);
-template <>
-SIMT_DEVICE std::uint32_t round_pair<simt::bf16>(float2 x) {
-  return simt::pack2<simt::bf16>(x.x, x.y);
-}
-template <>
-SIMT_DEVICE std::uint32_t round_pair<simt::f16>(float2 x) {
-  constexpr float kMax = 65504.f;
-  const auto hold = [](float v) { return v > kMax ? kMax : v < -kMax ? -kMax : v; };
-  return simt::pack2<simt::f16>(hold(x.x), hold(x.y));
-}
 
 template <typename Tile>
 struct Sums {
@@ -212,24 +183,32 @@ SIMT_DEVICE void multiply_chunk(const unsigned char* stage, Sums<Tile>& sums) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const uint4* weights = reinterpret_cast<const uint4*>(stage);
-  const float* x = reinterpret_cast<const float*>(stage + Tile::kWeightBytes) +
-                   (warp % Tile::kRowWarps * Tile::kWarpRows + lane / 4) * Tile::kXStride + 2 * (lane % 4);
+  const uint4* x = weights + Tile::kOutputs * Tile::kRowChunks;
   const int first_output = warp / Tile::kRowWarps * Tile::kWarpOutputs;
+  const int first_row = warp % Tile::kRowWarps * Tile::kWarpRows;
+  // Two steps of 16 at a time: one ldmatrix brings the x of eight rows for both.
 #pragma unroll
-  for (int step = 0; step < Tile::kDepth / 16; ++step) {
-    std::uint32_t fragments[Tile::kOutputTiles][4];
+  for (int step = 0; step < Tile::kDepth / 16; step += 2) {
+    std::uint32_t fragments[2][Tile::kOutputTiles][4];
 #pragma unroll
-    for (int o = 0; o < Tile::kOutputTiles; ++o) {
-      simt::ldmatrix_x4(fragments[o],
-                        weights + Tile::weight_chunk(first_output + 16 * o + lane % 16, 2 * step + lane / 16));
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int o = 0; o < Tile::kOutputTiles; ++o) {
+        simt::ldmatrix_x4(fragments[s][o],
+                          weights + Tile::chunk_at(first_output + 16 * o + lane % 16, 2 * (step + s) + lane / 16));
+      }
     }
 #pragma unroll
     for (int r = 0; r < Tile::kRowTiles; ++r) {
-      const float* row = x + 8 * r * Tile::kXStride + 16 * step;
-      const std::uint32_t low = round_pair<T>(*reinterpret_cast<const float2*>(row));
-      const std::uint32_t high = round_pair<T>(*reinterpret_cast<const float2*>(row + 8));
+      std::uint32_t rows[4];
+      simt::ldmatrix_x4(rows, x + Tile::chunk_at(first_row + 8 * r + lane % 8, 2 * step + lane / 8));
 #pragma unroll
-      for (int o = 0; o < Tile::kOutputTiles; ++o) simt::mma_m16n8k16<T>(sums.of[o][r], fragments[o], low, high);
+      for (int s = 0; s < 2; ++s) {
+#pragma unroll
+        for (int o = 0; o < Tile::kOutputTiles; ++o) {
+          simt::mma_m16n8k16<T>(sums.of[o][r], fragments[s][o], rows[2 * s], rows[2 * s + 1]);
+        }
+      }
     }
   }
 }
@@ -411,6 +390,7 @@ std::size_t matmul_workspace_bytes(const MatmulLaunch& launch) {
 
 cudaError_t launch_matmul(const MatmulLaunch& launch, cudaStream_t stream) {
   if (!is_supported(launch) || !are_aligned({launch.params.x, launch.workspace})) return cudaErrorInvalidValue;
+  if (launch.params.x_dtype != dtype_of(launch.params.outputs[0].weight.format)) return cudaErrorInvalidValue;
   for (int i = 0; i < launch.params.n_outputs; ++i) {
     if (!are_aligned({launch.params.outputs[i].weight.data})) return cudaErrorInvalidValue;
   }

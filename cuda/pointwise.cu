@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) ------------------------------------------
 
-// kRowThreads (a warp or the CTA) per row; kWide: four elements at a time. `x` may be `out`: each element is
-// read and written by one thread only.
+// kRowThreads (a warp or the CTA) per row; kWide: four elements at a time, else `out` is f32. `x` may be `out`: each
+// element is read and written by one thread only.
 template <int kRowThreads, bool kWide>
 __global__ void __launch_bounds__(kThreads) normalize_rows(const __grid_constant__ RmsNormParams p) {
   SIMT_SHARED_MEMORY(shared);
@@ -51,7 +51,6 @@ __global__ void __launch_bounds__(kThreads) normalize_rows(const __grid_constant
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kRowThreads) + threadIdx.x / kRowThreads;
   if (row >= p.rows) return;  // whole warps
   const float* x = p.x + row * p.cols;
-  float* out = p.out + row * p.cols;
 
   float squares = 0;
   for (std::int64_t i = kWidth * lane; i < p.cols; i += kWidth * kRowThreads) {
@@ -72,10 +71,10 @@ __global__ void __launch_bounds__(kThreads) normalize_rows(const __grid_constant
     if constexpr (kWide) {
       const float4 v = *reinterpret_cast<const float4*>(x + i);
       const float4 w = simt::load_constant(reinterpret_cast<const float4*>(p.weight + i));
-      *reinterpret_cast<float4*>(out + i) =
-          make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w);
+      const float4 y = make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w);
+      visit_array(p.out, p.out_dtype, [&](auto* out) { store_operands(out + row * p.cols + i, y); });
     } else {
-      out[i] = x[i] * factor * simt::load_constant(p.weight + i);
+      static_cast<float*>(p.out)[row * p.cols + i] = x[i] * factor * simt::load_constant(p.weight + i);
     }
   }
 }
@@ -93,7 +92,7 @@ SIMT_DEVICE float activate(float x) {
   }
 }
 
-// A thread per element, or per four of them. `gate` may be `out`.
+// A thread per element, or per four of them (kWide), else `out` is f32. `gate` may be `out`.
 template <Activation kActivation, bool kWide>
 __global__ void __launch_bounds__(kThreads) gate_elements(const __grid_constant__ GatedActivationParams p) {
   const std::int64_t i = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * (kWide ? 4 : 1);
@@ -101,12 +100,21 @@ __global__ void __launch_bounds__(kThreads) gate_elements(const __grid_constant_
   if constexpr (kWide) {
     const float4 gate = *reinterpret_cast<const float4*>(p.gate + i);
     const float4 up = simt::load_constant(reinterpret_cast<const float4*>(p.up + i));
-    *reinterpret_cast<float4*>(p.out + i) =
-        make_float4(activate<kActivation>(gate.x) * up.x, activate<kActivation>(gate.y) * up.y,
-                    activate<kActivation>(gate.z) * up.z, activate<kActivation>(gate.w) * up.w);
+    const float4 y = make_float4(activate<kActivation>(gate.x) * up.x, activate<kActivation>(gate.y) * up.y,
+                                 activate<kActivation>(gate.z) * up.z, activate<kActivation>(gate.w) * up.w);
+    visit_array(p.out, p.out_dtype, [&](auto* out) { store_operands(out + i, y); });
   } else {
-    p.out[i] = activate<kActivation>(p.gate[i]) * simt::load_constant(p.up + i);
+    static_cast<float*>(p.out)[i] = activate<kActivation>(p.gate[i]) * simt::load_constant(p.up + i);
   }
+}
+
+// ---- rounding ---------------------------------------------------------------------------------------
+
+// A thread per four elements.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) round_elements(const float* x, std::int64_t n, T* out) {
+  const std::int64_t i = 4 * (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
+  if (i < n) store_operands(out + i, simt::load_constant(reinterpret_cast<const float4*>(x + i)));
 }
 
 }  // namespace
@@ -141,6 +149,7 @@ cudaError_t launch_rms_norm(const RmsNormParams& params, cudaStream_t stream) {
   if (params.rows < 0 || params.rows > INT_MAX || params.cols < 1) return cudaErrorInvalidValue;
   if (params.rows == 0) return cudaSuccess;
   const bool wide = params.cols % 4 == 0 && are_aligned({params.x, params.weight, params.out});
+  if (!wide && params.out_dtype != Dtype::kF32) return cudaErrorInvalidValue;
   return dispatch_wide(wide, [&]<bool kWide>() {
     if (params.cols < kLongRow) {
       constexpr int kRows = kThreads / 32;
@@ -156,13 +165,31 @@ cudaError_t launch_gated_activation(const GatedActivationParams& params, cudaStr
   if (params.n < 0 || params.n > std::int64_t{INT_MAX} * kThreads) return cudaErrorInvalidValue;
   if (params.n == 0) return cudaSuccess;
   const bool wide = params.n % 4 == 0 && are_aligned({params.gate, params.up, params.out});
+  if (!wide && params.out_dtype != Dtype::kF32) return cudaErrorInvalidValue;
   return dispatch_wide(wide, [&]<bool kWide>() {
     constexpr int kElements = kThreads * (kWide ? 4 : 1);
     const dim3 grid(static_cast<unsigned>((params.n + kElements - 1) / kElements));
-    if (params.activation == Activation::kSilu) {
-      return SIMT_LAUNCH((gate_elements<Activation::kSilu, kWide>), grid, dim3(kThreads), 0, stream, params);
+    switch (params.activation) {
+      case Activation::kSilu:
+        return SIMT_LAUNCH((gate_elements<Activation::kSilu, kWide>), grid, dim3(kThreads), 0, stream, params);
+      case Activation::kGeluTanh:
+        return SIMT_LAUNCH((gate_elements<Activation::kGeluTanh, kWide>), grid, dim3(kThreads), 0, stream, params);
+      case Activation::kClampedSwiglu:
+        break;
     }
-    return SIMT_LAUNCH((gate_elements<Activation::kGeluTanh, kWide>), grid, dim3(kThreads), 0, stream, params);
+    return cudaErrorInvalidValue;
+  });
+}
+
+cudaError_t launch_round(const float* x, std::int64_t n, Dtype dtype, void* out, cudaStream_t stream) {
+  constexpr int kElements = 4 * kThreads;
+  if (n < 0 || n > std::int64_t{INT_MAX} * kElements || n % 4 != 0 || !are_aligned({x, out})) {
+    return cudaErrorInvalidValue;
+  }
+  if (n == 0) return cudaSuccess;
+  return dispatch_dtype(dtype, [&]<typename T>() {
+    return SIMT_LAUNCH(round_elements<T>, dim3(static_cast<unsigned>((n + kElements - 1) / kElements)), dim3(kThreads),
+                       0, stream, x, n, static_cast<T*>(out));
   });
 }
 

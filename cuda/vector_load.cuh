@@ -54,6 +54,27 @@ SIMT_DEVICE uint4 pack8(const float (&from)[8], float factor = 1.f) {
       simt::pack2<T>(from[4] * factor, from[5] * factor), simt::pack2<T>(from[6] * factor, from[7] * factor));
 }
 
+// Two values as operands of a product: rounded to T. f16 reaches only to 65504: beyond, they are held there. NaN stays.
+template <typename T>
+SIMT_DEVICE std::uint32_t round2(float low, float high);
+template <>
+SIMT_DEVICE std::uint32_t round2<simt::bf16>(float low, float high) {
+  return simt::pack2<simt::bf16>(low, high);
+}
+template <>
+SIMT_DEVICE std::uint32_t round2<simt::f16>(float low, float high) {
+  constexpr float kMax = 65504.f;
+  const auto hold = [](float v) { return v > kMax ? kMax : v < -kMax ? -kMax : v; };
+  return simt::pack2<simt::f16>(hold(low), hold(high));
+}
+
+// Four neighbouring elements, rounded as operands where T is a 16-bit type; aligned as the four are.
+SIMT_DEVICE void store_operands(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
+template <typename T>
+SIMT_DEVICE void store_operands(T* to, float4 v) {
+  *reinterpret_cast<uint2*>(to) = make_uint2(round2<T>(v.x, v.y), round2<T>(v.z, v.w));
+}
+
 // Two neighbouring elements, rounded where T is a 16-bit type; aligned as the pair is.
 SIMT_DEVICE void store2(float* to, float first, float second) {
   *reinterpret_cast<float2*>(to) = make_float2(first, second);

@@ -7,8 +7,10 @@ import type { RopeConfig } from './rope'
 export type Architecture =
   | 'LlamaForCausalLM'
   | 'MistralForCausalLM'
+  | 'MixtralForCausalLM'
   | 'Qwen2ForCausalLM'
   | 'Qwen3ForCausalLM'
+  | 'Qwen3MoeForCausalLM'
   | 'Phi3ForCausalLM'
   | 'GemmaForCausalLM'
   | 'Gemma2ForCausalLM'
@@ -18,6 +20,7 @@ export type Architecture =
   | 'GraniteForCausalLM'
   | 'GlmForCausalLM'
   | 'Glm4ForCausalLM'
+  | 'GptOssForCausalLM'
 
 /** What one layer computes. Roles and shapes of its tensors follow from it: `layerRoles`. */
 export interface LayerSpec {
@@ -35,7 +38,7 @@ export interface LayerSpec {
   softcap: number
   /** One more term exp(sink) per query head in the denominator of the softmax. */
   sinks: boolean
-  mlp: DenseMlp
+  mlp: DenseMlp | ExpertsMlp
 }
 
 /** down(activation(gate(x)) * up(x)) */
@@ -43,6 +46,19 @@ export interface DenseMlp {
   type: 'dense'
   /** F */
   intermediateSize: number
+}
+
+/** Each token goes to the `used` experts, each a dense MLP, whose router logits are greatest. */
+export interface ExpertsMlp {
+  type: 'experts'
+  /** F of each expert */
+  intermediateSize: number
+  /** E, at least 2 */
+  count: number
+  used: number
+  /** Whether the weights of a token's experts sum to 1: the softmax is over those used, else over all. */
+  normalized: boolean
+  routerBias: boolean
 }
 
 /** A model's configuration, checked. Sizes in elements, counts in pieces. */
@@ -61,7 +77,8 @@ export interface ModelConfig {
   rmsNormEps: number
   /** Added to every norm weight: 1 for Gemma, else 0. */
   normOffset: number
-  activation: 'silu' | 'gelu_tanh'
+  /** gpt-oss has the clamped one, of gate and up: see native/device/ops.h. */
+  activation: 'silu' | 'gelu_tanh' | 'clamped_swiglu'
   /** Multiplies embeddings: sqrt(hiddenSize) for Gemma, else 1. */
   embeddingScale: number
   /** Multiplies scores: normally 1 / sqrt(headDim). */
@@ -86,6 +103,33 @@ export interface ModelConfig {
 
 /** A bias that the family always has, or that a field of config.json gives it ('option'). */
 export type Bias = true | 'option'
+
+/** How files name the roles of a mixture of experts. Roles of an expert are written without `experts.e.`. */
+export interface ExpertNames {
+  /** The tensor of each role; `*` stands for the expert. Absent: they are always stacked. */
+  readonly separate?: Readonly<Record<string, string>>
+  /** Tensors of all experts [E, ...], and the roles of which each slice consists, top to bottom. */
+  readonly stacked: Readonly<Record<string, readonly string[]>>
+  /** The slices of matrices are transposed, and rows of their roles (elements of vectors) take turns. */
+  readonly transposed?: boolean
+}
+
+/** What is a family's own of its mixture of experts. */
+export interface ExpertsFamily {
+  /** Where config.json says nothing. */
+  defaults: { count: number; used: number; size?: number }
+  /** The field with F of an expert; default: `intermediate_size`. */
+  sizeField?: string
+  /** Whether the weights of a token's experts sum to 1 by `norm_topk_prob`; absent: always. */
+  normalizedOption?: boolean
+  routerBias?: boolean
+  /** Whether `mlp_only_layers` and `decoder_sparse_step` give some layers a dense MLP. */
+  denseLayers?: boolean
+  /** Whether there is a field `router_jitter_noise`. */
+  jitter?: boolean
+  /** Of a folder's tensors, behind `model.layers.i.`. */
+  names: ExpertNames
+}
 
 /** One family, as transformers 5 computes it. Absent: no, none, or what a Llama has. */
 export interface Family {
@@ -141,8 +185,12 @@ export interface Family {
   softcaps?: { attention?: boolean; logits?: boolean }
   /** `embedding_multiplier`, `attention_multiplier`, `residual_multiplier`, `logits_scaling`. */
   multipliers?: boolean
-  /** Fields of code of the family's own, which mean nothing at 1. */
-  unitFields?: readonly string[]
+  experts?: ExpertsFamily
+  sinks?: boolean
+  /** Of the MLP, whatever the field says. */
+  activation?: ModelConfig['activation']
+  /** Fields of what is fixed, and the only value that they may have. */
+  fixedFields?: Readonly<Record<string, unknown>>
   /** Names of a folder's tensors by role, behind `model.layers.i.`, that differ from a Llama's. */
   names?: Readonly<Record<string, string>>
   /** Tensors that hold several roles, top to bottom. */
@@ -170,6 +218,13 @@ const GLM: Family = {
   fused: FUSED_GATE_UP,
 }
 
+/** As transformers 5 has experts in memory. */
+const STACKED_EXPERTS = {
+  'mlp.gate.weight': ['router'],
+  'mlp.experts.gate_up_proj': ['gate_proj', 'up_proj'],
+  'mlp.experts.down_proj': ['down_proj'],
+}
+
 export const FAMILIES: Record<Architecture, Family> = {
   LlamaForCausalLM: {
     modelType: 'llama',
@@ -179,6 +234,23 @@ export const FAMILIES: Record<Architecture, Family> = {
     modelType: 'mistral',
     defaults: { kvHeads: 8, slidingWindow: 4096 },
     windows: 'all',
+  },
+  MixtralForCausalLM: {
+    modelType: 'mixtral',
+    defaults: { kvHeads: 8, theta: 1e6 },
+    experts: {
+      defaults: { count: 8, used: 2 },
+      jitter: true,
+      names: {
+        separate: {
+          router: 'block_sparse_moe.gate.weight',
+          gate_proj: 'block_sparse_moe.experts.*.w1.weight',
+          up_proj: 'block_sparse_moe.experts.*.w3.weight',
+          down_proj: 'block_sparse_moe.experts.*.w2.weight',
+        },
+        stacked: STACKED_EXPERTS,
+      },
+    },
   },
   Qwen2ForCausalLM: {
     modelType: 'qwen2',
@@ -193,12 +265,34 @@ export const FAMILIES: Record<Architecture, Family> = {
     windows: 'option',
     qkNorm: 'head',
   },
+  Qwen3MoeForCausalLM: {
+    modelType: 'qwen3_moe',
+    defaults: { kvHeads: 4, slidingWindow: 4096 },
+    biases: { qkv: 'option', o: 'option' },
+    windows: 'option',
+    qkNorm: 'head',
+    experts: {
+      defaults: { count: 128, used: 8, size: 768 },
+      sizeField: 'moe_intermediate_size',
+      normalizedOption: true,
+      denseLayers: true,
+      names: {
+        separate: {
+          router: 'mlp.gate.weight',
+          gate_proj: 'mlp.experts.*.gate_proj.weight',
+          up_proj: 'mlp.experts.*.up_proj.weight',
+          down_proj: 'mlp.experts.*.down_proj.weight',
+        },
+        stacked: STACKED_EXPERTS,
+      },
+    },
+  },
   Phi3ForCausalLM: {
     modelType: 'phi3',
     windows: 'all',
     partialRotary: true,
     ropeTypes: ['default', 'longrope'],
-    unitFields: ['full_attn_mod', 'interpolate_factor'],
+    fixedFields: { full_attn_mod: 1, interpolate_factor: 1 },
     fused: { ...FUSED_QKV, ...FUSED_GATE_UP },
   },
   GemmaForCausalLM: {
@@ -283,6 +377,37 @@ export const FAMILIES: Record<Architecture, Family> = {
     names: {
       attention_output_norm: 'post_self_attn_layernorm.weight',
       mlp_output_norm: 'post_mlp_layernorm.weight',
+    },
+  },
+  GptOssForCausalLM: {
+    modelType: 'gpt_oss',
+    defaults: {
+      kvHeads: 8,
+      headDim: 64,
+      theta: 150000,
+      slidingWindow: 128,
+      windowPattern: 2,
+      attentionBias: true,
+    },
+    biases: { qkv: 'option', o: 'option', mlp: true },
+    windows: 'pattern',
+    sinks: true,
+    activation: 'clamped_swiglu',
+    fixedFields: { swiglu_limit: 7, swiglu_alpha: 1.702 },
+    experts: {
+      defaults: { count: 128, used: 4 },
+      routerBias: true,
+      names: {
+        stacked: {
+          'mlp.router.weight': ['router'],
+          'mlp.router.bias': ['router_bias'],
+          'mlp.experts.gate_up_proj': ['gate_proj', 'up_proj'],
+          'mlp.experts.gate_up_proj_bias': ['gate_bias', 'up_bias'],
+          'mlp.experts.down_proj': ['down_proj'],
+          'mlp.experts.down_proj_bias': ['down_bias'],
+        },
+        transposed: true,
+      },
     },
   },
 }

@@ -52,6 +52,7 @@ export {
   type StepOptions,
   type StepOutput,
   type StepWorker,
+  type TokenLogprob,
 } from './model'
 export type { Dtype, SimdLevel } from './native'
 export type {
@@ -75,7 +76,7 @@ export {
   ropeFrequencies,
   type YarnRope,
 } from './rope'
-export { Sampler, type SamplerOptions } from './sampler'
+export { type PenaltyScope, Sampler, type SamplerOptions } from './sampler'
 export type { TokenizerKind } from './tokenizer/models/parse'
 export type { TextStream } from './tokenizer/text-stream'
 export {
@@ -99,6 +100,6 @@ export {
   type ViewOptions,
   viewOf,
 } from './workers/layout'
-export type { RunOptions, WorkerSpec } from './workers/options'
+export type { PrefillProgress, RunOptions, WorkerSpec } from './workers/options'
 export { runWorkers, type StopOptions, type WorkerRun } from './workers/run'
 export type { WorkerStatus } from './workers/worker'

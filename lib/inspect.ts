@@ -33,6 +33,8 @@ export interface InspectOptions {
   /** As of `loadModel`. */
   mapped?: boolean | undefined
   /** As of `loadModel`. */
+  repack?: boolean | undefined
+  /** As of `loadModel`. */
   ignoreFields?: readonly string[] | undefined
   /** As of `loadModel`. */
   download?: ModelDownloadOptions | undefined
@@ -94,6 +96,7 @@ const KEYS = optionKeys<InspectOptions>()({
   workers: true,
   dtype: true,
   mapped: true,
+  repack: true,
   ignoreFields: true,
   download: true,
   signal: true,
@@ -113,9 +116,10 @@ export async function inspectModel(
   options: InspectOptions = {},
 ): Promise<ModelReport> {
   const checked = checkOptions(options, 'options', KEYS)
-  const { dtype = 'auto', mapped = true, workers = 4, context } = checked
+  const { dtype = 'auto', mapped = true, repack = true, workers = 4, context } = checked
   checkOneOf(dtype, 'options.dtype', ['auto', ...DTYPES])
   checkBoolean(mapped, 'options.mapped')
+  checkBoolean(repack, 'options.repack')
   checkInteger(workers, 'options.workers', 1, MAX_WORKERS)
   if (context !== undefined) checkInteger(context, 'options.context', 1, MAX_CAPACITY)
   const ignoreFields = checkArray(checked.ignoreFields ?? [], 'options.ignoreFields').map(
@@ -149,7 +153,7 @@ export async function inspectModel(
   })
   const report: ModelReport = { path, model: undefined, tokenizer, refusals, warnings: told }
   if (found === undefined) return report
-  const inspected = modelReport(found, { dtype, mapped, workers, context })
+  const inspected = modelReport(found, { dtype, mapped, repack, workers, context })
   const { context: tokens, weights, cache, available } = inspected.memory
   const least = Math.min(...Object.values(cache))
   if (weights.own + least > available) {
@@ -161,9 +165,15 @@ export async function inspectModel(
 
 function modelReport(
   { config, tensors }: SourceModel,
-  use: { dtype: 'auto' | Dtype; mapped: boolean; workers: number; context: number | undefined },
+  use: {
+    dtype: 'auto' | Dtype
+    mapped: boolean
+    repack: boolean
+    workers: number
+    context: number | undefined
+  },
 ): InspectedModel {
-  const { dtype, mapped, workers } = use
+  const { dtype, mapped, repack, workers } = use
   const context = use.context ?? Math.min(config.maxPositions ?? DEFAULT_CAPACITY, DEFAULT_CAPACITY)
   const perToken = byDtype((dtype) => bytesPerToken(cacheShape(config, dtype)))
   // Every worker's block may end in a page that is partly empty.
@@ -178,7 +188,7 @@ function modelReport(
     memory: {
       context,
       workers,
-      weights: weightMemory(tensors, { device: 'cpu', dtype, mapped }),
+      weights: weightMemory(tensors, { device: 'cpu', dtype, mapped, repack }),
       cache: byDtype((dtype) => pages * PAGE_TOKENS * perToken[dtype]),
       available: availableMemory(),
     },

@@ -12,3 +12,5 @@ export const MAX_THREADS = 1024
 export const HEAD_DIM = { step: 8, max: 256 } as const
 /** Layers of a model: many times those of the deepest known. */
 export const MAX_LAYERS = 4096
+/** Experts of a layer, in the same way. One alone is no mixture. */
+export const EXPERTS = { min: 2, max: 4096 } as const

@@ -30,9 +30,11 @@ export interface WeightPlace {
   /** What matrices are converted to; 'auto': nothing. */
   dtype: 'auto' | Dtype
   mapped: boolean
+  /** Whether quantised matrices are put in another order. */
+  repack: boolean
 }
 
-/** Of quantised weights about: they are put in another order. */
+/** Of quantised weights about, where they are put in another order. */
 export function weightMemory(tensors: readonly StoredTensor[], place: WeightPlace): WeightMemory {
   const memory = { mapped: 0, own: 0 }
   for (const { format, rows, cols, interleaved } of tensors) {
@@ -43,7 +45,8 @@ export function weightMemory(tensors: readonly StoredTensor[], place: WeightPlac
     const asked = place.dtype === 'auto' ? format : place.dtype
     const kept = place.device === 'cuda' && asked === 'f32' ? 'bf16' : asked
     const isPlain = FORMATS[kept].elements === 1
-    const inPlace = kept === format && isPlain && interleaved === undefined
+    const stays = isPlain || !place.repack
+    const inPlace = kept === format && stays && interleaved === undefined
     const where = inPlace && place.mapped && place.device === 'cpu' ? 'mapped' : 'own'
     memory[where] += storedBytes(kept, rows, cols)
   }

@@ -110,6 +110,14 @@ export interface StepWorker {
   logits?: 'none' | 'last' | 'all' | undefined
   /** Whether the chosen token's log-probability comes back; default false. */
   logprob?: boolean | undefined
+  /** How many of the most likely tokens come back with theirs, whatever was chosen, at most 1024; default 0. */
+  topLogprobs?: number | undefined
+}
+
+export interface TokenLogprob {
+  token: number
+  /** Natural log of the token's probability by the raw logits. */
+  logprob: number
 }
 
 /** What one worker gets from a step. */
@@ -118,6 +126,8 @@ export interface StepOutput {
   token: number | undefined
   /** Natural log of the token's probability by the raw logits. */
   logprob: number | undefined
+  /** The most likely first, equal ones by ascending id; undefined where not asked for or where sampler was null. */
+  topLogprobs: TokenLogprob[] | undefined
   /** 'last': [V], after the last new token; 'all': [new tokens, V]. */
   logits: Float32Array | undefined
 }
@@ -131,7 +141,8 @@ export interface StepOptions {
   onWarning?: WarningHandler | undefined
 }
 
-export type PrefillOptions = StepOptions & Pick<StepWorker, 'sampler' | 'logits' | 'logprob'>
+export type PrefillOptions = StepOptions &
+  Pick<StepWorker, 'sampler' | 'logits' | 'logprob' | 'topLogprobs'>
 
 export interface ModelCacheOptions {
   /** Tokens, rounded up to pages; default 8192. */
@@ -168,6 +179,7 @@ const STEP_WORKER_KEYS = optionKeys<StepWorker>()({
   sampler: true,
   logits: true,
   logprob: true,
+  topLogprobs: true,
 })
 const STEP_KEYS = optionKeys<StepOptions>()({
   signal: true,
@@ -181,6 +193,7 @@ const PREFILL_KEYS = optionKeys<PrefillOptions>()({
   sampler: true,
   logits: true,
   logprob: true,
+  topLogprobs: true,
 })
 const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
   capacity: true,
@@ -225,7 +238,7 @@ export async function loadModel(model: string, options: LoadModelOptions = {}): 
   throwIfAborted(signal)
   const { device, owned } = useDevice(options.device, options.threads)
   try {
-    const place = { device: device.info.type, dtype, mapped }
+    const place = { device: device.info.type, dtype, mapped, repack }
     checkWeightMemory(device, weightMemory(tensors, place), warnings)
     const create = (progress: ProgressHandle | null, cancel: CancelHandle) =>
       native.createModel(
@@ -455,9 +468,16 @@ export class Model {
         native.step(model, cache.open(), natives, cancel),
       )
       drawn = true
-      const outputs = results.map(({ token, logprob, logits }, i) => ({
+      const outputs = results.map(({ token, logprob, topTokens, topLogprobs, logits }, i) => ({
         token: token < 0 ? undefined : token,
         logprob: list[i]?.logprob && token >= 0 ? logprob : undefined,
+        topLogprobs:
+          topTokens.length > 0
+            ? Array.from(topTokens, (id, rank) => ({
+                token: id,
+                logprob: topLogprobs[rank] as number,
+              }))
+            : undefined,
         logits: logits.length > 0 ? logits : undefined,
       }))
       return { outputs, seconds: results.seconds }
@@ -475,12 +495,12 @@ export class Model {
     tokens: ArrayLike<number>,
     options: PrefillOptions = {},
   ): Promise<StepOutput> {
-    const { sampler, logits, logprob, ...stepOptions } = checkOptions(
+    const { sampler, logits, logprob, topLogprobs, ...stepOptions } = checkOptions(
       options,
       'options',
       PREFILL_KEYS,
     )
-    const worker = { view: { blocks: [block] }, tokens, sampler, logits, logprob }
+    const worker = { view: { blocks: [block] }, tokens, sampler, logits, logprob, topLogprobs }
     const outputs = await this.step([worker], stepOptions)
     return outputs[0] as StepOutput
   }
@@ -527,6 +547,7 @@ export class Model {
             : checkInstance(sampler, `${name}.sampler`, Sampler),
         logits: checkOneOf(part.logits ?? 'none', `${name}.logits`, ['none', 'last', 'all']),
         logprob: checkBoolean(part.logprob ?? false, `${name}.logprob`),
+        topLogprobs: checkInteger(part.topLogprobs ?? 0, `${name}.topLogprobs`, 0, 1024),
       })
     }
     if (list.length === 0) throw invalid('workers', 'at least one worker', list)
@@ -564,15 +585,24 @@ interface CheckedWorker {
   sampler: Sampler | null | undefined
   logits: 'none' | 'last' | 'all'
   logprob: boolean
+  topLogprobs: number
 }
 
-function nativeWorker({ view, tokens, sampler, logits, logprob }: CheckedWorker): NativeStepWorker {
+function nativeWorker({
+  view,
+  tokens,
+  sampler,
+  logits,
+  logprob,
+  topLogprobs,
+}: CheckedWorker): NativeStepWorker {
   return {
     ...nativeView(view),
     tokens,
     logits,
     sampler: sampler === undefined ? GREEDY : (sampler?.next() ?? null),
     logprob,
+    topLogprobs,
   }
 }
 

@@ -121,6 +121,16 @@ export interface NativeTensor {
    * `rotaryDim` are put into the engine's order, row 2u first and 2u + 1 half of `rotaryDim` behind it.
    */
   interleaved?: { headDim: number; rotaryDim: number }
+  /**
+   * Distances in the file between neighbours in a column and in a row, in elements of a plain format: of a matrix
+   * that is stored transposed, or whose rows lie between another's. Default: rows lie one after the other.
+   */
+  strides?: { row: number; col: number }
+  /**
+   * mxfp4 in two tensors: the codes of a block, two neighbours in each byte, lie at `offset`, the exponents
+   * [rows, cols / 32] here.
+   */
+  exponents?: { path: string; offset: number }
 }
 
 export interface NativeSampler {
@@ -129,6 +139,12 @@ export interface NativeSampler {
   topP: number
   minP: number
   repetitionPenalty: number
+  presencePenalty: number
+  frequencyPenalty: number
+  /** Whose ids the penalties concern. */
+  scope: 'view' | 'own'
+  /** 0: all of them. */
+  lastN: number
   forbidden: Int32Array
   seed: bigint
   draw: bigint
@@ -144,9 +160,11 @@ export interface NativeWorkerView {
 export interface NativeStepWorker extends NativeWorkerView {
   tokens: Int32Array
   logits: 'none' | 'last' | 'all'
-  /** null: no token is sampled. The repetition penalty applies to the token ids in the view, the new ones included. */
+  /** null: no token is sampled. */
   sampler: NativeSampler | null
   logprob: boolean
+  /** At most 1024. */
+  topLogprobs: number
 }
 
 export interface NativeStepResult {
@@ -156,6 +174,9 @@ export interface NativeStepResult {
   logprob: number
   /** 'last': [V]; 'all': [new tokens, V]; else empty. */
   logits: Float32Array
+  /** The most likely tokens and their log-probabilities under the raw logits, as many as asked for but at most V. */
+  topTokens: Int32Array
+  topLogprobs: Float32Array
 }
 
 export type NativeStepResults = NativeStepResult[] & {
@@ -347,13 +368,13 @@ export interface NativeOps {
     device: DeviceHandle,
     gate: Float32Array,
     up: Float32Array,
-    activation: 'silu' | 'gelu_tanh',
+    activation: 'silu' | 'gelu_tanh' | 'clamped_swiglu',
   ): Float32Array
   sample(
     device: DeviceHandle,
     logits: Float32Array,
     vocab: number,
-    rows: (NativeSampler & { seen: Int32Array })[],
+    rows: (NativeSampler & { seen: Int32Array; counts: Int32Array })[],
   ): { tokens: Int32Array; logprobs: Float32Array }
 }
 

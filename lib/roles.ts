@@ -1,7 +1,7 @@
 // Tensors by role: the names by which native/model/ asks for them, the same for every family, and their
 // shapes. Sources map the names of their files to these; the native side checks every shape again.
 
-import type { LayerSpec, ModelConfig } from './families'
+import type { DenseMlp, ExpertsMlp, LayerSpec, ModelConfig } from './families'
 
 /** A matrix [rows, cols], or a vector [cols] with rows = 1. */
 export interface Role {
@@ -26,10 +26,6 @@ export function layerRoles(config: ModelConfig, layer: LayerSpec): Role[] {
   const { norms, biases, mlp } = layer
   const q = config.queryHeads * headDim
   const kv = config.kvHeads * headDim
-  const linear = (name: string, rows: number, cols: number, bias: boolean): Role[] => [
-    matrix(`${name}_proj`, rows, cols),
-    ...(bias ? [vector(`${name}_bias`, rows)] : []),
-  ]
   const norm = (name: string, has: boolean, size = hiddenSize): Role[] =>
     has ? [vector(`${name}_norm`, size)] : []
   const hasQkNorm = layer.qkNorm !== 'none'
@@ -45,11 +41,34 @@ export function layerRoles(config: ModelConfig, layer: LayerSpec): Role[] {
     ...linear('o', hiddenSize, q, biases.o),
     ...norm('attention_output', norms.attentionOutput),
     ...norm('mlp', norms.mlp),
-    ...linear('gate', mlp.intermediateSize, hiddenSize, biases.mlp),
-    ...linear('up', mlp.intermediateSize, hiddenSize, biases.mlp),
-    ...linear('down', hiddenSize, mlp.intermediateSize, biases.mlp),
+    ...(mlp.type === 'experts' ? expertRoles(hiddenSize, mlp, biases.mlp) : []),
+    ...(mlp.type === 'dense' ? mlpRoles(hiddenSize, mlp, biases.mlp) : []),
     ...norm('mlp_output', norms.mlpOutput),
   ]
+}
+
+function mlpRoles(hiddenSize: number, mlp: DenseMlp | ExpertsMlp, bias: boolean): Role[] {
+  const { intermediateSize } = mlp
+  return [
+    ...linear('gate', intermediateSize, hiddenSize, bias),
+    ...linear('up', intermediateSize, hiddenSize, bias),
+    ...linear('down', hiddenSize, intermediateSize, bias),
+  ]
+}
+
+function expertRoles(hiddenSize: number, mlp: ExpertsMlp, bias: boolean): Role[] {
+  const one = mlpRoles(hiddenSize, mlp, bias)
+  return [
+    matrix('router', mlp.count, hiddenSize),
+    ...(mlp.routerBias ? [vector('router_bias', mlp.count)] : []),
+    ...Array.from({ length: mlp.count }, (_, e) =>
+      one.map((role) => ({ ...role, name: `experts.${e}.${role.name}` })),
+    ).flat(),
+  ]
+}
+
+function linear(name: string, rows: number, cols: number, bias: boolean): Role[] {
+  return [matrix(`${name}_proj`, rows, cols), ...(bias ? [vector(`${name}_bias`, rows)] : [])]
 }
 
 function matrix(name: string, rows: number, cols: number): Role {

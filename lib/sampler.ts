@@ -5,11 +5,14 @@ import type { NativeSampler } from './native'
 import {
   checkInteger,
   checkNumber,
+  checkOneOf,
   checkOptions,
   checkTokens,
   invalid,
   optionKeys,
 } from './validate'
+
+export type PenaltyScope = 'view' | 'own'
 
 export interface SamplerOptions {
   /** Divides the logits; default 1. 0: greedy, the largest logit, ties to the lowest id. */
@@ -20,8 +23,22 @@ export interface SamplerOptions {
   topP?: number | undefined
   /** Drops tokens less likely than this share of the most likely one, in [0, 1]; default 0: none. */
   minP?: number | undefined
-  /** Divides positive and multiplies negative logits of tokens in the worker's view, > 0; default 1: off. */
+  /** Divides positive and multiplies negative logits of tokens that were seen, > 0; default 1: off. */
   repetitionPenalty?: number | undefined
+  /** Subtracted from the logits of tokens that were seen, in [-100, 100]; default 0: off. On the CPU only. */
+  presencePenalty?: number | undefined
+  /** Subtracted once for each time that the token was seen, in [-100, 100]; default 0: off. On the CPU only. */
+  frequencyPenalty?: number | undefined
+  /**
+   * Which tokens count as seen for the penalties, those of this very step included: 'view', all that the worker's view
+   * shows, others' text and the prompt too; 'own', those of the block that it writes to. Default 'view'.
+   */
+  scope?: PenaltyScope | undefined
+  /**
+   * Only the last so many of them, at least 1: those at the last `lastN` places of the view up to the new token (a
+   * hidden block keeps its places), or of the worker's own block. Default: all.
+   */
+  lastN?: number | undefined
   /** Token ids that never come out. */
   forbidden?: ArrayLike<number> | undefined
   /** 64 bits; default: at random. The same seed gives the same draws, whatever else runs beside. */
@@ -34,6 +51,10 @@ const SAMPLER_KEYS = optionKeys<SamplerOptions>()({
   topP: true,
   minP: true,
   repetitionPenalty: true,
+  presencePenalty: true,
+  frequencyPenalty: true,
+  scope: true,
+  lastN: true,
   forbidden: true,
   seed: true,
 })
@@ -47,6 +68,10 @@ export const GREEDY: NativeSampler = {
   topP: 1,
   minP: 0,
   repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  scope: 'view',
+  lastN: 0,
   forbidden: new Int32Array(0),
   seed: 0n,
   draw: 0n,
@@ -57,7 +82,8 @@ export const GREEDY: NativeSampler = {
  * leaves the counter where it was, so that trying again gives the same token. One step at a time uses it:
  * another one meanwhile is refused with HOGWILD_BUSY.
  *
- * Order: forbidden, repetition penalty (arXiv 1909.05858), temperature, top-k, top-p (arXiv 1904.09751),
+ * Order: forbidden, repetition penalty (arXiv 1909.05858), presence and frequency penalties (as in OpenAI's API),
+ * temperature, top-k, top-p (arXiv 1904.09751),
  * min-p (arXiv 2407.01082), one draw.
  */
 export class Sampler {
@@ -96,6 +122,10 @@ export class Sampler {
         'a number > 0',
         (x) => x > 0,
       ),
+      presencePenalty: checkPenalty(options.presencePenalty, 'sampler.presencePenalty'),
+      frequencyPenalty: checkPenalty(options.frequencyPenalty, 'sampler.frequencyPenalty'),
+      scope: checkOneOf(options.scope ?? 'view', 'sampler.scope', ['view', 'own']),
+      lastN: options.lastN === undefined ? 0 : checkInteger(options.lastN, 'sampler.lastN', 1),
       forbidden: checkTokens(options.forbidden ?? [], 'sampler.forbidden', 2 ** 31 - 1),
     }
     this.seed = checkSeed(options.seed)
@@ -129,6 +159,10 @@ export class Sampler {
     this.#busy = false
     if (drawn) this.#draw++
   }
+}
+
+function checkPenalty(penalty: number | undefined, name: string): number {
+  return checkNumber(penalty ?? 0, name, 'a number in [-100, 100]', (x) => Math.abs(x) <= 100)
 }
 
 function checkSeed(seed: unknown): bigint {

@@ -1,15 +1,18 @@
 #!/usr/bin/env node
-// The tables of a GPU's speed, as Markdown, from the JSON lines of scripts/gpu.sh.
+// The tables of a GPU's speed, as Markdown: from the JSON lines of scripts/gpu.sh, and what can be counted without a card
+// from cuda/loops.json and cuda/budget.json.
 //
 //   node scripts/gpu-figures.cjs [FOLDER] [--write FILE | --check FILE]
 //
-// FOLDER: default bench/results/gpu; of each card the file with the latest date counts. --write puts the tables
-// between the lines <!-- gpu:begin --> and <!-- gpu:end --> of FILE; --check fails where they are not there so.
+// FOLDER: default bench/results/gpu; of each card the file with the latest date counts. --write puts the tables between
+// the lines <!-- gpu:begin --> and <!-- gpu:end --> of FILE, and the counts between <!-- gpu-counts:begin --> and
+// <!-- gpu-counts:end --> behind them; --check fails where they are not there so.
 'use strict'
 const { existsSync, readdirSync, readFileSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
 
 const [begin, end] = ['<!-- gpu:begin -->', '<!-- gpu:end -->']
+const [beginCounts, endCounts] = ['<!-- gpu-counts:begin -->', '<!-- gpu-counts:end -->']
 
 /** The lines of the latest run of each card. */
 function readRuns(folder) {
@@ -131,6 +134,46 @@ function describe(run) {
   return [...heading(run), ...tables.flatMap((rows) => rows(run.lines)), '']
 }
 
+/** Instructions of one trip round the main loops, before 16-bit activations and now, and registers. */
+function counts() {
+  const root = path.join(__dirname, '..')
+  const read = (...name) => JSON.parse(readFileSync(path.join(root, ...name), 'utf8'))
+  const [before, now, registers] = [
+    read('bench', 'results', 'gpu-loops-before.json'),
+    read('cuda', 'loops.json'),
+    read('cuda', 'budget.json'),
+  ]
+  const architectures = Object.keys(Object.values(now)[0]).sort((a, b) => a - b)
+  const rows = (shown) =>
+    Object.keys(now)
+      .filter((kernel) => shown.test(kernel))
+      .sort((a, b) => rowsOf(a) - rowsOf(b))
+      .map((kernel) => [
+        rowsOf(kernel),
+        ...architectures.map((name) => {
+          const [old, present] = [before[kernel]?.[name], now[kernel][name]]
+          const change = old === undefined || old === present ? present : `${old} → ${present}`
+          return `${change} (${registers[kernel]?.[name]})`
+        }),
+      ])
+  const heads = architectures.map((name) => `sm_${name}`)
+  const builds = Object.values(registers).flatMap((byArchitecture) => Object.values(byArchitecture))
+  return [
+    'Matrix products, bf16: instructions of a warp for 8 KB of weights, by rows of activations. An arrow: before and since',
+    'what a product reads is written in 16 bits by the op before it. In brackets: registers of a thread.',
+    ...table(['rows', ...heads], rows(/^multiply<bf16, Tile<\d+, 64,/)),
+    '',
+    'Attention, bf16, head_dim 128: instructions of a warp for a tile of 32 KB of keys and values, by rows (new tokens x',
+    'query heads of a kv head).',
+    ...table(['rows', ...heads], rows(/^attend<bf16, Tile<128,/)),
+    '',
+    `${builds.length} kernel builds for ${architectures.length} architectures, at most ${Math.max(...builds)} registers, no spills.`,
+    '',
+  ]
+}
+const rowsOf = (kernel) =>
+  Number(/^multiply<\w+, Tile<(\d+)/.exec(kernel)?.[1] ?? /Tile<\d+, (\d+)>/.exec(kernel)?.[1])
+
 const args = process.argv.slice(2)
 const option = args.findIndex((argument) => argument.startsWith('--'))
 const [mode, file] = option < 0 ? [] : args.splice(option, 2)
@@ -146,7 +189,12 @@ if (mode === undefined) {
   const [first, last] = [before.indexOf(begin), before.indexOf(end)]
   if (first < 0 || last < first)
     throw new Error(`${file}: the lines ${begin} and ${end} are not there`)
-  const after = `${before.slice(0, first + begin.length)}\n${text}${before.slice(last)}`
+  const [firstCount, lastCount] = [before.indexOf(beginCounts), before.indexOf(endCounts)]
+  if (firstCount < last || lastCount < firstCount)
+    throw new Error(`${file}: the lines ${beginCounts} and ${endCounts} are not there`)
+  const after =
+    `${before.slice(0, first + begin.length)}\n${text}${before.slice(last, firstCount + beginCounts.length)}\n` +
+    `${counts().join('\n')}${before.slice(lastCount)}`
   if (mode === '--write') writeFileSync(file, after)
   else if (after !== before) {
     console.error(

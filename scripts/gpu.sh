@@ -35,7 +35,11 @@ nothing() {
 
 build=${HOGWILD_GPU_BUILD:-build/gpu}
 results=${HOGWILD_GPU_RESULTS:-bench/results/gpu}
-tests=(attention kv matmul pointwise sample)
+# CMakeLists.txt has the list. simt is a stage of its own, and so is stress.
+read -ra all_tests < <(sed -nE 's/^set\(HOGWILD_KERNEL_TESTS ([a-z ]+)\).*/\1/p' CMakeLists.txt)
+tests=()
+for name in "${all_tests[@]}"; do [[ $name == simt || $name == stress ]] || tests+=("$name"); done
+((${#tests[@]} > 0)) || nothing 'CMakeLists.txt has no list of tests'
 
 # ---- build ----------------------------------------------------------------------------------------------
 
@@ -55,7 +59,8 @@ build_all() {
   architecture=${architecture/./}
   mkdir -p "$build"
   local source program job rc=0 jobs=() library=() sources=(cuda/*.cu cuda/plan.cc native/device/{backends,sampling}.cc native/device/cuda/*.cc)
-  local programs=(test/cuda/{simt,attention,kv,matmul,pointwise,sample,stress}_test.cc bench/gpu/bench.cc)
+  local programs=(bench/gpu/bench.cc)
+  for program in "${all_tests[@]}"; do programs+=("test/cuda/${program}_test.cc"); done
   for source in "${sources[@]}"; do library+=("$build/$(basename "$source").sm_$architecture.o"); done
   for source in "${sources[@]}" "${programs[@]}"; do
     while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n; done

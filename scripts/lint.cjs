@@ -35,6 +35,14 @@ if (!fix) run('tsc', 'tsc', ['--noEmit'])
 const figures = [path.join(__dirname, 'readme-figures.cjs'), ...(fix ? [] : ['--check'])]
 if (spawnSync(process.execPath, figures, { stdio: 'inherit' }).status !== 0) failed = true
 
+// So are those of docs/performance.md, from what cards measured and what is counted without one.
+const performance = [
+  path.join(__dirname, 'gpu-figures.cjs'),
+  fix ? '--write' : '--check',
+  path.join(root, 'docs', 'performance.md'),
+]
+if (spawnSync(process.execPath, performance, { stdio: 'inherit' }).status !== 0) failed = true
+
 // An include points downwards only (docs/architecture.md, "Layers").
 const rules = [
   { forbidden: /#include\s*<(napi|node_api)[^>]*>/, allowed: /^native\/addon\// },

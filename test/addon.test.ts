@@ -116,7 +116,7 @@ test('lengths and ranges that do not fit are refused, and nothing changes', asyn
   const pass = newPass()
   const matrix = (n: number) => ({ data: new Uint8Array(n), format: 'f32' as const, bias: null })
   const sampler = stepWorker([a], [1]).sampler!
-  const row = { ...sampler, seen: new Int32Array(0) }
+  const row = { ...sampler, seen: new Int32Array(0), counts: new Int32Array(0) }
   const step = (...workers: NativeStepWorker[]) => native.step(model, cache, workers, null)
   const refused: Record<string, () => unknown> = {
     'no workers': () => step(),

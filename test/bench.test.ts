@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { barChart } from '../bench/peers/chart'
 import { BENCH_FORMATS, writeRandomGguf } from '../bench/peers/random-gguf'
-import { createDevice, loadModel } from '../lib'
+import { createCache, createDevice, loadModel, ropeFrequencies, type View } from '../lib'
 import { median } from '../lib/cli/median'
 import { readGguf } from '../lib/sources/gguf'
 import { writeModel } from './fixtures'
@@ -85,6 +85,37 @@ test('a profile counts calls, and bytes of weights, keys and values once for all
   expect(device.takeProfile()).toEqual([])
   using other = createDevice({ type: 'cpu', threads: 1 })
   expect(() => other.takeProfile()).toThrow('expected a device created with profile: true')
+})
+
+test('a profile counts keys and values that somebody sees through a window, once', async () => {
+  using device = createDevice({ type: 'cpu', threads: 2, profile: true })
+  const rope = ropeFrequencies({ type: 'default', theta: 1e4, rotaryDim: 8 })
+  const shape = { layers: 1, kvHeads: 2, headDim: 8, rope }
+  await using cache = createCache({ device, ...shape, capacity: 4096 })
+  const append = async (workers: { view: View; tokens: number }[]) => {
+    const pass = cache.beginPass(workers)
+    const rows = new Float32Array(pass.tokens * 16)
+    await pass.append(0, rows, rows)
+    return { pass, rows }
+  }
+  const [prompt, a, b] = [cache.createBlock(), cache.createBlock(), cache.createBlock()]
+  const filled = await append([{ view: { blocks: [prompt] }, tokens: 3000 }])
+  filled.pass.commit()
+  const { pass, rows } = await append([
+    { view: { blocks: [prompt, b, a] }, tokens: 50 },
+    { view: { blocks: [prompt, a, b] }, tokens: 2 },
+  ])
+  const seen = async (window?: number) => {
+    device.takeProfile()
+    await pass.attend(0, rows, { window })
+    const attention = device.takeProfile().find(({ op }) => op === 'attention')!
+    return attention.bytes / (2 * 16 * 4) // a token's key and value
+  }
+  expect(await seen()).toBe(3000 + 50 + 2)
+  expect(await seen(1)).toBe(50 + 2)
+  // The first token of `a` has the 2 of `b` and 17 of the prompt before it; those of `b` have 50 of `a`.
+  expect(await seen(20)).toBe(17 + 2 + 50)
+  expect(await seen(4000)).toBe(3000 + 50 + 2)
 })
 
 test('the chart draws a bar, its spread and its figure for each value, and escapes text', () => {

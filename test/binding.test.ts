@@ -158,18 +158,21 @@ test('every kind of handle offered to every handle parameter: only the right one
 
 // Parameters that take any finite number (or any in a range): the rest are integers.
 const FRACTIONS =
-  /rmsNormEps|normOffset|[sS]cale$|[sS]oftcap$|attentionFactor|temperature|topP|minP|repetitionPenalty|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
+  /rmsNormEps|normOffset|[sS]cale$|[sS]oftcap$|attentionFactor|temperature|topP|minP|[pP]enalty$|^ops.embedding\[5\]|^ops.rmsNorm\[3\]/
 
 // Parameters for which -1 means none.
 const MINUS_ONE = /rope$/
 
 // Parameters that take one of some words.
 const CHOICES =
-  /type$|format$|activation$|qkNorm$|logits$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
+  /type$|format$|activation$|qkNorm$|logits$|scope$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
 
 // Parameters that may be null.
 const NULLABLE =
   /bias|sampler$|convertTo|step\[3\]|createModel\[[345]\]|^passAttend\[4\]\.(?!scale|wantLse)/
+
+// Parameters that may be left out.
+const OPTIONAL = /^createModel\[7\]$/
 
 function kindOf(value: unknown): string {
   if (types.isExternal(value)) return 'handle'
@@ -258,6 +261,7 @@ test('wrong values in any place are refused with a code, and nothing changes', a
       const bad = wrong.filter((value) => kindOf(value) !== kind || kind === 'array')
       for (const value of [...bad, ...wrongOfKind(there, path)]) {
         if (value === null && NULLABLE.test(path)) continue
+        if (value === undefined && OPTIONAL.test(path)) continue
         if (kind === 'array' && Array.isArray(value) && value.length === 0) continue
         if (kind === 'function' && typeof value === 'function') continue
         let returned: unknown

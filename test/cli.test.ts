@@ -61,19 +61,35 @@ beforeAll(() => {
 })
 
 describe('usage', () => {
-  test.each(['demo', 'run', 'replay', 'bench', 'inspect', 'download', 'doctor', 'demo-eval'])(
-    '%s --help',
-    async (name) => {
-      const { code, stdout } = await hogwild(name, '--help')
-      expect(code).toBe(0)
-      expect(stdout).toContain(`Usage: hogwild ${name}`)
-    },
-  )
+  test.each([
+    'demo',
+    'run',
+    'generate',
+    'replay',
+    'bench',
+    'inspect',
+    'download',
+    'doctor',
+    'demo-eval',
+  ])('%s --help', async (name) => {
+    const { code, stdout } = await hogwild(name, '--help')
+    expect(code).toBe(0)
+    expect(stdout).toContain(`Usage: hogwild ${name}`)
+  })
 
   test('--help lists the commands for users, --version the version', async () => {
     const { code, stdout } = await hogwild('--help')
     expect(code).toBe(0)
-    for (const name of ['demo', 'run', 'replay', 'bench', 'inspect', 'download', 'doctor'])
+    for (const name of [
+      'demo',
+      'run',
+      'generate',
+      'replay',
+      'bench',
+      'inspect',
+      'download',
+      'doctor',
+    ])
       expect(stdout).toContain(`  ${name} `)
     expect(stdout).not.toContain('demo-eval')
     expect((await hogwild('--version')).stdout.trim()).toBe(require('../package.json').version)
@@ -740,7 +756,7 @@ describe('models of the hub', () => {
       hogwildIn(fresh(), 'download', 'org/demo', '--quiet'),
     ])
     hub.faults.clear()
-    expect(shown.stderr).toMatch(/^downloading org\/demo: \d+ % of 1\.21 MB, .*\/s, \d+ s left\n$/)
+    expect(shown.stderr).toMatch(/^downloading org\/demo: \d+ % of 1\.21 MB, .*\/s, .* left\n$/)
     expect(quiet).toMatchObject({ code: 0, stderr: '' })
   })
 })
@@ -761,5 +777,60 @@ describe('inspect', () => {
     const { code, stdout } = await hogwild('inspect', oracleFolder('llama'))
     expect(stdout).toMatch(/^refused +tokenizer: .*tokenizer\.json.*\[HOGWILD_INVALID_MODEL\]$/m)
     expect(code).toBe(1)
+  })
+})
+
+describe('generate', () => {
+  const prompt = 'A:ynam\nB:sdnah\n'
+  const args = ['--model', demoFolder, '--max-tokens', '12']
+
+  /** With `input` on stdin. */
+  function withInput(input: string | Buffer, ...rest: string[]): Promise<Result> {
+    return new Promise((resolve) => {
+      const child = spawn(process.execPath, [main, ...rest])
+      const result = { stdout: '', stderr: '' }
+      child.stdout.on('data', (chunk) => {
+        result.stdout += chunk
+      })
+      child.stderr.on('data', (chunk) => {
+        result.stderr += chunk
+      })
+      child.on('close', (code) => resolve({ code, ...result }))
+      child.stdin.end(input)
+    })
+  }
+
+  test('prints what one worker writes, and nothing of the prompt', async () => {
+    const { code, stdout, stderr } = await hogwild('generate', prompt, ...args)
+    expect([code, stderr]).toEqual([0, ''])
+    const lines = jsonLines((await hogwild('generate', prompt, ...args, '--json')).stdout)
+    const tokens = lines.filter(({ type, forced }) => type === 'token' && !forced)
+    expect(tokens.length).toBeGreaterThan(0)
+    const stop = lines.find(({ type }) => type === 'stop')
+    expect(stdout).toBe(`${tokens.map(({ text }) => text).join('')}${stop?.text ?? ''}\n`)
+  })
+
+  test('-: the prompt from stdin, also of run', async () => {
+    const given = await hogwild('generate', 'A:ynam', ...args)
+    expect(await withInput('A:ynam\n', 'generate', '-', ...args)).toEqual(given)
+    const run = ['run', '-', ...args, '--workers', '1']
+    const { code, stdout } = await withInput('abc', ...run)
+    expect([code, stdout]).toEqual([
+      0,
+      (await hogwild('run', 'abc', ...args, '--workers', '1')).stdout,
+    ])
+    for (const input of ['', '\n', Buffer.of(0xff, 0xfe)]) {
+      const { code, stderr } = await withInput(input, 'generate', '-', ...args)
+      expect(stderr).toMatch(
+        /^hogwild: expected (a text that is not empty|text in UTF-8) on stdin \[/,
+      )
+      expect(code).toBe(1)
+    }
+  })
+
+  test('a full cache is told', async () => {
+    const full = ['--model', demoFolder, '--capacity', '64', '--max-tokens', '500']
+    const { code, stderr } = await hogwild('generate', 'A:ynam'.repeat(9), ...full)
+    expect([code, stderr]).toEqual([0, 'hogwild: the cache is full, --capacity makes it larger\n'])
   })
 })

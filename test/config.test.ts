@@ -248,7 +248,7 @@ describe('config.json', () => {
   })
 
   test.each<[string, object, RegExp]>([
-    ['unknown architecture', architecture('MixtralForCausalLM'), /Mixtral.*LlamaForCausalLM/],
+    ['unknown architecture', architecture('MambaForCausalLM'), /Mamba.*LlamaForCausalLM/],
     ['unknown model_type', { ...without('architectures'), model_type: 'bert' }, /bert.*llama/],
     ['several architectures', { architectures: ['LlamaForCausalLM', 'X'] }, /architectures/],
     ['activation', { hidden_act: 'relu' }, /hidden_act.*relu.*silu, gelu_pytorch_tanh/],

@@ -168,7 +168,7 @@ describe('weights larger than memory', () => {
     for (const options of [{ mapped: false }, { dtype: 'f32' }] as const) {
       const loading = () => load({ ...options, onProgress })
       await expect(loading()).rejects.toThrow(
-        /weights take \d+ [kM]B, and 100 kB of memory are free/,
+        /weights take [\d.]+ [kM]B, and 100 kB of memory are free/,
       )
       expect(await codeOf(loading)).toBe('HOGWILD_OUT_OF_MEMORY')
     }

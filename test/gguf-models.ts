@@ -36,6 +36,8 @@ interface Converter {
   name: string
   /** Rows of q and k of a head are put in the order of RoPE pairs that are neighbours. */
   permutes?: boolean
+  /** `partial_rotary_factor` counts. */
+  partial?: boolean
   /** 1 is added to norms. */
   addsOne?: boolean
   /** Names of a layer's tensors that differ from LAYER. */
@@ -65,13 +67,87 @@ const LAYER: Record<string, string> = {
   'mlp.down_proj': 'ffn_down',
 }
 
+/** Four norms in a layer: before and behind attention and MLP. */
+const FOUR_NORMS = {
+  post_attention_layernorm: 'post_attention_norm',
+  pre_feedforward_layernorm: 'ffn_norm',
+  post_feedforward_layernorm: 'post_ffw_norm',
+}
+
+/** Numbers of config.json as float32, those that are there. */
+const numbers = (config: Json, keys: Record<string, string>): Record<string, Value> =>
+  Object.fromEntries(
+    Object.entries(keys)
+      .filter(([, field]) => typeof config[field] === 'number')
+      .map(([key, field]) => [key, float32(config[field] as number)]),
+  )
+
+const windowOf = (config: Json): Record<string, Value> =>
+  typeof config.sliding_window === 'number'
+    ? { 'attention.sliding_window': uint32(config.sliding_window) }
+    : {}
+
+function localTheta(config: Json): number {
+  const { sliding_attention: sliding } = (config.rope_parameters ?? {}) as Record<string, Json>
+  return (sliding?.rope_theta ?? config.rope_local_base_freq ?? 10000) as number
+}
+
 const CONVERTERS: Record<string, Converter> = {
   llama: { name: 'llama', permutes: true },
-  mistral: { name: 'llama', permutes: true },
+  // The converter leaves its window out; files that have it are of others.
+  mistral: { name: 'llama', permutes: true, values: windowOf },
   qwen2: { name: 'qwen2' },
   qwen3: { name: 'qwen3' },
   gemma: { name: 'gemma', addsOne: true },
-  phi3: { name: 'phi3' },
+  gemma2: {
+    name: 'gemma2',
+    addsOne: true,
+    layer: FOUR_NORMS,
+    values: (config) => ({
+      ...windowOf(config),
+      ...numbers(config, {
+        attn_logit_softcapping: 'attn_logit_softcapping',
+        final_logit_softcapping: 'final_logit_softcapping',
+      }),
+    }),
+  },
+  gemma3_text: {
+    name: 'gemma3',
+    addsOne: true,
+    layer: FOUR_NORMS,
+    values: (config) => ({
+      ...windowOf(config),
+      ...numbers(config, { final_logit_softcapping: 'final_logit_softcapping' }),
+      ...(typeof config.sliding_window_pattern === 'number' && {
+        'attention.sliding_window_pattern': uint32(config.sliding_window_pattern),
+      }),
+      'rope.freq_base_swa': float32(localTheta(config)),
+    }),
+  },
+  // The converter writes 0 for no window.
+  phi3: {
+    name: 'phi3',
+    partial: true,
+    values: (config) => ({ 'attention.sliding_window': uint32(0), ...windowOf(config) }),
+  },
+  olmo2: { name: 'olmo2', layer: { ...FOUR_NORMS } },
+  granite: {
+    name: 'granite',
+    permutes: true,
+    values: (config) =>
+      numbers(config, {
+        'attention.scale': 'attention_multiplier',
+        embedding_scale: 'embedding_multiplier',
+        residual_scale: 'residual_multiplier',
+        logit_scale: 'logits_scaling',
+      }),
+  },
+  glm4: {
+    name: 'glm4',
+    partial: true,
+    layer: { post_self_attn_layernorm: 'post_attention_norm', post_mlp_layernorm: 'post_ffw_norm' },
+  },
+  smollm3: { name: 'smollm3', permutes: true },
 }
 
 /** The families that can be written, as `model_type` names them. */
@@ -95,18 +171,36 @@ export async function writeGgufModel(
   await writeGgufFile(path, [...metadata], options.tensors?.(tensors) ?? tensors, options)
 }
 
+/** Where config.json has no head_dim at all. */
+const HEAD_DIMS: Record<string, number> = { gemma: 256, gemma2: 256, gemma3_text: 256, qwen3: 128 }
+
 function headDimOf(config: Json): number {
   const implied = (config.hidden_size as number) / (config.num_attention_heads as number)
-  return (config.head_dim as number | undefined | null) ?? implied
+  const byDefault = 'head_dim' in config ? undefined : HEAD_DIMS[config.model_type as string]
+  return (config.head_dim as number | undefined | null) ?? byDefault ?? implied
 }
 
-function metadataOf(config: Json, { name, values }: Converter): [string, Value][] {
+/** What config.json says of RoPE, in the form of transformers 4 or 5; of layers without a window. */
+function ropeOf(config: Json): Json {
+  const parameters = (config.rope_parameters ?? {}) as Json
+  const full = (parameters.full_attention ?? parameters) as Json
+  return { ...config, ...(config.rope_scaling as object), ...full }
+}
+
+/** Where config.json does not say. */
+const THETAS: Record<string, number> = { gemma3_text: 1e6, smollm3: 2e6 }
+const KV_HEADS: Record<string, number> = { gemma2: 4, gemma3_text: 4, smollm3: 4 }
+
+function metadataOf(
+  config: Json,
+  { name, values, partial: isPartial }: Converter,
+): [string, Value][] {
   const number = (field: string) => config[field] as number
-  const headDim = config.head_dim === undefined && name === 'qwen3' ? 128 : headDimOf(config)
-  const rope = { ...(config.rope_scaling as object), ...(config.rope_parameters as object) } as Json
-  const theta = (rope.rope_theta ?? config.rope_theta ?? 10000) as number
-  const partial = (config.partial_rotary_factor ?? rope.partial_rotary_factor ?? 1) as number
-  const share = name === 'phi3' ? partial : 1
+  const headDim = headDimOf(config)
+  const rope = ropeOf(config)
+  const theta = (rope.rope_theta ?? THETAS[config.model_type as string] ?? 10000) as number
+  const partial = (rope.partial_rotary_factor ?? (name === 'glm4' ? 0.5 : 1)) as number
+  const share = isPartial ? partial : 1
   const own: Record<string, Value> = {
     context_length: uint32(number('max_position_embeddings')),
     embedding_length: uint32(number('hidden_size')),
@@ -114,7 +208,9 @@ function metadataOf(config: Json, { name, values }: Converter): [string, Value][
     feed_forward_length: uint32(number('intermediate_size')),
     'attention.head_count': uint32(number('num_attention_heads')),
     'attention.head_count_kv': uint32(
-      number('num_key_value_heads') ?? number('num_attention_heads'),
+      number('num_key_value_heads') ??
+        KV_HEADS[config.model_type as string] ??
+        number('num_attention_heads'),
     ),
     'attention.key_length': uint32(headDim),
     'attention.value_length': uint32(headDim),
@@ -122,7 +218,7 @@ function metadataOf(config: Json, { name, values }: Converter): [string, Value][
     'rope.dimension_count': uint32(Math.trunc(headDim * share)),
     'rope.freq_base': float32(theta),
     vocab_size: uint32(number('vocab_size')),
-    ...scalingOf({ ...config, ...rope }),
+    ...scalingOf(rope),
     ...values?.(config),
   }
   return [
@@ -139,6 +235,19 @@ function scalingOf(rope: Json): Record<string, Value> {
   if (type === 'linear') {
     return { 'rope.scaling.type': string('linear'), ...number('factor', 'factor') }
   }
+  if (Array.isArray(rope.short_factor)) {
+    const [whole, original] = ['max_position_embeddings', 'original_max_position_embeddings'].map(
+      (field) => rope[field] as number,
+    ) as [number, number]
+    const stretch = (rope.factor as number | undefined) ?? whole / original
+    const implied = Math.sqrt(1 + Math.log(stretch) / Math.log(original))
+    return {
+      'rope.scaling.original_context_length': uint32(original),
+      'rope.scaling.attn_factor': float32(
+        (rope.attention_factor as number) ?? (stretch > 1 ? implied : 1),
+      ),
+    }
+  }
   if (type !== 'yarn') return {}
   return {
     'rope.scaling.type': string('yarn'),
@@ -153,7 +262,13 @@ function scalingOf(rope: Json): Record<string, Value> {
 
 /** Llama 3's scaling as factors that divide the frequencies, in f32. */
 function ropeTensors(config: Json): GgufWriterTensor[] {
-  const rope = { ...(config.rope_scaling as object), ...(config.rope_parameters as object) } as Json
+  const rope = ropeOf(config)
+  if (Array.isArray(rope.short_factor)) {
+    return (['short', 'long'] as const).map((kind) => {
+      const factors = rope[`${kind}_factor`] as number[]
+      return f32Tensor(`rope_factors_${kind}.weight`, [factors.length], factors)
+    })
+  }
   if (rope.rope_type !== 'llama3') return []
   const number = (field: string) => rope[field] as number
   const dim = headDimOf(config)

@@ -603,7 +603,9 @@ describe('loadModel and loadTokenizer', () => {
       await using model = await loadModel('org/other', load)
       expect(model.closed).toBe(false)
       symlinkSync('nowhere', join(folder, 'org', 'link'))
-      expect(await message(loadModel('org/link', load))).toMatch(/^no model folder at "org\/link"$/)
+      expect(await message(loadModel('org/link', load))).toMatch(
+        /^no model at "org\/link": expected/,
+      )
     } finally {
       process.chdir(here)
     }

@@ -13,7 +13,16 @@ import {
 } from './fixtures'
 import { geluTanh, linear, rmsNorm, silu } from './reference'
 
-const known: SimdLevel[] = ['baseline', 'avx2', 'avx512', 'avx512bf16', 'neon']
+const known: SimdLevel[] = [
+  'baseline',
+  'avx2',
+  'avxvnni',
+  'avx512',
+  'avx512vnni',
+  'avx512bf16',
+  'neon',
+  'neondot',
+]
 const levels = native.probe().simd
 const dtypes: Dtype[] = ['f32', 'f16', 'bf16']
 const threadCounts = [1, 2, 3]

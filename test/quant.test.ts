@@ -1,10 +1,13 @@
 // Quantised weights on the CPU: decoding and panels against gguf-py, products against float64 at every SIMD level.
 
-import { readFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { FORMATS, type Format, isQuantised } from '../lib/formats'
-import { native, type SimdLevel } from '../lib/native'
+import { type NativeTensor, native, type SimdLevel } from '../lib/native'
 import { difference, encode, expectSameBits, Random } from './fixtures'
+
+const { cacheShape, randomModel, stepWorker } = require('./lifetime/random-model.cjs')
 
 interface Fixture {
   cols: number
@@ -21,7 +24,7 @@ const fixtures: Record<string, Fixture> = JSON.parse(
 const formats = (Object.keys(FORMATS) as Format[]).filter(isQuantised)
 const levels = native.probe().simd
 
-function cpu(simd: SimdLevel, threads = 2) {
+function cpu(simd: SimdLevel | '', threads = 2) {
   return native.createDevice({ type: 'cpu', index: 0, threads, simd, profile: false })
 }
 
@@ -226,3 +229,136 @@ it.each(formats)('%s: all levels with fused multiply-add give the same bits', (f
     expectSameBits(out, results[0]!.out, `${level} and ${results[0]!.level}`)
   }
 })
+
+describe('a model with quantised matrices', () => {
+  const { config, tensors, remove } = randomModel({ vocabSize: 70 })
+  const folder = mkdtempSync(join(tmpdir(), 'hogwild-quant-'))
+  const device = cpu('')
+  afterAll(() => {
+    remove()
+    native.deviceClose(device)
+    rmSync(folder, { recursive: true, force: true })
+  })
+  const stored = readFileSync(tensors[0].path)
+
+  /** The random model with its matrices in Q8_0; `change` may alter the bytes of one before they are written. */
+  function quantised(
+    change: (tensor: NativeTensor, bytes: Uint8Array) => void = () => {},
+  ): NativeTensor[] {
+    const path = join(folder, `${Math.random()}.bin`)
+    const chunks: Uint8Array[] = []
+    let offset = 0
+    const all = tensors.map((tensor: NativeTensor) => {
+      const { rows, cols, offset: from } = tensor
+      const values = new Float32Array(
+        Uint8Array.from(stored.subarray(from, from + 4 * rows * cols)).buffer,
+      )
+      const bytes = rows === 1 ? new Uint8Array(values.buffer) : toQ8(values)
+      const at: NativeTensor = { ...tensor, path, offset, format: rows === 1 ? 'f32' : 'q8_0' }
+      change(at, bytes)
+      chunks.push(bytes)
+      offset += bytes.length
+      return at
+    })
+    writeFileSync(path, Buffer.concat(chunks))
+    return all
+  }
+
+  async function logits(
+    from: NativeTensor[],
+    {
+      convertTo = null,
+      mapped = true,
+      repack = true,
+    }: { convertTo?: 'f32' | null; mapped?: boolean; repack?: boolean } = {},
+  ): Promise<Float32Array> {
+    const model = await native.createModel(
+      device,
+      config,
+      from,
+      convertTo,
+      null,
+      null,
+      mapped,
+      repack,
+    )
+    const cache = native.createCache(device, cacheShape(config, 64))
+    const block = native.createBlock(cache)
+    const worker = { ...stepWorker([block], [1, 2, 3, 4, 5]), logits: 'all' as const }
+    const [result] = await native.step(model, cache, [worker], null)
+    native.modelClose(model)
+    native.cacheClose(cache)
+    return result!.logits
+  }
+
+  it('is the model of its dequantised weights, repacked or not, mapped or not', async () => {
+    const from = quantised()
+    const repacked = await logits(from)
+    expectSameBits(await logits(from, { repack: false }), repacked, 'as the file has them')
+    expectSameBits(await logits(from, { mapped: false }), repacked, 'read into memory')
+    expectSameBits(await logits(from, { mapped: false, repack: false }), repacked, 'neither')
+    const exact = await logits(from, { convertTo: 'f32' })
+    const { nmse } = difference(Float64Array.from(repacked), Float64Array.from(exact))
+    expect(nmse).toBeLessThan(1e-6)
+    expect(nmse).toBeGreaterThan(0) // they were not converted
+  })
+
+  it('interleaved heads', async () => {
+    const { headDim } = config
+    const inOrder = quantised()
+    const interleaved = quantised((tensor, bytes) => {
+      if (!/[qk]_proj/.test(tensor.name)) return
+      tensor.interleaved = { headDim, rotaryDim: headDim }
+      const size = bytes.length / tensor.rows
+      const before = bytes.slice()
+      for (let row = 0; row < tensor.rows; row++) {
+        const inHead = row % headDim
+        const to = row - inHead + (inHead % (headDim / 2)) * 2 + (inHead < headDim / 2 ? 0 : 1)
+        bytes.set(before.subarray(row * size, (row + 1) * size), to * size)
+      }
+    })
+    const expected = await logits(inOrder)
+    for (const repack of [true, false]) {
+      expectSameBits(await logits(interleaved, { repack }), expected, `repack: ${repack}`)
+    }
+  })
+
+  it('names a matrix with scales that are not numbers', async () => {
+    const damaged = quantised((tensor, bytes) => {
+      if (tensor.name === 'layers.1.up_proj') bytes.set([0x00, 0x7e], 34 * 5)
+    })
+    for (const repack of [true, false]) {
+      await expect(logits(damaged, { repack })).rejects.toMatchObject({
+        code: 'HOGWILD_INVALID_MODEL',
+        message: expect.stringContaining("'layers.1.up_proj'"),
+      })
+    }
+  })
+
+  it('refuses parts of blocks, and tensors that end behind their file', async () => {
+    const from = quantised()
+    const last = from.findIndex(({ name }) => name.endsWith('1.down_proj'))
+    for (const change of [{ cols: 48 }, { rows: 1 << 20 }, { format: 'q4_k' as const }]) {
+      const wrong = from.map((tensor, i) => (i === last ? { ...tensor, ...change } : tensor))
+      await expect(logits(wrong)).rejects.toMatchObject({
+        code: 'HOGWILD_INVALID_MODEL',
+        message: expect.stringContaining("'layers.1.down_proj'"),
+      })
+    }
+  })
+})
+
+/** Blocks of 32 columns: the largest value is 127 steps. */
+function toQ8(values: Float32Array): Uint8Array {
+  const bytes = new Uint8Array((values.length / 32) * 34)
+  for (let block = 0; block * 32 < values.length; block++) {
+    const part = values.subarray(block * 32, block * 32 + 32)
+    const largest = part.reduce((most, value) => Math.max(most, Math.abs(value)), 0)
+    bytes.set(encode([largest / 127], 'f16'), block * 34)
+    bytes.set(
+      Int8Array.from(part, (value) => Math.round((value / largest) * 127)),
+      block * 34 + 2,
+    )
+  }
+  return bytes
+}

@@ -1,6 +1,8 @@
+import { execFile } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { loadTokenizer, type Tokenizer } from '../lib'
+import { promisify } from 'node:util'
+import { loadModel, loadTokenizer, type Tokenizer } from '../lib'
 import { describeReal, realModel } from './real-model'
 
 // What the original tokenizer and transformers give (fixtures/smollm2.py).
@@ -38,5 +40,37 @@ describeReal('the tokenizer of SmolLM2', () => {
       ),
     )
     expect(tokenizer.eosTokenIds).toHaveLength(2)
+  })
+})
+
+describeReal('SmolLM2', () => {
+  test('answers', async () => {
+    await using model = await loadModel(realModel)
+    await using tokenizer = await loadTokenizer(realModel)
+    expect(model.config).toMatchObject({ architecture: 'LlamaForCausalLM', tiedEmbeddings: true })
+    expect(model.config.layers).toHaveLength(30)
+    expect(model.config.eosTokenIds).toEqual([tokenizer.tokenId('<|im_end|>')])
+    await using cache = model.createCache({ capacity: 128 })
+    const view = { blocks: [cache.createBlock()] }
+    const content = 'What is the capital of France?'
+    let tokens = await tokenizer.encodeChat([{ role: 'user', content }])
+    const answer: number[] = []
+    while (answer.length < 20) {
+      const [output] = await model.step([{ view, tokens }])
+      const token = output!.token!
+      if (tokenizer.eosTokenIds.includes(token)) break
+      answer.push(token)
+      tokens = [token]
+    }
+    expect(tokenizer.decode(answer)).toBe('The capital of France is Paris.')
+  })
+
+  test.each([1, 3])('hogwild run with %i workers', async (workers) => {
+    const main = join(__dirname, '..', 'dist', 'cli', 'main.js')
+    const args = ['run', '--model', realModel, '--workers', `${workers}`, '--max-tokens', '8']
+    const { stdout } = await promisify(execFile)(process.execPath, [main, ...args, 'Say hello.'])
+    const names = ['Alice', 'Bob', 'Carol'].filter((name) => stdout.includes(`${name}`))
+    expect(names).toHaveLength(workers)
+    expect(stdout).toMatch(/\d+ tokens in \d+ steps/)
   })
 })

@@ -4,6 +4,8 @@
 // and never again. A block is an array of tokens, so block operations are array operations: append
 // is push, fork is slice, insert and forget are splice. Positions exist only inside a step.
 
+import { experts } from './reference-experts'
+
 /** A Hugging Face config.json, read here apart from lib/ so that the two check each other. */
 export interface HuggingFaceConfig {
   model_type: string
@@ -471,6 +473,8 @@ export class ReferenceModel {
     const attention = this.linear(`${name}.self_attn.o_proj`, attended)
     const y = add(x, residual(attentionOutput, attention))
     const h = norm(mlp, y)
+    const mixed = experts(this.config, this.weights, name, h)
+    if (mixed) return add(y, mixed)
     let gate: Float64Array
     let up: Float64Array
     if (this.weights.has(`${name}.mlp.gate_up_proj.weight`)) {

@@ -20,12 +20,14 @@ type Options = Omit<SamplerOptions, 'seed'> & { seen?: readonly number[] }
 /** What ops.h says, in its order: forbidden, penalty, temperature, top-k, top-p, min-p. */
 function distribution(logits: ArrayLike<number>, options: Options): Float64Array {
   const { temperature = 1, topK = 0, topP = 1, minP = 0, repetitionPenalty = 1 } = options
-  const { forbidden = [], seen = [] } = options
+  const { forbidden = [], seen = [], presencePenalty = 0, frequencyPenalty = 0 } = options
   const changed = Float64Array.from(logits)
   for (const id of new Set(seen)) {
     changed[id] =
       changed[id]! > 0 ? changed[id]! / repetitionPenalty : changed[id]! * repetitionPenalty
   }
+  for (const id of new Set(seen)) changed[id]! -= presencePenalty
+  for (const id of seen) changed[id]! -= frequencyPenalty
   for (const id of Array.from(forbidden)) changed[id] = -Infinity
   if (temperature === 0) {
     const out = new Float64Array(changed.length)
@@ -68,15 +70,21 @@ describe('the distribution of drawn tokens', () => {
       topP: options.topP ?? 1,
       minP: options.minP ?? 0,
       repetitionPenalty: options.repetitionPenalty ?? 1,
+      presencePenalty: options.presencePenalty ?? 0,
+      frequencyPenalty: options.frequencyPenalty ?? 0,
+      scope: 'view',
+      lastN: 0,
       forbidden: Int32Array.from(options.forbidden ?? []),
       seed,
       draw: 0n,
     }
-    const seen = options.seen ?? []
+    const counts = new Map<number, number>()
+    for (const id of options.seen ?? []) counts.set(id, (counts.get(id) ?? 0) + 1)
     const rows = Array.from({ length: draws }, (_, i) => ({
       ...sampler,
       draw: BigInt(i),
-      seen: Int32Array.from(seen),
+      seen: Int32Array.from(counts.keys()),
+      counts: Int32Array.from(counts.values()),
     }))
     const all = new Float32Array(draws * logits.length)
     for (let row = 0; row < draws; row++) all.set(logits, row * logits.length)
@@ -100,6 +108,9 @@ describe('the distribution of drawn tokens', () => {
     ['forbidden', { forbidden: [0, 3, argmax(logits)] }],
     ['repetition penalty 2', { repetitionPenalty: 2, seen: [0, 1, 2, 3, 4, 4, 4, 5] }],
     ['repetition penalty 0.5', { repetitionPenalty: 0.5, seen: [7, 8] }],
+    ['presence penalty 1', { presencePenalty: 1, seen: [0, 1, 2, 3, 4, 4, 4, 5] }],
+    ['frequency penalty 0.8', { frequencyPenalty: 0.8, seen: [0, 1, 2, 3, 4, 4, 4, 5] }],
+    ['penalties that favour', { presencePenalty: -0.5, frequencyPenalty: -0.3, seen: [7, 7, 8] }],
     ['top-k, then top-p of what is left', { topK: 6, topP: 0.8, temperature: 2 }],
     [
       'all of them',
@@ -110,7 +121,9 @@ describe('the distribution of drawn tokens', () => {
         minP: 0.1,
         forbidden: [2, 9],
         repetitionPenalty: 1.3,
-        seen: [1, 2, 5, 6],
+        presencePenalty: 0.4,
+        frequencyPenalty: 0.2,
+        seen: [1, 2, 5, 6, 6],
       },
     ],
   ]
@@ -269,6 +282,87 @@ describe('samplers in steps', () => {
     }
   })
 
+  it.each(Array.from({ length: 8 }, (_, i) => 400 + i))(
+    'count what their scope and lastN say, seed %i',
+    async (seed) => {
+      const random = new Random(seed)
+      const blocks = [0, 1, 2].map(() => cache.createBlock())
+      for (const block of blocks) await model.prefill(block, random.tokens(12, 8))
+      const penalties = {
+        repetitionPenalty: random.pick([1, 1.5]),
+        presencePenalty: random.pick([0, 0.7]),
+        frequencyPenalty: random.pick([0, 0.4]),
+      }
+      const workers = random.shuffle(blocks).map((writeTo) => {
+        const scope = random.pick(['own', 'view'] as const)
+        const lastN = random.pick([undefined, 1, 5, 14, 40])
+        const view = {
+          blocks: random.shuffle([...blocks, random.pick(blocks)]),
+          writeTo,
+          bias: [0, random.pick([0, -Infinity]), 0, 0],
+        }
+        const sampler = new Sampler({ ...penalties, temperature: 0, scope, lastN })
+        const tokens = random.tokens(random.int(1, 3), 8)
+        return { view, sampler, tokens, logits: 'last' as const, scope, lastN }
+      })
+      const outputs = await model.step(workers.map(({ scope: _, lastN: __, ...rest }) => rest))
+      outputs.forEach(({ token, logits }, i) => {
+        const { view, scope, lastN } = workers[i]!
+        const places = view.blocks.map((block, at) =>
+          Array.from(block.tokens(), (id) => ({ id, hidden: view.bias[at] === -Infinity })),
+        )
+        const target = view.blocks.indexOf(view.writeTo)
+        const own = [...view.writeTo.tokens()]
+        const upToNew = places.slice(0, lastN === undefined ? undefined : target + 1).flat()
+        const shown = upToNew.slice(-(lastN ?? upToNew.length)).filter(({ hidden }) => !hidden)
+        const seen = scope === 'own' ? own.slice(-(lastN ?? own.length)) : shown.map(({ id }) => id)
+        const expected = distribution(logits!, { ...penalties, temperature: 0, seen })
+        expect([i, token]).toEqual([i, argmax(expected)])
+      })
+    },
+  )
+
+  it('bring the most likely tokens with their log-probabilities, whatever is drawn', async () => {
+    const worker = (
+      options: SamplerOptions | null,
+      topLogprobs: number,
+      logits: 'last' | 'none',
+    ) => ({
+      view: { blocks: [cache.createBlock()] },
+      tokens: [1, 2, 3],
+      sampler: options === null ? null : new Sampler({ seed: 3, ...options }),
+      logprob: true,
+      topLogprobs,
+      logits,
+    })
+    const outputs = await model.step([
+      worker({ temperature: 0 }, 5, 'last'),
+      worker({ temperature: 3, forbidden: [0, 1], frequencyPenalty: 2 }, 5, 'none'),
+      worker({ temperature: 0 }, 1000, 'none'),
+      worker({ temperature: 0 }, 0, 'none'),
+      worker(null, 5, 'none'),
+    ])
+    const exact = logSoftmax(outputs[0]!.logits!)
+    const order = [...exact.keys()].sort((a, b) => exact[b]! - exact[a]! || a - b)
+    for (const [i, count] of [5, 5, vocab].entries()) {
+      const top = outputs[i]!.topLogprobs!
+      expect(top.map(({ token }) => token)).toEqual(order.slice(0, count))
+      for (const { token, logprob } of top) expect(logprob).toBeCloseTo(exact[token]!, 5)
+    }
+    expect(outputs[0]!.topLogprobs![0]).toEqual({
+      token: outputs[0]!.token,
+      logprob: outputs[0]!.logprob,
+    })
+    expect([outputs[3]!.topLogprobs, outputs[4]!.topLogprobs]).toEqual([undefined, undefined])
+    const { topLogprobs } = await model.prefill(cache.createBlock(), [1, 2, 3], { topLogprobs: 1 })
+    expect(topLogprobs).toEqual([outputs[0]!.topLogprobs![0]])
+    for (const wrong of [-1, 1.5, 1025, '5'] as number[]) {
+      expect(await codeOf(() => model.step([worker({}, wrong, 'none')]))).toBe(
+        'HOGWILD_INVALID_ARGUMENT',
+      )
+    }
+  })
+
   it('do not move on when a step is refused or aborted', async () => {
     const [twin, sampler] = [7, 7].map((seed) => new Sampler({ ...options, seed }))
     const [block, other, full] = [cache.createBlock(), cache.createBlock(), cache.createBlock()]
@@ -360,6 +454,12 @@ describe('samplers in steps', () => {
     ['minP', { minP: 2 }],
     ['repetitionPenalty', { repetitionPenalty: 0 }],
     ['repetitionPenalty', { repetitionPenalty: Infinity }],
+    ['presencePenalty', { presencePenalty: 101 }],
+    ['presencePenalty', { presencePenalty: Number.NaN }],
+    ['frequencyPenalty', { frequencyPenalty: -101 }],
+    ['scope', { scope: 'all' }],
+    ['lastN', { lastN: 0 }],
+    ['lastN', { lastN: 1.5 }],
     ['forbidden', { forbidden: [-1] }],
     ['forbidden', { forbidden: 3 }],
     ['seed', { seed: -1 }],

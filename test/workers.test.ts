@@ -648,3 +648,36 @@ test('workers that are not to sample are told so', async () => {
   const samplers = step.mock.calls.map(([[part]]) => (part as StepWorker).sampler)
   expect(samplers).toEqual([null, undefined, null])
 })
+
+test('onPrefill tells how much of a long prompt is computed, and pieces change no result', async () => {
+  const { vocabSize } = model.config
+  const prompt = Array.from({ length: 1100 }, (_, i) => (7 * i) % vocabSize)
+  const told: unknown[] = []
+  const tokens: number[] = []
+  const run = runWorkers({
+    model,
+    prompt,
+    workers: [{ name: 'a', prompt: [1] }],
+    maxTokens: 8,
+    stopTokens: [],
+    onPrefill: (progress) => told.push(progress),
+  })
+  for await (const event of run) if (event.type === 'token') tokens.push(event.token)
+  expect(told).toEqual([512, 1024, 1100].map((tokens) => ({ tokens, totalTokens: 1100 })))
+  await using cache = model.createCache({ capacity: 2048 })
+  const [common, own] = [cache.createBlock(), cache.createBlock()]
+  await model.prefill(common, prompt, { sampler: null })
+  const [output] = await model.step([{ view: { blocks: [common, own] }, tokens: [1] }])
+  expect(tokens.slice(0, 2)).toEqual([1, output?.token])
+  const full = runWorkers({
+    model,
+    prompt,
+    workers: [],
+    capacity: 640,
+    onPrefill: () => told.push(0),
+  })
+  await expect(full[Symbol.asyncIterator]().next()).rejects.toMatchObject({
+    code: 'HOGWILD_OUT_OF_PAGES',
+  })
+  expect(told).toHaveLength(3)
+})

@@ -350,12 +350,13 @@ class Bench {
         if (kEmulated && rows > 4) continue;
         if (is_late()) continue;
         while (std::ssize(weights) < copies) weights.push_back(random_bf16(n * c.k));
-        const float* x = random_f32(rows * c.k);
+        const std::uint16_t* x = random_bf16(rows * c.k);
         float* y = allocate<float>(rows * n);
         cuda::MatmulLaunch launch{.multiprocessors = card_.multiProcessorCount};
-        launch.params = {.x = x, .rows = rows, .k = c.k, .n_outputs = static_cast<int>(c.outputs.size())};
+        launch.params = {
+            .x = x, .x_dtype = Dtype::kBF16, .rows = rows, .k = c.k, .n_outputs = static_cast<int>(c.outputs.size())};
         for (std::size_t i = 0; i < c.outputs.size(); ++i) {
-          launch.params.outputs[i].weight = {nullptr, Dtype::kBF16, c.outputs[i], c.k};
+          launch.params.outputs[i].weight = {nullptr, Format::kBF16, c.outputs[i], c.k};
         }
         launch.workspace = allocate<std::byte>(static_cast<std::int64_t>(cuda::matmul_workspace_bytes(launch)));
         const std::int64_t launches = std::max<std::int64_t>(copies, kEmulated ? 1 : 8);
@@ -450,13 +451,14 @@ class Bench {
     const float* norm = random_f32(m.hidden);
     const std::int64_t most_rows = 4;
     float* x = random_f32(most_rows * m.hidden);
-    float* normed = allocate<float>(most_rows * m.hidden);
+    auto* normed = allocate<std::uint16_t>(most_rows * m.hidden);
     float* q = allocate<float>(most_rows * q_size);
-    float* attended = allocate<float>(most_rows * q_size);
+    auto* attended = allocate<std::uint16_t>(most_rows * q_size);
     float* k = allocate<float>(most_rows * kv_size);
     float* v = allocate<float>(most_rows * kv_size);
     float* gate = allocate<float>(most_rows * m.intermediate);
     float* up = allocate<float>(most_rows * m.intermediate);
+    auto* activated = allocate<std::uint16_t>(most_rows * m.intermediate);
     float* logits = allocate<float>(most_rows * m.vocab);
     const KvShape kv{.layers = layers, .kv_heads = m.kv_heads, .head_dim = m.head_dim, .dtype = Dtype::kBF16};
     std::uint64_t key = 0;
@@ -474,8 +476,15 @@ class Bench {
           for (std::int64_t i = 0; i < layers; ++i) {
             const Layer& layer = weights[static_cast<std::size_t>(i)];
             const KvLayer pages = {cache + 2 * i * pool, cache + (2 * i + 1) * pool};
-            device_->rms_norm({.x = x, .weight = norm, .eps = 1e-5f, .rows = rows, .cols = m.hidden, .out = normed});
+            device_->rms_norm({.x = x,
+                               .weight = norm,
+                               .eps = 1e-5f,
+                               .rows = rows,
+                               .cols = m.hidden,
+                               .out = normed,
+                               .out_dtype = Dtype::kBF16});
             device_->matmul({.x = normed,
+                             .x_dtype = Dtype::kBF16,
                              .rows = rows,
                              .k = m.hidden,
                              .n_outputs = 3,
@@ -487,17 +496,31 @@ class Bench {
                                            .scale = 0.088f,
                                            .q = q,
                                            .out = attended,
-                                           .lse = nullptr});
-            device_->matmul(
-                {.x = attended, .rows = rows, .k = q_size, .n_outputs = 1, .outputs = {{layer.o, nullptr, x, true}}});
-            device_->rms_norm({.x = x, .weight = norm, .eps = 1e-5f, .rows = rows, .cols = m.hidden, .out = normed});
+                                           .lse = nullptr,
+                                           .out_dtype = Dtype::kBF16});
+            device_->matmul({.x = attended,
+                             .x_dtype = Dtype::kBF16,
+                             .rows = rows,
+                             .k = q_size,
+                             .n_outputs = 1,
+                             .outputs = {{layer.o, nullptr, x, true}}});
+            device_->rms_norm({.x = x,
+                               .weight = norm,
+                               .eps = 1e-5f,
+                               .rows = rows,
+                               .cols = m.hidden,
+                               .out = normed,
+                               .out_dtype = Dtype::kBF16});
             device_->matmul({.x = normed,
+                             .x_dtype = Dtype::kBF16,
                              .rows = rows,
                              .k = m.hidden,
                              .n_outputs = 2,
                              .outputs = {{layer.gate, nullptr, gate}, {layer.up, nullptr, up}}});
-            device_->gated_activation({.gate = gate, .up = up, .n = rows * m.intermediate, .out = gate});
-            device_->matmul({.x = gate,
+            device_->gated_activation(
+                {.gate = gate, .up = up, .n = rows * m.intermediate, .out = activated, .out_dtype = Dtype::kBF16});
+            device_->matmul({.x = activated,
+                             .x_dtype = Dtype::kBF16,
                              .rows = rows,
                              .k = m.intermediate,
                              .n_outputs = 1,

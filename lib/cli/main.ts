@@ -47,6 +47,32 @@ const ignoreField = () =>
     'load the model as if this field of its config.json were not there; may be repeated',
   ).argParser(texts)
 
+/** Of commands that generate text: how tokens are chosen, how many, and when that ends. */
+function addSampling(command: Command, of: string): Command {
+  return command
+    .addOption(
+      new Option('--max-tokens <n>', `at most so many${of}`).argParser(integer(1)).default(512),
+    )
+    .addOption(new Option('--temperature <t>', '0: greedy').argParser(number(0)).default(0))
+    .addOption(
+      new Option('--top-k <k>', 'sample among the k likeliest').argParser(integer(1, 2 ** 31 - 1)),
+    )
+    .addOption(
+      new Option('--top-p <p>', 'sample among the likeliest of this total').argParser(probability),
+    )
+    .addOption(
+      new Option('--min-p <p>', 'at least this share of the likeliest').argParser(number(0, 1)),
+    )
+    .addOption(
+      new Option('--seed <n>', "of the first worker; the next worker's is one more")
+        .argParser(integer(0, Number.MAX_SAFE_INTEGER - RUN_WORKERS.length))
+        .default(0),
+    )
+    .addOption(
+      new Option('--stop <text>', 'stop before this text; may be repeated').argParser(texts),
+    )
+}
+
 const SENTENCE = 'many hands make light work when they see at once what is done already'
 
 const program = new Command('hogwild')
@@ -84,58 +110,60 @@ program
     process.exitCode = await demo(sentence, options)
   })
 
-program
-  .command('run')
-  .description('workers solve a problem together, on a model of your own')
-  .argument('<prompt>', 'the problem', text)
-  .addOption(model().makeOptionMandatory())
-  .addOption(ignoreField())
-  .addOption(
-    new Option('--workers <n>', 'how many').argParser(integer(1, RUN_WORKERS.length)).default(2),
-  )
-  .addOption(
-    new Option('--layout <layout>', 'how each worker sees the cache')
-      .choices(LAYOUT_NAMES)
-      .default('combined'),
-  )
-  .option('--no-share', 'each worker sees only the prompt and itself')
-  .addOption(new Option('--max-tokens <n>', 'per worker').argParser(integer(1)).default(512))
-  .addOption(new Option('--temperature <t>', '0: greedy').argParser(number(0)).default(0))
-  .addOption(
-    new Option('--top-k <k>', 'sample among the k likeliest').argParser(integer(1, 2 ** 31 - 1)),
-  )
-  .addOption(
-    new Option('--top-p <p>', 'sample among the likeliest of this total').argParser(probability),
-  )
-  .addOption(
-    new Option('--min-p <p>', 'at least this share of the likeliest').argParser(number(0, 1)),
-  )
-  .addOption(
-    new Option('--seed <n>', "of the first worker; the next worker's is one more")
-      .argParser(integer(0, Number.MAX_SAFE_INTEGER - RUN_WORKERS.length))
-      .default(0),
-  )
-  .addOption(device())
-  .addOption(dtype())
-  .addOption(threads())
-  .addOption(capacity(String(DEFAULT_CAPACITY)))
-  .addOption(
-    new Option(
-      '--context <tokens>',
-      'of the longest view, for models that rotate keys otherwise beyond it (longrope)',
-    ).argParser(integer(1, MAX_CAPACITY)),
-  )
-  .addOption(
-    new Option('--stop <text>', 'a worker stops before this text; may be repeated').argParser(
-      texts,
-    ),
-  )
-  .addOption(quiet())
-  .addOption(new Option('--json', 'print every event as a line of JSON'))
-  .action(async (prompt, options) => {
-    const { run } = await import('./run.js')
-    await run(prompt, options)
-  })
+addSampling(
+  program
+    .command('run')
+    .description('workers solve a problem together, on a model of your own')
+    .argument('<prompt>', 'the problem; -: from stdin', text)
+    .addOption(model().makeOptionMandatory())
+    .addOption(ignoreField())
+    .addOption(
+      new Option('--workers <n>', 'how many').argParser(integer(1, RUN_WORKERS.length)).default(2),
+    )
+    .addOption(
+      new Option('--layout <layout>', 'how each worker sees the cache')
+        .choices(LAYOUT_NAMES)
+        .default('combined'),
+    )
+    .option('--no-share', 'each worker sees only the prompt and itself')
+    .addOption(device())
+    .addOption(dtype())
+    .addOption(threads())
+    .addOption(capacity(String(DEFAULT_CAPACITY)))
+    .addOption(
+      new Option(
+        '--context <tokens>',
+        'of the longest view, for models that rotate keys otherwise beyond it (longrope)',
+      ).argParser(integer(1, MAX_CAPACITY)),
+    )
+    .addOption(quiet())
+    .addOption(new Option('--json', 'print every event as a line of JSON')),
+  ' per worker',
+).action(async (prompt, options) => {
+  const { run } = await import('./run.js')
+  await run(prompt, options)
+})
+
+addSampling(
+  program
+    .command('generate')
+    .description('one worker answers a prompt')
+    .argument('<prompt>', 'the text; -: from stdin', text)
+    .addOption(model().makeOptionMandatory())
+    .addOption(ignoreField())
+    .addOption(new Option('--system <text>', 'a message before the prompt').argParser(text))
+    .option('--raw', "the prompt as it is, without the model's chat template")
+    .addOption(device())
+    .addOption(dtype())
+    .addOption(threads())
+    .addOption(capacity(String(DEFAULT_CAPACITY)))
+    .addOption(quiet())
+    .addOption(new Option('--json', 'print every event as a line of JSON')),
+  '',
+).action(async (prompt, options) => {
+  const { generate } = await import('./generate.js')
+  await generate(prompt, options)
+})
 
 program
   .command('replay')

@@ -5,10 +5,11 @@ import {
   type LayoutName,
   loadTokenizer,
   runWorkers,
-  type SamplerOptions,
   type Tokenizer,
 } from '../index'
 import { findWithProgress, loadWithProgress, type ModelOptions } from './model'
+import { type ShowProgress, withProgress } from './progress'
+import { readPrompt } from './read-prompt'
 import { LinePrinter } from './run/line-printer'
 import {
   collaborationPrompt,
@@ -18,19 +19,15 @@ import {
   turnOpening,
   WORKER_NAMES,
 } from './run/prompt'
+import { type SamplingOptions, samplerOptions } from './sampling'
 import { colors, print, printJson } from './terminal'
 
-export interface RunCommandOptions extends ModelOptions {
+export interface RunCommandOptions extends ModelOptions, SamplingOptions {
   model: string
   workers: number
   layout: LayoutName
   share: boolean
   maxTokens: number
-  temperature: number
-  topK?: number
-  topP?: number
-  minP?: number
-  seed: number
   device: DeviceName
   capacity?: number
   context?: number
@@ -38,12 +35,14 @@ export interface RunCommandOptions extends ModelOptions {
 }
 
 export async function run(problem: string, options: RunCommandOptions): Promise<void> {
+  problem = await readPrompt(problem)
   const { device, layout, share, maxTokens, capacity, context } = options
   const names = WORKER_NAMES.slice(0, options.workers)
   const path = await findWithProgress(options.model, options)
   const tokenizer = await loadTokenizer(path)
   const encode = (text: string) => tokenizer.encodeSync(text, { addSpecialTokens: false })
   const model = await loadWithProgress(path, device, options)
+  let showPrefill: ShowProgress = () => {}
   try {
     await using session = runWorkers({
       model,
@@ -66,10 +65,23 @@ export async function run(problem: string, options: RunCommandOptions): Promise<
       stop: options.stop,
       maxTokens,
       capacity,
+      onPrefill: ({ tokens, totalTokens }) => showPrefill(tokens, totalTokens),
       context,
     })
     const printer = new LinePrinter(names)
-    for await (const event of session) {
+    const events = session[Symbol.asyncIterator]()
+    // The prompt is computed before the first event.
+    let next = await withProgress(
+      'reading the prompt',
+      'tokens',
+      options.quiet || options.json,
+      (show) => {
+        showPrefill = show
+        return events.next()
+      },
+    )
+    for (; !next.done; next = await events.next()) {
+      const event = next.value
       if (options.json) printJson(event)
       else if (event.type === 'token') printer.write(event.worker, event.text)
       else if (event.type === 'stop') {
@@ -92,16 +104,4 @@ function encodePrompt(tokenizer: Tokenizer, text: string): Promise<number[]> {
   return tokenizer.hasChatTemplate
     ? tokenizer.encodeChat([{ role: 'user', content: text }], { answerPrefix: RECORD_HEADING })
     : tokenizer.encode(`${text}\n\n${RECORD_HEADING}`)
-}
-
-/** The same for all but for the seed. */
-function samplerOptions(options: RunCommandOptions, index: number): SamplerOptions {
-  const { temperature, topK, topP, minP, seed } = options
-  return {
-    temperature,
-    seed: seed + index,
-    ...(topK !== undefined && { topK }),
-    ...(topP !== undefined && { topP }),
-    ...(minP !== undefined && { minP }),
-  }
 }

@@ -26,7 +26,12 @@ export function canDrawLive(): boolean {
 export const colors = pc.createColors(stdout.isTTY === true && pc.isColorSupported)
 
 export function print(line = ''): void {
-  stdout.write(`${line}\n`)
+  write(`${line}\n`)
+}
+
+/** A part of a line. */
+export function write(text: string): void {
+  stdout.write(text)
 }
 
 /** One line of JSON; what a terminal would obey stands in it as escapes. */

@@ -33,7 +33,7 @@ export interface Choice {
   entry: string
   /** To be there before the weights. */
   files: readonly string[]
-  /** The files of the weights, or the index that names them, which is one of `files`. */
+  /** The files of the weights, or the index that names them. */
   weights: readonly string[] | typeof INDEX_FILE
 }
 
@@ -57,7 +57,7 @@ export function chooseFiles(
     }
     if (paths.includes(SINGLE_FILE)) return { entry: '', files: small, weights: [SINGLE_FILE] }
     if (paths.includes(INDEX_FILE)) {
-      return { entry: '', files: [...small, INDEX_FILE], weights: INDEX_FILE }
+      return { entry: '', files: small, weights: INDEX_FILE }
     }
   }
   if (models.size === 0) {

@@ -231,25 +231,28 @@ async function bringAll(work: Work, cache: RepoCache, listing: Listing): Promise
   const where = `${settings.endpoint}/${name.repo}`
   const choice = chooseFiles(name, [...listing.files.keys()], files, where)
   const progress = new Progress(onProgress)
-  const bringThese = async (paths: readonly string[]) => {
-    const wanted = paths.map((path) => {
+  const filesOf = (paths: readonly string[]) =>
+    paths.map((path) => {
       const file = listing.files.get(path)
-      if (file === undefined)
-        throw new HogwildError(`${where} lacks ${path}`, 'HOGWILD_INVALID_MODEL')
-      return file
+      if (file !== undefined) return file
+      throw new HogwildError(`${where} lacks ${path}`, 'HOGWILD_INVALID_MODEL')
     })
-    progress.expect(wanted)
-    await checkRoom(settings.cacheFolder, await missingBytes(cache, commit, wanted))
-    await inParallel(wanted, signal, async (file, signal) => {
+  const bringThese = (wanted: readonly RemoteFile[]) =>
+    inParallel(wanted, signal, async (file, signal) => {
       await bring(new Connection(settings, name.repo, signal), cache, commit, file, progress.count)
     })
+  let { weights } = choice
+  if (weights === INDEX_FILE) {
+    const index = filesOf([INDEX_FILE])
+    progress.expect(index)
+    await bringThese(index)
+    weights = await readShardNames(cache.file(commit, INDEX_FILE))
   }
-  await bringThese(choice.files)
-  await bringThese(
-    choice.weights === INDEX_FILE
-      ? await readShardNames(cache.file(commit, INDEX_FILE))
-      : choice.weights,
-  )
+  const [small, large] = [filesOf(choice.files), filesOf(weights)]
+  progress.expect([...small, ...large])
+  await checkRoom(settings.cacheFolder, await missingBytes(cache, commit, [...small, ...large]))
+  await bringThese(small)
+  await bringThese(large)
   await cache.setCommit(name.revision, commit)
   progress.end()
   return join(cache.snapshot(commit), choice.entry)

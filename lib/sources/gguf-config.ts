@@ -137,7 +137,8 @@ function configJson(
   }
   for (const [key, field] of Object.entries({ ...COMMON_FIELDS, ...family.fields })) {
     const value = keys.get(key)
-    if (value !== undefined) json[field] = value
+    // Files of Phi-4 say so that there is no window.
+    if (value !== undefined) json[field] = field === 'sliding_window' && value === 0 ? null : value
   }
   const [hiddenSize, queryHeads, layers] = [
     keys.count('embedding_length'),
@@ -199,7 +200,7 @@ function readRope(keys: Fields, headDim: number, factors: RopeFactors): object {
   const rotaryDim = keys.count('rope.dimension_count', headDim)
   return {
     // transformers cuts the product with the head size off: it must not come out below.
-    ...(rotaryDim !== headDim && { partial_rotary_factor: (rotaryDim + 0.5) / headDim }),
+    partial_rotary_factor: rotaryDim === headDim ? 1 : (rotaryDim + 0.5) / headDim,
     rope_theta: keys.get('rope.freq_base'),
     rope_scaling: readScaling(keys, factors),
   }

@@ -133,7 +133,7 @@ export const GGUF_FAMILIES: Readonly<Record<string, GgufFamily>> = {
       attn_logit_softcapping: 'attn_logit_softcapping',
       final_logit_softcapping: 'final_logit_softcapping',
     },
-    unsaid: attentionScalar(46),
+    unsaid: (facts) => ({ ...attentionBias(facts), ...attentionScalar(46)(facts) }),
   },
   gemma3: {
     architecture: 'Gemma3ForCausalLM',
@@ -142,10 +142,11 @@ export const GGUF_FAMILIES: Readonly<Record<string, GgufFamily>> = {
     activation: 'gelu_pytorch_tanh',
     fields: {
       ...WINDOW,
+      'attention.sliding_window_pattern': 'sliding_window_pattern',
       'rope.freq_base_swa': 'rope_local_base_freq',
       final_logit_softcapping: 'final_logit_softcapping',
     },
-    unsaid: attentionScalar(62),
+    unsaid: (facts) => ({ ...attentionBias(facts), ...attentionScalar(62)(facts) }),
   },
   phi3: {
     architecture: 'Phi3ForCausalLM',
@@ -153,7 +154,7 @@ export const GGUF_FAMILIES: Readonly<Record<string, GgufFamily>> = {
     fields: WINDOW,
     fused: { 'attn_qkv.weight': ['q_proj', 'k_proj', 'v_proj'], ...GATE_AND_UP },
   },
-  olmo2: { architecture: 'Olmo2ForCausalLM', modelType: 'olmo2' },
+  olmo2: { architecture: 'Olmo2ForCausalLM', modelType: 'olmo2', unsaid: attentionBias },
   granite: {
     architecture: 'GraniteForCausalLM',
     modelType: 'granite',

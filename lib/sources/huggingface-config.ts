@@ -17,6 +17,7 @@ import type { Warnings } from '../warnings'
 import { eosTokenIds, readEosTokenIds, withinVocabulary } from './eos'
 import { Fields, isOff, unsupported } from './fields'
 import { readJson } from './files'
+import { readMlps } from './huggingface-experts'
 import { readRopes } from './huggingface-rope'
 
 const INVALID: HogwildErrorCode = 'HOGWILD_INVALID_MODEL'
@@ -64,11 +65,10 @@ const HARMLESS_FIELDS = [
 
 /** Fields of what hogwild does not compute, harmless only while they are off. */
 const OFF_FIELDS = [
-  ...['quantization_config', 'per_layer_config', 'pruned_heads'],
+  ...['per_layer_config', 'pruned_heads'],
   ...['is_encoder_decoder', 'add_cross_attention', 'cross_attention_hidden_size'],
-  ...['tie_encoder_decoder', 'num_experts', 'num_local_experts', 'rope_interleaved'],
-  ...['rope_interleave', 'use_mrope', 'use_bidirectional_attention', 'attention_chunk_size'],
-  ...['lm_head_bias'],
+  ...['tie_encoder_decoder', 'rope_interleaved', 'rope_interleave', 'use_mrope'],
+  ...['use_bidirectional_attention', 'attention_chunk_size', 'lm_head_bias'],
 ]
 
 export interface ConfigOptions {
@@ -132,7 +132,7 @@ function readLayers(fields: Fields, family: Family, headDim: number) {
   const { defaults, biases = {} } = family
   const has = (bias: Bias | undefined, field: string, byDefault = false) =>
     bias === 'option' ? fields.boolean(field, byDefault) : bias === true
-  const every: Omit<LayerSpec, 'rope' | 'window'> = {
+  const every: Omit<LayerSpec, 'rope' | 'window' | 'mlp'> = {
     norms: { input: true, attentionOutput: false, mlp: true, mlpOutput: false, ...family.norms },
     qkNorm: family.qkNorm ?? 'none',
     biases: {
@@ -141,14 +141,14 @@ function readLayers(fields: Fields, family: Family, headDim: number) {
       mlp: has(biases.mlp, 'mlp_bias'),
     },
     softcap: readSoftcap(fields, family, 'attention'),
-    sinks: false,
-    mlp: { type: 'dense', intermediateSize: fields.count('intermediate_size') },
+    sinks: family.sinks ?? false,
   }
   const unrotated = readUnrotated(fields, family, count)
   const windows = readWindows(fields, family, count, unrotated)
-  const layers = windows.map((window, i): LayerSpec => {
-    if (unrotated[i]) return { ...every, rope: -1, window }
-    return { ...every, rope: family.ropeByWindow && window > 0 ? 1 : 0, window }
+  const layers = readMlps(fields, family, count).map((mlp, i): LayerSpec => {
+    const window = windows[i] as number
+    if (unrotated[i]) return { ...every, mlp, rope: -1, window }
+    return { ...every, mlp, rope: family.ropeByWindow && window > 0 ? 1 : 0, window }
   })
   return { layers, ropes: readRopes(fields, headDim, family) }
 }
@@ -218,7 +218,20 @@ function readArchitecture(fields: Fields): Architecture {
 function judge(fields: Fields, family: Family): void {
   fields.passOver(HARMLESS_FIELDS)
   for (const field of OFF_FIELDS) fields.judge(field, isOff, 'models without it')
-  for (const field of family.unitFields ?? []) fields.judge(field, (value) => value === 1, '1')
+  // The tensors of the folder say what is stored so; a method that is not known is none of ours.
+  fields.judge(
+    'quantization_config',
+    (value) => isOff(value) || (family.sinks === true && isMxfp4(value)),
+    family.sinks ? 'models without it, mxfp4' : 'models without it',
+  )
+  for (const [field, value] of Object.entries(family.fixedFields ?? {})) {
+    fields.judge(field, (given) => given === value, describe(value))
+  }
+  if (family.experts === undefined) {
+    for (const field of ['num_experts', 'num_local_experts']) {
+      fields.judge(field, isOff, 'models without it')
+    }
+  }
   // transformers reads it by its truth: null turns the causal mask off.
   fields.judge('is_causal', (value) => value === true, 'causal attention (true)')
   const { qkv, o, mlp } = family.biases ?? {}
@@ -231,6 +244,15 @@ function judge(fields: Fields, family: Family): void {
 }
 
 type Heads = Pick<ModelConfig, 'hiddenSize' | 'queryHeads' | 'kvHeads' | 'headDim'>
+
+function isMxfp4(value: unknown): boolean {
+  return (
+    typeof value === 'object' &&
+    value !== null &&
+    'quant_method' in value &&
+    value.quant_method === 'mxfp4'
+  )
+}
 
 function readHeads(fields: Fields, family: Family): Heads {
   const hiddenSize = fields.count('hidden_size')
@@ -363,5 +385,5 @@ function readActivation(fields: Fields, family: Family): ModelConfig['activation
     const supported = Object.keys(ACTIVATIONS).join(', ')
     throw unsupported(`${fields.name(field)} = ${describe(name)}`, supported)
   }
-  return activation
+  return family.activation ?? activation
 }

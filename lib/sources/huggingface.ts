@@ -65,12 +65,13 @@ export function modelTensors(
   config: ModelConfig,
   tensors: ReadonlyMap<string, TensorEntry>,
 ): NativeTensor[] {
-  const { fused = {}, names = {}, interleavedRope } = FAMILIES[config.architecture]
+  const { fused = {}, names = {}, experts, interleavedRope } = FAMILIES[config.architecture]
   return tensorsByRole(config, tensors, {
     model: MODEL_FILES,
     layer: (i) => `model.layers.${i}.`,
     layers: { ...LAYER_FILES, ...names },
     fused,
+    experts: experts?.names,
     formats: STORED_FORMATS,
     interleaved: interleavedRope ? ROTATED_ROLES : [],
     isHarmless: (name) => HARMLESS_TENSOR.test(name),

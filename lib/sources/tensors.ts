@@ -2,11 +2,13 @@
 // slices of rows. What files call them is a table of each kind of source.
 
 import { HogwildError } from '../errors'
-import type { ModelConfig } from '../families'
-import { type Format, storedBytes } from '../formats'
+import type { ExpertNames, ModelConfig } from '../families'
+import { FORMATS, type Format, storedBytes } from '../formats'
 import type { NativeTensor } from '../native'
 import { layerRoles, modelRoles, type Role } from '../roles'
 import { describe } from '../validate'
+import { expertTensors, isOfExperts } from './experts'
+import { rowsOf, type StoredTensor } from './stored-tensor'
 
 /** Where one tensor lies and what it is. */
 export interface TensorEntry {
@@ -31,6 +33,8 @@ export interface TensorNames {
   layers: Readonly<Record<string, string>>
   /** Tensors of a layer that hold several roles, top to bottom. */
   fused: Readonly<Record<string, readonly string[]>>
+  /** Where the family has a mixture of experts. */
+  experts?: ExpertNames | undefined
   formats: Readonly<Record<string, Format>>
   /** Roles of a layer whose heads have RoPE pairs as neighbours. */
   interleaved: readonly string[]
@@ -45,16 +49,6 @@ export const ROTATED_ROLES = ['q_proj', 'q_bias', 'k_proj', 'k_bias']
 
 /** How many unknown tensors a message names. */
 const MAX_NAMED = 10
-
-/** One tensor of the files: the name there, and the roles it fills, top to bottom. */
-interface Wanted {
-  file: string
-  roles: readonly LocatedRole[]
-}
-
-interface LocatedRole extends Role {
-  interleaved?: { headDim: number; rotaryDim: number }
-}
 
 /**
  * Every tensor that a model of this configuration computes with. Vectors have rows = 1. Each tensor of the files
@@ -73,6 +67,7 @@ export function tensorsByRole(
   for (const wanted of wantedTensors(config, tensors, names)) {
     found.push(...locate(wanted, tensors, names))
     used.add(wanted.file)
+    if (wanted.exponents) used.add(wanted.exponents.file)
   }
   refuseUnknown(config, used, tensors, names)
   return found
@@ -82,35 +77,52 @@ function* wantedTensors(
   config: ModelConfig,
   tensors: ReadonlyMap<string, TensorEntry>,
   names: TensorNames,
-): Generator<Wanted> {
+): Generator<StoredTensor> {
   for (const role of modelRoles(config)) {
     const file = names.model[role.name] as string
     // A stored output matrix counts, even where the configuration calls it tied: it may be another one.
     if (role.name === 'lm_head' && config.tiedEmbeddings && !tensors.has(file)) continue
-    yield { file, roles: [role] }
+    yield rowsOf(file, [role])
   }
   for (const [i, layer] of config.layers.entries()) {
     const rotaryDim = config.ropes[Math.max(layer.rope, 0)]?.rotaryDim ?? config.headDim
     const interleaved = { headDim: config.headDim, rotaryDim }
-    const located = (role: Role): LocatedRole => ({
-      ...role,
-      name: `layers.${i}.${role.name}`,
-      ...(names.interleaved.includes(role.name) && { interleaved }),
-    })
-    for (const { file, roles } of layerFiles(names, layerRoles(config, layer))) {
-      yield { file: names.layer(i) + file, roles: roles.map(located) }
+    const has = (file: string) => tensors.has(names.layer(i) + file)
+    for (const tensor of layerTensors(names, layerRoles(config, layer), has)) {
+      const { file, parts, exponents } = tensor
+      yield {
+        ...tensor,
+        file: names.layer(i) + file,
+        ...(exponents && { exponents: { ...exponents, file: names.layer(i) + exponents.file } }),
+        parts: parts.map(({ role, ...part }) => ({
+          ...part,
+          role: { ...role, name: `layers.${i}.${role.name}` },
+          ...(names.interleaved.includes(role.name) && { interleaved }),
+        })),
+      }
     }
   }
 }
 
 /** The files' tensors of one layer, without what comes before their names. */
-function layerFiles(names: TensorNames, roles: readonly Role[]): Wanted[] {
+function layerTensors(
+  names: TensorNames,
+  roles: readonly Role[],
+  has: (file: string) => boolean,
+): StoredTensor[] {
   const files = new Map<string, Role[]>()
+  const ofExperts: Role[] = []
   for (const role of roles) {
+    if (names.experts && isOfExperts(role)) {
+      ofExperts.push(role)
+      continue
+    }
     const file = layerFile(names, role.name)
     files.set(file, [...(files.get(file) ?? []), role])
   }
-  return Array.from(files, ([file, parts]) => ({ file, roles: parts }))
+  const tensors = Array.from(files, ([file, parts]) => rowsOf(file, parts))
+  if (names.experts) tensors.push(...expertTensors(names.experts, ofExperts, has))
+  return tensors
 }
 
 function layerFile({ fused, layers }: TensorNames, role: string): string {
@@ -119,12 +131,37 @@ function layerFile({ fused, layers }: TensorNames, role: string): string {
 }
 
 function locate(
-  wanted: Wanted,
+  { file, shape, parts, exponents }: StoredTensor,
   tensors: ReadonlyMap<string, TensorEntry>,
-  { formats, described }: TensorNames,
+  names: TensorNames,
 ): NativeTensor[] {
-  const { file, roles } = wanted
-  const [{ cols, isVector }] = roles as [Role]
+  const formats = exponents ? MXFP4_BYTES : names.formats
+  const { path, offset: begin, format } = find(file, shape, formats, tensors, names)
+  const second = exponents && find(exponents.file, exponents.shape, formats, tensors, names)
+  return parts.map(({ role: { name, rows, cols }, offset: elements, ...order }) => {
+    if (second === undefined) {
+      const offset = begin + storedBytes(format, 1, elements)
+      return { name, path, offset, format, rows, cols, ...order }
+    }
+    const offset = second.offset + elements / FORMATS.mxfp4.elements
+    return {
+      ...{ name, path, offset: begin + elements / 2, format, rows, cols, ...order },
+      exponents: { path: second.path, offset },
+    }
+  })
+}
+
+/** Codes and exponents of mxfp4 in a folder. */
+const MXFP4_BYTES = { U8: 'mxfp4' } as const
+
+/** Where a tensor lies that has this shape and one of these formats. */
+function find(
+  file: string,
+  expected: readonly number[],
+  formats: Readonly<Record<string, Format>>,
+  tensors: ReadonlyMap<string, TensorEntry>,
+  { described }: TensorNames,
+): { path: string; offset: number; format: Format } {
   const entry = tensors.get(file)
   if (entry === undefined)
     throw new HogwildError(`tensor "${file}" is missing`, 'HOGWILD_INVALID_MODEL')
@@ -137,20 +174,13 @@ function locate(
       'HOGWILD_UNSUPPORTED',
     )
   }
-  const rows = roles.reduce((sum, role) => sum + role.rows, 0)
-  const expected = isVector ? [cols] : [rows, cols]
   if (shape.length !== expected.length || shape.some((size, i) => size !== expected[i])) {
     throw new HogwildError(
       `${path}: tensor "${file}" is [${shape}], and [${expected}] by ${described}`,
       'HOGWILD_INVALID_MODEL',
     )
   }
-  let row = 0
-  return roles.map(({ name, rows, interleaved }) => {
-    const start = offset + storedBytes(format, row, cols)
-    row += rows
-    return { name, path, offset: start, format, rows, cols, ...(interleaved && { interleaved }) }
-  })
+  return { path, offset, format }
 }
 
 function refuseUnknown(

@@ -35,6 +35,12 @@ export interface WorkerSpec {
   stop?: readonly string[] | undefined
 }
 
+export interface PrefillProgress {
+  /** Of the prompt that are in the cache. */
+  tokens: number
+  totalTokens: number
+}
+
 export interface RunOptions {
   model: Model
   /** The common block that every view begins with. May be empty. */
@@ -70,6 +76,8 @@ export interface RunOptions {
   context?: number | undefined
   /** What happens when a view is longer than the model's context; default: as the model was loaded with. */
   beyondContext?: BeyondContext | undefined
+  /** Called while the prompt is computed, piece by piece, and at its end. What it throws ends the run. */
+  onPrefill?: ((progress: PrefillProgress) => void) | undefined
   /** For the text of token events. */
   tokenizer?: Tokenizer | undefined
   /** Ends the run: the iterator throws HOGWILD_ABORTED with the signal's reason as `cause`. */
@@ -91,6 +99,7 @@ const RUN_KEYS = optionKeys<RunOptions>()({
   capacity: true,
   context: true,
   beyondContext: true,
+  onPrefill: true,
   tokenizer: true,
   signal: true,
 })
@@ -107,7 +116,7 @@ const WORKER_KEYS = optionKeys<WorkerSpec>()({
 /** RunOptions that were checked and copied, but for the workers' specs. */
 export type RunSettings = Pick<
   RunOptions,
-  | ('model' | 'capacity' | 'context' | 'turnEnds' | 'turnHeader' | 'tokenizer')
+  | ('model' | 'capacity' | 'context' | 'turnEnds' | 'turnHeader' | 'onPrefill' | 'tokenizer')
   | ('signal' | 'beyondContext')
 > & {
   layout: LayoutName
@@ -135,7 +144,16 @@ export interface WorkerSettings {
 /** Throws HOGWILD_INVALID_ARGUMENT. */
 export function checkRunOptions(options: RunOptions): RunSettings {
   options = checkOptions(options, 'options', RUN_KEYS)
-  const { tokenizer, turnEnds, turnHeader, stopTokens, capacity, context, beyondContext } = options
+  const {
+    tokenizer,
+    turnEnds,
+    turnHeader,
+    onPrefill,
+    stopTokens,
+    capacity,
+    context,
+    beyondContext,
+  } = options
   const model = checkInstance(options.model, 'options.model', Model)
   const { vocabSize } = model.config
   if (tokenizer !== undefined) checkInstance(tokenizer, 'options.tokenizer', Tokenizer)
@@ -157,6 +175,7 @@ export function checkRunOptions(options: RunOptions): RunSettings {
     sharedHeader,
     turnEnds,
     turnHeader,
+    onPrefill: checkOptionalFunction(onPrefill, 'options.onPrefill'),
     beyondContext,
     share: checkBoolean(options.share ?? true, 'options.share'),
     prompt: checkTokens(options.prompt, 'options.prompt', vocabSize),

@@ -29,6 +29,9 @@ export interface StopOptions {
   append?: ArrayLike<number> | undefined
 }
 
+/** Tokens of a prompt that are computed at once: a step cuts longer inputs into pieces of this size itself. */
+const PREFILL_PIECE = 512
+
 const STOP_KEYS = optionKeys<StopOptions>()({ append: true })
 
 /**
@@ -183,7 +186,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   }
 
   async *#run(): AsyncGenerator<WorkerEvent, void, void> {
-    const { model, capacity, context, signal, prompt, sharedHeader } = this.#settings
+    const { model, capacity, context, signal, prompt, sharedHeader, onPrefill } = this.#settings
     let cache: Cache | undefined
     let forget = () => {}
     try {
@@ -192,7 +195,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
       forget = onAbort(signal, () => this.#abort.abort())
       this.#stopTokens = this.#findStopTokens()
       cache = model.createCache({ capacity, context, onWarning: this.#onWarning })
-      const common = await this.#prefilled(cache, prompt)
+      const common = await this.#prefilled(cache, prompt, onPrefill)
       const shared = await this.#headerBlock(cache, sharedHeader)
       const blocks = { cache, common, shared }
       while (this.#workers.some(({ state }) => state.name !== 'stopped')) {
@@ -393,16 +396,25 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   }
 
   /** A block with these tokens, computed on their own. */
-  async #prefilled(cache: Cache, tokens: Int32Array): Promise<Block> {
+  async #prefilled(
+    cache: Cache,
+    tokens: Int32Array,
+    onProgress?: RunOptions['onPrefill'],
+  ): Promise<Block> {
     const { model, beyondContext } = this.#settings
     const block = cache.createBlock()
-    if (tokens.length > 0) {
-      await model.prefill(block, tokens, {
+    if (tokens.length > PREFILL_PIECE) {
+      // Where there is no room for all of them, none is computed.
+      cache.beginPass([{ view: { blocks: [block] }, tokens: tokens.length }]).abort()
+    }
+    for (let begin = 0; begin < tokens.length; begin += PREFILL_PIECE) {
+      await model.prefill(block, tokens.subarray(begin, begin + PREFILL_PIECE), {
         sampler: null,
         signal: this.#abort.signal,
         beyondContext,
         onWarning: this.#onWarning,
       })
+      onProgress?.({ tokens: block.length, totalTokens: tokens.length })
     }
     return block
   }

@@ -47,8 +47,13 @@ LayerSpec read_layer(const Argument& options) {
   layer.window = options.property("window").integer(0, INT32_MAX);
   layer.softcap = static_cast<float>(options.property("softcap").number());
   const Argument mlp = options.property("mlp");
-  mlp.property("type").one_of<bool>({{"dense", true}});
   layer.intermediate_size = mlp.property("intermediateSize").integer(1, INT32_MAX);
+  if (mlp.property("type").one_of<bool>({{"dense", false}, {"experts", true}})) {
+    layer.experts = {.count = mlp.property("count").integer(1, INT32_MAX),
+                     .used = mlp.property("used").integer(1, INT32_MAX),
+                     .normalized = mlp.property("normalized").boolean(),
+                     .router_bias = mlp.property("routerBias").boolean()};
+  }
   return layer;
 }
 
@@ -84,6 +89,16 @@ TensorSource read_tensor(const Argument& tensor) {
   if (!interleaved.is_undefined()) {
     source.interleaved = {.head_dim = interleaved.property("headDim").size(),
                           .rotary_dim = interleaved.property("rotaryDim").size()};
+  }
+  const Argument strides = tensor.property("strides");
+  if (!strides.is_undefined()) {
+    source.row_stride = strides.property("row").size();
+    source.col_stride = strides.property("col").size();
+  }
+  const Argument exponents = tensor.property("exponents");
+  if (!exponents.is_undefined()) {
+    source.exponents = {.path = exponents.property("path").string(),
+                        .offset = static_cast<std::uint64_t>(exponents.property("offset").count())};
   }
   return source;
 }
@@ -126,6 +141,8 @@ class LoadTask : public PromiseTask {
 
 // ---- step -----------------------------------------------------------------------------------------
 
+constexpr std::int64_t kMaxTopLogprobs = 1024;
+
 // NativeStepWorker of lib/native.ts.
 struct StepWorkerArguments {
   WorkerViewArguments view;
@@ -133,13 +150,15 @@ struct StepWorkerArguments {
   LogitsWanted logits;
   std::optional<SamplerArguments> sampler;
   bool logprob;
+  std::int64_t top_logprobs;
 
   explicit StepWorkerArguments(const Argument& worker)
       : view(worker),
         tokens(worker.property("tokens").int32s()),
         logits(worker.property("logits").one_of<LogitsWanted>(
             {{"none", LogitsWanted::kNone}, {"last", LogitsWanted::kLast}, {"all", LogitsWanted::kAll}})),
-        logprob(worker.property("logprob").boolean()) {
+        logprob(worker.property("logprob").boolean()),
+        top_logprobs(worker.property("topLogprobs").integer(0, kMaxTopLogprobs)) {
     const Argument options = worker.property("sampler");
     if (!options.is_null()) sampler.emplace(options);
   }
@@ -168,15 +187,22 @@ class StepTask : public PromiseTask {
       if (from.sampler) {
         worker.sampler = from.sampler->row;
         worker.forbidden = std::move(from.sampler->forbidden);
+        worker.penalty_scope = from.sampler->scope;
+        worker.penalty_last_n = from.sampler->last_n;
+        worker.top_logprobs = std::min(from.top_logprobs, vocab);
       }
       std::int64_t rows = 0;
       if (worker.logits == LogitsWanted::kLast) rows = 1;
       if (worker.logits == LogitsWanted::kAll) rows = static_cast<std::int64_t>(worker.tokens.size());
       auto logits = new_float32_array(env, rows * vocab);
-      logits_.push_back(logits.Data());
+      auto top_tokens = new_int32_array(env, worker.top_logprobs);
+      auto top_logprobs = new_float32_array(env, worker.top_logprobs);
+      arrays_.push_back({logits.Data(), top_tokens.Data(), top_logprobs.Data()});
       logprobs_.push_back(worker.logprob);
       auto result = Napi::Object::New(env);
       result.Set("logits", logits);
+      result.Set("topTokens", top_tokens);
+      result.Set("topLogprobs", top_logprobs);
       results.Set(static_cast<std::uint32_t>(workers_.size() - 1), result);
     }
     keep(results);
@@ -189,8 +215,13 @@ class StepTask : public PromiseTask {
     if (!step_->advance(cancelled)) return;
     output_ = std::move(step_->result());
     step_.reset();
-    for (std::size_t i = 0; i < logits_.size(); i++) {
-      std::copy(output_.workers[i].logits.begin(), output_.workers[i].logits.end(), logits_[i]);
+    for (std::size_t i = 0; i < arrays_.size(); i++) {
+      const StepResult::Worker& from = output_.workers[i];
+      std::copy(from.logits.begin(), from.logits.end(), arrays_[i].logits);
+      for (std::size_t rank = 0; rank < from.top.size(); rank++) {
+        arrays_[i].top_tokens[rank] = from.top[rank].token;
+        arrays_[i].top_logprobs[rank] = from.top[rank].logprob;
+      }
     }
   } catch (...) {
     step_.reset();
@@ -212,11 +243,18 @@ class StepTask : public PromiseTask {
   }
 
  private:
+  // Memory of the arrays in kept().
+  struct Arrays {
+    float* logits;
+    std::int32_t* top_tokens;
+    float* top_logprobs;
+  };
+
   std::shared_ptr<Transformer> transformer_;
   std::shared_ptr<KvCache> cache_;
   CacheLease lease_;
   std::vector<StepWorker> workers_;  // until the step begins
-  std::vector<float*> logits_;       // memory of the arrays in kept(), one per worker
+  std::vector<Arrays> arrays_;       // one per worker
   std::vector<bool> logprobs_;       // which workers want theirs
   std::unique_ptr<Step> step_;
   StepResult output_;

@@ -148,9 +148,10 @@ Napi::Value op_rms_norm(const Napi::CallbackInfo& info) {
   params.eps = static_cast<float>(eps);
   params.rows = static_cast<std::int64_t>(x.size() / weight.size());
   params.cols = static_cast<std::int64_t>(weight.size());
-  params.out = scratch.allocate<float>(x.size());
+  float* result = scratch.allocate<float>(x.size());
+  params.out = result;
   device.rms_norm(params);
-  scratch.download(out, params.out);
+  scratch.download(out, result);
   return out;
 }
 
@@ -196,8 +197,7 @@ Napi::Value op_matmul(const Napi::CallbackInfo& info) {
   WeightStorage storage;
   for (std::size_t i = 0; i < weights.size(); i++) {
     const Weight& weight = weights[i];
-    params.outputs[i].weight =
-        device.upload_weight(weight_source(weight.data, weight.format, weight.rows, k), storage);
+    params.outputs[i].weight = device.upload_weight(weight_source(weight.data, weight.format, weight.rows, k), storage);
     params.outputs[i].bias = scratch.upload(weight.bias);
     params.outputs[i].y = scratch.allocate<float>(results[i].ElementLength());
   }
@@ -224,16 +224,17 @@ Napi::Value op_gated_activation(const Napi::CallbackInfo& info) {
   params.up = scratch.upload(up);
   params.n = static_cast<std::int64_t>(gate.size());
   params.activation = activation;
-  params.out = scratch.allocate<float>(gate.size());
+  float* result = scratch.allocate<float>(gate.size());
+  params.out = result;
   device.gated_activation(params);
-  scratch.download(out, params.out);
+  scratch.download(out, result);
   return out;
 }
 
 Napi::Value op_sample(const Napi::CallbackInfo& info) {
   struct Row {
     SamplerArguments sampler;
-    std::vector<std::int32_t> seen;
+    std::vector<std::int32_t> seen, counts;
   };
 
   const Napi::Env env = info.Env();
@@ -247,7 +248,7 @@ Napi::Value op_sample(const Napi::CallbackInfo& info) {
         if (id < 0 || id >= vocab) ids.refuse("ids from 0 to " + std::to_string(vocab - 1));
       }
     };
-    Row read{SamplerArguments(row), row.property("seen").int32s()};
+    Row read{SamplerArguments(row), row.property("seen").int32s(), row.property("counts").int32s()};
     check(row.property("seen"), read.seen);
     check(row.property("forbidden"), read.sampler.forbidden);
     return read;
@@ -265,6 +266,7 @@ Napi::Value op_sample(const Napi::CallbackInfo& info) {
     rows.push_back(row.sampler.row);
     rows.back().logits_row = static_cast<std::int64_t>(rows.size()) - 1;
     rows.back().seen = row.seen;
+    rows.back().counts = row.counts;
     rows.back().forbidden = row.sampler.forbidden;
   }
   SampleParams params;

@@ -410,6 +410,7 @@ Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
   if (query_heads % cache->shape().kv_heads != 0) {
     heads.refuse("a multiple of " + std::to_string(cache->shape().kv_heads) + " (kvHeads)");
   }
+  const ExternalBuffers external = ExternalArguments(buffers, *pass->open()).external;
   const AttentionParams params{.shape = cache->shape(),
                                .layer = {},
                                .query_heads = query_heads,
@@ -417,14 +418,15 @@ Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
                                .q = ExternalArguments::buffer(buffers, "q"),
                                .out = ExternalArguments::buffer(buffers, "out"),
                                .lse = static_cast<float*>(ExternalArguments::address(buffers, "lse")),
-                               .buffers = ExternalArguments(buffers, *pass->open()).external};
+                               .buffers = external,
+                               .out_dtype = external.dtype};
   const auto attend = [params](Device& device, const DeviceStep& step, const KvLayer& storage,
                                const ChunkedPlan::Chunk& chunk) {
     const std::int64_t first = chunk.first * params.query_heads * params.shape.head_dim;
     AttentionParams part = params;
     part.layer = storage;
     part.q = advance(params.q, params.buffers.dtype, first);
-    part.out = advance(params.out, params.buffers.dtype, first);
+    part.out = advance(params.out, params.out_dtype, first);
     if (part.lse != nullptr) part.lse += chunk.first * params.query_heads;
     device.attention(step, part);
   };

@@ -13,4 +13,7 @@ constexpr bool is_supported_head_dim(std::int64_t head_dim) {
   return head_dim >= kHeadDimMultiple && head_dim <= kMaxHeadDim && head_dim % kHeadDimMultiple == 0;
 }
 
+// Experts of a layer: many times those of the largest known model.
+inline constexpr std::int64_t kMaxExperts = 4096;
+
 }  // namespace hogwild

@@ -52,8 +52,8 @@ struct WeightSource {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   InterleavedHeads interleaved = {};  // quantised formats only
-  // Whether a device may arrange a quantised matrix anew in memory of its own. Else, and where it computes in the host's
-  // memory, it reads `data` in each product; rows are in order then.
+  // Whether a device may arrange a quantised matrix anew in memory of its own. Else, and where it computes in the
+  // host's memory, it reads `data` in each product; rows are in order then.
   bool repack = true;
 };
 
@@ -76,12 +76,13 @@ enum class Feature : std::uint8_t {
   kAdd,           // AddParams
   kSoftcap,       // SoftcapParams
   kSeveralRopes,  // rope tables that differ between layers, or layers without one
+  kExperts,       // ExpertsParams
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
-// `kv_padding`, `check_attention`, `own_memory`, `free_memory` and, where `own_memory` is 0, `allocate`: these may come
-// from any thread. Ops may be asynchronous on the device; `synchronize` waits for all of them. `download` waits by
-// itself.
+// `kv_padding`, `check_attention`, `check_sampler`, `product_input`, `own_memory`, `free_memory` and, where
+// `own_memory` is 0, `allocate`: these may come from any thread. Ops may be asynchronous on the device; `synchronize`
+// waits for all of them. `download` waits by itself.
 class Device {
  public:
   virtual ~Device() = default;
@@ -90,6 +91,10 @@ class Device {
 
   // What it lacks is refused by name when a model is loaded or a cache is made.
   virtual bool has(Feature) const { return true; }
+
+  // Throws kUnsupported, naming what is supported, where the device cannot sample so. For whoever begins a step;
+  // `sample` refuses the same.
+  virtual void check_sampler(const SampleParams::Row&) const {}
 
   // Elements to be added to each row of a cache of this shape (KvShape::padding). Throws kUnsupported, naming
   // what is supported, where the device cannot keep such a cache.
@@ -116,6 +121,10 @@ class Device {
   // result is in use; else the copy is in `storage`, and complete after synchronize(). Throws kUnsupported, naming what
   // is supported, for formats that the device does not have.
   virtual Matrix upload_weight(const WeightSource& source, WeightStorage& storage) = 0;
+
+  // What ops before a product with these weights write for it (`out_dtype`, `x_dtype`): where the device rounds x, it
+  // is rounded there, once, and read in its 16 bits. A product takes x in f32 too.
+  virtual Dtype product_input(Format) const { return Dtype::kF32; }
 
   // Makes a step readable by ops. What `step` points to stays where it is and unchanged while the result is in use;
   // a device with memory of its own copies it. Any number of steps may be in use, of this device only.
@@ -145,6 +154,7 @@ class Device {
   virtual void gated_activation(const GatedActivationParams& params) = 0;
   virtual void add(const AddParams& params) = 0;
   virtual void softcap(const SoftcapParams& params) = 0;
+  virtual void experts(const ExpertsParams& params) = 0;
   virtual void kv_append(const DeviceStep& step, const KvAppendParams& params) = 0;
   virtual void attention(const DeviceStep& step, const AttentionParams& params) = 0;
   virtual void kv_move(const KvMoveParams& params) = 0;

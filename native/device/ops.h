@@ -1,11 +1,13 @@
 // The contract between the model and a device: one plain parameter struct per op.
 //
-// The CPU device and the CUDA launchers take the same structs. Activations are f32 and row-major;
-// weights and the KV cache keep their own dtype. On the CPU every op is batch-invariant: what it
-// computes for one row (one new token) does not depend, to the last bit, on how many other rows there
-// are, on their order, or on the number of threads. On CUDA every op except attention is batch-invariant up to 64 rows.
-// Where the hardware multiplies 16 bits with 16 bits (CUDA, AVX512_BF16), the other operand of a weight, key or value
-// of that dtype is rounded to it first; sums are f32.
+// The CPU device and the CUDA launchers take the same structs. Activations are row-major and f32, but for what the next
+// op is a product of: that may be as Device::product_input says. Weights and the KV cache keep their own dtype. On the
+// CPU every op is batch-invariant: what it computes for one row (one new token) does not depend, to the last bit, on
+// how many other rows there are, on their order, or on the number of threads. On CUDA every op except attention is
+// batch-invariant up to 64 rows. Where the hardware multiplies 16 bits with 16 bits (CUDA, AVX512_BF16), the other
+// operand of a weight, key or value of that dtype is rounded to it first; sums are f32.
+// For quantised weights x is rounded to integers of 15 bits with a scale per row and 32 columns
+// (device/cpu/quant_kernels.h).
 #pragma once
 
 #include <cstdint>
@@ -32,7 +34,8 @@ struct RmsNormParams {
   float eps = 0;
   std::int64_t rows = 0;
   std::int64_t cols = 0;
-  float* out = nullptr;  // [rows, cols], may be x
+  void* out = nullptr;  // [rows, cols], may be x where it is f32
+  Dtype out_dtype = Dtype::kF32;
 };
 
 // y_i = x W_i^T + b_i for up to three matrices that read the same x: (q, k, v), (gate, up), or one.
@@ -46,22 +49,32 @@ struct MatmulParams {
   };
   static constexpr int kMaxOutputs = 3;
 
-  const float* x = nullptr;  // [rows, k]
+  const void* x = nullptr;  // [rows, k]
+  Dtype x_dtype = Dtype::kF32;
   std::int64_t rows = 0;
   std::int64_t k = 0;
   int n_outputs = 0;
   Output outputs[kMaxOutputs];
 };
 
-enum class Activation : std::uint8_t { kSilu, kGeluTanh };
+enum class Activation : std::uint8_t {
+  kSilu,
+  kGeluTanh,
+  // gpt-oss: gate' * sigmoid(kSwigluAlpha * gate') * (up' + 1), where gate' = min(gate, kSwigluLimit) and up' is up
+  // held within -kSwigluLimit and kSwigluLimit
+  kClampedSwiglu,
+};
+inline constexpr float kSwigluAlpha = 1.702f;
+inline constexpr float kSwigluLimit = 7;
 
-// out = activation(gate) * up
+// out = activation(gate) * up, or as said at the activation
 struct GatedActivationParams {
   const float* gate = nullptr;  // [n]
   const float* up = nullptr;    // [n]
   std::int64_t n = 0;
   Activation activation = Activation::kSilu;
-  float* out = nullptr;  // [n], may be gate
+  void* out = nullptr;  // [n], may be gate where it is f32
+  Dtype out_dtype = Dtype::kF32;
 };
 
 // x += scale * y
@@ -79,6 +92,45 @@ struct SoftcapParams {
   float scale = 1;
   float softcap = 0;
 };
+
+// ---- mixture of experts ---------------------------------------------------------------------------
+
+// down(activation(gate(x), up(x))). H hidden size, F intermediate size.
+struct FeedForward {
+  Matrix gate_proj, up_proj;         // [F, H]
+  Matrix down_proj;                  // [H, F]
+  const float* gate_bias = nullptr;  // [F] or null
+  const float* up_bias = nullptr;    // [F] or null
+  const float* down_bias = nullptr;  // [H] or null
+};
+
+// out[r] += sum over the `used` experts e with the greatest router logits of row r of
+//   weight(r, e) * (down_e activation(gate_e x[r], up_e x[r]))
+// Of equal logits that of the lower index counts as greater. The weights are the softmax of the row's logits:
+// over all experts, or with `normalized` over those used (Mixtral; gpt-oss, whose order of top-k and softmax
+// comes to the same). A row whose logits hold NaN or +infinity gets NaN weights.
+//
+// Each matrix is read from memory once for all rows that go to its expert. What a row gets does not depend on the
+// other rows: its experts are summed in f32 in descending order of their logits, then added to out.
+struct ExpertsParams {
+  const float* x = nullptr;              // [rows, H]
+  const float* router_logits = nullptr;  // [rows, E]
+  std::int64_t rows = 0;
+  std::int64_t hidden = 0;               // H
+  std::int64_t intermediate = 0;         // F
+  std::span<const FeedForward> experts;  // [E], host memory
+  std::int64_t used = 0;                 // in [1, E]
+  bool normalized = false;
+  Activation activation = Activation::kSilu;
+  float* scratch = nullptr;  // [experts_scratch_floats(...)]
+  float* out = nullptr;      // [rows, H], not x
+};
+
+// Inputs of all (row, expert) pairs, overwritten by their outputs, and gate and up.
+constexpr std::int64_t experts_scratch_floats(std::int64_t rows, std::int64_t used, std::int64_t hidden,
+                                              std::int64_t intermediate) {
+  return rows * used * (hidden + 2 * intermediate);
+}
 
 // ---- the KV cache as devices see it ---------------------------------------------------------------
 
@@ -188,7 +240,7 @@ class DeviceStep {
 
 // Whose activations an op of the cache reads and writes: an engine may keep its own on the device.
 struct ExternalBuffers {
-  Dtype dtype = Dtype::kF32;  // the CPU device has kernels for f32 only
+  Dtype dtype = Dtype::kF32;  // of q, k and v: the CPU device has kernels for f32 only
   void* stream = nullptr;     // cudaStream_t on which they are made and used; null: the device's own order
   bool is_external = false;   // an engine's: the device checks that the addresses are of its memory
 };
@@ -223,6 +275,7 @@ struct AttentionParams {
   void* out = nullptr;           // [T, Hq, D]
   float* lse = nullptr;          // [T, Hq] or null: f32
   ExternalBuffers buffers = {};  // of q and out
+  Dtype out_dtype = Dtype::kF32;
 };
 
 // Copies runs of tokens inside one layer's pool; keys are turned on the way by row `rope_row` of the
@@ -254,7 +307,8 @@ struct KvReadParams {
 // ---- sampling -------------------------------------------------------------------------------------
 
 // logits -> token, one row at a time. Order: forbidden, repetition penalty (Keskar et al. 2019,
-// arXiv 1909.05858), temperature, top-k, top-p (Holtzman et al. 2020, arXiv 1904.09751), min-p
+// arXiv 1909.05858), presence and frequency penalties (OpenAI's: both are subtracted, the second once for each time
+// that the id was seen), temperature, top-k, top-p (Holtzman et al. 2020, arXiv 1904.09751), min-p
 // (Nguyen et al. 2024, arXiv 2407.01082), then one draw. The random number of a draw is a function
 // of (seed, draw) alone, so it does not depend on other rows.
 struct SampleParams {
@@ -265,7 +319,10 @@ struct SampleParams {
     float top_p = 1;                          // 1: off
     float min_p = 0;                          // 0: off
     float repetition_penalty = 1;             // 1: off
-    std::span<const std::int32_t> seen;       // ids that the repetition penalty applies to
+    float presence_penalty = 0;               // 0: off
+    float frequency_penalty = 0;              // 0: off
+    std::span<const std::int32_t> seen;       // ids that the penalties apply to
+    std::span<const std::int32_t> counts;     // how often each of them was seen; empty: once
     std::span<const std::int32_t> forbidden;  // ids that never come out
     std::uint64_t seed = 0;
     std::uint64_t draw = 0;
@@ -284,7 +341,7 @@ enum class SampleStatus : std::int32_t {
   kOk,
   kNotANumber,        // the logits contain NaN or +infinity
   kNothingFinite,     // no logit is finite
-  kPenaltyOverflows,  // a logit becomes infinite under the repetition penalty
+  kPenaltyOverflows,  // a logit becomes infinite under a penalty
   kAllForbidden,      // every token with a finite logit is forbidden
 };
 

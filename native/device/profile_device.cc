@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/panels.h"
+#include "device/experts.h"
 
 namespace hogwild {
 namespace {
@@ -90,6 +91,25 @@ void ProfileDevice::add(const AddParams& p) {
 
 void ProfileDevice::softcap(const SoftcapParams& p) {
   measure({"softcap", 0, 0}, 0, [&] { device_->softcap(p); });
+}
+
+void ProfileDevice::experts(const ExpertsParams& p) {
+  const std::size_t n_experts = p.experts.size();
+  std::vector<float> logits(static_cast<std::size_t>(p.rows) * n_experts);
+  device_->download(logits.data(), p.router_logits, logits.size() * sizeof(float));
+  std::vector<std::int32_t> chosen(static_cast<std::size_t>(p.used));
+  std::vector<bool> active(n_experts);
+  for (std::size_t at = 0; at < logits.size(); at += n_experts) {
+    select_experts(std::span(logits).subspan(at, n_experts), chosen);
+    for (const std::int32_t expert : chosen) active[static_cast<std::size_t>(expert)] = true;
+  }
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i < n_experts; ++i) {
+    if (!active[i]) continue;
+    const FeedForward& expert = p.experts[i];
+    for (const Matrix& weight : {expert.gate_proj, expert.up_proj, expert.down_proj}) bytes += matrix_bytes(weight);
+  }
+  measure({"experts", p.hidden, p.intermediate}, bytes, [&] { device_->experts(p); });
 }
 
 void ProfileDevice::kv_append(const DeviceStep& step, const KvAppendParams& p) {

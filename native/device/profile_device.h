@@ -42,8 +42,10 @@ class ProfileDevice final : public Device {
     return device_->upload_weight(source, storage);
   }
   std::int64_t kv_padding(const KvShape& shape) const override { return device_->kv_padding(shape); }
+  void check_sampler(const SampleParams::Row& row) const override { device_->check_sampler(row); }
   void check_attention(const AttentionParams& params) const override { device_->check_attention(params); }
   std::unique_ptr<DeviceStep> upload(const StepView& step) override { return device_->upload(step); }
+  Dtype product_input(Format weights) const override { return device_->product_input(weights); }
   double measure_read_bandwidth(std::size_t bytes) override { return device_->measure_read_bandwidth(bytes); }
 
   void embedding(const DeviceStep& step, const EmbeddingParams& params) override;
@@ -52,6 +54,7 @@ class ProfileDevice final : public Device {
   void gated_activation(const GatedActivationParams& params) override;
   void add(const AddParams& params) override;
   void softcap(const SoftcapParams& params) override;
+  void experts(const ExpertsParams& params) override;
   void kv_append(const DeviceStep& step, const KvAppendParams& params) override;
   void attention(const DeviceStep& step, const AttentionParams& params) override;
   void kv_move(const KvMoveParams& params) override;

@@ -2,13 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <ranges>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/error.h"
 
 namespace hogwild {
 namespace {
+
+constexpr float kMaxPenalty = 100;  // however often an id was seen, its logit stays finite
 
 void check_ids(std::span<const std::int32_t> ids, std::int64_t vocab, const char* what) {
   for (const std::int32_t id : ids) {
@@ -32,6 +36,12 @@ void check_sampling(const SampleParams::Row& row, std::int64_t vocab) {
   check(row.min_p >= 0 && row.min_p <= 1, "min-p must be in [0, 1]", row.min_p);
   check(row.repetition_penalty > 0 && std::isfinite(row.repetition_penalty),
         "repetition penalty must be finite and > 0", row.repetition_penalty);
+  const auto check_penalty = [](const char* what, float penalty) {
+    check(std::fabs(penalty) <= kMaxPenalty, what, penalty);
+  };
+  check_penalty("presence penalty must be in [-100, 100]", row.presence_penalty);
+  check_penalty("frequency penalty must be in [-100, 100]", row.frequency_penalty);
+  if (!row.counts.empty() && row.counts.size() != row.seen.size()) refuse("counts: expected one for each id seen");
   check_ids(row.seen, vocab, "seen");
   check_ids(row.forbidden, vocab, "forbidden");
 }
@@ -45,10 +55,25 @@ void check_sampled(SampleStatus status) {
     case SampleStatus::kNothingFinite:
       throw Error(code::kInvalidModel, "no logit is finite");
     case SampleStatus::kPenaltyOverflows:
-      refuse("a logit overflows under the repetition penalty");
+      refuse("a logit overflows under a penalty");
     case SampleStatus::kAllForbidden:
       refuse("every token with a finite logit is forbidden");
   }
+}
+
+std::vector<RankedToken> most_likely(std::span<const float> logits, std::int64_t n, RankedToken known) {
+  const auto ids = std::views::iota(std::int32_t{0}, static_cast<std::int32_t>(logits.size()));
+  std::vector<std::int32_t> best(static_cast<std::size_t>(std::min(n, std::ssize(logits))));
+  std::partial_sort_copy(ids.begin(), ids.end(), best.begin(), best.end(), [logits](std::int32_t a, std::int32_t b) {
+    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+  });
+  std::vector<RankedToken> ranked;
+  ranked.reserve(best.size());
+  for (const std::int32_t id : best) {
+    const double distance = double{logits[id]} - logits[known.token];
+    ranked.push_back({.token = id, .logprob = static_cast<float>(known.logprob + distance)});
+  }
+  return ranked;
 }
 
 double uniform_random(std::uint64_t seed, std::uint64_t draw) {

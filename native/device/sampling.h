@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "device/ops.h"
 
@@ -12,6 +14,15 @@ void check_sampling(const SampleParams::Row& row, std::int64_t vocab);
 
 // Throws kInvalidModel, or kInvalidArgument where it is the caller's doing, unless a token was found.
 void check_sampled(SampleStatus status);
+
+struct RankedToken {
+  std::int32_t token = 0;
+  float logprob = 0;  // log softmax(raw logits)[token]
+};
+
+// The `n` tokens with the largest logits [V], the largest first, equal ones by ascending id; fewer where V < n.
+// `known`: any token with a finite logit and its log-probability, from which the others' follow.
+std::vector<RankedToken> most_likely(std::span<const float> logits, std::int64_t n, RankedToken known);
 
 // Uniform in [0, 1), 53 bits: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
 // 1, 2, 3") with key `seed` and counter `draw`.

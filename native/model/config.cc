@@ -53,7 +53,29 @@ class Features {
   const Device& device_;
 };
 
+// A router of one row would be taken for a vector.
+constexpr std::int64_t kMinExperts = 2;
+
+void check_experts(const ModelConfig& config, const LayerSpec& layer) {
+  const ExpertsSpec& experts = layer.experts;
+  if (experts.count == 0) return;
+  if (experts.count < kMinExperts || experts.count > kMaxExperts) {
+    throw Error(code::kUnsupported, "experts.count: supported are " + std::to_string(kMinExperts) + " to " +
+                                        std::to_string(kMaxExperts) + ", found " + std::to_string(experts.count));
+  }
+  if (experts.used < 1 || experts.used > experts.count) {
+    throw Error(code::kInvalidModel, "experts.used: expected 1 to experts.count = " + std::to_string(experts.count) +
+                                         ", found " + std::to_string(experts.used));
+  }
+  if (!layer.mlp_norm || layer.mlp_output_norm || config.residual_scale != 1) {
+    throw Error(code::kUnsupported,
+                "experts: supported are those with a norm before them and neither a norm nor a "
+                "scale on their output");
+  }
+}
+
 void check_layer(const ModelConfig& config, const LayerSpec& layer) {
+  check_experts(config, layer);
   check_size("intermediate_size", layer.intermediate_size);
   check_not_negative("softcap", layer.softcap);
   if (layer.window < 0) {
@@ -98,6 +120,7 @@ void check_config(const ModelConfig& config, const Device& device) {
     features.require(!layer.attention_output_norm, Feature::kAdd, "attention_output_norm");
     features.require(!layer.mlp_output_norm, Feature::kAdd, "mlp_output_norm");
     features.require(layer.rope == 0, Feature::kSeveralRopes, "rope other than 0");
+    features.require(layer.experts.count == 0, Feature::kExperts, "experts");
   }
 }
 

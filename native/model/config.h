@@ -11,6 +11,14 @@ namespace hogwild {
 
 enum class QkNorm : std::uint8_t { kNone, kHead, kRow };
 
+// A mixture of experts in the place of one network: see ExpertsParams.
+struct ExpertsSpec {
+  std::int64_t count = 0;  // E; 0: none
+  std::int64_t used = 0;
+  bool normalized = false;
+  bool router_bias = false;
+};
+
 // LayerSpec of lib/families.ts: which tensors a layer has (model/layers.h) and what it does with them.
 struct LayerSpec {
   bool input_norm = true;
@@ -20,12 +28,13 @@ struct LayerSpec {
   QkNorm qk_norm = QkNorm::kNone;  // before RoPE: of each head [D], or of the whole row
   bool qkv_biases = false;
   bool o_bias = false;
-  bool mlp_biases = false;
+  bool mlp_biases = false;  // of each expert too
   bool sinks = false;
-  std::int32_t rope = 0;    // of each of ModelConfig::ropes; -1: q and k are not turned
-  std::int64_t window = 0;  // see AttentionParams; 0: none
-  float softcap = 0;        // see AttentionParams; 0: none
-  std::int64_t intermediate_size = 0;
+  std::int32_t rope = 0;               // of each of ModelConfig::ropes; -1: q and k are not turned
+  std::int64_t window = 0;             // see AttentionParams; 0: none
+  float softcap = 0;                   // see AttentionParams; 0: none
+  std::int64_t intermediate_size = 0;  // of the network, or of each expert
+  ExpertsSpec experts;
 };
 
 struct ModelConfig {

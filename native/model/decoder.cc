@@ -33,7 +33,17 @@ Decoder::Decoder(std::shared_ptr<Device> device, ModelConfig config, std::unique
 
 std::int64_t Decoder::weight_bytes() const {
   const Matrix& embed = layers_.embed;
-  return weights_->bytes() - (weights_->has("lm_head") ? matrix_bytes(embed) : 0);
+  std::int64_t bytes = weights_->bytes() - (weights_->has("lm_head") ? matrix_bytes(embed) : 0);
+  for (std::size_t i = 0; i < layers_.layers.size(); ++i) {
+    const ExpertsSpec& experts = config_.layers[i].experts;
+    if (experts.count == 0) continue;
+    std::int64_t all = 0;
+    for (const FeedForward& expert : layers_.layers[i].experts) {
+      all += matrix_bytes(expert.gate_proj) + matrix_bytes(expert.up_proj) + matrix_bytes(expert.down_proj);
+    }
+    bytes -= all / experts.count * (experts.count - experts.used);
+  }
+  return bytes;
 }
 
 // ---- memory ---------------------------------------------------------------------------------------
@@ -61,21 +71,43 @@ Activations& Decoder::take_activations(std::int64_t n, std::int64_t c) {
   moved |= reserve(activations.q, n * config_.q_size(), "queries");
   moved |= reserve(activations.attended, c * config_.q_size(), "attention output");
   if (moved) activations.version = next_id++;
-  reserve_scratch(c * config_.hidden_size, c * 2 * std::max(config_.kv_size(), intermediate_size()));
+  reserve_scratch(c * config_.hidden_size, std::max(c * 2 * config_.kv_size(), mlp_scratch_floats(c)));
   activations.in_use = true;
   return activations;
 }
 
 // ---- ops ------------------------------------------------------------------------------------------
 
-std::int64_t Decoder::intermediate_size() const {
-  std::int64_t size = 0;
-  for (const LayerSpec& layer : config_.layers) size = std::max(size, layer.intermediate_size);
-  return size;
+std::int64_t Decoder::mlp_scratch_floats(std::int64_t rows) const {
+  std::int64_t floats = 0;
+  for (const LayerSpec& layer : config_.layers) {
+    const ExpertsSpec& experts = layer.experts;
+    // The activated gate: over the gate itself, or in 16 bits behind gate and up.
+    floats = std::max(floats, experts.count == 0 ? rows * ((5 * layer.intermediate_size + 1) / 2)
+                                                 : rows * experts.count +
+                                                       experts_scratch_floats(rows, experts.used, config_.hidden_size,
+                                                                              layer.intermediate_size));
+  }
+  return floats;
 }
 
-void Decoder::rms_norm(const float* in, const float* weight, std::int64_t rows, std::int64_t cols, float* out) {
-  device_->rms_norm({.x = in, .weight = weight, .eps = config_.rms_norm_eps, .rows = rows, .cols = cols, .out = out});
+void Decoder::rms_norm(const float* in, const float* weight, std::int64_t rows, std::int64_t cols, void* out,
+                       Dtype out_dtype) {
+  device_->rms_norm({.x = in,
+                     .weight = weight,
+                     .eps = config_.rms_norm_eps,
+                     .rows = rows,
+                     .cols = cols,
+                     .out = out,
+                     .out_dtype = out_dtype});
+}
+
+// f32 where they differ.
+Dtype Decoder::input_of(std::initializer_list<const Matrix*> weights) const {
+  const Dtype first = device_->product_input((*weights.begin())->format);
+  const bool same = std::all_of(weights.begin(), weights.end(),
+                                [&](const Matrix* weight) { return device_->product_input(weight->format) == first; });
+  return same ? first : Dtype::kF32;
 }
 
 void Decoder::embed(const Rows& rows) {
@@ -85,8 +117,9 @@ void Decoder::embed(const Rows& rows) {
 
 void Decoder::project_and_append(std::int64_t index, const Rows& rows) {
   const Layer& layer = layers_.layers[index];
-  const float* in = normed(layer.input_norm, rows);
-  device_->matmul({.x = in,
+  const Input in = normed(layer.input_norm, input_of({&layer.q_proj, &layer.k_proj, &layer.v_proj}), rows);
+  device_->matmul({.x = in.data,
+                   .x_dtype = in.dtype,
                    .rows = rows.n,
                    .k = config_.hidden_size,
                    .n_outputs = 3,
@@ -123,40 +156,87 @@ void Decoder::attend(std::int64_t index, const Rows& rows) {
                                  .window = config_.layers[index].window,
                                  .sinks = layers_.layers[index].sinks,
                                  .q = q(rows),
-                                 .out = rows.activations.attended.as<float>()});
+                                 .out = rows.activations.attended.data(),
+                                 .out_dtype = input_of({&layers_.layers[index].o_proj})});
 }
 
 void Decoder::output_and_mlp(std::int64_t index, const Rows& rows) {
   const Layer& layer = layers_.layers[index];
-  const std::int64_t intermediate = config_.layers[index].intermediate_size;
-  add_to_residual(rows.activations.attended.as<float>(), layer.o_proj, layer.o_bias, layer.attention_output_norm, rows);
-  const float* in = normed(layer.mlp_norm, rows);
+  add_to_residual({rows.activations.attended.data(), input_of({&layer.o_proj})}, layer.o_proj, layer.o_bias,
+                  layer.attention_output_norm, rows);
   check_cancelled(rows.cancel);
+  if (layer.experts.empty()) {
+    mlp(index, rows);
+  } else {
+    experts(index, rows);
+  }
+}
+
+void Decoder::mlp(std::int64_t index, const Rows& rows) {
+  const Layer& layer = layers_.layers[index];
+  const FeedForward& mlp = layer.mlp;
+  const Input in = normed(layer.mlp_norm, input_of({&mlp.gate_proj, &mlp.up_proj}), rows);
+  const std::int64_t intermediate = config_.layers[index].intermediate_size;
   float* gate = shared_.as<float>();         // [n, intermediate]
   float* up = gate + rows.n * intermediate;  // [n, intermediate]
-  device_->matmul({.x = in,
+  device_->matmul({.x = in.data,
+                   .x_dtype = in.dtype,
                    .rows = rows.n,
                    .k = config_.hidden_size,
                    .n_outputs = 2,
-                   .outputs = {{layer.gate_proj, layer.gate_bias, gate}, {layer.up_proj, layer.up_bias, up}}});
-  device_->gated_activation(
-      {.gate = gate, .up = up, .n = rows.n * intermediate, .activation = config_.activation, .out = gate});
+                   .outputs = {{mlp.gate_proj, mlp.gate_bias, gate}, {mlp.up_proj, mlp.up_bias, up}}});
+  const Dtype dtype = input_of({&mlp.down_proj});
+  float* activated = dtype == Dtype::kF32 ? gate : up + rows.n * intermediate;
+  device_->gated_activation({.gate = gate,
+                             .up = up,
+                             .n = rows.n * intermediate,
+                             .activation = config_.activation,
+                             .out = activated,
+                             .out_dtype = dtype});
   check_cancelled(rows.cancel);
-  add_to_residual(gate, layer.down_proj, layer.down_bias, layer.mlp_output_norm, rows);
+  add_to_residual({activated, dtype}, mlp.down_proj, mlp.down_bias, layer.mlp_output_norm, rows);
 }
 
-const float* Decoder::normed(const float* norm, const Rows& rows) {
-  if (norm == nullptr) return x(rows);
-  rms_norm(x(rows), norm, rows.n, config_.hidden_size, normed_.as<float>());
-  return normed_.as<float>();
+void Decoder::experts(std::int64_t index, const Rows& rows) {
+  const Layer& layer = layers_.layers[index];
+  const LayerSpec& spec = config_.layers[index];
+  const float* in = static_cast<const float*>(normed(layer.mlp_norm, Dtype::kF32, rows).data);
+  float* router_logits = shared_.as<float>();  // [n, E]
+  device_->matmul({.x = in,
+                   .rows = rows.n,
+                   .k = config_.hidden_size,
+                   .n_outputs = 1,
+                   .outputs = {{layer.router, layer.router_bias, router_logits}}});
+  check_cancelled(rows.cancel);
+  device_->experts({.x = in,
+                    .router_logits = router_logits,
+                    .rows = rows.n,
+                    .hidden = config_.hidden_size,
+                    .intermediate = spec.intermediate_size,
+                    .experts = layer.experts,
+                    .used = spec.experts.used,
+                    .normalized = spec.experts.normalized,
+                    .activation = config_.activation,
+                    .scratch = router_logits + rows.n * spec.experts.count,
+                    .out = x(rows)});
 }
 
-void Decoder::add_to_residual(const float* in, const Matrix& weight, const float* bias, const float* norm,
+Decoder::Input Decoder::normed(const float* norm, Dtype dtype, const Rows& rows) {
+  if (norm == nullptr) return {x(rows), Dtype::kF32};
+  rms_norm(x(rows), norm, rows.n, config_.hidden_size, normed_.data(), dtype);
+  return {normed_.data(), dtype};
+}
+
+void Decoder::add_to_residual(const Input& in, const Matrix& weight, const float* bias, const float* norm,
                               const Rows& rows) {
   const bool at_once = norm == nullptr && config_.residual_scale == 1;
   float* out = at_once ? x(rows) : normed_.as<float>();
-  device_->matmul(
-      {.x = in, .rows = rows.n, .k = weight.cols, .n_outputs = 1, .outputs = {{weight, bias, out, at_once}}});
+  device_->matmul({.x = in.data,
+                   .x_dtype = in.dtype,
+                   .rows = rows.n,
+                   .k = weight.cols,
+                   .n_outputs = 1,
+                   .outputs = {{weight, bias, out, at_once}}});
   if (at_once) return;
   if (norm != nullptr) rms_norm(out, norm, rows.n, config_.hidden_size, out);
   device_->add({.x = x(rows), .y = out, .n = rows.n * config_.hidden_size, .scale = config_.residual_scale});
@@ -166,13 +246,15 @@ const float* Decoder::logits(const Activations& activations, std::span<const Log
   const auto n = static_cast<std::int64_t>(rows.size());
   const std::int64_t hidden = config_.hidden_size;
   reserve_scratch(n * hidden, n * config_.vocab_size);
+  const Dtype dtype = input_of({&layers_.lm_head});
   for (std::int64_t i = 0, run = 0; i < n; i += run) {  // neighbours together
     for (run = 1; i + run < n && rows[i + run].row == rows[i].row + run; ++run) {
     }
     rms_norm(activations.x.as<float>() + (rows[i].row - first_row) * hidden, layers_.norm, run, hidden,
-             normed_.as<float>() + i * hidden);
+             normed_.as<std::byte>() + i * hidden * static_cast<std::int64_t>(dtype_size(dtype)), dtype);
   }
-  device_->matmul({.x = normed_.as<float>(),
+  device_->matmul({.x = normed_.data(),
+                   .x_dtype = dtype,
                    .rows = n,
                    .k = hidden,
                    .n_outputs = 1,

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <vector>
@@ -51,7 +52,7 @@ class Decoder {
   Device& device() const { return *device_; }
   const ModelConfig& config() const { return config_; }
   const Weights& weights() const { return *weights_; }
-  std::int64_t weight_bytes() const;  // that one decode step reads: all matrices, but no untied embedding
+  std::int64_t weight_bytes() const;  // that a step of one token reads: no untied embedding, no unused expert
 
   // Activations that nobody uses, with room for n rows and for chunks of c. Those of finished steps are
   // used again, the same ones first: so a device finds what it has captured for them.
@@ -80,13 +81,24 @@ class Decoder {
   float* x(const Rows& rows) const { return rows.activations.x.as<float>() + rows.first * config_.hidden_size; }
   float* q(const Rows& rows) const { return rows.activations.q.as<float>() + rows.first * config_.q_size(); }
 
-  std::int64_t intermediate_size() const;  // the largest of all layers
+  std::int64_t mlp_scratch_floats(std::int64_t rows) const;  // the largest of all layers
 
-  void rms_norm(const float* in, const float* weight, std::int64_t rows, std::int64_t cols, float* out);
+  void rms_norm(const float* in, const float* weight, std::int64_t rows, std::int64_t cols, void* out,
+                Dtype out_dtype = Dtype::kF32);
+  // What a product reads.
+  struct Input {
+    const void* data;
+    Dtype dtype;
+  };
+  // In which dtype these weights want it (Device::product_input).
+  Dtype input_of(std::initializer_list<const Matrix*> weights) const;
   // The residual stream under this norm, in normed_; as it is where there is none.
-  const float* normed(const float* norm, const Rows& rows);
+  Input normed(const float* norm, Dtype dtype, const Rows& rows);
   // x += residual_scale * norm(weight in + bias), without the norm where there is none. Overwrites normed_.
-  void add_to_residual(const float* in, const Matrix& weight, const float* bias, const float* norm, const Rows& rows);
+  void add_to_residual(const Input& in, const Matrix& weight, const float* bias, const float* norm, const Rows& rows);
+  // Add to the residual stream what comes of its normed copy.
+  void mlp(std::int64_t layer, const Rows& rows);
+  void experts(std::int64_t layer, const Rows& rows);
   // Whether the buffer had to move. Its contents are lost then.
   bool reserve(Buffer& buffer, std::int64_t floats, const char* purpose);
   void reserve_scratch(std::int64_t normed_floats, std::int64_t shared_floats);
@@ -100,7 +112,8 @@ class Decoder {
   std::vector<std::unique_ptr<Activations>> activations_;
   // Scratch within one op or two, grown when a step needs more and kept.
   Buffer normed_;  // [c, hidden]
-  Buffer shared_;  // shared in turn by k and v, gate and up, and the logits
+  // Shared in turn by k and v, gate and up and their product (of experts: ExpertsParams::scratch), and the logits.
+  Buffer shared_;
 };
 
 }  // namespace hogwild

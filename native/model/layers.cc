@@ -56,7 +56,6 @@ class Loader {
     const std::int64_t hidden = config_.hidden_size;
     const std::int64_t q_size = config_.q_size();
     const std::int64_t kv_size = config_.kv_size();
-    const std::int64_t intermediate = spec.intermediate_size;
     const auto norm_if = [&](bool has, const char* name, std::int64_t size) {
       return has ? norm(prefix + name, size) : nullptr;
     };
@@ -81,13 +80,29 @@ class Loader {
     layer.q_norm = norm_if(has_qk_norm, "q_norm", per_head ? config_.head_dim : q_size);
     layer.k_norm = norm_if(has_qk_norm, "k_norm", per_head ? config_.head_dim : kv_size);
     layer.sinks = vector_if(spec.sinks, "sinks", config_.query_heads);
-    layer.gate_proj = matrix(prefix + "gate_proj", intermediate, hidden);
-    layer.up_proj = matrix(prefix + "up_proj", intermediate, hidden);
-    layer.down_proj = matrix(prefix + "down_proj", hidden, intermediate);
-    layer.gate_bias = vector_if(spec.mlp_biases, "gate_bias", intermediate);
-    layer.up_bias = vector_if(spec.mlp_biases, "up_bias", intermediate);
-    layer.down_bias = vector_if(spec.mlp_biases, "down_bias", hidden);
+    if (spec.experts.count == 0) {
+      layer.mlp = feed_forward(prefix, spec);
+      return layer;
+    }
+    layer.router = matrix(prefix + "router", spec.experts.count, hidden);
+    layer.router_bias = vector_if(spec.experts.router_bias, "router_bias", spec.experts.count);
+    for (std::int64_t e = 0; e < spec.experts.count; ++e) {
+      layer.experts.push_back(feed_forward(prefix + "experts." + std::to_string(e) + ".", spec));
+    }
     return layer;
+  }
+
+  FeedForward feed_forward(const std::string& prefix, const LayerSpec& spec) {
+    const std::int64_t hidden = config_.hidden_size, intermediate = spec.intermediate_size;
+    const auto bias = [&](const char* name, std::int64_t size) {
+      return spec.mlp_biases ? vector(prefix + name, size) : nullptr;
+    };
+    return {.gate_proj = matrix(prefix + "gate_proj", intermediate, hidden),
+            .up_proj = matrix(prefix + "up_proj", intermediate, hidden),
+            .down_proj = matrix(prefix + "down_proj", hidden, intermediate),
+            .gate_bias = bias("gate_bias", intermediate),
+            .up_bias = bias("up_bias", intermediate),
+            .down_bias = bias("down_bias", hidden)};
   }
 
   Device& device_;

@@ -20,13 +20,13 @@ struct Layer {
   const float* k_bias = nullptr;
   const float* v_bias = nullptr;
   const float* o_bias = nullptr;
-  const float* q_norm = nullptr;  // [D], or [Q] for a norm of the whole row
-  const float* k_norm = nullptr;  // [D], or [K]
-  const float* sinks = nullptr;   // [Hq]
-  Matrix gate_proj, up_proj, down_proj;
-  const float* gate_bias = nullptr;
-  const float* up_bias = nullptr;
-  const float* down_bias = nullptr;
+  const float* q_norm = nullptr;       // [D], or [Q] for a norm of the whole row
+  const float* k_norm = nullptr;       // [D], or [K]
+  const float* sinks = nullptr;        // [Hq]
+  FeedForward mlp;                     // where there are no experts
+  Matrix router;                       // [E, hidden]
+  const float* router_bias = nullptr;  // [E]
+  std::vector<FeedForward> experts;    // [E]
 };
 
 struct Layers {

@@ -1,5 +1,6 @@
 #include "model/outputs.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "core/finite.h"
@@ -25,32 +26,55 @@ std::vector<LogitsRow> logits_rows(const std::vector<StepWorker>& workers) {
   return rows;
 }
 
-std::vector<std::int32_t> ids_in_view(const std::vector<StepWorker>& workers, std::size_t worker, std::int64_t vocab) {
-  std::vector<bool> seen(static_cast<std::size_t>(vocab));
-  const auto add = [&](const std::vector<std::int32_t>& ids) {
+SeenIds seen_ids(const std::vector<StepWorker>& workers, std::size_t worker, std::int64_t vocab) {
+  const StepWorker& self = workers[worker];
+  const WorkerView& view = self.view;
+  // The tokens of a block as they will be after the step.
+  const auto tokens_of = [&](const std::shared_ptr<CacheBlock>& block) {
+    std::vector<std::int32_t> tokens = block->tokens();
+    for (const StepWorker& writer : workers) {
+      if (writer.view.target == block) tokens.insert(tokens.end(), writer.tokens.begin(), writer.tokens.end());
+    }
+    return tokens;
+  };
+  std::vector<std::int32_t> counts(static_cast<std::size_t>(vocab));
+  const auto count = [&](std::span<const std::int32_t> ids) {
     for (const std::int32_t id : ids) {
-      if (id >= 0 && id < vocab) seen[static_cast<std::size_t>(id)] = true;
+      if (id >= 0 && id < vocab) ++counts[static_cast<std::size_t>(id)];
     }
   };
-  const WorkerView& view = workers[worker].view;
-  for (std::size_t i = 0; i < view.blocks.size(); ++i) {
-    const bool hidden = !view.bias.empty() && view.bias[i] == -std::numeric_limits<float>::infinity();
-    if (hidden) continue;
-    add(view.blocks[i]->tokens());
-    for (const StepWorker& other : workers) {
-      if (other.view.target == view.blocks[i]) add(other.tokens);
+  const auto last = [](std::span<const std::int32_t> ids, std::int64_t n) {
+    return ids.last(static_cast<std::size_t>(std::min(n, std::ssize(ids))));
+  };
+  std::int64_t left = self.penalty_last_n > 0 ? self.penalty_last_n : std::numeric_limits<std::int64_t>::max();
+  if (self.penalty_scope == PenaltyScope::kOwn) {
+    count(last(tokens_of(view.target), left));
+  } else {
+    // Back from the last new token; without a limit what stands behind it counts too.
+    std::size_t end = view.blocks.size();
+    if (self.penalty_last_n > 0) {
+      const auto target = std::find(view.blocks.begin(), view.blocks.end(), view.target);
+      end = static_cast<std::size_t>(target - view.blocks.begin()) + 1;
+    }
+    for (std::size_t i = end; i-- > 0 && left > 0;) {
+      const std::vector<std::int32_t> tokens = tokens_of(view.blocks[i]);
+      const bool hidden = !view.bias.empty() && view.bias[i] == -std::numeric_limits<float>::infinity();
+      if (!hidden) count(last(tokens, left));
+      left -= std::ssize(tokens);
     }
   }
-  std::vector<std::int32_t> ids;
+  SeenIds seen;
   for (std::int32_t id = 0; id < vocab; ++id) {
-    if (seen[static_cast<std::size_t>(id)]) ids.push_back(id);
+    if (const std::int32_t n = counts[static_cast<std::size_t>(id)]; n > 0) {
+      seen.ids.push_back(id);
+      seen.counts.push_back(n);
+    }
   }
-  return ids;
+  return seen;
 }
 
 void collect_outputs(Device& device, const float* logits, std::int64_t vocab, std::span<const LogitsRow> rows,
-                     const std::vector<StepWorker>& workers, const std::vector<std::vector<std::int32_t>>& seen,
-                     StepResult& result) {
+                     const std::vector<StepWorker>& workers, const std::vector<SeenIds>& seen, StepResult& result) {
   std::vector<SampleParams::Row> draws;
   std::vector<std::size_t> drawn_for;
   bool want_logprobs = false;
@@ -66,11 +90,12 @@ void collect_outputs(Device& device, const float* logits, std::int64_t vocab, st
     if (!rows[i].sample) continue;
     SampleParams::Row draw = *workers[w].sampler;
     draw.logits_row = row;
-    draw.seen = seen[w];
+    draw.seen = seen[w].ids;
+    draw.counts = seen[w].counts;
     draw.forbidden = workers[w].forbidden;
     draws.push_back(draw);
     drawn_for.push_back(w);
-    want_logprobs |= workers[w].logprob;
+    want_logprobs |= workers[w].logprob || workers[w].top_logprobs > 0;
     all_checked &= rows[i].logits_at >= 0;
   }
   if (draws.empty()) return;
@@ -83,10 +108,16 @@ void collect_outputs(Device& device, const float* logits, std::int64_t vocab, st
                  .tokens = tokens.data(),
                  .logprobs = want_logprobs ? logprobs.data() : nullptr,
                  .finite = !all_checked});
+  std::vector<float> row_logits;
   for (std::size_t i = 0; i < draws.size(); ++i) {
+    const StepWorker& worker = workers[drawn_for[i]];
     StepResult::Worker& out = result.workers[drawn_for[i]];
     out.token = tokens[i];
-    if (workers[drawn_for[i]].logprob) out.logprob = logprobs[i];
+    if (worker.logprob) out.logprob = logprobs[i];
+    if (worker.top_logprobs == 0) continue;
+    row_logits.resize(static_cast<std::size_t>(vocab));
+    device.download(row_logits.data(), logits + draws[i].logits_row * vocab, row_logits.size() * sizeof(float));
+    out.top = most_likely(row_logits, worker.top_logprobs, {.token = tokens[i], .logprob = logprobs[i]});
   }
 }
 

@@ -9,18 +9,26 @@
 
 #include "cache/attention_plan.h"
 #include "device/device.h"
+#include "device/sampling.h"
 
 namespace hogwild {
 
 enum class LogitsWanted : std::uint8_t { kNone, kLast, kAll };
 
+// Which token ids a sampler's penalties concern: those of the view, or of the block that the worker writes to; the new
+// ones of this step included.
+enum class PenaltyScope : std::uint8_t { kView, kOwn };
+
 struct StepWorker {
   WorkerView view;  // its `tokens` need not be set: those below count
   std::vector<std::int32_t> tokens;
   LogitsWanted logits = LogitsWanted::kNone;
-  std::optional<SampleParams::Row> sampler;  // its `logits_row`, `seen` and `forbidden` need not be set
+  std::optional<SampleParams::Row> sampler;  // its `logits_row` and spans need not be set
+  PenaltyScope penalty_scope = PenaltyScope::kView;
+  std::int64_t penalty_last_n = 0;  // only what stands in so many places up to the last new token; 0: all
   std::vector<std::int32_t> forbidden;
   bool logprob = false;
+  std::int64_t top_logprobs = 0;  // how many of the most likely tokens are wanted beside the sampled one
 };
 
 struct StepResult {
@@ -28,6 +36,7 @@ struct StepResult {
     std::int32_t token = -1;    // sampled, or -1
     float logprob = 0;          // of `token`, where asked for
     std::vector<float> logits;  // kLast: [V]; kAll: [new tokens, V]
+    std::vector<RankedToken> top;
   };
   std::vector<Worker> workers;
   double seconds = 0;  // that the step took, without its waiting for other steps
@@ -44,14 +53,19 @@ struct LogitsRow {
 // In ascending order of rows.
 std::vector<LogitsRow> logits_rows(const std::vector<StepWorker>& workers);
 
-// The distinct token ids that a worker sees, ascending: its own and others', the new ones of this step included.
-// Ids outside the vocabulary, of an engine without ids or of another model, are left out.
-std::vector<std::int32_t> ids_in_view(const std::vector<StepWorker>& workers, std::size_t worker, std::int64_t vocab);
+// Token ids and how often they were seen, in ascending order of ids.
+struct SeenIds {
+  std::vector<std::int32_t> ids;
+  std::vector<std::int32_t> counts;
+};
 
-// Copies and samples: `logits` [rows, V], device memory. seen[w] are ids_in_view of worker w. Throws
+// The ids that a worker's penalties concern. A hidden block has none, and keeps its places. Ids outside the vocabulary,
+// of an engine without ids or of another model, are left out.
+SeenIds seen_ids(const std::vector<StepWorker>& workers, std::size_t worker, std::int64_t vocab);
+
+// Copies and samples: `logits` [rows, V], device memory. seen[w] are seen_ids of worker w. Throws
 // kInvalidModel where a logit is not finite.
 void collect_outputs(Device& device, const float* logits, std::int64_t vocab, std::span<const LogitsRow> rows,
-                     const std::vector<StepWorker>& workers, const std::vector<std::vector<std::int32_t>>& seen,
-                     StepResult& result);
+                     const std::vector<StepWorker>& workers, const std::vector<SeenIds>& seen, StepResult& result);
 
 }  // namespace hogwild

@@ -136,9 +136,9 @@ struct Step::State {
   const std::vector<StepWorker> workers;
   StepReservation reservation;
   const std::vector<LogitsRow> wanted;
-  std::span<const LogitsRow> pending;           // of `wanted`
-  std::vector<std::vector<std::int32_t>> seen;  // by each worker; empty where nobody asks
-  std::vector<std::int32_t> tokens;             // of all workers
+  std::span<const LogitsRow> pending;  // of `wanted`
+  std::vector<SeenIds> seen;           // by each worker; empty where nobody asks
+  std::vector<std::int32_t> tokens;    // of all workers
   StepResult result;
   Activations* activations = nullptr;
   std::int64_t next_row = 0;  // first of the next pass
@@ -154,8 +154,11 @@ void Step::State::prepare_results() {
                                  : worker.logits == LogitsWanted::kLast ? 1
                                                                         : 0;
     result.workers.emplace_back().logits.resize(n_logits * static_cast<std::size_t>(decoder.config().vocab_size));
-    if (worker.sampler && worker.sampler->repetition_penalty != 1) {
-      seen[w] = ids_in_view(workers, w, decoder.config().vocab_size);
+    if (!worker.sampler) continue;
+    const SampleParams::Row& sampler = *worker.sampler;
+    device.check_sampler(sampler);
+    if (sampler.repetition_penalty != 1 || sampler.presence_penalty != 0 || sampler.frequency_penalty != 0) {
+      seen[w] = seen_ids(workers, w, decoder.config().vocab_size);
     }
   }
 }

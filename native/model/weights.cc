@@ -68,8 +68,8 @@ class SourceFile {
   std::uint64_t size() const { return static_cast<std::uint64_t>(status_.st_size); }
   const std::byte* mapping() const { return static_cast<const std::byte*>(data_); }  // null where it is not mapped
 
-  // The pages of [offset, offset + bytes) are not needed any more: they leave this process, and come back where they are
-  // read after all.
+  // The pages of [offset, offset + bytes) are not needed any more: they leave this process, and come back where they
+  // are read after all.
   void let_go(std::uint64_t offset, std::size_t bytes) const {
     if (data_ == nullptr) return;
     const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
@@ -123,21 +123,39 @@ std::string shape_text(std::int64_t rows, std::int64_t cols) {
   return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
 }
 
-// The tensor's size in bytes; throws where it does not lie inside the file.
-std::size_t size_inside(const TensorSource& source, const SourceFile& file) {
+bool is_strided(const TensorSource& source) { return source.row_stride != 0 || source.col_stride != 0; }
+
+// Elements from the tensor's first to its last. False where there is no such number.
+bool span_elements(const TensorSource& source, std::uint64_t* elements) {
+  const std::int64_t block = format_info(source.format).block_elements;
+  if (source.rows < 1 || source.cols < 1 || source.cols % block != 0) return false;
+  if (!is_strided(source)) return !__builtin_mul_overflow(source.rows, source.cols, elements);
+  // Blocks are not taken apart.
+  const bool whole =
+      is_plain(source.format) || (source.exponents && source.col_stride == 1 && source.row_stride % block == 0);
+  std::uint64_t down = 0, across = 0;
+  return whole && source.row_stride >= 1 && source.col_stride >= 1 &&
+         !__builtin_mul_overflow(source.rows - 1, source.row_stride, &down) &&
+         !__builtin_mul_overflow(source.cols - 1, source.col_stride, &across) &&
+         !__builtin_add_overflow(down, across, elements) && !__builtin_add_overflow(*elements, 1, elements);
+}
+
+// Bytes from the tensor's first to its last; throws where they do not lie inside the file. `block_bytes`: of a block
+// of the source's format in this file.
+std::size_t size_inside(const TensorSource& source, std::uint64_t offset, std::int64_t block_bytes,
+                        const SourceFile& file) {
   const FormatInfo& format = format_info(source.format);
-  std::uint64_t bytes = 0;
-  const bool inside = source.rows >= 1 && source.cols >= 1 && source.cols % format.block_elements == 0 &&
-                      !__builtin_mul_overflow(source.rows, source.cols / format.block_elements, &bytes) &&
-                      !__builtin_mul_overflow(bytes, format.block_bytes, &bytes) && bytes <= file.size() &&
-                      source.offset <= file.size() - bytes;
+  std::uint64_t elements = 0, bytes = 0;
+  const bool inside = span_elements(source, &elements) &&
+                      !__builtin_mul_overflow(elements / format.block_elements, block_bytes, &bytes) &&
+                      bytes <= file.size() && offset <= file.size() - bytes;
   if (!inside) {
     const std::string blocks =
         is_plain(source.format) ? "" : ", blocks of " + std::to_string(format.block_elements) + " columns";
     throw Error(code::kInvalidModel, "tensor '" + source.name + "' (" + format.name + " " +
                                          shape_text(source.rows, source.cols) + blocks + " at byte " +
-                                         std::to_string(source.offset) + ") does not lie inside '" + file.path() +
-                                         "' (" + std::to_string(file.size()) + " bytes)");
+                                         std::to_string(offset) + ") does not lie inside '" + file.path() + "' (" +
+                                         std::to_string(file.size()) + " bytes)");
   }
   return static_cast<std::size_t>(bytes);
 }
@@ -185,15 +203,73 @@ HostArray convert(const TensorSource& source, const std::byte* data, Dtype to) {
   return converted;
 }
 
+template <typename T>
+void gather_elements(const TensorSource& source, const std::byte* data, std::byte* to) {
+  constexpr std::int64_t kTile = 64;  // both sides of a tile stay in the cache, whichever of them is read along
+  for (std::int64_t row = 0; row < source.rows; row += kTile) {
+    for (std::int64_t col = 0; col < source.cols; col += kTile) {
+      for (std::int64_t r = row; r < std::min(row + kTile, source.rows); ++r) {
+        for (std::int64_t c = col; c < std::min(col + kTile, source.cols); ++c) {
+          const std::int64_t from = r * source.row_stride + c * source.col_stride;
+          std::memcpy(to + (r * source.cols + c) * static_cast<std::int64_t>(sizeof(T)),
+                      data + from * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
+        }
+      }
+    }
+  }
+}
+
+// The rows of a strided tensor one after the other.
+HostArray gather(const TensorSource& source, const std::byte* data) {
+  const std::int64_t bytes = source.rows * row_bytes(source.format, source.cols);
+  HostArray rows = allocate_host(static_cast<std::size_t>(bytes), source.name);
+  if (dtype_size(dtype_of(source.format)) == sizeof(std::uint32_t)) {
+    gather_elements<std::uint32_t>(source, data, rows.get());
+  } else {
+    gather_elements<std::uint16_t>(source, data, rows.get());
+  }
+  return rows;
+}
+
+// Bytes of the codes of an MXFP4 block; its exponent is one more.
+constexpr std::int64_t kMxfp4Codes = 16;
+
+// One tensor of two: each block its exponent, then codes j and j + 16 in byte j.
+HostArray join_mxfp4(const TensorSource& source, const std::byte* codes, const std::byte* exponents) {
+  const std::int64_t blocks = source.cols / format_info(Format::kMXFP4).block_elements;
+  const std::int64_t row_blocks =
+      is_strided(source) ? source.row_stride / format_info(Format::kMXFP4).block_elements : blocks;
+  HostArray joined =
+      allocate_host(static_cast<std::size_t>(source.rows * row_bytes(source.format, source.cols)), source.name);
+  std::byte* to = joined.get();
+  for (std::int64_t row = 0; row < source.rows; ++row) {
+    for (std::int64_t block = row * row_blocks; block < row * row_blocks + blocks; ++block) {
+      const std::byte* from = codes + block * kMxfp4Codes;
+      const auto code = [from](std::int64_t i) { return from[i / 2] >> (i % 2 * 4) & std::byte{15}; };
+      *to++ = exponents[block];
+      for (std::int64_t j = 0; j < kMxfp4Codes; ++j) *to++ = code(j) | code(j + kMxfp4Codes) << 4;
+    }
+  }
+  return joined;
+}
+
 // The matrix as it is in the file, with its rows in the engine's order and aligned.
 HostArray copy_rows(const TensorSource& source, const std::byte* data) {
   const std::int64_t bytes = row_bytes(source.format, source.cols);
   HostArray copy = allocate_host(static_cast<std::size_t>(source.rows * bytes), source.name);
   for (std::int64_t r = 0; r < source.rows; ++r) {
-    std::memcpy(copy.get() + r * bytes, data + source.interleaved.file_row(r) * bytes,
-                static_cast<std::size_t>(bytes));
+    std::memcpy(copy.get() + r * bytes, data + source.interleaved.file_row(r) * bytes, static_cast<std::size_t>(bytes));
   }
   return copy;
+}
+
+// Where they are mapped or, where the file is not, in `held`.
+const std::byte* exponents_of(const TensorSource& source, const SourceFile& file, HostArray& held) {
+  const std::size_t bytes = size_inside(source, source.exponents->offset, 1, file);
+  if (file.mapping() != nullptr) return file.mapping() + source.exponents->offset;
+  held = allocate_host(bytes, source.name);
+  file.read(source.exponents->offset, bytes, held.get());
+  return held.get();
 }
 
 void read_vector(const TensorSource& source, const std::byte* data, float* out) {
@@ -243,16 +319,31 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       throw Error(code::kInvalidModel,
                   "tensor '" + source.name + "' is given twice, the second time in '" + source.path + "'");
     }
-    auto& [file, in_use] = files[source.path];
-    if (file == nullptr) file = std::make_unique<SourceFile>(source.path, options.mapped);
-    const std::size_t bytes = size_inside(source, *file);
+    const auto open = [&](const std::string& path) -> File& {
+      File& opened = files[path];
+      if (opened.file == nullptr) opened.file = std::make_unique<SourceFile>(path, options.mapped);
+      return opened;
+    };
+    auto& [file, in_use] = open(source.path);
+    const std::int64_t block_bytes = source.exponents ? kMxfp4Codes : format_info(source.format).block_bytes;
+    const std::size_t span = size_inside(source, source.offset, block_bytes, *file);
+    const std::int64_t stored_bytes = source.rows * row_bytes(source.format, source.cols);
     check_interleaved(source);
-    HostArray copy;
+    if (source.exponents && source.format != Format::kMXFP4) {
+      throw Error(code::kInvalidModel, "tensor '" + source.name + "': only mxfp4 has exponents of their own");
+    }
+    HostArray copy, held;
     if (!options.mapped) {
-      copy = allocate_host(bytes, source.name);
-      file->read(source.offset, bytes, copy.get());
+      copy = allocate_host(span, source.name);
+      file->read(source.offset, span, copy.get());
     }
     const std::byte* data = options.mapped ? file->mapping() + source.offset : copy.get();
+    if (source.exponents) {
+      copy = join_mxfp4(source, data, exponents_of(source, *open(source.exponents->path).file, held));
+    } else if (is_strided(source)) {
+      copy = gather(source, data);
+    }
+    if (source.exponents || is_strided(source)) data = copy.get();
     state_->paths[source.name] = source.path;
 
     if (source.rows == 1) {
@@ -260,7 +351,7 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       state_->vectors[source.name] = {nullptr, source.cols};
       vectors.resize(vectors.size() + padded_size(source.cols));
       read_vector(source, data, vectors.data() + vector_offsets[source.name]);
-      on_loaded(static_cast<std::int64_t>(bytes));
+      on_loaded(stored_bytes);
       continue;
     }
 
@@ -290,7 +381,7 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       in_use |= in_place;
       if (!in_place) {
         device.synchronize();  // the device may still be reading the file
-        file->let_go(source.offset, bytes);
+        file->let_go(source.offset, span);
       }
     } else if (in_place) {
       state_->host_arrays.push_back(std::move(copy));
@@ -298,7 +389,7 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       device.synchronize();  // the device may still be reading the copy, which ends here
     }
     state_->matrices[source.name] = uploaded;
-    on_loaded(static_cast<std::int64_t>(bytes));
+    on_loaded(stored_bytes);
   }
 
   if (!vectors.empty()) {

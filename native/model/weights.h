@@ -19,6 +19,9 @@
 //   layers.i.gate_proj, up_proj       [F, H]  and gate_bias, up_bias [F]
 //   layers.i.down_proj                [H, F]  and down_bias [H]
 //   layers.i.mlp_output_norm          [H]
+// In the place of the last three but the norm, for E experts:
+//   layers.i.router                   [E, H]  and router_bias [E]
+//   layers.i.experts.e.gate_proj ...  as those of the layer, biases too
 #pragma once
 
 #include <cstdint>
@@ -44,6 +47,19 @@ struct TensorSource {
   std::int64_t rows = 0;
   std::int64_t cols = 0;  // vectors: rows = 1
   InterleavedHeads interleaved = {};
+
+  // Distances in the file between neighbours in a column and in a row, in elements of a plain format; 0: rows lie one
+  // after the other. So a matrix that is stored transposed is read, and one whose rows lie between another's.
+  std::int64_t row_stride = 0;
+  std::int64_t col_stride = 0;
+
+  // MXFP4 in two tensors: at `offset` the codes of blocks, 16 bytes in each, of which byte j has elements 2j and 2j +
+  // 1; elsewhere their exponents [rows, cols / 32]. Rows of both are `row_stride` elements apart, col_stride is 1.
+  struct Exponents {
+    std::string path;
+    std::uint64_t offset = 0;
+  };
+  std::optional<Exponents> exponents = std::nullopt;
 };
 
 // What becomes of the tensors of files.
@@ -51,8 +67,8 @@ struct WeightOptions {
   // Matrices are converted to it (rounded to nearest even) and kept in memory; those already in it, and all of them
   // where there is none, keep their format. Vectors become f32.
   std::optional<Dtype> convert_to = std::nullopt;
-  // Each file is mapped once, and matrices that are neither converted nor reordered nor repacked stay in its pages. Such
-  // a file must not change while the object lives: a process that reads behind the end of a shortened file gets
+  // Each file is mapped once, and matrices that are neither converted nor reordered nor repacked stay in its pages.
+  // Such a file must not change while the object lives: a process that reads behind the end of a shortened file gets
   // SIGBUS. Else everything is read into memory.
   bool mapped = true;
   // A device may repack quantised matrices, which takes memory of the process for each but makes products fast. Else

@@ -213,7 +213,12 @@ async function openBinding(native, { config, tensors }) {
       handles: { '[0]': 'device' },
     },
     'ops.sample': {
-      args: () => [device, floats(8), 8, [{ ...sampler, seen: Int32Array.of(1) }]],
+      args: () => [
+        device,
+        floats(8),
+        8,
+        [{ ...sampler, seen: Int32Array.of(1), counts: Int32Array.of(2) }],
+      ],
       handles: { '[0]': 'device' },
     },
   }

@@ -289,7 +289,8 @@ Result run(const Case& c) {
                    .q = q.data(),
                    .out = out.data(),
                    .lse = lse.data(),
-                   .buffers = {.dtype = c.dtype}};
+                   .buffers = {.dtype = c.dtype},
+                   .out_dtype = c.dtype};
   launch.step.rope = {.cos = cos.data(), .sin = sin.data(), .rotary_dim = c.rotary_dim};
   launch.step.plan = {.counts = counts.data(),
                       .segments = segments.data(),

@@ -10,6 +10,7 @@
 
 #include "../native/check.h"
 #include "core/float16.h"
+#include "core/format.h"
 #include "device/cuda/memory.h"
 #include "device/device.h"
 #include "kernels.h"
@@ -136,6 +137,45 @@ TEST(an_error_that_loses_the_context_says_so) {
   CHECK(contains(failure(cudaErrorLaunchFailure), "start it anew"));
   const std::string once = failure(cudaErrorInvalidValue);
   CHECK(contains(once, "cudaErrorInvalidValue") && !contains(once, "start it anew"));
+}
+
+// ---- what the kernels lack -----------------------------------------------------------------------------
+
+TEST(what_has_no_kernel_is_refused_by_its_name) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  const auto step = attention.upload();
+  const std::vector<float> before = attention.results();
+  const float sinks[kQueryHeads] = {};
+  const auto refused = [&](const char* name, const auto& change) {
+    AttentionParams params = attention.params();
+    change(params);
+    for (const bool at_once : {true, false}) {
+      const auto call = [&] {
+        if (at_once) return attention.device->check_attention(params);
+        attention.device->attention(*step, params);
+      };
+      CHECK_CODE(std::string(code::kUnsupported), call());
+      CHECK(contains(message_of(call), name) && contains(message_of(call), "the CPU device"));
+    }
+  };
+  refused("a sliding window", [](AttentionParams& p) { p.window = 1 << 20; });
+  refused("a soft cap", [](AttentionParams& p) { p.softcap = 50; });
+  refused("sinks", [&](AttentionParams& p) { p.sinks = sinks; });
+  CHECK(attention.results() == before);
+  attention.device->check_attention(attention.params());
+
+  const Buffer logits = attention.device->allocate(8 * sizeof(float), "a test");
+  for (const SampleParams::Row& row : {SampleParams::Row{.presence_penalty = 1}, {.frequency_penalty = -1}}) {
+    std::int32_t token = -1;
+    const auto sample = [&] {
+      attention.device->sample({.logits = logits.as<float>(), .vocab = 8, .rows = {&row, 1}, .tokens = &token});
+    };
+    CHECK_CODE(std::string(code::kUnsupported), attention.device->check_sampler(row));
+    CHECK_CODE(std::string(code::kUnsupported), sample());
+    CHECK(contains(message_of(sample), "presence and frequency penalties") && token == -1);
+  }
+  attention.device->check_sampler({.repetition_penalty = 2});
 }
 
 // ---- graphs ---------------------------------------------------------------------------------------------
@@ -316,6 +356,75 @@ TEST(a_step_can_be_gone_on_with_after_a_replay) {
     other.replay({.model = 1, .cache = 1, .buffers = 1, .rows = 4}, [&](const DeviceStep& step) { other.run(step); });
     attention.run(*one);
     CHECK(attention.results() == expected);
+  }
+}
+
+// ---- what is rounded between ops ------------------------------------------------------------------------
+
+// A product of what an op leaves in 16 bits has the bits of a product that rounds f32 itself.
+TEST(products_round_as_what_comes_before_them) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0), 5, 300);
+  Device& device = *attention.device;
+  constexpr std::int64_t kRows = 5, kCols = kQueryHeads * kDim, kOutputs = 72;
+  std::vector<float> values(static_cast<std::size_t>(kRows * kCols));
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = 0.37f * static_cast<float>(i % 61) - 11.1f;
+  const auto bytes_of = [](const std::vector<float>& v) { return v.size() * sizeof(float); };
+  Buffer x = attention.allocate(static_cast<std::int64_t>(bytes_of(values)));
+  device.upload(x.data(), values.data(), bytes_of(values));
+  const Buffer between = attention.allocate(static_cast<std::int64_t>(bytes_of(values)));
+  const Buffer y = attention.allocate(kRows * kOutputs * 4);
+  const auto step = attention.upload();
+  for (const Format format : {Format::kBF16, Format::kF16}) {
+    CHECK(device.product_input(format) == dtype_of(format));
+    std::vector<std::uint16_t> bits(static_cast<std::size_t>(kOutputs * kCols));
+    for (std::size_t i = 0; i < bits.size(); ++i) {
+      const float weight = 0.01f * static_cast<float>(i % 89) - 0.4f;
+      bits[i] = format == Format::kF16 ? f32_to_f16(weight) : f32_to_bf16(weight);
+    }
+    WeightStorage storage;
+    const Matrix weight = device.upload_weight(
+        {.data = reinterpret_cast<const std::byte*>(bits.data()), .format = format, .rows = kOutputs, .cols = kCols},
+        storage);
+    const auto product_after = [&](const auto& op, Dtype dtype) {
+      op(between.data(), dtype);
+      device.matmul({.x = between.data(),
+                     .x_dtype = dtype,
+                     .rows = kRows,
+                     .k = kCols,
+                     .n_outputs = 1,
+                     .outputs = {{weight, nullptr, y.as<float>()}}});
+      std::vector<float> host(static_cast<std::size_t>(kRows * kOutputs));
+      device.download(host.data(), y.data(), bytes_of(host));
+      return host;
+    };
+    const auto check = [&](const auto& op) {
+      const std::vector<float> wide = product_after(op, Dtype::kF32);
+      CHECK(wide == product_after(op, dtype_of(format)));
+      CHECK(wide[0] != 0);
+    };
+    check([&](void* out, Dtype dtype) {
+      device.rms_norm({.x = x.as<float>(),
+                       .weight = x.as<float>(),
+                       .eps = 1e-5f,
+                       .rows = kRows,
+                       .cols = kCols,
+                       .out = out,
+                       .out_dtype = dtype});
+    });
+    check([&](void* out, Dtype dtype) {
+      device.gated_activation(
+          {.gate = x.as<float>(), .up = attention.q.as<float>(), .n = kRows * kCols, .out = out, .out_dtype = dtype});
+    });
+    check([&](void* out, Dtype dtype) {
+      AttentionParams params = attention.params();
+      params.out = out;
+      params.out_dtype = dtype;
+      device.attention(*step, params);
+    });
+    // In the other 16 bits nothing is rounded twice: refused.
+    CHECK_CODE(std::string(code::kUnsupported),
+               product_after([](void*, Dtype) {}, format == Format::kF16 ? Dtype::kBF16 : Dtype::kF16));
   }
 }
 

@@ -164,11 +164,82 @@ TEST(gated_activations_equal_the_definition) {
   }
 }
 
+// What is rounded where it is computed has the bits of what is rounded afterwards, f16 beyond its range too.
+TEST(operands_are_rounded_once) {
+  const auto rounded = [](const std::vector<float>& values, Dtype dtype) {
+    const simt::DeviceArray<float> from(values);
+    const simt::DeviceArray<std::uint16_t> to(std::vector<std::uint16_t>(values.size(), 0x1234));
+    simt::check_launch(launch_round(from.data(), std::ssize(values), dtype, to.data(), nullptr));
+    return to.to_host();
+  };
+  for (int i = 0; i < 24; ++i) {
+    const Dtype dtype = i % 2 ? Dtype::kBF16 : Dtype::kF16;
+    const std::int64_t rows = random_int(1, 5), cols = 4 * random_int(1, i % 4 < 2 ? 100 : 700);
+    const std::int64_t n = rows * cols;
+    std::vector<float> x = random_floats(n, 3);
+    const std::vector<float> weight = random_floats(cols, i % 3 ? 1.f : 3e5f),
+                             up = random_floats(n, i % 3 ? 1.f : 3e5f);
+    if (i % 5 == 0) x[0] = std::numeric_limits<float>::quiet_NaN();
+    const simt::DeviceArray<float> device_x(x), device_weight(weight), device_up(up);
+    const std::string name =
+        std::string(dtype_name(dtype)) + " [" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
+    const auto check = [&](auto&& launch) {
+      const simt::DeviceArray<float> wide(not_numbers(n));
+      const simt::DeviceArray<std::uint16_t> narrow(std::vector<std::uint16_t>(n, 0x1234));
+      simt::check_launch(launch(wide.data(), Dtype::kF32));
+      simt::check_launch(launch(narrow.data(), dtype));
+      CHECK_MESSAGE(narrow.to_host() == rounded(wide.to_host(), dtype), name);
+    };
+    check([&](void* out, Dtype out_dtype) {
+      return launch_rms_norm({.x = device_x.data(),
+                              .weight = device_weight.data(),
+                              .eps = 1e-5f,
+                              .rows = rows,
+                              .cols = cols,
+                              .out = out,
+                              .out_dtype = out_dtype},
+                             nullptr);
+    });
+    check([&](void* out, Dtype out_dtype) {
+      return launch_gated_activation({.gate = device_x.data(),
+                                      .up = device_up.data(),
+                                      .n = n,
+                                      .activation = i % 4 ? Activation::kSilu : Activation::kGeluTanh,
+                                      .out = out,
+                                      .out_dtype = out_dtype},
+                                     nullptr);
+    });
+    const std::vector<std::uint16_t> bits = rounded(up, dtype);
+    bool right = true;
+    for (std::int64_t at = 0; at < n; ++at) {
+      const float held = std::clamp(up[at], -65504.f, 65504.f);
+      right &= bits[at] == (dtype == Dtype::kF16 ? f32_to_f16(held) : f32_to_bf16(up[at]));
+    }
+    CHECK_MESSAGE(right, name);
+  }
+}
+
 TEST(what_is_not_supported_is_refused) {
+  const simt::DeviceArray<float> values(std::vector<float>(8));
+  const simt::DeviceArray<std::uint16_t> narrow(std::vector<std::uint16_t>(8));
+  CHECK(launch_round(values.data(), 6, Dtype::kBF16, narrow.data(), nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_round(values.data() + 1, 4, Dtype::kBF16, narrow.data(), nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_round(values.data(), 4, Dtype::kF32, narrow.data(), nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_rms_norm({.x = values.data(),
+                         .weight = values.data(),
+                         .rows = 1,
+                         .cols = 6,
+                         .out = narrow.data(),
+                         .out_dtype = Dtype::kBF16},
+                        nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_gated_activation(
+            {.gate = values.data(), .up = values.data(), .n = 6, .out = narrow.data(), .out_dtype = Dtype::kF16},
+            nullptr) == cudaErrorInvalidValue);
   CHECK(launch_rms_norm({.rows = 1, .cols = 0}, nullptr) == cudaErrorInvalidValue);
   CHECK(launch_rms_norm({.rows = -1, .cols = 8}, nullptr) == cudaErrorInvalidValue);
   CHECK(launch_embedding({.rows = 1}, {}, nullptr) == cudaErrorInvalidValue);
   CHECK(launch_gated_activation({.n = -1}, nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_gated_activation({.n = 1, .activation = Activation::kClampedSwiglu}, nullptr) == cudaErrorInvalidValue);
   CHECK(launch_rms_norm({.rows = 0, .cols = 8}, nullptr) == cudaSuccess);
 }
 

@@ -88,7 +88,7 @@ void check_matmul(std::int64_t rows, std::int64_t k, const std::vector<std::int6
   std::vector<std::vector<std::uint16_t>> weights;
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     weights.push_back(halves(outputs[i] * k, 0.05f));
-    params.outputs[i] = {{gpu.upload(weights[i]), Dtype::kBF16, outputs[i], k}, nullptr, gpu.zeros(rows * outputs[i])};
+    params.outputs[i] = {{gpu.upload(weights[i]), Format::kBF16, outputs[i], k}, nullptr, gpu.zeros(rows * outputs[i])};
   }
   gpu.device->matmul(params);
   std::vector<std::vector<float>> first;

@@ -124,6 +124,10 @@ function stepWorker(view, tokens, rest = {}) {
     topP: 1,
     minP: 0,
     repetitionPenalty: 1,
+    presencePenalty: 0,
+    frequencyPenalty: 0,
+    scope: 'view',
+    lastN: 0,
     forbidden: new Int32Array(0),
     seed: 1n,
     draw: 0n,
@@ -135,6 +139,7 @@ function stepWorker(view, tokens, rest = {}) {
     tokens: Int32Array.from(tokens),
     logits: 'none',
     logprob: false,
+    topLogprobs: 0,
     sampler,
     ...rest,
   }

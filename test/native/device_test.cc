@@ -108,7 +108,7 @@ void on_every_device(const std::function<void(Device&)>& body, const std::vector
 }
 
 void on_every_level(const std::function<void(const CpuKernels&)>& body) {
-  for (const std::string& simd : available_simd_levels()) body(select_kernels(simd));
+  for (const std::string& simd : available_simd_levels()) body(*select_level(simd).kernels);
 }
 
 // Whether this device multiplies bf16 with bf16: it then rounds the other factor (x, rotated and scaled queries), which
@@ -1074,6 +1074,10 @@ std::vector<double> reference_distribution(const std::vector<float>& raw, const 
   for (const std::int32_t id : row.seen) {
     logits[id] = raw[id] > 0 ? double{raw[id]} / row.repetition_penalty : double{raw[id]} * row.repetition_penalty;
   }
+  for (std::size_t i = 0; i < row.seen.size(); i++) {
+    if (std::find(row.seen.begin(), row.seen.begin() + i, row.seen[i]) != row.seen.begin() + i) continue;
+    logits[row.seen[i]] -= row.presence_penalty + row.frequency_penalty * (row.counts.empty() ? 1 : row.counts[i]);
+  }
   for (const std::int32_t id : row.forbidden) logits[id] = -INFINITY;
   std::vector<std::size_t> order(vocab);
   for (std::size_t i = 0; i < vocab; i++) order[i] = i;
@@ -1111,7 +1115,8 @@ TEST(philox_known_answers) {
 TEST(sampling_follows_the_distribution) {
   on_every_device([](Device& device) {
     const std::int32_t seen[] = {1, 3, 3, 17}, forbidden[] = {2, 40};
-    std::vector<SampleParams::Row> rows(6);
+    const std::int32_t distinct[] = {0, 1, 3, 17, 30}, counts[] = {1, 5, 2, 1, 3};
+    std::vector<SampleParams::Row> rows(8);
     rows[0].temperature = 1;
     rows[1].temperature = 0.7f;
     rows[1].top_k = 9;
@@ -1127,6 +1132,15 @@ TEST(sampling_follows_the_distribution) {
     rows[5].top_k = 20;
     rows[5].top_p = 0.9f;
     rows[5].min_p = 0.05f;
+    rows[6].temperature = 1;
+    rows[6].presence_penalty = 1.2f;
+    rows[6].seen = distinct;
+    rows[7] = rows[6];
+    rows[7].presence_penalty = -0.3f;
+    rows[7].frequency_penalty = 0.4f;
+    rows[7].repetition_penalty = 1.1f;
+    rows[7].counts = counts;
+    rows[7].forbidden = forbidden;
     const std::vector<float> logits = random_floats(51, 1.5f);
     for (SampleParams::Row row : rows) {
       const std::vector<double> expected = reference_distribution(logits, row);
@@ -1193,6 +1207,29 @@ TEST(log_probabilities_are_of_the_raw_logits) {
   });
 }
 
+TEST(most_likely_tokens_are_those_of_the_raw_logits) {
+  for (const std::int64_t vocab : {1, 7, 50257}) {
+    std::vector<float> logits = random_floats(vocab, 3);
+    if (vocab > 5) logits[5] = logits[2] = 100;  // equal ones by ascending id
+    if (vocab > 6) logits[6] = -kInf;
+    const double max = *std::max_element(logits.begin(), logits.end());
+    double sum = 0;
+    for (const float logit : logits) sum += std::exp(logit - max);
+    const auto exact = [&](std::int32_t id) { return logits[id] - max - std::log(sum); };
+    std::vector<std::int32_t> order(vocab);
+    for (std::int64_t i = 0; i < vocab; i++) order[i] = static_cast<std::int32_t>(i);
+    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return logits[a] > logits[b]; });
+    for (const std::int64_t n : {0, 1, 5, 20}) {
+      const std::vector<RankedToken> top = most_likely(logits, n, {0, static_cast<float>(exact(0))});
+      CHECK(std::ssize(top) == std::min(n, vocab));
+      for (std::size_t i = 0; i < top.size(); i++) {
+        CHECK(top[i].token == order[i]);
+        CHECK(top[i].logprob == exact(order[i]) || std::fabs(top[i].logprob - exact(order[i])) < 2e-5);
+      }
+    }
+  }
+}
+
 TEST(sampling_of_a_row_does_not_depend_on_others) {
   on_every_device([](Device& device) {
     const std::int64_t vocab = 999;
@@ -1229,6 +1266,11 @@ TEST(sampling_refuses_bad_input) {
     CHECK_CODE(code::kInvalidArgument, sample_one(device, logits, {.top_p = 0}));
     CHECK_CODE(code::kInvalidArgument, sample_one(device, logits, {.min_p = 1.5f}));
     CHECK_CODE(code::kInvalidArgument, sample_one(device, logits, {.repetition_penalty = 0}));
+    for (const float penalty : {kNan, kInf, 101.0f, -101.0f}) {
+      CHECK_CODE(code::kInvalidArgument, sample_one(device, logits, {.presence_penalty = penalty}));
+      CHECK_CODE(code::kInvalidArgument, sample_one(device, logits, {.frequency_penalty = penalty}));
+    }
+    CHECK_CODE(code::kInvalidArgument, sample_one(device, logits, {.frequency_penalty = 1, .counts = four}));
     for (const float bad : {kNan, kInf}) {
       for (const int at : {0, 7, 19}) {
         std::vector<float> broken = logits;

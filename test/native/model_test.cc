@@ -360,6 +360,7 @@ class WatchedDevice : public Device {
   void gated_activation(const GatedActivationParams& p) override { run(&Device::gated_activation, p); }
   void add(const AddParams& p) override { run(&Device::add, p); }
   void softcap(const SoftcapParams& p) override { run(&Device::softcap, p); }
+  void experts(const ExpertsParams& p) override { run(&Device::experts, p); }
   void kv_append(const DeviceStep& s, const KvAppendParams& p) override { run(&Device::kv_append, s, p); }
   void attention(const DeviceStep& s, const AttentionParams& p) override { run(&Device::attention, s, p); }
   void kv_move(const KvMoveParams& p) override { run(&Device::kv_move, p); }
@@ -723,7 +724,7 @@ TEST(a_view_of_many_segments_has_a_bounded_plan) {
 
 // ---- what is wanted ---------------------------------------------------------------------------------
 
-TEST(repetition_penalty_concerns_what_is_seen) {
+TEST(penalties_concern_what_is_seen) {
   World world;
   std::vector<BlockPtr> blocks;
   for (int i = 0; i < 3; ++i) blocks.push_back(world.cache->create_block());
@@ -732,10 +733,36 @@ TEST(repetition_penalty_concerns_what_is_seen) {
   world.prefill(blocks[2], {20});
   std::vector<StepWorker> workers{world.worker({blocks[0], blocks[1], blocks[2]}, blocks[0], {7}),
                                   world.worker({blocks[1]}, blocks[1], {9, 8})};
-  workers[0].view.bias = {0, 0, -std::numeric_limits<float>::infinity()};
-  CHECK((ids_in_view(workers, 0, 37) == std::vector<std::int32_t>{1, 3, 7, 8, 9, 30}));
-  CHECK((ids_in_view(workers, 1, 37) == std::vector<std::int32_t>{8, 9, 30}));
-  CHECK((ids_in_view(workers, 0, 8) == std::vector<std::int32_t>{1, 3, 7}));
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  workers[0].view.bias = {0, 0, -kInf};
+  const auto seen = [&](std::size_t worker, std::int64_t vocab, PenaltyScope scope, std::int64_t last_n) {
+    workers[worker].penalty_scope = scope;
+    workers[worker].penalty_last_n = last_n;
+    const SeenIds found = seen_ids(workers, worker, vocab);
+    std::map<std::int32_t, std::int32_t> counts;
+    for (std::size_t i = 0; i < found.ids.size(); ++i) counts[found.ids[i]] = found.counts.at(i);
+    CHECK(counts.size() == found.counts.size() && std::is_sorted(found.ids.begin(), found.ids.end()));
+    return counts;
+  };
+  using Counts = std::map<std::int32_t, std::int32_t>;
+  const auto view = PenaltyScope::kView, own = PenaltyScope::kOwn;
+  CHECK((seen(0, 37, view, 0) == Counts{{1, 1}, {3, 2}, {7, 1}, {8, 1}, {9, 1}, {30, 1}}));
+  CHECK((seen(1, 37, view, 0) == Counts{{8, 1}, {9, 1}, {30, 1}}));
+  CHECK((seen(0, 8, view, 0) == Counts{{1, 1}, {3, 2}, {7, 1}}));
+  CHECK((seen(0, 37, own, 0) == Counts{{1, 1}, {3, 2}, {7, 1}}));
+  CHECK((seen(0, 37, own, 2) == Counts{{3, 1}, {7, 1}}));
+  CHECK((seen(1, 37, own, 100) == Counts{{8, 1}, {9, 1}, {30, 1}}));
+  // The view up to the last new token: 3 1 3 7, with nothing of what stands behind.
+  CHECK((seen(0, 37, view, 3) == Counts{{1, 1}, {3, 1}, {7, 1}}));
+  CHECK((seen(0, 37, view, 100) == Counts{{1, 1}, {3, 2}, {7, 1}}));
+  // Across blocks: 30 9 8 | (20) | 3 1 3 7, the hidden one keeps its place; then 7 again, at the end of the first.
+  workers[0].view = {
+      .blocks = {blocks[1], blocks[2], blocks[0]}, .bias = {0, -kInf, 0}, .target = blocks[0], .tokens = {}};
+  CHECK((seen(0, 37, view, 5) == Counts{{1, 1}, {3, 2}, {7, 1}}));
+  CHECK((seen(0, 37, view, 6) == Counts{{1, 1}, {3, 2}, {7, 1}, {8, 1}}));
+  workers[0].view = {.blocks = {blocks[1], blocks[0], blocks[0]}, .bias = {}, .target = blocks[0], .tokens = {}};
+  CHECK((seen(0, 37, view, 5) == Counts{{1, 1}, {3, 2}, {7, 1}, {8, 1}}));
+  CHECK((seen(0, 37, view, 0) == Counts{{1, 2}, {3, 4}, {7, 2}, {8, 1}, {9, 1}, {30, 1}}));
 }
 
 // A model that computes NaN or infinity is refused by the name of the tensor that it comes from, whatever is
@@ -812,8 +839,7 @@ TEST(damaged_weights_are_the_fault_of_the_model) {
   for (float& value : large.at("layers.0.gate_proj").values) value *= 1e30f;
   for (float& value : large.at("layers.0.up_proj").values) value *= 1e30f;
   const TensorFile large_file(large);
-  Transformer overflowing(world.device, world.config,
-                          std::make_unique<Weights>(*world.device, large_file.sources));
+  Transformer overflowing(world.device, world.config, std::make_unique<Weights>(*world.device, large_file.sources));
   try {
     overflowing.step(*world.cache, {world.worker({other}, other, {1})}, world.cancel);
     CHECK(false);
@@ -1112,9 +1138,11 @@ TEST(weights_are_read_in_place_copied_or_converted) {
 
   Tensors large = tensors;
   large["m"].values[7] = 65519.f;  // rounds to 65504, the largest f16
-  CHECK(widen(Weights(*device, TensorFile(large).sources, {.convert_to = Dtype::kF16}).matrix("m", 3, 5), 7) == 65504.f);
+  CHECK(widen(Weights(*device, TensorFile(large).sources, {.convert_to = Dtype::kF16}).matrix("m", 3, 5), 7) ==
+        65504.f);
   large["m"].values[7] = std::numeric_limits<float>::infinity();  // infinite in the file
-  CHECK(std::isinf(widen(Weights(*device, TensorFile(large).sources, {.convert_to = Dtype::kF16}).matrix("m", 3, 5), 7)));
+  CHECK(
+      std::isinf(widen(Weights(*device, TensorFile(large).sources, {.convert_to = Dtype::kF16}).matrix("m", 3, 5), 7)));
   large["m"].values[7] = 65520.f;
   CHECK_CODE(code::kInvalidModel, Weights(*device, TensorFile(large).sources, {.convert_to = Dtype::kF16}));
 }
@@ -1157,13 +1185,125 @@ TEST(interleaved_heads_are_put_in_order) {
   }
 }
 
+// Gate and up of a stack of transposed experts [E, H, 2 F], whose columns take turns, and their biases [E, 2 F].
+TEST(strided_tensors_are_read) {
+  const std::shared_ptr<Device> device = create_cpu_device({});
+  constexpr std::int64_t kExperts = 2, kHidden = 67, kSize = 131;  // more than a tile of the copy
+  Tensors tensors = {{"w", {1, kExperts * kHidden * 2 * kSize, {}}}, {"b", {1, kExperts * 2 * kSize, {}}}};
+  for (auto& [name, tensor] : tensors) {
+    for (std::int64_t i = 0; i < tensor.cols; ++i) tensor.values.push_back(static_cast<float>(i % 1021 - 500));
+  }
+  for (const Dtype dtype : {Dtype::kF32, Dtype::kF16}) {
+    TensorFile file(tensors, dtype, 17);
+    const std::uint64_t size = dtype_size(dtype), w = file["w"].offset, b = file["b"].offset;
+    file.sources = {};
+    for (const std::int64_t up : {0, 1}) {
+      file.sources.push_back({.name = up ? "up" : "gate",
+                              .path = file.file->path(),
+                              .offset = w + (kHidden * 2 * kSize + up) * size,
+                              .format = format_of(dtype),
+                              .rows = kSize,
+                              .cols = kHidden,
+                              .row_stride = 2,
+                              .col_stride = 2 * kSize});
+      file.sources.push_back({.name = up ? "up_bias" : "gate_bias",
+                              .path = file.file->path(),
+                              .offset = b + (2 * kSize + up) * size,
+                              .format = format_of(dtype),
+                              .rows = 1,
+                              .cols = kSize,
+                              .row_stride = 1,
+                              .col_stride = 2});
+    }
+    for (const bool mapped : {true, false}) {
+      const Weights weights(*device, file.sources, {.convert_to = Dtype::kF32, .mapped = mapped});
+      for (const std::int64_t up : {0, 1}) {
+        const Matrix m = weights.matrix(up ? "up" : "gate", kSize, kHidden);
+        const float* bias = weights.vector(up ? "up_bias" : "gate_bias", kSize);
+        bool equal = true;
+        for (std::int64_t r = 0; r < kSize; ++r) {
+          equal &= bias[r] == tensors["b"].values[2 * kSize + 2 * r + up];
+          for (std::int64_t c = 0; c < kHidden; ++c) {
+            equal &= static_cast<const float*>(m.data)[r * kHidden + c] ==
+                     tensors["w"].values[kHidden * 2 * kSize + c * 2 * kSize + 2 * r + up];
+          }
+        }
+        CHECK(equal);
+      }
+    }
+    // The last element lies one behind the end, or nowhere.
+    file.sources.resize(1);
+    const TensorSource good = file["gate"];
+    for (const auto change : std::initializer_list<void (*)(TensorSource&)>{
+             [](TensorSource& s) { s.offset += 1 << 20; }, [](TensorSource& s) { s.row_stride = 3; },
+             [](TensorSource& s) { s.col_stride = INT64_MAX; }, [](TensorSource& s) { s.row_stride = INT64_MAX; },
+             [](TensorSource& s) { s.row_stride = -2; }, [](TensorSource& s) { s.col_stride = 0; },
+             [](TensorSource& s) { s.rows = INT64_MAX; }}) {
+      change(file["gate"]);
+      CHECK_CODE(code::kInvalidModel, Weights(*device, file.sources));
+      file["gate"] = good;
+    }
+  }
+}
+
+// Rows of gate and up in turn, codes and exponents apart, as a Hugging Face folder of gpt-oss has them.
+TEST(mxfp4_in_two_tensors_is_read) {
+  const std::shared_ptr<Device> device = create_cpu_device({});
+  constexpr std::int64_t kRows = 5, kCols = 96, kBlocks = kCols / 32;
+  constexpr float kValues[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+  Rng rng(11);
+  std::vector<unsigned char> bytes(7);  // misaligned
+  const std::uint64_t codes = bytes.size();
+  for (std::int64_t i = 0; i < 2 * kRows * kBlocks * 16; ++i) bytes.push_back(static_cast<unsigned char>(rng()));
+  const std::uint64_t exponents = bytes.size();
+  for (std::int64_t i = 0; i < 2 * kRows * kBlocks; ++i) {
+    bytes.push_back(static_cast<unsigned char>(120 + rng() % 16));
+  }
+  const TemporaryFile file(bytes);
+  const auto source = [&](std::int64_t up) {
+    return TensorSource{.name = up ? "up" : "gate",
+                        .path = file.path(),
+                        .offset = codes + up * kBlocks * 16,
+                        .format = Format::kMXFP4,
+                        .rows = kRows,
+                        .cols = kCols,
+                        .row_stride = 2 * kCols,
+                        .col_stride = 1,
+                        .exponents = {{file.path(), exponents + up * kBlocks}}};
+  };
+  for (const bool mapped : {true, false}) {
+    const Weights weights(*device, {source(0), source(1)}, {.convert_to = Dtype::kF32, .mapped = mapped});
+    for (const std::int64_t up : {0, 1}) {
+      const Matrix m = weights.matrix(up ? "up" : "gate", kRows, kCols);
+      bool equal = true;
+      for (std::int64_t r = 0; r < kRows; ++r) {
+        for (std::int64_t c = 0; c < kCols; ++c) {
+          const std::int64_t block = (2 * r + up) * kBlocks + c / 32;
+          const int code = bytes[codes + block * 16 + c % 32 / 2] >> (c % 2 * 4) & 15;
+          const float value = std::ldexp(kValues[code], bytes[exponents + block] - 127);
+          equal &= static_cast<const float*>(m.data)[r * kCols + c] == value;
+        }
+      }
+      CHECK(equal);
+    }
+  }
+  for (const auto change : std::initializer_list<void (*)(TensorSource&)>{
+           [](TensorSource& s) { s.offset += 16; }, [](TensorSource& s) { s.exponents->offset += 1; },
+           [](TensorSource& s) { s.row_stride += 16; }, [](TensorSource& s) { s.col_stride = 2; },
+           [](TensorSource& s) { s.format = Format::kQ4_0; }, [](TensorSource& s) { s.exponents->path += "x"; },
+           [](TensorSource& s) { s.row_stride = INT64_MAX / 32 * 32; }}) {
+    TensorSource bad = source(1);
+    change(bad);
+    CHECK_CODE(code::kInvalidModel, Weights(*device, {bad}));
+  }
+}
+
 // A file that changes while its pages are in use is noticed before the next step; one that was read is not needed.
 TEST(changed_files_are_noticed) {
   const auto try_change = [](const WeightOptions& options, const std::function<void(const std::string&)>& change) {
     World world;
     const TensorFile file(world.tensors);
-    Transformer model(world.device, world.config,
-                      std::make_unique<Weights>(*world.device, file.sources, options));
+    Transformer model(world.device, world.config, std::make_unique<Weights>(*world.device, file.sources, options));
     const BlockPtr block = world.cache->create_block();
     const auto run = [&] { return model.step(*world.cache, {world.worker({block}, block, {1, 2})}, world.cancel); };
     const std::vector<float> before = run().workers[0].logits;
@@ -1181,8 +1321,8 @@ TEST(changed_files_are_noticed) {
   const auto remove = [](const std::string& path) { CHECK(::unlink(path.c_str()) == 0); };
   CHECK(try_change({}, shorten) == code::kInvalidModel);
   CHECK(try_change({.convert_to = Dtype::kF32}, overwrite) == code::kInvalidModel);
-  CHECK(try_change({}, remove).empty());  // the mapping keeps what it had
-  CHECK(try_change({.convert_to = Dtype::kBF16}, shorten).empty());   // all was converted
+  CHECK(try_change({}, remove).empty());                             // the mapping keeps what it had
+  CHECK(try_change({.convert_to = Dtype::kBF16}, shorten).empty());  // all was converted
   CHECK(try_change({.mapped = false}, shorten).empty());
   CHECK(try_change({.mapped = false}, overwrite).empty());
 }

@@ -112,6 +112,7 @@ class PlainDevice : public Device {
   void gated_activation(const GatedActivationParams&) override { refuse(); }
   void add(const AddParams&) override { refuse(); }
   void softcap(const SoftcapParams&) override { refuse(); }
+  void experts(const ExpertsParams&) override { refuse(); }
   void sample(const SampleParams&) override { refuse(); }
   double measure_read_bandwidth(std::size_t) override { refuse(); }
 

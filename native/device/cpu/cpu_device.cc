@@ -9,6 +9,7 @@
 #include <limits>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
@@ -19,6 +20,7 @@
 #include "device/cpu/kernels.h"
 #include "device/cpu/memory.h"
 #include "device/cpu/parallel.h"
+#include "device/cpu/routing.h"
 #include "device/cpu/sampler.h"
 #include "device/cpu/simd_dispatch.h"
 #include "device/cpu/thread_pool.h"
@@ -37,6 +39,8 @@ void check_buffers(const ExternalBuffers& buffers) {
   if (buffers.dtype == Dtype::kF32 && buffers.stream == nullptr) return;
   throw Error(code::kUnsupported, "the CPU device takes queries, keys and values in f32, without a stream");
 }
+
+void check_activations(Dtype dtype) { require(dtype == Dtype::kF32, "the CPU device takes activations in f32"); }
 
 // Outputs of a quantised matrix that a thread takes at once: those of the kernels' widest block.
 std::int64_t quant_unit_outputs(std::int64_t rows) { return (rows == 1 ? 4 : 2) * kPanelOutputs; }
@@ -73,39 +77,20 @@ class CpuDevice final : public Device {
   void embedding(const DeviceStep& step, const EmbeddingParams& params) override;
 
   void rms_norm(const RmsNormParams& p) override {
+    check_activations(p.out_dtype);
+    float* out = static_cast<float*>(p.out);
     for_rows(pool_, p.rows, p.cols, [&](std::int64_t begin, std::int64_t end) {
-      kernels_.rms_norm(p.x + begin * p.cols, p.weight, p.eps, end - begin, p.cols, p.out + begin * p.cols);
+      kernels_.rms_norm(p.x + begin * p.cols, p.weight, p.eps, end - begin, p.cols, out + begin * p.cols);
     });
   }
 
-  void matmul(const MatmulParams& p) override {
-    require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
-    if (p.rows == 0) return;
-    // Units are blocks of outputs, matrix after matrix.
-    const void* xs[MatmulParams::kMaxOutputs] = {};
-    std::int64_t unit_outputs[MatmulParams::kMaxOutputs] = {};
-    std::int64_t units_before[MatmulParams::kMaxOutputs + 1] = {};
-    for (int i = 0; i < p.n_outputs; i++) {
-      const Matrix& weight = p.outputs[i].weight;
-      require(weight.cols == p.k, "a weight matrix needs k columns");
-      xs[i] = i > 0 && x_form(weight) == x_form(p.outputs[i - 1].weight) ? xs[i - 1] : packed_x(x_form(weight), p);
-      unit_outputs[i] = is_plain(weight.format) ? kMatmulOutputBlock : quant_unit_outputs(p.rows);
-      units_before[i + 1] = units_before[i] + ceil_div(weight.rows, unit_outputs[i]);
-    }
-    pool_.run(units_before[p.n_outputs], [&](std::int64_t begin, std::int64_t end, int thread) {
-      for (int i = 0; i < p.n_outputs; i++) {
-        const std::int64_t first = std::max(begin, units_before[i]) - units_before[i];
-        const std::int64_t last = std::min(end, units_before[i + 1]) - units_before[i];
-        if (first >= last) continue;
-        multiply(p, p.outputs[i], xs[i], first * unit_outputs[i],
-                 std::min(last * unit_outputs[i], p.outputs[i].weight.rows), thread);
-      }
-    });
-  }
+  void matmul(const MatmulParams& p) override { multiply_all({&p, 1}); }
 
   void gated_activation(const GatedActivationParams& p) override {
+    check_activations(p.out_dtype);
+    float* out = static_cast<float*>(p.out);
     for_elements(p.n, [&](std::int64_t first, std::int64_t n) {
-      kernels_.gated_activation(p.gate + first, p.up + first, n, p.activation, p.out + first);
+      kernels_.gated_activation(p.gate + first, p.up + first, n, p.activation, out + first);
     });
   }
 
@@ -148,6 +133,7 @@ class CpuDevice final : public Device {
     });
   }
 
+  void experts(const ExpertsParams& params) override;
   void attention(const DeviceStep& step, const AttentionParams& params) override;
   void sample(const SampleParams& params) override;
   double measure_read_bandwidth(std::size_t bytes) override;
@@ -176,9 +162,19 @@ class CpuDevice final : public Device {
     if (is_plain(weight.format)) return kernels_.packs_x(weight.format) ? XForm::kBF16 : XForm::kF32;
     return code_info(weight.format).group == 16 ? XForm::kGroups16 : XForm::kGroups32;
   }
-  const void* packed_x(XForm form, const MatmulParams& p);
-  void multiply(const MatmulParams& p, const MatmulParams::Output& output, const void* x, std::int64_t begin,
-                std::int64_t end, int thread);
+  static std::int64_t packed_bytes(XForm form, const MatmulParams& p);
+  const void* pack_x(XForm form, const MatmulParams& p, std::byte* to);
+
+  // A matrix, what it is multiplied with, and how many outputs are a unit of work.
+  struct Product {
+    const MatmulParams* params;
+    const MatmulParams::Output* output;
+    const void* x;
+    std::int64_t unit_outputs;
+  };
+  // All of them in one parallel section, as none reads what another writes.
+  void multiply_all(std::span<const MatmulParams> ops);
+  void multiply(const Product& product, std::int64_t begin, std::int64_t end, int thread);
 
   const std::string name_;
   const SimdLevel level_;
@@ -188,45 +184,107 @@ class CpuDevice final : public Device {
   std::vector<SamplerScratch> samplers_;  // per thread
   Scratch packed_x_[kXForms];
   std::vector<Scratch> panels_;  // per thread: of matrices that are not repacked
+  std::vector<Product> products_;
+  std::vector<std::int64_t> units_before_;  // of each product, and in all
+  Routing routing_;
+  std::vector<MatmulParams> expert_products_;
 };
 
-// x [rows, k] in this form, for one op: what it returns holds until the next op asks for the same form.
-const void* CpuDevice::packed_x(XForm form, const MatmulParams& p) {
-  Scratch& scratch = packed_x_[static_cast<int>(form)];
-  if (form == XForm::kF32) return p.x;
-  if (form == XForm::kBF16) {
-    std::uint16_t* packed = scratch.get<std::uint16_t>(p.rows * p.k);
-    for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
-      kernels_.pack_x(p.x + begin * p.k, (end - begin) * p.k, packed + begin * p.k);
-    });
-    return packed;
+// In whole cache lines.
+std::int64_t CpuDevice::packed_bytes(XForm form, const MatmulParams& p) {
+  constexpr std::int64_t kLine = 64;
+  switch (form) {
+    case XForm::kF32:
+      return 0;
+    case XForm::kBF16:
+      return ceil_div(p.rows * p.k * std::int64_t{sizeof(std::uint16_t)}, kLine) * kLine;
+    case XForm::kGroups16:
+      return ceil_div(packed_x_bytes(p.rows, p.k, 16), kLine) * kLine;
+    case XForm::kGroups32:
+      break;
   }
-  const std::int64_t group = form == XForm::kGroups16 ? 16 : 32;
-  std::byte* packed = scratch.get<std::byte>(packed_x_bytes(p.rows, p.k, group));
+  return ceil_div(packed_x_bytes(p.rows, p.k, 32), kLine) * kLine;
+}
+
+// x [rows, k] in this form, in `to` unless it is so already.
+const void* CpuDevice::pack_x(XForm form, const MatmulParams& p, std::byte* to) {
+  if (form == XForm::kF32) return p.x;
+  const float* x = static_cast<const float*>(p.x);
   for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
-    level_.quant->pack_x(p.x, p.rows, p.k, group, begin, end, packed);
+    if (form == XForm::kBF16) {
+      kernels_.pack_x(x + begin * p.k, (end - begin) * p.k, reinterpret_cast<std::uint16_t*>(to) + begin * p.k);
+    } else {
+      level_.quant->pack_x(x, p.rows, p.k, form == XForm::kGroups16 ? 16 : 32, begin, end, to);
+    }
   });
-  return packed;
+  return to;
+}
+
+void CpuDevice::multiply_all(std::span<const MatmulParams> ops) {
+  std::int64_t bytes[kXForms] = {};
+  for (const MatmulParams& p : ops) {
+    require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
+    check_activations(p.x_dtype);
+    bool seen[kXForms] = {};
+    for (int i = 0; i < p.n_outputs; i++) {
+      require(p.outputs[i].weight.cols == p.k, "a weight matrix needs k columns");
+      const XForm form = x_form(p.outputs[i].weight);
+      if (!std::exchange(seen[static_cast<int>(form)], true)) bytes[static_cast<int>(form)] += packed_bytes(form, p);
+    }
+  }
+  std::byte* unused[kXForms];
+  for (int form = 0; form < kXForms; form++) unused[form] = packed_x_[form].get<std::byte>(bytes[form]);
+
+  // Units are blocks of outputs, matrix after matrix.
+  products_.clear();
+  units_before_.assign(1, 0);
+  for (const MatmulParams& p : ops) {
+    if (p.rows == 0) continue;
+    const void* xs[kXForms] = {};
+    for (int i = 0; i < p.n_outputs; i++) {
+      const Matrix& weight = p.outputs[i].weight;
+      const XForm form = x_form(weight);
+      const void*& x = xs[static_cast<int>(form)];
+      if (x == nullptr) {
+        x = pack_x(form, p, unused[static_cast<int>(form)]);
+        unused[static_cast<int>(form)] += packed_bytes(form, p);
+      }
+      const std::int64_t unit_outputs = is_plain(weight.format) ? kMatmulOutputBlock : quant_unit_outputs(p.rows);
+      products_.push_back({.params = &p, .output = &p.outputs[i], .x = x, .unit_outputs = unit_outputs});
+      units_before_.push_back(units_before_.back() + ceil_div(weight.rows, unit_outputs));
+    }
+  }
+  pool_.run(units_before_.back(), [&](std::int64_t begin, std::int64_t end, int thread) {
+    const auto next = std::upper_bound(units_before_.begin(), units_before_.end(), begin);
+    for (std::size_t i = static_cast<std::size_t>(next - units_before_.begin()) - 1; begin < end; i++) {
+      const Product& product = products_[i];
+      const std::int64_t last = std::min(end, units_before_[i + 1]);
+      multiply(product, (begin - units_before_[i]) * product.unit_outputs,
+               std::min((last - units_before_[i]) * product.unit_outputs, product.output->weight.rows), thread);
+      begin = last;
+    }
+  });
 }
 
 // Outputs [begin, end) of one matrix.
-void CpuDevice::multiply(const MatmulParams& p, const MatmulParams::Output& output, const void* x, std::int64_t begin,
-                         std::int64_t end, int thread) {
-  const Matrix& weight = output.weight;
+void CpuDevice::multiply(const Product& product, std::int64_t begin, std::int64_t end, int thread) {
+  const auto& [params, output, x, unit] = product;
+  const MatmulParams& p = *params;
+  const Matrix& weight = output->weight;
   if (is_plain(weight.format)) {
-    kernels_.matmul({.x = x, .rows = p.rows, .k = p.k, .output = &output, .begin = begin, .end = end});
+    kernels_.matmul({.x = x, .rows = p.rows, .k = p.k, .output = output, .begin = begin, .end = end});
     return;
   }
   const std::int64_t bytes = panel_bytes(code_info(weight.format), p.k);
   const std::byte* data = static_cast<const std::byte*>(weight.data);
-  QuantSlice slice = {.x = x, .rows = p.rows, .k = p.k, .output = &output, .panels = nullptr, .begin = begin, .end = end};
+  QuantSlice slice = {
+      .x = x, .rows = p.rows, .k = p.k, .output = output, .panels = nullptr, .begin = begin, .end = end};
   if (weight.order == Order::kPanels) {
     slice.panels = data + begin / kPanelOutputs * bytes;
     level_.quant->matmul(slice);
     return;
   }
   // Not repacked: a block of outputs at a time is, into memory of the thread.
-  const std::int64_t unit = quant_unit_outputs(p.rows);
   std::byte* panels = panels_[static_cast<std::size_t>(thread)].get<std::byte>(unit / kPanelOutputs * bytes);
   slice.panels = panels;
   for (slice.begin = begin; slice.begin < end; slice.begin += unit) {
@@ -234,6 +292,61 @@ void CpuDevice::multiply(const MatmulParams& p, const MatmulParams::Output& outp
     write_panels(weight.format, {data, weight.cols, {}}, slice.begin, slice.end, panels);
     level_.quant->matmul(slice);
   }
+}
+
+void CpuDevice::experts(const ExpertsParams& p) {
+  require(p.used >= 1 && p.used <= std::ssize(p.experts), "a row uses 1 to all of the experts");
+  for (const FeedForward& expert : p.experts) {
+    const auto is = [](const Matrix& m, std::int64_t rows, std::int64_t cols) {
+      return m.rows == rows && m.cols == cols;
+    };
+    require(is(expert.gate_proj, p.intermediate, p.hidden) && is(expert.up_proj, p.intermediate, p.hidden) &&
+                is(expert.down_proj, p.hidden, p.intermediate),
+            "an expert's matrices are [F, H], [F, H] and [H, F]");
+  }
+  if (p.rows == 0) return;
+  routing_.route(p, pool_);
+  const std::int64_t pairs = p.rows * p.used;
+  float* pair_x = p.scratch;  // [pairs, H]; outputs take the place of inputs
+  float* gate = pair_x + pairs * p.hidden;
+  float* up = gate + pairs * p.intermediate;
+  for_rows(pool_, p.rows, p.used * p.hidden, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row++) {
+      for (const std::int64_t place : routing_.places(row)) {
+        std::copy_n(p.x + row * p.hidden, p.hidden, pair_x + place * p.hidden);
+      }
+    }
+  });
+
+  const auto multiply_each = [&](auto&& product_of) {
+    expert_products_.clear();
+    for (const std::int32_t e : routing_.active()) {
+      const FeedForward& expert = p.experts[static_cast<std::size_t>(e)];
+      expert_products_.push_back(product_of(expert, routing_.first(e)));
+      expert_products_.back().rows = routing_.count(e);
+    }
+    multiply_all(expert_products_);
+  };
+  multiply_each([&](const FeedForward& expert, std::int64_t first) {
+    return MatmulParams{.x = pair_x + first * p.hidden,
+                        .k = p.hidden,
+                        .n_outputs = 2,
+                        .outputs = {{expert.gate_proj, expert.gate_bias, gate + first * p.intermediate},
+                                    {expert.up_proj, expert.up_bias, up + first * p.intermediate}}};
+  });
+  gated_activation({.gate = gate, .up = up, .n = pairs * p.intermediate, .activation = p.activation, .out = gate});
+  multiply_each([&](const FeedForward& expert, std::int64_t first) {
+    return MatmulParams{.x = gate + first * p.intermediate,
+                        .k = p.intermediate,
+                        .n_outputs = 1,
+                        .outputs = {{expert.down_proj, expert.down_bias, pair_x + first * p.hidden}}};
+  });
+  for_rows(pool_, p.rows, p.used * p.hidden, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; row++) {
+      kernels_.add_weighted(pair_x, routing_.places(row).data(), routing_.weights(row).data(), p.used, p.hidden,
+                            p.out + row * p.hidden);
+    }
+  });
 }
 
 Matrix CpuDevice::upload_weight(const WeightSource& source, WeightStorage& storage) {
@@ -277,6 +390,7 @@ void CpuDevice::attention(const DeviceStep& step, const AttentionParams& p) {
   const RopeTable rope = step.view().rope(p.layer);
   check_cache(p.shape, &rope);
   check_buffers(p.buffers);
+  check_activations(p.out_dtype);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   require(p.window >= 0, "window must be >= 0");
   require(p.softcap == 0 || (p.softcap >= 1e-6f && p.softcap <= 1e6f), "softcap must be 0 or in [1e-6, 1e6]");

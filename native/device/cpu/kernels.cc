@@ -30,6 +30,7 @@ const CpuKernels HOGWILD_CONCAT(kCpuKernels_, HOGWILD_SIMD) = {
     .gated_activation = gated_activation,
     .add = add,
     .softcap = softcap,
+    .add_weighted = add_weighted,
     .kv_append = kv_append,
     .kv_move = kv_move,
     .kv_read = kv_read,

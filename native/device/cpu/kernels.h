@@ -77,6 +77,9 @@ struct CpuKernels {
   void (*gated_activation)(const float* gate, const float* up, int64_t n, Activation activation, float* out);
   void (*add)(float* x, const float* y, int64_t n, float scale);
   void (*softcap)(float* x, int64_t n, float scale, float softcap);
+  // out[i] += the sum of weights[j] * x[rows[j], i], j ascending, i < cols
+  void (*add_weighted)(const float* x, const int64_t* rows, const float* weights, int64_t n_rows, int64_t cols,
+                       float* out);
 
   void (*kv_append)(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots,
                     int64_t n, const float* k, const float* v);

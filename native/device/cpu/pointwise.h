@@ -52,19 +52,33 @@ HOGWILD_INLINE Vec gelu_tanh(Vec x) {
   return x / (exp(u * -2.0f) + 1.0f);
 }
 
-template <Vec (*kActivation)(Vec)>
+HOGWILD_INLINE Vec gate_silu(Vec gate, Vec up) { return silu(gate) * up; }
+HOGWILD_INLINE Vec gate_gelu_tanh(Vec gate, Vec up) { return gelu_tanh(gate) * up; }
+
+// NaN stays NaN: comparisons with it are false.
+HOGWILD_INLINE Vec gate_clamped_swiglu(Vec gate, Vec up) {
+  const Vec limit = broadcast(kSwigluLimit);
+  gate = gate > limit ? limit : gate;
+  up = up > limit ? limit : up;
+  up = up < -limit ? -limit : up;
+  return gate / (exp(gate * -kSwigluAlpha) + 1.0f) * (up + 1.0f);
+}
+
+template <Vec (*kGate)(Vec, Vec)>
 void gated(const float* gate, const float* up, int64_t n, float* out) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(out + i, kActivation(load(gate + i)) * load(up + i));
-  if (i < n) store_partial(out + i, kActivation(load_partial(gate + i, n - i)) * load_partial(up + i, n - i), n - i);
+  for (; i + kLanes <= n; i += kLanes) store(out + i, kGate(load(gate + i), load(up + i)));
+  if (i < n) store_partial(out + i, kGate(load_partial(gate + i, n - i), load_partial(up + i, n - i)), n - i);
 }
 
 void gated_activation(const float* gate, const float* up, int64_t n, Activation activation, float* out) {
   switch (activation) {
     case Activation::kSilu:
-      return gated<silu>(gate, up, n, out);
+      return gated<gate_silu>(gate, up, n, out);
     case Activation::kGeluTanh:
-      return gated<gelu_tanh>(gate, up, n, out);
+      return gated<gate_gelu_tanh>(gate, up, n, out);
+    case Activation::kClampedSwiglu:
+      return gated<gate_clamped_swiglu>(gate, up, n, out);
   }
 }
 
@@ -81,6 +95,22 @@ void softcap(float* x, int64_t n, float scale, float cap) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(x + i, capped(load(x + i)));
   if (i < n) store_partial(x + i, capped(load_partial(x + i, n - i)), n - i);
+}
+
+void add_weighted(const float* x, const int64_t* rows, const float* weights, int64_t n_rows, int64_t cols, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= cols; i += kLanes) {
+    Vec total = {};
+    for (int64_t j = 0; j < n_rows; j++) total = fma(broadcast(weights[j]), load(x + rows[j] * cols + i), total);
+    store(out + i, load(out + i) + total);
+  }
+  const int64_t rest = cols - i;
+  if (rest == 0) return;
+  Vec total = {};
+  for (int64_t j = 0; j < n_rows; j++) {
+    total = fma(broadcast(weights[j]), load_partial(x + rows[j] * cols + i, rest), total);
+  }
+  store_partial(out + i, load_partial(out + i, rest) + total, rest);
 }
 
 bool find_max(const float* x, int64_t n, float* max_value, int64_t* index) {

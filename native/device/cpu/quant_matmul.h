@@ -79,11 +79,11 @@ struct Quantised {
                                                                    : 128;
 
   template <int J>
-  static HOGWILD_INLINE Quad quad(const Codes& codes, const uint8_t* table) {
+  static HOGWILD_INLINE BitVec quad(const Codes& codes, const uint8_t* table) {
     const BitVec quad = codes.template quad<J>();
-    if constexpr (kInfo.values != CodeValues::kItself) return Quad(look_up(table, quad));
-    if constexpr (kSignedCodes && kInfo.bits == 8) return Quad(quad ^ bytes_of(0x80));
-    return Quad(quad);
+    if constexpr (kInfo.values != CodeValues::kItself) return look_up(table, quad);
+    if constexpr (kSignedCodes && kInfo.bits == 8) return quad ^ bytes_of(0x80);
+    return quad;
   }
 
   static HOGWILD_INLINE void make_table(uint8_t* table) {
@@ -94,19 +94,30 @@ struct Quantised {
   }
 };
 
-// Sums of products of quads [J, kEnd).
-template <typename F, int J, int kEnd, int R, int N>
+// Products of quads with the first (0) or second (1) word of each row's x.
+template <int kWord, int R, int N>
+HOGWILD_INLINE void add_word(const BitVec (&quads)[N], const uint32_t* x, DotSum (&dots)[R][N]) {
+  BitVec factors[N];
+  for (int n = 0; n < N; n++) factors[n] = DotSum::factor<kWord>(quads[n]);
+  for (int r = 0; r < R; r++) {
+    const BitVec word = broadcast_word(x + r);
+    for (int n = 0; n < N; n++) dots[r][n].template add<kWord>(factors[n], word);
+  }
+}
+
+// Sums of products of group S's quads, from the I-th on.
+template <typename F, int S, int I, int R, int N>
 HOGWILD_INLINE void add_quads(const typename F::Codes (&codes)[N], const uint8_t* table, const uint32_t* x,
                               DotSum (&dots)[R][N]) {
-  if constexpr (J < kEnd) {
-    BitVec first[R], second[R];
-    for (int r = 0; r < R; r++) first[r] = broadcast_word(x + 2 * J * R + r);
-    for (int r = 0; r < R; r++) second[r] = broadcast_word(x + (2 * J + 1) * R + r);
-    for (int n = 0; n < N; n++) {
-      const Quad quad = F::template quad<J>(codes[n], table);
-      for (int r = 0; r < R; r++) dots[r][n].add(quad, first[r], second[r]);
-    }
-    add_quads<F, J + 1, kEnd>(codes, table, x, dots);
+  constexpr int kQuads = F::kGroup / 4;
+  if constexpr (I < kQuads) {
+    // Quads j and j + 4, which often lie in one line, one after the other: few lines are in registers then.
+    constexpr int J = kQuads == 8 ? I % 2 * 4 + I / 2 : S * kQuads + I;
+    BitVec quads[N];
+    for (int n = 0; n < N; n++) quads[n] = F::template quad<J>(codes[n], table);
+    add_word<0>(quads, x + 2 * J * R, dots);
+    add_word<1>(quads, x + (2 * J + 1) * R, dots);
+    add_quads<F, S, I + 1>(codes, table, x, dots);
   }
 }
 
@@ -124,7 +135,7 @@ HOGWILD_INLINE void add_group(int64_t columns32, const typename F::Codes (&codes
     const IntVec start = (IntVec)broadcast_word((const uint32_t*)x_codes + r) * -F::kZero;
     for (int n = 0; n < N; n++) dots[r][n].start(start);
   }
-  add_quads<F, 8 / kGroups * S, 8 / kGroups*(S + 1)>(codes, table, x, dots);
+  add_quads<F, S, 0>(codes, table, x, dots);
   const int64_t group = columns32 * kGroups + S;
   for (int n = 0; n < N; n++) {
     const Vec d = scales[n].d(group);

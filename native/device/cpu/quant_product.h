@@ -42,11 +42,6 @@ HOGWILD_INLINE void pack_quad(const int32_t* codes, uint32_t* first, uint32_t* s
   *second = low;
 }
 
-struct Quad {
-  BitVec bytes;
-  HOGWILD_INLINE explicit Quad(BitVec codes) : bytes(codes) {}
-};
-
 // Adds the four products of bytes to each lane.
 HOGWILD_INLINE IntVec dot4(IntVec sum, BitVec codes, BitVec x) {
 #if defined(__AVX512VNNI__)
@@ -62,9 +57,14 @@ struct DotSum {
     high = IntVec{};
     low = value;
   }
-  HOGWILD_INLINE void add(const Quad& quad, BitVec first, BitVec second) {
-    high = dot4(high, quad.bytes, first);
-    low = dot4(low, quad.bytes, second);
+  // What of a quad meets its first or second word of x.
+  template <int kWord>
+  static HOGWILD_INLINE BitVec factor(BitVec quad) {
+    return quad;
+  }
+  template <int kWord>
+  HOGWILD_INLINE void add(BitVec codes, BitVec x) {
+    (kWord == 0 ? high : low) = dot4(kWord == 0 ? high : low, codes, x);
   }
   HOGWILD_INLINE IntVec value() const { return (high << 7) + low; }
 };
@@ -76,11 +76,6 @@ HOGWILD_INLINE void pack_quad(const int32_t* codes, uint32_t* first, uint32_t* s
   *first = ((uint32_t)codes[0] & 0xffff) | (uint32_t)codes[2] << 16;
   *second = ((uint32_t)codes[1] & 0xffff) | (uint32_t)codes[3] << 16;
 }
-
-struct Quad {
-  BitVec even, odd;
-  HOGWILD_INLINE explicit Quad(BitVec codes) : even(codes & 0x00ff00ffu), odd((codes >> 8) & 0x00ff00ffu) {}
-};
 
 // Adds the two products of words to each lane.
 HOGWILD_INLINE IntVec dot2(IntVec sum, BitVec codes, BitVec x) {
@@ -104,9 +99,13 @@ HOGWILD_INLINE IntVec dot2(IntVec sum, BitVec codes, BitVec x) {
 struct DotSum {
   IntVec sum;
   HOGWILD_INLINE void start(IntVec value) { sum = value; }
-  HOGWILD_INLINE void add(const Quad& quad, BitVec first, BitVec second) {
-    sum = dot2(sum, quad.even, first);
-    sum = dot2(sum, quad.odd, second);
+  template <int kWord>
+  static HOGWILD_INLINE BitVec factor(BitVec quad) {
+    return (kWord == 0 ? quad : quad >> 8) & 0x00ff00ffu;
+  }
+  template <int kWord>
+  HOGWILD_INLINE void add(BitVec codes, BitVec x) {
+    sum = dot2(sum, codes, x);
   }
   HOGWILD_INLINE IntVec value() const { return sum; }
 };

@@ -142,8 +142,7 @@ Matrix CudaDevice::upload_weight(const WeightSource& host, WeightStorage& storag
       auto* rounded = reinterpret_cast<std::uint16_t*>(from);
       for (std::int64_t i = 0; i < count; ++i) rounded[i] = f32_to_bf16(values[i]);
     } else {
-      std::memcpy(from, host.data + first * static_cast<std::int64_t>(size),
-                  static_cast<std::size_t>(count) * size);
+      std::memcpy(from, host.data + first * static_cast<std::int64_t>(size), static_cast<std::size_t>(count) * size);
     }
     copy(to + first * static_cast<std::int64_t>(size), from, static_cast<std::size_t>(count) * size,
          cudaMemcpyHostToDevice);
@@ -210,7 +209,23 @@ void CudaDevice::rms_norm(const RmsNormParams& p) {
 
 void CudaDevice::gated_activation(const GatedActivationParams& p) {
   use();
+  require(p.activation == Activation::kSilu || p.activation == Activation::kGeluTanh,
+          "the CUDA device has the activations silu and gelu_tanh");
   if (p.n > 0) check_launch(launch_gated_activation(p, stream_), "the gated activation");
+}
+
+Dtype CudaDevice::product_input(Format weights) const {
+  return weights == Format::kBF16 || weights == Format::kF16 ? dtype_of(weights) : Dtype::kF32;
+}
+
+// Products read x in the dtype of their weights: what is not yet is rounded first.
+void CudaDevice::round_x(MatmulParams& p, Dtype dtype) {
+  if (p.x_dtype == dtype || p.x_dtype != Dtype::kF32) return;
+  const std::int64_t n = p.rows * p.k;
+  memory_.reserve(rounded_x_, static_cast<std::size_t>(n) * dtype_size(dtype), "rounded activations");
+  check_launch(launch_round(static_cast<const float*>(p.x), n, dtype, rounded_x_.data(), stream_), "rounding");
+  p.x = rounded_x_.data();
+  p.x_dtype = dtype;
 }
 
 void CudaDevice::matmul(const MatmulParams& p) {
@@ -225,6 +240,7 @@ void CudaDevice::matmul(const MatmulParams& p) {
     }
     MatmulLaunch launch{.params = p, .multiprocessors = multiprocessors_};
     launch.params.n_outputs = last - first;
+    round_x(launch.params, product_input(format));
     std::copy(p.outputs + first, p.outputs + last, launch.params.outputs);
     memory_.reserve(matmul_workspace_, matmul_workspace_bytes(launch), "partial products");
     launch.workspace = matmul_workspace_.data();
@@ -281,6 +297,7 @@ bool CudaDevice::has(Feature feature) const {
     case Feature::kAdd:
     case Feature::kSoftcap:
     case Feature::kSeveralRopes:
+    case Feature::kExperts:
       return false;
   }
   return true;
@@ -290,6 +307,9 @@ bool CudaDevice::has(Feature feature) const {
 void CudaDevice::add(const AddParams&) { throw Error(code::kUnsupported, "add: the CPU device computes it"); }
 void CudaDevice::softcap(const SoftcapParams&) {
   throw Error(code::kUnsupported, "softcap: the CPU device computes it");
+}
+void CudaDevice::experts(const ExpertsParams&) {
+  throw Error(code::kUnsupported, "experts: the CPU device computes them");
 }
 
 void CudaDevice::kv_append(const DeviceStep& device_step, const KvAppendParams& p) {
@@ -335,12 +355,13 @@ void CudaDevice::attention(const DeviceStep& device_step, const AttentionParams&
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   const std::int64_t rows = step.view().plan.n_tokens * p.query_heads;
   if (rows == 0) return;
-  const std::size_t bytes = static_cast<std::size_t>(rows * p.shape.head_dim) * dtype_size(p.buffers.dtype);
+  const auto elements = static_cast<std::size_t>(rows * p.shape.head_dim);
+  const std::size_t q_bytes = elements * dtype_size(p.buffers.dtype), bytes = elements * dtype_size(p.out_dtype);
   const std::size_t lse_bytes = p.lse == nullptr ? 0 : static_cast<std::size_t>(rows) * sizeof(float);
-  require(!overlap(p.q, bytes, p.out, bytes) && !overlap(p.q, bytes, p.lse, lse_bytes) &&
+  require(!overlap(p.q, q_bytes, p.out, bytes) && !overlap(p.q, q_bytes, p.lse, lse_bytes) &&
               !overlap(p.out, bytes, p.lse, lse_bytes),
           "q, out and lse: expected memory of their own: queries are read while results are written");
-  check_external(p.buffers, {{{"q", p.q, bytes}, {"out", p.out, bytes}, {"lse", p.lse, lse_bytes}}});
+  check_external(p.buffers, {{{"q", p.q, q_bytes}, {"out", p.out, bytes}, {"lse", p.lse, lse_bytes}}});
 
   // The shares of the work lie in the workspace: all layers of the step take them from there.
   if (!shares_ || !shares_->is_for(step, p)) {
@@ -401,6 +422,13 @@ void CudaDevice::kv_read(const KvReadParams& p) {
   check_launch(launch_kv_read(uploaded, stream_), "reading the cache");
 }
 
+void CudaDevice::check_sampler(const SampleParams::Row& row) const {
+  if (row.presence_penalty == 0 && row.frequency_penalty == 0) return;
+  throw Error(code::kUnsupported,
+              "presence and frequency penalties: the CUDA device has no kernel for them, the CPU device (device 'cpu') "
+              "does; both have the repetition penalty");
+}
+
 // One copy brings the rows and ids, one brings the tokens back.
 void CudaDevice::sample(const SampleParams& p) {
   use();
@@ -408,6 +436,7 @@ void CudaDevice::sample(const SampleParams& p) {
   bool any_top_k = false, any_top_p = false;
   for (const SampleParams::Row& row : p.rows) {
     check_sampling(row, p.vocab);
+    check_sampler(row);
     any_top_k |= row.top_k > 0 && row.top_k < p.vocab;
     any_top_p |= row.top_p < 1;
     n_ids += row.seen.size() + row.forbidden.size();

@@ -31,6 +31,7 @@ class CudaDevice final : public Device {
   bool has(Feature feature) const override;
   std::int64_t kv_padding(const KvShape& shape) const override;
   void check_attention(const AttentionParams& params) const override;
+  void check_sampler(const SampleParams::Row& row) const override;
   std::int64_t own_memory() const override { return own_memory_; }
   std::int64_t free_memory() const override;
   Buffer allocate(std::size_t bytes, const char* purpose) override;
@@ -41,6 +42,7 @@ class CudaDevice final : public Device {
 
   std::unique_ptr<DeviceStep> upload(const StepView& step) override;
   std::int64_t bucket_rows(std::int64_t rows) const override;
+  Dtype product_input(Format weights) const override;
   bool prefers_whole_passes() const override { return true; }
   void replay(const Device::GraphKey& key, const DeviceStep& step, const std::function<void()>& ops) override;
 
@@ -50,6 +52,7 @@ class CudaDevice final : public Device {
   void gated_activation(const GatedActivationParams& params) override;
   void add(const AddParams& params) override;
   void softcap(const SoftcapParams& params) override;
+  void experts(const ExpertsParams& params) override;
   void kv_append(const DeviceStep& step, const KvAppendParams& params) override;
   void attention(const DeviceStep& step, const AttentionParams& params) override;
   void kv_move(const KvMoveParams& params) override;
@@ -84,6 +87,7 @@ class CudaDevice final : public Device {
   template <typename Launch>
   void on_stream_of(const ExternalBuffers& buffers, Launch&& launch);
 
+  void round_x(MatmulParams& params, Dtype dtype);
   AttentionLaunch attention_launch(const CudaStep& step, const AttentionParams& params) const;
 
   int index_;
@@ -99,7 +103,7 @@ class CudaDevice final : public Device {
   StagedArrays argument_staging_;
   Buffer arguments_;  // of ops that are given host arrays
   PinnedBuffer results_;
-  Buffer attention_workspace_, matmul_workspace_, sample_workspace_;
+  Buffer attention_workspace_, matmul_workspace_, sample_workspace_, rounded_x_;
   PinnedBuffer weight_staging_;
   Event weight_staged_[2], external_event_;
 };

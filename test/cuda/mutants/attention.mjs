@@ -166,7 +166,7 @@ export default {
     [
       'queries taken as f32',
       kernels,
-      'ActivationRow q = {p.q, p.dtype,',
+      'ActivationRow q = {p.q, p.q_dtype,',
       'ActivationRow q = {p.q, Dtype::kF32,',
     ],
     [

@@ -88,6 +88,7 @@ export default {
       'const AppendSlot slot = slots[row / kv_heads];\n  if (slot.page < 0) return;',
       'AppendSlot slot = slots[row / kv_heads];\n  slot.page = max<std::int64_t>(slot.page, 0);',
     ],
+    ['slots from the first row of the step', kernels, 'step.slots + params.first', 'step.slots'],
     [
       'last row left out',
       kernels,
@@ -139,8 +140,8 @@ export default {
     [
       'last row not read',
       kernels,
-      'if (row >= p.n * kv_heads) return;',
-      'if (row >= p.n * kv_heads - 1) return;',
+      'if (row >= n * kv_heads) return;',
+      'if (row >= n * kv_heads - 1) return;',
     ],
     ['halves of a chunk swapped', kernels, 'to[1] = make_float4', 'to[0] = make_float4'],
     // elements

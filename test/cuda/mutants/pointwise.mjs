@@ -8,7 +8,7 @@ export default {
   threads: { environment: {}, test: 'rms_norm' },
   mutants: [
     ['the embedding is not scaled', pointwise, 'out[i] = p.scale * load1', 'out[i] = load1'],
-    ['every row has the first token', pointwise, 'p.tokens + row)', 'p.tokens)'],
+    ['every row has the first token', pointwise, 'tokens + row)', 'tokens)'],
     [
       'the last elements of a row are not written',
       pointwise,
@@ -39,6 +39,25 @@ export default {
       'reduce.cuh',
       'scratch[threadIdx.x / 32] = value;\n  __syncthreads();',
       'scratch[threadIdx.x / 32] = value;',
+    ],
+    [
+      'the last elements are not rounded',
+      pointwise,
+      'if (i < n) store_operands',
+      'if (i + 4 < n) store_operands',
+    ],
+    ['operands overflow in f16', 'vector_load.cuh', 'v > kMax ? kMax : v < -kMax ? -kMax : v', 'v'],
+    [
+      'the halves of an operand change places',
+      'vector_load.cuh',
+      'round2<T>(v.z, v.w)',
+      'round2<T>(v.w, v.z)',
+    ],
+    [
+      'rows of rounded norms are one row',
+      pointwise,
+      'store_operands(out + row * p.cols + i, y)',
+      'store_operands(out + i, y)',
     ],
     ['the wrong half of tanh', pointwise, 'expf(-2.f * u)', 'expf(2.f * u)'],
     ['SiLU of the other sign', pointwise, '(1.f + expf(-x))', '(1.f + expf(x))'],
