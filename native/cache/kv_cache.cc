@@ -147,12 +147,12 @@ KvLayer KvCache::layer(std::int64_t index) const {
 
 KvCache::Stats KvCache::stats() const {
   const std::scoped_lock lock(pool_.mutex);
-  return {.pages = pool_.size(),
-          .free_pages = pool_.size() - pool_.in_use(),
-          .bytes_per_page =
-              shape_.layers * (shape_.page_bytes(shape_.key_format) + shape_.page_bytes(shape_.value_format)),
-          .key_bytes_moved = key_bytes_moved_,
-          .peak_pages = pool_.peak()};
+  return {
+      .pages = pool_.size(),
+      .free_pages = pool_.size() - pool_.in_use(),
+      .bytes_per_page = shape_.layers * (shape_.page_bytes(shape_.key_format) + shape_.page_bytes(shape_.value_format)),
+      .key_bytes_moved = key_bytes_moved_,
+      .peak_pages = pool_.peak()};
 }
 
 CacheBlock::CacheBlock(std::shared_ptr<KvCache> cache) : cache_(std::move(cache)), id_(cache_->next_block_id_++) {}
@@ -270,8 +270,8 @@ CacheBlock::CompactResult CacheBlock::compact() {
   // the same angle.
   struct Copy {
     const Segment* from;
-    std::size_t to;        // index in `next`
-    std::int64_t at;       // token of that segment
+    std::size_t to;   // index in `next`
+    std::int64_t at;  // token of that segment
     std::int64_t turn;
   };
   std::vector<Segment> next;

@@ -101,9 +101,9 @@ Case random_case(std::uint64_t seed, std::int64_t width, KvFormat format, const 
   c.more_tokens = static_cast<std::int32_t>(random(0, 1) * random(0, 20));
   c.more_segments = static_cast<std::int32_t>(random(0, 1) * random(0, 20));
   c.name = "seed " + std::to_string(seed) + ", head dim " + std::to_string(head_dim) + " of " + std::to_string(width) +
-           ", rotary dim " + std::to_string(c.rotary_dim) + ", " + dtype_name(c.dtype) + " on " + kv_format_name(format) +
-           ", " + std::to_string(c.tokens) + " tokens, " + std::to_string(c.shape.kv_heads) + " kv heads of " +
-           std::to_string(c.group) + ", " + std::to_string(c.ctas) + " CTAs";
+           ", rotary dim " + std::to_string(c.rotary_dim) + ", " + dtype_name(c.dtype) + " on " +
+           kv_format_name(format) + ", " + std::to_string(c.tokens) + " tokens, " + std::to_string(c.shape.kv_heads) +
+           " kv heads of " + std::to_string(c.group) + ", " + std::to_string(c.ctas) + " CTAs";
 
   const std::int64_t angles = random(1, 40);
   for (std::int64_t i = 0; i < angles; ++i) {
@@ -157,8 +157,8 @@ Case random_case(std::uint64_t seed, std::int64_t width, KvFormat format, const 
     for (std::int64_t t = 0; t < segment.length; ++t) {
       for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
         for (std::int64_t d = 0; d < width; ++d) {
-          c.keys[c.element(segment, t, h, d)] = d < head_dim ? narrow(dtype, normal(rng)) : 0;
-          c.values[c.element(segment, t, h, d)] = d < head_dim ? narrow(dtype, normal(rng)) : 0;
+          c.keys[c.element(segment, t, h, d)] = d < head_dim ? narrow(dtype_of(c.shape), normal(rng)) : 0;
+          c.values[c.element(segment, t, h, d)] = d < head_dim ? narrow(dtype_of(c.shape), normal(rng)) : 0;
         }
       }
     }
@@ -222,7 +222,8 @@ Expected expect(const Case& c) {
         const double weight = std::exp2(scores[i] - greatest);
         total += weight;
         for (std::int64_t j = 0; j < d; ++j) {
-          const double value = widen(dtype_of(c.shape), c.values[c.element(*at[i].first, at[i].second, head / c.group, j)]);
+          const double value =
+              widen(dtype_of(c.shape), c.values[c.element(*at[i].first, at[i].second, head / c.group, j)]);
           mean[j] += weight * value;
           magnitude[j] += weight * std::abs(value);
         }

@@ -14,8 +14,8 @@
 #include "device/cuda/memory.h"
 #include "device/device.h"
 #include "kernels.h"
-#include "simt/simt.h"
 #include "kv_shape.h"
+#include "simt/simt.h"
 #include "worker_step.h"
 
 namespace hogwild {

@@ -37,9 +37,9 @@ struct KvFormats {
   KvFormat keys, values;
 };
 constexpr KvFormats kKvFormats[] = {
-    {KvFormat::kF32, KvFormat::kF32},   {KvFormat::kF16, KvFormat::kF16},  {KvFormat::kBF16, KvFormat::kBF16},
+    {KvFormat::kF32, KvFormat::kF32},   {KvFormat::kF16, KvFormat::kF16},   {KvFormat::kBF16, KvFormat::kBF16},
     {KvFormat::kInt8, KvFormat::kInt8}, {KvFormat::kBF16, KvFormat::kInt8}, {KvFormat::kInt8, KvFormat::kBF16},
-    {KvFormat::kF32, KvFormat::kInt8},  {KvFormat::kInt8, KvFormat::kF16}, {KvFormat::kF16, KvFormat::kBF16},
+    {KvFormat::kF32, KvFormat::kInt8},  {KvFormat::kInt8, KvFormat::kF16},  {KvFormat::kF16, KvFormat::kBF16},
 };
 
 std::mt19937_64 rng(20250406);
@@ -526,8 +526,8 @@ TEST(kv_rebase_turns_keys_and_copies_values) {
             row < 40 ? pool.rotate(key, moves[0].rope_row) : std::vector<double>(key, key + head_dim);
         for (std::int64_t d = 0; d < head_dim; d++) {
           const double error = std::fabs(k_to[row * head_dim + d] - expected[d]);
-          worst =
-              std::max(worst, row < 40 ? error / (unit_roundoff(format) * std::fabs(expected[d]) + 4e-7) : error * 1e30);
+          worst = std::max(worst,
+                           row < 40 ? error / (unit_roundoff(format) * std::fabs(expected[d]) + 4e-7) : error * 1e30);
         }
       }
       CHECK_MESSAGE(worst <= 1, std::to_string(worst));
@@ -796,14 +796,15 @@ TEST(attention_equals_double) {
           for (const std::int64_t head_dim : {8, 24, 40, 64, 80, 128, 256}) {
             for (const std::int64_t group : {1, 2, 3, 4, 7, 16}) {
               const std::int64_t kv_heads = random_int(1, 3);
-              const AttentionCase c =
-                  random_case(device, {1, kv_heads, head_dim, formats.keys, formats.values}, group, random_int(1, 5), random_int(0, 4), 330);
+              const AttentionCase c = random_case(device, {1, kv_heads, head_dim, formats.keys, formats.values}, group,
+                                                  random_int(1, 5), random_int(0, 4), 330);
               std::vector<float> out, lse;
               c.attend(device, out, lse);
               const double error = attention_error(device, c, out, lse);
               CHECK_MESSAGE(error < attention_tolerance(device, c.pool.shape),
                             "D " + std::to_string(head_dim) + " group " + std::to_string(group) + " " +
-                                kv_format_name(formats.keys) + " " + kv_format_name(formats.values) + ": " + std::to_string(error));
+                                kv_format_name(formats.keys) + " " + kv_format_name(formats.values) + ": " +
+                                std::to_string(error));
             }
           }
         }
@@ -833,8 +834,8 @@ TEST(attention_with_window_softcap_and_sinks_equals_double) {
           for (const std::int64_t head_dim : {24, 64, 80}) {
             for (const std::int64_t window : kWindows) {
               const std::int64_t group = random_int(1, 7), kv_heads = random_int(1, 2);
-              AttentionCase c =
-                  random_case(device, {1, kv_heads, head_dim, formats.keys, formats.values}, group, random_int(1, 7), random_int(0, 4), 700);
+              AttentionCase c = random_case(device, {1, kv_heads, head_dim, formats.keys, formats.values}, group,
+                                            random_int(1, 7), random_int(0, 4), 700);
               add_features(c, window);
               std::vector<float> out, lse;
               c.attend(device, out, lse);
@@ -842,7 +843,8 @@ TEST(attention_with_window_softcap_and_sinks_equals_double) {
               CHECK_MESSAGE(error < attention_tolerance(device, c.pool.shape),
                             "D " + std::to_string(head_dim) + " group " + std::to_string(group) + " window " +
                                 std::to_string(window) + " softcap " + std::to_string(c.softcap) + " " +
-                                kv_format_name(formats.keys) + " " + kv_format_name(formats.values) + ": " + std::to_string(error));
+                                kv_format_name(formats.keys) + " " + kv_format_name(formats.values) + ": " +
+                                std::to_string(error));
             }
           }
         }

@@ -340,8 +340,8 @@ struct Values<ValueRows<Bf16, true>> {
                                  int64_t value_cols, float* tile, bool, Prefetch& soon) {
     const Bf16Pair* values = (const Bf16Pair*)head;
     for (int64_t r = 0; r < n; r++) pack_bf16(rows[r].scores, rows[r].first_lane(), rows[r].end_lane());
-    const auto add_run = [&](int64_t first_row, int64_t n_rows, const Bf16Pair* from, Run run)
-                             __attribute__((always_inline)) {
+    const auto add_run = [&](int64_t first_row, int64_t n_rows, const Bf16Pair* from,
+                             Run run) __attribute__((always_inline)) {
       const Bf16Pair* weights[kSpanRowBlock];
       float* out[kSpanRowBlock];
       for (int64_t r = 0; r < n_rows; r++) {
@@ -514,19 +514,18 @@ void attention_span(const AttentionSpan& span) {
       return page_head(span.layer->keys, shape, shape.key_format, span.pages[index], span.kv_head);
     };
     const char* page_keys = keys_of(page);
-    const char* page_values =
-        page_head(span.layer->values, shape, shape.value_format, span.pages[page], span.kv_head);
+    const char* page_values = page_head(span.layer->values, shape, shape.value_format, span.pages[page], span.kv_head);
     const int64_t first_col = begin / kLanes * kLanes;
     const int64_t key_cols = (end + kLanes - 1) / kLanes * kLanes - first_col;
 
     // Spread over the products of all rows, each of `n` iterations for every 4 vectors of `cols`.
     const auto prefetch_head = [&](const char* head, KvFormat format, int64_t n, int64_t cols)
                                    __attribute__((always_inline)) {
-      const int64_t blocks = (rows + kSpanRowBlock - 1) / kSpanRowBlock;
-      const int64_t iterations = blocks * n * ((cols + 4 * kLanes - 1) / (4 * kLanes));
-      const int64_t half = head_bytes(shape, format) / 2;
-      return Prefetch{head, head + half, half / (iterations > 0 ? iterations : 1)};
-    };
+                                     const int64_t blocks = (rows + kSpanRowBlock - 1) / kSpanRowBlock;
+                                     const int64_t iterations = blocks * n * ((cols + 4 * kLanes - 1) / (4 * kLanes));
+                                     const int64_t half = head_bytes(shape, format) / 2;
+                                     return Prefetch{head, head + half, half / (iterations > 0 ? iterations : 1)};
+                                   };
 
     for (int64_t r = 0; r < rows; r++) s[r] += first_col;
     with_rows<KeyRows>(shape.key_format, head_dim, [&](auto layout) {
@@ -542,8 +541,7 @@ void attention_span(const AttentionSpan& span) {
     const int64_t next = page + 1 < seen_pages ? page + 1 : page;
     with_rows<ValueRows>(shape.value_format, head_dim, [&](auto layout) {
       using PageValues = Values<decltype(layout)>;
-      Prefetch soon =
-          prefetch_head(keys_of(next), shape.key_format, (end - begin) / PageValues::kDepth, value_cols);
+      Prefetch soon = prefetch_head(keys_of(next), shape.key_format, (end - begin) / PageValues::kDepth, value_cols);
       for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
         const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
         softmax_update(seeing + r, n, span.softcap, value_cols);
