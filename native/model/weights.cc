@@ -460,7 +460,7 @@ std::string Weights::blame(Device& device, const std::string& what) const {
     for (std::int64_t first = 0; first < matrix.rows; first += piece) {
       indices.resize(static_cast<std::size_t>(std::min(piece, matrix.rows - first)));
       std::iota(indices.begin(), indices.end(), static_cast<std::int32_t>(first));
-      const auto step = device.upload(StepView{.plan = {}, .rope = {}, .slots = {}, .tokens = indices});
+      const auto step = device.upload(StepView{.plan = {}, .ropes = {}, .slots = {}, .tokens = indices});
       device.embedding(*step, {.rows = std::ssize(indices), .table = matrix, .scale = 1, .out = rows.as<float>()});
       if (is_damaged_vector(rows.as<float>(), std::ssize(indices) * matrix.cols)) return true;
     }
