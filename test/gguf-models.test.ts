@@ -15,10 +15,10 @@ import { array, float32, type GgufWriterTensor, string, uint32, type Value } fro
 const root = join(__dirname, 'fixtures', 'families')
 /**
  * What GGUF cannot say: other activations than the family's, details of YaRN, windows of families that do not use them,
- * Gemma 2 without caps, other layers with a window than the family's, SmolLM3's other layers without RoPE.
+ * Gemma 2 without caps, other layers with a window than the family's, SmolLM3's other layers without RoPE, layers without experts. Folders with stacked experts are like the others.
  */
 const UNSAID =
-  /_(mscale|untruncated|silu|gelu)$|^qwen\d_window$|^smollm3_(window|bias_v4)$|uncapped|bias_untied|text_linear|^glm(_|$)/
+  /_(mscale|untruncated|silu|gelu)$|^qwen\d_window$|^smollm3_(window|bias_v4)$|uncapped|bias_untied|text_linear|^glm(_|$)|_stacked$|dense_layers|^gpt_oss_layer/
 /** Numbers that are float32 there. */
 const ROUNDED = /llama3|yarn_attention$|^granite|longrope|_su_/
 const names = readdirSync(root).filter((name) => !UNSAID.test(name))

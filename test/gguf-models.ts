@@ -148,6 +148,40 @@ const CONVERTERS: Record<string, Converter> = {
     layer: { post_self_attn_layernorm: 'post_attention_norm', post_mlp_layernorm: 'post_ffw_norm' },
   },
   smollm3: { name: 'smollm3', permutes: true },
+  mixtral: {
+    name: 'llama',
+    permutes: true,
+    layer: { 'block_sparse_moe.gate': 'ffn_gate_inp' },
+    values: (config) => ({ ...windowOf(config), ...expertsOf(config, 'num_local_experts') }),
+  },
+  qwen3_moe: {
+    name: 'qwen3moe',
+    layer: { 'mlp.gate': 'ffn_gate_inp' },
+    values: (config) => ({
+      ...expertsOf(config, 'num_experts', 'moe_intermediate_size'),
+      expert_weights_norm: bool(config.norm_topk_prob as boolean),
+    }),
+  },
+  gpt_oss: {
+    name: 'gpt-oss',
+    layer: {
+      'mlp.router': 'ffn_gate_inp',
+      post_attention_layernorm: 'post_attention_norm',
+      'self_attn.sinks': 'attn_sinks',
+    },
+    values: (config) => ({
+      ...windowOf(config),
+      ...expertsOf(config, 'num_local_experts', 'intermediate_size'),
+    }),
+  },
+}
+
+function expertsOf(config: Json, count: string, size?: string): Record<string, Value> {
+  return {
+    expert_count: uint32(config[count] as number),
+    expert_used_count: uint32(config.num_experts_per_tok as number),
+    ...(size !== undefined && { expert_feed_forward_length: uint32(config[size] as number) }),
+  }
 }
 
 /** The families that can be written, as `model_type` names them. */
@@ -165,10 +199,10 @@ export async function writeGgufModel(
   const entries = [...(await readTensors(folder)).values()]
   const tensors = entries
     .filter(({ name }) => !/rotary_emb|masked_bias/.test(name))
-    .map((entry) => toTensor(entry, converter, headDimOf(config), options.type ?? 'stored'))
-    .concat(ropeTensors(config))
+    .flatMap((entry) => toTensors(entry, converter, headDimOf(config), options.type ?? 'stored'))
+  const all = [...stacked(tensors), ...ropeTensors(config)]
   const metadata = new Map([...metadataOf(config, converter), ...(options.metadata ?? [])])
-  await writeGgufFile(path, [...metadata], options.tensors?.(tensors) ?? tensors, options)
+  await writeGgufFile(path, [...metadata], options.tensors?.(all) ?? all, options)
 }
 
 /** Where config.json has no head_dim at all. */
@@ -294,6 +328,78 @@ export function f32Tensor(
   return { name, shape, type: TYPES.F32 as number, bytes: bytes.length, read: () => bytes }
 }
 
+/** Experts as they are in gpt-oss: [E, H, 2 F] and [E, F, H], gate and up by turns, biases [E, 2 F] and [E, H]. */
+function gptOssExperts(entry: TensorEntry): GgufWriterTensor[] | undefined {
+  const [, layer, part, bias] =
+    /layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj(_bias)?$/.exec(entry.name) ?? []
+  if (part === undefined) return undefined
+  if (entry.dtype !== 'F32') throw new Error(`${entry.name}: ${entry.dtype}`)
+  const [experts, ...rest] = entry.shape as [number, number, number?]
+  const [inner, outer] = rest.length === 1 ? [1, rest[0]] : (rest as [number, number])
+  const turns = part === 'down' ? ['down'] : ['gate', 'up']
+  return turns.map((kind, turn) => {
+    const rows = outer / turns.length
+    const count = experts * rows * inner
+    return {
+      name: `blk.${layer}.ffn_${kind}_exps.${bias === undefined ? 'weight' : 'bias'}`,
+      shape: bias === undefined ? [experts, rows, inner] : [experts, rows],
+      type: TYPES.F32 as number,
+      bytes: 4 * count,
+      async read() {
+        const data = await readData(entry, 4 * experts * inner * outer)
+        const found = Buffer.alloc(4 * count)
+        for (let i = 0; i < count; i++) {
+          const [e, row, col] = [
+            Math.floor(i / (rows * inner)),
+            Math.floor(i / inner) % rows,
+            i % inner,
+          ]
+          const from = (e * inner + col) * outer + row * turns.length + turn
+          found.writeFloatLE(data.readFloatLE(4 * from), 4 * i)
+        }
+        return found
+      },
+    }
+  })
+}
+
+/** Tensors `blk.N.ffn_KIND_exps.weight`, one for each expert behind a colon, as one [E, n, k]. */
+function stacked(tensors: readonly GgufWriterTensor[]): GgufWriterTensor[] {
+  const groups = new Map<string, Map<number, GgufWriterTensor>>()
+  for (const tensor of tensors) {
+    const [name, expert = '0'] = tensor.name.split(':') as [string, string?]
+    groups.set(name, (groups.get(name) ?? new Map()).set(Number(expert), tensor))
+  }
+  return Array.from(groups, ([name, members]) => {
+    const [first] = members.values() as Iterable<GgufWriterTensor> as unknown as [GgufWriterTensor]
+    if (!first.name.includes(':')) return first
+    const slices = Array.from(
+      { length: members.size },
+      (_, e) => members.get(e) as GgufWriterTensor,
+    )
+    return {
+      ...first,
+      name,
+      shape: [slices.length, ...first.shape],
+      bytes: first.bytes * slices.length,
+      read: async () => Buffer.concat(await Promise.all(slices.map((slice) => slice.read()))),
+    }
+  })
+}
+
+const EXPERT_PARTS: Record<string, string> = {
+  w1: 'gate',
+  w2: 'down',
+  w3: 'up',
+  gate_proj: 'gate',
+  up_proj: 'up',
+  down_proj: 'down',
+}
+
+function toTensors(...parameters: Parameters<typeof toTensor>): GgufWriterTensor[] {
+  return gptOssExperts(parameters[0]) ?? [toTensor(...parameters)]
+}
+
 function toTensor(
   entry: TensorEntry,
   { permutes = false, addsOne = false, layer: own = {} }: Converter,
@@ -301,16 +407,22 @@ function toTensor(
   wanted: 'stored' | 'F32',
 ): GgufWriterTensor {
   const { shape, dtype: stored } = entry
-  const [, layer, part, kind] =
-    /^(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)$/.exec(entry.name) ?? []
+  const [, layer, part = '', kind = 'weight'] =
+    /^(?:model\.layers\.(\d+)\.)?(.+?)(?:\.(weight|bias))?$/.exec(entry.name) ?? []
+  const [, expert, expertPart = ''] = /\.experts\.(\d+)\.(\w+)$/.exec(part) ?? []
   const name =
-    layer === undefined ? MODEL[part as string] : (own[part as string] ?? LAYER[part as string])
+    expert !== undefined
+      ? `ffn_${EXPERT_PARTS[expertPart]}_exps`
+      : layer === undefined
+        ? MODEL[part]
+        : (own[part] ?? LAYER[part])
+  const suffix = expert === undefined ? kind : `${kind}:${expert}`
   if (name === undefined) throw new Error(`${entry.name}: what is it called?`)
   const isVector = shape.length === 1
   const dtype = isVector ? 'F32' : wanted === 'F32' ? 'F32' : stored
   const elements = shape.reduce((product, size) => product * size, 1)
   return {
-    name: layer === undefined ? `${name}.${kind}` : `blk.${layer}.${name}.${kind}`,
+    name: layer === undefined ? `${name}.${kind}` : `blk.${layer}.${name}.${suffix}`,
     shape,
     type: TYPES[dtype] as number,
     bytes: elements * (dtype === 'F32' ? 4 : 2),

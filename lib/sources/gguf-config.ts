@@ -147,7 +147,7 @@ function configJson(
   ]
   const headDim = readHeadDim(keys, hiddenSize / queryHeads)
   json.head_dim = headDim
-  Object.assign(json, readRope(keys, headDim, factors))
+  Object.assign(json, readRope(keys, headDim, factors, family))
   const facts = {
     hiddenSize,
     headDim,
@@ -155,7 +155,7 @@ function configJson(
     layers,
     has: (name: string) => tensors.has(name),
   }
-  Object.assign(json, family.unsaid?.(facts))
+  for (const [field, value] of Object.entries(family.unsaid?.(facts) ?? {})) json[field] ??= value
   keys.passOver(HARMLESS_KEYS)
   for (const key of OFF_KEYS) {
     if (family.fields?.[key] === undefined) keys.judge(key, isOff, 'models without it')
@@ -196,17 +196,21 @@ function readHeadDim(keys: Fields, otherwise: number): number {
   )
 }
 
-function readRope(keys: Fields, headDim: number, factors: RopeFactors): object {
+function readRope(keys: Fields, headDim: number, factors: RopeFactors, family: GgufFamily): object {
   const rotaryDim = keys.count('rope.dimension_count', headDim)
   return {
     // transformers cuts the product with the head size off: it must not come out below.
     partial_rotary_factor: rotaryDim === headDim ? 1 : (rotaryDim + 0.5) / headDim,
     rope_theta: keys.get('rope.freq_base'),
-    rope_scaling: readScaling(keys, factors),
+    rope_scaling: readScaling(keys, factors, family),
   }
 }
 
-function readScaling(keys: Fields, { short, long }: RopeFactors): object | null {
+function readScaling(
+  keys: Fields,
+  { short, long }: RopeFactors,
+  { untruncatedYarn }: GgufFamily,
+): object | null {
   // Files of LongRoPE say `longrope` or nothing.
   const type = keys.get('rope.scaling.type') ?? (long === undefined ? 'none' : 'longrope')
   const value = (name: string) => keys.get(`rope.scaling.${name}`)
@@ -220,7 +224,14 @@ function readScaling(keys: Fields, { short, long }: RopeFactors): object | null 
     case 'linear':
       return { rope_type: 'linear', factor }
     case 'yarn':
-      return { rope_type: 'yarn', factor, ...original, ...attention, ...betas }
+      return {
+        rope_type: 'yarn',
+        factor,
+        ...original,
+        ...attention,
+        ...betas,
+        ...(untruncatedYarn && { truncate: false }),
+      }
     case 'longrope':
       return {
         rope_type: 'longrope',

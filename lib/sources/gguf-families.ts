@@ -1,6 +1,8 @@
 // The families of models in GGUF's spelling: for each architecture its name in config.json, what its files leave unsaid, and
 // what they call tensors. A family is known to hogwild by lib/families.ts; here it is only translated.
 
+import type { ExpertNames } from '../families'
+
 /** What `unsaid` goes by. */
 export interface GgufFacts {
   hiddenSize: number
@@ -22,7 +24,9 @@ export interface GgufFamily {
   activation?: 'gelu_pytorch_tanh'
   /** Keys, without the architecture, that are fields of config.json here. */
   fields?: Readonly<Record<string, string>>
-  /** Fields of config.json that no key speaks of. */
+  /** YaRN's bounds are not rounded to whole pairs. */
+  untruncatedYarn?: true
+  /** Fields of config.json where no key speaks of them. */
   unsaid?(facts: GgufFacts): Record<string, unknown>
   /** Names of a layer's tensors by role that differ from most families'. */
   names?: Readonly<Record<string, string>>
@@ -60,6 +64,26 @@ export const LAYER_FILES: Readonly<Record<string, string>> = {
   down_proj: 'ffn_down.weight',
   down_bias: 'ffn_down.bias',
   mlp_output_norm: 'post_ffw_norm.weight',
+}
+
+/** Experts, which old files hold one by one. */
+export const EXPERT_FILES: ExpertNames = {
+  separate: {
+    router: 'ffn_gate_inp.weight',
+    gate_proj: 'ffn_gate.*.weight',
+    up_proj: 'ffn_up.*.weight',
+    down_proj: 'ffn_down.*.weight',
+  },
+  stacked: {
+    'ffn_gate_inp.weight': ['router'],
+    'ffn_gate_inp.bias': ['router_bias'],
+    'ffn_gate_exps.weight': ['gate_proj'],
+    'ffn_gate_exps.bias': ['gate_bias'],
+    'ffn_up_exps.weight': ['up_proj'],
+    'ffn_up_exps.bias': ['up_bias'],
+    'ffn_down_exps.weight': ['down_proj'],
+    'ffn_down_exps.bias': ['down_bias'],
+  },
 }
 
 const GATE_AND_UP = { 'ffn_up.weight': ['gate_proj', 'up_proj'] }
@@ -113,6 +137,7 @@ export const GGUF_FAMILIES: Readonly<Record<string, GgufFamily>> = {
       ...EXPERTS_USED,
       expert_count: 'num_experts',
       expert_feed_forward_length: 'moe_intermediate_size',
+      expert_weights_norm: 'norm_topk_prob',
     },
     unsaid: (facts) => ({ ...attentionBias(facts), norm_topk_prob: true }),
   },
@@ -183,7 +208,13 @@ export const GGUF_FAMILIES: Readonly<Record<string, GgufFamily>> = {
   'gpt-oss': {
     architecture: 'GptOssForCausalLM',
     modelType: 'gpt_oss',
-    fields: { ...WINDOW, ...EXPERTS_USED, expert_count: 'num_local_experts' },
+    fields: {
+      ...WINDOW,
+      ...EXPERTS_USED,
+      expert_count: 'num_local_experts',
+      expert_feed_forward_length: 'intermediate_size',
+    },
+    untruncatedYarn: true,
     unsaid: attentionBias,
     names: { mlp_norm: 'post_attention_norm.weight' },
   },

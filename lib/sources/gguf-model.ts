@@ -6,7 +6,7 @@ import type { NativeTensor } from '../native'
 import type { Warnings } from '../warnings'
 import type { Gguf } from './gguf'
 import { ggufConfig, ggufFamily, ROPE_TENSORS } from './gguf-config'
-import { type GgufFamily, LAYER_FILES, MODEL_FILES } from './gguf-families'
+import { EXPERT_FILES, type GgufFamily, LAYER_FILES, MODEL_FILES } from './gguf-families'
 import type { ConfigOptions } from './huggingface-config'
 import { ROTATED_ROLES, type TensorEntry, type TensorNames, tensorsByRole } from './tensors'
 
@@ -40,6 +40,7 @@ function namesOf({ names = {}, fused = {}, adjacentPairs }: GgufFamily): TensorN
     layer: (i) => `blk.${i}.`,
     layers: { ...LAYER_FILES, ...names },
     fused,
+    experts: EXPERT_FILES,
     formats: STORED_FORMATS,
     interleaved: adjacentPairs ? ROTATED_ROLES : [],
     isHarmless: (name) =>
