@@ -32,7 +32,11 @@ async function ggufOf(name: string, options?: GgufModelOptions): Promise<string>
 async function logitsOf(path: string, dtype: 'auto' | 'f32', tokens: readonly number[]) {
   using device = createDevice({ type: 'cpu', threads: 1 })
   await using model = await loadModel(path, { device, dtype, onWarning: () => {} })
-  await using cache = model.createCache({ dtype: 'f32', capacity: 64 })
+  await using cache = model.createCache({
+    dtype: 'f32',
+    capacity: 256,
+    context: tokens.length,
+  })
   const { logits } = await model.prefill(cache.createBlock(), tokens, {
     logits: 'all',
     sampler: null,
@@ -301,13 +305,10 @@ test('keys may be ignored', async () => {
   )
 })
 
-test.each([
-  ['a file that is not named .gguf', 'model.bin'],
-  ['nothing', 'none.gguf'],
-])('%s is no model', async (_, name) => {
-  const folder = temporaryFolder()
-  if (name === 'model.bin') writeFileSync(join(folder, name), await readFile(await ggufOf('llama')))
-  await expect(loadModel(join(folder, name))).rejects.toMatchObject({
+test('a file that is not named .gguf is no model', async () => {
+  const path = join(temporaryFolder(), 'model.bin')
+  writeFileSync(path, await readFile(await ggufOf('llama')))
+  await expect(loadModel(path)).rejects.toMatchObject({
     code: 'HOGWILD_INVALID_MODEL',
     message: expect.stringMatching(/expected a Hugging Face folder or a .gguf file/),
   })

@@ -152,13 +152,13 @@ const CONVERTERS: Record<string, Converter> = {
     name: 'llama',
     permutes: true,
     layer: { 'block_sparse_moe.gate': 'ffn_gate_inp' },
-    values: (config) => ({ ...windowOf(config), ...expertsOf(config, 'num_local_experts') }),
+    values: (config) => ({ ...windowOf(config), ...expertsOf(config) }),
   },
   qwen3_moe: {
     name: 'qwen3moe',
     layer: { 'mlp.gate': 'ffn_gate_inp' },
     values: (config) => ({
-      ...expertsOf(config, 'num_experts', 'moe_intermediate_size'),
+      ...expertsOf(config, 'moe_intermediate_size'),
       expert_weights_norm: bool(config.norm_topk_prob as boolean),
     }),
   },
@@ -171,14 +171,14 @@ const CONVERTERS: Record<string, Converter> = {
     },
     values: (config) => ({
       ...windowOf(config),
-      ...expertsOf(config, 'num_local_experts', 'intermediate_size'),
+      ...expertsOf(config, 'intermediate_size'),
     }),
   },
 }
 
-function expertsOf(config: Json, count: string, size?: string): Record<string, Value> {
+function expertsOf(config: Json, size?: string): Record<string, Value> {
   return {
-    expert_count: uint32(config[count] as number),
+    expert_count: uint32((config.num_local_experts ?? config.num_experts) as number),
     expert_used_count: uint32(config.num_experts_per_tok as number),
     ...(size !== undefined && { expert_feed_forward_length: uint32(config[size] as number) }),
   }
@@ -222,7 +222,7 @@ function ropeOf(config: Json): Json {
 }
 
 /** Where config.json does not say. */
-const THETAS: Record<string, number> = { gemma3_text: 1e6, smollm3: 2e6 }
+const THETAS: Record<string, number> = { gemma3_text: 1e6, mixtral: 1e6, smollm3: 2e6 }
 const KV_HEADS: Record<string, number> = { gemma2: 4, gemma3_text: 4, smollm3: 4 }
 
 function metadataOf(
