@@ -136,7 +136,7 @@ linux('making and closing a cache costs nothing on the JavaScript thread', async
   // Written from end to end: memory that was never touched costs nothing to give back.
   const output = await script(`
     const tokens = 2 ** 26 / (2 * 16 * 256 * 4)
-    const shape = { layers: 1, kvHeads: 16, headDim: 256, dtype: 'f32', capacity: tokens, ropes: config.ropes[0], layerRopes: new Int32Array(1) }
+    const shape = { layers: 1, kvHeads: 16, headDim: 256, keyFormat: 'f32', valueFormat: 'f32', capacity: tokens, ropes: config.ropes[0], layerRopes: new Int32Array(1) }
     const kv = new Float32Array(tokens * 16 * 256)
     const rss = () => process.memoryUsage.rss() / 2 ** 20
     const timed = (call) => {

@@ -37,6 +37,7 @@ export interface RopeScaling {
   low_freq_factor?: number
   high_freq_factor?: number
   beta_fast?: number
+  truncate?: boolean
   beta_slow?: number
   attention_factor?: number
   mscale?: number
@@ -148,8 +149,12 @@ export function ropeOf(
   if (kind === 'yarn') {
     const pairOf = (turns: number): number =>
       (rotaryDim * Math.log(trainedLength / (turns * 2 * Math.PI))) / (2 * Math.log(base))
-    const low = Math.max(Math.floor(pairOf(scaling.beta_fast ?? 32)), 0)
-    const high = Math.min(Math.ceil(pairOf(scaling.beta_slow ?? 1)), rotaryDim - 1)
+    const [down, up] =
+      scaling.truncate === false
+        ? [(pair: number) => pair, (pair: number) => pair]
+        : [Math.floor, Math.ceil]
+    const low = Math.max(down(pairOf(scaling.beta_fast ?? 32)), 0)
+    const high = Math.min(up(pairOf(scaling.beta_slow ?? 1)), rotaryDim - 1)
     const magnitude = (scale: number): number =>
       factor > 1 ? 0.1 * scale * Math.log(factor) + 1 : 1
     const { mscale, mscale_all_dim: mscaleAllDim } = scaling
@@ -354,7 +359,12 @@ export class ReferenceModel {
     this.gemma = config.model_type.startsWith('gemma')
 
     const window = (config.sliding_window as number | null | undefined) ?? undefined
-    const types = config.layer_types as LayerType[] | undefined
+    const alternating = (i: number) => (i % 2 === 0 ? 'sliding_attention' : 'full_attention')
+    const types =
+      (config.layer_types as LayerType[] | undefined) ??
+      (config.model_type === 'gpt_oss'
+        ? Array.from({ length: this.layers }, (_, i) => alternating(i))
+        : undefined)
     const usesAlways = ['mistral', 'phi3'].includes(config.model_type)
     const softcap = config.model_type === 'gemma2' ? config.attn_logit_softcapping : undefined
     const indices = Array.from({ length: this.layers }, (_, i) => i)
@@ -362,6 +372,7 @@ export class ReferenceModel {
       ...this.shape,
       window: usesAlways || types?.[i] === 'sliding_attention' ? window : undefined,
       softcap: (softcap as number | null | undefined) ?? undefined,
+      sinks: weights.get(`model.layers.${i}.self_attn.sinks`),
     }))
     const interleaved = config.model_type.startsWith('glm')
     const ropes = config.rope_parameters

@@ -20,7 +20,7 @@ struct WorkerStep {
   std::vector<AppendSlot> slots;
   std::vector<std::int32_t> tokens;
   std::vector<float> cos, sin;  // [kRopeRows, rotary_dim / 2]
-  RopeTable rope;
+  mutable RopeTable rope;  // made by view(): it points into this object
 
   // `common` and `own`: tokens of the blocks, the new ones included. Pages are numbered from `first_page` on.
   WorkerStep(std::int64_t workers, std::int64_t common, std::int64_t own, std::int64_t first_page = 0,
@@ -58,7 +58,7 @@ struct WorkerStep {
     }
   }
 
-  StepView view() {
+  StepView view() const {
     rope = {.cos = cos.data(), .sin = sin.data(), .rotary_dim = rotary_dim};
     return {.plan = {workers, pages, segments, query_ranges, token_query_ranges, token_query_ranges_at},
             .ropes = {&rope, 1},
