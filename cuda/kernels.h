@@ -34,8 +34,8 @@ cudaError_t launch_read(const void* data, std::size_t bytes, int multiprocessors
 
 // ---- the KV cache (kv.cu) ---------------------------------------------------------------------------
 //
-// Pages lie as page.cuh describes. Keys and values have one format, bf16 or f16; shape.row_elements() is one of RowWidths
-// (plan.h: 32, 64, 80, 96, 112, 128, 192, 256); head_dim is any multiple of 8 up to that. rope.rotary_dim is
+// Pages lie as page.cuh describes. Keys and values have one format, bf16 or f16; shape.row_elements() is one of
+// RowWidths (plan.h: 32, 64, 80, 96, 112, 128, 192, 256); head_dim is any multiple of 8 up to that. rope.rotary_dim is
 // even. Pools, rope tables, q, k, v and out are aligned to 16 bytes.
 
 // k and v: f32, bf16 or f16 (params.buffers.dtype).

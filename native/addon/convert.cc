@@ -131,10 +131,8 @@ Dtype Argument::dtype() const {
 }
 
 KvFormat Argument::kv_format() const {
-  return one_of<KvFormat>({{"f32", KvFormat::kF32},
-                           {"f16", KvFormat::kF16},
-                           {"bf16", KvFormat::kBF16},
-                           {"int8", KvFormat::kInt8}});
+  return one_of<KvFormat>(
+      {{"f32", KvFormat::kF32}, {"f16", KvFormat::kF16}, {"bf16", KvFormat::kBF16}, {"int8", KvFormat::kInt8}});
 }
 
 Format Argument::format() const {

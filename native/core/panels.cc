@@ -70,8 +70,8 @@ void read_codes(int bits, const std::byte* lines, std::uint8_t* codes) {
   std::memcpy(codes, quads, sizeof quads);
 }
 
-// Calls copy(place, scale, bytes) for each scale of a block of one output: `place` counts from the first byte of the scales
-// of these columns, in which 16 outputs lie side by side.
+// Calls copy(place, scale, bytes) for each scale of a block of one output: `place` counts from the first byte of the
+// scales of these columns, in which 16 outputs lie side by side.
 template <typename Copy>
 void each_scale(const CodeInfo& info, std::int64_t lane, QuantBlock& block, Copy&& copy) {
   const auto at = [lane](std::int64_t first, std::int64_t size) { return first + lane * size; };
@@ -114,9 +114,8 @@ void write_panels(Format format, const FileRows& rows, std::int64_t begin, std::
     std::byte* codes = scales + codes_at + lane * kQuadBytes;
     for (std::int64_t first = 0; first < rows.cols; first += file.block_elements, from += file.block_bytes) {
       decode_block(format, from, block);
-      each_scale(info, lane, block, [&](std::int64_t at, const void* scale, std::size_t size) {
-        std::memcpy(scales + at, scale, size);
-      });
+      each_scale(info, lane, block,
+                 [&](std::int64_t at, const void* scale, std::size_t size) { std::memcpy(scales + at, scale, size); });
       scales += scale_bytes(info);
       for (std::int64_t i = 0; i < file.block_elements; i += kPanelColumns, codes += code_bytes) {
         write_codes(info.bits, block.codes + i, codes);
@@ -138,9 +137,8 @@ void dequantise_matrix_row(const Matrix& matrix, std::int64_t row, float* out) {
   const std::byte* codes = scales + panel_codes_at(info, matrix.cols) + lane * kQuadBytes;
   QuantBlock block;
   for (std::int64_t first = 0; first < matrix.cols; first += elements, scales += scale_bytes(info), out += elements) {
-    each_scale(info, lane, block, [&](std::int64_t at, void* scale, std::size_t size) {
-      std::memcpy(scale, scales + at, size);
-    });
+    each_scale(info, lane, block,
+               [&](std::int64_t at, void* scale, std::size_t size) { std::memcpy(scale, scales + at, size); });
     for (std::int64_t i = 0; i < elements; i += kPanelColumns, codes += code_lines(info.bits) * kPanelLine) {
       read_codes(info.bits, codes, block.codes + i);
     }

@@ -81,7 +81,8 @@ struct FileRows {
   InterleavedHeads interleaved = {};
 };
 
-// Makes the panels of rows [begin, end) of the engine's order; begin is a multiple of 16. All bytes of them are written.
+// Makes the panels of rows [begin, end) of the engine's order; begin is a multiple of 16. All bytes of them are
+// written.
 void write_panels(Format format, const FileRows& rows, std::int64_t begin, std::int64_t end, std::byte* panels);
 
 // A row of a quantised matrix in f32. The order changes nothing: dequantise_row gives the same of the file's row.

@@ -29,9 +29,7 @@ inline std::vector<std::int64_t> row_widths() {
 }
 
 // The 16-bit types of the cache, of keys and values alike.
-inline Dtype dtype_of(const KvShape& shape) {
-  return shape.key_format == KvFormat::kF16 ? Dtype::kF16 : Dtype::kBF16;
-}
+inline Dtype dtype_of(const KvShape& shape) { return shape.key_format == KvFormat::kF16 ? Dtype::kF16 : Dtype::kBF16; }
 inline float widen(Dtype dtype, std::uint16_t bits) {
   return dtype == Dtype::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
 }

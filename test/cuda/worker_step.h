@@ -20,7 +20,7 @@ struct WorkerStep {
   std::vector<AppendSlot> slots;
   std::vector<std::int32_t> tokens;
   std::vector<float> cos, sin;  // [kRopeRows, rotary_dim / 2]
-  mutable RopeTable rope;  // made by view(): it points into this object
+  mutable RopeTable rope;       // made by view(): it points into this object
 
   // `common` and `own`: tokens of the blocks, the new ones included. Pages are numbered from `first_page` on.
   WorkerStep(std::int64_t workers, std::int64_t common, std::int64_t own, std::int64_t first_page = 0,

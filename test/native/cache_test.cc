@@ -1100,7 +1100,8 @@ double best_microseconds(const std::function<void()>& call) {
 TEST(timings) {
   RopeSpec rope;
   for (int u = 0; u < 64; ++u) rope.inverse_frequencies.push_back(std::pow(500000.0, -u / 64.0));
-  const KvShape shape{.layers = 1, .kv_heads = 1, .head_dim = 128, .key_format = KvFormat::kBF16, .value_format = KvFormat::kBF16};
+  const KvShape shape{
+      .layers = 1, .kv_heads = 1, .head_dim = 128, .key_format = KvFormat::kBF16, .value_format = KvFormat::kBF16};
   const auto cache = KvCache::create(plain_device(), shape, rope, 64 * 1024);
   const auto filled = [&](std::int64_t length) {
     const BlockPtr block = cache->create_block();

@@ -1287,9 +1287,10 @@ TEST(mxfp4_in_two_tensors_is_read) {
     }
   }
   for (const auto change : std::initializer_list<void (*)(TensorSource&)>{
-           [](TensorSource& s) { s.offset += 2 * kRows * kBlocks + 1; }, [](TensorSource& s) { s.exponents->offset += 1; },
-           [](TensorSource& s) { s.row_stride += 16; }, [](TensorSource& s) { s.col_stride = 2; },
-           [](TensorSource& s) { s.format = Format::kQ4_0; }, [](TensorSource& s) { s.exponents->path += "x"; },
+           [](TensorSource& s) { s.offset += 2 * kRows * kBlocks + 1; },
+           [](TensorSource& s) { s.exponents->offset += 1; }, [](TensorSource& s) { s.row_stride += 16; },
+           [](TensorSource& s) { s.col_stride = 2; }, [](TensorSource& s) { s.format = Format::kQ4_0; },
+           [](TensorSource& s) { s.exponents->path += "x"; },
            [](TensorSource& s) { s.row_stride = INT64_MAX / 32 * 32; }}) {
     TensorSource bad = source(1);
     change(bad);

@@ -182,9 +182,8 @@ void kv_move(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, 
     for (const KvMoveParams::Move* move = moves; move < moves + n; move++) {
       for (int64_t h = 0; h < shape.kv_heads; h++) {
         copy_rows<decltype(rows)>(page_head(layer.values, shape, shape.value_format, move->from_page, h),
-                                  move->from_slot,
-                                  page_head(layer.values, shape, shape.value_format, move->to_page, h), move->to_slot,
-                                  move->length, head_dim);
+                                  move->from_slot, page_head(layer.values, shape, shape.value_format, move->to_page, h),
+                                  move->to_slot, move->length, head_dim);
       }
     }
   });
