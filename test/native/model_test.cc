@@ -1178,7 +1178,7 @@ TEST(interleaved_heads_are_put_in_order) {
       }
     }
   }
-  for (const auto [head_dim, rotary_dim] : {std::pair{3, 2}, {10, 12}, {10, 7}, {10, 0}, {-10, 8}, {40, 8}}) {
+  for (const auto& [head_dim, rotary_dim] : {std::pair{3, 2}, {10, 12}, {10, 7}, {10, 0}, {-10, 8}, {40, 8}}) {
     interleave(head_dim, rotary_dim);
     CHECK_CODE(code::kInvalidModel, Weights(*device, file.sources));
   }
