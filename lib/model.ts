@@ -211,10 +211,10 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
  * `model` is the path of either or, where there is no such path, a name of the hub (org/name[@revision][:QUANTISATION]),
  * whose files are brought first; see `download`.
  *
- * Families: Llama 2 and 3, Mistral, Qwen2 and 2.5, Qwen3, Phi-3, 3.5 and 4 (text), Gemma 1, 2 and 3 (text), SmolLM3,
- * OLMo 2, Granite 3, GLM-4; models with their config.json (SmolLM2, QwQ, DeepSeek-R1 distills) with them. Sliding
- * windows are windows of view positions. Fields of config.json, keys of a GGUF file's metadata and tensors that are
- * not known are refused by name.
+ * Families: Llama 2 and 3, Mistral, Mixtral, Qwen2 and 2.5, Qwen3 and Qwen3-MoE, Phi-3, 3.5 and 4 (text), Gemma 1, 2
+ * and 3 (text), SmolLM3, OLMo 2, Granite 3, GLM-4, gpt-oss; models with their config.json (SmolLM2, QwQ, DeepSeek-R1
+ * distills) with them. Sliding windows are windows of view positions. Fields of config.json, keys of a GGUF file's
+ * metadata and tensors that are not known are refused by name.
  *
  * Warns of HOGWILD_UNKNOWN_EOS_TOKEN: ids of `eos_token_id` beyond the vocabulary, which are left out.
  *
