@@ -30,6 +30,15 @@ export type { DeviceName, DeviceType } from './device-name'
 export { HogwildError, type HogwildErrorCode } from './errors'
 export type { Architecture, DenseMlp, LayerSpec, ModelConfig } from './families'
 export type { CacheDtype, KvDtype, KvDtypes } from './formats'
+export {
+  type GeneratedToken,
+  type GenerateOptions,
+  type GenerateReason,
+  type GenerateResult,
+  type Generation,
+  generate,
+  type ToolCall,
+} from './generate'
 export { type DownloadOptions, type DownloadProgress, download } from './hub/download'
 export { findModel, type ModelDownloadOptions } from './hub/find'
 export type { HubOptions } from './hub/settings'
@@ -66,6 +75,7 @@ export type {
   Pass,
   PassWorker,
 } from './pass'
+export type { PrefillProgress } from './prefill'
 export {
   type DefaultRope,
   type LinearRope,
@@ -101,6 +111,6 @@ export {
   type ViewOptions,
   viewOf,
 } from './workers/layout'
-export type { PrefillProgress, RunOptions, WorkerSpec } from './workers/options'
+export type { RunOptions, WorkerSpec } from './workers/options'
 export { runWorkers, type StopOptions, type WorkerRun } from './workers/run'
 export type { WorkerStatus } from './workers/worker'

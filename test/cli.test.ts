@@ -804,10 +804,12 @@ describe('generate', () => {
     const { code, stdout, stderr } = await hogwild('generate', prompt, ...args)
     expect([code, stderr]).toEqual([0, ''])
     const lines = jsonLines((await hogwild('generate', prompt, ...args, '--json')).stdout)
-    const tokens = lines.filter(({ type, forced }) => type === 'token' && !forced)
-    expect(tokens.length).toBeGreaterThan(0)
-    const stop = lines.find(({ type }) => type === 'stop')
-    expect(stdout).toBe(`${tokens.map(({ text }) => text).join('')}${stop?.text ?? ''}\n`)
+    const tokens = lines.slice(0, -1)
+    expect(tokens.map(({ type }) => type)).toEqual(tokens.map(() => 'token'))
+    const result = lines.at(-1)!
+    expect(result).toMatchObject({ type: 'result', reason: 'max-tokens' })
+    expect(tokens.map(({ text }) => text).join('')).toBe(result.text)
+    expect(stdout).toBe(`${result.text}\n`)
   })
 
   test('-: the prompt from stdin, also of run', async () => {
@@ -826,11 +828,5 @@ describe('generate', () => {
       )
       expect(code).toBe(1)
     }
-  })
-
-  test('a full cache is told', async () => {
-    const full = ['--model', demoFolder, '--capacity', '64', '--max-tokens', '500']
-    const { code, stderr } = await hogwild('generate', 'A:ynam'.repeat(9), ...full)
-    expect([code, stderr]).toEqual([0, 'hogwild: the cache is full, --capacity makes it larger\n'])
   })
 })

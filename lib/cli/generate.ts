@@ -4,8 +4,8 @@ import {
   type CacheDtype,
   type ChatMessage,
   type DeviceName,
+  generate as generateText,
   loadTokenizer,
-  runWorkers,
   type Tokenizer,
 } from '../index'
 import { printable } from '../printable'
@@ -22,60 +22,49 @@ export interface GenerateOptions extends ModelOptions, SamplingOptions {
   raw?: boolean
   maxTokens: number
   stop?: string[]
-  capacity?: number
   cacheDtype?: CacheDtype
 }
 
-const NAME = 'answer'
-
 export async function generate(prompt: string, options: GenerateOptions): Promise<void> {
-  const { device, maxTokens, capacity, cacheDtype, stop, json, quiet } = options
+  const { device, maxTokens, cacheDtype, stop, json, quiet } = options
   const text = await readPrompt(prompt)
   const path = await findWithProgress(options.model, options)
   await using tokenizer = await loadTokenizer(path)
-  const tokens = await encodePrompt(tokenizer, text, options)
+  const given = promptOf(tokenizer, text, options)
   await using model = await loadWithProgress(path, device, options)
   let showPrefill: ShowProgress = () => {}
-  await using session = runWorkers({
+  await using answer = generateText({
     model,
     tokenizer,
-    layout: 'contiguous',
-    // What is generated follows the worker's own first token.
-    prompt: tokens.slice(0, -1),
-    workers: [{ name: NAME, prompt: tokens.slice(-1), sampler: samplerOptions(options, 0) }],
+    ...given,
+    sampler: samplerOptions(options, 0),
     maxTokens,
-    capacity,
-    cacheDtype,
     stop,
+    cacheDtype,
     onPrefill: (progress) => showPrefill(progress.tokens, progress.totalTokens),
   })
-  const events = session[Symbol.asyncIterator]()
+  const tokens = answer[Symbol.asyncIterator]()
   let next = await withProgress('reading the prompt', 'tokens', quiet || json, (show) => {
     showPrefill = show
-    return events.next()
+    return tokens.next()
   })
-  for (; !next.done; next = await events.next()) {
-    const event = next.value
-    if (json) printJson(event)
-    else if (event.type === 'token' && !event.forced) write(printable(event.text))
-    else if (event.type === 'stop') {
-      print(printable(event.text ?? ''))
-      if (event.reason === 'out-of-pages') {
-        process.stderr.write('hogwild: the cache is full, --capacity makes it larger\n')
-      }
-    }
+  for (; !next.done; next = await tokens.next()) {
+    if (json) printJson({ type: 'token', ...next.value })
+    else write(printable(next.value.text))
   }
+  if (json) printJson({ type: 'result', ...(await answer.result) })
+  else print('')
 }
 
-async function encodePrompt(
+function promptOf(
   tokenizer: Tokenizer,
   text: string,
   { raw, system }: GenerateOptions,
-): Promise<number[]> {
+): { prompt: string } | { messages: ChatMessage[] } {
   if (!raw && tokenizer.hasChatTemplate) {
     const messages: ChatMessage[] = [{ role: 'user', content: text }]
     if (system !== undefined) messages.unshift({ role: 'system', content: system })
-    return await tokenizer.encodeChat(messages)
+    return { messages }
   }
-  return await tokenizer.encode(system === undefined ? text : `${system}\n\n${text}`)
+  return { prompt: system === undefined ? text : `${system}\n\n${text}` }
 }

@@ -171,10 +171,9 @@ addSampling(
     .addOption(device())
     .addOption(dtype())
     .addOption(threads())
-    .addOption(capacity(String(DEFAULT_CAPACITY)))
     .addOption(cacheDtype())
     .addOption(quiet())
-    .addOption(new Option('--json', 'print every event as a line of JSON')),
+    .addOption(new Option('--json', 'print every token and the result as lines of JSON')),
   '',
 ).action(async (prompt, options) => {
   const { generate } = await import('./generate.js')

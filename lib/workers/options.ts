@@ -4,6 +4,7 @@ import { checkCapacity } from '../cache'
 import { checkCacheDtype } from '../cache-dtype'
 import type { CacheDtype } from '../formats'
 import { type BeyondContext, checkBeyondContext, checkContext, Model } from '../model'
+import type { PrefillProgress } from '../prefill'
 import { Sampler, type SamplerOptions } from '../sampler'
 import { Tokenizer } from '../tokenizer/tokenizer'
 import {
@@ -35,12 +36,6 @@ export interface WorkerSpec {
   maxTokens?: number | undefined
   /** Its stop strings (see RunOptions); default: the run's. */
   stop?: readonly string[] | undefined
-}
-
-export interface PrefillProgress {
-  /** Of the prompt that are in the cache. */
-  tokens: number
-  totalTokens: number
 }
 
 export interface RunOptions {
@@ -207,11 +202,11 @@ export function checkWorkerSpec(value: unknown, name: string, run: RunSettings):
   }
 }
 
-function checkMaxTokens(value: number | undefined, name: string): number {
+export function checkMaxTokens(value: number | undefined, name: string): number {
   return value === undefined ? Number.POSITIVE_INFINITY : checkInteger(value, name, 1)
 }
 
-function checkStop(
+export function checkStop(
   value: readonly string[],
   name: string,
   tokenizer: Tokenizer | undefined,

@@ -5,6 +5,7 @@ import type { Block } from '../block'
 import type { Cache } from '../cache'
 import { HogwildError, type HogwildErrorCode } from '../errors'
 import type { StepOutput, StepWorker } from '../model'
+import { prefillInPieces } from '../prefill'
 import { withinVocabulary } from '../sources/eos'
 import { onAbort, throwIfAborted } from '../tasks'
 import { checkBoolean, checkOptions, checkTokens, invalid, optionKeys } from '../validate'
@@ -28,9 +29,6 @@ export interface StopOptions {
    */
   append?: ArrayLike<number> | undefined
 }
-
-/** Tokens of a prompt that are computed at once: a step cuts longer inputs into pieces of this size itself. */
-const PREFILL_PIECE = 512
 
 const STOP_KEYS = optionKeys<StopOptions>()({ append: true })
 
@@ -404,19 +402,14 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   ): Promise<Block> {
     const { model, beyondContext } = this.#settings
     const block = cache.createBlock()
-    if (tokens.length > PREFILL_PIECE) {
-      // Where there is no room for all of them, none is computed.
-      cache.beginPass([{ view: { blocks: [block] }, tokens: tokens.length }]).abort()
+    if (tokens.length === 0) return block
+    const options = {
+      sampler: null,
+      signal: this.#abort.signal,
+      beyondContext,
+      onWarning: this.#onWarning,
     }
-    for (let begin = 0; begin < tokens.length; begin += PREFILL_PIECE) {
-      await model.prefill(block, tokens.subarray(begin, begin + PREFILL_PIECE), {
-        sampler: null,
-        signal: this.#abort.signal,
-        beyondContext,
-        onWarning: this.#onWarning,
-      })
-      onProgress?.({ tokens: block.length, totalTokens: tokens.length })
-    }
+    await prefillInPieces(model, block, tokens, options, onProgress)
     return block
   }
 

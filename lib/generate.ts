@@ -1,0 +1,335 @@
+// One worker alone: a prompt or a conversation, and what the model writes after it.
+
+import type { Block } from './block'
+import { findToolCalls, type ToolCall } from './chat/tool-calls'
+import type { CacheDtype } from './formats'
+import { PAGE_TOKENS } from './limits'
+import { type BeyondContext, Model, type StepOutput, type TokenLogprob } from './model'
+import { type PrefillProgress, prefillInPieces } from './prefill'
+import { Sampler, type SamplerOptions } from './sampler'
+import { withinVocabulary } from './sources/eos'
+import { onAbort, throwIfAborted } from './tasks'
+import { StopMatcher } from './tokenizer/stop-strings'
+import { type ChatMessage, type ChatOptions, Tokenizer } from './tokenizer/tokenizer'
+import {
+  checkBoolean,
+  checkInstance,
+  checkInteger,
+  checkOptionalFunction,
+  checkOptions,
+  checkSignal,
+  checkTokens,
+  invalid,
+  optionKeys,
+} from './validate'
+import { checkMaxTokens, checkStop } from './workers/options'
+
+export type { ToolCall }
+
+export interface GenerateOptions {
+  model: Model
+  /** For text: of a prompt that is a string, of messages, of stop strings and of what comes out. */
+  tokenizer?: Tokenizer | undefined
+  /** Text or token ids, at least one. Either this or `messages`. */
+  prompt?: string | ArrayLike<number> | undefined
+  /** A conversation, as `Tokenizer.encodeChat` takes it. */
+  messages?: readonly ChatMessage[] | undefined
+  /** Of the conversation: tools, documents, the template and its variables. */
+  chat?: ChatOptions | undefined
+  /** Default: greedy. */
+  sampler?: SamplerOptions | undefined
+  /** Tokens that may be written, at least 1; default 512. */
+  maxTokens?: number | undefined
+  /** Token ids that end the text; default: those of model and tokenizer. */
+  stopTokens?: ArrayLike<number> | undefined
+  /** Strings before which the text ends; matched across tokens. Default: none. */
+  stop?: readonly string[] | undefined
+  /** Whether tokens come with their log-probability; default false. */
+  logprobs?: boolean | undefined
+  /** How many of the most likely tokens come with each, at most 1024; default 0. */
+  topLogprobs?: number | undefined
+  /** In which keys and values are stored; default: as `model.createCache` has it. */
+  cacheDtype?: CacheDtype | undefined
+  /** What happens when the text is longer than the model's context; default: as the model was loaded with. */
+  beyondContext?: BeyondContext | undefined
+  /** Called while the prompt is computed, piece by piece. What it throws ends the generation. */
+  onPrefill?: ((progress: PrefillProgress) => void) | undefined
+  /** Ends it: the iterator and `result` reject with HOGWILD_ABORTED and the signal's reason as `cause`. */
+  signal?: AbortSignal | undefined
+}
+
+const KEYS = optionKeys<GenerateOptions>()({
+  model: true,
+  tokenizer: true,
+  prompt: true,
+  messages: true,
+  chat: true,
+  sampler: true,
+  maxTokens: true,
+  stopTokens: true,
+  stop: true,
+  logprobs: true,
+  topLogprobs: true,
+  cacheDtype: true,
+  beyondContext: true,
+  onPrefill: true,
+  signal: true,
+})
+
+const DEFAULT_MAX_TOKENS = 512
+
+export interface GeneratedToken {
+  token: number
+  /**
+   * What it adds to the text: '' without a tokenizer, until a character is complete, and while the text may be the
+   * beginning of a stop string. The last token, a stop token too, brings what was held back: joined, the texts are
+   * that of the result.
+   */
+  text: string
+  /** Natural log of its probability by the raw logits, where `logprobs` asks for it. */
+  logprob?: number | undefined
+  /** The most likely tokens at its place, the most likely first, where `topLogprobs` asks for them. */
+  topLogprobs?: TokenLogprob[] | undefined
+}
+
+/**
+ * Why a text ends: at a stop token, at a stop string, after `maxTokens`, or because the consumer left its loop or called
+ * `close` ('stopped').
+ */
+export type GenerateReason = 'stop-token' | 'stop-string' | 'max-tokens' | 'stopped'
+
+export interface GenerateResult {
+  /** All of it, without stop token and stop string; '' without a tokenizer. */
+  text: string
+  /** What was chosen, without the stop token; those of a stop string included. */
+  tokens: number[]
+  reason: GenerateReason
+  usage: { promptTokens: number; completionTokens: number }
+  /** Calls of tools that the text makes, in its order; empty where the conversation has no tools. */
+  toolCalls: ToolCall[]
+}
+
+/**
+ * Lets one worker write. It begins at once and goes on by itself; the tokens wait for their reader.
+ *
+ *     const answer = generate({ model, tokenizer, messages: [{ role: 'user', content: 'Hello' }] })
+ *     for await (const { text } of answer) process.stdout.write(text)
+ *     const { reason, usage } = await answer.result
+ *
+ * Throws HOGWILD_INVALID_ARGUMENT.
+ */
+export function generate(options: GenerateOptions): Generation {
+  return new Generation(checkGenerate(options))
+}
+
+type Settings = ReturnType<typeof checkGenerate>
+
+function checkGenerate(options: GenerateOptions) {
+  options = checkOptions(options, 'options', KEYS)
+  const { tokenizer, prompt, messages, chat, stopTokens, onPrefill } = options
+  const model = checkInstance(options.model, 'options.model', Model)
+  const { vocabSize } = model.config
+  if (tokenizer !== undefined) checkInstance(tokenizer, 'options.tokenizer', Tokenizer)
+  if ((prompt === undefined) === (messages === undefined)) {
+    throw invalid('options', 'either a prompt or messages', { prompt, messages })
+  }
+  if (tokenizer === undefined && (messages !== undefined || typeof prompt === 'string')) {
+    throw invalid('options.tokenizer', 'a tokenizer, for text', tokenizer)
+  }
+  const ids =
+    typeof prompt === 'object' ? checkTokens(prompt, 'options.prompt', vocabSize) : undefined
+  if (ids?.length === 0) throw invalid('options.prompt', 'at least one token', prompt)
+  const max = options.maxTokens ?? DEFAULT_MAX_TOKENS
+  return {
+    model,
+    tokenizer,
+    prompt: ids ?? prompt,
+    messages,
+    chat: chat ?? {},
+    sampler: new Sampler(options.sampler ?? { temperature: 0 }),
+    maxTokens: checkMaxTokens(max, 'options.maxTokens'),
+    stopTokens: stopTokens && checkTokens(stopTokens, 'options.stopTokens', vocabSize),
+    stop: checkStop(options.stop ?? [], 'options.stop', tokenizer),
+    logprob: checkBoolean(options.logprobs ?? false, 'options.logprobs'),
+    topLogprobs: checkInteger(options.topLogprobs ?? 0, 'options.topLogprobs', 0, 1024),
+    cacheDtype: options.cacheDtype,
+    beyondContext: options.beyondContext,
+    onPrefill: checkOptionalFunction(onPrefill, 'options.onPrefill'),
+    signal: checkSignal(options.signal, 'options.signal'),
+  }
+}
+
+/**
+ * A text that is being written: an async iterable of its tokens, for one consumer. Whoever leaves the loop stops it.
+ * An error is thrown from the iterator, after the tokens before it, and from `result`.
+ */
+export class Generation implements AsyncIterable<GeneratedToken> {
+  /** Settles when the text has ended; also without a consumer of the tokens. */
+  readonly result: Promise<GenerateResult>
+  readonly #abort = new AbortController()
+  readonly #tokens: GeneratedToken[] = []
+  #wake: () => void = () => {}
+  #isStopped = false
+  #hasEnded = false
+
+  /** @internal */
+  constructor(settings: Settings) {
+    this.result = this.#run(settings)
+    const ended = () => {
+      this.#hasEnded = true
+      this.#wake()
+    }
+    // Not everyone awaits `result`.
+    this.result.then(ended, ended)
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<GeneratedToken, void, void> {
+    try {
+      for (;;) {
+        const token = this.#tokens.shift()
+        if (token !== undefined) yield token
+        else if (this.#hasEnded) break
+        else await new Promise<void>((resolve) => this.#waitFor(resolve))
+      }
+      await this.result
+    } finally {
+      this.#stop()
+    }
+  }
+
+  /** Ends the text where it is, and waits for that; `result` then has the reason 'stopped'. Idempotent. */
+  async close(): Promise<void> {
+    this.#stop()
+    await this.result.catch(() => {})
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close()
+  }
+
+  #waitFor(resolve: () => void): void {
+    this.#wake = resolve
+    if (this.#hasEnded || this.#tokens.length > 0) resolve()
+  }
+
+  #stop(): void {
+    this.#isStopped = true
+    this.#abort.abort()
+  }
+
+  async #run(settings: Settings): Promise<GenerateResult> {
+    const { model, signal, cacheDtype: dtype } = settings
+    const forget = onAbort(signal, () => this.#abort.abort())
+    const writing = new Writing(settings)
+    let promptTokens = 0
+    try {
+      throwIfAborted(signal)
+      const prompt = await encodePrompt(settings, this.#abort.signal)
+      promptTokens = prompt.length
+      const longest = prompt.length + settings.maxTokens
+      const pages = Math.ceil(longest / PAGE_TOKENS)
+      const cache = model.createCache({ capacity: pages * PAGE_TOKENS, context: longest, dtype })
+      try {
+        await this.#write(settings, cache.createBlock(), prompt, writing)
+      } finally {
+        await cache.close()
+      }
+    } catch (error) {
+      const isAborted = (error as { code?: unknown }).code === 'HOGWILD_ABORTED'
+      if (isAborted) throwIfAborted(signal) // with its reason
+      if (!(isAborted && this.#isStopped)) throw error
+    } finally {
+      forget()
+    }
+    return writing.result(promptTokens)
+  }
+
+  async #write(
+    settings: Settings,
+    block: Block,
+    prompt: Int32Array,
+    writing: Writing,
+  ): Promise<void> {
+    const { model, sampler, logprob, topLogprobs, beyondContext, onPrefill } = settings
+    const options = { sampler, logprob, topLogprobs, beyondContext, signal: this.#abort.signal }
+    let output = await prefillInPieces(model, block, prompt, options, onPrefill)
+    for (;;) {
+      this.#tokens.push(writing.add(output))
+      this.#wake()
+      if (writing.reason !== undefined) return
+      output = await model.prefill(block, [output.token as number], options)
+    }
+  }
+}
+
+async function encodePrompt(settings: Settings, signal: AbortSignal): Promise<Int32Array> {
+  const { model, tokenizer, prompt, messages, chat } = settings
+  if (messages !== undefined) {
+    const ids = await (tokenizer as Tokenizer).encodeChat(messages, { ...chat, signal })
+    return checkTokens(ids, 'the ids of options.messages', model.config.vocabSize)
+  }
+  if (typeof prompt !== 'string') return prompt as Int32Array
+  const ids = await (tokenizer as Tokenizer).encode(prompt, { signal })
+  if (ids.length === 0) throw invalid('options.prompt', 'at least one token', prompt)
+  return checkTokens(ids, 'the ids of options.prompt', model.config.vocabSize)
+}
+
+/** What has been written so far, and whether that is the end. */
+class Writing {
+  reason: GenerateReason | undefined
+  readonly #settings: Settings
+  readonly #stopTokens: ReadonlySet<number>
+  readonly #matcher: StopMatcher
+  readonly #stream
+  readonly #tokens: number[] = []
+  #text = ''
+
+  constructor(settings: Settings) {
+    const { model, tokenizer, stopTokens, stop } = settings
+    const { eosTokenIds, vocabSize } = model.config
+    const known = [...eosTokenIds, ...(tokenizer?.eosTokenIds ?? [])]
+    this.#settings = settings
+    this.#stopTokens = new Set(stopTokens ?? withinVocabulary(known, vocabSize, model.warnings))
+    this.#matcher = new StopMatcher(stop)
+    this.#stream = tokenizer?.stream()
+  }
+
+  /** The token that a step has chosen. */
+  add({ token, logprob, topLogprobs }: StepOutput): GeneratedToken {
+    const id = token as number
+    if (this.#stopTokens.has(id)) {
+      this.reason = 'stop-token'
+      return { token: id, text: this.#end(), logprob, topLogprobs }
+    }
+    this.#tokens.push(id)
+    let text = this.#matcher.push(this.#stream?.push(id) ?? '')
+    this.#text += text
+    if (this.#matcher.found) this.reason = 'stop-string'
+    else if (this.#tokens.length >= this.#settings.maxTokens) {
+      this.reason = 'max-tokens'
+      text += this.#end()
+    }
+    return { token: id, text, logprob, topLogprobs }
+  }
+
+  /** The text held back: characters that were never complete, and what could have become a stop string. */
+  #end(): string {
+    if (this.#matcher.found) return ''
+    const text = this.#matcher.push(this.#stream?.end() ?? '') + this.#matcher.end()
+    this.#text += text
+    return text
+  }
+
+  /** Where it was stopped, `reason` is not known. */
+  result(promptTokens: number): GenerateResult {
+    this.#end()
+    const tools = this.#settings.chat.tools ?? []
+    return {
+      text: this.#text,
+      tokens: this.#tokens,
+      reason: this.reason ?? 'stopped',
+      usage: { promptTokens, completionTokens: this.#tokens.length },
+      toolCalls: tools.length > 0 ? findToolCalls(this.#text) : [],
+    }
+  }
+}
