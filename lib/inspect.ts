@@ -3,7 +3,7 @@
 import { bytesPerToken, type CacheShape } from './cache'
 import type { HogwildErrorCode } from './errors'
 import type { ModelConfig } from './families'
-import { DTYPES, type Dtype, storedBytes } from './formats'
+import { DTYPES, type Dtype, KV_DTYPES, type KvDtype, storedBytes } from './formats'
 import { checkDownload, findModel, type ModelDownloadOptions } from './hub/find'
 import { DEFAULT_CAPACITY, MAX_CAPACITY, PAGE_TOKENS } from './limits'
 import { availableMemory, type WeightMemory, weightMemory } from './memory'
@@ -68,14 +68,14 @@ export interface InspectedModel {
   storedBytes: number
   roles: StoredRole[]
   /** Keys and values of all layers, by the cache's dtype. */
-  cacheBytesPerToken: Record<Dtype, number>
+  cacheBytesPerToken: Record<KvDtype, number>
   /** On a CPU, in bytes. */
   memory: {
     context: number
     workers: number
     weights: WeightMemory
     /** Of a cache in which `workers` blocks have room for `context` tokens in all, by its dtype. */
-    cache: Record<Dtype, number>
+    cache: Record<KvDtype, number>
     available: number
   }
 }
@@ -195,12 +195,13 @@ function modelReport(
   }
 }
 
-function cacheShape({ layers, kvHeads, headDim }: ModelConfig, dtype: Dtype): CacheShape {
+function cacheShape({ layers, kvHeads, headDim }: ModelConfig, dtype: KvDtype): CacheShape {
   return { layers: layers.length, kvHeads, headDim, dtype }
 }
 
-function byDtype(bytes: (dtype: Dtype) => number): Record<Dtype, number> {
-  return Object.fromEntries(DTYPES.map((dtype) => [dtype, bytes(dtype)])) as Record<Dtype, number>
+function byDtype(bytes: (dtype: KvDtype) => number): Record<KvDtype, number> {
+  const entries = KV_DTYPES.map((dtype) => [dtype, bytes(dtype)])
+  return Object.fromEntries(entries) as Record<KvDtype, number>
 }
 
 /** Layers, and experts, taken together. */

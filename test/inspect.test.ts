@@ -43,10 +43,12 @@ test.each([...folders, ...ggufs].filter((path) => weightFiles(path).length > 0))
 
     await using loaded = await loadModel(path, { device: 'cpu', threads: 1, onWarning: () => {} })
     expect(model.config).toEqual(loaded.config)
-    await using cache = loaded.createCache({ capacity: 1000, dtype: 'f32' })
-    const { bytesPerPage, pageSize, pages } = cache.stats
-    expect(model.cacheBytesPerToken.f32).toBe(bytesPerPage / pageSize)
-    expect(model.memory.cache.f32).toBe((pages + 3) * bytesPerPage)
+    for (const dtype of ['f32', 'bf16', 'int8'] as const) {
+      await using cache = loaded.createCache({ capacity: 1000, dtype })
+      const { bytesPerPage, pageSize, pages } = cache.stats
+      expect(model.cacheBytesPerToken[dtype]).toBe(bytesPerPage / pageSize)
+      expect(model.memory.cache[dtype]).toBe((pages + 3) * bytesPerPage)
+    }
 
     // Files hold the header and buffers besides; matrices that are used twice count once.
     const size = weightFiles(path).reduce((sum, file) => sum + readFileSync(file).length, 0)
