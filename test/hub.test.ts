@@ -612,7 +612,7 @@ describe('loadModel and loadTokenizer', () => {
     expect(hub.requests).toEqual([])
   })
 
-  test.each(['./org/demo', '/none/at/all', 'nothing', 'a/b/c', '../x'])(
+  test.each(['./org/demo', '/none/at/all', 'nothing', 'a/b/c', '../no such model'])(
     'neither: %s',
     async (name) => {
       for (const load of [loadModel, loadTokenizer]) {
