@@ -356,7 +356,7 @@ describe("an engine's layers in device memory", () => {
 describe('what it does not do', () => {
   test('a cache in f32, naming what it does; by default it is bf16', async () => {
     const options = { layers: 1, kvHeads: 1, headDim: 64, rope, device: cuda }
-    expect(() => createCache({ ...options, dtype: 'f32' })).toThrow(/bf16 or f16/)
+    expect(() => createCache({ ...options, dtype: 'f32' })).toThrow(/both in bf16 or both in f16/)
     const cache = createCache(options)
     expect(cache.shape.dtype).toBe('bf16')
     await cache.close()
