@@ -151,7 +151,8 @@ describe('the committed results', () => {
     /^peers-.*json$/.test(name),
   )
 
-  test('of bench:peers are what the samples say', () => {
+  const whereMeasured = peers.length > 0 ? test : test.skip
+  whereMeasured('of bench:peers are what the samples say (no result: skipped)', () => {
     for (const name of peers) checkPeers(read(name.replace(/\.json$/, '')))
   })
 
