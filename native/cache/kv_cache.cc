@@ -55,7 +55,9 @@ void check_ropes(const LayerRopes& ropes, const KvShape& shape, const Device& de
     refuse("ropes: expected one for each of " + std::to_string(shape.layers) + " layers, received " +
            std::to_string(ropes.layers.size()));
   }
-  for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
+  // Where no list says otherwise all layers are alike, and a shape that has not been checked may promise any number.
+  const std::int64_t layers = ropes.layers.empty() ? std::min<std::int64_t>(shape.layers, 1) : shape.layers;
+  for (std::int64_t layer = 0; layer < layers; ++layer) {
     if (ropes.of(layer) >= -1 && ropes.of(layer) < std::ssize(ropes.specs)) continue;
     refuse("ropes: layer " + std::to_string(layer) + " has number " + std::to_string(ropes.of(layer)) + " of " +
            std::to_string(ropes.specs.size()));
