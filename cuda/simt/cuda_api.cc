@@ -29,6 +29,8 @@ std::unordered_set<Stream*> streams;
 thread_local int current_device = 0;
 
 constexpr std::size_t kAlignment = 256;  // that of cudaMalloc
+// Before every allocation, so that what lies past the end of one is never taken for another.
+constexpr std::size_t kGap = 4096;
 
 bool is_default(Stream* stream) {
   return stream == nullptr || stream == cudaStreamLegacy || stream == cudaStreamPerThread;
@@ -163,8 +165,10 @@ cudaError_t cudaMalloc(void** data, std::size_t bytes) {
   if (simt::invalidates_a_capture()) return cudaErrorStreamCaptureUnsupported;
   const std::scoped_lock lock(simt::mutex);
   if (bytes > simt::card.memory - simt::card.allocated) return cudaErrorMemoryAllocation;
-  *data = std::aligned_alloc(simt::kAlignment, (bytes + simt::kAlignment - 1) / simt::kAlignment * simt::kAlignment);
-  if (*data == nullptr) return cudaErrorMemoryAllocation;
+  const std::size_t padded = (bytes + simt::kAlignment - 1) / simt::kAlignment * simt::kAlignment;
+  auto* memory = static_cast<std::byte*>(std::aligned_alloc(simt::kAlignment, simt::kGap + padded));
+  if (memory == nullptr) return cudaErrorMemoryAllocation;
+  *data = memory + simt::kGap;
   simt::allocations[static_cast<std::byte*>(*data)] = {bytes, simt::current_device};
   simt::card.allocated += bytes;
   return cudaSuccess;
@@ -178,7 +182,7 @@ cudaError_t cudaFree(void* data) {
   if (found == simt::allocations.end()) return cudaErrorInvalidValue;
   simt::card.allocated -= found->second.bytes;
   simt::allocations.erase(found);
-  std::free(data);
+  std::free(static_cast<std::byte*>(data) - simt::kGap);
   return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void** data, std::size_t bytes) {
