@@ -10,8 +10,9 @@ export type Dtype = keyof typeof DTYPE_BYTES
 export const DTYPES = Object.keys(DTYPE_BYTES) as readonly Dtype[]
 
 /**
- * Of weights: the elements and bytes of a block. Names are GGUF's in lower case. A row is a whole number of blocks;
- * plain formats, which store each element by itself, have blocks of one.
+ * Of weights: the elements and bytes of a block. Names are GGUF's in lower case, but for those of 4-bit integers in
+ * groups of N columns, `int4_gN`: AWQ, GPTQ and compressed-tensors, whose files keep the parts of a block apart. A row
+ * is a whole number of blocks; plain formats, which store each element by itself, have blocks of one.
  */
 export const FORMATS = {
   f32: { elements: 1, bytes: 4 },
@@ -30,6 +31,9 @@ export const FORMATS = {
   iq4_nl: { elements: 32, bytes: 18 },
   iq4_xs: { elements: 256, bytes: 136 },
   mxfp4: { elements: 32, bytes: 17 },
+  int4_g32: { elements: 32, bytes: 21 },
+  int4_g64: { elements: 64, bytes: 37 },
+  int4_g128: { elements: 128, bytes: 69 },
 } as const
 
 export type Format = keyof typeof FORMATS

@@ -3,7 +3,15 @@
 import { bytesPerToken, type CacheShape } from './cache'
 import type { HogwildErrorCode } from './errors'
 import type { ModelConfig } from './families'
-import { DTYPES, type Dtype, KV_DTYPES, type KvDtype, storedBytes } from './formats'
+import {
+  DTYPE_BYTES,
+  DTYPES,
+  type Dtype,
+  FORMATS,
+  KV_DTYPES,
+  type KvDtype,
+  storedBytes,
+} from './formats'
 import { checkDownload, findModel, type ModelDownloadOptions } from './hub/find'
 import { DEFAULT_CAPACITY, MAX_CAPACITY, PAGE_TOKENS } from './limits'
 import { availableMemory, type WeightMemory, weightMemory } from './memory'
@@ -46,7 +54,7 @@ export interface InspectOptions {
 export interface StoredRole {
   /** 'embed', 'q_proj', … */
   role: string
-  /** GGUF's names in lower case. */
+  /** GGUF's names in lower case; int4_g32, int4_g64 and int4_g128 of AWQ, GPTQ and compressed-tensors. */
   format: string
   tensors: number
   bytes: number
@@ -207,15 +215,24 @@ function byDtype(bytes: (dtype: KvDtype) => number): Record<KvDtype, number> {
 /** Layers, and experts, taken together. */
 function storedRoles(tensors: SourceModel['tensors']): StoredRole[] {
   const roles = new Map<string, StoredRole>()
-  for (const { name, format, rows, cols } of tensors) {
+  for (const tensor of tensors) {
+    const { name, format } = tensor
     const role = name.replace(/^layers\.\d+\./, '').replace(/\.\d+\./g, '.')
     const key = `${role} ${format}`
     const stored = roles.get(key) ?? { role, format, tensors: 0, bytes: 0 }
     stored.tensors++
-    stored.bytes += storedBytes(format, rows, cols)
+    stored.bytes += bytesInFiles(tensor)
     roles.set(key, stored)
   }
   return [...roles.values()]
+}
+
+/** Without the order of columns, which some integers have. */
+function bytesInFiles({ format, rows, cols, integers }: SourceModel['tensors'][number]): number {
+  if (integers === undefined) return storedBytes(format, rows, cols)
+  const { scales, zeros } = integers
+  const ofGroup = DTYPE_BYTES[scales.dtype] + (zeros === undefined ? 0 : 0.5)
+  return rows * (cols / 2 + (cols / FORMATS[format].elements) * ofGroup)
 }
 
 function sum(values: readonly number[]): number {

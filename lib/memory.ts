@@ -15,7 +15,11 @@ interface StoredTensor {
   format: Format
   rows: number
   cols: number
+  /** With one of these, a matrix is not what lies in its file. */
   interleaved?: unknown
+  strides?: unknown
+  exponents?: unknown
+  integers?: unknown
 }
 
 /** Bytes that the weights of a model take: in pages of its files, and in memory besides. */
@@ -37,7 +41,7 @@ export interface WeightPlace {
 /** Of quantised weights about, where they are put in another order. */
 export function weightMemory(tensors: readonly StoredTensor[], place: WeightPlace): WeightMemory {
   const memory = { mapped: 0, own: 0 }
-  for (const { format, rows, cols, interleaved } of tensors) {
+  for (const { format, rows, cols, interleaved, strides, exponents, integers } of tensors) {
     if (rows === 1) {
       memory.own += 4 * cols
       continue
@@ -46,7 +50,8 @@ export function weightMemory(tensors: readonly StoredTensor[], place: WeightPlac
     const kept = place.device === 'cuda' && asked === 'f32' ? 'bf16' : asked
     const isPlain = FORMATS[kept].elements === 1
     const stays = isPlain || !place.repack
-    const inPlace = kept === format && stays && interleaved === undefined
+    const isInOrder = !interleaved && !strides && !exponents && !integers
+    const inPlace = kept === format && stays && isInOrder
     const where = inPlace && place.mapped && place.device === 'cpu' ? 'mapped' : 'own'
     memory[where] += storedBytes(kept, rows, cols)
   }

@@ -131,7 +131,27 @@ export interface NativeTensor {
    * mxfp4 in two tensors: the codes of a block, two neighbours in each byte, lie at `offset`, the exponents
    * [rows, cols / 32] here.
    */
-  exponents?: { path: string; offset: number }
+  exponents?: NativePlace
+  /** int4_gN in several tensors, the codes of which lie at `offset`. */
+  integers?: NativeIntegers
+}
+
+export interface NativePlace {
+  path: string
+  offset: number
+}
+
+/** See native/core/int4.h. */
+export interface NativeIntegers {
+  layout: 'awq' | 'gptq' | 'compressed-tensors'
+  /** Rows of the tensors, of which the matrix is those from `first` on: multiples of 8. */
+  outputs: number
+  first: number
+  scales: NativePlace & { dtype: Dtype }
+  /** Absent: each is 8. */
+  zeros?: NativePlace & { rule: 'stored' | 'lessOne' | 'storedOr8' | 'lessOneOr8' }
+  /** Which group each column belongs to. Absent: they are in order. */
+  groups?: NativePlace
 }
 
 export interface NativeSampler {

@@ -373,9 +373,9 @@ describe('config.json', () => {
   test('the ends of a text come from generation_config.json and config.json', async () => {
     const folder = temporaryFolder()
     writeFileSync(join(folder, 'config.json'), JSON.stringify({ ...base, eos_token_id: 1 }))
-    expect((await readConfig(folder)).eosTokenIds).toEqual([1])
+    expect((await readConfig(folder)).config.eosTokenIds).toEqual([1])
     writeFileSync(join(folder, 'generation_config.json'), '{"eos_token_id": [2, 3]}')
-    expect((await readConfig(folder)).eosTokenIds).toEqual([2, 3, 1])
+    expect((await readConfig(folder)).config.eosTokenIds).toEqual([2, 3, 1])
   })
 })
 

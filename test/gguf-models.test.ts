@@ -89,7 +89,7 @@ test.each(names.filter((name) => ROUNDED.test(name)))('%s, rounded', async (name
 })
 
 test('the factors of a Llama 3 are those of its formula', async () => {
-  const [rope] = (await readConfig(join(root, 'llama_llama3'))).ropes
+  const [rope] = (await readConfig(join(root, 'llama_llama3'))).config.ropes
   const { config } = await readGgufModel(await readGguf(await ggufOf('llama_llama3')))
   const expected = ropeFrequencies(rope!).inverseFrequencies
   const found = ropeFrequencies(config.ropes[0]!).inverseFrequencies

@@ -366,9 +366,9 @@ test.each<[string, Json, RegExp, string | null]>([
     'dual_chunk_attention_config',
   ],
   [
-    'one with quantised weights',
-    { ...llama3, quantization_config: { quant_method: 'awq', bits: 4 } },
-    /quantization_config/,
+    'one with weights of 4 bits and a scale',
+    { ...llama3, quantization_config: { quant_method: 'bitsandbytes', load_in_4bit: true } },
+    /"bitsandbytes".*awq, gptq, compressed-tensors/,
     'quantization_config',
   ],
   ['the first Gemma', { ...gemma, hidden_act: 'gelu' }, /"hidden_act".*gelu_pytorch_tanh/, null],

@@ -13,8 +13,10 @@ interface Fixture {
   cols: number
   /** Where a block has its f16 numbers. */
   halves: number[]
+  /** Where it has f32 ones. */
+  floats: number[]
   blocks: string
-  /** What gguf-py makes of them, f32. */
+  /** What gguf-py, or their definition, makes of them, f32. */
   values: string
 }
 
@@ -33,15 +35,16 @@ function randomRows(random: Random, format: Format, rows: number, cols: number):
   const { elements, bytes } = FORMATS[format]
   const count = (rows * cols) / elements
   const blocks = Uint8Array.from(random.tokens(count * bytes, 256))
-  const { halves } = fixtures[format]!
+  const { halves, floats } = fixtures[format]!
+  // Codes with two levels of scales reach to a thousand and more.
+  const size = elements === 256 ? 0.001 : 0.02
+  const scale = () => size * (0.5 + random.next()) * (random.chance(0.5) ? 1 : -1)
   for (let block = 0; block < count; block++) {
-    for (const at of halves) {
-      // Codes with two levels of scales reach to a thousand and more.
-      const size = elements === 256 ? 0.001 : 0.02
-      const half = encode([size * (0.5 + random.next()) * (random.chance(0.5) ? 1 : -1)], 'f16')
-      blocks.set(half, block * bytes + at)
-    }
-    if (format === 'mxfp4') blocks[block * bytes] = random.int(123, 128)
+    const begin = block * bytes
+    for (const at of halves) blocks.set(encode([scale()], 'f16'), begin + at)
+    for (const at of floats) blocks.set(encode([scale()], 'f32'), begin + at)
+    if (format === 'mxfp4') blocks[begin] = random.int(123, 128)
+    if (format.startsWith('int4')) blocks[begin + 4] = random.int(0, 15)
   }
   return blocks
 }
@@ -60,7 +63,7 @@ it('every quantised format has a fixture', () => {
   expect(Object.keys(fixtures).sort()).toEqual([...formats].sort())
 })
 
-it.each(formats)('%s: rows of a table are those of gguf-py', (format) => {
+it.each(formats)('%s: rows of a table are those of the fixture', (format) => {
   const { cols, blocks, values } = fixtures[format]!
   const actual = dequantised(Buffer.from(blocks, 'base64'), format, cols)
   const expected = new Float32Array(Uint8Array.from(Buffer.from(values, 'base64')).buffer)
@@ -91,7 +94,8 @@ function productsOf(format: Format): Product[] {
   const known = products.get(format)
   if (known !== undefined) return known
   const random = new Random(1)
-  const lengths = FORMATS[format].elements === 256 ? [256, 768, 1536] : [32, 96, 576, 1536]
+  const { elements } = FORMATS[format]
+  const lengths = elements > 32 ? [elements, 3 * elements, 1536] : [32, 96, 576, 1536]
   const made = lengths.map((k, i) => product(random, format, k, [5, 16, 70, 33][i]!))
   products.set(format, made)
   return made

@@ -194,7 +194,8 @@ describe('the files of a folder', () => {
 describe('the tensors of a model', () => {
   const read = async (options: TinyModelOptions) => {
     const folder = writeModel(options)
-    return { config: await readConfig(folder), tensors: await readTensors(folder) }
+    const { config } = await readConfig(folder)
+    return { config, tensors: await readTensors(folder) }
   }
 
   test.each(['llama', 'qwen2', 'qwen3'] as const)(

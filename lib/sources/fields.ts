@@ -60,8 +60,13 @@ export class Fields {
     return Object.hasOwn(this.#json, field)
   }
 
+  /** Of the fields that are written down. */
+  names(): string[] {
+    return Object.keys(this.#json)
+  }
+
   get isEmpty(): boolean {
-    return Object.keys(this.#json).length === 0
+    return this.names().length === 0
   }
 
   /** A field that the model is computed from; null counts as absent. Throws where the user wants it ignored. */
@@ -106,7 +111,7 @@ export class Fields {
 
   /** Throws HOGWILD_UNSUPPORTED for fields that have not been looked at. `what` is what they are unknown to. */
   refuseUnknown(what: string): void {
-    const unknown = Object.keys(this.#json).filter(
+    const unknown = this.names().filter(
       (field) => !this.#known.has(field) && !this.isIgnored(field),
     )
     if (unknown.length === 0) return

@@ -18,7 +18,9 @@ import { eosTokenIds, readEosTokenIds, withinVocabulary } from './eos'
 import { Fields, isOff, unsupported } from './fields'
 import { readJson } from './files'
 import { readMlps } from './huggingface-experts'
+import { readInt4 } from './huggingface-int4'
 import { readRopes } from './huggingface-rope'
+import type { Int4 } from './int4'
 
 const INVALID: HogwildErrorCode = 'HOGWILD_INVALID_MODEL'
 
@@ -76,16 +78,24 @@ export interface ConfigOptions {
   ignoreFields?: readonly string[]
 }
 
+/** What config.json says of a folder. */
+export interface FolderConfig {
+  config: ModelConfig
+  /** How matrices are kept as integers, where some are. */
+  int4: Int4 | undefined
+}
+
 /** Reads and checks config.json and the ends of text in generation_config.json. Throws as `parseConfig`. */
 export async function readConfig(
   folder: string,
   options: ConfigOptions & { signal?: AbortSignal | undefined; warnings?: Warnings } = {},
-): Promise<ModelConfig> {
+): Promise<FolderConfig> {
   const { signal, warnings } = options
   const path = join(folder, 'config.json')
-  const config = parseConfig(await readJson(path, { signal }), path, options)
+  const { config, int4 } = parseFolderConfig(await readJson(path, { signal }), path, options)
   const ids = await readEosTokenIds(folder, { signal })
-  return { ...config, eosTokenIds: withinVocabulary(ids, config.vocabSize, warnings) }
+  const eosTokenIds = withinVocabulary(ids, config.vocabSize, warnings)
+  return { config: { ...config, eosTokenIds }, int4 }
 }
 
 /**
@@ -101,10 +111,15 @@ export function parseConfig(
   file = 'config.json',
   options: ConfigOptions = {},
 ): ModelConfig {
+  return parseFolderConfig(json, file, options).config
+}
+
+function parseFolderConfig(json: unknown, file: string, options: ConfigOptions): FolderConfig {
   const fields = new Fields(json, file, new Set(options.ignoreFields))
   const architecture = readArchitecture(fields)
   const family = FAMILIES[architecture]
   judge(fields, family)
+  const int4 = readInt4(fields, family.sinks ?? false)
 
   const heads = readHeads(fields, family)
   const { layers, ropes } = readLayers(fields, family, heads.headDim)
@@ -124,7 +139,7 @@ export function parseConfig(
     eosTokenIds: eosTokenIds(fields.get('eos_token_id'), file),
   }
   fields.refuseUnknown(family.modelType)
-  return config
+  return { config, int4 }
 }
 
 function readLayers(fields: Fields, family: Family, headDim: number) {
@@ -218,12 +233,6 @@ function readArchitecture(fields: Fields): Architecture {
 function judge(fields: Fields, family: Family): void {
   fields.passOver(HARMLESS_FIELDS)
   for (const field of OFF_FIELDS) fields.judge(field, isOff, 'models without it')
-  // The tensors of the folder say what is stored so; a method that is not known is none of ours.
-  fields.judge(
-    'quantization_config',
-    (value) => isOff(value) || (family.sinks === true && isMxfp4(value)),
-    family.sinks ? 'models without it, mxfp4' : 'models without it',
-  )
   for (const [field, value] of Object.entries(family.fixedFields ?? {})) {
     fields.judge(field, (given) => given === value, describe(value))
   }
@@ -244,15 +253,6 @@ function judge(fields: Fields, family: Family): void {
 }
 
 type Heads = Pick<ModelConfig, 'hiddenSize' | 'queryHeads' | 'kvHeads' | 'headDim'>
-
-function isMxfp4(value: unknown): boolean {
-  return (
-    typeof value === 'object' &&
-    value !== null &&
-    'quant_method' in value &&
-    value.quant_method === 'mxfp4'
-  )
-}
 
 function readHeads(fields: Fields, family: Family): Heads {
   const hiddenSize = fields.count('hidden_size')

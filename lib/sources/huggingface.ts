@@ -5,6 +5,7 @@ import type { Format } from '../formats'
 import type { NativeTensor } from '../native'
 import type { Warnings } from '../warnings'
 import { type ConfigOptions, readConfig } from './huggingface-config'
+import type { Int4 } from './int4'
 import { readTensors } from './safetensors'
 import { ROTATED_ROLES, type TensorEntry, tensorsByRole } from './tensors'
 
@@ -52,18 +53,19 @@ export async function readFolder(
   folder: string,
   options: ConfigOptions & { signal?: AbortSignal | undefined; warnings?: Warnings } = {},
 ): Promise<{ config: ModelConfig; tensors: NativeTensor[] }> {
-  const config = await readConfig(folder, options)
+  const { config, int4 } = await readConfig(folder, options)
   const { signal } = options
-  return { config, tensors: modelTensors(config, await readTensors(folder, { signal })) }
+  return { config, tensors: modelTensors(config, await readTensors(folder, { signal }), int4) }
 }
 
 /**
  * Every tensor that a model of this configuration computes with, among those of a folder. Vectors have rows = 1. Each
- * tensor is one of them or known to play no part. Throws HOGWILD_INVALID_MODEL.
+ * tensor is one of them or known to play no part. `int4`: how matrices may be kept. Throws as `tensorsByRole`.
  */
 export function modelTensors(
   config: ModelConfig,
   tensors: ReadonlyMap<string, TensorEntry>,
+  int4?: Int4,
 ): NativeTensor[] {
   const { fused = {}, names = {}, experts, interleavedRope } = FAMILIES[config.architecture]
   return tensorsByRole(config, tensors, {
@@ -73,6 +75,7 @@ export function modelTensors(
     fused,
     experts: experts?.names,
     formats: STORED_FORMATS,
+    int4,
     interleaved: interleavedRope ? ROTATED_ROLES : [],
     isHarmless: (name) => HARMLESS_TENSOR.test(name),
     described: 'config.json',

@@ -8,6 +8,7 @@ import type { NativeTensor } from '../native'
 import { layerRoles, modelRoles, type Role } from '../roles'
 import { describe } from '../validate'
 import { expertTensors, isOfExperts } from './experts'
+import { type Find, type Int4, type Int4Names, int4Names, locateInt4 } from './int4'
 import { rowsOf, type StoredTensor } from './stored-tensor'
 
 /** Where one tensor lies and what it is. */
@@ -36,6 +37,8 @@ export interface TensorNames {
   /** Where the family has a mixture of experts. */
   experts?: ExpertNames | undefined
   formats: Readonly<Record<string, Format>>
+  /** How matrices may be kept in several tensors. */
+  int4?: Int4 | undefined
   /** Roles of a layer whose heads have RoPE pairs as neighbours. */
   interleaved: readonly string[]
   /** Tensors that play no part. */
@@ -63,14 +66,30 @@ export function tensorsByRole(
   names: TensorNames,
 ): NativeTensor[] {
   const used = new Set<string>()
+  const find: Find = (file, shape, types) => {
+    used.add(file)
+    return findTensor(file, shape, types, tensors, names)
+  }
   const found: NativeTensor[] = []
   for (const wanted of wantedTensors(config, tensors, names)) {
-    found.push(...locate(wanted, tensors, names))
-    used.add(wanted.file)
-    if (wanted.exponents) used.add(wanted.exponents.file)
+    const isMatrix = wanted.shape.length === 2
+    const parts = isMatrix ? partsOf(wanted.file, tensors, names) : undefined
+    const has = (file: string) => tensors.has(file)
+    if (parts && names.int4) found.push(...locateInt4(names.int4, parts, wanted, has, find))
+    else found.push(...locate(wanted, names, find))
   }
   refuseUnknown(config, used, tensors, names)
   return found
+}
+
+/** The names of the tensors in which a matrix is kept, where it is kept in several. */
+function partsOf(
+  file: string,
+  tensors: ReadonlyMap<string, TensorEntry>,
+  { int4 }: TensorNames,
+): Int4Names | undefined {
+  const parts = int4 && int4Names(int4, file)
+  return parts && tensors.has(parts.codes) ? parts : undefined
 }
 
 function* wantedTensors(
@@ -81,7 +100,8 @@ function* wantedTensors(
   for (const role of modelRoles(config)) {
     const file = names.model[role.name] as string
     // A stored output matrix counts, even where the configuration calls it tied: it may be another one.
-    if (role.name === 'lm_head' && config.tiedEmbeddings && !tensors.has(file)) continue
+    const isStored = tensors.has(file) || partsOf(file, tensors, names) !== undefined
+    if (role.name === 'lm_head' && config.tiedEmbeddings && !isStored) continue
     yield rowsOf(file, [role])
   }
   for (const [i, layer] of config.layers.entries()) {
@@ -132,12 +152,12 @@ function layerFile({ fused, layers }: TensorNames, role: string): string {
 
 function locate(
   { file, shape, parts, exponents }: StoredTensor,
-  tensors: ReadonlyMap<string, TensorEntry>,
   names: TensorNames,
+  find: Find,
 ): NativeTensor[] {
   const formats = exponents ? MXFP4_BYTES : names.formats
-  const { path, offset: begin, format } = find(file, shape, formats, tensors, names)
-  const second = exponents && find(exponents.file, exponents.shape, formats, tensors, names)
+  const { path, offset: begin, type: format } = find(file, shape, formats)
+  const second = exponents && find(exponents.file, exponents.shape, formats)
   return parts.map(({ role: { name, rows, cols }, offset: elements, ...order }) => {
     if (second === undefined) {
       const offset = begin + storedBytes(format, 1, elements)
@@ -154,21 +174,21 @@ function locate(
 /** Codes and exponents of mxfp4 in a folder. */
 const MXFP4_BYTES = { U8: 'mxfp4' } as const
 
-/** Where a tensor lies that has this shape and one of these formats. */
-function find(
+/** See `Find`. */
+function findTensor<T>(
   file: string,
   expected: readonly number[],
-  formats: Readonly<Record<string, Format>>,
+  types: Readonly<Record<string, T>>,
   tensors: ReadonlyMap<string, TensorEntry>,
   { described }: TensorNames,
-): { path: string; offset: number; format: Format } {
+): { path: string; offset: number; type: T } {
   const entry = tensors.get(file)
   if (entry === undefined)
     throw new HogwildError(`tensor "${file}" is missing`, 'HOGWILD_INVALID_MODEL')
   const { path, offset, dtype: stored, shape } = entry
-  const format = Object.hasOwn(formats, stored) ? formats[stored] : undefined
-  if (format === undefined) {
-    const supported = Object.keys(formats).join(', ')
+  const type = Object.hasOwn(types, stored) ? types[stored] : undefined
+  if (type === undefined) {
+    const supported = Object.keys(types).join(', ')
     throw new HogwildError(
       `${path}: tensor "${file}" is ${describe(stored)}; supported: ${supported}`,
       'HOGWILD_UNSUPPORTED',
@@ -180,7 +200,7 @@ function find(
       'HOGWILD_INVALID_MODEL',
     )
   }
-  return { path, offset, format }
+  return { path, offset, type }
 }
 
 function refuseUnknown(

@@ -77,6 +77,34 @@ ModelConfig read_config(const Argument& options) {
   return config;
 }
 
+TensorSource::Place read_place(const Argument& place) {
+  return {.path = place.property("path").string(),
+          .offset = static_cast<std::uint64_t>(place.property("offset").count())};
+}
+
+TensorSource::Integers read_integers(const Argument& integers) {
+  TensorSource::Integers read;
+  read.layout = integers.property("layout").one_of<Int4Layout>({{"awq", Int4Layout::kAwq},
+                                                                {"gptq", Int4Layout::kGptq},
+                                                                {"compressed-tensors", Int4Layout::kCompressedTensors}});
+  read.outputs = integers.property("outputs").size();
+  read.first = integers.property("first").count();
+  const Argument scales = integers.property("scales");
+  read.scales = read_place(scales);
+  read.scale_dtype = scales.property("dtype").dtype();
+  const Argument zeros = integers.property("zeros");
+  if (!zeros.is_undefined()) {
+    read.zeros = read_place(zeros);
+    read.zero_rule = zeros.property("rule").one_of<Int4Zeros>({{"stored", Int4Zeros::kStored},
+                                                               {"lessOne", Int4Zeros::kLessOne},
+                                                               {"storedOr8", Int4Zeros::kStoredOr8},
+                                                               {"lessOneOr8", Int4Zeros::kLessOneOr8}});
+  }
+  const Argument groups = integers.property("groups");
+  if (!groups.is_undefined()) read.groups = read_place(groups);
+  return read;
+}
+
 TensorSource read_tensor(const Argument& tensor) {
   TensorSource source;
   source.name = tensor.property("name").string();
@@ -96,10 +124,9 @@ TensorSource read_tensor(const Argument& tensor) {
     source.col_stride = strides.property("col").size();
   }
   const Argument exponents = tensor.property("exponents");
-  if (!exponents.is_undefined()) {
-    source.exponents = {.path = exponents.property("path").string(),
-                        .offset = static_cast<std::uint64_t>(exponents.property("offset").count())};
-  }
+  if (!exponents.is_undefined()) source.exponents = read_place(exponents);
+  const Argument integers = tensor.property("integers");
+  if (!integers.is_undefined()) source.integers = read_integers(integers);
   return source;
 }
 

@@ -2,7 +2,9 @@
 // caches of 16 and 32 bits have a Dtype (tensor.h); every Dtype is a format too.
 //
 // Plain formats store each element by itself. The others store blocks of consecutive columns of a row: scales first
-// or last, small integers ("codes") for the elements. Names are those of GGUF in lower case.
+// or last, small integers ("codes") for the elements. Names are those of GGUF in lower case, but for int4_gN: 4-bit
+// integers in groups of N columns, which AWQ, GPTQ and compressed-tensors keep in several tensors (int4.h). Their
+// blocks, a scale in f32, a zero of 8 bits and the codes of each 32 columns as those of Q4_0, are in no file.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +28,8 @@ inline constexpr FormatInfo kFormats[] = {
     {Format::kQ5_0, "q5_0", 32, 22},   {Format::kQ5_1, "q5_1", 32, 24},     {Format::kQ2_K, "q2_k", 256, 84},
     {Format::kQ3_K, "q3_k", 256, 110}, {Format::kQ4_K, "q4_k", 256, 144},   {Format::kQ5_K, "q5_k", 256, 176},
     {Format::kQ6_K, "q6_k", 256, 210}, {Format::kIQ4_NL, "iq4_nl", 32, 18}, {Format::kIQ4_XS, "iq4_xs", 256, 136},
-    {Format::kMXFP4, "mxfp4", 32, 17},
+    {Format::kMXFP4, "mxfp4", 32, 17}, {Format::kInt4G32, "int4_g32", 32, 21}, {Format::kInt4G64, "int4_g64", 64, 37},
+    {Format::kInt4G128, "int4_g128", 128, 69},
 };
 
 constexpr const FormatInfo& format_info(Format format) { return kFormats[static_cast<std::size_t>(format)]; }

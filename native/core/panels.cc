@@ -1,6 +1,7 @@
 #include "core/panels.h"
 
 #include <cstring>
+#include <vector>
 
 namespace hogwild {
 namespace {
@@ -83,6 +84,9 @@ void each_scale(const CodeInfo& info, std::int64_t lane, QuantBlock& block, Copy
       return copy(at(32, 2), &block.m, 2);
     case Scales::kE8M0:
       return copy(at(0, 1), block.s, 1);
+    case Scales::kF32Zero:
+      copy(at(0, 4), &block.f32_d, 4);
+      return copy(at(64, 1), block.s, 1);
     case Scales::kSuper:
     case Scales::kSuperMin:
       break;
@@ -124,7 +128,10 @@ void write_panels(Format format, const FileRows& rows, std::int64_t begin, std::
   }
 }
 
-void dequantise_matrix_row(const Matrix& matrix, std::int64_t row, float* out) {
+namespace {
+
+// In the order of the matrix's columns.
+void dequantise_stored_row(const Matrix& matrix, std::int64_t row, float* out) {
   if (matrix.order == Order::kRows) {
     const std::byte* data = static_cast<const std::byte*>(matrix.data);
     return dequantise_row(matrix.format, data + row * row_bytes(matrix.format, matrix.cols), matrix.cols, out);
@@ -144,6 +151,15 @@ void dequantise_matrix_row(const Matrix& matrix, std::int64_t row, float* out) {
     }
     dequantise_block(info, block, elements, out);
   }
+}
+
+}  // namespace
+
+void dequantise_matrix_row(const Matrix& matrix, std::int64_t row, float* out) {
+  if (matrix.columns == nullptr) return dequantise_stored_row(matrix, row, out);
+  std::vector<float> stored(static_cast<std::size_t>(matrix.cols));
+  dequantise_stored_row(matrix, row, stored.data());
+  for (std::int64_t i = 0; i < matrix.cols; ++i) out[matrix.columns[i]] = stored[static_cast<std::size_t>(i)];
 }
 
 }  // namespace hogwild

@@ -1,12 +1,13 @@
 // Quantised matrices as CPU kernels read them: panels of 16 outputs (rows of the matrix), one after the other. Each
 // has its scales first, then its codes, both in the order in which a product along the columns needs them.
 //
-// Scales, padded to 64 bytes; G groups of 16 or 32 columns (CodeInfo):
+// Scales, padded to 64 bytes; groups of 16 to 128 columns (CodeInfo):
 //   kF16       per group 16 x d
 //   kF16Min    per group 16 x d, 16 x m
 //   kE8M0      per group 16 x e
 //   kSuper     per 256 columns 16 x d, then per group 16 x s
 //   kSuperMin  per 256 columns 16 x d, 16 x m, then per group 16 x s, then per group 16 x t
+//   kF32Zero   per group 16 x d, 16 x zero
 //
 // Codes, for each 32 columns. Quad j (0..7) is columns 4 j .. 4 j + 3 of all 16 outputs: 64 bytes [16][4]. Lines of
 // 64 bytes, those that the bits of the format need:
@@ -52,6 +53,8 @@ static constexpr std::int64_t scale_bytes(const CodeInfo& info) {
       return 32 + 16 * (256 / info.group);
     case Scales::kSuperMin:
       return 64 + 2 * 16 * (256 / info.group);
+    case Scales::kF32Zero:
+      return 80;
   }
   return 0;
 }
@@ -85,7 +88,8 @@ struct FileRows {
 // written.
 void write_panels(Format format, const FileRows& rows, std::int64_t begin, std::int64_t end, std::byte* panels);
 
-// A row of a quantised matrix in f32. The order changes nothing: dequantise_row gives the same of the file's row.
+// A row of a quantised matrix in f32, columns as x has them. The order of rows changes nothing: dequantise_row gives
+// the same of the file's row.
 void dequantise_matrix_row(const Matrix& matrix, std::int64_t row, float* out);
 
 }  // namespace hogwild

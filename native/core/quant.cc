@@ -10,6 +10,12 @@ namespace {
 
 using Byte = const std::uint8_t*;
 
+float load_f32(Byte from) {
+  float value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
 std::uint16_t load_u16(Byte from) {
   std::uint16_t value;
   std::memcpy(&value, from, sizeof value);
@@ -158,6 +164,13 @@ void decode_block(Format format, const std::byte* data, QuantBlock& block) {
     case Format::kMXFP4:
       block.s[0] = from[0];
       return decode_halves(from + 1, block.codes);
+    case Format::kInt4G32:
+    case Format::kInt4G64:
+    case Format::kInt4G128:
+      block.f32_d = load_f32(from);
+      block.s[0] = from[4];
+      for (int i = 0; i < format_info(format).block_elements; i += 32) decode_halves(from + 5 + i / 2, block.codes + i);
+      return;
     case Format::kF32:
     case Format::kF16:
     case Format::kBF16:
@@ -169,6 +182,7 @@ namespace {
 
 struct GroupScale {
   float d, m;
+  int zero = 0;  // besides that of the format
 };
 
 GroupScale group_scale(const CodeInfo& info, const QuantBlock& block, std::int64_t group) {
@@ -184,6 +198,8 @@ GroupScale group_scale(const CodeInfo& info, const QuantBlock& block, std::int64
       return {d * static_cast<float>(static_cast<std::int8_t>(block.s[group])), 0};
     case Scales::kSuperMin:
       return {d * static_cast<float>(block.s[group]), -(f16_to_f32(block.m) * static_cast<float>(block.t[group]))};
+    case Scales::kF32Zero:
+      return {block.f32_d, 0, block.s[0]};
   }
   return {d, 0};
 }
@@ -195,7 +211,7 @@ void dequantise_block(const CodeInfo& info, const QuantBlock& block, std::int64_
   for (std::int64_t first = 0; first < elements; first += info.group) {
     const GroupScale scale = group_scale(info, block, first / info.group);
     for (std::int64_t i = first; i < first + info.group; ++i) {
-      const float product = scale.d * static_cast<float>(code_value(info, block.codes[i]));
+      const float product = scale.d * static_cast<float>(code_value(info, block.codes[i]) - scale.zero);
       out[i] = has_min ? product + scale.m : product;
     }
   }

@@ -1,4 +1,4 @@
-// Quantised weights as integers. Every format that is not plain is, in groups of 16 or 32 columns,
+// Quantised weights as integers. Every format that is not plain is, in groups of 16 to 128 columns,
 //
 //   w = d * (value(code) - zero) + m
 //
@@ -19,6 +19,7 @@ enum class Scales : std::uint8_t {
   kE8M0,      // d = 2^(e - 128)
   kSuper,     // d * s, s a signed byte per group; d for 256 columns
   kSuperMin,  // d * s and -m * t, s and t unsigned bytes per group; d and m for 256 columns
+  kF32Zero,   // d, and a zero, an unsigned byte
 };
 
 // What a code stands for.
@@ -61,6 +62,12 @@ static constexpr CodeInfo code_info(Format format) {
       return {4, 32, 0, CodeValues::kIq4, Scales::kSuper};
     case Format::kMXFP4:
       return {4, 32, 0, CodeValues::kE2M1, Scales::kE8M0};
+    case Format::kInt4G32:
+      return {4, 32, 0, CodeValues::kItself, Scales::kF32Zero};
+    case Format::kInt4G64:
+      return {4, 64, 0, CodeValues::kItself, Scales::kF32Zero};
+    case Format::kInt4G128:
+      return {4, 128, 0, CodeValues::kItself, Scales::kF32Zero};
     case Format::kF32:
     case Format::kF16:
     case Format::kBF16:
@@ -68,6 +75,9 @@ static constexpr CodeInfo code_info(Format format) {
   }
   return {};
 }
+
+// Columns whose products are added up as integers, before scales come in.
+static constexpr int dot_columns(const CodeInfo& info) { return info.group < 32 ? info.group : 32; }
 
 // Of 4-bit codes. E2M1 is doubled, so that it is whole.
 inline constexpr std::int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
@@ -95,13 +105,14 @@ struct QuantBlock {
 
   std::uint8_t codes[kMaxElements];
   std::uint16_t d = 0, m = 0;              // f16
-  std::uint8_t s[kMaxElements / 16] = {};  // per group; kE8M0: the exponent in s[0]
+  float f32_d = 0;                         // kF32Zero
+  std::uint8_t s[kMaxElements / 16] = {};  // per group; kE8M0: the exponent in s[0]; kF32Zero: the zero
   std::uint8_t t[kMaxElements / 16] = {};
 };
 
 void decode_block(Format format, const std::byte* from, QuantBlock& block);
 
-// In f32: d * (value - zero), which is exact, then m added and rounded once.
+// In f32: d * (value - zero), which is exact for d of 16 bits, then m added and rounded once.
 void dequantise_block(const CodeInfo& info, const QuantBlock& block, std::int64_t elements, float* out);
 
 // A row of a file in f32. Any format; `from` need not be aligned.

@@ -44,6 +44,9 @@ enum class Format : std::uint8_t {
   kIQ4_NL,
   kIQ4_XS,
   kMXFP4,
+  kInt4G32,
+  kInt4G64,
+  kInt4G128,
 };
 
 // How a matrix lies: as in a file, row after row, or in panels of 16 rows (panels.h), which quantised formats alone
@@ -57,6 +60,8 @@ struct Matrix {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   Order order = Order::kRows;
+  // Of quantised formats, [cols]: column i is that of x with this index. Null: they are in order.
+  const std::int32_t* columns = nullptr;
 };
 
 // Heads whose RoPE pairs are neighbours in a file, rows (2u, 2u + 1), where the engine has (u, u + rotary_dim / 2). The

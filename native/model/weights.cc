@@ -1,19 +1,12 @@
 #include "model/weights.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
-#include <new>
 #include <numeric>
-#include <system_error>
+#include <set>
 #include <utility>
 
 #include "core/error.h"
@@ -22,143 +15,13 @@
 #include "core/format.h"
 #include "core/panels.h"
 #include "core/quant.h"
+#include "model/joined_tensors.h"
+#include "model/source_file.h"
 
 namespace hogwild {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "safetensors is little-endian and is read in place");
-
-constexpr std::size_t kCacheLine = 64;
-
-std::string system_message(int error) { return std::generic_category().message(error); }
-
-// A file that tensors are read from, mapped read-only or read on demand.
-class SourceFile {
- public:
-  SourceFile(const std::string& path, bool mapped) : path_(path) {
-    // Without O_NONBLOCK a FIFO waits for somebody to write. To regular files it means nothing.
-    file_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (file_ < 0) throw Error(code::kInvalidModel, "cannot open '" + path + "': " + system_message(errno));
-    int error = ::fstat(file_, &status_) == 0 ? 0 : errno;
-    const bool regular = error == 0 && S_ISREG(status_.st_mode);
-    if (regular && mapped && status_.st_size > 0) {  // an empty mapping is an error to mmap
-      data_ = ::mmap(nullptr, size(), PROT_READ, MAP_PRIVATE, file_, 0);
-      if (data_ == MAP_FAILED) {
-        error = errno;
-        data_ = nullptr;
-      }
-    }
-    if (error != 0 || !regular) ::close(file_);
-    if (error != 0) {
-      throw Error(error == ENOMEM ? code::kOutOfMemory : code::kInvalidModel,
-                  "cannot map '" + path + "': " + system_message(error));
-    }
-    if (!regular) throw Error(code::kInvalidModel, "'" + path + "' is not a regular file");
-    // All of it will be read: let the system start now. Advice only, so a failure changes nothing.
-    if (data_ != nullptr) ::madvise(data_, size(), MADV_WILLNEED);
-  }
-  ~SourceFile() {
-    if (data_ != nullptr) ::munmap(data_, size());
-    ::close(file_);
-  }
-  SourceFile(const SourceFile&) = delete;
-  SourceFile& operator=(const SourceFile&) = delete;
-
-  const std::string& path() const { return path_; }
-  std::uint64_t size() const { return static_cast<std::uint64_t>(status_.st_size); }
-  const std::byte* mapping() const { return static_cast<const std::byte*>(data_); }  // null where it is not mapped
-
-  // The pages of [offset, offset + bytes) are not needed any more: they leave this process, and come back where they
-  // are read after all.
-  void let_go(std::uint64_t offset, std::size_t bytes) const {
-    if (data_ == nullptr) return;
-    const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-    const std::uint64_t begin = (offset + page - 1) / page * page, end = (offset + bytes) / page * page;
-    if (begin < end) ::madvise(static_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
-  }
-
-  // Reads [offset, offset + bytes), which lies inside the file.
-  void read(std::uint64_t offset, std::size_t bytes, std::byte* to) const {
-    while (bytes > 0) {
-      constexpr std::size_t kMaxRead = std::size_t{1} << 30;
-      const ssize_t n = ::pread(file_, to, std::min(bytes, kMaxRead), static_cast<off_t>(offset));
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) throw Error(code::kInvalidModel, "cannot read '" + path_ + "': " + system_message(errno));
-      if (n == 0) throw Error(code::kInvalidModel, "'" + path_ + "' became shorter while it was read");
-      to += n;
-      offset += static_cast<std::uint64_t>(n);
-      bytes -= static_cast<std::size_t>(n);
-    }
-  }
-
-  // Whether the file has the size and the time of its last change that it had when it was opened.
-  bool unchanged() const {
-    struct stat now = {};
-    return ::fstat(file_, &now) == 0 && now.st_size == status_.st_size &&
-           now.st_mtim.tv_sec == status_.st_mtim.tv_sec && now.st_mtim.tv_nsec == status_.st_mtim.tv_nsec;
-  }
-
- private:
-  std::string path_;
-  int file_ = -1;
-  struct stat status_ = {};
-  void* data_ = nullptr;
-};
-
-// Host memory for weights that do not stay in their file, aligned to cache lines.
-struct AlignedDelete {
-  void operator()(std::byte* data) const { ::operator delete(data, std::align_val_t(kCacheLine)); }
-};
-using HostArray = std::unique_ptr<std::byte, AlignedDelete>;
-
-HostArray allocate_host(std::size_t bytes, const std::string& name) {
-  void* data = ::operator new(bytes, std::align_val_t(kCacheLine), std::nothrow);
-  if (data == nullptr) {
-    throw Error(code::kOutOfMemory, "no memory for tensor '" + name + "' (" + std::to_string(bytes) + " bytes)");
-  }
-  return HostArray(static_cast<std::byte*>(data));
-}
-
-std::string shape_text(std::int64_t rows, std::int64_t cols) {
-  return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
-}
-
-bool is_strided(const TensorSource& source) { return source.row_stride != 0 || source.col_stride != 0; }
-
-// Elements from the tensor's first to its last. False where there is no such number.
-bool span_elements(const TensorSource& source, std::uint64_t* elements) {
-  const std::int64_t block = format_info(source.format).block_elements;
-  if (source.rows < 1 || source.cols < 1 || source.cols % block != 0) return false;
-  if (!is_strided(source)) return !__builtin_mul_overflow(source.rows, source.cols, elements);
-  // Blocks are not taken apart.
-  const bool whole =
-      is_plain(source.format) || (source.exponents && source.col_stride == 1 && source.row_stride % block == 0);
-  std::uint64_t down = 0, across = 0;
-  return whole && source.row_stride >= 1 && source.col_stride >= 1 &&
-         !__builtin_mul_overflow(source.rows - 1, source.row_stride, &down) &&
-         !__builtin_mul_overflow(source.cols - 1, source.col_stride, &across) &&
-         !__builtin_add_overflow(down, across, elements) && !__builtin_add_overflow(*elements, 1, elements);
-}
-
-// Bytes from the tensor's first to its last; throws where they do not lie inside the file. `block_bytes`: of a block
-// of the source's format in this file.
-std::size_t size_inside(const TensorSource& source, std::uint64_t offset, std::int64_t block_bytes,
-                        const SourceFile& file) {
-  const FormatInfo& format = format_info(source.format);
-  std::uint64_t elements = 0, bytes = 0;
-  const bool inside = span_elements(source, &elements) &&
-                      !__builtin_mul_overflow(elements / format.block_elements, block_bytes, &bytes) &&
-                      bytes <= file.size() && offset <= file.size() - bytes;
-  if (!inside) {
-    const std::string blocks =
-        is_plain(source.format) ? "" : ", blocks of " + std::to_string(format.block_elements) + " columns";
-    throw Error(code::kInvalidModel, "tensor '" + source.name + "' (" + format.name + " " +
-                                         shape_text(source.rows, source.cols) + blocks + " at byte " +
-                                         std::to_string(offset) + ") does not lie inside '" + file.path() + "' (" +
-                                         std::to_string(file.size()) + " bytes)");
-  }
-  return static_cast<std::size_t>(bytes);
-}
 
 // Throws where the tensor's rows (a vector's elements) are not whole heads.
 void check_interleaved(const TensorSource& source) {
@@ -188,13 +51,15 @@ bool write_from_f32(const float* from, std::int64_t n, Dtype dtype, std::byte* o
   return fits;
 }
 
-HostArray convert(const TensorSource& source, const std::byte* data, Dtype to) {
+// `columns`: Matrix::columns of what `data` holds.
+HostArray convert(const TensorSource& source, const std::byte* data, const std::int32_t* columns, Dtype to) {
   const std::int64_t to_bytes = row_bytes(format_of(to), source.cols);
-  const std::int64_t from_bytes = row_bytes(source.format, source.cols);
+  const Matrix matrix = {
+      .data = data, .format = source.format, .rows = source.rows, .cols = source.cols, .columns = columns};
   HostArray converted = allocate_host(static_cast<std::size_t>(source.rows * to_bytes), source.name);
   std::vector<float> row(static_cast<std::size_t>(source.cols));
   for (std::int64_t r = 0; r < source.rows; ++r) {
-    dequantise_row(source.format, data + source.interleaved.file_row(r) * from_bytes, source.cols, row.data());
+    dequantise_matrix_row(matrix, source.interleaved.file_row(r), row.data());
     if (!write_from_f32(row.data(), source.cols, to, converted.get() + r * to_bytes)) {
       throw Error(code::kInvalidModel, "tensor '" + source.name + "' of '" + source.path +
                                            "' holds a value beyond the range of " + dtype_name(to));
@@ -231,28 +96,6 @@ HostArray gather(const TensorSource& source, const std::byte* data) {
   return rows;
 }
 
-// Bytes of the codes of an MXFP4 block; its exponent is one more.
-constexpr std::int64_t kMxfp4Codes = 16;
-
-// One tensor of two: each block its exponent, then codes j and j + 16 in byte j.
-HostArray join_mxfp4(const TensorSource& source, const std::byte* codes, const std::byte* exponents) {
-  const std::int64_t blocks = source.cols / format_info(Format::kMXFP4).block_elements;
-  const std::int64_t row_blocks =
-      is_strided(source) ? source.row_stride / format_info(Format::kMXFP4).block_elements : blocks;
-  HostArray joined =
-      allocate_host(static_cast<std::size_t>(source.rows * row_bytes(source.format, source.cols)), source.name);
-  std::byte* to = joined.get();
-  for (std::int64_t row = 0; row < source.rows; ++row) {
-    for (std::int64_t block = row * row_blocks; block < row * row_blocks + blocks; ++block) {
-      const std::byte* from = codes + block * kMxfp4Codes;
-      const auto code = [from](std::int64_t i) { return from[i / 2] >> (i % 2 * 4) & std::byte{15}; };
-      *to++ = exponents[block];
-      for (std::int64_t j = 0; j < kMxfp4Codes; ++j) *to++ = code(j) | code(j + kMxfp4Codes) << 4;
-    }
-  }
-  return joined;
-}
-
 // The matrix as it is in the file, with its rows in the engine's order and aligned.
 HostArray copy_rows(const TensorSource& source, const std::byte* data) {
   const std::int64_t bytes = row_bytes(source.format, source.cols);
@@ -261,15 +104,6 @@ HostArray copy_rows(const TensorSource& source, const std::byte* data) {
     std::memcpy(copy.get() + r * bytes, data + source.interleaved.file_row(r) * bytes, static_cast<std::size_t>(bytes));
   }
   return copy;
-}
-
-// Where they are mapped or, where the file is not, in `held`.
-const std::byte* exponents_of(const TensorSource& source, const SourceFile& file, HostArray& held) {
-  const std::size_t bytes = size_inside(source, source.exponents->offset, 1, file);
-  if (file.mapping() != nullptr) return file.mapping() + source.exponents->offset;
-  held = allocate_host(bytes, source.name);
-  file.read(source.exponents->offset, bytes, held.get());
-  return held.get();
 }
 
 void read_vector(const TensorSource& source, const std::byte* data, float* out) {
@@ -296,6 +130,7 @@ struct Weights::State {
 
   std::vector<std::unique_ptr<SourceFile>> files;  // mapped, those that a matrix still points into
   std::vector<HostArray> host_arrays;              // copies that a matrix points into
+  std::set<std::vector<std::int32_t>> columns;     // Matrix::columns; those that are equal are one
   WeightStorage device_matrices;
   Buffer device_vectors;
   std::map<std::string, Matrix> matrices;
@@ -325,25 +160,23 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       return opened;
     };
     auto& [file, in_use] = open(source.path);
-    const std::int64_t block_bytes = source.exponents ? kMxfp4Codes : format_info(source.format).block_bytes;
-    const std::size_t span = size_inside(source, source.offset, block_bytes, *file);
-    const std::int64_t stored_bytes = source.rows * row_bytes(source.format, source.cols);
     check_interleaved(source);
-    if (source.exponents && source.format != Format::kMXFP4) {
-      throw Error(code::kInvalidModel, "tensor '" + source.name + "': only mxfp4 has exponents of their own");
+    HostArray copy;
+    const std::byte* data = nullptr;
+    const std::int32_t* columns = nullptr;
+    std::size_t span = 0;
+    if (is_joined(source)) {
+      JoinedTensor joined =
+          join_tensors(source, [&](const std::string& path) -> const SourceFile& { return *open(path).file; });
+      copy = std::move(joined.rows);
+      if (!joined.columns.empty()) columns = state_->columns.insert(std::move(joined.columns)).first->data();
+    } else {
+      span = size_inside(source, source.offset, format_info(source.format).block_bytes, *file);
+      data = file->bytes_at(source.offset, span, source.name, copy);
+      if (is_strided(source)) copy = gather(source, data);
     }
-    HostArray copy, held;
-    if (!options.mapped) {
-      copy = allocate_host(span, source.name);
-      file->read(source.offset, span, copy.get());
-    }
-    const std::byte* data = options.mapped ? file->mapping() + source.offset : copy.get();
-    if (source.exponents) {
-      copy = join_mxfp4(source, data, exponents_of(source, *open(source.exponents->path).file, held));
-    } else if (is_strided(source)) {
-      copy = gather(source, data);
-    }
-    if (source.exponents || is_strided(source)) data = copy.get();
+    if (copy != nullptr) data = copy.get();
+    const std::int64_t stored_bytes = source.rows * row_bytes(source.format, source.cols);
     state_->paths[source.name] = source.path;
 
     if (source.rows == 1) {
@@ -360,7 +193,8 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
     const bool is_aligned =
         !is_plain(source.format) || reinterpret_cast<std::uintptr_t>(data) % dtype_size(dtype_of(source.format)) == 0;
     if (options.convert_to && format_of(*options.convert_to) != source.format) {
-      copy = convert(source, data, *options.convert_to);
+      copy = convert(source, data, columns, *options.convert_to);
+      columns = nullptr;
       host.format = format_of(*options.convert_to);
     } else if (repacked) {
       host.interleaved = source.interleaved;
@@ -368,6 +202,7 @@ Weights::Weights(Device& device, const std::vector<TensorSource>& sources, const
       copy = copy_rows(source, data);
     }
     host.repack = options.repack;
+    host.columns = columns;
     if (copy != nullptr) host.data = copy.get();
 
     Matrix uploaded;

@@ -34,33 +34,9 @@
 
 #include "core/tensor.h"
 #include "device/device.h"
+#include "model/tensor_source.h"
 
 namespace hogwild {
-
-// Where a tensor lies: row-major, little-endian. A fused tensor of a file appears as several entries
-// (slices of rows).
-struct TensorSource {
-  std::string name;  // its role, see above
-  std::string path;
-  std::uint64_t offset = 0;  // bytes from the start of the file
-  Format format = Format::kF32;
-  std::int64_t rows = 0;
-  std::int64_t cols = 0;  // vectors: rows = 1
-  InterleavedHeads interleaved = {};
-
-  // Distances in the file between neighbours in a column and in a row, in elements of a plain format; 0: rows lie one
-  // after the other. So a matrix that is stored transposed is read, and one whose rows lie between another's.
-  std::int64_t row_stride = 0;
-  std::int64_t col_stride = 0;
-
-  // MXFP4 in two tensors: at `offset` the codes of blocks, 16 bytes in each, of which byte j has elements 2j and 2j +
-  // 1; elsewhere their exponents [rows, cols / 32]. Rows of both are `row_stride` elements apart, col_stride is 1.
-  struct Exponents {
-    std::string path;
-    std::uint64_t offset = 0;
-  };
-  std::optional<Exponents> exponents = std::nullopt;
-};
 
 // What becomes of the tensors of files.
 struct WeightOptions {

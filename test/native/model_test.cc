@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <map>
@@ -21,6 +22,9 @@
 #include "check.h"
 #include "core/float16.h"
 #include "core/format.h"
+#include "core/int4.h"
+#include "core/panels.h"
+#include "core/quant.h"
 #include "model/transformer.h"
 #include "model/weights.h"
 
@@ -1296,6 +1300,142 @@ TEST(mxfp4_in_two_tensors_is_read) {
     change(bad);
     CHECK_CODE(code::kInvalidModel, Weights(*device, {bad}));
   }
+}
+
+// Codes, scales, zeros and the order of columns apart, as Hugging Face folders have them; of 24 outputs the last 16.
+TEST(int4_in_several_tensors_is_read) {
+  const std::shared_ptr<Device> device = create_cpu_device({});
+  constexpr std::int64_t kOutputs = 24, kFirst = 8, kRows = kOutputs - kFirst, kCols = 128, kGroup = 64;
+  constexpr std::int64_t kGroups = kCols / kGroup;
+  constexpr int kAwqPlaces[] = {0, 4, 1, 5, 2, 6, 3, 7};
+  Rng rng(12);
+  for (const Int4Layout layout : {Int4Layout::kAwq, Int4Layout::kGptq, Int4Layout::kCompressedTensors}) {
+    const bool is_awq = layout == Int4Layout::kAwq, is_compressed = layout == Int4Layout::kCompressedTensors;
+    std::vector<unsigned char> bytes(5);  // misaligned
+    const auto put = [&](std::uint64_t at, std::int64_t word, int place, unsigned integer) {
+      bytes[at + static_cast<std::uint64_t>(4 * word + place / 2)] |= static_cast<unsigned char>(integer << place % 2 * 4);
+    };
+    const std::uint64_t code_at = bytes.size();
+    bytes.resize(bytes.size() + kOutputs * kCols / 2);
+    const std::uint64_t zero_at = bytes.size();
+    bytes.resize(bytes.size() + kOutputs * kGroups / 2);
+    const std::uint64_t scale_at = bytes.size();
+    bytes.resize(bytes.size() + kOutputs * kGroups * sizeof(std::uint16_t));
+    const std::uint64_t group_at = bytes.size();
+    // Even columns are one group, odd ones the other; AWQ has columns in order.
+    std::vector<std::int32_t> group_of(kCols);
+    for (std::int64_t k = 0; k < kCols; ++k) group_of[k] = static_cast<std::int32_t>(is_awq ? k / kGroup : k % 2);
+    bytes.insert(bytes.end(), reinterpret_cast<unsigned char*>(group_of.data()),
+                 reinterpret_cast<unsigned char*>(group_of.data() + kCols));
+
+    std::vector<float> expected(kOutputs * kCols);
+    for (std::int64_t n = 0; n < kOutputs; ++n) {
+      float scales[kGroups], zeros[kGroups];
+      for (std::int64_t g = 0; g < kGroups; ++g) {
+        // Of the smallest numbers too, which f16 does not have.
+        const std::uint16_t scale = f32_to_bf16(std::ldexp(1 + static_cast<float>(rng() % 100), n == 9 ? -60 : -8));
+        const std::int64_t place = is_compressed ? n * kGroups + g : g * kOutputs + n;
+        std::memcpy(bytes.data() + scale_at + 2 * place, &scale, sizeof scale);
+        scales[g] = bf16_to_f32(scale);
+        const unsigned zero = rng() % 16;
+        zeros[g] = static_cast<float>((zero + (layout == Int4Layout::kGptq ? 1 : 0)) % 16);
+        const std::int64_t word = is_compressed ? n / 8 * kGroups + g : g * (kOutputs / 8) + n / 8;
+        put(zero_at, word, is_awq ? kAwqPlaces[n % 8] : static_cast<int>(n % 8), zero);
+      }
+      for (std::int64_t k = 0; k < kCols; ++k) {
+        const unsigned code = rng() % 16;
+        if (is_awq) put(code_at, k * (kOutputs / 8) + n / 8, kAwqPlaces[n % 8], code);
+        if (is_compressed) put(code_at, n * (kCols / 8) + k / 8, static_cast<int>(k % 8), code);
+        if (layout == Int4Layout::kGptq) put(code_at, k / 8 * kOutputs + n, static_cast<int>(k % 8), code);
+        expected[n * kCols + k] = scales[group_of[k]] * (static_cast<float>(code) - zeros[group_of[k]]);
+      }
+    }
+    const TemporaryFile file(bytes);
+    const std::string path = file.path();
+    const TensorSource source{
+        .name = "w",
+        .path = path,
+        .offset = code_at,
+        .format = Format::kInt4G64,
+        .rows = kRows,
+        .cols = kCols,
+        .integers = {{.layout = layout,
+                      .outputs = kOutputs,
+                      .first = kFirst,
+                      .scales = {path, scale_at},
+                      .scale_dtype = Dtype::kBF16,
+                      .zeros = {{path, zero_at}},
+                      .zero_rule = layout == Int4Layout::kGptq ? Int4Zeros::kLessOneOr8 : Int4Zeros::kStored,
+                      .groups = {{path, group_at}}}}};
+    for (const bool mapped : {true, false}) {
+      const Weights converted(*device, {source}, {.convert_to = Dtype::kF32, .mapped = mapped});
+      const float* values = static_cast<const float*>(converted.matrix("w", kRows, kCols).data);
+      CHECK(std::equal(values, values + kRows * kCols, expected.begin() + kFirst * kCols));
+      for (const bool repack : {true, false}) {
+        const Weights kept(*device, {source}, {.mapped = mapped, .repack = repack});
+        std::vector<float> row(kCols);
+        bool equal = true;
+        for (std::int64_t n = 0; n < kRows; ++n) {
+          dequantise_matrix_row(kept.matrix("w", kRows, kCols), n, row.data());
+          equal &= std::equal(row.begin(), row.end(), expected.begin() + (kFirst + n) * kCols);
+        }
+        CHECK(equal);
+      }
+    }
+    for (const auto change : std::initializer_list<void (*)(TensorSource&)>{
+             [](TensorSource& s) { s.offset += 1 << 20; }, [](TensorSource& s) { s.offset = UINT64_MAX; },
+             [](TensorSource& s) { s.integers->scales.offset += 1 << 20; },
+             [](TensorSource& s) { s.integers->zeros->offset += 1 << 20; },
+             [](TensorSource& s) { s.integers->groups->offset += 1; },
+             [](TensorSource& s) { s.integers->groups->offset -= 1; },
+             [](TensorSource& s) { s.integers->scales.path += "x"; }, [](TensorSource& s) { s.rows += 8; },
+             [](TensorSource& s) { s.rows = 12; }, [](TensorSource& s) { s.rows = 0; },
+             [](TensorSource& s) { s.integers->first = 4; }, [](TensorSource& s) { s.integers->first = -8; },
+             [](TensorSource& s) { s.integers->first = INT64_MAX; },
+             [](TensorSource& s) { s.integers->outputs = INT64_MIN; },
+             [](TensorSource& s) { s.integers->outputs = INT64_MAX / 8 * 8; },
+             [](TensorSource& s) { s.integers->outputs = 8; }, [](TensorSource& s) { s.cols = 96; },
+             [](TensorSource& s) { s.cols = INT64_MAX / 64 * 64; }, [](TensorSource& s) { s.row_stride = 128; },
+             [](TensorSource& s) { s.format = Format::kQ4_0; }, [](TensorSource& s) { s.format = Format::kF32; },
+             [](TensorSource& s) { s.exponents = {s.path, 0}; }}) {
+      TensorSource bad = source;
+      change(bad);
+      CHECK_CODE(code::kInvalidModel, Weights(*device, {bad}));
+    }
+  }
+}
+
+// What stored zeros mean; of symmetric integers files say one thing and hold another.
+TEST(int4_zeros) {
+  constexpr std::int64_t kOutputs = 8, kCols = 32;
+  const std::vector<unsigned char> codes(kOutputs * kCols / 2, 0x88);
+  const std::vector<std::uint16_t> scales(kOutputs, f32_to_bf16(1));
+  const auto zero_of = [&](unsigned stored, unsigned last, Int4Zeros rule) {
+    std::uint32_t zeros = stored * 0x1111111u | last << 28;
+    std::vector<std::byte> block(static_cast<std::size_t>(kOutputs * row_bytes(Format::kInt4G32, kCols)));
+    write_int4_rows({.layout = Int4Layout::kGptq,
+                     .outputs = kOutputs,
+                     .cols = kCols,
+                     .group = 32,
+                     .codes = reinterpret_cast<const std::byte*>(codes.data()),
+                     .scales = reinterpret_cast<const std::byte*>(scales.data()),
+                     .scale_dtype = Dtype::kBF16,
+                     .zeros = reinterpret_cast<const std::byte*>(&zeros),
+                     .zero_rule = rule},
+                    0, kOutputs, {}, block.data());
+    float row[kCols];
+    dequantise_row(Format::kInt4G32, block.data(), kCols, row);
+    return static_cast<int>(8 - row[0]);
+  };
+  for (const Int4Zeros rule : {Int4Zeros::kStoredOr8, Int4Zeros::kLessOneOr8}) {
+    CHECK(zero_of(7, 7, rule) == 8);
+    CHECK(zero_of(8, 8, rule) == 8);
+  }
+  CHECK(zero_of(7, 8, Int4Zeros::kStoredOr8) == 7);
+  CHECK(zero_of(8, 7, Int4Zeros::kLessOneOr8) == 9);
+  CHECK(zero_of(7, 7, Int4Zeros::kStored) == 7);
+  CHECK(zero_of(8, 8, Int4Zeros::kLessOne) == 9);
+  CHECK(zero_of(15, 3, Int4Zeros::kLessOne) == 0);
 }
 
 // A file that changes while its pages are in use is noticed before the next step; one that was read is not needed.

@@ -163,10 +163,19 @@ class CpuDevice final : public Device {
 
   XForm x_form(const Matrix& weight) const {
     if (is_plain(weight.format)) return kernels_.packs_x(weight.format) ? XForm::kBF16 : XForm::kF32;
-    return code_info(weight.format).group == 16 ? XForm::kGroups16 : XForm::kGroups32;
+    return dot_columns(code_info(weight.format)) == 16 ? XForm::kGroups16 : XForm::kGroups32;
   }
   static std::int64_t packed_bytes(XForm form, const MatmulParams& p);
-  const void* pack_x(XForm form, const MatmulParams& p, std::byte* to);
+  const void* pack_x(XForm form, const std::int32_t* columns, const MatmulParams& p, std::byte* to);
+  // The first matrix of the op that takes x as matrix i does: itself, or one before it.
+  int first_alike(const MatmulParams& p, int i) const {
+    const auto alike = [&](const Matrix& a, const Matrix& b) {
+      return x_form(a) == x_form(b) && a.columns == b.columns;
+    };
+    int first = 0;
+    while (!alike(p.outputs[first].weight, p.outputs[i].weight)) first++;
+    return first;
+  }
 
   // A matrix, what it is multiplied with, and how many outputs are a unit of work.
   struct Product {
@@ -209,15 +218,15 @@ std::int64_t CpuDevice::packed_bytes(XForm form, const MatmulParams& p) {
   return ceil_div(packed_x_bytes(p.rows, p.k, 32), kLine) * kLine;
 }
 
-// x [rows, k] in this form, in `to` unless it is so already.
-const void* CpuDevice::pack_x(XForm form, const MatmulParams& p, std::byte* to) {
+// x [rows, k] in this form and the order of Matrix::columns, in `to` unless it is so already.
+const void* CpuDevice::pack_x(XForm form, const std::int32_t* columns, const MatmulParams& p, std::byte* to) {
   if (form == XForm::kF32) return p.x;
   const float* x = static_cast<const float*>(p.x);
   for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
     if (form == XForm::kBF16) {
       kernels_.pack_x(x + begin * p.k, (end - begin) * p.k, reinterpret_cast<std::uint16_t*>(to) + begin * p.k);
     } else {
-      level_.quant->pack_x(x, p.rows, p.k, form == XForm::kGroups16 ? 16 : 32, begin, end, to);
+      level_.quant->pack_x(x, p.rows, p.k, columns, form == XForm::kGroups16 ? 16 : 32, begin, end, to);
     }
   });
   return to;
@@ -228,11 +237,10 @@ void CpuDevice::multiply_all(std::span<const MatmulParams> ops) {
   for (const MatmulParams& p : ops) {
     require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
     check_activations(p.x_dtype);
-    bool seen[kXForms] = {};
     for (int i = 0; i < p.n_outputs; i++) {
       require(p.outputs[i].weight.cols == p.k, "a weight matrix needs k columns");
       const XForm form = x_form(p.outputs[i].weight);
-      if (!std::exchange(seen[static_cast<int>(form)], true)) bytes[static_cast<int>(form)] += packed_bytes(form, p);
+      if (first_alike(p, i) == i) bytes[static_cast<int>(form)] += packed_bytes(form, p);
     }
   }
   std::byte* unused[kXForms];
@@ -243,13 +251,13 @@ void CpuDevice::multiply_all(std::span<const MatmulParams> ops) {
   units_before_.assign(1, 0);
   for (const MatmulParams& p : ops) {
     if (p.rows == 0) continue;
-    const void* xs[kXForms] = {};
+    const void* xs[MatmulParams::kMaxOutputs] = {};
     for (int i = 0; i < p.n_outputs; i++) {
       const Matrix& weight = p.outputs[i].weight;
       const XForm form = x_form(weight);
-      const void*& x = xs[static_cast<int>(form)];
+      const void*& x = xs[first_alike(p, i)];
       if (x == nullptr) {
-        x = pack_x(form, p, unused[static_cast<int>(form)]);
+        x = pack_x(form, weight.columns, p, unused[static_cast<int>(form)]);
         unused[static_cast<int>(form)] += packed_bytes(form, p);
       }
       const std::int64_t unit_outputs = is_plain(weight.format) ? kMatmulOutputBlock : quant_unit_outputs(p.rows);
@@ -354,6 +362,7 @@ void CpuDevice::experts(const ExpertsParams& p) {
 
 Matrix CpuDevice::upload_weight(const WeightSource& source, WeightStorage& storage) {
   Matrix matrix = {.data = source.data, .format = source.format, .rows = source.rows, .cols = source.cols};
+  matrix.columns = source.columns;
   if (is_plain(source.format) || !source.repack) return matrix;
   matrix.order = Order::kPanels;
   std::byte* panels = allocate_weight(static_cast<std::size_t>(matrix_bytes(matrix)), storage);

@@ -135,6 +135,24 @@ struct GroupScales<Scales::kE8M0, kGroup> {
   HOGWILD_INLINE Vec d(int64_t group) const { return load_e8m0(from + 16 * group + lane); }
 };
 
+// begin_super loads them at each group, which may be several times 32 columns. Zeros count as minima: -d * zero is exact
+// for d of 16 bits.
+template <int kGroup>
+struct GroupScales<Scales::kF32Zero, kGroup> {
+  static constexpr bool kHasMin = true;
+  static constexpr int kSuperColumns = kGroup;
+  const uint8_t* from;
+  int64_t lane;
+  Vec group_d, group_m;
+  HOGWILD_INLINE void begin_super(int64_t i) {
+    from += i == 0 ? 0 : 80;
+    group_d = load((const float*)(from + 4 * lane));
+    group_m = -(group_d * load_u8(from + 64 + lane));
+  }
+  HOGWILD_INLINE Vec d(int64_t) const { return group_d; }
+  HOGWILD_INLINE Vec m(int64_t) const { return group_m; }
+};
+
 // Two levels: begin_super loads the first at each 256 columns.
 template <int kGroup>
 struct GroupScales<Scales::kSuper, kGroup> {

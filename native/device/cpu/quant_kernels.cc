@@ -43,6 +43,12 @@ void matmul(const QuantSlice& slice) {
       return quant_matmul<Format::kIQ4_XS>(slice);
     case Format::kMXFP4:
       return quant_matmul<Format::kMXFP4>(slice);
+    case Format::kInt4G32:
+      return quant_matmul<Format::kInt4G32>(slice);
+    case Format::kInt4G64:
+      return quant_matmul<Format::kInt4G64>(slice);
+    case Format::kInt4G128:
+      return quant_matmul<Format::kInt4G128>(slice);
     case Format::kF32:
     case Format::kF16:
     case Format::kBF16:

@@ -38,9 +38,10 @@ struct QuantSlice {
 };
 
 struct QuantKernels {
-  // Rows [begin, end) of x [rows, k] into `packed`. A row that holds NaN or infinity gives NaN; groups of 32 columns
-  // whose magnitude is below 2^-100 count as zeros.
-  void (*pack_x)(const float* x, int64_t rows, int64_t k, int64_t group, int64_t begin, int64_t end, void* packed);
+  // Rows [begin, end) of x [rows, k] into `packed`, its columns in the order of Matrix::columns; `group`: 16 or 32. A
+  // row that holds NaN or infinity gives NaN; groups of 32 columns whose magnitude is below 2^-100 count as zeros.
+  void (*pack_x)(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t group, int64_t begin,
+                 int64_t end, void* packed);
   void (*matmul)(const QuantSlice& slice);
 };
 

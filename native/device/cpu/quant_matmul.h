@@ -48,7 +48,8 @@ HOGWILD_INLINE void pack_group(const float* x, int64_t group, int64_t stride, ui
   }
 }
 
-void pack_x(const float* x, int64_t rows, int64_t k, int64_t group, int64_t begin, int64_t end, void* packed) {
+void pack_x(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t group, int64_t begin, int64_t end,
+            void* packed) {
   const int64_t blocks = quant_row_blocks(rows);
   const int64_t small = rows / blocks, larger = rows % blocks;  // that many blocks have a row more
   const int64_t row_words = k / 32 * packed_words(group);
@@ -57,7 +58,13 @@ void pack_x(const float* x, int64_t rows, int64_t k, int64_t group, int64_t begi
     for (int64_t r = first > begin ? first : begin; r < first + stride && r < end; r++) {
       uint32_t* words = (uint32_t*)packed + first * row_words + (r - first);
       for (int64_t i = 0; i < k; i += 32, words += stride * packed_words(group)) {
-        pack_group(x + r * k + i, group, stride, words);
+        const float* values = x + r * k + i;
+        float ordered[32];
+        if (columns) {
+          for (int j = 0; j < 32; j++) ordered[j] = x[r * k + columns[i + j]];
+          values = ordered;
+        }
+        pack_group(values, group, stride, words);
       }
     }
     first += stride;
@@ -70,7 +77,7 @@ void pack_x(const float* x, int64_t rows, int64_t k, int64_t group, int64_t begi
 template <Format kFormat>
 struct Quantised {
   static constexpr CodeInfo kInfo = code_info(kFormat);
-  static constexpr int kGroup = kInfo.group;
+  static constexpr int kDot = dot_columns(kInfo);
   using Codes = Lines<kInfo.bits>;
   using Scales = GroupScales<kInfo.scales, kInfo.group>;
   // Tables hold what they are of plus 128, where codes are unsigned.
@@ -109,7 +116,7 @@ HOGWILD_INLINE void add_word(const BitVec (&quads)[N], const uint32_t* x, DotSum
 template <typename F, int S, int I, int R, int N>
 HOGWILD_INLINE void add_quads(const typename F::Codes (&codes)[N], const uint8_t* table, const uint32_t* x,
                               DotSum (&dots)[R][N]) {
-  constexpr int kQuads = F::kGroup / 4;
+  constexpr int kQuads = F::kDot / 4;
   if constexpr (I < kQuads) {
     // Quads j and j + 4, which often lie in one line, one after the other: few lines are in registers then.
     constexpr int J = kQuads == 8 ? I % 2 * 4 + I / 2 : S * kQuads + I;
@@ -121,12 +128,12 @@ HOGWILD_INLINE void add_quads(const typename F::Codes (&codes)[N], const uint8_t
   }
 }
 
-// One of the groups of 32 columns: group S of them.
+// Part S of 32 columns: all of them, or one of their two groups.
 template <typename F, int S, int R, int N>
 HOGWILD_INLINE void add_group(int64_t columns32, const typename F::Codes (&codes)[N],
                               const typename F::Scales (&scales)[N], const uint8_t* table, const uint32_t* x,
                               Vec (&sums)[R][N]) {
-  constexpr int kGroups = 32 / F::kGroup;
+  constexpr int kGroups = 32 / F::kDot;
   const float* x_scale = (const float*)(x + 16 * R);
   const int32_t* x_codes = (const int32_t*)(x + (17 + S) * R);
   const float* x_sum = (const float*)(x + (17 + kGroups + S) * R);
@@ -155,7 +162,7 @@ template <typename F, int R, int N>
 void quant_block(const QuantSlice& slice, int64_t row, int64_t vector) {
   const int64_t panel_size = panel_bytes(F::kInfo, slice.k), codes_at = panel_codes_at(F::kInfo, slice.k);
   const int64_t last_panel = panel_count(slice.end - slice.begin) - 1;
-  const uint32_t* x = (const uint32_t*)slice.x + row * (slice.k / 32) * packed_words(F::kGroup);
+  const uint32_t* x = (const uint32_t*)slice.x + row * (slice.k / 32) * packed_words(F::kDot);
   uint8_t table[16];
   F::make_table(table);
 
@@ -184,9 +191,9 @@ void quant_block(const QuantSlice& slice, int64_t row, int64_t vector) {
         for (int line = 0; line < F::Codes::kLines; line++) prefetch(codes[n].from + ahead + line * kPanelLine);
       }
       add_group<F, 0, R, N>(j, codes, scales, table, x, sums);
-      if constexpr (F::kGroup == 16) add_group<F, 1, R, N>(j, codes, scales, table, x, sums);
+      if constexpr (F::kDot == 16) add_group<F, 1, R, N>(j, codes, scales, table, x, sums);
       for (int n = 0; n < N; n++) codes[n].from += F::Codes::kLines * kPanelLine;
-      x += R * packed_words(F::kGroup);
+      x += R * packed_words(F::kDot);
     }
   }
 
