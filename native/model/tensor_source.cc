@@ -24,7 +24,7 @@ bool span_elements(const TensorSource& source, std::uint64_t* elements) {
 }  // namespace
 
 std::string shape_text(std::int64_t rows, std::int64_t cols) {
-  return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
+  return std::string("[").append(std::to_string(rows)).append(", ").append(std::to_string(cols)).append("]");
 }
 
 std::size_t size_inside(const TensorSource& source, std::uint64_t offset, std::int64_t block_bytes,
