@@ -84,9 +84,8 @@ TensorSource::Place read_place(const Argument& place) {
 
 TensorSource::Integers read_integers(const Argument& integers) {
   TensorSource::Integers read;
-  read.layout = integers.property("layout").one_of<Int4Layout>({{"awq", Int4Layout::kAwq},
-                                                                {"gptq", Int4Layout::kGptq},
-                                                                {"compressed-tensors", Int4Layout::kCompressedTensors}});
+  read.layout = integers.property("layout").one_of<Int4Layout>(
+      {{"awq", Int4Layout::kAwq}, {"gptq", Int4Layout::kGptq}, {"compressed-tensors", Int4Layout::kCompressedTensors}});
   read.outputs = integers.property("outputs").size();
   read.first = integers.property("first").count();
   const Argument scales = integers.property("scales");

@@ -23,12 +23,24 @@ struct FormatInfo {
 };
 
 inline constexpr FormatInfo kFormats[] = {
-    {Format::kF32, "f32", 1, 4},       {Format::kF16, "f16", 1, 2},         {Format::kBF16, "bf16", 1, 2},
-    {Format::kQ8_0, "q8_0", 32, 34},   {Format::kQ4_0, "q4_0", 32, 18},     {Format::kQ4_1, "q4_1", 32, 20},
-    {Format::kQ5_0, "q5_0", 32, 22},   {Format::kQ5_1, "q5_1", 32, 24},     {Format::kQ2_K, "q2_k", 256, 84},
-    {Format::kQ3_K, "q3_k", 256, 110}, {Format::kQ4_K, "q4_k", 256, 144},   {Format::kQ5_K, "q5_k", 256, 176},
-    {Format::kQ6_K, "q6_k", 256, 210}, {Format::kIQ4_NL, "iq4_nl", 32, 18}, {Format::kIQ4_XS, "iq4_xs", 256, 136},
-    {Format::kMXFP4, "mxfp4", 32, 17}, {Format::kInt4G32, "int4_g32", 32, 21}, {Format::kInt4G64, "int4_g64", 64, 37},
+    {Format::kF32, "f32", 1, 4},
+    {Format::kF16, "f16", 1, 2},
+    {Format::kBF16, "bf16", 1, 2},
+    {Format::kQ8_0, "q8_0", 32, 34},
+    {Format::kQ4_0, "q4_0", 32, 18},
+    {Format::kQ4_1, "q4_1", 32, 20},
+    {Format::kQ5_0, "q5_0", 32, 22},
+    {Format::kQ5_1, "q5_1", 32, 24},
+    {Format::kQ2_K, "q2_k", 256, 84},
+    {Format::kQ3_K, "q3_k", 256, 110},
+    {Format::kQ4_K, "q4_k", 256, 144},
+    {Format::kQ5_K, "q5_k", 256, 176},
+    {Format::kQ6_K, "q6_k", 256, 210},
+    {Format::kIQ4_NL, "iq4_nl", 32, 18},
+    {Format::kIQ4_XS, "iq4_xs", 256, 136},
+    {Format::kMXFP4, "mxfp4", 32, 17},
+    {Format::kInt4G32, "int4_g32", 32, 21},
+    {Format::kInt4G64, "int4_g64", 64, 37},
     {Format::kInt4G128, "int4_g128", 128, 69},
 };
 

@@ -52,8 +52,8 @@ unsigned stored_zero(const Int4Tensors& t, std::int64_t output, std::int64_t gro
 
 template <Int4Layout kLayout>
 float scale_of(const Int4Tensors& t, std::int64_t output, std::int64_t group) {
-  const std::int64_t at = kLayout == Int4Layout::kCompressedTensors ? output * (t.cols / t.group) + group
-                                                                    : group * t.outputs + output;
+  const std::int64_t at =
+      kLayout == Int4Layout::kCompressedTensors ? output * (t.cols / t.group) + group : group * t.outputs + output;
   switch (t.scale_dtype) {
     case Dtype::kF16:
       return f16_to_f32(load<std::uint16_t>(t.scales, at));

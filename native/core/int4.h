@@ -51,7 +51,8 @@ struct Int4Tensors {
 };
 
 // The columns in the order of their groups, those of a group in their own; empty: they are so already. Nothing where
-// what `groups` [K] says is not K / G groups of G columns each. A tensor of -1 alone says nothing: columns are in order.
+// what `groups` [K] says is not K / G groups of G columns each. A tensor of -1 alone says nothing: columns are in
+// order.
 std::optional<std::vector<std::int32_t>> sort_columns(const std::byte* groups, std::int64_t cols, std::int64_t group);
 
 // Outputs [first, first + rows) in blocks of int4_gG; both are multiples of 8. `columns`: what sort_columns gives.

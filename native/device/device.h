@@ -51,7 +51,7 @@ struct WeightSource {
   Format format = Format::kF32;
   std::int64_t rows = 0;
   std::int64_t cols = 0;
-  InterleavedHeads interleaved = {};  // quantised formats only
+  InterleavedHeads interleaved = {};      // quantised formats only
   const std::int32_t* columns = nullptr;  // Matrix::columns; stays where it is while the result is in use
   // Whether a device may arrange a quantised matrix anew in memory of its own. Else, and where it computes in the
   // host's memory, it reads `data` in each product; rows are in order then.

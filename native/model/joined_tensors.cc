@@ -93,8 +93,8 @@ JoinedTensor join_int4(const TensorSource& source, const Open& open) {
   const std::int64_t group = format_info(source.format).block_elements;
   const bool whole = source.rows >= 1 && source.rows % kWord == 0 && integers.first >= 0 &&
                      integers.first % kWord == 0 && integers.outputs >= 1 && integers.outputs % kWord == 0 &&
-                     integers.outputs - integers.first >= source.rows && source.cols >= 1 &&
-                     source.cols <= INT32_MAX && source.cols % group == 0;
+                     integers.outputs - integers.first >= source.rows && source.cols >= 1 && source.cols <= INT32_MAX &&
+                     source.cols % group == 0;
   if (!whole || is_strided(source)) {
     refuse_parts(source, "expected whole groups of " + std::to_string(group) + " columns, and eights of outputs");
   }

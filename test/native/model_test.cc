@@ -1313,7 +1313,8 @@ TEST(int4_in_several_tensors_is_read) {
     const bool is_awq = layout == Int4Layout::kAwq, is_compressed = layout == Int4Layout::kCompressedTensors;
     std::vector<unsigned char> bytes(5);  // misaligned
     const auto put = [&](std::uint64_t at, std::int64_t word, int place, unsigned integer) {
-      bytes[at + static_cast<std::uint64_t>(4 * word + place / 2)] |= static_cast<unsigned char>(integer << place % 2 * 4);
+      bytes[at + static_cast<std::uint64_t>(4 * word + place / 2)] |=
+          static_cast<unsigned char>(integer << place % 2 * 4);
     };
     const std::uint64_t code_at = bytes.size();
     bytes.resize(bytes.size() + kOutputs * kCols / 2);
@@ -1383,20 +1384,27 @@ TEST(int4_in_several_tensors_is_read) {
       }
     }
     for (const auto change : std::initializer_list<void (*)(TensorSource&)>{
-             [](TensorSource& s) { s.offset += 1 << 20; }, [](TensorSource& s) { s.offset = UINT64_MAX; },
+             [](TensorSource& s) { s.offset += 1 << 20; },
+             [](TensorSource& s) { s.offset = UINT64_MAX; },
              [](TensorSource& s) { s.integers->scales.offset += 1 << 20; },
              [](TensorSource& s) { s.integers->zeros->offset += 1 << 20; },
              [](TensorSource& s) { s.integers->groups->offset += 1; },
              [](TensorSource& s) { s.integers->groups->offset -= 1; },
-             [](TensorSource& s) { s.integers->scales.path += "x"; }, [](TensorSource& s) { s.rows += 8; },
-             [](TensorSource& s) { s.rows = 12; }, [](TensorSource& s) { s.rows = 0; },
-             [](TensorSource& s) { s.integers->first = 4; }, [](TensorSource& s) { s.integers->first = -8; },
+             [](TensorSource& s) { s.integers->scales.path += "x"; },
+             [](TensorSource& s) { s.rows += 8; },
+             [](TensorSource& s) { s.rows = 12; },
+             [](TensorSource& s) { s.rows = 0; },
+             [](TensorSource& s) { s.integers->first = 4; },
+             [](TensorSource& s) { s.integers->first = -8; },
              [](TensorSource& s) { s.integers->first = INT64_MAX; },
              [](TensorSource& s) { s.integers->outputs = INT64_MIN; },
              [](TensorSource& s) { s.integers->outputs = INT64_MAX / 8 * 8; },
-             [](TensorSource& s) { s.integers->outputs = 8; }, [](TensorSource& s) { s.cols = 96; },
-             [](TensorSource& s) { s.cols = INT64_MAX / 64 * 64; }, [](TensorSource& s) { s.row_stride = 128; },
-             [](TensorSource& s) { s.format = Format::kQ4_0; }, [](TensorSource& s) { s.format = Format::kF32; },
+             [](TensorSource& s) { s.integers->outputs = 8; },
+             [](TensorSource& s) { s.cols = 96; },
+             [](TensorSource& s) { s.cols = INT64_MAX / 64 * 64; },
+             [](TensorSource& s) { s.row_stride = 128; },
+             [](TensorSource& s) { s.format = Format::kQ4_0; },
+             [](TensorSource& s) { s.format = Format::kF32; },
              [](TensorSource& s) { s.exponents = {s.path, 0}; }}) {
       TensorSource bad = source;
       change(bad);

@@ -135,8 +135,8 @@ struct GroupScales<Scales::kE8M0, kGroup> {
   HOGWILD_INLINE Vec d(int64_t group) const { return load_e8m0(from + 16 * group + lane); }
 };
 
-// begin_super loads them at each group, which may be several times 32 columns. Zeros count as minima: -d * zero is exact
-// for d of 16 bits.
+// begin_super loads them at each group, which may be several times 32 columns. Zeros count as minima: -d * zero is
+// exact for d of 16 bits.
 template <int kGroup>
 struct GroupScales<Scales::kF32Zero, kGroup> {
   static constexpr bool kHasMin = true;
