@@ -517,6 +517,12 @@ export class Model {
     return outputs[0] as StepOutput
   }
 
+  /** @internal Whether a cache for views of this length has its keys turned otherwise than one for short views (longrope). */
+  rotatesForLongViews(context: number | undefined): boolean {
+    const longest = shortContext(this.config)
+    return longest !== undefined && checkContext(context) > longest
+  }
+
   /** Aborts the steps under way, waits for them, closes the model's caches and frees the weights. Idempotent. */
   close(): Promise<void> {
     this.#closing ??= this.#close()

@@ -1,15 +1,15 @@
 // A run: one group of workers as an async iterable of events, and the controls of it.
 
-import type { Cache } from '../cache'
 import { HogwildError, type HogwildErrorCode } from '../errors'
 import { onAbort, throwIfAborted } from '../tasks'
 import { checkOptions, checkTokens, invalid, optionKeys } from '../validate'
-import { type Warning, Warnings } from '../warnings'
+import { Warnings } from '../warnings'
 import type { Control } from './controls'
 import type { WarningEvent, WorkerEvent } from './events'
-import { Group } from './group'
+import { Group, type GroupBlocks } from './group'
 import { checkRunOptions, checkWorkerSpec, type RunOptions, type WorkerSpec } from './options'
-import { Scheduler } from './scheduler'
+import { schedulerOf } from './scheduler'
+import type { Seat } from './seat'
 import { forced, type Pending, Worker, type WorkerStatus } from './worker'
 
 /** How a worker is stopped. */
@@ -50,8 +50,11 @@ export function runWorkers(options: RunOptions): WorkerRun {
  * them, in worker order, for whom there is room beside those before it goes on, and the others stop for
  * `out-of-pages`. Only a prompt or shared header that finds no room is an error.
  *
- * The run owns its cache and frees it when it ends: after the last event, when the consumer leaves its
- * loop, on an error (thrown from the iterator) and by `close()`.
+ * Runs share steps and pages (docs/groups.md): each step takes what is ready of all runs of a scheduler, without changing
+ * what any of them writes. A run that is not asked for events is in no step.
+ *
+ * The run gives its pages back when it ends: after the last event, when the consumer leaves its loop, on an error (thrown
+ * from the iterator) and by `close()`.
  */
 export class WorkerRun implements AsyncIterable<WorkerEvent> {
   readonly #group: Group
@@ -80,6 +83,15 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   /** Name, state and tokens of all workers, in worker order; also after the run. */
   get workers(): readonly WorkerStatus[] {
     return this.#group.workers.map(({ status }) => status)
+  }
+
+  /**
+   * Its blocks, as the views of its workers have them. Those that the run has made are closed at its end unless
+   * `keepBlocks` says otherwise; a fork of one stays. Between two steps of the cache they may be read, forked and, with
+   * care, changed: HOGWILD_BUSY while one is under way.
+   */
+  get blocks(): GroupBlocks {
+    return this.#group.blocks
   }
 
   /** Adds a worker, last in worker order. Throws HOGWILD_INVALID_ARGUMENT, HOGWILD_CLOSED. */
@@ -117,7 +129,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     return this.#events
   }
 
-  /** Aborts the step under way, ends the iteration, frees the cache, and waits for all that. Idempotent. */
+  /** Leaves the step under way, ends the iteration, gives the pages back, and waits for all that. Idempotent. */
   async close(): Promise<void> {
     if (this.#state === 'open') {
       this.#state = 'closing'
@@ -132,20 +144,18 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   }
 
   async *#run(): AsyncGenerator<WorkerEvent, void, void> {
-    const { warnings, settings } = this.#group
-    const { model, capacity, context, cacheDtype: dtype, signal } = settings
-    let cache: Cache | undefined
+    const { model, signal, keepBlocks } = this.#group.settings
+    const scheduler = this.#group.settings.scheduler ?? schedulerOf(model)
+    let seat: Seat | undefined
     let forget = () => {}
     try {
       throwIfAborted(signal)
       throwIfAborted(this.#abort.signal)
       forget = onAbort(signal, () => this.#abort.abort())
-      const onWarning = ({ code, message }: Warning) => warnings.warn(code, message)
-      cache = model.createCache({ capacity, context, dtype, onWarning })
-      const scheduler = new Scheduler(model)
-      this.#group.store = cache
+      seat = await scheduler.enter(this.#group, this.#abort.signal)
+      this.#group.store = seat
       while (!this.#group.state.hasEnded) {
-        const events = await scheduler.advance(this.#group, this.#abort.signal)
+        const events = await seat.batcher.advance(this.#group, this.#abort.signal)
         if (events === undefined) await this.#changed()
         else yield* this.#withWarnings(events)
       }
@@ -158,14 +168,14 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     } finally {
       this.#end()
       forget()
-      await cache?.close()
+      if (seat !== undefined) await scheduler.leave(seat, keepBlocks)
     }
   }
 
-  /** No control has an effect any more, and no worker refers to the cache. */
+  /** No control has an effect any more. */
   #end(): void {
     this.#state = 'ended'
-    this.#group.close()
+    this.#group.close(this.#group.settings.keepBlocks)
   }
 
   /** The events behind the warnings that came up meanwhile. */
