@@ -120,8 +120,16 @@ export {
   type OrderPolicy,
   type QueuedGroup,
 } from './workers/order'
+export type { ParkWork } from './workers/park'
 export type { Admission } from './workers/pool'
-export { runWorkers, type StopOptions, type WorkerRun } from './workers/run'
+export type { ProbeResult } from './workers/probe'
+export {
+  type ParkOptions,
+  type ProbeOptions,
+  runWorkers,
+  type StopOptions,
+  type WorkerRun,
+} from './workers/run'
 export {
   createScheduler,
   type Scheduler,

@@ -6,7 +6,7 @@ import { Block } from '../block'
 import type { StepOutput, StepWorker } from '../model'
 import type { PrefillProgress } from '../prefill'
 import { withinVocabulary } from '../sources/eos'
-import { checkBoolean, checkTokens } from '../validate'
+import { checkBoolean, checkTokens, invalid } from '../validate'
 import type { Warnings } from '../warnings'
 import { applyControl, type Control } from './controls'
 import type { StopEvent, WorkerEvent } from './events'
@@ -118,6 +118,13 @@ export class Group {
     const workers = this.workers.flatMap(({ name, blocks }) => (blocks ? [[name, blocks]] : []))
     const entries = Object.fromEntries(workers) as Record<string, WorkerBlocks>
     return { common: this.state.common, shared: this.state.shared, workers: entries }
+  }
+
+  /** What a worker sees. Throws HOGWILD_INVALID_ARGUMENT where it has no blocks. */
+  viewOf(name: string): Block[] {
+    const blocks = this.workers.find((worker) => worker.name === name)?.blocks
+    if (blocks === undefined) throw invalid('name', 'a worker that has joined', name)
+    return this.#view(blocks)
   }
 
   /** Whether a control or a newcomer waits for the next boundary. */
@@ -296,17 +303,18 @@ export class Group {
   }
 
   #parts(participants: readonly Participant[]): StepWorker[] {
+    return participants.map(({ worker, state }) => ({
+      view: { blocks: this.#view(state.blocks) },
+      tokens: worker.pending.map(({ token }) => token),
+      sampler: state.name === 'active' ? worker.sampler : null,
+    }))
+  }
+
+  #view(own: WorkerBlocks): Block[] {
     const { layout, share } = this.settings
-    const present = this.workers.flatMap(({ blocks }) => blocks ?? [])
-    return participants.map(({ worker, state }) => {
-      const { common } = state.blocks
-      const blocks = { common, shared: this.state.shared, workers: present }
-      return {
-        view: { blocks: orderBlocks(layout, blocks, present.indexOf(state.blocks), share) },
-        tokens: worker.pending.map(({ token }) => token),
-        sampler: state.name === 'active' ? worker.sampler : null,
-      }
-    })
+    const workers = this.workers.flatMap(({ blocks }) => blocks ?? [])
+    const blocks = { common: own.common, shared: this.state.shared, workers }
+    return orderBlocks(layout, blocks, workers.indexOf(own), share)
   }
 
   /** The workers whose tokens find no room beside those of the workers before them that do. */
