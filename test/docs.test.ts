@@ -7,7 +7,9 @@ const root = join(__dirname, '..')
 const documents = [
   'README.md',
   'CONTRIBUTING.md',
+  'cuda/simt/README.md',
   'docs/architecture.md',
+  'docs/performance.md',
   'docs/replay.md',
   'docs/semantics.md',
 ]
