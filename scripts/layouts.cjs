@@ -37,20 +37,20 @@ const paragraph = (name, turn, text) => `${texts.turn(name, turn)} ${text}`
 const greeting = (name, text) =>
   `${texts.turn(name, 1)}${texts.greeting(name, NAMES.indexOf(name))}${text}`
 
-const ALICE = greeting('Alice', ' I add up the first half, Bob the second, Carol checks.')
-const CAROL = greeting('Carol', ' I wait for the sums and look for a formula')
+const ALICE = greeting('Alice', ' each take a third: the numbers up to 33 are mine.')
+const CAROL = greeting('Carol', ' look for a formula instead')
 
 /** Paragraphs that have ended, and the texts of the others' own blocks. */
 const SCENES = {
   contiguous: {
     record: [],
-    own: { Alice: `\n\n${ALICE}\n\nFrom 1 to 50: the pairs are`, Carol: `\n\n${CAROL}` },
+    own: { Alice: `\n\n${ALICE}\n\nFrom 1 to 33: the pairs are`, Carol: `\n\n${CAROL}` },
   },
   interleaved: { record: [ALICE], own: {} },
   combined: {
     record: [ALICE],
     own: {
-      Alice: `\n\n${paragraph('Alice', 2, 'From 1 to 50: the pairs are')}`,
+      Alice: `\n\n${paragraph('Alice', 2, 'From 1 to 33: the pairs are')}`,
       Carol: `\n\n${CAROL}`,
     },
   },
@@ -59,7 +59,7 @@ const SCENES = {
 function drawLayout(layout) {
   const { commonEnd, sharedHeader, header } = blockTexts(texts, { names: NAMES, layout }, true)
   const { record, own } = SCENES[layout]
-  const seen = greeting(NAMES[SEEN_BY], ' I take the numbers from 51')
+  const seen = greeting(NAMES[SEEN_BY], ' add up the numbers from 34 to 66')
   const content = {
     common: [`(rules, problem)\n${commonEnd}`, ...record].join('\n\n'),
     shared: sharedHeader,

@@ -55,7 +55,7 @@ describe('texts', () => {
     const team = await prepare({ workers: 1 })
     expect(textsOf(team)).toEqual({
       prompt: `<|begin|>user
-Solve the following problem step by step, in short paragraphs. Once you are sure of the result, write it as \\boxed{...} and stop.
+Solve the following problem step by step, in short paragraphs. Once you are sure of the result, write it inside \\boxed{} and stop.
 
 The problem:
 
@@ -91,7 +91,7 @@ How to work together:
 - Where there is nothing to share, go different ways to the same result, or check what another one has found and nobody has checked.
 - Read what the others have written before you go on. Build on their results, answer their questions, tell them their mistakes by name: "Bob, the sign in your second line is wrong."
 - Never do what another one has done or is doing. As soon as you notice it, stop in the middle of the sentence, say so ("Alice has this already") and take up something else.
-- Once the result is sure, one of you writes it as \\boxed{...}. That ends the work: nobody can change it afterwards.
+- Once the result is sure, one of you writes it inside \\boxed{}. That ends the work: nobody can change it afterwards.
 
 The problem:
 
@@ -101,8 +101,8 @@ What is 2 + 2?<|end|>
       shared: '\n\n# What the others are writing',
       headers: new Array(2).fill(' [...]\n\n# What I am writing'),
       openings: [
-        '\n\n**Alice [1]:** Alice here. This is how we could share the work:',
-        '\n\n**Bob [1]:** Bob here.',
+        '\n\n**Alice [1]:** Alice here. I suggest that we',
+        '\n\n**Bob [1]:** Bob here. I will',
       ],
     })
     expect(team).toMatchObject({ names: ['Alice', 'Bob'], layout: 'combined', share: true })
@@ -123,8 +123,8 @@ What is 2 + 2?<|end|>
     expect(texts.shared).toBe(shared)
     expect(texts.headers).toEqual(new Array(4).fill(`${mark}# What I am writing`))
     expect(texts.openings).toEqual([
-      '\n\n**Ann [1]:** Ann here. This is how we could share the work:',
-      ...names.slice(1).map((name) => `\n\n**${name} [1]:** ${name} here.`),
+      '\n\n**Ann [1]:** Ann here. I suggest that we',
+      ...names.slice(1).map((name) => `\n\n**${name} [1]:** ${name} here. I will`),
     ])
     // The rules speak of the parts that this layout has.
     for (const heading of ['# Finished paragraphs', '# What the others are writing']) {
@@ -333,6 +333,9 @@ async function collect(
 const FOLLOWS = {
   ':': ' no',
   '*': ' no',
+  // The last letters of the greetings.
+  e: ' no',
+  l: ' no',
   ' no': '.',
   '.': '\n\n',
   '\n\n': ' no',
@@ -361,7 +364,7 @@ describe('checks', () => {
     const team = await collaborate({ tokenizer: scripted, problem, layout, checkEvery: 7 })
     const { transcript, workers } = await collect(team, { model, maxTokens: 30 })
     const check = collaborationTexts.check
-    // A paragraph has three tokens, so a check comes before every third. Bob's first one has one more.
+    // A paragraph has three tokens, so a check comes after every third.
     const paragraphs = (name: string, first: number) =>
       Array.from({ length: 30 }, (_, i) => {
         const turn = i + 2
@@ -369,11 +372,11 @@ describe('checks', () => {
         return (turn - first) % 3 === 0 ? `${heading}${check} no.\n\n` : `${heading} no.\n\n`
       }).join('')
     const [alice, bob] = workers.map(({ tokens }) => written(tokens))
-    const opening = '\n\n**Alice [1]:** Alice here. This is how we could share the work: no.\n\n'
+    const opening = '\n\n**Alice [1]:** Alice here. I suggest that we no.\n\n'
     expect(alice).toBe((opening + paragraphs('Alice', 4)).slice(0, alice?.length))
     expect(alice?.split(check)).toHaveLength(4)
-    const bobs = '\n\n**Bob [1]:** Bob here.\n\n no.\n\n'
-    expect(bob).toBe((bobs + paragraphs('Bob', 3)).slice(0, bob?.length))
+    const bobs = '\n\n**Bob [1]:** Bob here. I will no.\n\n'
+    expect(bob).toBe((bobs + paragraphs('Bob', 4)).slice(0, bob?.length))
     expect(transcript.checks.map(({ worker }) => worker).sort()).toEqual([
       ...new Array(3).fill('Alice'),
       ...new Array(3).fill('Bob'),

@@ -21,7 +21,7 @@ async function events(model: string, ...args: string[]): Promise<Record<string, 
 
 /** Paragraphs of " no."; in the finisher's braces stands 42. */
 const PARAGRAPHS: Script['follows'] = {
-  ...{ ':': ' no', '*': ' no', ' no': '.', '.': '\n\n', '\n\n': ' no' },
+  ...{ ':': ' no', '*': ' no', e: ' no', l: ' no', ' no': '.', '.': '\n\n', '\n\n': ' no' },
   ...{ '{': '4', '4': '2', '2': '}' },
 }
 /** The same, but each paragraph gives an answer. */
@@ -44,8 +44,8 @@ test.each([
       .map(({ text }) => text)
       .join(''),
   )
-  expect(texts[0]).toMatch(/^\n\n\*\*Ann \[1\]:\*\* Ann here\. This is how .* work: no\.\n\n/)
-  expect(texts[1]).toMatch(/^\n\n\*\*Ben \[1\]:\*\* Ben here\.\n\n no\.\n\n/)
+  expect(texts[0]).toMatch(/^\n\n\*\*Ann \[1\]:\*\* Ann here\. I suggest that we no\.\n\n/)
+  expect(texts[1]).toMatch(/^\n\n\*\*Ben \[1\]:\*\* Ben here\. I will no\.\n\n/)
   const isInTurns = layout !== 'contiguous'
   expect(ofType(list, 'turn').length > 0).toBe(isInTurns)
   for (const [i, name] of ['Ann', 'Ben'].entries()) {

@@ -25,8 +25,8 @@ const PARTNERS: Readonly<Record<string, string>> = { '}': '{', ')': '(', ']': '[
 
 /**
  * The last complete answer in a text, without white space around it; undefined where there is none. Brackets of the
- * closing's kind nest: `\boxed{\frac{1}{2}}` holds `\frac{1}{2}`. What is empty or nothing but dots, as in the rules'
- * example, is no answer.
+ * closing's kind nest: `\boxed{\frac{1}{2}}` holds `\frac{1}{2}`. What is empty or nothing but dots is no
+ * answer: it was copied from a rule.
  */
 export function findAnswer(text: string, { opening, closing }: AnswerFormat): string | undefined {
   let at = text.lastIndexOf(opening)

@@ -46,7 +46,8 @@ export interface CollaborationTexts {
 }
 
 const ANSWER: AnswerFormat = { opening: '\\boxed{', closing: '}' }
-const ANSWER_EXAMPLE = `${ANSWER.opening}...${ANSWER.closing}`
+/** With nothing inside that a model would copy. */
+const BOX = `${ANSWER.opening}${ANSWER.closing}`
 
 const RECORD = '# Finished paragraphs'
 const OTHERS = '# What the others are writing'
@@ -56,7 +57,7 @@ const UNFINISHED = '[...]'
 /** The words that a collaboration has by default; any of them may be replaced. */
 export const collaborationTexts: Readonly<CollaborationTexts> = Object.freeze<CollaborationTexts>({
   rules,
-  soloRules: `Solve the following problem step by step, in short paragraphs. Once you are sure of the result, write it as ${ANSWER_EXAMPLE} and stop.`,
+  soloRules: `Solve the following problem step by step, in short paragraphs. Once you are sure of the result, write it inside ${BOX} and stop.`,
   problem: '\n\nThe problem:\n\n',
   record: RECORD,
   others: OTHERS,
@@ -64,7 +65,7 @@ export const collaborationTexts: Readonly<CollaborationTexts> = Object.freeze<Co
   own: OWN,
   turn: (name, turn) => `**${name} [${turn}]:**`,
   greeting: (name, index) =>
-    index === 0 ? ` ${name} here. This is how we could share the work:` : ` ${name} here.`,
+    index === 0 ? ` ${name} here. I suggest that we` : ` ${name} here. I will`,
   soloGreeting: 'Step by step:',
   check: ' Before I go on: am I repeating what somebody else has done or is doing? (yes/no):',
   finisher: `\n\nTime is up, so the answer has to be given now. From all that was found so far, it is ${ANSWER.opening}`,
@@ -83,7 +84,7 @@ How to work together:
 - Where there is nothing to share, go different ways to the same result, or check what another one has found and nobody has checked.
 - Read what the others have written before you go on. Build on their results, answer their questions, tell them their mistakes by name: "${second}, the sign in your second line is wrong."
 - Never do what another one has done or is doing. As soon as you notice it, stop in the middle of the sentence, say so ("${first} has this already") and take up something else.
-- Once the result is sure, one of you writes it as ${ANSWER_EXAMPLE}. That ends the work: nobody can change it afterwards.`
+- Once the result is sure, one of you writes it inside ${BOX}. That ends the work: nobody can change it afterwards.`
 }
 
 function howItIsLaidOut(layout: LayoutName, name: string): string {

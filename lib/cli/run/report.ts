@@ -120,7 +120,7 @@ export class RunReport {
       printJson(answer)
       return
     }
-    if (answer.worker !== undefined) this.#printer.flush(answer.worker)
+    if (answer.worker !== undefined && !answer.early) this.#printer.flush(answer.worker)
     const text = answer.answer === null ? 'no answer yet' : `answer: ${escapeUnsafe(answer.answer)}`
     const when = answer.budget === undefined ? '' : ` after ${answer.budget} tokens`
     const line = answer.early ? `early${when}, ${text}` : text
