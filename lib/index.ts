@@ -16,6 +16,40 @@ export {
   type CacheStats,
   createCache,
 } from './cache'
+export { type AnswerFormat, findAnswer } from './collaboration/answer'
+export {
+  type Collaboration,
+  type CollaborationOptions,
+  type CollaborationRun,
+  collaborate,
+} from './collaboration/collaboration'
+export {
+  type EarlyAnswer,
+  type ExtractOptions,
+  extractAnswer,
+  type FinishOptions,
+  finish,
+} from './collaboration/finisher'
+export { type CollaborationTexts, collaborationTexts, type Team } from './collaboration/texts'
+export {
+  type LateInputs,
+  type ThinkerWriter,
+  type ThinkerWriterBlocks,
+  type ThinkerWriterOptions,
+  type ThinkerWriterTexts,
+  thinkAndWrite,
+  thinkerView,
+  thinkerWriterTexts,
+  writerView,
+} from './collaboration/thinker-writer'
+export {
+  type Check,
+  type GivenAnswer,
+  type Snapshot,
+  type SnapshotWorker,
+  Transcript,
+} from './collaboration/transcript'
+export { endsParagraph, paragraphEnds } from './collaboration/turns'
 export { demoModelPath } from './demo-model'
 export {
   createDevice,
