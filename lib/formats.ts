@@ -38,6 +38,13 @@ export const FORMATS = {
 
 export type Format = keyof typeof FORMATS
 
+/** Those of GGUF files. */
+export type GgufFormat = Exclude<Format, `int4_${string}`>
+
+export const GGUF_FORMATS = Object.keys(FORMATS).filter(
+  (format) => !format.startsWith('int4_'),
+) as readonly GgufFormat[]
+
 /** Whether it stores blocks of integers with scales. */
 export function isQuantised(format: Format): boolean {
   return FORMATS[format].elements > 1

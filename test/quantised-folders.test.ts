@@ -1,4 +1,4 @@
-// Quantised Hugging Face folders: 4-bit integers of AWQ, GPTQ and compressed-tensors, MXFP4. Tiny models of each
+// Hugging Face folders of 4-bit integers: AWQ, GPTQ and compressed-tensors. Tiny models of each
 // (fixtures/quantised.py) against transformers on their dequantised weights, and what is refused.
 
 import { cpSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -18,10 +18,7 @@ const root = join(__dirname, 'fixtures', 'quantised')
 const names = readdirSync(root)
 const folderOf = (name: string) => join(root, name)
 /** Of the matrices that are quantised. */
-const formatOf = (name: string) => {
-  const group = /_g(\d+)/.exec(name)?.[1]
-  return group === undefined ? 'mxfp4' : `int4_g${group}`
-}
+const formatOf = (name: string) => `int4_g${/_g(\d+)/.exec(name)?.[1]}`
 
 interface Expected {
   tokens: number[]

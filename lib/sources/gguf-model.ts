@@ -1,7 +1,7 @@
 // A GGUF file as a model: its configuration, and its tensors by role.
 
 import type { ModelConfig } from '../families'
-import { FORMATS, type Format } from '../formats'
+import { GGUF_FORMATS } from '../formats'
 import type { NativeTensor } from '../native'
 import type { Warnings } from '../warnings'
 import type { Gguf } from './gguf'
@@ -14,7 +14,7 @@ import { ROTATED_ROLES, type TensorEntry, type TensorNames, tensorsByRole } from
 const ROTARY_BUFFER = /^blk\.\d+\.attn_rot_embd\.weight$/
 
 const STORED_FORMATS = Object.fromEntries(
-  (Object.keys(FORMATS) as Format[]).map((format) => [format.toUpperCase(), format]),
+  GGUF_FORMATS.map((format) => [format.toUpperCase(), format]),
 )
 
 /** Throws as `parseConfig` and `tensorsByRole`. */
