@@ -146,10 +146,10 @@ TEST(products_equal_double) {
   constexpr std::int64_t kMostRows = 17;
   constexpr double kLargestInteger = 16319;
   for (const Format format : formats()) {
-    const bool is_super = format_info(format).block_elements == 256;
+    const std::int64_t block = format_info(format).block_elements;
     // One group, sizes of real models; outputs that do not fill panels.
     for (const auto& [k, n] : std::vector<std::pair<std::int64_t, std::int64_t>>{
-             {is_super ? 256 : 32, 5}, {is_super ? 512 : 96, 16}, {768, 33}}) {
+             {block, 5}, {block == 256 ? 512 : 3 * block, 16}, {768, 33}}) {
       const QuantMatrix matrix(format, n, k);
       std::vector<float> x = random_floats(kMostRows * k);
       for (std::int64_t row = 0; row < kMostRows; ++row) {
