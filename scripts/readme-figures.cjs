@@ -13,6 +13,8 @@ const root = path.join(__dirname, '..')
 const [BEGIN, END] = ['<!-- measured:begin -->', '<!-- measured:end -->']
 /** Results of bench:peers, the one that the README shows first. */
 const PEERS = ['peers-0.6b', 'peers-135m', 'peers-SmolLM2-135M-Instruct.Q4_1']
+/** Results of bench:kl. */
+const ROUNDING = ['kl-random', 'kl-SmolLM2-135M-Instruct.Q4_1']
 
 function result(name) {
   const file = path.join(root, 'bench', 'results', `${name}.json`)
@@ -114,14 +116,63 @@ function bench(report) {
   ]
 }
 
+/** Powers of ten with two digits. */
+const small = (number) => number.toExponential(1).replace('+', '')
+const times = (ratio) => `${ratio < 10 ? ratio.toFixed(1) : Math.round(ratio)} x`
+
+function rounding(report, name, folder) {
+  const { runs, peer_run, peer, model, tokens, simd, machine, command } = report
+  const byDefault = runs.find(({ cache }) => cache === 'f16')
+  const rows = runs.map(({ cache, mean_kl, perplexity }) => [
+    cache === 'f16' ? 'f16 (default of quantised models)' : cache,
+    small(mean_kl),
+    perplexity.toFixed(3),
+  ])
+  return [
+    `The same on a real file, with a cache of each dtype: ${model}, over ${tokens} tokens of this ` +
+      `repository's prose and code, ${simd}, ${machine.date}, \`${command}\` ` +
+      `([result](${folder}bench/results/${name}.json)). The reference is the float32 run of the dequantised weights; its ` +
+      `perplexity is ${report.reference_perplexity.toFixed(3)}. ${peer}, on the same file and tokens in the same run, is ` +
+      `${times(peer_run.mean_kl / byDefault.mean_kl)} as far from it as the default.`,
+    table(
+      ['cache', 'mean KL(reference, model), nats', 'perplexity'],
+      [...rows, [`${peer}, f16`, small(peer_run.mean_kl), peer_run.perplexity.toFixed(3)]],
+    ),
+  ]
+}
+
+function roundingByFormat(report, name, folder) {
+  const { runs, peer, model, tokens, simd, machine } = report
+  const rows = runs.map(({ format, mean_kl, peer_mean_kl, argmax }) => [
+    format,
+    small(mean_kl),
+    small(peer_mean_kl),
+    times(peer_mean_kl / mean_kl),
+    `${argmax.equal} of ${argmax.compared}`,
+  ])
+  return [
+    '### Rounding',
+    `What storage formats cost: a ${model} in each, teacher-forced over ${tokens} tokens with the default cache, beside the ` +
+      `float32 run of the dequantised weights (${simd}, ${machine.date}, \`npm run bench:kl\`, ` +
+      `[result](${folder}bench/results/${name}.json)); and at how many of the tokens at which ${peer}'s first choice leads ` +
+      `by more than ${runs[0].argmax.margin} it is ours too.`,
+    table(['format', 'mean KL, nats', `${peer}`, 'ratio', 'same first choice'], rows),
+  ]
+}
+
 /** What a document shows, from the results that are there. */
 function sections(names, folder) {
-  const write = (name) =>
-    name.startsWith('peers-') ? peers : { 'bench-cpu': bench, 'attention-cpu': attention }[name]
+  const write = (name) => (name.startsWith('peers-') ? peers : (WRITERS[name] ?? rounding))
   return names.flatMap((name) => {
     const report = result(name)
     return report === undefined ? [] : write(name)(report, name, folder)
   })
+}
+
+const WRITERS = {
+  'bench-cpu': bench,
+  'attention-cpu': attention,
+  'kl-random': roundingByFormat,
 }
 
 function fill(file, parts) {
@@ -143,4 +194,4 @@ function fill(file, parts) {
 }
 
 fill('README.md', sections(['bench-cpu', ...PEERS.slice(0, 1)], ''))
-fill('docs/performance.md', sections(['bench-cpu', ...PEERS, 'attention-cpu'], '../'))
+fill('docs/performance.md', sections(['bench-cpu', ...PEERS, 'attention-cpu', ...ROUNDING], '../'))

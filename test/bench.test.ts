@@ -1,7 +1,7 @@
 // What the benchmarks rest on: the same weights for both engines, and a README that says what was measured.
 
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, readFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { barChart } from '../bench/peers/chart'
@@ -183,6 +183,30 @@ describe('the committed results', () => {
       }
     }
   }
+
+  const ofReal = 'kl-SmolLM2-135M-Instruct.Q4_1'
+  const whereReal = existsSync(join(root, `bench/results/${ofReal}.json`)) ? test : test.skip
+  whereReal('of bench:kl on a real file are within their bounds (no result: skipped)', () => {
+    const { runs, peer_run, reference_perplexity } = read(ofReal)
+    const most = { f32: 2e-6, f16: 2e-6, bf16: 1e-4, int8: 2e-3 }
+    expect(runs.map(({ cache }: { cache: string }) => cache)).toEqual(Object.keys(most))
+    for (const { cache, mean_kl } of runs) {
+      expect(mean_kl).toBeLessThanOrEqual(most[cache as keyof typeof most])
+    }
+    const f16 = runs.find(({ cache }: { cache: string }) => cache === 'f16')
+    expect(peer_run.mean_kl / f16.mean_kl).toBeGreaterThanOrEqual(30)
+    expect(Math.abs(f16.perplexity / reference_perplexity - 1)).toBeLessThan(1e-3)
+  })
+
+  test('of bench:kl on each format are nearer to the exact ones than those of the peer', () => {
+    const { runs } = read('kl-random')
+    expect(runs.map(({ format }: { format: string }) => format)).toEqual(BENCH_FORMATS)
+    for (const { format, mean_kl, peer_mean_kl, argmax } of runs) {
+      expect(argmax.compared).toBeGreaterThan(10)
+      if (format === 'f16' || format === 'bf16') expect(argmax.equal).toBe(argmax.compared)
+      else expect(mean_kl).toBeLessThan(peer_mean_kl)
+    }
+  })
 
   test('of bench:attention name shape, tokens and workers of each run', () => {
     for (const run of read('attention-cpu').runs) {

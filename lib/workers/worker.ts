@@ -57,7 +57,7 @@ export class Worker {
   /** The block that it goes on in; undefined: a new one. */
   readonly own: Block | undefined
   readonly maxTokens: number
-  readonly sampler: Sampler | undefined
+  readonly sampler: Sampler
   readonly tokens: number[] = []
   state: WorkerState = { name: 'joining' }
   pending: Pending[]
