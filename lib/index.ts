@@ -138,6 +138,7 @@ export {
 export type { View } from './view'
 export type { Warning, WarningHandler } from './warnings'
 export type * from './workers/events'
+export type { GroupBlocks } from './workers/group'
 export {
   commitsTurns,
   type LayoutBlocks,
@@ -146,5 +147,28 @@ export {
   viewOf,
 } from './workers/layout'
 export type { RunOptions, WorkerSpec } from './workers/options'
-export { runWorkers, type StopOptions, type WorkerRun } from './workers/run'
-export type { WorkerStatus } from './workers/worker'
+export {
+  firstCome,
+  type MultiBinOptions,
+  multiBin,
+  type OrderPolicy,
+  type QueuedGroup,
+} from './workers/order'
+export type { ParkWork } from './workers/park'
+export type { Admission } from './workers/pool'
+export type { ProbeResult } from './workers/probe'
+export {
+  type ParkOptions,
+  type ProbeOptions,
+  runWorkers,
+  type StopOptions,
+  type WorkerRun,
+} from './workers/run'
+export {
+  createScheduler,
+  type Scheduler,
+  type SchedulerMetrics,
+  type SchedulerOptions,
+  schedulerOf,
+} from './workers/scheduler'
+export type { WorkerBlocks, WorkerStatus } from './workers/worker'

@@ -172,7 +172,7 @@ const NULLABLE =
   /bias|sampler$|convertTo|step\[3\]|createModel\[[345]\]|^passAttend\[4\]\.(?!scale|wantLse)/
 
 // Parameters that may be left out.
-const OPTIONAL = /^createModel\[7\]$/
+const OPTIONAL = /^(createModel\[7\]|createBlock\[1\])$/
 
 function kindOf(value: unknown): string {
   if (types.isExternal(value)) return 'handle'
