@@ -52,7 +52,8 @@ export interface LoadModelOptions {
   /** Of matrices in memory. Default 'auto': as stored; another one is converted to. */
   dtype?: 'auto' | Dtype | undefined
   /**
-   * Default true: a CPU reads matrices of the stored dtype in place, from files that it maps. They must not
+   * Default true: a CPU reads matrices of the stored dtype in place, from files that it maps and whose pages it shares
+   * with other processes on the model. They must not
    * change while the model is open: a step that finds a file changed rejects with HOGWILD_INVALID_MODEL, but a
    * file that is shortened during a step ends the process. false: everything is read into memory.
    */

@@ -1,8 +1,7 @@
 // `npm run bench:peers`: hogwild and node-llama-cpp on the same GGUF files, in alternating rounds, each measurement in a
 // process of its own. Writes bench/results/peers-NAME.json and .svg, NAME that of the shape or of the model file.
 
-import { execFile, execFileSync } from 'node:child_process'
-import { existsSync, readFileSync } from 'node:fs'
+import { execFile } from 'node:child_process'
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
@@ -11,12 +10,11 @@ import { createDevice } from 'hogwild'
 import { removedAfterwards } from '../../lib/cli/clean-up'
 import { median } from '../../lib/cli/median'
 import { formatTable } from '../../lib/cli/table'
-import { machine, root, round, type Spread, spread } from '../machine'
+import { machine, round, type Spread, spread } from '../machine'
 import { barChart } from './chart'
+import { installPeer, peerFolder, peerVersion } from './peer'
 import { BENCH_FORMATS, type BenchFormat, SHAPES, writeRandomGguf } from './random-gguf'
 import type { Measurement, Task } from './task'
-
-const peerFolder = join(root, 'bench/peers/node-llama-cpp')
 
 /** What is measured. Flash attention is on in some cases and off in others the faster: both are run. */
 const ENGINES = {
@@ -78,7 +76,7 @@ async function main(): Promise<void> {
   if (shape === undefined) throw new Error(`--shape: one of ${Object.keys(SHAPES).join(', ')}`)
   if (unknown !== undefined) throw new Error(`--format: some of ${BENCH_FORMATS.join(', ')}`)
   const about = machine()
-  install()
+  installPeer()
   const folder = await mkdtemp(join(tmpdir(), 'hogwild-peers-'))
   await removedAfterwards(folder, async () => {
     const measured: Awaited<ReturnType<typeof compare>>[] = []
@@ -95,7 +93,7 @@ async function main(): Promise<void> {
     } else {
       for (const format of formats as BenchFormat[]) {
         const path = join(folder, `${format}.gguf`)
-        await writeRandomGguf(path, shape, format)
+        await writeRandomGguf(path, shape, format, { repeated: true })
         await finished({ format, path })
         await rm(path)
       }
@@ -115,7 +113,7 @@ async function compare({ format, path }: Candidate) {
   process.stderr.write(`${format}\n`)
   const logitsNmse = await compareLogits(
     path,
-    format === 'bf16' ? MOST_NMSE.plain : MOST_NMSE.quantised,
+    ['f16', 'bf16'].includes(format) ? MOST_NMSE.plain : MOST_NMSE.quantised,
   )
   const { samples, bandwidth } = await measureAll(path)
   return {
@@ -126,14 +124,6 @@ async function compare({ format, path }: Candidate) {
     bandwidth_gb_per_s: bandwidth,
     samples,
   }
-}
-
-function install(): void {
-  if (existsSync(join(peerFolder, 'node_modules/node-llama-cpp'))) return
-  process.stderr.write('installing node-llama-cpp into bench/peers/node-llama-cpp/node_modules\n')
-  // Its prebuilt binaries for GPUs, hundreds of megabytes, are optional dependencies.
-  const flags = ['--omit=optional', '--ignore-scripts', '--no-package-lock', '--no-audit']
-  execFileSync('npm', ['install', ...flags], { cwd: peerFolder, stdio: ['ignore', 2, 2] })
 }
 
 async function ask<Result>(engine: Engine, task: Omit<Task, 'flashAttention'>): Promise<Result> {
@@ -271,7 +261,6 @@ function evaluate(samples: readonly Sample[]) {
 }
 
 function describe() {
-  const manifest = JSON.parse(readFileSync(join(peerFolder, 'package.json'), 'utf8'))
   using device = createDevice({ type: 'cpu', threads })
   return {
     threads,
@@ -284,7 +273,7 @@ function describe() {
       hogwild:
         'workers share the prompt, see each other, and step together; default cache dtype; greedy',
       'node-llama-cpp': {
-        version: manifest.dependencies['node-llama-cpp'],
+        version: peerVersion(),
         binary: 'its own prebuilt one (@node-llama-cpp/linux-x64), no GPU',
         how:
           'independent sequences of one context, each with the whole prompt, evaluated at once; ' +

@@ -8,6 +8,7 @@ import { type BeyondContext, checkBeyondContext, checkContext, Model } from '../
 import type { PrefillProgress } from '../prefill'
 import { Sampler, type SamplerOptions } from '../sampler'
 import { Tokenizer } from '../tokenizer/tokenizer'
+import { tokenlessIds } from '../tokenless-ids'
 import {
   checkArray,
   checkBoolean,
@@ -103,7 +104,7 @@ export interface RunOptions {
   beyondContext?: BeyondContext | undefined
   /** Called while the prompt is computed, piece by piece, and at its end. What it throws ends the run. */
   onPrefill?: ((progress: PrefillProgress) => void) | undefined
-  /** For the text of token events. */
+  /** For the text of token events. Ids without a token are then never chosen, but for stop tokens. */
   tokenizer?: Tokenizer | undefined
   /** Ends the run: the iterator throws HOGWILD_ABORTED with the signal's reason as `cause`. */
   signal?: AbortSignal | undefined
@@ -173,7 +174,7 @@ export interface WorkerSettings {
   prompt: Int32Array
   header: Int32Array | Block
   own: Block | undefined
-  sampler: Sampler | undefined
+  sampler: Sampler
   maxTokens: number
   stop: readonly string[]
 }
@@ -290,6 +291,8 @@ export function checkWorkerSpec(value: unknown, name: string, run: RunSettings):
   const spec = checkOptions(value as WorkerSpec, name, WORKER_KEYS)
   const { vocabSize } = run.model.config
   const { maxTokens, stop } = spec
+  const sampler = new Sampler(spec.sampler ?? { temperature: 0 })
+  sampler.forbid(tokenlessIds(run.model, run.tokenizer, run.stopTokens))
   return {
     name: checkString(spec.name, `${name}.name`),
     prompt: checkTokens(spec.prompt, `${name}.prompt`, vocabSize, 1),
@@ -301,7 +304,7 @@ export function checkWorkerSpec(value: unknown, name: string, run: RunSettings):
       run.cache,
     ),
     own: spec.own === undefined ? undefined : checkBlock(spec.own, `${name}.own`, run.cache),
-    sampler: spec.sampler === undefined ? undefined : new Sampler(spec.sampler),
+    sampler,
     maxTokens:
       maxTokens === undefined ? run.maxTokens : checkMaxTokens(maxTokens, `${name}.maxTokens`),
     stop: stop === undefined ? run.stop : checkStop(stop, `${name}.stop`, run.tokenizer),
