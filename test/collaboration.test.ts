@@ -534,6 +534,33 @@ describe('the finisher leaves all as it was', () => {
     expect(answers.every((text) => text.length > 0)).toBe(true)
   })
 
+  test('behind the blocks of a run: the same events', async () => {
+    const events = async (suffix?: string) => {
+      const team = await prepare({ workers: 3 })
+      const run = runWorkers({ model, ...team.run, capacity: 8192, maxTokens: 15, stopTokens: [] })
+      const seen: WorkerEvent[] = []
+      for await (const event of run) {
+        seen.push('milliseconds' in event ? { ...event, milliseconds: 0 } : event)
+        if (suffix === undefined || event.type !== 'step') continue
+        const { common, shared, workers } = run.blocks
+        const own = team.names.map((name) => workers[name]?.own)
+        const blocks = [common, shared, ...own].filter((block) => block !== undefined)
+        const { answer } = team.texts
+        const early = await extractAnswer({
+          model,
+          tokenizer,
+          blocks,
+          suffix,
+          answer,
+          maxTokens: 3,
+        })
+        expect(early.tokens.length).toBeGreaterThan(0)
+      }
+      return seen
+    }
+    expect(await events(collaborationTexts.finisher)).toEqual(await events())
+  })
+
   test('behind blocks: the same bits, and the tokens that a worker would write there', async () => {
     const suffix = ' So it is \\boxed{'
     const answer = collaborationTexts.answer

@@ -13,7 +13,10 @@ test('there is an example for one worker alone, for a collaboration and for each
 })
 
 test.each(
-  examples.map((code) => [/\b(collaborate|runWorkers|generate|prefill|beginPass)\b/.exec(code)?.[1], code]),
+  examples.map((code) => [
+    /\b(collaborate|runWorkers|generate|prefill|beginPass)\b/.exec(code)?.[1],
+    code,
+  ]),
 )('the example of %s runs', async (_, code) => {
   const compilerOptions: CompilerOptions = {
     module: ModuleKind.CommonJS,

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { loadModel, loadTokenizer, type Tokenizer } from '../lib'
+import { loadModel, loadTokenizer, paragraphEnds, type Tokenizer } from '../lib'
 import { describeReal, realModel } from './real-model'
 
 // What the original tokenizer and transformers give (fixtures/smollm2.py).
@@ -31,6 +31,20 @@ describeReal('the tokenizer of SmolLM2', () => {
       expect(await tokenizer.chat(messages)).toBe(text)
       expect(await tokenizer.encodeChat(messages)).toEqual(ids)
     }
+  })
+
+  test('paragraphs end in its tokens', () => {
+    const ends = (text: string) => paragraphEnds(tokenizer)(tokenizer.encodeSync(text))
+    expect(['It is 4.\n\n', 'It is 4!\n\n\n', '"It is 4."\n \n'].map(ends)).toEqual([
+      true,
+      true,
+      true,
+    ])
+    expect(['It follows:\n\n', 'It is 4.\n', 'It is 4.\n\nSo'].map(ends)).toEqual([
+      false,
+      false,
+      false,
+    ])
   })
 
   test('its end tokens', () => {
