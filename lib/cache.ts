@@ -248,7 +248,8 @@ export class Cache {
    * Begins one step of an engine's own model: reserves room for the new tokens of all workers and works
    * out which keys each of them sees. The cache is busy until the pass is committed or aborted.
    *
-   * Throws HOGWILD_WRITE_CONFLICT, HOGWILD_OUT_OF_PAGES, HOGWILD_BUSY, HOGWILD_INVALID_ARGUMENT.
+   * Throws HOGWILD_WRITE_CONFLICT, HOGWILD_OUT_OF_PAGES, HOGWILD_BUSY, HOGWILD_INVALID_ARGUMENT;
+   * HOGWILD_UNSUPPORTED: a temperature in a view, on a CUDA device.
    */
   beginPass(workers: readonly PassWorker[]): Pass {
     this.#pass = beginPass(this, workers)

@@ -135,7 +135,7 @@ export {
   type ThreadOptions,
   type Tokenizer,
 } from './tokenizer/tokenizer'
-export type { View } from './view'
+export type { View, ViewEntry } from './view'
 export type { Warning, WarningHandler } from './warnings'
 export type * from './workers/events'
 export type { GroupBlocks } from './workers/group'

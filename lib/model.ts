@@ -40,6 +40,7 @@ import {
   optionKeys,
 } from './validate'
 import { type CheckedView, checkView, nativeView, type View } from './view'
+import { type BlockGrowth, endOf, placeEntries } from './view-entry'
 import { type WarningHandler, Warnings } from './warnings'
 
 const PROGRESS_INTERVAL_MS = 100
@@ -157,7 +158,7 @@ export interface ModelCacheOptions {
   /** Tokens, rounded up to pages; default 8192. */
   capacity?: number | undefined
   /**
-   * Tokens of the longest view that there will be. Of interest to models with longrope alone, whose keys are
+   * Positions of the longest view that there will be. Of interest to models with longrope alone, whose keys are
    * rotated in one way up to their original context and in another beyond: where `context` is beyond it, all keys of
    * the cache are rotated in the second way (short views too, where transformers would use the first). Default: up
    * to the original context; a step with a longer view is then refused.
@@ -444,7 +445,7 @@ export class Model {
    * Rejects and leaves the cache as it was: HOGWILD_INVALID_ARGUMENT, HOGWILD_WRITE_CONFLICT (two workers
    * write to one block), HOGWILD_OUT_OF_PAGES, HOGWILD_BUSY (the cache or a sampler is in use),
    * HOGWILD_CLOSED, HOGWILD_ABORTED, HOGWILD_INVALID_MODEL (the model computes NaN or infinity, or its files
-   * changed).
+   * changed), HOGWILD_UNSUPPORTED (a temperature in a view, on a CUDA device).
    *
    * A long step does not hold up the steps of other caches on the device: they take turns, piece by piece.
    */
@@ -591,7 +592,7 @@ export class Model {
     }
   }
 
-  /** Positions are those that the last new token of the step can see, hidden blocks included. */
+  /** Positions are those of the tokens that a worker sees, hidden blocks included. */
   #checkContext(
     workers: readonly CheckedWorker[],
     { beyondContext = this.#beyondContext, warnings }: ContextReaction,
@@ -602,13 +603,13 @@ export class Model {
     const positions = longestView(workers)
     if (longest !== undefined && positions > longest) {
       throw new HogwildError(
-        `a view of ${positions} tokens is beyond the ${longest} for which the keys of this cache are rotated (longrope): create it with context: ${positions} or more`,
+        `a view of ${positions} positions is beyond the ${longest} for which the keys of this cache are rotated (longrope): create it with context: ${positions} or more`,
         'HOGWILD_INVALID_ARGUMENT',
       )
     }
     if (maxPositions === undefined) return
     if (positions <= maxPositions) return
-    const message = `a view of ${positions} tokens is beyond the model's context of ${maxPositions} (max_position_embeddings)`
+    const message = `a view of ${positions} positions is beyond the model's context of ${maxPositions} (max_position_embeddings)`
     if (beyondContext === 'error') throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT')
     warnings.warn('HOGWILD_BEYOND_CONTEXT', message)
   }
@@ -642,23 +643,26 @@ function nativeWorker({
   }
 }
 
-/** Tokens of the longest view after the step. Asks each block for its length once. */
+/** Positions of the longest view of the step. Asks each block for its length once. */
 function longestView(workers: readonly CheckedWorker[]): number {
-  const lengths = new Map<Block, number>()
+  const growths = new Map<Block, BlockGrowth>()
   for (const { view } of workers) {
-    for (const block of view.blocks) if (!lengths.has(block)) lengths.set(block, block.length)
+    for (const { block } of view.entries) {
+      if (!growths.has(block)) growths.set(block, { before: block.length, appended: 0 })
+    }
   }
   for (const { view, tokens } of workers) {
-    lengths.set(view.writeTo, (lengths.get(view.writeTo) as number) + tokens.length)
+    const growth = growths.get(view.writeTo) as BlockGrowth
+    growth.appended += tokens.length
   }
-  return Math.max(
-    ...workers.map(({ view }) =>
-      view.blocks.reduce((sum, block) => sum + (lengths.get(block) as number), 0),
-    ),
-  )
+  return workers.reduce((longest, { view: { entries, writeTo } }) => {
+    const written = entries.findIndex(({ block }) => block === writeTo)
+    const places = placeEntries(entries, written, ({ block }) => growths.get(block) as BlockGrowth)
+    return Math.max(longest, endOf(places))
+  }, 0)
 }
 
-/** Tokens of the longest view; 1 stands for "not said". */
+/** Positions of the longest view; 1 stands for "not said". */
 export function checkContext(context: number | undefined): number {
   return checkInteger(context ?? 1, 'options.context', 1, MAX_CAPACITY)
 }

@@ -180,8 +180,11 @@ export interface NativeSampler {
 
 export interface NativeWorkerView {
   view: BlockHandle[]
-  /** One log-weight per block of the view, or null. -Infinity hides a block. */
-  bias: Float32Array | null
+  /**
+   * Of each block of the view: its start (-1: where the block before ends), lag, temperature and bias; null where all
+   * are -1, 0, 1 and 0.
+   */
+  fields: Float64Array | null
   target: BlockHandle
 }
 

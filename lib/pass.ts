@@ -58,11 +58,14 @@ export interface AttendOptions {
   /** Multiplies the scores; default 1 / sqrt(headDim). */
   scale?: number | undefined
   /**
-   * A sliding window in view positions, at least 1: a token at position p sees those in (p - window, p], its own included.
-   * Pages that no token of the step sees are not read. Default: none, it sees all of its view up to its own.
+   * A sliding window in view positions, at least 1: of what a token at position p sees without it, it sees what stands
+   * beyond p - window, its own included. Pages that no token of the step sees are not read. Default: none, it sees all of its view up to its own.
    */
   window?: number | undefined
-  /** Scores become softcap · tanh(score / softcap), before the view's bias; in [1e-6, 1e6]. Default: they stay. */
+  /**
+   * Scores become softcap · tanh(score / softcap), before the view's temperatures and biases; in [1e-6, 1e6]. Default:
+   * they stay.
+   */
   softcap?: number | undefined
   /**
    * [Hq], finite or -Infinity: exp(sinks[h]) is added to the sum that the weights of head h are divided by, as if it

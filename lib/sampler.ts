@@ -35,8 +35,8 @@ export interface SamplerOptions {
    */
   scope?: PenaltyScope | undefined
   /**
-   * Only the last so many of them, at least 1: those at the last `lastN` places of the view up to the new token (a
-   * hidden block keeps its places), or of the worker's own block. Default: all.
+   * Only the last so many of them, at least 1: those at the last `lastN` places of the view up to the new token, in the
+   * order of its list (a hidden block keeps its places), or of the worker's own block. Default: all.
    */
   lastN?: number | undefined
   /** Token ids that never come out. */

@@ -258,27 +258,6 @@ export function checkTokens(
   })
 }
 
-/** Copies `length` numbers that `accept` takes; `expected` says in words what all of them are. */
-export function checkNumbers(
-  value: unknown,
-  name: string,
-  length: number,
-  expected: string,
-  accept: (value: number) => boolean,
-): number[] {
-  return readable(name, undefined, () => {
-    const list = value as ArrayLike<unknown>
-    if (typeof value !== 'object' || value === null || list.length !== length) {
-      throw invalid(name, expected, value)
-    }
-    return Array.from({ length }, (_, i) => {
-      const number = list[i]
-      if (typeof number !== 'number' || !accept(number)) throw invalid(name, expected, value)
-      return number
-    })
-  })
-}
-
 /** A Float32Array of `length` elements, from whichever realm. `shape` says what the length is made of. */
 export function checkFloats(
   value: unknown,

@@ -65,8 +65,13 @@ function newCache(): CacheHandle {
   return native.createCache(device, cacheShape(config, 1024))
 }
 
+/** Fields of one entry of a view. */
+function entry({ at = -1, lag = 0, temperature = 1, bias = 0 } = {}): Float64Array {
+  return Float64Array.of(at, lag, temperature, bias)
+}
+
 function passWorker(target: BlockHandle, nTokens = 2) {
-  return { view: [target], bias: Float32Array.of(0), target, nTokens }
+  return { view: [target], fields: Float64Array.of(0, 0, 1, 0), target, nTokens }
 }
 
 /** A pass of two tokens on a cache of its own. */
@@ -123,8 +128,24 @@ test('lengths and ranges that do not fit are refused, and nothing changes', asyn
     'no tokens': () => step(stepWorker([a], [])),
     'empty view': () => step({ ...stepWorker([a], [1]), view: [] }),
     'target not in view': () => step({ ...stepWorker([a], [1]), target: b }),
-    'bias too short': () => step(stepWorker([a, b], [1], { bias: new Float32Array(1) })),
-    'bias NaN': () => step(stepWorker([a], [1], { bias: Float32Array.of(Number.NaN) })),
+    'fields of one entry of two': () => step(stepWorker([a, b], [1], { fields: entry() })),
+    'fields of no entry': () => step(stepWorker([a], [1], { fields: new Float64Array(0) })),
+    'a start below none': () => step(stepWorker([a], [1], { fields: entry({ at: -2 }) })),
+    'a start of 0.5': () => step(stepWorker([a], [1], { fields: entry({ at: 0.5 }) })),
+    'a start of -0.5': () => step(stepWorker([a], [1], { fields: entry({ at: -0.5 }) })),
+    'a start beyond 2^24': () => step(stepWorker([a], [1], { fields: entry({ at: 2 ** 24 + 1 }) })),
+    'a start of NaN': () => step(stepWorker([a], [1], { fields: entry({ at: NaN }) })),
+    'a last token beyond 2^24': () =>
+      step(stepWorker([a], [1], { fields: entry({ at: 2 ** 24 }) })),
+    'a lag of 2': () => step(stepWorker([a], [1], { fields: entry({ lag: 2 }) })),
+    'a lag of NaN': () => step(stepWorker([a], [1], { fields: entry({ lag: NaN }) })),
+    'a temperature of 0': () => step(stepWorker([a], [1], { fields: entry({ temperature: 0 }) })),
+    'a temperature of 1e300': () =>
+      step(stepWorker([a], [1], { fields: entry({ temperature: 1e300 }) })),
+    'a temperature of NaN': () =>
+      step(stepWorker([a], [1], { fields: entry({ temperature: NaN }) })),
+    'bias NaN': () => step(stepWorker([a], [1], { fields: entry({ bias: NaN }) })),
+    'bias Infinity': () => step(stepWorker([a], [1], { fields: entry({ bias: Infinity }) })),
     'token too large': () => step(stepWorker([a], [config.vocabSize])),
     'token negative': () => step(stepWorker([a], [-1])),
     'forbidden too large': () =>
@@ -406,13 +427,16 @@ test('an abort while calls of the pass are under way takes effect when they have
 // ---- arguments that change under the call ---------------------------------------------------------
 
 test('arguments are copied: changing or transferring them afterwards has no effect', async () => {
-  const run = async (spoil: (array: Int32Array | Float32Array) => void) => {
+  const run = async (spoil: (array: Int32Array | Float32Array | Float64Array) => void) => {
     const own = newCache()
     const block = native.createBlock(own)
-    const worker = stepWorker([block], [1, 2, 3, 4], { logits: 'all', bias: Float32Array.of(0.5) })
+    const worker = stepWorker([block], [1, 2, 3, 4], {
+      logits: 'all',
+      fields: entry({ bias: 0.5 }),
+    })
     const stepping = native.step(model, own, [worker], null)
     spoil(worker.tokens)
-    spoil(worker.bias!)
+    spoil(worker.fields!)
     const logits = (await stepping)[0]!.logits
     const pass = native.beginPass(own, [passWorker(block)])
     const [k, v, q] = [floats(2 * kvSize, 1), floats(2 * kvSize, 2), floats(2 * qSize, 3)]
@@ -427,7 +451,7 @@ test('arguments are copied: changing or transferring them afterwards has no effe
   }
   const expected = await run(() => {})
   expect(await run((array) => array.fill(7))).toEqual(expected)
-  const transfer = (array: Int32Array | Float32Array) =>
+  const transfer = (array: Int32Array | Float32Array | Float64Array) =>
     structuredClone(array, { transfer: [array.buffer as ArrayBuffer] })
   expect(await run(transfer)).toEqual(expected)
 })
@@ -481,11 +505,11 @@ test('the repetition penalty applies to every token in view: new ones and those 
   await native.step(model, own, [stepWorker([common!], ids(10))], null)
   const greedy = stepWorker([common!], [1]).sampler!
   // A penalty below 1 prefers what it applies to: such ids come first, while their logits are positive.
-  const sample = async (bias: Float32Array, forbidden: number[]) => {
+  const sample = async (fields: Float64Array | null, forbidden: number[]) => {
     const sampler = { ...greedy, repetitionPenalty: 1e-6, forbidden: Int32Array.from(forbidden) }
     const view = [common!, theirs!, mine!]
     const workers = [
-      stepWorker(view, ids(40), { bias, logits: 'last', sampler }),
+      stepWorker(view, ids(40), { fields, logits: 'last', sampler }),
       stepWorker([common!, theirs!], ids(70)),
     ]
     const [result] = await native.step(model, own, workers, null)
@@ -494,20 +518,28 @@ test('the repetition penalty applies to every token in view: new ones and those 
     return result!
   }
   const cases = [
-    { bias: Float32Array.of(0, 0, 0), seen: [...ids(10), ...ids(40), ...ids(70)] },
+    { fields: null, seen: [...ids(10), ...ids(40), ...ids(70)] },
     // A hidden block is not seen.
-    { bias: Float32Array.of(Number.NEGATIVE_INFINITY, 0, 0), seen: [...ids(40), ...ids(70)] },
+    {
+      fields: Float64Array.of(...entry({ bias: -Infinity }), ...entry(), ...entry()),
+      seen: [...ids(40), ...ids(70)],
+    },
+    // What others write late is not there.
+    {
+      fields: Float64Array.of(...entry(), ...entry({ lag: 1 }), ...entry()),
+      seen: [...ids(10), ...ids(40)],
+    },
   ]
-  for (const { bias, seen } of cases) {
-    const { logits } = await sample(bias, [])
+  for (const { fields, seen } of cases) {
+    const { logits } = await sample(fields, [])
     const order = seen.filter((id) => logits[id]! > 0).sort((x, y) => logits[y]! - logits[x]!)
     for (let first = 10; first <= 70; first += 30) {
       const preferred = ids(first).some((id) => order.includes(id))
       expect(preferred).toBe(seen.includes(first))
     }
     for (let k = 0; k < order.length; k++) {
-      expect((await sample(bias, order.slice(0, k))).token).toBe(order[k])
+      expect((await sample(fields, order.slice(0, k))).token).toBe(order[k])
     }
-    expect(seen).not.toContain((await sample(bias, order)).token)
+    expect(seen).not.toContain((await sample(fields, order)).token)
   }
 })

@@ -169,7 +169,7 @@ const CHOICES =
 
 // Parameters that may be null.
 const NULLABLE =
-  /bias|sampler$|convertTo|step\[3\]|createModel\[[345]\]|^passAttend\[4\]\.(?!scale|wantLse)/
+  /bias|fields$|sampler$|convertTo|step\[3\]|createModel\[[345]\]|^passAttend\[4\]\.(?!scale|wantLse)/
 
 // Parameters that may be left out.
 const OPTIONAL = /^(createModel\[7\]|createBlock\[1\])$/

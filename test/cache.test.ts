@@ -644,19 +644,9 @@ describe('a refused call leaves the cache byte for byte as it was', () => {
         ]),
     ],
     [
-      'too few biases',
+      'a view that goes beyond 2^24',
       'HOGWILD_INVALID_ARGUMENT',
-      () => model.step([{ view: { blocks: [a, b], bias: [0] }, tokens: [1] }]),
-    ],
-    [
-      'a bias of NaN',
-      'HOGWILD_INVALID_ARGUMENT',
-      () => model.step([{ view: { blocks: [a, b], bias: [0, Number.NaN] }, tokens: [1] }]),
-    ],
-    [
-      'a bias of Infinity',
-      'HOGWILD_INVALID_ARGUMENT',
-      () => model.step([{ view: { blocks: [a, b], bias: [Infinity, 0] }, tokens: [1] }]),
+      () => model.step([{ view: { blocks: [a, { block: b, at: 2 ** 24 }] }, tokens: [1] }]),
     ],
     ['more tokens than pages', 'HOGWILD_OUT_OF_PAGES', () => step([a], new Int32Array(6 * PAGE))],
     [
@@ -723,11 +713,11 @@ describe('a refused call leaves the cache byte for byte as it was', () => {
       () => binding.blockClear(handle(cache)),
       () =>
         binding.beginPass(handle(cache), [
-          { view: [handle(a)], bias: null, target: handle(b), nTokens: 1 },
+          { view: [handle(a)], fields: null, target: handle(b), nTokens: 1 },
         ]),
       () =>
         binding.beginPass(handle(cache), [
-          { view: [handle(a), handle(foreign)], bias: null, target: handle(a), nTokens: 1 },
+          { view: [handle(a), handle(foreign)], fields: null, target: handle(a), nTokens: 1 },
         ]),
     ]) {
       expect(await codeOf(call)).toBe('HOGWILD_INVALID_ARGUMENT')

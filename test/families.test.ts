@@ -77,9 +77,23 @@ test('longrope: a cache is made for short views or for long ones', async () => {
   const block = short.createBlock()
   const tokens = readExpected('phi3_longrope').tokens
   await model.prefill(block, tokens.slice(0, 64))
-  await expect(model.prefill(block, [1])).rejects.toThrow(/65 tokens .* 64 .*context: 65/)
+  await expect(model.prefill(block, [1])).rejects.toThrow(/65 positions .* 64 .*context: 65/)
   expect(await codeOf(() => model.prefill(block, [1]))).toBe('HOGWILD_INVALID_ARGUMENT')
   expect(block.length).toBe(64)
+  const far = (at: number) => [
+    {
+      view: {
+        blocks: [
+          { block, at },
+          { block: own, at: 0 },
+        ],
+      },
+      tokens: [1],
+    },
+  ]
+  const own = short.createBlock()
+  await expect(model.step(far(1))).rejects.toThrow(/65 positions .* 64 .*context: 65/)
+  await model.step(far(0))
 
   const first = async (context: number) => {
     await using cache = model.createCache({ dtype: 'f32', capacity: 256, context })

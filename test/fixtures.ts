@@ -5,6 +5,7 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type * as hogwild from '../lib'
+import type { ReplayOp } from '../lib/cli/replay/script'
 import type { Dtype } from '../lib/native'
 import {
   type Block,
@@ -355,22 +356,15 @@ export function loadReference(
 export const oracleModels = ['llama', 'llama_yarn', 'qwen2', 'qwen3'] as const
 export const oracleFolder = (model: string): string => join(__dirname, 'oracle', 'models', model)
 
-export type OracleOp =
-  | { op: 'block'; name: string }
-  | { op: 'worker'; name: string; view: string[]; write_to: string }
-  | { op: 'prefill'; block: string; tokens: number[]; logits: string; argmax: number[] }
-  | { op: 'step'; workers: string[]; inputs: number[][]; logits: string; argmax: number[] }
-  | { op: 'append_from'; target: string; source: string; clear_source?: boolean }
-
 export interface Scenario {
-  ops: OracleOp[]
+  ops: ReplayOp[]
   /** By number of the op: [workers] of [V]. */
   exact: Map<string, Float64Array[]>
 }
 
 export function readScenario(model: string, name: string): Scenario {
   const path = join(__dirname, 'oracle', 'goldens', model, name)
-  const { ops } = JSON.parse(readFileSync(`${path}.json`, 'utf8')) as { ops: OracleOp[] }
+  const { ops } = JSON.parse(readFileSync(`${path}.json`, 'utf8')) as { ops: ReplayOp[] }
   const exact = new Map<string, Float64Array[]>()
   for (const [tensor, { shape, data }] of readSafetensors(`${path}.safetensors`)) {
     if (tensor.startsWith('exact.')) exact.set(tensor.slice(6), rowsOf(data, shape[1]!))
@@ -396,31 +390,47 @@ export function rowsOf(data: Float64Array, width: number): Float64Array[] {
   )
 }
 
-/** Runs a scenario on the float64 reference: op number -> logits of each worker's last token. */
+/**
+ * Runs a script on the float64 reference, where blocks are lists of tokens: number of each prefill and step (`007`) ->
+ * logits of each worker's last token.
+ */
 export function replayOnReference(
   model: ReferenceModel,
-  ops: readonly OracleOp[],
+  ops: readonly ReplayOp[],
 ): Map<string, Float64Array[]> {
   const blocks = new Map<string, Block>()
-  const workers = new Map<string, { view: Block[]; target: Block }>()
+  const workers = new Map<string, Omit<Worker, 'tokens'>>()
   const block = (name: string): Block => blocks.get(name)!
   const logits = new Map<string, Float64Array[]>()
-  const step = (number: string, parts: Worker[]): void => {
+  const step = (op: number, parts: Worker[]): void => {
     const last = model.step(parts).map((rows) => rows.at(-1)!)
-    logits.set(number, last)
+    logits.set(String(op).padStart(3, '0'), last)
   }
-  for (const op of ops) {
+  for (const [index, op] of ops.entries()) {
     if (op.op === 'block') blocks.set(op.name, [])
-    else if (op.op === 'worker') {
-      workers.set(op.name, { view: op.view.map(block), target: block(op.write_to) })
-    } else if (op.op === 'prefill') {
-      step(op.logits, [{ view: [block(op.block)], tokens: op.tokens }])
-    } else if (op.op === 'step') {
-      const parts = op.workers.map((name, i) => ({ ...workers.get(name)!, tokens: op.inputs[i]! }))
-      step(op.logits, parts)
-    } else {
+    else if (op.op === 'fork') blocks.set(op.name, [...block(op.block)])
+    else if (op.op === 'clear') block(op.block).length = 0
+    else if (op.op === 'truncate') block(op.block).length = op.length
+    else if (op.op === 'forget') block(op.block).splice(op.begin, op.end - op.begin)
+    else if (op.op === 'insert') block(op.target).splice(op.at, 0, ...block(op.source))
+    else if (op.op === 'append_from') {
       block(op.target).push(...block(op.source))
       if (op.clear_source) block(op.source).length = 0
+    } else if (op.op === 'worker') {
+      const view = op.view.map((entry) =>
+        typeof entry === 'string' ? block(entry) : { ...entry, block: block(entry.block) },
+      )
+      workers.set(op.name, {
+        view,
+        ...(op.write_to !== undefined && { target: block(op.write_to) }),
+      })
+    } else if (op.op === 'prefill') {
+      step(index, [{ view: [block(op.block)], tokens: op.tokens }])
+    } else if (op.op === 'step') {
+      step(
+        index,
+        op.workers.map((name, i) => ({ ...workers.get(name)!, tokens: op.inputs[i]! })),
+      )
     }
   }
   return logits
@@ -434,20 +444,26 @@ export interface Twin {
   expected: Block
 }
 
+/** A twin in a view. */
+export type TwinEntry = Omit<hogwild.ViewEntry, 'block'> & { twin: Twin }
+
 export interface TwinWorker {
-  view: readonly Twin[]
+  view: readonly (Twin | TwinEntry)[]
   /** Default: the last of the view. */
   writeTo?: Twin
   tokens: readonly number[]
-  bias?: readonly number[]
 }
+
+const entryOf = (entry: Twin | TwinEntry): TwinEntry => ('twin' in entry ? entry : { twin: entry })
 
 export const twin = (cache: hogwild.Cache): Twin => ({ block: cache.createBlock(), expected: [] })
 
-export const viewOfTwins = ({ view, writeTo, bias }: Omit<TwinWorker, 'tokens'>): hogwild.View => ({
-  blocks: view.map(({ block }) => block),
+export const viewOfTwins = ({ view, writeTo }: Omit<TwinWorker, 'tokens'>): hogwild.View => ({
+  blocks: view.map((entry) => {
+    const { twin, ...fields } = entryOf(entry)
+    return Object.keys(fields).length === 0 ? twin.block : { block: twin.block, ...fields }
+  }),
   ...(writeTo && { writeTo: writeTo.block }),
-  ...(bias && { bias }),
 })
 
 /** One step on both sides; returns all logits, [worker][token] of [V], of each. */
@@ -465,11 +481,13 @@ export async function stepTwins(
     })),
   )
   const expected = reference.step(
-    workers.map(({ view, writeTo = view.at(-1)!, tokens, bias }) => ({
-      view: view.map((each) => each.expected),
-      target: writeTo.expected,
+    workers.map(({ view, writeTo, tokens }) => ({
+      view: view.map((each) => {
+        const { twin, ...fields } = entryOf(each)
+        return { block: twin.expected, ...fields }
+      }),
+      ...(writeTo && { target: writeTo.expected }),
       tokens,
-      ...(bias && { bias }),
     })),
   )
   const actual = outputs.map(({ logits }) =>

@@ -148,7 +148,7 @@ linux('making and closing a cache costs nothing on the JavaScript thread', async
     for (let i = 0; i < 4; i++) {
       const [large, create] = timed(() => native.createCache(device, shape))
       const target = native.createBlock(large)
-      const pass = native.beginPass(large, [{ view: [target], bias: null, target, nTokens: tokens }])
+      const pass = native.beginPass(large, [{ view: [target], fields: null, target, nTokens: tokens }])
       await native.passAppend(pass, 0, kv, kv)
       native.passCommit(pass)
       const full = rss()
@@ -168,7 +168,7 @@ test('a pass that is dropped gives its cache back', async () => {
   const output = await script(`
     const free = native.cacheStats(cache).freePages
     const busy = () => { try { native.blockClear(block); return false } catch (error) { return error.code } }
-    native.beginPass(cache, [{ view: [block], bias: null, target: block, nTokens: 100 }])
+    native.beginPass(cache, [{ view: [block], fields: null, target: block, nTokens: 100 }])
     console.log(busy())
     for (let i = 0; i < 10 && busy(); i++) { await tick(); gc() }
     console.log(busy(), native.cacheStats(cache).freePages === free)`)
@@ -185,7 +185,7 @@ linux(
         const d = native.createDevice({ type: 'cpu', index: 0, threads: 2, simd: '', profile: false })
         const c = native.createCache(d, cacheShape(config, 4096))
         const blocks = [0, 1, 2, 3].map(() => native.createBlock(c))
-        const pass = native.beginPass(c, [{ view: blocks, bias: null, target: blocks[3], nTokens: 64 }])
+        const pass = native.beginPass(c, [{ view: blocks, fields: null, target: blocks[3], nTokens: 64 }])
         const kv = new Float32Array(64 * config.kvHeads * config.headDim)
         const appended = native.passAppend(pass, 0, kv, kv).catch(() => {})
         if (i % 2) await appended

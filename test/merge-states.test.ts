@@ -136,7 +136,10 @@ it('joins attention over parts of a view, in any order, a sink in one of them', 
   const sinks = random.floats(4)
   const attend = async (shown: boolean[], withSinks: boolean) => {
     using pass = cache.beginPass([
-      { view: { blocks, bias: shown.map((is) => (is ? 0 : -Infinity)) }, tokens: 2 },
+      {
+        view: { blocks: blocks.map((block, i) => ({ block, bias: shown[i] ? 0 : -Infinity })) },
+        tokens: 2,
+      },
     ])
     await pass.append(0, k, v)
     return pass.attend(0, q, { lse: true, softcap: 2, ...(withSinks && { sinks }) })

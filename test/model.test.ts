@@ -28,6 +28,7 @@ import {
   stepTwins,
   type TinyModelOptions,
   type Twin,
+  type TwinEntry,
   type TwinWorker,
   twin,
   writeModel,
@@ -137,13 +138,14 @@ describe('random layouts against the reference', () => {
         const view = random.shuffle([writeTo, ...others])
         // A block that is listed twice, its own target included, has two places.
         const length = random.chance(0.1) ? random.int(60, 70) : random.int(1, 4)
+        const weighted = random.chance(0.3)
+        const biased = (twin: Twin): TwinEntry => {
+          return { twin, bias: random.pick([0, -Infinity, Math.log(2), random.normal()]) }
+        }
         return {
-          view,
+          view: weighted ? view.map(biased) : view,
           writeTo,
           tokens: random.tokens(length, vocab),
-          ...(random.chance(0.3) && {
-            bias: view.map(() => random.pick([0, -Infinity, Math.log(2), random.normal()])),
-          }),
         }
       })
       await expectTwinStep(model, reference, workers, tolerance, `seed ${seed}, step ${step}`)
@@ -418,7 +420,7 @@ describe('what changes nothing', () => {
     await model.prefill(seen, new Random(24).tokens(70, 53))
     const [expected, actual] = await lastLogits(model, [
       { view: { blocks: [seen, a] }, tokens: [1, 2] },
-      { view: { blocks: [hidden, seen, b], bias: [-Infinity, 0, 0] }, tokens: [1, 2] },
+      { view: { blocks: [{ block: hidden, bias: -Infinity }, seen, b] }, tokens: [1, 2] },
     ])
     // All distances are as before, so only rounding is left.
     expectClose(actual!, expected!, tolerance, 'hidden')
@@ -433,7 +435,7 @@ describe('what changes nothing', () => {
     const plain = await stepTwins(model, reference, [{ ...worker, view: [weighted, twin(cache)] }])
     // ln 2: as if each key stood there twice.
     const { actual, expected } = await stepTwins(model, reference, [
-      { ...worker, bias: [Math.log(2), 0] },
+      { ...worker, view: [{ twin: weighted, bias: Math.log(2) }, own] },
     ])
     expectClose(actual[0]!.flatMap(flat), expected[0]!.flatMap(flat), tolerance, 'ln 2')
     expect(difference(plain.actual[0]![1]!, actual[0]![1]!).max).toBeGreaterThan(100 * tolerance)

@@ -11,10 +11,11 @@ import {
   type Device,
   type Pass,
   type View,
+  type ViewEntry,
 } from '../lib'
 import { KV_DTYPES, kvDtypes } from '../lib/formats'
 import { codeOf, expectClose, expectSameBits, Random } from './fixtures'
-import { attend, type Rope, rotate, type Seen } from './reference'
+import { attend, type Rope, rotate, type Seen, seen } from './reference'
 
 // Scores have a standard deviation near 1 and values are near 1: a few roundings of 2^-24 each.
 const tolerance = { f32: 2e-5, f16: 4e-3, bf16: 3e-2, int8: 6e-2 }
@@ -53,6 +54,9 @@ function openCache(options: Partial<CacheOptions> = {}): Cache {
   return cache
 }
 
+const entryOf = (entry: Block | ViewEntry): ViewEntry =>
+  'block' in entry ? entry : { block: entry }
+
 /** What a block must hold: per token and layer its key before RoPE and its value. */
 interface Expected {
   k: Float64Array[]
@@ -86,7 +90,8 @@ class Engine {
     const { layers, kvHeads, headDim, dtype } = this.cache.shape
     const { keys, values } = kvDtypes(dtype)
     const near = Math.max(tolerance[keys], tolerance[values])
-    const target = (view: View): Block => view.writeTo ?? view.blocks.at(-1)!
+    const target = (view: View): Block => view.writeTo ?? entryOf(view.blocks.at(-1)!).block
+    const held = new Map(Array.from(this.expected.values(), (list) => [list, list.length]))
     const pass = this.cache.beginPass(workers)
     expect(pass.tokens).toBe(workers.reduce((sum, { tokens }) => sum + tokens, 0))
     for (const { view, tokens } of workers) {
@@ -115,19 +120,11 @@ class Engine {
 
       row = 0
       for (const { view, tokens } of workers) {
-        const places = view.blocks.flatMap((block, i) =>
-          this.expected.get(block)!.map(
-            (token): Seen => ({
-              k: token.k[layer]!,
-              v: token.v[layer]!,
-              bias: view.bias?.[i] ?? 0,
-            }),
-          ),
-        )
-        const before = view.blocks
-          .slice(0, view.blocks.indexOf(target(view)))
-          .reduce((sum, block) => sum + this.expected.get(block)!.length, 0)
-        const end = before + this.expected.get(target(view))!.length
+        const entries = view.blocks
+          .map(entryOf)
+          .map((entry) => ({ ...entry, block: this.expected.get(entry.block)! }))
+        const own = this.expected.get(target(view))!
+        const places = seen(entries, own, layer, (list) => held.get(list as Expected[])!)
         const size = this.queryHeads * headDim
         const queries = Array.from({ length: tokens }, (_, i) =>
           Float64Array.from(q.subarray((row + i) * size, (row + i + 1) * size)),
@@ -139,8 +136,7 @@ class Engine {
           ...features,
           scale: features.scale ?? 1 / Math.sqrt(headDim),
         }
-        const positions = queries.map((_, i) => end - tokens + i)
-        const wanted = attend(queries, positions, places, shape, this.rope)
+        const wanted = attend(queries, places, shape, this.rope)
         wanted.out.forEach((expected, i) => {
           const place = `${what} layer ${layer} row ${row + i}`
           const actual = out.subarray((row + i) * size, (row + i + 1) * size)
@@ -153,6 +149,17 @@ class Engine {
     }
     pass.commit()
   }
+}
+
+/** Blocks anywhere, late, warm, weighted and hidden. */
+function randomEntries(random: Random, blocks: readonly Block[]): ViewEntry[] {
+  return blocks.map((block) => ({
+    block,
+    at: random.chance(0.3) ? random.int(0, 500) : undefined,
+    lag: random.pick([undefined, 0, 1] as const),
+    temperature: random.pick([undefined, 1, 0.5, 4]),
+    bias: random.pick([undefined, 0, 1, -Infinity, random.normal()]),
+  }))
 }
 
 const shapes = [
@@ -191,8 +198,34 @@ describe.each(dtypes)('%j', (dtype) => {
       ])
       await engine.pass([
         { view: { blocks: [a, tail, prompt, a] }, tokens: 2 },
-        { view: { blocks: [b, b], bias: [-1, 2] }, tokens: 2 },
-        { view: { blocks: [prompt, tail], bias: [-Infinity, 0.5] }, tokens: 9 },
+        {
+          view: {
+            blocks: [
+              { block: b, bias: -1 },
+              { block: b, bias: 2 },
+            ],
+          },
+          tokens: 2,
+        },
+        {
+          view: {
+            blocks: [
+              { block: prompt, bias: -Infinity },
+              { block: tail, bias: 0.5 },
+            ],
+          },
+          tokens: 9,
+        },
+      ])
+      await engine.pass([
+        {
+          view: { blocks: [{ block: prompt, temperature: 0.5 }, b, { block: a, at: 40 }] },
+          tokens: 1,
+        },
+        {
+          view: { blocks: [{ block: a, lag: 1, at: 300, temperature: 3 }, prompt, b] },
+          tokens: 70,
+        },
       ])
     },
   )
@@ -211,8 +244,7 @@ describe('views', () => {
         .map((writeTo) => {
           const others = Array.from({ length: random.int(0, 4) }, () => random.pick(blocks))
           const list = random.shuffle([writeTo, ...others])
-          const bias = list.map(() => random.pick([0, 1, -Infinity, random.normal()]))
-          const view = { blocks: list, writeTo, ...(random.chance(0.5) && { bias }) }
+          const view = { blocks: random.chance(0.3) ? list : randomEntries(random, list), writeTo }
           return { view, tokens: random.pick([1, 1, 2, 7, 64, 66]) }
         })
       await engine.pass(workers, { what: `seed ${seed}, step ${step}` })
@@ -222,7 +254,7 @@ describe('views', () => {
   it('a token that sees nothing gets 0 and a log-sum-exp of -Infinity', async () => {
     const cache = openCache({ layers: 1, kvHeads: 1, headDim: 8 })
     const block = cache.createBlock()
-    const pass = cache.beginPass([{ view: { blocks: [block], bias: [-Infinity] }, tokens: 2 }])
+    const pass = cache.beginPass([{ view: { blocks: [{ block, bias: -Infinity }] }, tokens: 2 }])
     const rows = new Random(1).floats(16)
     await pass.append(0, rows, rows)
     const { out, lse } = await pass.attend(0, rows, { lse: true })
@@ -299,8 +331,10 @@ describe('windows, soft caps and sinks', () => {
           .map((writeTo) => {
             const others = Array.from({ length: random.int(0, 4) }, () => random.pick(blocks))
             const list = random.shuffle([writeTo, ...others])
-            const bias = list.map(() => random.pick([0, 1, -Infinity]))
-            const view = { blocks: list, writeTo, ...(random.chance(0.5) && { bias }) }
+            const view = {
+              blocks: random.chance(0.3) ? list : randomEntries(random, list),
+              writeTo,
+            }
             return { view, tokens: random.pick([1, 1, 2, 7, 64, 66]) }
           })
         await engine.pass(workers, {
@@ -449,11 +483,33 @@ describe('what a window shows', () => {
     const [a, b, c] = [await block(3), await block(2), await block(2)] // 0-2, 3-4, 5-6
     const view = { blocks: [a, b, c], writeTo: b }
     expect(await step([{ view, tokens: 1 }], 5)).toEqual([[1, 2, 3, 4, 7]])
-    const hidden = { ...view, bias: [0, -Infinity, 0], writeTo: c }
-    expect(await step([{ view: hidden, tokens: 1 }], 7)).toEqual([[2, 5, 6, 8]])
-    expect(await step([{ view: { ...hidden, bias: [0, 0, -Infinity] }, tokens: 1 }], 4)).toEqual([
-      [],
+    const hide = (block: Block) => ({ block, bias: -Infinity })
+    expect(await step([{ view: { blocks: [a, hide(b), c] }, tokens: 1 }], 7)).toEqual([
+      [2, 5, 6, 8],
     ])
+    expect(await step([{ view: { blocks: [a, b, hide(c)] }, tokens: 1 }], 4)).toEqual([[]])
+  })
+
+  it('places, wherever the list has them: back from the new token alone', async () => {
+    const [a, b, c] = [await block(3), await block(2), await block(2)] // 0-2, 3-4, 5-6
+    // c at 4: its new token stands at 6 and sees 4, 5 and 6; and all of what stands ahead.
+    const view = {
+      blocks: [
+        { block: a, at: 3 },
+        { block: b, at: 100 },
+        { block: c, at: 4 },
+      ],
+    }
+    expect(await step([{ view, tokens: 1 }], 3)).toEqual([[1, 2, 3, 4, 5, 6, 7]])
+    expect(await step([{ view, tokens: 1 }], 1)).toEqual([[3, 4, 8]])
+    // What is late takes no place: here 9, written in the same step, which would push 0 out.
+    const late = { blocks: [a, { block: b, lag: 1 as const }, { block: c, lag: 1 as const }] }
+    const writer = { view: { blocks: [b] }, tokens: 1 }
+    expect(await step([writer, { view: late, tokens: 1 }], 10)).toEqual([
+      [3, 4, 9],
+      [0, 1, 2, 3, 4, 5, 6, 7, 8, 10],
+    ])
+    expect(await step([{ view: late, tokens: 1 }], 10)).toEqual([[2, 3, 4, 5, 6, 7, 8, 9, 10, 11]])
   })
 
   it('each occurrence of a block by its own place', async () => {
@@ -746,6 +802,13 @@ test('layers with a RoPE of their own, and one without', async () => {
   const [first, second] = [cache.createBlock(), cache.createBlock()]
   const places: Seen[][] = Array.from({ length: layers }, () => [])
   const row = () => random.floats(2 * headDim)
+  const place = (k: Float32Array, v: Float32Array, position: number): Seen => ({
+    k: Float64Array.from(k),
+    v: Float64Array.from(v),
+    position,
+    temperature: 1,
+    bias: 0,
+  })
   const tokens = [70, 40]
   for (const [i, block] of [first, second].entries()) {
     const pass = cache.beginPass([{ view: { blocks: [block] }, tokens: tokens[i]! }])
@@ -757,7 +820,7 @@ test('layers with a RoPE of their own, and one without', async () => {
         Float32Array.from(v!.flatMap((x) => [...x])),
       )
       k!.forEach((key, t) => {
-        places[layer]!.push({ k: Float64Array.from(key), v: Float64Array.from(v![t]!), bias: 0 })
+        places[layer]!.push(place(key, v![t]!, places[layer]!.length))
       })
     }
     pass.commit()
@@ -770,13 +833,10 @@ test('layers with a RoPE of their own, and one without', async () => {
       const [k, v, q] = [row(), row(), random.floats(4 * headDim)]
       await pass.append(layer, k, v)
       const { out } = await pass.attend(layer, q)
-      const seen = [
-        ...places[layer]!,
-        { k: Float64Array.from(k), v: Float64Array.from(v), bias: 0 },
-      ]
+      const seen = [...places[layer]!, place(k, v, 110)]
       const rope = [b, a, { inverseFrequencies: new Float64Array(0) }, b][layer]!
       const shape = { queryHeads: 4, kvHeads: 2, headDim, scale: 1 / Math.sqrt(headDim) }
-      const wanted = attend([Float64Array.from(q)], [110], seen, shape, {
+      const wanted = attend([Float64Array.from(q)], seen, shape, {
         attentionFactor: 1,
         ...rope,
       })

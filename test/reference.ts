@@ -64,13 +64,22 @@ export interface Token {
 
 export type Block = Token[]
 
+/** A block in a view; T is what it holds of a token. */
+export interface Entry<T = Token> {
+  block: readonly T[]
+  /** View position of its first token; default: where the entry before ends, 0 at first. */
+  at?: number | undefined
+  /** 1: without what others append in this very step. */
+  lag?: 0 | 1 | undefined
+  temperature?: number | undefined
+  bias?: number | undefined
+}
+
 export interface Worker {
-  view: readonly Block[]
+  view: readonly (Block | Entry)[]
   /** One of the view, by identity; its first occurrence counts. Default: the last. */
   target?: Block
   tokens: readonly number[]
-  /** A log-weight per block of the view: added to every score of its keys. Positions do not change. */
-  bias?: readonly number[]
 }
 
 export interface AttentionShape {
@@ -80,17 +89,53 @@ export interface AttentionShape {
   scale: number
   /** A query at p sees the places t > p - window alone. */
   window?: number | undefined
-  /** Scores become softcap * tanh(score / softcap), before the bias. */
+  /** Scores become softcap * tanh(score / softcap), before temperature and bias. */
   softcap?: number | undefined
   /** [Hq]: exp(sink) is added to the sum of the weights. */
   sinks?: ArrayLike<number> | undefined
 }
 
-/** One place of a view: its index there is its view position. */
+/** One token in a view. */
 export interface Seen {
   k: Float64Array
   v: Float64Array
+  /** View position. */
+  position: number
+  temperature: number
   bias: number
+}
+
+/**
+ * All that the last new token of a worker sees, in the order of the list: entries as a whole up to the write entry, and
+ * nothing behind it. The new tokens come last. Blocks hold what they do once all have appended; `heldOf`: their lengths
+ * when the step began.
+ */
+export function seen<T extends { k: readonly Float64Array[]; v: readonly Float64Array[] }>(
+  view: readonly Entry<T>[],
+  target: readonly T[],
+  layer: number,
+  heldOf: (block: readonly T[]) => number,
+): Seen[] {
+  const places: Seen[] = []
+  let end = 0
+  for (const entry of view) {
+    const isWritten = entry.block === target
+    const isLate = entry.lag === 1 && !isWritten
+    const tokens = isLate ? entry.block.slice(0, heldOf(entry.block)) : entry.block
+    const start = entry.at ?? end
+    tokens.forEach((token, j) => {
+      places.push({
+        k: token.k[layer]!,
+        v: token.v[layer]!,
+        position: start + j,
+        temperature: entry.temperature ?? 1,
+        bias: entry.bias ?? 0,
+      })
+    })
+    end = start + tokens.length
+    if (isWritten) return places
+  }
+  throw new Error('the target is not in the view')
 }
 
 // The inner loops' own: a global is slow to reach from inside a test.
@@ -198,12 +243,11 @@ export function rotate(
 }
 
 /**
- * Queries (each [Hq * D], before RoPE) at their view positions, over the whole view: each sees the
- * places up to its own. A query that sees nothing gets out 0, and lse -Infinity unless there are sinks.
+ * Queries (each [Hq * D], before RoPE) of the last tokens of `view`: each sees its own and all that come before in the
+ * list. A query that sees nothing gets out 0, and lse -Infinity unless there are sinks.
  */
 export function attend(
   queries: readonly Float64Array[],
-  positions: readonly number[],
   view: readonly Seen[],
   { queryHeads, kvHeads, headDim, scale, window = Infinity, softcap, sinks }: AttentionShape,
   rope: Rope,
@@ -211,20 +255,21 @@ export function attend(
   const width = kvHeads * headDim
   const keys = new Float64Array(view.length * width)
   const values = new Float64Array(view.length * width)
-  view.forEach(({ k, v }, position) => {
-    keys.set(rotate(k, headDim, position, rope), position * width)
-    values.set(v, position * width)
+  view.forEach(({ k, v, position }, t) => {
+    keys.set(rotate(k, headDim, position, rope), t * width)
+    values.set(v, t * width)
   })
   const out: Float64Array[] = []
   const lse: Float64Array[] = []
   queries.forEach((query, i) => {
-    const position = positions[i]!
+    const own = view.length - queries.length + i
+    const { position } = view[own]!
     const q = rotate(query, headDim, position, rope)
     const result = new Float64Array(queryHeads * headDim)
     const logSums = new Float64Array(queryHeads).fill(-Infinity)
     out.push(result)
     lse.push(logSums)
-    const weights = new Float64Array(Math.min(position + 1, view.length))
+    const weights = new Float64Array(own + 1)
     for (let head = 0; head < queryHeads; head++) {
       const at = head * headDim
       const from = Math.floor((head * kvHeads) / queryHeads) * headDim
@@ -234,7 +279,9 @@ export function attend(
         let dot = 0
         for (let d = 0; d < headDim; d++) dot += q[at + d]! * keys[t * width + from + d]!
         const score = softcap === undefined ? scale * dot : softcap * tanh((scale * dot) / softcap)
-        weights[t] = t > position - window ? score + view[t]!.bias : -Infinity
+        const key = view[t]!
+        weights[t] =
+          key.position > position - window ? score / key.temperature + key.bias : -Infinity
         if (weights[t]! > max) max = weights[t]!
       }
       if (max === -Infinity) continue
@@ -251,12 +298,6 @@ export function attend(
     }
   })
   return { out, lse }
-}
-
-/** View position of a worker's first new token, its target's length taken after the append. */
-export function firstPosition(view: readonly Block[], target: Block, newTokens: number): number {
-  const before = view.slice(0, view.indexOf(target)).reduce((sum, block) => sum + block.length, 0)
-  return before + target.length - newTokens
 }
 
 /** x [n] -> log softmax(x) [n]. */
@@ -388,10 +429,18 @@ export class ReferenceModel {
    * token: [workers][tokens] of [V].
    */
   step(workers: readonly Worker[]): Float64Array[][] {
-    const parts = workers.map(({ view, target = view.at(-1)!, tokens, bias }) => {
+    const held = new Map<readonly Token[], number>()
+    const parts = workers.map(({ view, target, tokens }) => {
+      const entries = view.map((entry): Entry => ('block' in entry ? entry : { block: entry }))
+      for (const { block } of entries) held.set(block, block.length)
       const added = tokens.map((id): Token => ({ id, k: [], v: [] }))
-      const embedded = tokens.map((id) => this.embed(id))
-      return { view, target, bias, added, x: embedded, q: [] as Float64Array[] }
+      return {
+        entries,
+        target: target ?? (entries.at(-1)!.block as Block),
+        added,
+        x: tokens.map((id) => this.embed(id)),
+        q: [] as Float64Array[],
+      }
     })
     for (const { target, added } of parts) target.push(...added)
     for (let layer = 0; layer < this.layers; layer++) {
@@ -404,11 +453,9 @@ export class ReferenceModel {
         })
       }
       for (const part of parts) {
-        const first = firstPosition(part.view, part.target, part.added.length)
         const { out } = attend(
           part.q,
-          part.added.map((_, i) => first + i),
-          seen(part.view, layer, part.bias),
+          seen(part.entries, part.target, layer, (block) => held.get(block)!),
           this.layerShapes[layer]!,
           this.layerRopes[layer]!,
         )
@@ -510,11 +557,4 @@ export class ReferenceModel {
       return cap ? cap * tanh(scaled / cap) : scaled
     })
   }
-}
-
-/** The places of a view, in order. */
-function seen(view: readonly Block[], layer: number, bias?: readonly number[]): Seen[] {
-  return view.flatMap((block, i) =>
-    block.map((token) => ({ k: token.k[layer]!, v: token.v[layer]!, bias: bias?.[i] ?? 0 })),
-  )
 }

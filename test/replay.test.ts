@@ -24,11 +24,12 @@ import {
   Random,
   readSafetensors,
   readScenario,
+  replayOnReference,
   temporaryFolder,
   writeModel,
 } from './fixtures'
 import { expectSameChoices, number, results, scenarios, script } from './oracle'
-import { argmax, type Block, type Worker } from './reference'
+import { argmax } from './reference'
 
 // Logits have a standard deviation near 4; float32 arithmetic over 2-4 layers stays well below this.
 const TOLERANCE_F32 = 2e-4
@@ -71,42 +72,6 @@ describe.each(oracleModels)('the oracle, %s', (name) => {
 })
 
 describe('the ops that the oracle does not have', () => {
-  /** The definition: blocks are lists of tokens with their keys and values. */
-  function onReference(folder: string, ops: readonly ReplayOp[]): Float64Array[] {
-    const model = loadReference(folder)
-    const blocks = new Map<string, Block>()
-    const views = new Map<string, Omit<Worker, 'tokens'>>()
-    const block = (name: string) => blocks.get(name) as Block
-    const rows: Float64Array[] = []
-    const step = (workers: Worker[]) => {
-      for (const logits of model.step(workers)) rows.push(logits.at(-1) as Float64Array)
-    }
-    for (const op of ops) {
-      if (op.op === 'block') blocks.set(op.name, [])
-      else if (op.op === 'fork') blocks.set(op.name, [...block(op.block)])
-      else if (op.op === 'clear') block(op.block).length = 0
-      else if (op.op === 'truncate') block(op.block).length = op.length
-      else if (op.op === 'forget') block(op.block).splice(op.begin, op.end - op.begin)
-      else if (op.op === 'insert') block(op.target).splice(op.at, 0, ...block(op.source))
-      else if (op.op === 'append_from') {
-        block(op.target).push(...block(op.source))
-        if (op.clear_source) block(op.source).length = 0
-      } else if (op.op === 'worker') {
-        const target = op.write_to === undefined ? {} : { target: block(op.write_to) }
-        views.set(op.name, { view: op.view.map(block), ...target })
-      } else if (op.op === 'prefill') step([{ view: [block(op.block)], tokens: op.tokens }])
-      else if (op.op === 'step') {
-        step(
-          op.workers.map((name, worker) => ({
-            ...(views.get(name) as Omit<Worker, 'tokens'>),
-            tokens: op.inputs[worker] as number[],
-          })),
-        )
-      }
-    }
-    return rows
-  }
-
   test('clear, truncate, fork, insert, forget and compact agree with lists of tokens', async () => {
     const folder = writeModel({ seed: 5 })
     const random = new Random(17)
@@ -125,6 +90,16 @@ describe('the ops that the oracle does not have', () => {
         { op: 'worker', name: 'B', view: ['common', 'a', 'b'], write_to: 'b' },
         { op: 'prefill', block: 'common', tokens: tokens(70) },
         step(),
+        {
+          op: 'worker',
+          name: 'A',
+          view: ['common', { block: 'b', at: 70, lag: 1 }, { block: 'a', at: 70, bias: 0.5 }],
+        },
+        {
+          op: 'worker',
+          name: 'B',
+          view: [{ block: 'common', temperature: 2 }, { block: 'a', at: 90 }, { block: 'b' }],
+        },
         step(),
         { op: 'fork', block: 'common', name: 'other' },
         { op: 'insert', target: 'common', at: 31, source: 'b' },
@@ -142,7 +117,7 @@ describe('the ops that the oracle does not have', () => {
         step(),
       ],
     })
-    const expected = onReference(folder, ops)
+    const expected = [...replayOnReference(loadReference(folder), ops).values()].flat()
     const model = await loadModel(folder, { device: 'cpu' })
     const actual = (await results(model, ops)).flatMap(({ logits }) => logits)
     await model.close()
@@ -244,6 +219,47 @@ describe('scripts that are refused', () => {
       /op 0 \(step\): .*2 workers, received 1/,
     ],
   ]
+  /** A worker's view of the block b and of an entry, which is its second. */
+  const viewing = (entry: unknown) => ({
+    ops: [block, { op: 'worker', name: 'A', view: ['b', entry], write_to: 'b' }],
+  })
+  const field = (name: string, values: unknown[]): typeof refusals =>
+    values.map((value) => [
+      `an entry with ${name} ${JSON.stringify(value)}`,
+      viewing({ block: 'b', [name]: value }),
+      new RegExp(`^op 1 \\(worker\\): expected view\\[1\\]\\.${name} to be `),
+    ])
+  refusals.push(
+    ...field('at', [-1, 0.5, 2 ** 24 + 1, 1e300, Infinity, null, '3', true, [], {}]),
+    ...field('lag', [2, -1, 0.5, null, '1', true, false]),
+    ...field('temperature', [0, -1, 9.9e-7, 1.1e6, Infinity, null, '1', true, [1]]),
+    ...field('bias', [Infinity, -Infinity, null, '0', false, {}]),
+    ...field('block', [null, '', 3, ['b'], { block: 'b' }]),
+    ['an entry without a block', viewing({ at: 3 }), /expected view\[1\]\.block to be a string/],
+    [
+      'an entry with a misspelt field',
+      viewing({ block: 'b', tempreture: 1 }),
+      /op 1 \(worker\): view\[1\] has no "tempreture"; it knows block, at, lag, temperature, bias$/,
+    ],
+    [
+      'an array for an entry',
+      viewing(['b']),
+      /op 1 \(worker\): expected view\[1\] to be an object/,
+    ],
+    ['a number for an entry', viewing(3), /op 1 \(worker\): expected view\[1\] to be a name or/],
+    ['null for an entry', viewing(null), /op 1 \(worker\): expected view\[1\] to be a name or/],
+    ['no name for an entry', viewing(''), /op 1 \(worker\): expected view\[1\] to be a name or/],
+  )
+  const accepted: object[] = [
+    { block: 'b' },
+    { block: 'b', at: 0, lag: 0, temperature: 1, bias: 0 },
+    { block: 'b', at: 2 ** 24, lag: 1, temperature: 1e-6, bias: -1e5 },
+    { block: 'b', temperature: 1e6, bias: 1e300 },
+    { temperature: 0.7, bias: -0.5, lag: 1, at: 40, block: 'b' },
+  ]
+  test.each(accepted)('%j is an entry', (entry) => {
+    expect(parseScript(viewing(entry)).at(-1)).toMatchObject({ view: ['b', entry] })
+  })
   test.each(refusals)('%s', (_, input, message) => {
     expect(() => parseScript(input)).toThrow(message)
     try {
@@ -275,6 +291,36 @@ describe('scripts that are refused', () => {
       'an unknown block in a view',
       [...blocks, { op: 'worker', name: 'A', view: ['b', 'd'] }],
       /op 2 \(worker\): unknown block "d" in view\[1\]/,
+    ],
+    [
+      'an unknown block in an entry of a view',
+      [...blocks, { op: 'worker', name: 'A', view: ['b', { block: 'd', at: 3 }] }],
+      /op 2 \(worker\): unknown block "d" in view\[1\]\.block; defined: "b", "c"/,
+    ],
+    [
+      'an entry that shows a token beyond 2^24',
+      [
+        ...filled,
+        {
+          op: 'worker',
+          name: 'A',
+          view: [
+            { block: 'b', at: 2 ** 24 - 1 },
+            { block: 'c', at: 0 },
+          ],
+        },
+        { op: 'step', workers: ['A'], inputs: [[1]] },
+      ],
+      /op 4 \(step\): view\[0\] of worker "A" shows a token at view position 16777217: .* 16777216$/,
+    ],
+    [
+      'a new token beyond 2^24',
+      [
+        ...filled,
+        { op: 'worker', name: 'A', view: [{ block: 'b', at: 2 ** 24 - 2 }, 'c'] },
+        { op: 'step', workers: ['A'], inputs: [[1]] },
+      ],
+      /op 4 \(step\): view\[1\] of worker "A" shows a token at view position 16777217/,
     ],
     [
       'a block in a view before it is there',
@@ -387,6 +433,34 @@ describe('scripts that are refused', () => {
     expect(await codeOf(run)).toBe(code)
     // Known before the first op.
     expect(step).not.toHaveBeenCalled()
+    await model.close()
+  })
+
+  test('what is late, empty or behind the write entry may stand at the end of all positions', async () => {
+    const model = await loadModel(writeModel(), { device: 'cpu', onWarning: () => {} })
+    const last = (block: string) => ({ block, at: 2 ** 24 })
+    const ops = [
+      ...filled,
+      { op: 'block', name: 'd' },
+      {
+        op: 'worker',
+        name: 'A',
+        view: [last('c'), { block: 'b', at: 0 }, last('b')],
+        write_to: 'b',
+      },
+      { op: 'step', workers: ['A'], inputs: [[1, 2]] },
+      { op: 'worker', name: 'B', view: ['d'] },
+      {
+        op: 'worker',
+        name: 'A',
+        view: [
+          { ...last('d'), lag: 1 },
+          { block: 'b', at: 3 },
+        ],
+      },
+      { op: 'step', workers: ['A', 'B'], inputs: [[1], [1, 2]] },
+    ]
+    expect(await results(model, parseScript({ ops }))).toHaveLength(3)
     await model.close()
   })
 

@@ -266,7 +266,7 @@ describe('beyond the model’s context', () => {
             type: 'warning',
             step: 0,
             code: 'HOGWILD_BEYOND_CONTEXT',
-            message: expect.stringMatching(/1025 tokens.*1024/),
+            message: expect.stringMatching(/1025 positions.*1024/),
           },
         ])
         expect(stopsOf(events)).toEqual([['Alice', 'max-tokens']])
@@ -287,17 +287,36 @@ describe('beyond the model’s context', () => {
       await strict.prefill(first, long(), { sampler: null })
       const step = () => strict.step([{ view: { blocks: [first, second] }, tokens: [1] }])
       expect(await codeOf(step)).toBe('HOGWILD_INVALID_ARGUMENT')
-      await expect(step()).rejects.toThrow(/1025 tokens.*1024/)
+      await expect(step()).rejects.toThrow(/1025 positions.*1024/)
       expect(second.length).toBe(0)
-      // A block that two write to or see twice counts as it stands in each view.
-      await strict.step([{ view: { blocks: [second] }, tokens: [1] }])
-      const twice = {
-        view: { blocks: [second, second], writeTo: second },
-        tokens: new Array(512).fill(1),
-      }
-      expect(await codeOf(() => strict.step([twice]))).toBe('HOGWILD_INVALID_ARGUMENT')
-      const allowed = { view: { blocks: [second, second] }, tokens: new Array(511).fill(1) }
-      expect(await strict.step([allowed], { beyondContext: 'error' })).toHaveLength(1)
+      // A block that is seen twice counts twice; what stands behind the one that is written does not.
+      const ones = (count: number) => new Array(count).fill(1)
+      await strict.step([{ view: { blocks: [second] }, tokens: ones(500) }])
+      const own = cache.createBlock()
+      const twice = (count: number) => [
+        { view: { blocks: [second, second, own, first], writeTo: own }, tokens: ones(count) },
+      ]
+      expect(await codeOf(() => strict.step(twice(25)))).toBe('HOGWILD_INVALID_ARGUMENT')
+      expect(await strict.step(twice(24), { beyondContext: 'error' })).toHaveLength(1)
+      // The largest place counts: not the number of tokens, and not what is late.
+      const at = (place: number) => [
+        {
+          view: {
+            blocks: [
+              { block: second, at: place },
+              { block: own, at: 3 },
+            ],
+          },
+          tokens: [1],
+        },
+      ]
+      expect(await codeOf(() => strict.step(at(525)))).toBe('HOGWILD_INVALID_ARGUMENT')
+      await strict.step(at(524))
+      const late = { block: second, at: 524, lag: 1 as const }
+      await strict.step([
+        { view: { blocks: [late, { block: own, at: 0 }] }, tokens: [1] },
+        { view: { blocks: [second] }, tokens: [1] },
+      ])
     } finally {
       await strict.close()
     }

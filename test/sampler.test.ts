@@ -269,7 +269,7 @@ describe('samplers in steps', () => {
     const ids = (block: typeof common): number[] => [...block!.tokens()]
     const seen = [...ids(common), ...ids(own), 7, 8]
     const sampler = new Sampler({ temperature: 0, repetitionPenalty: 3 })
-    const view = { blocks: [common!, hidden!, own!], bias: [0, -Infinity, 0] }
+    const view = { blocks: [common!, { block: hidden!, bias: -Infinity }, own!] }
     const [output] = await model.step([{ view, tokens: [7, 8], sampler, logits: 'last' }])
     const expected = distribution(output!.logits!, { temperature: 0, repetitionPenalty: 3, seen })
     expect(output!.token).toBe(argmax(expected))
@@ -296,22 +296,28 @@ describe('samplers in steps', () => {
       const workers = random.shuffle(blocks).map((writeTo) => {
         const scope = random.pick(['own', 'view'] as const)
         const lastN = random.pick([undefined, 1, 5, 14, 40])
+        const blocksOfView = random.shuffle([...blocks, random.pick(blocks)])
         const view = {
-          blocks: random.shuffle([...blocks, random.pick(blocks)]),
+          blocks: blocksOfView.map((block, at) => ({
+            block,
+            bias: at === 1 ? random.pick([0, -Infinity]) : 0,
+            lag: random.pick([0, 0, 1] as const),
+          })),
           writeTo,
-          bias: [0, random.pick([0, -Infinity]), 0, 0],
         }
         const sampler = new Sampler({ ...penalties, temperature: 0, scope, lastN })
         const tokens = random.tokens(random.int(1, 3), 8)
         return { view, sampler, tokens, logits: 'last' as const, scope, lastN }
       })
+      const before = new Map(blocks.map((block) => [block, [...block.tokens()]]))
       const outputs = await model.step(workers.map(({ scope: _, lastN: __, ...rest }) => rest))
       outputs.forEach(({ token, logits }, i) => {
         const { view, scope, lastN } = workers[i]!
-        const places = view.blocks.map((block, at) =>
-          Array.from(block.tokens(), (id) => ({ id, hidden: view.bias[at] === -Infinity })),
-        )
-        const target = view.blocks.indexOf(view.writeTo)
+        const target = view.blocks.findIndex(({ block }) => block === view.writeTo)
+        const places = view.blocks.map(({ block, bias, lag }, at) => {
+          const ids = lag && at !== target ? before.get(block)! : [...block.tokens()]
+          return ids.map((id) => ({ id, hidden: bias === -Infinity }))
+        })
         const own = [...view.writeTo.tokens()]
         const upToNew = places.slice(0, lastN === undefined ? undefined : target + 1).flat()
         const shown = upToNew.slice(-(lastN ?? upToNew.length)).filter(({ hidden }) => !hidden)

@@ -179,7 +179,9 @@ async function play(script: Script): Promise<{ steps: LockStep[]; events: Worker
   const given: { views: number[][][]; tokens: number[][] }[] = []
   const step = model.timedStep.bind(model)
   jest.spyOn(model, 'timedStep').mockImplementation((parts, stepOptions) => {
-    const views = parts.map(({ view }) => view.blocks.map((block) => [...block.tokens()]))
+    const views = parts.map(({ view }) =>
+      view.blocks.map((entry) => [...('block' in entry ? entry.block : entry).tokens()]),
+    )
     given.push({ views, tokens: parts.map(({ tokens }) => Array.from(tokens)) })
     return step(parts, stepOptions)
   })

@@ -74,11 +74,38 @@ CacheLease::~CacheLease() {
 
 // ---- arguments ------------------------------------------------------------------------------------
 
+namespace {
+
+// NativeWorkerView.fields of lib/native.ts.
+std::vector<ViewEntry> read_fields(const Argument& argument, std::size_t n_entries) {
+  constexpr std::size_t kFields = 4;
+  const std::vector<double> fields = argument.doubles();
+  if (fields.size() != kFields * n_entries) {
+    argument.refuse("a Float64Array of length " + std::to_string(kFields * n_entries));
+  }
+  std::vector<ViewEntry> entries(n_entries);
+  for (std::size_t i = 0; i < n_entries; i++) {
+    const double at = fields[kFields * i], lag = fields[kFields * i + 1];
+    if (!(at >= -1 && at <= static_cast<double>(kMaxViewPosition)) || at != std::floor(at)) {
+      argument.refuse("starts from 0 to 2^24, or -1");
+    }
+    if (lag != 0 && lag != 1) argument.refuse("lags of 0 or 1");
+    if (at >= 0) entries[i].at = static_cast<std::int64_t>(at);
+    entries[i].lag = lag == 1;
+    // Their ranges are looked at where a step begins.
+    entries[i].temperature = static_cast<float>(fields[kFields * i + 2]);
+    entries[i].bias = static_cast<float>(fields[kFields * i + 3]);
+  }
+  return entries;
+}
+
+}  // namespace
+
 WorkerViewArguments::WorkerViewArguments(const Argument& worker)
     : blocks(worker.property("view").map([](const Argument& block) { return block.handle<BlockHandle>(); })),
       target(worker.property("target").handle<BlockHandle>()) {
-  const Argument weights = worker.property("bias");
-  if (!weights.is_null()) bias = weights.floats(static_cast<std::int64_t>(blocks.size()));
+  const Argument fields = worker.property("fields");
+  if (!fields.is_null()) entries = read_fields(fields, blocks.size());
 }
 
 std::vector<std::shared_ptr<BlockHandle>> targets_of(const std::vector<WorkerViewArguments>& views) {
@@ -88,10 +115,9 @@ std::vector<std::shared_ptr<BlockHandle>> targets_of(const std::vector<WorkerVie
 }
 
 WorkerView WorkerViewArguments::open() const {
-  WorkerView view;
-  for (const auto& block : blocks) view.blocks.push_back(block->open());
-  view.bias = bias;
-  view.target = target->open();
+  WorkerView view{.entries = entries, .target = target->open(), .tokens = {}};
+  view.entries.resize(blocks.size());
+  for (std::size_t i = 0; i < blocks.size(); i++) view.entries[i].block = blocks[i]->open();
   return view;
 }
 

@@ -129,7 +129,7 @@ class CacheLease {
 // What a worker of a step or a pass brings: NativeWorkerView of lib/native.ts.
 struct WorkerViewArguments {
   std::vector<std::shared_ptr<BlockHandle>> blocks;
-  std::vector<float> bias;
+  std::vector<ViewEntry> entries;  // of the blocks, without them; or none: all have their defaults
   std::shared_ptr<BlockHandle> target;
 
   explicit WorkerViewArguments(const Argument& worker);

@@ -14,33 +14,48 @@
 namespace hogwild {
 namespace {
 
-void check_worker(const WorkerView& worker, const KvCache& cache, const std::string& name) {
-  if (worker.tokens.empty()) refuse(name + " has no new tokens");
-  if (!worker.target) refuse(name + " has no block to write to");
-  for (const std::shared_ptr<CacheBlock>& block : worker.blocks) {
-    if (!block) refuse("the view of " + name + " holds a null block");
-    if (&block->cache() != &cache) refuse("the view of " + name + " holds a block of another cache");
+std::string entry_of(const std::string& worker, std::size_t entry) {
+  return "entry " + std::to_string(entry) + " of the view of " + worker;
+}
+
+void check_entry(const ViewEntry& entry, KvCache& cache, const std::string& worker, std::size_t index) {
+  const auto refuse_entry = [&](const std::string& reason) { refuse(entry_of(worker, index) + " " + reason); };
+  if (!entry.block) refuse_entry("has no block");
+  if (&entry.block->cache() != &cache) refuse_entry("holds a block of another cache");
+  if (entry.at && (*entry.at < 0 || *entry.at > kMaxViewPosition)) {
+    refuse_entry("must start in [0, " + std::to_string(kMaxViewPosition) + "] (at), received " +
+                 std::to_string(*entry.at));
   }
-  if (std::find(worker.blocks.begin(), worker.blocks.end(), worker.target) == worker.blocks.end()) {
-    refuse("the block that " + name + " writes to is not in its view");
+  if (!(entry.temperature >= kMinTemperature && entry.temperature <= kMaxTemperature)) {
+    refuse_entry("must have a temperature in [1e-6, 1e6], received " + std::to_string(entry.temperature));
   }
-  if (!worker.bias.empty() && worker.bias.size() != worker.blocks.size()) {
-    refuse("bias of " + name + " must have one entry per block of its view: " + std::to_string(worker.blocks.size()) +
-           ", received " + std::to_string(worker.bias.size()));
+  if (std::isnan(entry.bias) || entry.bias == std::numeric_limits<float>::infinity()) {
+    refuse_entry("must have a bias that is finite or -Infinity, received " + std::to_string(entry.bias));
   }
-  for (const float bias : worker.bias) {
-    if (std::isnan(bias) || bias == std::numeric_limits<float>::infinity()) {
-      refuse("bias of " + name + " must be finite or -Infinity, received " + std::to_string(bias));
-    }
+  if (entry.temperature != 1 && !cache.device().has(Feature::kTemperature)) {
+    throw Error(code::kUnsupported, entry_of(worker, index) +
+                                        " has a temperature: this device has no kernel for it, the CPU device (device "
+                                        "'cpu') does");
   }
 }
 
-void check_workers(std::span<const WorkerView> workers, const KvCache& cache) {
+void check_worker(const WorkerView& worker, KvCache& cache, const std::string& name) {
+  if (worker.tokens.empty()) refuse(name + " has no new tokens");
+  if (!worker.target) refuse(name + " has no block to write to");
+  for (std::size_t i = 0; i < worker.entries.size(); ++i) check_entry(worker.entries[i], cache, name, i);
+  if (worker.write_entry() == worker.entries.size()) {
+    refuse("the block that " + name + " writes to is not in its view");
+  }
+}
+
+std::string name_of_worker(std::size_t index) { return "worker " + std::to_string(index); }
+
+void check_workers(std::span<const WorkerView> workers, KvCache& cache) {
   if (workers.empty()) refuse("a step needs at least one worker");
   std::unordered_set<const CacheBlock*> targets;
   std::size_t n_tokens = 0;
   for (std::size_t w = 0; w < workers.size(); ++w) {
-    const std::string name = "worker " + std::to_string(w);
+    const std::string name = name_of_worker(w);
     check_worker(workers[w], cache, name);
     if (!targets.insert(workers[w].target.get()).second) {
       throw Error(code::kWriteConflict, name + " writes to the block of another worker of the same step");
@@ -60,21 +75,17 @@ constexpr std::int64_t kMaxPlanRows = 512;
 class SegmentTable {
  public:
   // One segment of a block as it will be after the step's appends.
-  struct Entry {
+  struct Piece {
     std::int64_t segment = 0;  // index into segments()
     std::int64_t start = 0;    // local position of its first token
     std::int64_t length = 0;
     std::int64_t rotated_at = 0;
   };
-  struct Block {
-    std::vector<Entry> entries;
-    std::int64_t length = 0;
-  };
 
   explicit SegmentTable(std::unordered_map<const CacheBlock*, const PageReservation::ReservedRange*> grown)
       : grown_(std::move(grown)) {}
 
-  const Block& block(const CacheBlock& block) {
+  std::span<const Piece> pieces(const CacheBlock& block) {
     const auto [found, is_new] = blocks_.try_emplace(&block);
     if (is_new) {
       const auto found_reserved = grown_.find(&block);
@@ -87,13 +98,17 @@ class SegmentTable {
         add(found->second, found_reserved->second->segment);
       }
     }
-    return found->second;
+    return found->second.pieces;
   }
 
   // They point into the blocks and the reservation.
   std::span<const Segment* const> segments() const { return segments_; }
 
  private:
+  struct Block {
+    std::vector<Piece> pieces;
+    std::int64_t length = 0;
+  };
   struct Hash {
     std::size_t operator()(const std::pair<std::int64_t, std::int32_t>& slot) const {
       return std::hash<std::int64_t>()(slot.first * kPageSize + slot.second);
@@ -101,10 +116,10 @@ class SegmentTable {
   };
 
   void add(Block& block, const Segment& segment) {
-    block.entries.push_back({.segment = find_or_add(segment),
-                             .start = block.length,
-                             .length = segment.length,
-                             .rotated_at = segment.rotated_at});
+    block.pieces.push_back({.segment = find_or_add(segment),
+                            .start = block.length,
+                            .length = segment.length,
+                            .rotated_at = segment.rotated_at});
     block.length += segment.length;
   }
 
@@ -132,24 +147,45 @@ class SegmentTable {
   std::vector<const Segment*> segments_;
 };
 
+// Where an entry of a view stands, and how many tokens of its block it shows.
+struct Place {
+  std::int64_t start = 0;  // view position of the first
+  std::int64_t shown = 0;
+};
+
 // One segment in one worker's view.
 struct SegmentInView {
   std::int64_t segment = 0;  // in SegmentTable
   std::int64_t start = 0;    // view position of its first token
-  std::int64_t length = 0;   // as the worker's block has it
+  std::int64_t length = 0;   // tokens that the worker's entry shows: maybe fewer than its block has
   std::int64_t turn = 0;     // a query at view position p is rotated to p + turn
+  float temperature = 1;
   float bias = 0;
+  bool is_written = false;  // of the write entry: a query sees it up to its own place, all others as a whole
+
+  // Of the queries from view position `begin` on, the first that sees it.
+  std::int64_t first_query(std::int64_t begin) const { return is_written ? std::max(begin, start) : begin; }
+  // Tokens that a query at view position `position` sees; it sees one at least.
+  std::int64_t limit(std::int64_t position) const {
+    return is_written ? std::min(position - start + 1, length) : length;
+  }
 };
 
 }  // namespace
+
+std::size_t WorkerView::write_entry() const {
+  const auto is_target = [this](const ViewEntry& entry) { return entry.block == target; };
+  return static_cast<std::size_t>(std::find_if(entries.begin(), entries.end(), is_target) - entries.begin());
+}
 
 struct StepReservation::State {
   // What a worker sees, and where its new tokens stand.
   struct Worker {
     WorkerView view;  // keeps the blocks alive
     std::int64_t first_row = 0;
-    std::int64_t first_position = -1;     // view position of its first new token
-    std::vector<SegmentInView> segments;  // in view order, so with ascending `start`
+    std::int64_t first_position = 0;      // view position of its first new token
+    std::vector<Place> places;            // of the entries up to the written one: nothing behind it is seen
+    std::vector<SegmentInView> segments;  // in view order, so those of the write entry come last, by ascending `start`
 
     std::int64_t n_tokens() const { return static_cast<std::int64_t>(view.tokens.size()); }
   };
@@ -158,6 +194,7 @@ struct StepReservation::State {
     for (WorkerView& view : views) workers.emplace_back().view = std::move(view);
   }
 
+  void place();
   void reserve();
   void look();
 
@@ -170,6 +207,32 @@ struct StepReservation::State {
   std::int64_t most_segments = 0;  // that one worker sees
   bool committed = false;
 };
+
+// Finds where each entry stands. Lengths are those after the step's appends, but for entries that lag.
+void StepReservation::State::place() {
+  std::unordered_map<const CacheBlock*, std::int64_t> appended;
+  for (const Worker& worker : workers) appended.emplace(worker.view.target.get(), worker.n_tokens());
+  for (std::size_t w = 0; w < workers.size(); ++w) {
+    Worker& worker = workers[w];
+    std::int64_t end = 0;
+    const std::size_t written = worker.view.write_entry();
+    for (std::size_t i = 0; i <= written; ++i) {
+      const ViewEntry& entry = worker.view.entries[i];
+      Place place{.start = entry.at.value_or(end), .shown = entry.block->length()};
+      if (const auto found = appended.find(entry.block.get());
+          found != appended.end() && (!entry.lag || i == written)) {
+        place.shown += found->second;
+      }
+      end = place.start + place.shown;
+      if (place.shown > 0 && end - 1 > kMaxViewPosition) {
+        refuse(entry_of(name_of_worker(w), i) + " shows a token at view position " + std::to_string(end - 1) +
+               ": positions go up to " + std::to_string(kMaxViewPosition));
+      }
+      worker.places.push_back(place);
+    }
+    worker.first_position = end - worker.n_tokens();
+  }
+}
 
 void StepReservation::State::reserve() {
   PagePool& pool = cache.pool_;
@@ -202,28 +265,22 @@ void StepReservation::State::look() {
   }
   table.emplace(std::move(grown));
   for (Worker& worker : workers) {
-    const WorkerView& view = worker.view;
-    std::int64_t offset = 0;
-    for (std::size_t b = 0; b < view.blocks.size(); ++b) {
-      const SegmentTable::Block& block = table->block(*view.blocks[b]);
-      if (view.blocks[b] == view.target && worker.first_position < 0) {
-        worker.first_position = offset + block.length - worker.n_tokens();
+    for (std::size_t i = 0; i < worker.places.size(); ++i) {
+      const ViewEntry& entry = worker.view.entries[i];
+      const Place& place = worker.places[i];
+      if (entry.bias == -std::numeric_limits<float>::infinity()) continue;
+      for (const SegmentTable::Piece& piece : table->pieces(*entry.block)) {
+        if (piece.start >= place.shown) break;
+        const std::int64_t start = place.start + piece.start;
+        worker.segments.push_back({.segment = piece.segment,
+                                   .start = start,
+                                   .length = std::min(piece.length, place.shown - piece.start),
+                                   .turn = piece.rotated_at - start,
+                                   .temperature = entry.temperature,
+                                   .bias = entry.bias,
+                                   .is_written = i + 1 == worker.places.size()});
       }
-      const float bias = view.bias.empty() ? 0 : view.bias[b];
-      if (bias != -std::numeric_limits<float>::infinity()) {
-        for (const SegmentTable::Entry& entry : block.entries) {
-          const std::int64_t start = offset + entry.start;
-          worker.segments.push_back({.segment = entry.segment,
-                                     .start = start,
-                                     .length = entry.length,
-                                     .turn = entry.rotated_at - start,
-                                     .bias = bias});
-        }
-      }
-      offset += block.length;
     }
-    const std::int64_t end_position = worker.first_position + worker.n_tokens();
-    std::erase_if(worker.segments, [&](const SegmentInView& seen) { return seen.start >= end_position; });
     most_segments = std::max(most_segments, static_cast<std::int64_t>(worker.segments.size()));
   }
 }
@@ -231,6 +288,7 @@ void StepReservation::State::look() {
 StepReservation::StepReservation(KvCache& cache, std::vector<WorkerView> workers) {
   check_workers(workers, cache);
   state_ = std::make_unique<State>(cache, std::move(workers));
+  state_->place();
   state_->reserve();
   state_->look();
 }
@@ -273,7 +331,8 @@ AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
                                                .end = worker.first_position + stop,
                                                .first_sight = sights.size()});
     for (const SegmentInView& seen : worker.segments) {
-      if (seen.start >= part.end) break;
+      const std::int64_t begin = seen.first_query(part.begin);
+      if (begin >= part.end) break;
       std::int64_t& index = plan_index[seen.segment];
       if (index < 0) {
         const Segment& segment = *state.table->segments()[seen.segment];
@@ -282,7 +341,6 @@ AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
             {.first_page = static_cast<std::int64_t>(plan.pages_.size()), .first_slot = segment.first_slot});
         plan.pages_.insert(plan.pages_.end(), segment.pages.begin(), segment.pages.end());
       }
-      const std::int64_t begin = std::max(part.begin, seen.start);
       plan.segments_[index].n_query_ranges += part.end - begin;
       ranges.push_back({.begin = begin + seen.turn, .end = part.end + seen.turn});
       sights.push_back({.seen = &seen, .segment = index});
@@ -328,19 +386,20 @@ AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
     const std::span of_part(sights.begin() + static_cast<std::ptrdiff_t>(part.first_sight),
                             sights.begin() + static_cast<std::ptrdiff_t>(end_sight));
     for (Sight& sight : of_part) {
-      const std::int64_t begin = std::max(part.begin, sight.seen->start);
+      const std::int64_t begin = sight.seen->first_query(part.begin);
       sight.row = plan.rope_.row(begin + sight.seen->turn) - begin;
     }
     for (std::int64_t position = part.begin; position < part.end; ++position, ++token) {
       for (const Sight& sight : of_part) {
         const SegmentInView& seen = *sight.seen;
-        if (seen.start > position) break;
-        const std::int64_t limit = std::min(position - seen.start + 1, seen.length);
+        if (seen.first_query(position) > position) break;
+        const std::int64_t limit = seen.limit(position);
         const std::int64_t range = next_query_range[sight.segment]++;
         plan.query_ranges_[range] = {.token = token,
                                      .rope_row = static_cast<std::int32_t>(sight.row + position),
                                      .limit = limit,
                                      .distance = position - seen.start,
+                                     .temperature = seen.temperature,
                                      .bias = seen.bias};
         plan.token_query_ranges_.push_back(range);
         PlanSegment& segment = plan.segments_[sight.segment];

@@ -2,8 +2,10 @@
 // keys go, which token looks at which segment, and to which position its query is turned.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -12,17 +14,34 @@
 
 namespace hogwild {
 
+// The largest position in a view, and the largest start of an entry.
+inline constexpr std::int64_t kMaxViewPosition = std::int64_t{1} << 24;
+
+// Of an entry: scores, and scores over it, are ordinary numbers.
+inline constexpr float kMinTemperature = 1e-6f, kMaxTemperature = 1e6f;
+
+// A block in a view (docs/semantics.md, "Entries of a view").
+struct ViewEntry {
+  std::shared_ptr<CacheBlock> block;
+  std::optional<std::int64_t> at = {};  // view position of its first token; none: where the entry before ends
+  bool lag = false;                     // what others append in this step is not there yet
+  float temperature = 1;                // divides the scores of its keys
+  float bias = 0;                       // then added to them; -inf hides the block, which keeps its places
+};
+
 // One worker's part of a step.
 struct WorkerView {
-  std::vector<std::shared_ptr<CacheBlock>> blocks;  // in view order; a block may occur twice
-  std::vector<float> bias;                          // one per block, or empty: no bias
-  std::shared_ptr<CacheBlock> target;               // one of `blocks`; the first occurrence counts
-  std::span<const std::int32_t> tokens;             // new tokens, read at commit; for engines without ids: all -1
+  std::vector<ViewEntry> entries;        // in view order; a block may occur twice
+  std::shared_ptr<CacheBlock> target;    // of one of `entries`: the first that has it is written
+  std::span<const std::int32_t> tokens;  // new tokens, read at commit; for engines without ids: all -1
+
+  std::size_t write_entry() const;  // index of the entry that is written; entries.size() where there is none
 };
 
 // What every layer does for some consecutive rows (new tokens) of a step. Memory: 48 bytes for each pair of a
 // token and a segment that it sees, and 4 R (of all rope tables) for each distinct position to which a query or a key
-// is turned: at most one for each such pair, and at most twice the longest view.
+// is turned: at most one for each such pair and each new token. Where no entry says where it starts, these are at most
+// twice the longest view.
 class AttentionPlan {
  public:
   // Token numbers start at 0. `tokens`: the ids of these rows, for a device that looks up embeddings.
@@ -48,8 +67,8 @@ class AttentionPlan {
 class StepReservation {
  public:
   // Throws before anything is changed: kWriteConflict (two workers write one block), kInvalidArgument
-  // (no tokens, target not in view, blocks of another cache, bias not finite or +inf), kOutOfPages.
-  // bias -inf hides the block.
+  // (no tokens, target not in view, blocks of another cache, a field of an entry out of its range, a token to be seen
+  // beyond kMaxViewPosition), kUnsupported (a temperature that the device does not compute), kOutOfPages.
   StepReservation(KvCache& cache, std::vector<WorkerView> workers);
   ~StepReservation();
   StepReservation(const StepReservation&) = delete;

@@ -72,15 +72,16 @@ struct DeviceInfo {
   int threads = 0;   // cpu: threads that compute, the calling one included
 };
 
-// What a model may need beyond what every device computes.
+// What a model, or a view, may need beyond what every device computes.
 enum class Feature : std::uint8_t {
   kAdd,           // AddParams
   kSoftcap,       // SoftcapParams
   kSeveralRopes,  // rope tables that differ between layers, or layers without one
   kExperts,       // ExpertsParams
+  kTemperature,   // QueryRange::temperature
 };
 
-// Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
+// Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`, `has`,
 // `kv_padding`, `check_attention`, `check_sampler`, `product_input`, `own_memory`, `free_memory` and, where
 // `own_memory` is 0, `allocate`: these may come from any thread. Ops may be asynchronous on the device; `synchronize`
 // waits for all of them. `download` waits by itself.
@@ -90,7 +91,7 @@ class Device {
 
   virtual DeviceInfo info() const = 0;
 
-  // What it lacks is refused by name when a model is loaded or a cache is made.
+  // What it lacks is refused by name when a model is loaded, a cache is made or a step begins.
   virtual bool has(Feature) const { return true; }
 
   // Throws kUnsupported, naming what is supported, where the device cannot sample so. For whoever begins a step;

@@ -199,8 +199,9 @@ struct QueryRange {
   std::int32_t token = 0;     // row of q, in [0, T)
   std::int32_t rope_row = 0;  // row of the rope tables
   std::int64_t limit = 0;     // it sees the first `limit` tokens of the segment, 1 <= limit <= length
-  std::int64_t distance = 0;  // view positions from the segment's first token to the new one
-  float bias = 0;             // added to every score of this range: a log-weight per (worker, block)
+  std::int64_t distance = 0;  // view positions from the segment's first token to the new one; may be negative
+  float temperature = 1;      // divides every score of this range
+  float bias = 0;             // then added to it: a log-weight per (worker, entry of its view)
 
   // The first token of the segment that it sees through a sliding window (AttentionParams::window); where that is not
   // below `limit`, it sees none.
@@ -270,7 +271,8 @@ struct KvAppendParams {
 };
 
 // Concurrent attention: for each new token t and query head h, over all query ranges of t,
-//   score = cap(scale * <rotate(q, rope_row), key>) + bias,  cap(x) = softcap * tanh(x / softcap), or x for 0
+//   score = cap(scale * <rotate(q, rope_row), key>) / temperature + bias
+//   cap(x) = softcap * tanh(x / softcap), or x for 0
 //   out = sum exp(score - lse) value,   lse = log(sum exp(score) + exp(sinks[h]))
 // A key that is `window` or more view positions before t is not seen: neither read nor counted. Each segment's keys and
 // values are read once for all tokens that visit it. A token that sees nothing gets out = 0 and lse = sinks[h], -inf

@@ -29,9 +29,12 @@ std::vector<LogitsRow> logits_rows(const std::vector<StepWorker>& workers) {
 SeenIds seen_ids(const std::vector<StepWorker>& workers, std::size_t worker, std::int64_t vocab) {
   const StepWorker& self = workers[worker];
   const WorkerView& view = self.view;
-  // The tokens of a block as they will be after the step.
-  const auto tokens_of = [&](const std::shared_ptr<CacheBlock>& block) {
+  const std::size_t written = view.write_entry();
+  // The tokens that an entry shows: those of its block as they will be after the step or, where it lags, as they are.
+  const auto tokens_of = [&](std::size_t entry) {
+    const std::shared_ptr<CacheBlock>& block = view.entries[entry].block;
     std::vector<std::int32_t> tokens = block->tokens();
+    if (view.entries[entry].lag && entry != written) return tokens;
     for (const StepWorker& writer : workers) {
       if (writer.view.target == block) tokens.insert(tokens.end(), writer.tokens.begin(), writer.tokens.end());
     }
@@ -48,17 +51,13 @@ SeenIds seen_ids(const std::vector<StepWorker>& workers, std::size_t worker, std
   };
   std::int64_t left = self.penalty_last_n > 0 ? self.penalty_last_n : std::numeric_limits<std::int64_t>::max();
   if (self.penalty_scope == PenaltyScope::kOwn) {
-    count(last(tokens_of(view.target), left));
+    count(last(tokens_of(written), left));
   } else {
     // Back from the last new token; without a limit what stands behind it counts too.
-    std::size_t end = view.blocks.size();
-    if (self.penalty_last_n > 0) {
-      const auto target = std::find(view.blocks.begin(), view.blocks.end(), view.target);
-      end = static_cast<std::size_t>(target - view.blocks.begin()) + 1;
-    }
+    const std::size_t end = self.penalty_last_n > 0 ? written + 1 : view.entries.size();
     for (std::size_t i = end; i-- > 0 && left > 0;) {
-      const std::vector<std::int32_t> tokens = tokens_of(view.blocks[i]);
-      const bool hidden = !view.bias.empty() && view.bias[i] == -std::numeric_limits<float>::infinity();
+      const std::vector<std::int32_t> tokens = tokens_of(i);
+      const bool hidden = view.entries[i].bias == -std::numeric_limits<float>::infinity();
       if (!hidden) count(last(tokens, left));
       left -= std::ssize(tokens);
     }

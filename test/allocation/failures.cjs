@@ -62,8 +62,13 @@ function operations(native, binding, files) {
   }
 
   run('step: two workers', blocks(2), ([x, y]) => {
-    const bias = Float32Array.of(0, -1, 0)
-    const first = stepWorker([a, y, x], [1, 2, 3], { logits: 'all', bias, sampler, logprob: true })
+    const fields = Float64Array.of(-1, 0, 1, 0, 70, 1, 2, -1, -1, 0, 1, 0)
+    const first = stepWorker([a, y, x], [1, 2, 3], {
+      logits: 'all',
+      fields,
+      sampler,
+      logprob: true,
+    })
     const second = stepWorker([b, x, y], Array(70).fill(2), { logits: 'last', sampler: null })
     return native.step(model, cache, [first, second], null)
   })
@@ -80,7 +85,7 @@ function operations(native, binding, files) {
     ([block]) => native.blockCompact(block),
   )
   run('pass: from begin to commit', blocks(1), async ([x]) => {
-    const worker = { view: [a, x], bias: null, target: x, nTokens: 2 }
+    const worker = { view: [a, x], fields: null, target: x, nTokens: 2 }
     const pass = native.beginPass(cache, [worker])
     try {
       const kv = new Float32Array(2 * config.kvHeads * config.headDim)

@@ -30,7 +30,7 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
   const newCache = () => native.createCache(device, cacheShape(config, 1024, keys, values))
   const passWorker = (target, nTokens = 2) => ({
     view: [target],
-    bias: Float32Array.of(0),
+    fields: Float64Array.of(3, 1, 2, 0.5),
     target,
     nTokens,
   })
@@ -141,7 +141,10 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
       args: () => {
         const own = newCache()
         const block = native.createBlock(own)
-        const worker = stepWorker([block], [1, 2], { bias: Float32Array.of(0), sampler })
+        const worker = stepWorker([block], [1, 2], {
+          fields: Float64Array.of(-1, 0, 1, 0),
+          sampler,
+        })
         return [model, own, [worker], native.createCancel()]
       },
       handles: {

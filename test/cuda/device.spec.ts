@@ -30,7 +30,7 @@ import {
   Random,
   rounded,
 } from '../fixtures'
-import { expectSameChoices } from '../oracle'
+import { expectSameChoices, hasTemperature, results, scenarios, script } from '../oracle'
 
 const demoFolder = join(__dirname, '..', '..', 'models', 'demo')
 
@@ -67,10 +67,30 @@ test.each(oracleModels)(
   'the oracle, %s: the argmax wherever the margin exceeds twice the error',
   async (name) => {
     const model = await loadModel(oracleFolder(name), { device: cuda })
-    await expectSameChoices(model, name)
+    await expectSameChoices(model, name, (ops) => !hasTemperature(ops))
     await model.close()
   },
 )
+
+test('a temperature in a view is refused by name, by the step and by replay', async () => {
+  const model = await loadModel(oracleFolder('llama'), { device: cuda })
+  const cache = model.createCache({ capacity: 256 })
+  const block = cache.createBlock()
+  const { freePages } = cache.stats
+  const step = (temperature: number) =>
+    model.step([{ view: { blocks: [{ block, at: 3, temperature }] }, tokens: [1] }])
+  await expect(step(2)).rejects.toThrow(/entry 0 of the view of worker 0 has a temperature.*'cpu'/)
+  expect(await codeOf(() => step(2))).toBe('HOGWILD_UNSUPPORTED')
+  expect([block.length, cache.stats.freePages]).toEqual([0, freePages])
+  await step(1)
+  const scripts = scenarios('llama').map((name) => script('llama', name))
+  const warm = scripts.filter(hasTemperature)
+  expect(warm.length).toBeGreaterThan(0)
+  for (const ops of warm) {
+    expect(await codeOf(() => results(model, ops))).toBe('HOGWILD_UNSUPPORTED')
+  }
+  await model.close()
+})
 
 describe('the demo model', () => {
   const models: Model[] = []
@@ -139,7 +159,7 @@ describe('the demo model', () => {
         const step = async (n: number) => {
           const tokens = random.tokens(n, 60)
           const out = await model.step([
-            { view: { blocks: [common, own], bias: [0.25, 0] }, tokens, logits: 'last' },
+            { view: { blocks: [{ block: common, bias: 0.25 }, own] }, tokens, logits: 'last' },
           ])
           logits.push(out[0]?.logits as Float32Array)
         }

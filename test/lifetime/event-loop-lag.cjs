@@ -76,7 +76,7 @@ async function main() {
   }
   const pass = async () => {
     const scratch = block()
-    const worker = { view: [prompt, scratch], bias: null, target: scratch, nTokens: 128 }
+    const worker = { view: [prompt, scratch], fields: null, target: scratch, nTokens: 128 }
     const handle = native.beginPass(cache, [worker])
     const kv = new Float32Array(128 * config.kvHeads * config.headDim)
     const q = new Float32Array(128 * config.queryHeads * config.headDim)

@@ -102,7 +102,7 @@ async function interleave(native, model, next) {
       const n = 1 + below(20)
       const workers = own.map((block) => ({
         view: [common, block],
-        bias: null,
+        fields: null,
         target: block,
         nTokens: n,
       }))

@@ -143,7 +143,7 @@ function stepWorker(view, tokens, rest = {}) {
   }
   return {
     view,
-    bias: null,
+    fields: null,
     target: view.at(-1),
     tokens: Int32Array.from(tokens),
     logits: 'none',

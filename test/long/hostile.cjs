@@ -179,7 +179,8 @@ async function calls(hogwild) {
     forbidden: [1],
     seed: 1,
   }
-  const view = (own) => ({ blocks: [block, own], writeTo: own, bias: [0, 0] })
+  const entry = (own) => ({ block: own, at: 9, lag: 1, temperature: 2, bias: 0 })
+  const view = (own) => ({ blocks: [block, entry(own)], writeTo: own })
   const closing = (value) => value?.close?.()
 
   /** A fresh block that is closed after the call. */
@@ -331,9 +332,7 @@ async function calls(hogwild) {
       read: [(...given) => block.read(...given), () => [0]],
       beginPass: [
         (...given) => small.beginPass(...given).abort(),
-        () => [
-          [{ view: { blocks: [small.createBlock()], writeTo: undefined, bias: [0] }, tokens: 1 }],
-        ],
+        () => [[{ view: { blocks: [entry(small.createBlock())], writeTo: undefined }, tokens: 1 }]],
       ],
       append: [
         withPass((pass, ...given) => pass.append(...given)),

@@ -12,6 +12,7 @@
 #include <memory>
 #include <new>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -23,6 +24,7 @@
 #include "cache/kv_cache.h"
 #include "check.h"
 #include "core/error.h"
+#include "entries.h"
 #include "plain_device.h"
 
 // ---- memory that runs out on request --------------------------------------------------------------
@@ -175,7 +177,7 @@ struct World {
 
   void append(std::size_t block, std::int64_t count) {
     const std::vector<std::int32_t> tokens = new_tokens(count);
-    StepReservation step(*cache, {{.blocks = {blocks[block]}, .bias = {}, .target = blocks[block], .tokens = tokens}});
+    StepReservation step(*cache, {{.entries = entries_of({blocks[block]}), .target = blocks[block], .tokens = tokens}});
     write(step, tokens);
     step.commit();
     lists[block].insert(lists[block].end(), tokens.begin(), tokens.end());
@@ -266,9 +268,16 @@ std::int64_t pages_of(std::int64_t tokens) { return (tokens + kPageSize - 1) / k
 
 // ---- steps ----------------------------------------------------------------------------------------
 
-struct Turn {  // one worker's part of a random step, in indices of World::blocks
-  std::vector<std::size_t> view;
-  std::vector<float> bias;
+// One worker's part of a random step, in indices of World::blocks.
+struct Turn {
+  struct Entry {
+    std::size_t block = 0;
+    std::optional<std::int64_t> at = {};
+    bool lag = false;
+    float temperature = 1;
+    float bias = 0;
+  };
+  std::vector<Entry> view;
   std::size_t target = 0;
   std::vector<std::int32_t> tokens;
 };
@@ -276,14 +285,21 @@ struct Turn {  // one worker's part of a random step, in indices of World::block
 std::vector<WorkerView> views_of(const World& world, const std::vector<Turn>& turns) {
   std::vector<WorkerView> views;
   for (const Turn& turn : turns) {
-    WorkerView view{.blocks = {}, .bias = turn.bias, .target = world.blocks[turn.target], .tokens = turn.tokens};
-    for (const std::size_t block : turn.view) view.blocks.push_back(world.blocks[block]);
+    WorkerView view{.entries = {}, .target = world.blocks[turn.target], .tokens = turn.tokens};
+    for (const Turn::Entry& entry : turn.view) {
+      view.entries.push_back({.block = world.blocks[entry.block],
+                              .at = entry.at,
+                              .lag = entry.lag,
+                              .temperature = entry.temperature,
+                              .bias = entry.bias});
+    }
     views.push_back(std::move(view));
   }
   return views;
 }
 
-// Blocks in any order, some twice, the target anywhere, some hidden or weighted.
+// Blocks in any order, some twice, the target anywhere; in half of the views some stand anywhere, are late, hidden or
+// weighted.
 std::vector<Turn> random_turns(World& world, Rng& rng) {
   std::vector<std::size_t> targets(world.blocks.size());
   std::iota(targets.begin(), targets.end(), 0);
@@ -294,14 +310,16 @@ std::vector<Turn> random_turns(World& world, Rng& rng) {
     Turn turn;
     turn.target = target;
     for (std::int64_t i = random_int(rng, 0, 4); i > 0; --i) {
-      turn.view.push_back(random_int(rng, 0, world.blocks.size() - 1));
+      turn.view.push_back({.block = static_cast<std::size_t>(random_int(rng, 0, world.blocks.size() - 1))});
     }
-    turn.view.insert(turn.view.begin() + random_int(rng, 0, turn.view.size()), target);
-    if (random_int(rng, 0, 3) == 0) {
-      for (std::size_t i = 0; i < turn.view.size(); ++i) {
-        const bool hidden = random_int(rng, 0, 3) == 0;
-        turn.bias.push_back(hidden ? -std::numeric_limits<float>::infinity()
-                                   : static_cast<float>(random_int(rng, -3, 3)) / 2);
+    turn.view.insert(turn.view.begin() + random_int(rng, 0, turn.view.size()), {.block = target});
+    if (random_int(rng, 0, 1) == 0) {
+      for (Turn::Entry& entry : turn.view) {
+        if (random_int(rng, 0, 2) == 0) entry.at = random_int(rng, 0, 2000);
+        entry.lag = random_int(rng, 0, 2) == 0;
+        if (random_int(rng, 0, 2) == 0) entry.temperature = static_cast<float>(random_int(rng, 1, 6)) / 2;
+        entry.bias = random_int(rng, 0, 3) == 0 ? -std::numeric_limits<float>::infinity()
+                                                : static_cast<float>(random_int(rng, -3, 3)) / 2;
       }
     }
     turn.tokens = world.new_tokens(random_int(rng, 0, 5) == 0 ? random_int(rng, 1, 150) : random_int(rng, 1, 4));
@@ -310,40 +328,42 @@ std::vector<Turn> random_turns(World& world, Rng& rng) {
   return turns;
 }
 
-// One key that a new token sees: whose, from how far away, with what bias.
+// One key that a new token sees: whose, from how far away, with what temperature and bias.
 struct Seen {
   std::int32_t token = 0;
   std::int64_t distance = 0;
+  float temperature = 1;
   float bias = 0;
   bool operator==(const Seen&) const = default;
 };
 
 // By the definition: [new token of the step][in view order].
-std::vector<std::vector<Seen>> expected_sight(const World& world, const std::vector<Turn>& turns,
-                                              std::vector<std::int64_t>& positions) {
+std::vector<std::vector<Seen>> expected_sight(const World& world, const std::vector<Turn>& turns) {
   std::vector<std::vector<std::int32_t>> lists = world.lists;
   for (const Turn& turn : turns) {
     lists[turn.target].insert(lists[turn.target].end(), turn.tokens.begin(), turn.tokens.end());
   }
   std::vector<std::vector<Seen>> sight;
   for (const Turn& turn : turns) {
-    std::int64_t offset = 0;
-    for (const std::size_t block : turn.view) {
-      if (block == turn.target) break;
-      offset += static_cast<std::int64_t>(lists[block].size());
+    // All that the entries up to the written one show, hidden ones included, with view positions for distances.
+    std::vector<Seen> shown;
+    std::int64_t end = 0;
+    for (const Turn::Entry& entry : turn.view) {
+      const bool written = entry.block == turn.target;
+      const std::vector<std::int32_t>& list = entry.lag && !written ? world.lists[entry.block] : lists[entry.block];
+      end = entry.at.value_or(end);
+      for (const std::int32_t token : list) {
+        shown.push_back({.token = token, .distance = end++, .temperature = entry.temperature, .bias = entry.bias});
+      }
+      if (written) break;
     }
-    const auto n_new = static_cast<std::int64_t>(turn.tokens.size());
-    for (std::int64_t i = 0; i < n_new; ++i) {
-      const std::int64_t p = offset + static_cast<std::int64_t>(lists[turn.target].size()) - n_new + i;
-      positions.push_back(p);
+    for (std::size_t i = 0; i < turn.tokens.size(); ++i) {
+      const std::size_t own = shown.size() - turn.tokens.size() + i;
       std::vector<Seen>& of_token = sight.emplace_back();
-      std::int64_t t = 0;
-      for (std::size_t b = 0; b < turn.view.size(); ++b) {
-        const float bias = turn.bias.empty() ? 0 : turn.bias[b];
-        for (const std::int32_t token : lists[turn.view[b]]) {
-          if (t <= p && !std::isinf(bias)) of_token.push_back({.token = token, .distance = p - t, .bias = bias});
-          ++t;
-        }
+      for (std::size_t j = 0; j <= own; ++j) {
+        if (std::isinf(shown[j].bias)) continue;
+        of_token.push_back(shown[j]);
+        of_token.back().distance = shown[own].distance - shown[j].distance;
       }
     }
   }
@@ -411,8 +431,7 @@ void check_plan(const World& world, const std::vector<Turn>& turns, const StepRe
   CHECK(plan.token_query_ranges_at.size() == static_cast<std::size_t>(n + 1) && plan.token_query_ranges_at[0] == 0);
   CHECK(plan.token_query_ranges_at[n] == next_query_range);
 
-  std::vector<std::int64_t> positions;
-  const std::vector<std::vector<Seen>> expected = expected_sight(world, turns, positions);
+  const std::vector<std::vector<Seen>> expected = expected_sight(world, turns);
   for (std::int64_t token = 0; token < n; ++token) {
     std::vector<Seen> seen;
     for (std::int64_t i = plan.token_query_ranges_at[token]; i < plan.token_query_ranges_at[token + 1]; ++i) {
@@ -422,7 +441,11 @@ void check_plan(const World& world, const std::vector<Turn>& turns, const StepRe
       const std::int64_t query_at = position_of_row(rope, range.rope_row);
       for (std::int64_t slot = segment.first_slot; slot < segment.first_slot + range.limit; ++slot) {
         const StoredKey& key = stored.at({plan.pages[segment.first_page + slot / kPageSize], slot % kPageSize});
-        seen.push_back({.token = key.token, .distance = query_at - key.rotated_at, .bias = range.bias});
+        seen.push_back({.token = key.token,
+                        .distance = query_at - key.rotated_at,
+                        .temperature = range.temperature,
+                        .bias = range.bias});
+        good &= slot - segment.first_slot + seen.back().distance == range.distance;
       }
     }
     good &= seen == expected[first + token];
@@ -458,8 +481,7 @@ void check_attention(World& world, const std::vector<Turn>& turns, const StepRes
                                                                                .out = out.data(),
                                                                                .lse = lse.data()});
   world.cache->device().synchronize();
-  std::vector<std::int64_t> positions;
-  const std::vector<std::vector<Seen>> sight = expected_sight(world, turns, positions);
+  const std::vector<std::vector<Seen>> sight = expected_sight(world, turns);
   double worst = 0;
   for (std::int64_t t = 0; t < n; ++t) {
     for (std::int64_t h = 0; h < kQueryHeads; ++h) {
@@ -472,7 +494,7 @@ void check_attention(World& world, const std::vector<Turn>& turns, const StepRes
         const std::vector<float> key = original(seen.token, 1, true), value = original(seen.token, 1, false);
         double score = 0;
         for (std::int64_t d = 0; d < dim; ++d) score += query[d] * key[kv_head * dim + d];
-        const double weight = std::exp(scale * score + seen.bias);
+        const double weight = std::exp(scale * score / seen.temperature + seen.bias);
         sum += weight;
         for (std::int64_t d = 0; d < dim; ++d) expected[d] += weight * value[kv_head * dim + d];
       }
@@ -629,7 +651,7 @@ TEST(random_sequences_on_the_cpu) {
 std::shared_ptr<PlainDevice> plain_device() { return std::make_shared<PlainDevice>(); }
 
 WorkerView alone(const BlockPtr& block, std::span<const std::int32_t> tokens) {
-  return {.blocks = {block}, .bias = {}, .target = block, .tokens = tokens};
+  return {.entries = entries_of({block}), .target = block, .tokens = tokens};
 }
 
 const std::vector<std::int32_t> kThree{7, 8, 9};
@@ -703,13 +725,40 @@ TEST(refused_calls) {
   const WorkerView good = alone(b, kThree);
   rejects_step(code::kInvalidArgument, {});
   rejects_step(code::kInvalidArgument, {good, alone(a, {})});
-  rejects_step(code::kInvalidArgument, {good, {.blocks = {b}, .bias = {}, .target = a, .tokens = kThree}});
-  rejects_step(code::kInvalidArgument, {good, {.blocks = {a}, .bias = {}, .target = nullptr, .tokens = kThree}});
-  rejects_step(code::kInvalidArgument, {good, {.blocks = {a, nullptr}, .bias = {}, .target = a, .tokens = kThree}});
-  rejects_step(code::kInvalidArgument, {good, {.blocks = {a, foreign}, .bias = {}, .target = a, .tokens = kThree}});
-  rejects_step(code::kInvalidArgument, {good, {.blocks = {a, b}, .bias = {0}, .target = a, .tokens = kThree}});
-  rejects_step(code::kInvalidArgument, {good, {.blocks = {a}, .bias = {inf}, .target = a, .tokens = kThree}});
-  rejects_step(code::kInvalidArgument, {good, {.blocks = {a}, .bias = {std::nanf("")}, .target = a, .tokens = kThree}});
+  const auto viewing = [&](std::vector<ViewEntry> entries, const BlockPtr& target) {
+    return WorkerView{.entries = std::move(entries), .target = target, .tokens = kThree};
+  };
+  rejects_step(code::kInvalidArgument, {good, viewing(entries_of({b}), a)});
+  rejects_step(code::kInvalidArgument, {good, viewing(entries_of({a}), nullptr)});
+  rejects_step(code::kInvalidArgument, {good, viewing(entries_of({a, nullptr}), a)});
+  rejects_step(code::kInvalidArgument, {good, viewing(entries_of({a, foreign}), a)});
+  const float nan = std::nanf("");
+  for (const ViewEntry& entry : std::vector<ViewEntry>{{.block = b, .at = -1},
+                                                       {.block = b, .at = kMaxViewPosition + 1},
+                                                       {.block = b, .temperature = 0},
+                                                       {.block = b, .temperature = -1},
+                                                       {.block = b, .temperature = 9e-7f},
+                                                       {.block = b, .temperature = 1.1e6f},
+                                                       {.block = b, .temperature = inf},
+                                                       {.block = b, .temperature = nan},
+                                                       {.block = b, .bias = inf},
+                                                       {.block = b, .bias = nan}}) {
+    // Behind the write target too.
+    rejects_step(code::kInvalidArgument, {viewing({entry, {.block = a}}, a)});
+    rejects_step(code::kInvalidArgument, {viewing({{.block = a}, entry}, a)});
+  }
+  // a holds 100 tokens and gets 3, b holds 30: the last of each may stand at kMaxViewPosition.
+  const auto begins = [&](std::vector<ViewEntry> entries) {
+    const StepReservation step(*world.cache, {viewing(std::move(entries), a)});
+  };
+  const std::int64_t of_a = kMaxViewPosition - 102, of_b = kMaxViewPosition - 29;
+  begins({{.block = b, .at = of_b}, {.block = a, .at = 0}});
+  begins({{.block = b, .at = of_b}, {.block = empty}, {.block = a, .at = of_a}, {.block = b, .at = kMaxViewPosition}});
+  rejects_step(code::kInvalidArgument, {viewing({{.block = b, .at = of_b + 1}, {.block = a, .at = 0}}, a)});
+  rejects_step(code::kInvalidArgument,
+               {viewing({{.block = b, .at = of_b + 1, .bias = -inf}, {.block = a, .at = 0}}, a)});
+  rejects_step(code::kInvalidArgument, {viewing({{.block = a, .at = of_a + 1}}, a)});
+  rejects_step(code::kInvalidArgument, {viewing({{.block = b, .at = of_b}, {.block = a}}, a)});
   rejects_step(code::kWriteConflict, {good, alone(a, kThree), good});
   // One free page: the first of the two could have it.
   rejects_step(code::kOutOfPages, {alone(empty, kThree), alone(a, std::span(many).first(64))});
@@ -897,7 +946,8 @@ TEST(shared_storage_is_read_once) {
   std::vector<WorkerView> views;
   for (int i = 0; i < 5; ++i) {
     const BlockPtr fork = world.blocks[0]->fork();
-    views.push_back({.blocks = {world.blocks[0], fork, world.blocks[0]}, .bias = {}, .target = fork, .tokens = kThree});
+    views.push_back(
+        {.entries = entries_of({world.blocks[0], fork, world.blocks[0]}), .target = fork, .tokens = kThree});
   }
   const StepReservation step(*world.cache, views);
   // The prompt once, and each fork's new page.
@@ -906,6 +956,71 @@ TEST(shared_storage_is_read_once) {
   CHECK(plan.segments.size() == 6);
   CHECK(plan.segments[0].length == 200 && plan.segments[0].n_query_ranges == 5 * 3 * 2);
   CHECK(plan.pages.size() == 4 + 5);
+}
+
+// A device that cannot divide scores is not asked to.
+TEST(temperature_where_the_device_has_none) {
+  const auto device = plain_device();
+  device->has_temperature = false;
+  World world(device, 4 * kPageSize);
+  world.create();
+  world.append(0, 10);
+  const BlockPtr block = world.blocks[0];
+  const auto with = [&](float temperature) {
+    return [=, &world] {
+      const StepReservation step(*world.cache,
+                                 {{.entries = {{.block = block, .at = 5, .temperature = temperature, .bias = 2}},
+                                   .target = block,
+                                   .tokens = kThree}});
+    };
+  };
+  with(1)();
+  world.rejects(code::kUnsupported, with(2));
+}
+
+// The example of docs/semantics.md: two branches that see each other, and one that is a step behind.
+TEST(entries_of_branches) {
+  World world(plain_device(), 20 * kPageSize);
+  for (int i = 0; i < 3; ++i) world.create();
+  world.append(0, 6);
+  world.append(1, 2);
+  world.append(2, 3);
+  const BlockPtr prompt = world.blocks[0], a = world.blocks[1], b = world.blocks[2];
+  const std::vector<std::int32_t> one{100}, two{200, 201};
+  // (limit, distance from the segment's first token, position to which the query is turned) of each range of a token.
+  using Range = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
+  const auto ranges = [&](std::vector<ViewEntry> of_a, std::vector<ViewEntry> of_b) {
+    const StepReservation step(*world.cache, {{.entries = std::move(of_a), .target = a, .tokens = one},
+                                              {.entries = std::move(of_b), .target = b, .tokens = two}});
+    const AttentionPlan made = step.plan(0, 3);
+    const StepView view = made.view();
+    const AttentionPlanView& plan = view.plan;
+    std::vector<std::vector<Range>> found(3);
+    for (std::size_t token = 0; token < 3; ++token) {
+      for (std::int64_t i = plan.token_query_ranges_at[token]; i < plan.token_query_ranges_at[token + 1]; ++i) {
+        const QueryRange& range = plan.query_ranges[plan.token_query_ranges[i]];
+        found[token].emplace_back(range.limit, range.distance, position_of_row(view.ropes[0], range.rope_row));
+      }
+    }
+    return found;
+  };
+  using Found = std::vector<std::vector<Range>>;
+  CHECK(
+      (ranges({{.block = prompt}, {.block = b, .at = 6}, {.block = a, .at = 6}},
+              {{.block = prompt}, {.block = a, .at = 6}, {.block = b, .at = 6}}) ==
+       Found{
+           {{6, 8, 8}, {5, 2, 2}, {3, 2, 2}}, {{6, 9, 9}, {3, 3, 3}, {4, 3, 3}}, {{6, 10, 10}, {3, 4, 4}, {5, 4, 4}}}));
+  // A at 6, B at 106: turned back by 98 to meet B's first key.
+  CHECK((ranges({{.block = prompt}, {.block = b, .at = 106}, {.block = a, .at = 6}},
+                {{.block = prompt}, {.block = a, .at = 6}, {.block = b, .at = 106}}) ==
+         Found{{{6, 8, 8}, {5, -98, -98}, {3, 2, 2}},
+               {{6, 109, 109}, {3, 103, 103}, {4, 3, 3}},
+               {{6, 110, 110}, {3, 104, 104}, {5, 4, 4}}}));
+  // A is a step behind: of B's five tokens it sees three, and stands as if there were no more.
+  CHECK((ranges({{.block = prompt}, {.block = b, .lag = true}, {.block = a, .lag = true}},
+                entries_of({prompt, a, b})) == Found{{{6, 11, 11}, {3, 5, 5}, {3, 2, 2}},
+                                                     {{6, 12, 12}, {3, 6, 6}, {4, 3, 3}},
+                                                     {{6, 13, 13}, {3, 7, 7}, {5, 4, 4}}}));
 }
 
 TEST(compact) {
@@ -974,8 +1089,10 @@ TEST(memory_runs_out) {
   world.blocks[1]->append_from(*world.blocks[0]);
   const BlockPtr a = world.blocks[0], b = world.blocks[1], c = world.blocks[2];
   const std::vector<WorkerView> views{
-      {.blocks = {b, a, c}, .bias = {0, 1, 2}, .target = a, .tokens = kThree},
-      {.blocks = {a, a, b}, .bias = {}, .target = b, .tokens = kThree},
+      {.entries = {{.block = b, .at = 70, .lag = true}, {.block = a, .bias = 1}, {.block = c}},
+       .target = a,
+       .tokens = kThree},
+      {.entries = entries_of({a, a, b}), .target = b, .tokens = kThree},
       alone(c, kThree),
   };
   const std::vector<std::function<void()>> calls{
@@ -1116,17 +1233,17 @@ TEST(timings) {
   for (int i = 0; i < 100; ++i) blocks.push_back(filled(50));
   const std::vector<std::int32_t> prefill(512, 1);
   std::printf("  plan, 512 new tokens over 100 segments: %.0f us\n", best_microseconds([&] {
-                StepReservation(*cache, {{.blocks = blocks, .bias = {}, .target = blocks.back(), .tokens = prefill}});
+                StepReservation(*cache, {{.entries = entries_of(blocks), .target = blocks.back(), .tokens = prefill}});
               }));
   std::vector<WorkerView> workers;
   for (int w = 0; w < 64; ++w) {
-    workers.push_back({.blocks = blocks, .bias = {}, .target = blocks[w], .tokens = std::span(prefill).first(1)});
-    std::swap(workers.back().blocks[w], workers.back().blocks.back());
+    workers.push_back({.entries = entries_of(blocks), .target = blocks[w], .tokens = std::span(prefill).first(1)});
+    std::swap(workers.back().entries[w], workers.back().entries.back());
   }
   std::printf("  plan, 64 workers over 100 blocks: %.0f us\n",
               best_microseconds([&] { StepReservation(*cache, std::vector<WorkerView>(workers)); }));
   workers.resize(4);
-  for (WorkerView& worker : workers) worker.blocks.insert(worker.blocks.begin(), prompt);
+  for (WorkerView& worker : workers) worker.entries.insert(worker.entries.begin(), {.block = prompt});
   std::printf("  plan, 4 workers over a prompt of 16384 tokens and 100 blocks: %.0f us\n",
               best_microseconds([&] { StepReservation(*cache, std::vector<WorkerView>(workers)); }));
 }

@@ -99,7 +99,7 @@ int run(int steps, int workers) {
   };
   const std::shared_ptr<CacheBlock> common = cache->create_block();
   std::vector<StepWorker> prompt(1);
-  prompt[0].view.blocks = {common};
+  prompt[0].view.entries = {{.block = common}};
   prompt[0].view.target = common;
   prompt[0].tokens = tokens(1, 100);
   model.step(*cache, prompt, cancel);
@@ -112,8 +112,10 @@ int run(int steps, int workers) {
     std::vector<StepWorker> now;
     for (int w = 0; w < workers; ++w) {
       StepWorker& worker = now.emplace_back();
-      worker.view.blocks = {common};
-      for (int other = 1; other <= workers; ++other) worker.view.blocks.push_back(own[(w + other) % workers]);
+      worker.view.entries = {{.block = common}};
+      for (int other = 1; other <= workers; ++other) {
+        worker.view.entries.push_back({.block = own[(w + other) % workers]});
+      }
       worker.view.target = own[w];
       worker.tokens = tokens(100 * step + w, 1);
       worker.logits = LogitsWanted::kLast;

@@ -643,12 +643,13 @@ AttentionCase random_case(Device& device, const KvShape& shape, std::int64_t gro
     for (std::int64_t t = 0; t < tokens; t++) {
       for (std::int64_t twice = random_int(0, 3); twice < 4; twice += 3) {  // now and then a segment is seen twice
         if (random_int(0, 3) == 0) continue;
-        const float biases[] = {0, 0, -1.5f, 2, -kInf};
+        const float temperatures[] = {1, 1, 0.7f, 3}, biases[] = {0, 0, -1.5f, 2, -kInf};
         const std::int64_t limit = random_int(0, 1) ? segment.length : random_int(1, segment.length);
         c.query_ranges.push_back({.token = static_cast<std::int32_t>(t),
                                   .rope_row = c.pool.angle(static_cast<double>(random_int(0, 3000))),
                                   .limit = limit,
-                                  .distance = limit - 1 + random_int(0, 1) * random_int(0, 200),
+                                  .distance = limit - 1 + random_int(0, 1) * random_int(-300, 200),
+                                  .temperature = temperatures[random_int(0, 3)],
                                   .bias = biases[random_int(0, 4)]});
         c.view_order.push_back(ranges_of[t]++);
       }
@@ -759,7 +760,7 @@ double attention_error(Device& device, const AttentionCase& c, const std::vector
             double score = 0;
             for (std::int64_t d = 0; d < head_dim; d++) score += turned[d] * keys[s][at + d];
             if (c.softcap != 0) score = c.softcap * std::tanh(score / c.softcap);
-            scores.push_back(score + range.bias);
+            scores.push_back(score / range.temperature + range.bias);
             seen.push_back(values[s].data() + at);
             max = std::max(max, scores.back());
           }

@@ -25,6 +25,7 @@
 #include "core/int4.h"
 #include "core/panels.h"
 #include "core/quant.h"
+#include "entries.h"
 #include "model/transformer.h"
 #include "model/weights.h"
 
@@ -409,10 +410,10 @@ struct World {
     return KvCache::create(device, shape(), config.ropes[0][0], capacity);
   }
 
-  StepWorker worker(std::vector<BlockPtr> view, BlockPtr target, std::vector<std::int32_t> tokens,
+  StepWorker worker(const std::vector<BlockPtr>& view, BlockPtr target, std::vector<std::int32_t> tokens,
                     LogitsWanted logits = LogitsWanted::kAll) const {
     StepWorker worker;
-    worker.view.blocks = std::move(view);
+    worker.view.entries = entries_of(view);
     worker.view.target = std::move(target);
     worker.tokens = std::move(tokens);
     worker.logits = logits;
@@ -501,7 +502,7 @@ void compare_with_definition(const Architecture& architecture) {
       StepWorker worker = world.worker({}, blocks[view[0]], tokens);
       ReferenceWorker other{{}, &lists[view[0]], tokens};
       for (std::size_t i = 1; i < view.size(); ++i) {
-        worker.view.blocks.push_back(blocks[view[i]]);
+        worker.view.entries.push_back({.block = blocks[view[i]]});
         other.view.push_back(&lists[view[i]]);
       }
       workers.push_back(worker);
@@ -711,7 +712,7 @@ TEST(a_view_of_many_segments_has_a_bounded_plan) {
   const BlockPtr whole = world.cache->create_block();
   {
     const StepReservation step(*world.cache,
-                               {{.blocks = {common, whole}, .bias = {}, .target = whole, .tokens = tokens}});
+                               {{.entries = entries_of({common, whole}), .target = whole, .tokens = tokens}});
     const std::int64_t rows = ChunkedPlan::chunk_rows(step);
     CHECK(rows >= 64 && rows < 270 && rows * step.most_segments() <= std::int64_t{1} << 20);
   }
@@ -737,7 +738,7 @@ TEST(penalties_concern_what_is_seen) {
   std::vector<StepWorker> workers{world.worker({blocks[0], blocks[1], blocks[2]}, blocks[0], {7}),
                                   world.worker({blocks[1]}, blocks[1], {9, 8})};
   constexpr float kInf = std::numeric_limits<float>::infinity();
-  workers[0].view.bias = {0, 0, -kInf};
+  workers[0].view.entries[2].bias = -kInf;
   const auto seen = [&](std::size_t worker, std::int64_t vocab, PenaltyScope scope, std::int64_t last_n) {
     workers[worker].penalty_scope = scope;
     workers[worker].penalty_last_n = last_n;
@@ -759,13 +760,19 @@ TEST(penalties_concern_what_is_seen) {
   CHECK((seen(0, 37, view, 3) == Counts{{1, 1}, {3, 1}, {7, 1}}));
   CHECK((seen(0, 37, view, 100) == Counts{{1, 1}, {3, 2}, {7, 1}}));
   // Across blocks: 30 9 8 | (20) | 3 1 3 7, the hidden one keeps its place; then 7 again, at the end of the first.
-  workers[0].view = {
-      .blocks = {blocks[1], blocks[2], blocks[0]}, .bias = {0, -kInf, 0}, .target = blocks[0], .tokens = {}};
+  workers[0].view = {.entries = {{.block = blocks[1]}, {.block = blocks[2], .bias = -kInf}, {.block = blocks[0]}},
+                     .target = blocks[0],
+                     .tokens = {}};
   CHECK((seen(0, 37, view, 5) == Counts{{1, 1}, {3, 2}, {7, 1}}));
   CHECK((seen(0, 37, view, 6) == Counts{{1, 1}, {3, 2}, {7, 1}, {8, 1}}));
-  workers[0].view = {.blocks = {blocks[1], blocks[0], blocks[0]}, .bias = {}, .target = blocks[0], .tokens = {}};
+  workers[0].view = {.entries = entries_of({blocks[1], blocks[0], blocks[0]}), .target = blocks[0], .tokens = {}};
   CHECK((seen(0, 37, view, 5) == Counts{{1, 1}, {3, 2}, {7, 1}, {8, 1}}));
   CHECK((seen(0, 37, view, 0) == Counts{{1, 2}, {3, 4}, {7, 2}, {8, 1}, {9, 1}, {30, 1}}));
+  // What is late is not seen: 30 | 3 1 3 7 | 3 1 3.
+  for (ViewEntry& entry : workers[0].view.entries) entry.lag = true;
+  CHECK((seen(0, 37, view, 0) == Counts{{1, 2}, {3, 4}, {7, 1}, {30, 1}}));
+  CHECK((seen(0, 37, view, 5) == Counts{{1, 1}, {3, 2}, {7, 1}, {30, 1}}));
+  CHECK((seen(0, 37, own, 0) == Counts{{1, 1}, {3, 2}, {7, 1}}));
 }
 
 // A model that computes NaN or infinity is refused by the name of the tensor that it comes from, whatever is

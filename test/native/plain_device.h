@@ -18,6 +18,9 @@ class PlainDevice : public Device {
  public:
   std::int64_t rebases_until_failure = -1;  // that many kv_move succeed, the next one throws; -1: none does
 
+  bool has_temperature = true;
+
+  bool has(Feature feature) const override { return feature != Feature::kTemperature || has_temperature; }
   DeviceInfo info() const override { return {.type = "plain", .name = "plain", .index = 0, .simd = "", .threads = 1}; }
 
   Buffer allocate(std::size_t bytes, const char* purpose) override {
@@ -91,7 +94,7 @@ class PlainDevice : public Device {
             const std::int64_t key = at(p.shape, page, j % kPageSize) + kv_head * dim;
             double score = 0;
             for (std::int64_t d = 0; d < dim; ++d) score += double{query[d]} * keys(p.layer)[key + d];
-            const double weight = std::exp(p.scale * score + range.bias);
+            const double weight = std::exp(p.scale * score / range.temperature + range.bias);
             sum += weight;
             for (std::int64_t d = 0; d < dim; ++d) out[d] += weight * values(p.layer)[key + d];
           }

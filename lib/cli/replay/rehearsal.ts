@@ -2,7 +2,8 @@
 // blocks follow from the script alone, so all of this is known before the first op.
 
 import { HogwildError } from '../../errors'
-import { type ReplayOp, refusal, show, wrong } from './script'
+import { type BlockGrowth, endOf, MAX_VIEW_POSITION, placeEntries } from '../../view-entry'
+import { blockOf, type ReplayEntry, type ReplayOp, refusal, show, wrong } from './script'
 
 /**
  * Tokens in all blocks together. Blocks grow by reference, so a short script could ask for lists that no
@@ -37,12 +38,18 @@ export function rehearse(ops: readonly ReplayOp[], vocabSize = Number.POSITIVE_I
   return rehearsal.demand
 }
 
+interface RehearsedWorker {
+  view: readonly ReplayEntry[]
+  /** The name of a block. */
+  target: string
+}
+
 class Rehearsal {
   readonly demand: Demand = { tokens: 0, partPages: 0 }
   /** Lengths by name. */
   private readonly blocks = new Map<string, number>()
-  /** The block that each worker writes to, by its name. */
-  private readonly targets = new Map<string, string>()
+  /** By name. */
+  private readonly workers = new Map<string, RehearsedWorker>()
   /** In all blocks. */
   private total = 0
 
@@ -95,22 +102,26 @@ class Rehearsal {
     this.resize(name, 'name', () => length)
   }
 
-  private worker(name: string, view: readonly string[], writeTo: string | undefined): void {
-    for (const [at, block] of view.entries()) this.length(block, `view[${at}]`)
-    const target = writeTo ?? (view.at(-1) as string)
-    if (!view.includes(target)) {
+  private worker(name: string, view: readonly ReplayEntry[], writeTo: string | undefined): void {
+    const blocks = view.map(blockOf)
+    for (const [at, block] of blocks.entries()) {
+      this.length(block, typeof view[at] === 'string' ? `view[${at}]` : `view[${at}].block`)
+    }
+    const target = writeTo ?? (blocks.at(-1) as string)
+    if (!blocks.includes(target)) {
       throw wrong(`expected write_to to be one of the blocks of the view, received ${show(target)}`)
     }
-    this.targets.set(name, target)
+    this.workers.set(name, { view, target })
   }
 
   private step(names: readonly string[], inputs: readonly (readonly number[])[]): void {
     const writers = new Map<string, string>()
-    names.forEach((name, at) => {
-      const target = this.targets.get(name)
-      if (target === undefined) {
-        throw wrong(`unknown worker ${show(name)} in workers[${at}]; ${known(this.targets)}`)
+    const workers = names.map((name, at) => {
+      const worker = this.workers.get(name)
+      if (worker === undefined) {
+        throw wrong(`unknown worker ${show(name)} in workers[${at}]; ${known(this.workers)}`)
       }
+      const { target } = worker
       const other = writers.get(target)
       if (other === name) throw wrong(`worker ${show(name)} stands twice in workers`)
       if (other !== undefined) {
@@ -119,8 +130,39 @@ class Rehearsal {
         throw wrong(message, 'HOGWILD_WRITE_CONFLICT')
       }
       writers.set(target, name)
+      return worker
+    })
+    const appended = new Map(workers.map(({ target }, at) => [target, inputs[at]?.length ?? 0]))
+    workers.forEach((worker, at) => {
+      this.place(worker, names[at] as string, appended)
+    })
+    workers.forEach(({ target }, at) => {
       this.write(target, `workers[${at}]`, inputs[at] ?? [], `inputs[${at}]`)
     })
+  }
+
+  /** Refuses positions that a step would refuse. */
+  private place(
+    { view, target }: RehearsedWorker,
+    name: string,
+    appended: ReadonlyMap<string, number>,
+  ): void {
+    const written = view.findIndex((entry) => blockOf(entry) === target)
+    const entries = view.map(
+      (entry): Exclude<ReplayEntry, string> =>
+        typeof entry === 'string' ? { block: entry } : entry,
+    )
+    const growthOf = ({ block }: { block: string }): BlockGrowth => ({
+      before: this.blocks.get(block) as number,
+      appended: appended.get(block) ?? 0,
+    })
+    const places = placeEntries(entries, written, growthOf)
+    const beyond = places.findIndex((place) => endOf([place]) > MAX_VIEW_POSITION + 1)
+    if (beyond < 0) return
+    const last = endOf(places.slice(beyond, beyond + 1)) - 1
+    throw wrong(
+      `view[${beyond}] of worker ${show(name)} shows a token at view position ${last}: positions go up to ${MAX_VIEW_POSITION}`,
+    )
   }
 
   private write(block: string, field: string, tokens: readonly number[], where: string): void {

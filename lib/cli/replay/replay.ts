@@ -69,7 +69,13 @@ class Stage {
         this.blocks.set(op.name, this.cache.createBlock())
         return undefined
       case 'worker': {
-        const view = { blocks: op.view.map((name) => this.block(name)) }
+        const view = {
+          blocks: op.view.map((entry) =>
+            typeof entry === 'string'
+              ? this.block(entry)
+              : { ...entry, block: this.block(entry.block) },
+          ),
+        }
         const target = op.write_to === undefined ? {} : { writeTo: this.block(op.write_to) }
         this.views.set(op.name, { ...view, ...target })
         return undefined

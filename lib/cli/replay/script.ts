@@ -2,10 +2,15 @@
 // the rehearsal's question (rehearsal.ts).
 
 import { HogwildError, type HogwildErrorCode } from '../../errors'
+import { checkOptions, invalid, optionKeys } from '../../validate'
+import { checkEntryFields, type EntryFields } from '../../view-entry'
+
+/** A block of a view: its name alone, or with how it is seen. */
+export type ReplayEntry = string | ({ block: string } & EntryFields)
 
 export type ReplayOp =
   | { op: 'block'; name: string }
-  | { op: 'worker'; name: string; view: string[]; write_to?: string }
+  | { op: 'worker'; name: string; view: ReplayEntry[]; write_to?: string }
   | { op: 'prefill'; block: string; tokens: number[] }
   | { op: 'step'; workers: string[]; inputs: number[][] }
   | { op: 'append_from'; target: string; source: string; clear_source?: boolean }
@@ -32,6 +37,10 @@ const isListOf = (accepts: (value: unknown) => boolean) => (value: unknown) =>
   Array.isArray(value) && value.length > 0 && value.every(accepts)
 
 const name: Kind = { expected: 'a string that is not empty', accepts: isName }
+const entries: Kind = {
+  expected: 'a non-empty array of names and entries',
+  accepts: isListOf(() => true),
+}
 const names: Kind = { expected: 'a non-empty array of names', accepts: isListOf(isName) }
 const index: Kind = { expected: 'a non-negative integer', accepts: isIndex }
 const tokens: Kind = { expected: 'a non-empty array of token ids', accepts: isTokens }
@@ -53,11 +62,13 @@ const EXPECTATIONS = {
   top8_values: expectation,
   first_position: expectation,
   view_length: expectation,
+  shown: expectation,
+  margin: expectation,
 }
 
 const FIELDS: Record<ReplayOp['op'], Record<string, Kind>> = {
   block: { name },
-  worker: { name, view: names, write_to: optional(name) },
+  worker: { name, view: entries, write_to: optional(name) },
   prefill: { block: name, tokens, ...EXPECTATIONS },
   step: { workers: names, inputs, ...EXPECTATIONS },
   append_from: { target: name, source: name, clear_source: optional(flag) },
@@ -98,15 +109,52 @@ function parseOp(value: unknown, at: number): ReplayOp {
     const message = `unknown field ${show(unknown)}; known: ${known.join(', ')}`
     throw refusal(at, kind, wrong(message))
   }
-  return checkInputs(op as ReplayOp, at)
+  return checkParts(op as ReplayOp, at)
 }
 
-function checkInputs(op: ReplayOp, at: number): ReplayOp {
+function checkParts(op: ReplayOp, at: number): ReplayOp {
   if (op.op === 'step' && op.workers.length !== op.inputs.length) {
     const message = `expected inputs for ${op.workers.length} workers, received ${op.inputs.length}`
     throw refusal(at, op.op, wrong(message))
   }
+  if (op.op === 'worker') {
+    for (const [i, entry] of op.view.entries()) {
+      if (isName(entry)) continue
+      try {
+        checkEntry(entry, `view[${i}]`)
+      } catch (error) {
+        throw error instanceof HogwildError ? refusal(at, op.op, error) : error
+      }
+    }
+  }
   return op
+}
+
+const ENTRY_KEYS = optionKeys<Exclude<ReplayEntry, string>>()({
+  block: true,
+  at: true,
+  lag: true,
+  temperature: true,
+  bias: true,
+})
+
+function checkEntry(entry: ReplayEntry, where: string): void {
+  if (typeof entry !== 'object' || entry === null) {
+    throw invalid(where, `a name or an object { ${ENTRY_KEYS.join(', ')} }`, entry)
+  }
+  const { block, ...fields } = checkOptions(entry, where, ENTRY_KEYS)
+  if (!isName(block)) throw invalid(`${where}.block`, name.expected, block)
+  // Numbers of JSON may be infinite, as 1e999 is.
+  const { bias } = fields
+  if (bias !== undefined && !Number.isFinite(bias)) {
+    throw invalid(`${where}.bias`, 'a finite number', bias)
+  }
+  checkEntryFields(fields, where)
+}
+
+/** The name of an entry's block. */
+export function blockOf(entry: ReplayEntry): string {
+  return typeof entry === 'string' ? entry : entry.block
 }
 
 function isKind(value: unknown): value is ReplayOp['op'] {

@@ -175,6 +175,7 @@ struct BlockRow {
   float* state;
   int64_t begin;
   int64_t end;
+  float temperature;
   float bias;
 
   // Whole vectors around what it sees.
@@ -182,8 +183,8 @@ struct BlockRow {
   int64_t end_lane() const { return (end + kLanes - 1) / kLanes * kLanes; }
 };
 
-// Turns the scores of a block of rows into weights exp(score + bias - maximum) and brings the rows' states
-// to the new maximum. The other lanes up to whole vectors become exact zeros: keys that a row must not
+// Turns the scores of a block of rows into weights exp(cap(score) / temperature + bias - maximum) and brings the rows'
+// states to the new maximum. The other lanes up to whole vectors become exact zeros: keys that a row must not
 // see. The rows go through each pass together, so that the latency of one hides behind the others.
 HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, float softcap, int64_t value_cols) {
   float base[kSpanRowBlock];
@@ -195,6 +196,9 @@ HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, float softca
       for (int64_t i = first; i < last; i += kLanes) {
         store(row.scores + i, tanh(load(row.scores + i) * inverse) * softcap);
       }
+    }
+    if (row.temperature != 1) {
+      for (int64_t i = first; i < last; i += kLanes) store(row.scores + i, load(row.scores + i) / row.temperature);
     }
     for (int64_t i = first; i < row.begin; i++) row.scores[i] = -INFINITY;
     for (int64_t i = row.end; i < last; i++) row.scores[i] = -INFINITY;
@@ -502,7 +506,7 @@ void attention_span(const AttentionSpan& span) {
       const int64_t row_begin = from > 0 ? from : 0, row_end = to < kPageSize ? to : kPageSize;
       float* row_scores = scores + r * kPageSize;
       q[rows] = queries + r * row_stride;
-      seeing[rows] = {row_scores, row.state, row_begin, row_end, row.range->bias};
+      seeing[rows] = {row_scores, row.state, row_begin, row_end, row.range->temperature, row.range->bias};
       s[rows] = row_scores;
       begin = row_begin < begin ? row_begin : begin;
       end = row_end > end ? row_end : end;
