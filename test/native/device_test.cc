@@ -609,6 +609,9 @@ void index_query_ranges(AttentionCase& c) {
   }
 }
 
+// Of random cases: errors of scores grow with its inverse.
+constexpr float kLeastTemperature = 0.7f;
+
 // Random segments in random pages; each token visits a random choice of them in random order. Slots
 // outside the segments hold NaN. Where `odd`, some biases and some values seen by nobody are special.
 AttentionCase random_case(Device& device, const KvShape& shape, std::int64_t group, std::int64_t tokens,
@@ -643,7 +646,7 @@ AttentionCase random_case(Device& device, const KvShape& shape, std::int64_t gro
     for (std::int64_t t = 0; t < tokens; t++) {
       for (std::int64_t twice = random_int(0, 3); twice < 4; twice += 3) {  // now and then a segment is seen twice
         if (random_int(0, 3) == 0) continue;
-        const float temperatures[] = {1, 1, 0.7f, 3}, biases[] = {0, 0, -1.5f, 2, -kInf};
+        const float temperatures[] = {1, 1, kLeastTemperature, 3}, biases[] = {0, 0, -1.5f, 2, -kInf};
         const std::int64_t limit = random_int(0, 1) ? segment.length : random_int(1, segment.length);
         c.query_ranges.push_back({.token = static_cast<std::int32_t>(t),
                                   .rope_row = c.pool.angle(static_cast<double>(random_int(0, 3000))),
@@ -719,9 +722,10 @@ bool multiplies_bf16(const Device& device, KvFormat format, std::int64_t head_di
 // 2^-16 of the greatest of their row.
 double attention_tolerance(const Device& device, const KvShape& shape) {
   for (const KvFormat format : {shape.key_format, shape.value_format}) {
-    if (multiplies_bf16(device, format, shape.head_dim)) return 0x1p-8;
+    if (multiplies_bf16(device, format, shape.head_dim)) return 0x1p-8 / kLeastTemperature;
   }
-  return shape.key_format == KvFormat::kInt8 || shape.value_format == KvFormat::kInt8 ? 2e-4 : 2e-5;
+  const bool has_int8 = shape.key_format == KvFormat::kInt8 || shape.value_format == KvFormat::kInt8;
+  return (has_int8 ? 2e-4 : 2e-5) / kLeastTemperature;
 }
 
 // Largest error of out (against max |value| = about 1) and of lse.
