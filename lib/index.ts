@@ -171,4 +171,5 @@ export {
   type SchedulerOptions,
   schedulerOf,
 } from './workers/scheduler'
+export type { Trigger, TriggerMatch } from './workers/triggers'
 export type { WorkerBlocks, WorkerStatus } from './workers/worker'

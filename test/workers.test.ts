@@ -344,7 +344,7 @@ test('events come in order: joins, then per step tokens, stops and the step, the
   const brief = events.map((event) => {
     if (event.type === 'end') return 'end'
     if (event.type === 'step') return `${event.step} step ${event.workers} ${event.tokens}`
-    if (event.type === 'warning') return `${event.step} warning`
+    if (event.type === 'warning' || event.type === 'append') return `${event.step} ${event.type}`
     if (event.type === 'token') return `${event.step} ${event.worker} ${event.forced ? '!' : ''}`
     return `${event.step} ${event.worker} ${event.type}${event.type === 'stop' ? ` ${event.reason}` : ''}`
   })

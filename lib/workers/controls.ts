@@ -15,6 +15,12 @@ export type Control =
   | { type: 'resume'; worker: string }
   | { type: 'inject'; worker: string; tokens: readonly Pending[] }
 
+/** Of the whole group: tokens behind those of the common block, before the next step. */
+export interface Append {
+  type: 'append'
+  tokens: Int32Array
+}
+
 /** On a worker that has no blocks yet, or that has stopped, a control has no effect. */
 export function applyControl(worker: Worker, control: Control, step: number): WorkerEvent[] {
   const { blocks } = worker

@@ -45,6 +45,13 @@ export interface TokenEvent {
   forced: boolean
 }
 
+/** Tokens have come into the common block (`WorkerRun.append`): workers see them from this step on. */
+export interface AppendEvent {
+  type: 'append'
+  step: number
+  tokens: number
+}
+
 /** A turn ended: its text moved to the end of the common block. */
 export interface TurnEvent {
   type: 'turn'
@@ -114,6 +121,7 @@ export type WorkerEvent =
   | PauseEvent
   | ResumeEvent
   | TokenEvent
+  | AppendEvent
   | TurnEvent
   | StopEvent
   | StepEvent

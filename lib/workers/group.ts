@@ -8,10 +8,11 @@ import type { PrefillProgress } from '../prefill'
 import { withinVocabulary } from '../sources/eos'
 import { checkBoolean, checkTokens, invalid } from '../validate'
 import type { Warnings } from '../warnings'
-import { applyControl, type Control } from './controls'
+import { type Append, applyControl, type Control } from './controls'
 import type { StopEvent, WorkerEvent } from './events'
 import { orderBlocks } from './layout'
 import type { RunSettings } from './options'
+import { Triggers } from './triggers'
 import { forced, type StepState, type Worker, type WorkerBlocks } from './worker'
 
 /** Where a group's blocks are made. */
@@ -75,7 +76,7 @@ export interface GroupState {
   /** Blocks to be filled before the next step, one after the other. */
   prefills: Prefill[]
   /** For the next boundary. */
-  controls: Control[]
+  controls: (Control | Append)[]
   /** Of this boundary, not told yet. */
   events: WorkerEvent[]
   /** Whether newcomers and controls are still to be looked at before the next step. */
@@ -103,14 +104,16 @@ export class Group {
   }
   /** Set before `next` is called. */
   store!: BlockStore
+  readonly #triggers: Triggers
   #stopTokens: ReadonlySet<number> = new Set()
 
   constructor(settings: RunSettings, warnings: Warnings) {
     this.settings = settings
     this.warnings = warnings
+    this.#triggers = new Triggers(settings.triggers)
   }
 
-  control(control: Control): void {
+  control(control: Control | Append): void {
     this.state.controls.push(control)
   }
 
@@ -149,6 +152,7 @@ export class Group {
         }
         this.#applyControls()
         this.state.atBoundary = false
+        continue
       }
       if (this.state.events.length > 0)
         return { type: 'events', events: this.state.events.splice(0) }
@@ -181,6 +185,7 @@ export class Group {
       tokens += worker.pending.length
       for (const written of worker.write()) {
         if (written.forced) this.state.promptTokens++
+        this.#triggers.look(worker.name, written.text, written.forced)
         events.push({ type: 'token', worker: worker.name, step: this.state.steps, ...written })
       }
       events.push(...this.#proceed(worker, state, outputs[i]?.token))
@@ -258,6 +263,8 @@ export class Group {
     const ownCommon = this.settings.share ? common : copyOf(common, store)
     const { block: header, tokens } = headerBlock(worker.header, store)
     const own = worker.own ?? store.createBlock()
+    const parent = this.workers.find(({ name }) => name === worker.from)?.blocks
+    if (parent !== undefined) own.appendFrom(parent.own)
     const newcomer = { worker, blocks: { common: ownCommon, header, own } }
     if (header === undefined || tokens.length === 0) activate(newcomer)
     else this.#fill(header, tokens, { newcomer })
@@ -290,9 +297,22 @@ export class Group {
 
   #applyControls(): void {
     for (const control of this.state.controls.splice(0)) {
+      if (control.type === 'append') {
+        this.#append(control.tokens)
+        continue
+      }
       const worker = this.workers.find(({ name }) => name === control.worker) as Worker
       this.state.events.push(...applyControl(worker, control, this.state.steps))
     }
+  }
+
+  /** Where each worker has a common block of its own, all of them get the tokens. */
+  #append(tokens: Int32Array): void {
+    const ofWorkers = this.workers.flatMap(({ blocks }) => blocks?.common ?? [])
+    const blocks = new Set([this.state.common as Block, ...ofWorkers])
+    for (const block of blocks) this.#fill(block, tokens)
+    const { steps: step } = this.state
+    this.state.events.push({ type: 'append', step, tokens: tokens.length })
   }
 
   #participants(): Participant[] {

@@ -26,6 +26,7 @@ import {
 } from '../validate'
 import { commitsTurns, LAYOUT_NAMES, type LayoutName } from './layout'
 import { Scheduler } from './scheduler'
+import type { Trigger } from './triggers'
 
 export interface WorkerSpec {
   /** Unique in the run. */
@@ -36,6 +37,11 @@ export interface WorkerSpec {
   header?: ArrayLike<number> | undefined
   /** A block of `RunOptions.cache` that is its header, in place of `header`. */
   headerBlock?: Block | undefined
+  /**
+   * A worker of the run before it in worker order: its own block begins with a copy of that one's, as it is when this one
+   * joins (a branch). Pages are shared, nothing is computed again. Default: none.
+   */
+  from?: string | undefined
   /** A block of `RunOptions.cache` that it goes on in, behind the tokens that are there. Default: a new one. */
   own?: Block | undefined
   /** Default: greedy. Each worker has a sampler of its own, so give each a seed of its own. */
@@ -77,6 +83,8 @@ export interface RunOptions {
   turnEnds?: ((ids: readonly number[]) => boolean) | undefined
   /** Tokens that a worker's next turn begins with, after the one sampled last; `turn`: turns ended so far. */
   turnHeader?: ((worker: string, turn: number) => ArrayLike<number>) | undefined
+  /** Calls that text sets off, e.g. a tag that starts a branch. Need a tokenizer. Default: none. */
+  triggers?: readonly Trigger[] | undefined
   /** Tokens that each worker may write; default: no bound but the capacity. */
   maxTokens?: number | undefined
   /**
@@ -121,6 +129,7 @@ const RUN_KEYS = optionKeys<RunOptions>()({
   stop: true,
   turnEnds: true,
   turnHeader: true,
+  triggers: true,
   maxTokens: true,
   capacity: true,
   context: true,
@@ -137,12 +146,15 @@ const RUN_KEYS = optionKeys<RunOptions>()({
   priority: true,
 })
 
+const TRIGGER_KEYS = optionKeys<Trigger>()({ text: true, workers: true, limit: true, action: true })
+
 const WORKER_KEYS = optionKeys<WorkerSpec>()({
   name: true,
   prompt: true,
   header: true,
   headerBlock: true,
   own: true,
+  from: true,
   sampler: true,
   maxTokens: true,
   stop: true,
@@ -163,6 +175,7 @@ export type RunSettings = Pick<
   /** undefined: those of model and tokenizer. */
   stopTokens: Int32Array | undefined
   stop: readonly string[]
+  triggers: readonly Trigger[]
   /** Infinity where there is no bound. */
   maxTokens: number
   workers: readonly unknown[]
@@ -174,6 +187,7 @@ export interface WorkerSettings {
   prompt: Int32Array
   header: Int32Array | Block
   own: Block | undefined
+  from: string | undefined
   sampler: Sampler
   maxTokens: number
   stop: readonly string[]
@@ -222,6 +236,7 @@ export function checkRunOptions(options: RunOptions): RunSettings {
         ? undefined
         : checkTokens(stopTokens, 'options.stopTokens', vocabSize),
     stop: checkStop(options.stop ?? [], 'options.stop', tokenizer),
+    triggers: checkTriggers(options.triggers ?? [], tokenizer),
     maxTokens: checkMaxTokens(options.maxTokens, 'options.maxTokens'),
     signal: checkSignal(options.signal, 'options.signal'),
     workers: checkArray(options.workers, 'options.workers'),
@@ -303,12 +318,29 @@ export function checkWorkerSpec(value: unknown, name: string, run: RunSettings):
       run.model,
       run.cache,
     ),
+    from: spec.from === undefined ? undefined : checkString(spec.from, `${name}.from`),
     own: spec.own === undefined ? undefined : checkBlock(spec.own, `${name}.own`, run.cache),
     sampler,
     maxTokens:
       maxTokens === undefined ? run.maxTokens : checkMaxTokens(maxTokens, `${name}.maxTokens`),
     stop: stop === undefined ? run.stop : checkStop(stop, `${name}.stop`, run.tokenizer),
   }
+}
+
+function checkTriggers(value: unknown, tokenizer: Tokenizer | undefined): Trigger[] {
+  return checkArray(value, 'options.triggers').map((given, i) => {
+    const name = `options.triggers[${i}]`
+    const { text, workers, limit, action } = checkOptions(given as Trigger, name, TRIGGER_KEYS)
+    checkStop([text], name, tokenizer)
+    if (typeof action !== 'function') throw invalid(`${name}.action`, 'a function', action)
+    const names = workers && checkArray(workers, `${name}.workers`)
+    return {
+      text,
+      workers: names?.map((worker, at) => checkString(worker, `${name}.workers[${at}]`)),
+      limit: limit === undefined ? undefined : checkInteger(limit, `${name}.limit`, 1),
+      action,
+    }
+  })
 }
 
 export function checkMaxTokens(value: number | undefined, name: string): number {

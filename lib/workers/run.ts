@@ -157,6 +157,18 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   }
 
   /**
+   * Tokens that come into the common block, behind what is there, before the run's next step: its workers wait until they
+   * are computed, in chunks beside the steps of other runs. Where there is no room for them the run ends with
+   * HOGWILD_OUT_OF_PAGES. Throws HOGWILD_INVALID_ARGUMENT, HOGWILD_CLOSED.
+   */
+  append(tokens: ArrayLike<number>): void {
+    this.#open()
+    const { vocabSize } = this.#group.settings.model.config
+    this.#group.control({ type: 'append', tokens: checkTokens(tokens, 'tokens', vocabSize, 1) })
+    this.#wake()
+  }
+
+  /**
    * The worker sits out while `work` runs, and goes on with the tokens that it gives, which enter its block before its
    * pending ones; the others write meanwhile. What `work` throws, and HOGWILD_TIMEOUT after `timeoutMs`, ends the run.
    * Throws as `stop` does.
@@ -305,6 +317,13 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     const checked = checkWorkerSpec(spec, name, settings)
     if (workers.some((other) => other.name === checked.name)) {
       throw invalid(`${name}.name`, 'a name that no other worker has', checked.name)
+    }
+    const { from } = checked
+    if (from !== undefined && !workers.some((other) => other.name === from)) {
+      throw invalid(`${name}.from`, 'a worker before it', from)
+    }
+    if (from !== undefined && checked.own !== undefined) {
+      throw invalid(`${name}.from`, 'absent beside own', from)
     }
     workers.push(new Worker(checked, settings.tokenizer))
   }

@@ -56,6 +56,8 @@ export class Worker {
   readonly header: Int32Array | Block
   /** The block that it goes on in; undefined: a new one. */
   readonly own: Block | undefined
+  /** The worker with a copy of whose block its own begins. */
+  readonly from: string | undefined
   readonly maxTokens: number
   readonly sampler: Sampler
   readonly tokens: number[] = []
@@ -73,6 +75,7 @@ export class Worker {
     this.name = settings.name
     this.header = settings.header
     this.own = settings.own
+    this.from = settings.from
     this.maxTokens = settings.maxTokens
     this.sampler = settings.sampler
     this.pending = forced(settings.prompt)

@@ -1079,6 +1079,74 @@ TEST(compact) {
   world.check_contents();
 }
 
+// Blocks of one budget together take no more pages than it has, whatever is free beside it; pages count for whoever
+// took them until they are free.
+TEST(budgets) {
+  World world(plain_device(), 10 * kPageSize);
+  KvCache& cache = *world.cache;
+  const std::int64_t budget = cache.open_budget(3);
+  const auto create = [&] {
+    world.blocks.push_back(cache.create_block(budget));
+    world.lists.emplace_back();
+    return world.blocks.size() - 1;
+  };
+  const std::size_t a = create(), b = create(), free = world.create();
+  const auto used = [&] { return cache.budget(budget).in_use; };
+  world.append(a, kPageSize);
+  world.append(b, kPageSize + 1);
+  CHECK(used() == 3);
+  const std::vector<std::int32_t> many(kPageSize, 1), one(1, 1);
+  const auto append = [&](std::size_t block, std::span<const std::int32_t> tokens) {
+    return [&world, block, tokens] { StepReservation(*world.cache, {alone(world.blocks[block], tokens)}); };
+  };
+  world.rejects(code::kOutOfPages, append(a, one));
+  world.rejects(code::kOutOfPages, append(b, many));
+  world.append(b, kPageSize - 1);  // the rest of its last page
+  world.append(free, 4 * kPageSize);
+  CHECK(used() == 3 && cache.budget(budget).peak == 3);
+
+  // A step that is given up leaves nothing behind.
+  world.blocks[b]->truncate(0);
+  world.lists[b].clear();
+  CHECK(used() == 1);
+  append(b, many)();
+  CHECK(used() == 1 && cache.budget(budget).peak == 3);
+
+  // A fork has the budget of its block; whoever shares a page does not pay for it.
+  world.blocks.push_back(world.blocks[a]->fork());
+  world.lists.push_back(world.lists[a]);
+  const std::size_t fork = world.blocks.size() - 1;
+  world.blocks[free]->append_from(*world.blocks[a]);
+  world.lists[free].insert(world.lists[free].end(), world.lists[a].begin(), world.lists[a].end());
+  CHECK(used() == 1);
+  world.append(fork, 2 * kPageSize);
+  CHECK(used() == 3);
+  world.rejects(code::kOutOfPages, append(fork, one));
+  world.check_contents();
+
+  // Closed: no new blocks; what has been taken is still counted, and given back.
+  cache.close_budget(budget);
+  cache.close_budget(budget);
+  world.rejects(code::kInvalidArgument, [&] { cache.create_block(budget); });
+  world.rejects(code::kInvalidArgument, [&] { cache.budget(budget); });
+  world.rejects(code::kInvalidArgument, [&] { cache.create_block(77); });
+  world.rejects(code::kInvalidArgument, [&] { cache.open_budget(0); });
+  world.blocks.clear();
+  world.lists.clear();
+  CHECK(cache.stats().free_pages == 10);
+}
+
+// The pool is what it is, however large the budgets.
+TEST(budgets_beyond_the_pool) {
+  World world(plain_device(), 2 * kPageSize);
+  const BlockPtr block = world.cache->create_block(world.cache->open_budget(100));
+  world.blocks.push_back(block);
+  world.lists.emplace_back();
+  world.append(0, 2 * kPageSize);
+  world.rejects(code::kOutOfPages, [&] { StepReservation(*world.cache, {alone(block, kThree)}); });
+  world.check_contents();
+}
+
 // Whichever allocation fails, the operation has not taken place at all.
 TEST(memory_runs_out) {
   World world(plain_device(), 40 * kPageSize);
