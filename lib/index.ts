@@ -15,6 +15,9 @@ export {
   type CacheShape,
   type CacheStats,
   createCache,
+  type ExportOptions,
+  type Imported,
+  type ImportOptions,
 } from './cache'
 export { demoModelPath } from './demo-model'
 export {
@@ -88,6 +91,7 @@ export {
   type YarnRope,
 } from './rope'
 export { type PenaltyScope, Sampler, type SamplerOptions } from './sampler'
+export type { SessionProgress, TransferOptions } from './session-file'
 export type { TokenizerKind } from './tokenizer/models/parse'
 export type { TextStream } from './tokenizer/text-stream'
 export {

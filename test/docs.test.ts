@@ -10,6 +10,7 @@ const documents = [
   'docs/architecture.md',
   'docs/replay.md',
   'docs/semantics.md',
+  'docs/sessions.md',
 ]
 const read = (path: string) => readFileSync(join(root, path), 'utf8')
 

