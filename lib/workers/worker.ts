@@ -5,7 +5,7 @@ import type { Sampler } from '../sampler'
 import { StopMatcher } from '../tokenizer/stop-strings'
 import type { TextStream } from '../tokenizer/text-stream'
 import type { Tokenizer } from '../tokenizer/tokenizer'
-import type { StopReason } from './events'
+import type { StopEvent, StopReason } from './events'
 import type { WorkerSettings } from './options'
 
 /** A worker's part of the cache. */
@@ -100,11 +100,13 @@ export class Worker {
     }
   }
 
-  /** Takes no further part. Returns the text that was held back. */
-  stop(): string {
+  /** Takes no further part. */
+  stop(reason: StopReason, step: number): StopEvent {
     this.state = { name: 'stopped', blocks: this.blocks }
     this.pending = []
-    return this.#text?.end() ?? ''
+    const text = this.#text?.end() ?? ''
+    const event = { type: 'stop', worker: this.name, step, reason } as const
+    return text === '' ? event : { ...event, text }
   }
 }
 
