@@ -117,4 +117,5 @@ export {
 } from './workers/layout'
 export type { RunOptions, WorkerSpec } from './workers/options'
 export { runWorkers, type StopOptions, type WorkerRun } from './workers/run'
+export type { TraceHead, TraceLine, TraceNote, TraceOp, TraceStep } from './workers/trace'
 export type { WorkerStatus } from './workers/worker'

@@ -6,6 +6,7 @@ import type { CacheDtype } from '../formats'
 import { type BeyondContext, checkBeyondContext, checkContext, Model } from '../model'
 import type { PrefillProgress } from '../prefill'
 import { Sampler, type SamplerOptions } from '../sampler'
+import { checkPath } from '../sources/files'
 import { Tokenizer } from '../tokenizer/tokenizer'
 import {
   checkArray,
@@ -77,6 +78,12 @@ export interface RunOptions {
   beyondContext?: BeyondContext | undefined
   /** Called while the prompt is computed, piece by piece, and at its end. What it throws ends the run. */
   onPrefill?: ((progress: PrefillProgress) => void) | undefined
+  /**
+   * Path of a file that gets a trace of the run, a line of JSON for each thing that happens: blocks, prefills, views, steps
+   * with their tokens and times, and events (docs/replay.md, docs/trace.schema.json). `hogwild replay` computes the same again
+   * from it. A file of this name is replaced. Where it cannot be written, the iterator throws HOGWILD_NOT_WRITTEN. Default: none.
+   */
+  trace?: string | undefined
   /** For the text of token events. */
   tokenizer?: Tokenizer | undefined
   /** Ends the run: the iterator throws HOGWILD_ABORTED with the signal's reason as `cause`. */
@@ -100,6 +107,7 @@ const RUN_KEYS = optionKeys<RunOptions>()({
   cacheDtype: true,
   beyondContext: true,
   onPrefill: true,
+  trace: true,
   tokenizer: true,
   signal: true,
 })
@@ -117,7 +125,7 @@ const WORKER_KEYS = optionKeys<WorkerSpec>()({
 export type RunSettings = Pick<
   RunOptions,
   | ('model' | 'capacity' | 'context' | 'cacheDtype' | 'turnEnds' | 'turnHeader' | 'onPrefill')
-  | ('tokenizer' | 'signal' | 'beyondContext')
+  | ('trace' | 'tokenizer' | 'signal' | 'beyondContext')
 > & {
   layout: LayoutName
   share: boolean
@@ -145,7 +153,7 @@ export interface WorkerSettings {
 export function checkRunOptions(options: RunOptions): RunSettings {
   options = checkOptions(options, 'options', RUN_KEYS)
   const { tokenizer, turnEnds, turnHeader, onPrefill } = options
-  const { stopTokens, capacity, context, cacheDtype, beyondContext } = options
+  const { stopTokens, capacity, context, cacheDtype, beyondContext, trace } = options
   const model = checkInstance(options.model, 'options.model', Model)
   const { vocabSize } = model.config
   if (tokenizer !== undefined) checkInstance(tokenizer, 'options.tokenizer', Tokenizer)
@@ -169,6 +177,7 @@ export function checkRunOptions(options: RunOptions): RunSettings {
     turnHeader,
     onPrefill: checkOptionalFunction(onPrefill, 'options.onPrefill'),
     beyondContext,
+    trace: trace === undefined ? undefined : checkPath(trace, 'options.trace'),
     share: checkBoolean(options.share ?? true, 'options.share'),
     prompt: checkTokens(options.prompt, 'options.prompt', vocabSize),
     stopTokens:

@@ -10,6 +10,7 @@ import type { WarningEvent, WorkerEvent } from './events'
 import { Group } from './group'
 import { checkRunOptions, checkWorkerSpec, type RunOptions, type WorkerSpec } from './options'
 import { Scheduler } from './scheduler'
+import { TraceFile } from './trace'
 import { forced, type Pending, Worker, type WorkerStatus } from './worker'
 
 /** How a worker is stopped. */
@@ -135,6 +136,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     const { warnings, settings } = this.#group
     const { model, capacity, context, cacheDtype: dtype, signal } = settings
     let cache: Cache | undefined
+    let trace: TraceFile | undefined
     let forget = () => {}
     try {
       throwIfAborted(signal)
@@ -144,10 +146,16 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
       cache = model.createCache({ capacity, context, dtype, onWarning })
       const scheduler = new Scheduler(model)
       this.#group.store = cache
+      trace = await this.#openTrace()
       while (!this.#group.state.hasEnded) {
         const events = await scheduler.advance(this.#group, this.#abort.signal)
-        if (events === undefined) await this.#changed()
-        else yield* this.#withWarnings(events)
+        if (events === undefined) {
+          await this.#changed()
+          continue
+        }
+        const told = this.#withWarnings(events)
+        await trace?.record(told)
+        yield* told
       }
     } catch (error) {
       const { code } = error as { code?: HogwildErrorCode }
@@ -158,8 +166,19 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     } finally {
       this.#end()
       forget()
+      await trace?.close()
       await cache?.close()
     }
+  }
+
+  async #openTrace(): Promise<TraceFile | undefined> {
+    const { settings, workers } = this.#group
+    const { trace, model, layout, share, prompt, sharedHeader } = settings
+    if (trace === undefined) return undefined
+    return await TraceFile.open(trace, {
+      ...{ layout, share, prompt, sharedHeader, model: await model.fingerprint() },
+      headerOf: (name) => (workers.find((worker) => worker.name === name) as Worker).header,
+    })
   }
 
   /** No control has an effect any more, and no worker refers to the cache. */

@@ -33,6 +33,10 @@ const isListOf = (accepts: (value: unknown) => boolean) => (value: unknown) =>
 
 const name: Kind = { expected: 'a string that is not empty', accepts: isName }
 const names: Kind = { expected: 'a non-empty array of names', accepts: isListOf(isName) }
+/** Of workers: those of a run may have an empty one. */
+const isString = (value: unknown) => typeof value === 'string'
+const worker: Kind = { expected: 'a string', accepts: isString }
+const workers: Kind = { expected: 'a non-empty array of names', accepts: isListOf(isString) }
 const index: Kind = { expected: 'a non-negative integer', accepts: isIndex }
 const tokens: Kind = { expected: 'a non-empty array of token ids', accepts: isTokens }
 const inputs: Kind = {
@@ -57,9 +61,9 @@ const EXPECTATIONS = {
 
 const FIELDS: Record<ReplayOp['op'], Record<string, Kind>> = {
   block: { name },
-  worker: { name, view: names, write_to: optional(name) },
+  worker: { name: worker, view: names, write_to: optional(name) },
   prefill: { block: name, tokens, ...EXPECTATIONS },
-  step: { workers: names, inputs, ...EXPECTATIONS },
+  step: { workers, inputs, ...EXPECTATIONS },
   append_from: { target: name, source: name, clear_source: optional(flag) },
   clear: { block: name },
   truncate: { block: name, length: index },
