@@ -238,6 +238,7 @@ export const FAMILIES: Record<Architecture, Family> = {
   MixtralForCausalLM: {
     modelType: 'mixtral',
     defaults: { kvHeads: 8, theta: 1e6 },
+    windows: 'all',
     experts: {
       defaults: { count: 8, used: 2 },
       jitter: true,

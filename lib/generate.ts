@@ -11,6 +11,7 @@ import { withinVocabulary } from './sources/eos'
 import { onAbort, throwIfAborted } from './tasks'
 import { StopMatcher } from './tokenizer/stop-strings'
 import { type ChatMessage, type ChatOptions, Tokenizer } from './tokenizer/tokenizer'
+import { tokenlessIds } from './tokenless-ids'
 import {
   checkBoolean,
   checkInstance,
@@ -28,7 +29,10 @@ export type { ToolCall }
 
 export interface GenerateOptions {
   model: Model
-  /** For text: of a prompt that is a string, of messages, of stop strings and of what comes out. */
+  /**
+   * For text: of a prompt that is a string, of messages, of stop strings and of what comes out. Ids without a token
+   * are then never chosen, but for stop tokens.
+   */
   tokenizer?: Tokenizer | undefined
   /** Text or token ids, at least one. Either this or `messages`. */
   prompt?: string | ArrayLike<number> | undefined
@@ -140,15 +144,18 @@ function checkGenerate(options: GenerateOptions) {
     typeof prompt === 'object' ? checkTokens(prompt, 'options.prompt', vocabSize) : undefined
   if (ids?.length === 0) throw invalid('options.prompt', 'at least one token', prompt)
   const max = options.maxTokens ?? DEFAULT_MAX_TOKENS
+  const stopIds = stopTokens && checkTokens(stopTokens, 'options.stopTokens', vocabSize)
+  const sampler = new Sampler(options.sampler ?? { temperature: 0 })
+  sampler.forbid(tokenlessIds(model, tokenizer, stopIds))
   return {
     model,
     tokenizer,
     prompt: ids ?? prompt,
     messages,
     chat: chat ?? {},
-    sampler: new Sampler(options.sampler ?? { temperature: 0 }),
+    sampler,
     maxTokens: checkMaxTokens(max, 'options.maxTokens'),
-    stopTokens: stopTokens && checkTokens(stopTokens, 'options.stopTokens', vocabSize),
+    stopTokens: stopIds,
     stop: checkStop(options.stop ?? [], 'options.stop', tokenizer),
     logprob: checkBoolean(options.logprobs ?? false, 'options.logprobs'),
     topLogprobs: checkInteger(options.topLogprobs ?? 0, 'options.topLogprobs', 0, 1024),

@@ -53,7 +53,8 @@ export interface LoadModelOptions {
   /** Of matrices in memory. Default 'auto': as stored; another one is converted to. */
   dtype?: 'auto' | Dtype | undefined
   /**
-   * Default true: a CPU reads matrices of the stored dtype in place, from files that it maps. They must not
+   * Default true: a CPU reads matrices of the stored dtype in place, from files that it maps and whose pages it shares
+   * with other processes on the model. They must not
    * change while the model is open: a step that finds a file changed rejects with HOGWILD_INVALID_MODEL, but a
    * file that is shortened during a step ends the process. false: everything is read into memory.
    */
@@ -535,6 +536,12 @@ export class Model {
     const worker = { view: { blocks: [block] }, tokens, sampler, logits, logprob, topLogprobs }
     const outputs = await this.step([worker], stepOptions)
     return outputs[0] as StepOutput
+  }
+
+  /** @internal Whether a cache for views of this length has its keys turned otherwise than one for short views (longrope). */
+  rotatesForLongViews(context: number | undefined): boolean {
+    const longest = shortContext(this.config)
+    return longest !== undefined && checkContext(context) > longest
   }
 
   /** Aborts the steps under way, waits for them, closes the model's caches and frees the weights. Idempotent. */

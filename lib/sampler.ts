@@ -146,6 +146,11 @@ export class Sampler {
     return { ...this.#options, seed: this.seed, draw: this.#draw }
   }
 
+  /** @internal These never come out either. */
+  forbid(ids: readonly number[]): void {
+    this.#options.forbidden = Int32Array.from([...this.#options.forbidden, ...ids])
+  }
+
   /** @internal A step uses it from now on. Throws HOGWILD_BUSY. */
   acquire(): void {
     if (this.#busy) {

@@ -5,6 +5,7 @@ interface Failures {
   missing(): string | undefined
   runFailures(options: {
     mode: 'once' | 'on'
+    cache: 'f32' | 'int8'
     first: number
     stride: number
     timeout: number
@@ -16,14 +17,14 @@ const lacks = missing()
 const possible = lacks === undefined ? test : test.skip
 const name = lacks === undefined ? '' : ` (needs ${lacks})`
 
-// Every seventh point; npm run test:long has them all.
+// Every seventh point; npm run test:long has them all, with both caches.
 possible.each([
-  ['one allocation or thread start', 'once', 3],
-  ['all of them from one on', 'on', 5],
+  ['one allocation or thread start', 'int8', 'once', 3],
+  ['all of them from one on', 'f32', 'on', 5],
 ] as const)(
-  `%s fails: HOGWILD_OUT_OF_MEMORY, nothing changed, nothing leaked${name}`,
-  async (_, mode, first) => {
-    const lines = await runFailures({ mode, first, stride: 7, timeout: 120_000 })
+  `%s fails, cache in %s: HOGWILD_OUT_OF_MEMORY, nothing changed, nothing leaked${name}`,
+  async (_, cache, mode, first) => {
+    const lines = await runFailures({ mode, cache, first, stride: 7, timeout: 120_000 })
     expect(countFailures(lines)).toBeGreaterThan(200)
   },
 )

@@ -1,16 +1,16 @@
 // Links and paths in the documents lead somewhere.
 
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 
 const root = join(__dirname, '..')
 const documents = [
   'README.md',
   'CONTRIBUTING.md',
-  'docs/architecture.md',
-  'docs/replay.md',
-  'docs/semantics.md',
-  'docs/sessions.md',
+  'cuda/simt/README.md',
+  ...readdirSync(join(root, 'docs'))
+    .filter((name) => name.endsWith('.md'))
+    .map((name) => `docs/${name}`),
 ]
 const read = (path: string) => readFileSync(join(root, path), 'utf8')
 
@@ -45,6 +45,10 @@ test.each(documents)('paths in %s', (document) => {
   ]
   const missing = paths.map(([, path = '']) => path).filter((path) => !existsSync(join(root, path)))
   expect(missing).toEqual([])
+})
+
+test.each([...documents, 'CHANGELOG.md'])('%s is merged', (document) => {
+  expect(read(document)).not.toMatch(/^(<<<<<<<|=======|>>>>>>>)/m)
 })
 
 test('scripts that CONTRIBUTING.md names are in package.json', () => {

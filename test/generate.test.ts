@@ -11,6 +11,7 @@ import {
 } from '../lib'
 import { findToolCalls } from '../lib/chat/tool-calls'
 import { codeOf, writeModel } from './fixtures'
+import { byteLevelFolder } from './tokenizer-fixtures'
 
 let model: Model
 let tokenizer: Tokenizer
@@ -181,4 +182,30 @@ test('tool calls of the published forms', () => {
   ]) {
     expect(findToolCalls(text)).toEqual([])
   }
+})
+
+test('ids without a token are chosen only where they end the text', async () => {
+  // A head of 300 rows over 258 tokens.
+  await using padded = await loadModel(writeModel({ vocabSize: 300, seed: 3 }), { device: 'cpu' })
+  await using bytes = await loadTokenizer(byteLevelFolder())
+  const missing = Array.from({ length: 42 }, (_, i) => 258 + i)
+  expect(bytes.missingIds(300)).toEqual(missing)
+  expect(bytes.missingIds(258)).toEqual([])
+  const write = async (options: Partial<GenerateOptions>) =>
+    (await generate({ model: padded, prompt: [1, 2, 3], maxTokens: 60, ...options }).result).tokens
+  const isMissing = (id: number) => id >= 258
+  for (const sampler of [undefined, { temperature: 1, seed: 1, forbidden: [5] }]) {
+    const free = await write({ sampler, stopTokens: [] })
+    expect(free.some(isMissing)).toBe(true)
+    const forbidden = [...(sampler?.forbidden ?? []), ...missing]
+    const expected = await write({
+      sampler: { temperature: 0, ...sampler, forbidden },
+      stopTokens: [],
+    })
+    expect(await write({ sampler, tokenizer: bytes, stopTokens: [] })).toEqual(expected)
+  }
+  const free = await write({ stopTokens: [] })
+  const at = free.findIndex(isMissing)
+  const ended = await write({ tokenizer: bytes, stopTokens: [free[at] as number] })
+  expect(ended).toEqual(free.slice(0, at))
 })

@@ -15,12 +15,13 @@ import { array, float32, type GgufWriterTensor, string, uint32, type Value } fro
 const root = join(__dirname, 'fixtures', 'families')
 /**
  * What GGUF cannot say: other activations than the family's, details of YaRN, windows of families that do not use them,
- * Gemma 2 without caps, other layers with a window than the family's, SmolLM3's other layers without RoPE, layers without experts. Folders with stacked experts are like the others.
+ * Gemma 2 without caps, other layers with a window than the family's, SmolLM3's other layers without RoPE, layers without experts. Folders with stacked
+ * experts are like the others; those with experts in MXFP4 are in experts.test.ts.
  */
 const UNSAID =
-  /_(mscale|untruncated|silu|gelu)$|^qwen\d_window$|^smollm3_(window|bias_v4)$|uncapped|bias_untied|text_linear|^glm(_|$)|_stacked$|dense_layers|^gpt_oss_layer/
+  /_(mscale|untruncated|silu|gelu)$|^qwen\d_window$|^smollm3_(window|bias_v4)$|uncapped|bias_untied|text_linear|_stacked$|_mxfp4$|dense_layers|^gpt_oss_layer/
 /** Numbers that are float32 there. */
-const ROUNDED = /llama3|yarn_attention$|^granite|longrope|_su_/
+const ROUNDED = /llama3|llama_long|yarn_attention$|^granite|longrope|_su_/
 const names = readdirSync(root).filter((name) => !UNSAID.test(name))
 
 async function ggufOf(name: string, options?: GgufModelOptions): Promise<string> {
@@ -62,10 +63,7 @@ function folderOf(name: string): string {
 }
 
 test('every family has a converter', () => {
-  // GLM's files are of an architecture of their own, whose q, k and v are one matrix.
-  const families = Object.values(FAMILIES)
-    .map(({ modelType }) => modelType)
-    .filter((name) => name !== 'glm')
+  const families = Object.values(FAMILIES).map(({ modelType }) => modelType)
   expect(CONVERTED_FAMILIES.toSorted()).toEqual(families.toSorted())
 })
 
@@ -119,6 +117,34 @@ test('a split file is as good as a whole one', async () => {
   await expect(loadModel(paths[1]!)).rejects.toThrow(
     /is not the first part; that is m-00001-of-00003/,
   )
+})
+
+test.each(['glm', 'glm_no_bias_v4'])('%s with q, k and v in one, as of ChatGLM', async (name) => {
+  const tensors = (all: GgufWriterTensor[]) => {
+    const ofQ = all.filter((one) => /attn_q\./.test(one.name))
+    const fused = ofQ.map((q): GgufWriterTensor => {
+      const parts = ['q', 'k', 'v'].map((part) => {
+        const name = q.name.replace('attn_q', `attn_${part}`)
+        return all.find((one) => one.name === name) as GgufWriterTensor
+      })
+      const sum = (of: (part: GgufWriterTensor) => number) =>
+        parts.reduce((total, part) => total + of(part), 0)
+      return {
+        ...{
+          name: q.name.replace('attn_q', 'attn_qkv'),
+          type: q.type,
+          bytes: sum((one) => one.bytes),
+        },
+        shape: [sum(({ shape }) => shape[0]!), ...q.shape.slice(1)],
+        read: async () => Buffer.concat(await Promise.all(parts.map((part) => part.read()))),
+      }
+    })
+    expect(fused).toHaveLength(name === 'glm' ? 4 : 2)
+    return [...all.filter((one) => !/attn_[qkv]\./.test(one.name)), ...fused]
+  }
+  const tokens = tokensOf(name)
+  const expected = await logitsOf(join(root, name), 'auto', tokens)
+  expectSameBits(await logitsOf(await ggufOf(name, { tensors }), 'auto', tokens), expected, name)
 })
 
 test('tokens that end a text', async () => {

@@ -142,6 +142,7 @@ const CONVERTERS: Record<string, Converter> = {
         logit_scale: 'logits_scaling',
       }),
   },
+  glm: { name: 'chatglm', partial: true },
   glm4: {
     name: 'glm4',
     partial: true,
@@ -233,7 +234,7 @@ function metadataOf(
   const headDim = headDimOf(config)
   const rope = ropeOf(config)
   const theta = (rope.rope_theta ?? THETAS[config.model_type as string] ?? 10000) as number
-  const partial = (rope.partial_rotary_factor ?? (name === 'glm4' ? 0.5 : 1)) as number
+  const partial = (rope.partial_rotary_factor ?? (/glm/.test(name) ? 0.5 : 1)) as number
   const share = isPartial ? partial : 1
   const own: Record<string, Value> = {
     context_length: uint32(number('max_position_embeddings')),

@@ -576,6 +576,24 @@ describe('what a server may not do', () => {
   })
 })
 
+test.each([
+  ['ftp://127.0.0.1/config.json', 1],
+  ['http://', 1],
+  [undefined, 1],
+  ['itself', 21],
+])('a redirect to %s is refused at once', async (location, requests) => {
+  hub.faults.set('config.json', (response, _, __, { url }) => {
+    const to = location === 'itself' ? url : location
+    response.writeHead(302, to === undefined ? {} : { location: to }).end()
+    return true
+  })
+  expect(await message(download('org/demo', options))).toMatch(
+    new RegExp(`^${hub.endpoint} (does not answer as the hub does: |answers 302$)`),
+  )
+  const asked = paths('hub').filter((path) => path.endsWith('/config.json'))
+  expect(asked).toHaveLength(requests)
+})
+
 describe('loadModel and loadTokenizer', () => {
   test('take a name where there is no such path', async () => {
     const hubOptions = { endpoint: hub.endpoint, cacheFolder, token: '' }

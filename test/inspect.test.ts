@@ -5,6 +5,7 @@ import os from 'node:os'
 import { join } from 'node:path'
 import { demoModelPath, inspectModel, loadModel } from '../lib'
 import { codeOf, temporaryFolder } from './fixtures'
+import { CONVERTED_FAMILIES, writeGgufModel } from './gguf-models'
 
 const families = join(__dirname, 'fixtures', 'families')
 const oracle = join(__dirname, 'oracle', 'models')
@@ -16,9 +17,7 @@ const folders = [
   ),
   demoModelPath,
 ]
-const ggufs = (readdirSync(families, { recursive: true }) as string[])
-  .filter((file) => file.endsWith('.gguf') && !/-0000[2-9]-of-/.test(file))
-  .map((file) => join(families, file))
+const tokenizers = join(__dirname, 'fixtures', 'gguf-tokenizers')
 
 const weightFiles = (path: string) =>
   path.endsWith('.gguf')
@@ -29,37 +28,52 @@ const weightFiles = (path: string) =>
 
 afterEach(() => jest.restoreAllMocks())
 
-test.each([...folders, ...ggufs].filter((path) => weightFiles(path).length > 0))(
-  '%s',
-  async (path) => {
-    const report = await inspectModel(path, { context: 1000, workers: 3 })
-    const { model, tokenizer, refusals } = report
-    expect(report.path).toBe(path)
-    expect(refusals.filter(({ part }) => part !== 'tokenizer')).toEqual([])
-    const hasTokenizer = path.endsWith('.gguf') || existsSync(join(path, 'tokenizer.json'))
-    if (hasTokenizer && tokenizer !== undefined) expect(tokenizer.tokens).toBeGreaterThan(0)
-    if (!hasTokenizer) expect(refusals).toMatchObject([{ part: 'tokenizer' }])
-    if (model === undefined) throw new Error('no model')
+test.each(folders.filter((path) => weightFiles(path).length > 0))('%s', expectAsLoaded)
 
-    await using loaded = await loadModel(path, { device: 'cpu', threads: 1, onWarning: () => {} })
-    expect(model.config).toEqual(loaded.config)
-    for (const dtype of ['f32', 'bf16', 'int8'] as const) {
-      await using cache = loaded.createCache({ capacity: 1000, dtype })
-      const { bytesPerPage, pageSize, pages } = cache.stats
-      expect(model.cacheBytesPerToken[dtype]).toBe(bytesPerPage / pageSize)
-      expect(model.memory.cache[dtype]).toBe((pages + 3) * bytesPerPage)
-    }
+test.each(CONVERTED_FAMILIES)('%s as a GGUF file', async (family) => {
+  const path = join(temporaryFolder(), 'model.gguf')
+  await writeGgufModel(join(families, family), path)
+  await expectAsLoaded(path)
+})
 
-    // Files hold the header and buffers besides; matrices that are used twice count once.
-    const size = weightFiles(path).reduce((sum, file) => sum + readFileSync(file).length, 0)
-    expect(model.storedBytes).toBeLessThan(size)
-    const { mapped, own } = model.memory.weights
-    const vectors = model.roles.filter(({ role }) => /norm|bias|sinks|router_bias/.test(role))
-    const matrices = model.storedBytes - vectors.reduce((sum, { bytes }) => sum + bytes, 0)
-    expect(mapped + own).toBeGreaterThanOrEqual(matrices)
-    expect(model.parameters).toBeGreaterThan(loaded.config.vocabSize * loaded.config.hiddenSize)
+test.each(readdirSync(tokenizers).filter((file) => file.endsWith('.gguf')))(
+  'the tokenizer %s',
+  async (file) => {
+    const { model, tokenizer, refusals } = await inspectModel(join(tokenizers, file))
+    expect(model).toBeUndefined()
+    expect(tokenizer).toMatchObject({ tokens: expect.any(Number), chatTemplates: ['default'] })
+    expect(refusals).toMatchObject([{ part: 'model', code: 'HOGWILD_INVALID_MODEL' }])
   },
 )
+
+async function expectAsLoaded(path: string): Promise<void> {
+  const report = await inspectModel(path, { context: 1000, workers: 3 })
+  const { model, tokenizer, refusals } = report
+  expect(report.path).toBe(path)
+  expect(refusals.filter(({ part }) => part !== 'tokenizer')).toEqual([])
+  const hasTokenizer = existsSync(join(path, 'tokenizer.json'))
+  if (hasTokenizer && tokenizer !== undefined) expect(tokenizer.tokens).toBeGreaterThan(0)
+  if (!hasTokenizer) expect(refusals).toMatchObject([{ part: 'tokenizer' }])
+  if (model === undefined) throw new Error('no model')
+
+  await using loaded = await loadModel(path, { device: 'cpu', threads: 1, onWarning: () => {} })
+  expect(model.config).toEqual(loaded.config)
+  for (const dtype of ['f32', 'bf16', 'int8'] as const) {
+    await using cache = loaded.createCache({ capacity: 1000, dtype })
+    const { bytesPerPage, pageSize, pages } = cache.stats
+    expect(model.cacheBytesPerToken[dtype]).toBe(bytesPerPage / pageSize)
+    expect(model.memory.cache[dtype]).toBe((pages + 3) * bytesPerPage)
+  }
+
+  // Files hold the header and buffers besides; matrices that are used twice count once.
+  const size = weightFiles(path).reduce((sum, file) => sum + readFileSync(file).length, 0)
+  expect(model.storedBytes).toBeLessThan(size)
+  const { mapped, own } = model.memory.weights
+  const vectors = model.roles.filter(({ role }) => /norm|bias|sinks|router_bias/.test(role))
+  const matrices = model.storedBytes - vectors.reduce((sum, { bytes }) => sum + bytes, 0)
+  expect(mapped + own).toBeGreaterThanOrEqual(matrices)
+  expect(model.parameters).toBeGreaterThan(loaded.config.vocabSize * loaded.config.hiddenSize)
+}
 
 test('roles of the demo', async () => {
   const { model, tokenizer } = await inspectModel(demoModelPath)

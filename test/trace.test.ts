@@ -194,4 +194,6 @@ test('a trace that cannot be written ends the run', async () => {
   expect(await codeOf(() => traced({ ...options, trace: 5 as never }))).toBe(
     'HOGWILD_INVALID_ARGUMENT',
   )
+  await using cache = model.createCache({ capacity: 64 })
+  expect(await codeOf(() => traced({ ...options, cache }))).toBe('HOGWILD_INVALID_ARGUMENT')
 })

@@ -7,13 +7,16 @@ import {
   type Model,
   type RunOptions,
   runWorkers,
+  Sampler,
   type StepWorker,
+  type Tokenizer,
   type WorkerEvent,
   type WorkerRun,
   type WorkerSpec,
 } from '../lib'
-import { codeOf, loadReference, oracleFolder, readPlain } from './fixtures'
+import { codeOf, loadReference, oracleFolder, readPlain, writeModel } from './fixtures'
 import { argmax, type Block, type ReferenceModel } from './reference'
+import { byteLevelFolder } from './tokenizer-fixtures'
 
 const folder = oracleFolder('llama')
 let model: Model
@@ -290,6 +293,7 @@ describe('each lock step is that of the simulation over lists of tokens', () => 
       steps: expected.length,
       tokens: total.length,
       milliseconds: expect.any(Number),
+      usage: expect.objectContaining({ peakPages: expect.any(Number) }),
     })
     if (script.turnEnds) expect(ofType(events, 'turn').length).toBeGreaterThan(2)
   })
@@ -452,6 +456,23 @@ test('samplers: the same seeds write the same, others do not', async () => {
   const first = await write(1)
   expect(await write(1)).toEqual(first)
   expect(await write(5)).not.toEqual(first)
+})
+
+test('ids without a token are not chosen', async () => {
+  // A head of 300 rows over 258 tokens.
+  await using padded = await loadModel(writeModel({ vocabSize: 300, seed: 3 }), { device: 'cpu' })
+  await using bytes = await loadTokenizer(byteLevelFolder())
+  const write = async (tokenizer?: Tokenizer) => {
+    const workers = [
+      { name: 'Alice', prompt: [1] },
+      { name: 'Bob', prompt: [2], sampler: { temperature: 1, seed: 1 } },
+    ]
+    const options = { model: padded, prompt: [3], workers, stopTokens: [], maxTokens: 40 }
+    const events = await collect(runWorkers({ ...options, tokenizer }))
+    return workers.map(({ name }) => tokensOf(events, name).filter((id) => id >= 258).length)
+  }
+  for (const chosen of await write()) expect(chosen).toBeGreaterThan(0)
+  expect(await write(bytes)).toEqual([0, 0])
 })
 
 test('text is that of the tokens, without a tokenizer none', async () => {
@@ -646,7 +667,7 @@ test('workers that are not to sample are told so', async () => {
   const step = jest.spyOn(model, 'timedStep')
   await collect(start({ workers: [alice], maxTokens: 1 }))
   const samplers = step.mock.calls.map(([[part]]) => (part as StepWorker).sampler)
-  expect(samplers).toEqual([null, undefined, null])
+  expect(samplers).toEqual([null, expect.any(Sampler), null])
 })
 
 test('onPrefill tells how much of a long prompt is computed, and pieces change no result', async () => {

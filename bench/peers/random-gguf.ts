@@ -1,7 +1,7 @@
-// Llamas of random weights as GGUF files, for timing: every matrix in the format that is asked for, with a vocabulary of
-// placeholders, as runs are on token ids. Both engines read the same file.
+// Llamas of random weights as GGUF files, for benchmarks: every matrix in the format that is asked for, with a vocabulary
+// of placeholders, as runs are on token ids. Both engines read the same file.
 
-import { FORMATS, type Format, storedBytes } from '../../lib/formats'
+import { FORMATS, type Format, isQuantised, storedBytes } from '../../lib/formats'
 import {
   array,
   float32,
@@ -47,19 +47,19 @@ export const SHAPES: Record<string, Shape> = {
 }
 
 /** ggml's numbers of the formats that are written. */
-const TYPES = { f32: 0, bf16: 30, q8_0: 8, q4_0: 2, q4_1: 3, q4_k: 12, q6_k: 14 } as const
+export const TYPES: Readonly<Record<Format, number>> = {
+  ...{ f32: 0, f16: 1, bf16: 30, q8_0: 8, q4_0: 2, q4_1: 3, q5_0: 6, q5_1: 7, q2_k: 10, q3_k: 11 },
+  ...{ q4_k: 12, q5_k: 13, q6_k: 14, iq4_nl: 20, iq4_xs: 23, mxfp4: 39 },
+}
 
-/** What matrices may be in, and what the embedding then is in, as llama.cpp's quantiser has it by default. */
-const EMBEDDING_FORMATS = {
-  bf16: 'bf16',
-  q8_0: 'q8_0',
-  q4_0: 'q6_k',
-  q4_1: 'q6_k',
-  q4_k: 'q6_k',
-} as const
+/** What matrices may be in. */
+export type BenchFormat = Exclude<Format, 'f32'>
+export const BENCH_FORMATS = Object.keys(FORMATS).filter((one) => one !== 'f32') as BenchFormat[]
 
-export type BenchFormat = keyof typeof EMBEDDING_FORMATS
-export const BENCH_FORMATS = Object.keys(EMBEDDING_FORMATS) as BenchFormat[]
+/** What the embedding is in, as llama.cpp's quantiser has it by default. */
+function embeddingFormat(format: BenchFormat): BenchFormat {
+  return isQuantised(format) && format !== 'q8_0' ? 'q6_k' : format
+}
 
 /** Numbers of llama.cpp's token types. */
 const TOKEN = { normal: 1, unknown: 2, control: 3, byte: 6 }
@@ -67,19 +67,37 @@ const TOKEN = { normal: 1, unknown: 2, control: 3, byte: 6 }
 /** Whole blocks of every format. */
 const CHUNK_ELEMENTS = 2 ** 18
 
-/** Writes the file `path`. Throws where rows of the shape are no whole blocks of the format. */
+/**
+ * Writes the file `path`. `repeated`: matrices are one chunk of numbers over and over, which is faster and enough for
+ * timing; else each number is drawn. Throws where rows of the shape are no whole blocks of the format.
+ */
 export async function writeRandomGguf(
   path: string,
   shape: Shape,
   format: BenchFormat,
+  { repeated }: { repeated: boolean },
 ): Promise<void> {
-  await writeGgufFile(path, metadataOf(shape), tensorsOf(shape, format))
+  const numbers = randomBytes()
+  const fill = (format: Format, bytes: number) =>
+    repeated ? repeatedWeights(format, bytes) : randomWeights(format, bytes, numbers)
+  await writeGgufFile(path, metadataOf(shape), tensorsOf(shape, format, fill))
 }
 
-function tensorsOf(shape: Shape, format: BenchFormat): GgufWriterTensor[] {
+type FillTensor = (format: Format, bytes: number) => Buffer
+
+function tensorsOf(shape: Shape, format: BenchFormat, fill: FillTensor): GgufWriterTensor[] {
   const { hiddenSize, intermediateSize, queryHeads, kvHeads, headDim, vocabSize } = shape
-  const wholeBlocks = (wanted: keyof typeof TYPES) =>
+  const wholeBlocks = (wanted: Format) =>
     hiddenSize % FORMATS[wanted].elements === 0 ? wanted : 'q8_0'
+  const tensor = (name: string, shape: readonly number[], format: Format): GgufWriterTensor => {
+    const cols = shape.at(-1) as number
+    if (cols % FORMATS[format].elements !== 0) {
+      throw new Error(`${name}: rows of ${cols} elements are no whole blocks of ${format}`)
+    }
+    const elements = shape.reduce((product, size) => product * size, 1)
+    const bytes = storedBytes(format, 1, elements)
+    return { name, shape, type: TYPES[format], bytes, read: () => fill(format, bytes) }
+  }
   const matrix = (name: string, rows: number, cols: number) => tensor(name, [rows, cols], format)
   const norm = (name: string) => tensor(name, [hiddenSize], 'f32')
   const layer = (index: number) => {
@@ -96,7 +114,7 @@ function tensorsOf(shape: Shape, format: BenchFormat): GgufWriterTensor[] {
       matrix(name('ffn_down'), hiddenSize, intermediateSize),
     ]
   }
-  const embedding = wholeBlocks(EMBEDDING_FORMATS[format])
+  const embedding = wholeBlocks(embeddingFormat(format))
   return [
     tensor('token_embd.weight', [vocabSize, hiddenSize], embedding),
     ...Array.from({ length: shape.layers }, (_, index) => layer(index)).flat(),
@@ -104,37 +122,25 @@ function tensorsOf(shape: Shape, format: BenchFormat): GgufWriterTensor[] {
   ]
 }
 
-function tensor(
-  name: string,
-  shape: readonly number[],
-  format: keyof typeof TYPES,
-): GgufWriterTensor {
-  const cols = shape.at(-1) as number
-  if (cols % FORMATS[format].elements !== 0) {
-    throw new Error(`${name}: rows of ${cols} elements are no whole blocks of ${format}`)
-  }
-  const elements = shape.reduce((product, size) => product * size, 1)
-  const bytes = storedBytes(format, 1, elements)
-  return { name, shape, type: TYPES[format], bytes, read: () => randomData(format, bytes) }
-}
-
 const chunks = new Map<Format, Buffer>()
 
-/** One buffer of random blocks, over and over. */
-function randomData(format: keyof typeof TYPES, bytes: number): Buffer {
-  let chunk = chunks.get(format)
-  if (chunk === undefined) {
-    chunk = FILL[format](Buffer.alloc(storedBytes(format, 1, CHUNK_ELEMENTS)), random())
-    chunks.set(format, chunk)
-  }
+function repeatedWeights(format: Format, bytes: number): Buffer {
+  const chunkBytes = storedBytes(format, 1, CHUNK_ELEMENTS)
+  const chunk = chunks.get(format) ?? randomWeights(format, chunkBytes, randomBytes())
+  chunks.set(format, chunk)
   const data = Buffer.alloc(bytes)
   for (let at = 0; at < bytes; at += chunk.length) chunk.copy(data, at)
   return data
 }
 
+/** Whole blocks of weights that are finite and of a usual size. */
+export function randomWeights(format: Format, bytes: number, numbers: Iterator<number>): Buffer {
+  return FILL[format](Buffer.alloc(bytes), numbers)
+}
+
 /** Bytes of a linear congruential generator (that of Numerical Recipes): quality does not matter here. */
-function* random(): Generator<number, never> {
-  for (let state = 1; ; ) {
+export function* randomBytes(seed = 1): Generator<number, never> {
+  for (let state = seed; ; ) {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0
     yield state >>> 24
   }
@@ -155,7 +161,7 @@ function blocks(format: Format, scales: (block: Buffer) => void): Fill {
   }
 }
 
-const FILL: Record<keyof typeof TYPES, Fill> = {
+const FILL: Record<Format, Fill> = {
   f32(data, bytes) {
     for (let at = 0; at < data.length; at += 4) {
       data.writeFloatLE(1 + MOST * (bytes.next().value / 128 - 1), at)
@@ -170,18 +176,43 @@ const FILL: Record<keyof typeof TYPES, Fill> = {
     }
     return data
   },
+  f16(data, bytes) {
+    for (let at = 0; at < data.length; at += 2) {
+      writeHalf(data, at, MOST * ((bytes.next().value + 0.5) / 128 - 1))
+    }
+    return data
+  },
   q8_0: blocks('q8_0', (block) => writeHalf(block, 0, MOST / 127)),
   q4_0: blocks('q4_0', (block) => writeHalf(block, 0, MOST / 8)),
   q4_1: blocks('q4_1', (block) => {
     writeHalf(block, 0, (2 * MOST) / 15)
     writeHalf(block, 2, -MOST)
   }),
+  q5_0: blocks('q5_0', (block) => writeHalf(block, 0, MOST / 16)),
+  q5_1: blocks('q5_1', (block) => {
+    writeHalf(block, 0, (2 * MOST) / 31)
+    writeHalf(block, 2, -MOST)
+  }),
+  // Scales and minima of 4 bits are random: d s q - m t has the mean 0 where m = 1.5 d.
+  q2_k: blocks('q2_k', (block) => {
+    writeHalf(block, 80, MOST / (1.5 * 8))
+    writeHalf(block, 82, MOST / 8)
+  }),
+  q3_k: blocks('q3_k', (block) => writeHalf(block, 108, MOST / (32 * 2))),
   // Scales and minima of 6 bits are random too: d s q - m t has the mean 0 where m = 7.5 d.
   q4_k: blocks('q4_k', (block) => {
     writeHalf(block, 0, MOST / (7.5 * 32))
     writeHalf(block, 2, MOST / 32)
   }),
+  q5_k: blocks('q5_k', (block) => {
+    writeHalf(block, 0, MOST / (15.5 * 32))
+    writeHalf(block, 2, MOST / 32)
+  }),
   q6_k: blocks('q6_k', (block) => writeHalf(block, 208, MOST / (32 * 64))),
+  iq4_nl: blocks('iq4_nl', (block) => writeHalf(block, 0, MOST / 127)),
+  iq4_xs: blocks('iq4_xs', (block) => writeHalf(block, 0, MOST / (16 * 127))),
+  // The largest code is 12 times 2^(exponent - 128).
+  mxfp4: blocks('mxfp4', (block) => block.writeUInt8(128 + Math.round(Math.log2(MOST / 12)), 0)),
 }
 
 /** A positive or negative number in the range of f16, rounded towards zero. */

@@ -1,8 +1,7 @@
 // `npm run bench:peers`: hogwild and node-llama-cpp on the same GGUF files, in alternating rounds, each measurement in a
 // process of its own. Writes bench/results/peers-NAME.json and .svg, NAME that of the shape or of the model file.
 
-import { execFile, execFileSync } from 'node:child_process'
-import { existsSync, readFileSync } from 'node:fs'
+import { execFile } from 'node:child_process'
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
@@ -11,12 +10,11 @@ import { createDevice } from 'hogwild'
 import { removedAfterwards } from '../../lib/cli/clean-up'
 import { median } from '../../lib/cli/median'
 import { formatTable } from '../../lib/cli/table'
-import { machine, root, round, type Spread, spread } from '../machine'
+import { machine, round, type Spread, spread } from '../machine'
 import { barChart } from './chart'
+import { installPeer, peerFolder, peerVersion } from './peer'
 import { BENCH_FORMATS, type BenchFormat, SHAPES, writeRandomGguf } from './random-gguf'
 import type { Measurement, Task } from './task'
-
-const peerFolder = join(root, 'bench/peers/node-llama-cpp')
 
 /** What is measured. Flash attention is on in some cases and off in others the faster: both are run. */
 const ENGINES = {
@@ -78,36 +76,44 @@ async function main(): Promise<void> {
   if (shape === undefined) throw new Error(`--shape: one of ${Object.keys(SHAPES).join(', ')}`)
   if (unknown !== undefined) throw new Error(`--format: some of ${BENCH_FORMATS.join(', ')}`)
   const about = machine()
-  install()
+  installPeer()
   const folder = await mkdtemp(join(tmpdir(), 'hogwild-peers-'))
   await removedAfterwards(folder, async () => {
     const measured: Awaited<ReturnType<typeof compare>>[] = []
+    const model = values.model === undefined ? shape.name : basename(values.model)
+    const name = values.model === undefined ? values.shape : basename(values.model, '.gguf')
+    const reportOf = () => ({ model, ...describe(), machine: about, formats: measured })
+    // After each format: a run of several takes an hour, and may be cut.
+    const finished = async (candidate: Candidate) => {
+      measured.push(await compare(candidate))
+      await write(name, reportOf())
+    }
     if (values.model !== undefined) {
-      measured.push(await compare({ format: basename(values.model), path: values.model }))
+      await finished({ format: basename(values.model), path: values.model })
     } else {
       for (const format of formats as BenchFormat[]) {
         const path = join(folder, `${format}.gguf`)
-        await writeRandomGguf(path, shape, format)
-        measured.push(await compare({ format, path }))
+        await writeRandomGguf(path, shape, format, { repeated: true })
+        await finished({ format, path })
         await rm(path)
       }
     }
-    const model = values.model === undefined ? shape.name : basename(values.model)
-    const name = values.model === undefined ? values.shape : basename(values.model, '.gguf')
-    const report = { model, ...describe(), machine: about, formats: measured }
-    await mkdir(values.out, { recursive: true })
-    const path = join(values.out, `peers-${name}`)
-    await writeFile(`${path}.json`, `${JSON.stringify(report, null, 1)}\n`)
-    await writeFile(`${path}.svg`, chartOf(report))
-    print(report)
+    print(reportOf())
   })
+}
+
+async function write(name: string, report: Parameters<typeof chartOf>[0]): Promise<void> {
+  await mkdir(values.out, { recursive: true })
+  const path = join(values.out, `peers-${name}`)
+  await writeFile(`${path}.json`, `${JSON.stringify(report, null, 1)}\n`)
+  await writeFile(`${path}.svg`, chartOf(report))
 }
 
 async function compare({ format, path }: Candidate) {
   process.stderr.write(`${format}\n`)
   const logitsNmse = await compareLogits(
     path,
-    format === 'bf16' ? MOST_NMSE.plain : MOST_NMSE.quantised,
+    ['f16', 'bf16'].includes(format) ? MOST_NMSE.plain : MOST_NMSE.quantised,
   )
   const { samples, bandwidth } = await measureAll(path)
   return {
@@ -118,14 +124,6 @@ async function compare({ format, path }: Candidate) {
     bandwidth_gb_per_s: bandwidth,
     samples,
   }
-}
-
-function install(): void {
-  if (existsSync(join(peerFolder, 'node_modules/node-llama-cpp'))) return
-  process.stderr.write('installing node-llama-cpp into bench/peers/node-llama-cpp/node_modules\n')
-  // Its prebuilt binaries for GPUs, hundreds of megabytes, are optional dependencies.
-  const flags = ['--omit=optional', '--ignore-scripts', '--no-package-lock', '--no-audit']
-  execFileSync('npm', ['install', ...flags], { cwd: peerFolder, stdio: ['ignore', 2, 2] })
 }
 
 async function ask<Result>(engine: Engine, task: Omit<Task, 'flashAttention'>): Promise<Result> {
@@ -263,7 +261,6 @@ function evaluate(samples: readonly Sample[]) {
 }
 
 function describe() {
-  const manifest = JSON.parse(readFileSync(join(peerFolder, 'package.json'), 'utf8'))
   using device = createDevice({ type: 'cpu', threads })
   return {
     threads,
@@ -276,7 +273,7 @@ function describe() {
       hogwild:
         'workers share the prompt, see each other, and step together; default cache dtype; greedy',
       'node-llama-cpp': {
-        version: manifest.dependencies['node-llama-cpp'],
+        version: peerVersion(),
         binary: 'its own prebuilt one (@node-llama-cpp/linux-x64), no GPU',
         how:
           'independent sequences of one context, each with the whole prompt, evaluated at once; ' +

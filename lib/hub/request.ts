@@ -1,12 +1,11 @@
-// Requests to the hub: redirects, the token, time limits, retries.
+// Requests to the hub: the token, time limits, retries.
 
 import { setTimeout as wait } from 'node:timers/promises'
-import { HogwildError } from '../errors'
+import type { HogwildError } from '../errors'
 import { onAbort, throwIfAborted } from '../tasks'
 import { failed, refusal, Transient } from './refusals'
 import type { HubSettings } from './settings'
 
-const MAX_REDIRECTS = 10
 const FIRST_DELAY_MS = 500
 const LONGEST_DELAY_MS = 60_000
 
@@ -25,7 +24,8 @@ export class Connection {
   ) {}
 
   /**
-   * GETs `path` of the endpoint, again where that may help, `retries` times in a row. `headers` are asked for before each attempt. Throws HOGWILD_DOWNLOAD, HOGWILD_ABORTED.
+   * GETs `path` of the endpoint, again where that may help, `retries` times in a row. `headers` are asked for before
+   * each attempt. Throws HOGWILD_DOWNLOAD, HOGWILD_ABORTED.
    */
   async get<T>(
     path: string,
@@ -38,9 +38,8 @@ export class Connection {
         failures = 0
       }
       try {
-        const url = new URL(`${this.settings.endpoint}${path}`)
-        return await this.#timed((signal, alive) =>
-          this.#follow(url, headers(), signal, (response) => use(response, alive, progressed)),
+        return await this.#attempt(path, headers(), (response, alive) =>
+          use(response, alive, progressed),
         )
       } catch (error) {
         throwIfAborted(this.signal)
@@ -52,59 +51,41 @@ export class Connection {
     }
   }
 
-  /** Runs a request that ends when the caller's signal says so, or when nothing has come for too long. */
-  async #timed<T>(run: (signal: AbortSignal, alive: () => void) => Promise<T>): Promise<T> {
+  /** Ends when the caller's signal says so, or when nothing has come for too long. */
+  async #attempt<T>(
+    path: string,
+    headers: Record<string, string>,
+    use: (response: Response, alive: () => void) => Promise<T>,
+  ): Promise<T> {
     throwIfAborted(this.signal)
-    const { timeoutMs } = this.settings
+    const { endpoint, token, timeoutMs } = this.settings
     const controller = new AbortController()
     const forget = onAbort(this.signal, () => controller.abort())
     const timer = setTimeout(() => controller.abort(), timeoutMs)
     try {
-      return await run(controller.signal, () => timer.refresh())
-    } catch (error) {
-      if (error instanceof HogwildError || error instanceof Transient) throw error
-      if (!isOfNetwork(error)) throw error
-      const silent = controller.signal.aborted
-      throw new Transient(silent ? `nothing came for ${timeoutMs} ms` : reason(error), undefined, {
-        cause: error,
-      })
-    } finally {
-      clearTimeout(timer)
-      forget()
-    }
-  }
-
-  /** One attempt, through its redirects. The token goes to the endpoint's own origin alone. */
-  async #follow<T>(
-    url: URL,
-    headers: Record<string, string>,
-    signal: AbortSignal,
-    use: (response: Response) => Promise<T>,
-  ): Promise<T> {
-    const { endpoint, token } = this.settings
-    for (let redirects = 0; redirects <= MAX_REDIRECTS; redirects++) {
-      const isHub = url.origin === new URL(endpoint).origin
-      const response = await fetch(url, {
-        signal,
-        redirect: 'manual',
+      // fetch follows redirects, and takes the token along to the endpoint's own origin alone.
+      const response = await fetch(`${endpoint}${path}`, {
+        signal: controller.signal,
         headers: {
           ...headers,
           // Ranges and sizes are those of the file, not of its compressed form.
           'accept-encoding': 'identity',
           'user-agent': `hogwild; node/${process.versions.node}`,
-          ...(isHub && token && { authorization: `Bearer ${token.value}` }),
+          ...(token && { authorization: `Bearer ${token.value}` }),
         },
       })
-      if (response.ok || response.status === 416) return await use(response)
+      if (response.ok || response.status === 416) return await use(response, () => timer.refresh())
       await response.body?.cancel()
-      if (![301, 302, 303, 307, 308].includes(response.status))
-        throw refusal(response, this.repo, this.settings)
-      const location = response.headers.get('location') ?? ''
-      if (!URL.canParse(location, url.href)) throw failed(`${endpoint} redirects to nowhere`)
-      url = new URL(location, url.href)
-      if (!/^https?:$/.test(url.protocol)) throw failed(`${endpoint} redirects to ${url.protocol}`)
+      throw refusal(response, this.repo, this.settings)
+    } catch (error) {
+      if ((error as Error).name === 'AbortError') {
+        throw new Transient(`nothing came for ${timeoutMs} ms`)
+      }
+      throw ofNetwork(error, endpoint) ?? error
+    } finally {
+      clearTimeout(timer)
+      forget()
     }
-    throw failed(`${endpoint} redirects more than ${MAX_REDIRECTS} times`)
   }
 
   #unreachable(cause: Transient): HogwildError {
@@ -116,18 +97,15 @@ export class Connection {
   }
 }
 
-/** fetch rejects with a TypeError whose cause says more, or, aborted, with an AbortError. */
-function isOfNetwork(error: unknown): boolean {
-  const { name, message } = error as Error
-  return (
-    name === 'AbortError' || (name === 'TypeError' && /^(fetch failed|terminated)$/.test(message))
-  )
-}
-
-function reason(error: unknown): string {
-  const { message, cause } = error as Error
-  const { code, message: inner } = (cause ?? {}) as NodeJS.ErrnoException
-  return code ?? inner ?? message
+/** What a TypeError of fetch means, whose cause says more; undefined for other errors. */
+function ofNetwork(error: unknown, endpoint: string): HogwildError | Transient | undefined {
+  const { name, message, cause } = error as Error
+  if (name !== 'TypeError' || !/^(fetch failed|terminated)$/.test(message)) return undefined
+  const { code, message: said } = (cause ?? {}) as NodeJS.ErrnoException
+  // An answer that fetch refuses, e.g. a redirect to nowhere.
+  return code === undefined || code === 'ERR_INVALID_URL'
+    ? failed(`${endpoint} does not answer as the hub does: ${said}`, error)
+    : new Transient(code, undefined, { cause: error })
 }
 
 /** Throws HOGWILD_ABORTED. */

@@ -72,36 +72,37 @@ async function download(
 ): Promise<void> {
   const partial = `${blob}.incomplete`
   const handle = await open(partial, constants.O_RDWR | constants.O_CREAT)
-  let found: { hash: string; resumed: boolean }
+  let hash: string
   try {
-    found = await receive(connection, commit, file, handle, count)
-    if (found.hash !== file.etag && found.resumed) {
+    const { size: resumedAt } = await handle.stat()
+    hash = await receive(connection, commit, file, handle, count)
+    if (hash !== file.etag && resumedAt > 0) {
       // What lay there may be to blame.
       await handle.truncate(0)
       count(-file.size)
-      found = await receive(connection, commit, file, handle, count)
+      hash = await receive(connection, commit, file, handle, count)
     }
     await handle.sync()
   } finally {
     await handle.close()
   }
-  if (found.hash !== file.etag) {
+  if (hash !== file.etag) {
     await rm(partial, { force: true })
     throw failed(
-      `${file.path} of ${connection.repo} came with the checksum ${found.hash}, and ${connection.settings.endpoint} names ${file.etag}: it was thrown away`,
+      `${file.path} of ${connection.repo} came with the checksum ${hash}, and ${connection.settings.endpoint} names ${file.etag}: it was thrown away`,
     )
   }
   await rename(partial, blob)
 }
 
-/** Fills the file up. `hash` is that of its content, `resumed` whether some of that was there before. */
+/** Fills the file up. Resolves to the checksum of its content. */
 async function receive(
   connection: Connection,
   commit: string,
   file: RemoteFile,
   handle: FileHandle,
   count: Count,
-): Promise<{ hash: string; resumed: boolean }> {
+): Promise<string> {
   const { path, size } = file
   const { repo, signal } = connection
   let hash = newHash(file)
@@ -121,17 +122,13 @@ async function receive(
       hash.update(piece)
     }
   }
-  let resumed = done > 0
-  if (done === size) return { hash: hash.digest('hex'), resumed }
+  if (done === size) return hash.digest('hex')
   const url = `/${repo}/resolve/${commit}/${path.split('/').map(encodeURIComponent).join('/')}`
   const range = (): Record<string, string> => (done > 0 ? { range: `bytes=${done}-` } : {})
   await connection.get(
     url,
     async (response, alive, progressed) => {
-      if (done > 0 && !continues(response, done)) {
-        await restart()
-        resumed = false
-      }
+      if (done > 0 && !continues(response, done)) await restart()
       if (response.status === 416) throw new Transient('it has no such range')
       for await (const piece of response.body ?? []) {
         alive()
@@ -148,7 +145,7 @@ async function receive(
     RETRIES,
     range,
   )
-  return { hash: hash.digest('hex'), resumed }
+  return hash.digest('hex')
 }
 
 /** Whether an answer begins at byte `position`; servers may send the whole file instead. */

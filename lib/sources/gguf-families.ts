@@ -86,13 +86,17 @@ export const EXPERT_FILES: ExpertNames = {
   },
 }
 
+const QKV = { 'attn_qkv.weight': ['q_proj', 'k_proj', 'v_proj'] }
+const QKV_BIASES = { 'attn_qkv.bias': ['q_bias', 'k_bias', 'v_bias'] }
 const GATE_AND_UP = { 'ffn_up.weight': ['gate_proj', 'up_proj'] }
 
 const WINDOW = { 'attention.sliding_window': 'sliding_window' }
 
 const EXPERTS_USED = { expert_used_count: 'num_experts_per_tok' }
 
-const attentionBias = ({ has }: GgufFacts) => ({ attention_bias: has('blk.0.attn_q.bias') })
+const attentionBias = ({ has }: GgufFacts) => ({
+  attention_bias: has('blk.0.attn_q.bias') || has('blk.0.attn_qkv.bias'),
+})
 
 const bothBiases = (facts: GgufFacts) => ({
   ...attentionBias(facts),
@@ -177,7 +181,7 @@ export const GGUF_FAMILIES: Readonly<Record<string, GgufFamily>> = {
     architecture: 'Phi3ForCausalLM',
     modelType: 'phi3',
     fields: WINDOW,
-    fused: { 'attn_qkv.weight': ['q_proj', 'k_proj', 'v_proj'], ...GATE_AND_UP },
+    fused: { ...QKV, ...GATE_AND_UP },
   },
   olmo2: { architecture: 'Olmo2ForCausalLM', modelType: 'olmo2', unsaid: attentionBias },
   granite: {
@@ -191,6 +195,14 @@ export const GGUF_FAMILIES: Readonly<Record<string, GgufFamily>> = {
       logit_scale: 'logits_scaling',
     },
     unsaid: bothBiases,
+  },
+  // GLM-4 of 2024, and ChatGLM, whose files have q, k and v in one.
+  chatglm: {
+    architecture: 'GlmForCausalLM',
+    modelType: 'glm',
+    adjacentPairs: true,
+    unsaid: attentionBias,
+    fused: { ...QKV, ...QKV_BIASES, ...GATE_AND_UP },
   },
   glm4: {
     architecture: 'Glm4ForCausalLM',

@@ -19,14 +19,14 @@ export interface Part {
   strides?: { row: number; col: number }
 }
 
-/** A tensor that holds these roles, top to bottom. */
+/** A tensor that holds these roles, top to bottom: matrices of one width, or vectors. */
 export function rowsOf(file: string, roles: readonly Role[]): StoredTensor {
   const [{ cols, isVector }] = roles as [Role]
-  let rows = 0
+  let elements = 0
   const parts = roles.map((role) => {
-    const offset = rows * cols
-    rows += role.rows
+    const offset = elements
+    elements += role.rows * role.cols
     return { role, offset }
   })
-  return { file, shape: isVector ? [cols] : [rows, cols], parts }
+  return { file, shape: isVector ? [elements] : [elements / cols, cols], parts }
 }

@@ -31,7 +31,7 @@ export interface TensorNames {
   layer(index: number): string
   /** Roles of a layer. */
   layers: Readonly<Record<string, string>>
-  /** Tensors of a layer that hold several roles, top to bottom. */
+  /** Tensors of a layer that hold several roles, top to bottom, where it has none for each. */
   fused: Readonly<Record<string, readonly string[]>>
   /** Where the family has a mixture of experts. */
   experts?: ExpertNames | undefined
@@ -117,7 +117,7 @@ function layerTensors(
       ofExperts.push(role)
       continue
     }
-    const file = layerFile(names, role.name)
+    const file = layerFile(names, role.name, has)
     files.set(file, [...(files.get(file) ?? []), role])
   }
   const tensors = Array.from(files, ([file, parts]) => rowsOf(file, parts))
@@ -125,9 +125,14 @@ function layerTensors(
   return tensors
 }
 
-function layerFile({ fused, layers }: TensorNames, role: string): string {
-  for (const [file, roles] of Object.entries(fused)) if (roles.includes(role)) return file
-  return layers[role] as string
+function layerFile(
+  { fused, layers }: TensorNames,
+  role: string,
+  has: (file: string) => boolean,
+): string {
+  const own = layers[role] as string
+  const several = Object.keys(fused).find((file) => fused[file]?.includes(role))
+  return several === undefined || has(own) ? own : several
 }
 
 function locate(

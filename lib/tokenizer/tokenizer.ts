@@ -107,6 +107,8 @@ const CHAT_KEYS = optionKeys<ChatOptions>()({
 })
 
 const DEFAULT_TIMEOUT_MS = 10_000
+/** What `missingIds` takes. */
+const MAX_VOCABULARY = 2 ** 24
 
 /**
  * Reads a tokenizer and its chat templates. Of a Hugging Face folder: tokenizer.json and, where they are there,
@@ -224,6 +226,18 @@ export class Tokenizer {
   /** Ids are below it; some may have no token. */
   get size(): number {
     return this.#decoding.tokens.size
+  }
+
+  /**
+   * Ids below `vocabSize` (at most 2^24) that have no token, ascending: a model's matrices may have more rows than its vocabulary has
+   * tokens. `generate` and `runWorkers` never choose them where they know the tokenizer; samplers of your own have
+   * `forbidden`.
+   */
+  missingIds(vocabSize: number): number[] {
+    checkInteger(vocabSize, 'vocabSize', 0, MAX_VOCABULARY)
+    const missing: number[] = []
+    for (let id = 0; id < vocabSize; id++) if (!this.#decoding.tokens.has(id)) missing.push(id)
+    return missing
   }
 
   /** Names of the chat templates; that of a model with one is 'default'. */

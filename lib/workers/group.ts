@@ -2,11 +2,11 @@
 // plain data and blocks: what its next step needs, and what the results of a step change. It computes nothing and
 // waits for nothing; whoever runs its steps calls it between two of them, while nobody uses the cache.
 
-import type { Block } from '../block'
+import { Block } from '../block'
 import type { StepOutput, StepWorker } from '../model'
 import type { PrefillProgress } from '../prefill'
 import { withinVocabulary } from '../sources/eos'
-import { checkBoolean, checkTokens } from '../validate'
+import { checkBoolean, checkTokens, invalid } from '../validate'
 import type { Warnings } from '../warnings'
 import { applyControl, type Control } from './controls'
 import type { StopEvent, WorkerEvent } from './events'
@@ -17,6 +17,17 @@ import { forced, type StepState, type Worker, type WorkerBlocks } from './worker
 /** Where a group's blocks are made. */
 export interface BlockStore {
   createBlock(): Block
+  /** Most pages that they had at once; undefined: nobody counts them. */
+  readonly peakPages: number | undefined
+}
+
+/** The blocks of a group, as its views have them. */
+export interface GroupBlocks {
+  /** undefined before the first event. */
+  readonly common: Block | undefined
+  readonly shared: Block | undefined
+  /** By name; those that have blocks. */
+  readonly workers: Readonly<Record<string, WorkerBlocks>>
 }
 
 /** Tokens that are computed on their own, with nothing before them in view but their block. May be cut. */
@@ -56,6 +67,8 @@ export interface GroupState {
   steps: number
   tokens: number
   milliseconds: number
+  /** Tokens that were given: of the prompt, of headers, and forced ones. */
+  promptTokens: number
   /** undefined before the first step. */
   common: Block | undefined
   shared: Block | undefined
@@ -79,6 +92,7 @@ export class Group {
     steps: 0,
     tokens: 0,
     milliseconds: 0,
+    promptTokens: 0,
     common: undefined,
     shared: undefined,
     prefills: [],
@@ -98,6 +112,19 @@ export class Group {
 
   control(control: Control): void {
     this.state.controls.push(control)
+  }
+
+  get blocks(): GroupBlocks {
+    const workers = this.workers.flatMap(({ name, blocks }) => (blocks ? [[name, blocks]] : []))
+    const entries = Object.fromEntries(workers) as Record<string, WorkerBlocks>
+    return { common: this.state.common, shared: this.state.shared, workers: entries }
+  }
+
+  /** What a worker sees. Throws HOGWILD_INVALID_ARGUMENT where it has no blocks. */
+  viewOf(name: string): Block[] {
+    const blocks = this.workers.find((worker) => worker.name === name)?.blocks
+    if (blocks === undefined) throw invalid('name', 'a worker that has joined', name)
+    return this.#view(blocks)
   }
 
   /** Whether a control or a newcomer waits for the next boundary. */
@@ -136,6 +163,7 @@ export class Group {
   prefilled(count: number): void {
     const prefill = this.state.prefills[0] as Prefill
     prefill.done += count
+    this.state.promptTokens += count
     const totalTokens = prefill.tokens.length
     prefill.onProgress?.({ tokens: prefill.done, totalTokens })
     if (prefill.done < totalTokens) return
@@ -152,6 +180,7 @@ export class Group {
     participants.forEach(({ worker, state }, i) => {
       tokens += worker.pending.length
       for (const written of worker.write()) {
+        if (written.forced) this.state.promptTokens++
         events.push({ type: 'token', worker: worker.name, step: this.state.steps, ...written })
       }
       events.push(...this.#proceed(worker, state, outputs[i]?.token))
@@ -186,9 +215,15 @@ export class Group {
     return stopped.map((worker) => this.#stop(worker, 'out-of-pages'))
   }
 
-  /** Nobody takes part any more, and no worker refers to blocks. */
-  close(): void {
-    for (const worker of this.workers) worker.state = { name: 'stopped', blocks: undefined }
+  /** Nobody takes part any more. `keep`: the blocks stay where they are; else nothing refers to them. */
+  close(keep: boolean): void {
+    for (const worker of this.workers) {
+      worker.state = { name: 'stopped', blocks: keep ? worker.blocks : undefined }
+    }
+    if (!keep) {
+      this.state.common = undefined
+      this.state.shared = undefined
+    }
     this.state.hasEnded = true
   }
 
@@ -196,11 +231,11 @@ export class Group {
   #start(): void {
     const { prompt, sharedHeader, onPrefill } = this.settings
     this.#stopTokens = findStopTokens(this.settings, this.warnings)
-    this.state.common = this.store.createBlock()
+    this.state.common = this.settings.common ?? this.store.createBlock()
     this.#fill(this.state.common, prompt, { onProgress: onPrefill })
-    if (sharedHeader.length === 0) return
-    this.state.shared = this.store.createBlock()
-    this.#fill(this.state.shared, sharedHeader)
+    const { block, tokens } = headerBlock(sharedHeader, this.store)
+    this.state.shared = block
+    if (block !== undefined) this.#fill(block, tokens)
   }
 
   #allHaveStopped(): boolean {
@@ -209,8 +244,10 @@ export class Group {
 
   #end(): Next {
     this.state.hasEnded = true
-    const { steps, tokens, milliseconds } = this.state
-    return { type: 'events', events: [{ type: 'end', steps, tokens, milliseconds }] }
+    const { steps, tokens, milliseconds, promptTokens } = this.state
+    const completionTokens = this.workers.reduce((sum, { written }) => sum + written, 0)
+    const usage = { promptTokens, completionTokens, peakPages: this.store.peakPages }
+    return { type: 'events', events: [{ type: 'end', steps, tokens, milliseconds, usage }] }
   }
 
   #enter(worker: Worker): void {
@@ -218,11 +255,12 @@ export class Group {
     const common = this.state.common as Block
     this.state.events.push({ type: 'join', worker: worker.name, step: this.state.steps })
     // Without sharing a turn that ends must stay out of the others' sight, so each has its own common.
-    const ownCommon = this.settings.share ? common : common.fork()
-    const header = worker.header.length > 0 ? store.createBlock() : undefined
-    const newcomer = { worker, blocks: { common: ownCommon, header, own: store.createBlock() } }
-    if (header === undefined) activate(newcomer)
-    else this.#fill(header, worker.header, { newcomer })
+    const ownCommon = this.settings.share ? common : copyOf(common, store)
+    const { block: header, tokens } = headerBlock(worker.header, store)
+    const own = worker.own ?? store.createBlock()
+    const newcomer = { worker, blocks: { common: ownCommon, header, own } }
+    if (header === undefined || tokens.length === 0) activate(newcomer)
+    else this.#fill(header, tokens, { newcomer })
   }
 
   /** Where there is no room for all tokens, none is computed. */
@@ -265,17 +303,18 @@ export class Group {
   }
 
   #parts(participants: readonly Participant[]): StepWorker[] {
+    return participants.map(({ worker, state }) => ({
+      view: { blocks: this.#view(state.blocks) },
+      tokens: worker.pending.map(({ token }) => token),
+      sampler: state.name === 'active' ? worker.sampler : null,
+    }))
+  }
+
+  #view(own: WorkerBlocks): Block[] {
     const { layout, share } = this.settings
-    const present = this.workers.flatMap(({ blocks }) => blocks ?? [])
-    return participants.map(({ worker, state }) => {
-      const { common } = state.blocks
-      const blocks = { common, shared: this.state.shared, workers: present }
-      return {
-        view: { blocks: orderBlocks(layout, blocks, present.indexOf(state.blocks), share) },
-        tokens: worker.pending.map(({ token }) => token),
-        sampler: state.name === 'active' ? worker.sampler : null,
-      }
-    })
+    const workers = this.workers.flatMap(({ blocks }) => blocks ?? [])
+    const blocks = { common: own.common, shared: this.state.shared, workers }
+    return orderBlocks(layout, blocks, workers.indexOf(own), share)
   }
 
   /** The workers whose tokens find no room beside those of the workers before them that do. */
@@ -336,6 +375,21 @@ export class Group {
   #stop(worker: Worker, reason: StopEvent['reason']): StopEvent {
     return worker.stop(reason, this.state.steps)
   }
+}
+
+/** The block of a header, and what is to be put into it. A header that is a block has its tokens. */
+function headerBlock(
+  header: Int32Array | Block,
+  store: BlockStore,
+): { block: Block | undefined; tokens: Int32Array } {
+  if (Block.is(header)) return { block: header, tokens: new Int32Array(0) }
+  return { block: header.length > 0 ? store.createBlock() : undefined, tokens: header }
+}
+
+function copyOf(block: Block, store: BlockStore): Block {
+  const copy = store.createBlock()
+  copy.appendFrom(block)
+  return copy
 }
 
 function activate({ worker, blocks }: { worker: Worker; blocks: WorkerBlocks }): void {

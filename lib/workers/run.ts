@@ -1,15 +1,25 @@
 // A run: one group of workers as an async iterable of events, and the controls of it.
 
-import type { Cache } from '../cache'
+import type { Block } from '../block'
 import { HogwildError, type HogwildErrorCode } from '../errors'
 import { onAbort, throwIfAborted } from '../tasks'
-import { checkOptions, checkTokens, invalid, optionKeys } from '../validate'
-import { type Warning, Warnings } from '../warnings'
+import {
+  checkArray,
+  checkInteger,
+  checkOptions,
+  checkTokens,
+  invalid,
+  optionKeys,
+} from '../validate'
+import { Warnings } from '../warnings'
 import type { Control } from './controls'
 import type { WarningEvent, WorkerEvent } from './events'
-import { Group } from './group'
+import { Group, type GroupBlocks } from './group'
 import { checkRunOptions, checkWorkerSpec, type RunOptions, type WorkerSpec } from './options'
-import { Scheduler } from './scheduler'
+import { doWork, type ParkWork } from './park'
+import { type ProbeResult, ProbeStep } from './probe'
+import { schedulerOf } from './scheduler'
+import type { Seat } from './seat'
 import { TraceFile } from './trace'
 import { forced, type Pending, Worker, type WorkerStatus } from './worker'
 
@@ -22,7 +32,20 @@ export interface StopOptions {
   append?: ArrayLike<number> | undefined
 }
 
+/** How a worker waits for work. */
+export interface ParkOptions {
+  /** Default: for ever. */
+  timeoutMs?: number | undefined
+}
+
+export interface ProbeOptions {
+  /** Token ids of each answer, at least one. Default: none. */
+  answers?: readonly ArrayLike<number>[] | undefined
+}
+
 const STOP_KEYS = optionKeys<StopOptions>()({ append: true })
+const PARK_KEYS = optionKeys<ParkOptions>()({ timeoutMs: true })
+const PROBE_KEYS = optionKeys<ProbeOptions>()({ answers: true })
 
 /**
  * Starts a run. Nothing is computed before the first event is asked for.
@@ -51,8 +74,11 @@ export function runWorkers(options: RunOptions): WorkerRun {
  * them, in worker order, for whom there is room beside those before it goes on, and the others stop for
  * `out-of-pages`. Only a prompt or shared header that finds no room is an error.
  *
- * The run owns its cache and frees it when it ends: after the last event, when the consumer leaves its
- * loop, on an error (thrown from the iterator) and by `close()`.
+ * Runs share steps and pages (docs/groups.md): each step takes what is ready of all runs of a scheduler, without changing
+ * what any of them writes. A run that is not asked for events is in no step.
+ *
+ * The run gives its pages back when it ends: after the last event, when the consumer leaves its loop, on an error (thrown
+ * from the iterator) and by `close()`.
  */
 export class WorkerRun implements AsyncIterable<WorkerEvent> {
   readonly #group: Group
@@ -61,6 +87,10 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   /** Warnings that the consumer has not seen yet. */
   #warned: WarningEvent[] = []
   #wake: () => void = () => {}
+  /** Its place in a cache, from the first event on. */
+  #seat: Seat | undefined
+  /** What ended the run from outside the loop. */
+  #failure: { error: unknown } | undefined
   #state: 'open' | 'closing' | 'ended' = 'open'
 
   /** @internal */
@@ -81,6 +111,15 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   /** Name, state and tokens of all workers, in worker order; also after the run. */
   get workers(): readonly WorkerStatus[] {
     return this.#group.workers.map(({ status }) => status)
+  }
+
+  /**
+   * Its blocks, as the views of its workers have them. Those that the run has made are closed at its end unless
+   * `keepBlocks` says otherwise; a fork of one stays. Between two steps of the cache they may be read, forked and, with
+   * care, changed: HOGWILD_BUSY while one is under way.
+   */
+  get blocks(): GroupBlocks {
+    return this.#group.blocks
   }
 
   /** Adds a worker, last in worker order. Throws HOGWILD_INVALID_ARGUMENT, HOGWILD_CLOSED. */
@@ -118,7 +157,68 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     return this.#events
   }
 
-  /** Aborts the step under way, ends the iteration, frees the cache, and waits for all that. Idempotent. */
+  /**
+   * The worker sits out while `work` runs, and goes on with the tokens that it gives, which enter its block before its
+   * pending ones; the others write meanwhile. What `work` throws, and HOGWILD_TIMEOUT after `timeoutMs`, ends the run.
+   * Throws as `stop` does.
+   */
+  park(name: string, work: ParkWork, options: ParkOptions = {}): void {
+    const { timeoutMs } = checkOptions(options, 'options', PARK_KEYS)
+    if (timeoutMs !== undefined) checkInteger(timeoutMs, 'options.timeoutMs', 1, 2 ** 31 - 1)
+    if (typeof work !== 'function') throw invalid('work', 'a function', work)
+    this.pause(name)
+    doWork(work, this.#abort.signal, timeoutMs)
+      .then((tokens) => {
+        if (this.#state !== 'open') return
+        this.inject(name, tokens)
+        this.resume(name)
+      })
+      .catch((error: unknown) => {
+        this.#failure ??= { error }
+        this.#abort.abort()
+      })
+  }
+
+  /**
+   * Asks the model something behind a view, or behind that of a worker, as it is between two steps of the run; the tokens
+   * leave no trace. `answers`: how likely is each of them behind the question. Runs beside other runs, whether or not an
+   * event of this one is asked for.
+   *
+   * Rejects with HOGWILD_INVALID_ARGUMENT, HOGWILD_OUT_OF_PAGES, HOGWILD_CLOSED, HOGWILD_ABORTED.
+   */
+  async probe(
+    view: string | readonly Block[],
+    tokens: ArrayLike<number>,
+    options: ProbeOptions = {},
+  ): Promise<ProbeResult> {
+    const { answers = [] } = checkOptions(options, 'options', PROBE_KEYS)
+    const { vocabSize } = this.#group.settings.model.config
+    const question = checkTokens(tokens, 'tokens', vocabSize, 1)
+    const continuations = checkArray(answers, 'options.answers').map((answer, i) =>
+      checkTokens(answer as ArrayLike<number>, `options.answers[${i}]`, vocabSize, 1),
+    )
+    if (typeof view === 'string') this.#known(view)
+    const seat = this.#seated()
+    const probe = new ProbeStep(question, continuations)
+    const parts = () =>
+      probe.parts(typeof view === 'string' ? this.#group.viewOf(view) : view, seat)
+    try {
+      const outputs = await seat.batcher.probe(this.#group, this.#abort.signal, parts)
+      return probe.result(outputs, vocabSize)
+    } finally {
+      probe.close()
+    }
+  }
+
+  /**
+   * Calls `change` while no step is under way on the run's cache: where blocks may be forked, read or changed although
+   * other runs use it. Rejects with what it throws, and with HOGWILD_CLOSED.
+   */
+  async betweenSteps<T>(change: (blocks: GroupBlocks) => T): Promise<T> {
+    return await this.#seated().batcher.between(() => change(this.blocks))
+  }
+
+  /** Leaves the step under way, ends the iteration, gives the pages back, and waits for all that. Idempotent. */
   async close(): Promise<void> {
     if (this.#state === 'open') {
       this.#state = 'closing'
@@ -133,22 +233,19 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   }
 
   async *#run(): AsyncGenerator<WorkerEvent, void, void> {
-    const { warnings, settings } = this.#group
-    const { model, capacity, context, cacheDtype: dtype, signal } = settings
-    let cache: Cache | undefined
+    const { model, signal, keepBlocks } = this.#group.settings
+    const scheduler = this.#group.settings.scheduler ?? schedulerOf(model)
     let trace: TraceFile | undefined
     let forget = () => {}
     try {
       throwIfAborted(signal)
       throwIfAborted(this.#abort.signal)
       forget = onAbort(signal, () => this.#abort.abort())
-      const onWarning = ({ code, message }: Warning) => warnings.warn(code, message)
-      cache = model.createCache({ capacity, context, dtype, onWarning })
-      const scheduler = new Scheduler(model)
-      this.#group.store = cache
+      this.#seat = await scheduler.enter(this.#group, this.#abort.signal)
+      this.#group.store = this.#seat
       trace = await this.#openTrace()
       while (!this.#group.state.hasEnded) {
-        const events = await scheduler.advance(this.#group, this.#abort.signal)
+        const events = await this.#seat.batcher.advance(this.#group, this.#abort.signal)
         if (events === undefined) {
           await this.#changed()
           continue
@@ -157,7 +254,8 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
         await trace?.record(told)
         yield* told
       }
-    } catch (error) {
+    } catch (thrown) {
+      const { error } = this.#failure ?? { error: thrown }
       const { code } = error as { code?: HogwildErrorCode }
       const ofClosing = code === 'HOGWILD_ABORTED' || code === 'HOGWILD_CLOSED'
       if (this.#state === 'closing' && ofClosing) return
@@ -167,7 +265,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
       this.#end()
       forget()
       await trace?.close()
-      await cache?.close()
+      if (this.#seat !== undefined) await scheduler.leave(this.#seat, keepBlocks)
     }
   }
 
@@ -176,15 +274,19 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     const { trace, model, layout, share, prompt, sharedHeader } = settings
     if (trace === undefined) return undefined
     return await TraceFile.open(trace, {
-      ...{ layout, share, prompt, sharedHeader, model: await model.fingerprint() },
-      headerOf: (name) => (workers.find((worker) => worker.name === name) as Worker).header,
+      ...{ layout, share, prompt, model: await model.fingerprint() },
+      // Without a cache of the user's, headers are tokens.
+      sharedHeader: sharedHeader as Int32Array,
+      headerOf: (name) =>
+        (workers.find((worker) => worker.name === name) as Worker).header as Int32Array,
     })
   }
 
-  /** No control has an effect any more, and no worker refers to the cache. */
+  /** No control has an effect any more. */
   #end(): void {
     this.#state = 'ended'
-    this.#group.close()
+    this.#abort.abort() // of probes and of work that a worker waits for
+    this.#group.close(this.#group.settings.keepBlocks)
   }
 
   /** The events behind the warnings that came up meanwhile. */
@@ -201,6 +303,15 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
       if (this.#group.hasChanges || this.#abort.signal.aborted) resolve()
     })
     throwIfAborted(this.#abort.signal)
+  }
+
+  #seated(): Seat {
+    this.#open()
+    if (this.#seat !== undefined) return this.#seat
+    throw new HogwildError(
+      'the run has no blocks before its first event',
+      'HOGWILD_INVALID_ARGUMENT',
+    )
   }
 
   #open(): void {
@@ -222,12 +333,15 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
 
   #control(control: Control): void {
     this.#open()
-    const { workers } = this.#group
-    if (!workers.some(({ name }) => name === control.worker)) {
-      const names = workers.map(({ name }) => `'${name}'`).join(', ')
-      throw invalid('name', `one of ${names}`, control.worker)
-    }
+    this.#known(control.worker)
     this.#group.control(control)
     this.#wake()
+  }
+
+  #known(name: string): void {
+    const { workers } = this.#group
+    if (workers.some((worker) => worker.name === name)) return
+    const names = workers.map((worker) => `'${worker.name}'`).join(', ')
+    throw invalid('name', `one of ${names}`, name)
   }
 }

@@ -1,180 +1,340 @@
-// Who is in the next step of a cache: what is ready of all groups on it. Tokens do not depend on who else is in a
-// step (Model.step), so a group writes here what it would write alone.
+// Groups over one model: when each begins, and in whose cache it lives. Who is in a step is the batcher's business.
 
-import type { ContextReaction, Model, StepOutput, StepWorker } from '../model'
+import { type Cache, checkCapacity } from '../cache'
+import { kvDtypes } from '../formats'
+import { DEFAULT_CAPACITY, PAGE_TOKENS } from '../limits'
+import { Model } from '../model'
 import { onAbort, throwIfAborted } from '../tasks'
-import type { WorkerEvent } from './events'
-import { type Group, isOutOfPages, type Next, type Prefill } from './group'
+import {
+  checkInstance,
+  checkInteger,
+  checkOneOf,
+  checkOptions,
+  invalid,
+  optionKeys,
+} from '../validate'
+import type { Warning } from '../warnings'
+import { Batcher, type StepReport } from './batcher'
+import { type GroupMessage, publish } from './channels'
+import type { Group } from './group'
+import { firstCome, type OrderPolicy, type QueuedGroup } from './order'
+import { type Admission, Pool, poolCapacity } from './pool'
+import { Seat } from './seat'
 
-/** A group whose consumer waits for events. */
-interface Request {
+export interface SchedulerOptions {
+  model: Model
+  /**
+   * Tokens of its pool, rounded up to pages: groups wait until their budgets (`RunOptions.capacity`) are free. Default:
+   * nobody waits for pages. The pool has room for 64 groups (8 on a GPU) within half of the memory that is free (an
+   * eighth of a GPU's), and a group that finds no room in it gets another one, with which it takes turns.
+   */
+  capacity?: number | undefined
+  /** What a group waits for; default 'reserve'. */
+  admission?: Admission | undefined
+  /** Groups that have begun and not ended; others wait. Default: no bound but the pages. */
+  maxGroups?: number | undefined
+  /** Which of those that wait begin; default `firstCome()`. */
+  order?: OrderPolicy | undefined
+  /**
+   * Tokens of prompts and headers, of all groups together, that one step computes: no running group waits longer for its
+   * next token than such a step takes. Default 512.
+   */
+  chunk?: number | undefined
+}
+
+const KEYS = optionKeys<SchedulerOptions>()({
+  model: true,
+  capacity: true,
+  admission: true,
+  maxGroups: true,
+  order: true,
+  chunk: true,
+})
+
+/** What a scheduler has done so far, and how full it is. */
+export interface SchedulerMetrics {
+  groups: { waiting: number; running: number }
+  /** Of its pools; `reserved`: the budgets of the running groups. Of caches that users bring nothing is counted here. */
+  pages: { total: number; used: number; reserved: number }
+  /** Steps and their tokens: those of lock steps, and those of prompts and headers. */
+  steps: number
+  tokens: number
+  prefilledTokens: number
+  milliseconds: number
+  /** Tokens of lock steps for each second of steps, over the last 64 of them; 0 before the first. */
+  tokensPerSecond: number
+}
+
+/** Steps over which tokens per second are measured. */
+const RECENT = 64
+
+interface Waiting {
   group: Group
-  signal: AbortSignal
-  resolve: (events: WorkerEvent[] | undefined) => void
+  queued: QueuedGroup
+  resolve: (seat: Seat) => void
   reject: (error: unknown) => void
 }
 
-/** What a group brings to a step. */
-interface Share {
-  request: Request
-  parts: StepWorker[]
-  /** Of a block that is filled: how many tokens; undefined: it is a lock step. */
-  filling: number | undefined
+/**
+ * Makes a scheduler: groups that run on it (`RunOptions.scheduler`) share its steps and its pool. Runs that name none share
+ * that of their model, which never makes them wait.
+ *
+ *     const scheduler = createScheduler({ model, capacity: 65_536, order: firstCome() })
+ *     const runs = requests.map((prompt) => runWorkers({ model, scheduler, prompt, workers, capacity: 2048 }))
+ *     await Promise.all(runs.map(consume))
+ *
+ * Throws HOGWILD_INVALID_ARGUMENT.
+ */
+export function createScheduler(options: SchedulerOptions): Scheduler {
+  return new Scheduler(options)
 }
 
-/** Tokens of blocks to be filled that one step takes, of all groups together; a step's own pieces are no smaller. */
-const CHUNK = 512
+const schedulers = new WeakMap<Model, Scheduler>()
 
+/** The scheduler of runs that name none. */
+export function schedulerOf(model: Model): Scheduler {
+  checkInstance(model, 'model', Model)
+  const known = schedulers.get(model)
+  if (known !== undefined) return known
+  const scheduler = new Scheduler({ model })
+  schedulers.set(model, scheduler)
+  return scheduler
+}
+
+/** Shares a model among groups. Costs nothing while nobody runs on it; its pools are closed with their last group. */
 export class Scheduler {
-  readonly #model: Model
-  /** In the order in which they asked. */
-  #requests: Request[] = []
-  #isRunning = false
+  readonly model: Model
+  readonly #capacity: number | undefined
+  readonly #admission: Admission
+  readonly #maxGroups: number
+  readonly #order: OrderPolicy
+  readonly #chunk: number
+  /** By what their caches differ in. */
+  readonly #pools = new Map<string, Pool[]>()
+  readonly #running = new Map<Seat, { queued: QueuedGroup; pool: Pool; key: string }>()
+  #waiting: Waiting[] = []
+  readonly #recent: StepReport[] = []
+  #steps = 0
+  #tokens = 0
+  #prefilledTokens = 0
+  #milliseconds = 0
 
-  constructor(model: Model) {
-    this.#model = model
+  /** @internal */
+  constructor(options: SchedulerOptions) {
+    options = checkOptions(options, 'options', KEYS)
+    const { capacity, order, maxGroups } = options
+    this.model = checkInstance(options.model, 'options.model', Model)
+    this.#capacity = capacity === undefined ? undefined : checkCapacity(capacity)
+    this.#admission = checkOneOf(options.admission ?? 'reserve', 'options.admission', [
+      'reserve',
+      'park',
+    ])
+    this.#maxGroups =
+      maxGroups === undefined
+        ? Number.POSITIVE_INFINITY
+        : checkInteger(maxGroups, 'options.maxGroups', 1)
+    this.#order = checkOrder(order ?? firstCome())
+    this.#chunk = checkInteger(options.chunk ?? 512, 'options.chunk', 1)
+  }
+
+  get metrics(): SchedulerMetrics {
+    const pools = [...this.#pools.values()].flat().filter(({ cache }) => !cache.closed)
+    const sum = (value: (pool: Pool) => number) => pools.reduce((all, pool) => all + value(pool), 0)
+    const recent = (value: (report: StepReport) => number) =>
+      this.#recent.reduce((all, report) => all + value(report), 0)
+    const milliseconds = recent((report) => report.milliseconds)
+    return {
+      groups: { waiting: this.#waiting.length, running: this.#running.size },
+      pages: {
+        total: sum(({ pages }) => pages),
+        used: sum(({ cache: { stats } }) => stats.pages - stats.freePages),
+        reserved: sum(({ reservedPages }) => reservedPages),
+      },
+      steps: this.#steps,
+      tokens: this.#tokens,
+      prefilledTokens: this.#prefilledTokens,
+      milliseconds: this.#milliseconds,
+      tokensPerSecond: milliseconds > 0 ? (1e3 * recent(({ tokens }) => tokens)) / milliseconds : 0,
+    }
+  }
+
+  /** @internal */
+  static is(value: unknown): value is Scheduler {
+    return typeof value === 'object' && value !== null && #capacity in value
+  }
+
+  /** @internal Pages of a budget. Throws HOGWILD_INVALID_ARGUMENT where the pool can never have so many. */
+  pagesFor(capacity: number | undefined): number {
+    const most = this.#capacity ?? Number.POSITIVE_INFINITY
+    const tokens = capacity ?? Math.min(DEFAULT_CAPACITY, most)
+    const pages = Math.ceil(tokens / PAGE_TOKENS)
+    if (pages <= Math.ceil(most / PAGE_TOKENS)) return pages
+    throw invalid('options.capacity', `at most the ${most} tokens of the scheduler`, capacity)
   }
 
   /**
-   * The next events of a group, once they are known; undefined: it is idle. What a group brings is in the next step that
-   * begins; a group that does not ask is in none. Rejects with what the step or a callback throws, and with
-   * HOGWILD_ABORTED once the group's part of a step under way has ended.
+   * @internal A seat for the group, once it may begin. Rejects with HOGWILD_ABORTED, with what making a pool throws, and
+   * with what the order throws.
    */
-  advance(group: Group, signal: AbortSignal): Promise<WorkerEvent[] | undefined> {
-    return new Promise((resolve, reject) => {
-      this.#requests.push({ group, signal, resolve, reject })
-      void this.#run()
-    })
-  }
-
-  async #run(): Promise<void> {
-    if (this.#isRunning) return
-    this.#isRunning = true
-    while (this.#requests.length > 0) {
-      // Consumers that handle the events of the last step without delay are in the next one.
-      await new Promise((resolve) => setImmediate(resolve))
-      const shares = this.#shares()
-      if (shares.length > 0) await this.#step(shares)
+  async enter(group: Group, signal: AbortSignal): Promise<Seat> {
+    const { cache, capacity } = group.settings
+    if (cache !== undefined) {
+      const pages = capacity === undefined ? undefined : Math.ceil(capacity / PAGE_TOKENS)
+      return new Seat(cache, this.#batcherOf(cache), pages)
     }
-    this.#isRunning = false
-  }
-
-  /** Answers the requests that need no step. Of the others: what the next step takes. */
-  #shares(): Share[] {
-    const shares: Share[] = []
-    let room = CHUNK
-    for (const request of this.#requests) {
-      const next = this.#ask(request)
-      if (next?.type === 'step') shares.push({ request, parts: next.parts, filling: undefined })
-      if (next?.type !== 'prefill' || room === 0) continue
-      const { tokens, done } = next.prefill
-      const filling = Math.min(room, tokens.length - done)
-      room -= filling
-      shares.push({ request, parts: [part(next.prefill, filling)], filling })
-    }
-    return shares
-  }
-
-  /** undefined: the request is answered. */
-  #ask(request: Request): Next | undefined {
+    throwIfAborted(signal)
+    const queued = queuedGroup(group, this.pagesFor(capacity))
+    let forget = () => {}
     try {
-      throwIfAborted(request.signal)
-      const next = request.group.next()
-      if (next.type !== 'events' && next.type !== 'idle') return next
-      this.#answer(request, next.type === 'events' ? next.events : undefined)
-    } catch (error) {
-      this.#fail(request, error)
-    }
-    return undefined
-  }
-
-  async #step(shares: readonly Share[]): Promise<void> {
-    const abort = new AbortController()
-    const forget = abortWithAll(shares, abort)
-    try {
-      const { outputs, seconds } = await this.#model.timedStep(
-        shares.flatMap(({ parts }) => parts),
-        { signal: abort.signal, reactions: shares.map(reaction) },
-      )
-      let first = 0
-      for (const share of shares) {
-        this.#finish(share, outputs.slice(first, first + share.parts.length), seconds)
-        first += share.parts.length
-      }
-    } catch (error) {
-      const [one] = shares
-      if (shares.length === 1) this.#resolve(one as Share, error)
-      // Nothing was computed. Whose part it was that cannot be is found out with each alone.
-      else for (const share of shares) await this.#alone(share)
+      return await new Promise<Seat>((resolve, reject) => {
+        const waiting = { group, queued, resolve, reject }
+        this.#waiting.push(waiting)
+        forget = onAbort(signal, () => this.#withdraw(waiting, signal))
+        this.#admit()
+        if (this.#waiting.includes(waiting)) publish('hogwild:group:wait', () => message(queued))
+      })
     } finally {
       forget()
     }
   }
 
-  async #alone(share: Share): Promise<void> {
-    if (share.request.signal.aborted) this.#resolve(share, undefined)
-    else await this.#step([share])
+  /** @internal The group has ended: its pages are free for others. `keep`: its blocks stay, in a cache of their user's. */
+  async leave(seat: Seat, keep: boolean): Promise<void> {
+    const running = this.#running.get(seat)
+    if (running === undefined) {
+      seat.leave(keep)
+      return
+    }
+    const { queued, pool, key } = running
+    this.#running.delete(seat)
+    pool.leave(seat)
+    publish('hogwild:group:end', () => message(queued))
+    this.#admit()
+    if (!pool.isEmpty) return
+    this.#pools.set(
+      key,
+      this.#poolsOf(key).filter((other) => other !== pool),
+    )
+    await pool.cache.close()
   }
 
-  #finish({ request, filling }: Share, outputs: StepOutput[], seconds: number): void {
-    const { group, signal } = request
+  #withdraw(waiting: Waiting, signal: AbortSignal): void {
+    this.#waiting = this.#waiting.filter((other) => other !== waiting)
     try {
-      const events = filling === undefined ? group.stepped(outputs, seconds) : undefined
-      if (filling !== undefined) group.prefilled(filling)
       throwIfAborted(signal)
-      if (events !== undefined) this.#answer(request, events)
     } catch (error) {
-      this.#fail(request, error)
+      waiting.reject(error)
     }
+    this.#admit()
   }
 
-  /** The group's part alone was refused. */
-  #resolve({ request }: Share, error: unknown): void {
+  /** Lets begin who may. What the order throws, all that wait are told. */
+  #admit(): void {
+    if (this.#waiting.length === 0) return
     try {
-      throwIfAborted(request.signal)
-      if (!isOutOfPages(error)) throw error
-      const events = request.group.withoutRoom(error)
-      if (events.length > 0) this.#answer(request, events)
-    } catch (thrown) {
-      this.#fail(request, thrown)
+      const running = [...this.#running.values()].map(({ queued }) => queued)
+      const chosen = this.#order.choose(
+        this.#waiting.map(({ queued }) => queued),
+        running,
+      )
+      for (const queued of chosen) {
+        if (this.#running.size >= this.#maxGroups || !this.#begin(queued)) return
+      }
+    } catch (error) {
+      for (const { reject } of this.#waiting.splice(0)) reject(error)
     }
   }
 
-  #answer(request: Request, events: WorkerEvent[] | undefined): void {
-    this.#drop(request)
-    request.resolve(events)
+  /** false: there are not enough pages. */
+  #begin(queued: QueuedGroup): boolean {
+    const waiting = this.#waiting.find((other) => other.queued === queued)
+    if (waiting === undefined) throw invalid('what the order chose', 'groups that wait', queued)
+    const { group, resolve, reject } = waiting
+    try {
+      const key = cacheKey(group)
+      const pool = this.#poolFor(key, group, queued.pages)
+      if (pool === undefined) return false
+      const seat = pool.enter(group, queued.pages)
+      this.#running.set(seat, { queued, pool, key })
+      publish('hogwild:group:begin', () => message(queued))
+      resolve(seat)
+    } catch (error) {
+      reject(error)
+    }
+    this.#waiting = this.#waiting.filter((other) => other !== waiting)
+    return true
   }
 
-  #fail(request: Request, error: unknown): void {
-    this.#drop(request)
-    request.reject(error)
+  #poolFor(key: string, group: Group, pages: number): Pool | undefined {
+    const pools = this.#poolsOf(key)
+    const fitting = pools.find((pool) => pool.fits(pages))
+    if (fitting !== undefined || (this.#capacity !== undefined && pools.length > 0)) return fitting
+    const pool = new Pool(this.#createCache(group, pages), this.#admission, (guard) => {
+      return new Batcher(this.#chunk, this.#report, guard)
+    })
+    this.#pools.set(key, [...pools, pool])
+    return pool
   }
 
-  #drop(request: Request): void {
-    this.#requests = this.#requests.filter((other) => other !== request)
+  #poolsOf(key: string): Pool[] {
+    return (this.#pools.get(key) ?? []).filter(({ cache }) => !cache.closed)
+  }
+
+  #createCache({ settings, warnings }: Group, pages: number): Cache {
+    const { context, cacheDtype: dtype } = settings
+    const onWarning = ({ code, message }: Warning) => warnings.warn(code, message)
+    const options = { context, dtype, onWarning }
+    const budget = pages * PAGE_TOKENS
+    const capacity = this.#capacity ?? poolCapacity(this.model, pages, dtype)
+    try {
+      return this.model.createCache({ ...options, capacity })
+    } catch (error) {
+      const isTooLarge = (error as { code?: unknown }).code === 'HOGWILD_OUT_OF_MEMORY'
+      if (!isTooLarge || this.#capacity !== undefined || capacity === budget) throw error
+      return this.model.createCache({ ...options, capacity: budget })
+    }
+  }
+
+  #batcherOf(cache: Cache): Batcher {
+    const known = batchers.get(cache)
+    if (known !== undefined) return known
+    const batcher = new Batcher(this.#chunk, this.#report)
+    batchers.set(cache, batcher)
+    return batcher
+  }
+
+  readonly #report = (report: StepReport): void => {
+    this.#steps++
+    this.#tokens += report.tokens
+    this.#prefilledTokens += report.prefilledTokens
+    this.#milliseconds += report.milliseconds
+    this.#recent.push(report)
+    if (this.#recent.length > RECENT) this.#recent.shift()
+    publish('hogwild:step', () => report)
   }
 }
 
-function part({ block, tokens, done }: Prefill, count: number): StepWorker {
-  const piece = tokens.subarray(done, done + count)
-  return { view: { blocks: [block] }, tokens: piece, sampler: null }
+/** Of caches that users bring: all groups on one are in the same steps. */
+const batchers = new WeakMap<Cache, Batcher>()
+
+/** Groups with the same key may live in one cache. */
+function cacheKey({ settings: { model, context, cacheDtype } }: Group): string {
+  const dtypes = cacheDtype === undefined ? 'default' : JSON.stringify(kvDtypes(cacheDtype))
+  return `${dtypes} ${model.rotatesForLongViews(context)}`
 }
 
-function reaction({ request, parts }: Share): ContextReaction {
-  const { settings, warnings } = request.group
-  const { beyondContext } = settings
-  return { workers: parts.length, beyondContext, warnings }
+function queuedGroup({ settings, workers }: Group, pages: number): QueuedGroup {
+  const { prompt, maxTokens, priority } = settings
+  return { prompt, workers: workers.length, maxTokens, pages, priority }
 }
 
-/** Aborts a step once nobody wants its results any more. */
-function abortWithAll(shares: readonly Share[], abort: AbortController): () => void {
-  let waiting = shares.length
-  const forget = shares.map(({ request }) =>
-    onAbort(request.signal, () => {
-      if (--waiting === 0) abort.abort()
-    }),
-  )
-  return () => {
-    for (const one of forget) one()
+function message({ prompt, workers, pages, priority }: QueuedGroup): GroupMessage {
+  return { workers, promptTokens: prompt.length, pages, priority }
+}
+
+function checkOrder(order: OrderPolicy): OrderPolicy {
+  if (typeof order?.choose !== 'function') {
+    throw invalid('options.order', 'firstCome(), multiBin() or an object with choose()', order)
   }
+  return order
 }

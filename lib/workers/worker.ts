@@ -53,7 +53,9 @@ export function forced(tokens: Int32Array): Pending[] {
 
 export class Worker {
   readonly name: string
-  readonly header: Int32Array
+  readonly header: Int32Array | Block
+  /** The block that it goes on in; undefined: a new one. */
+  readonly own: Block | undefined
   readonly maxTokens: number
   readonly sampler: Sampler | undefined
   readonly tokens: number[] = []
@@ -70,6 +72,7 @@ export class Worker {
   constructor(settings: WorkerSettings, tokenizer: Tokenizer | undefined) {
     this.name = settings.name
     this.header = settings.header
+    this.own = settings.own
     this.maxTokens = settings.maxTokens
     this.sampler = settings.sampler
     this.pending = forced(settings.prompt)

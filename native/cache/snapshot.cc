@@ -311,7 +311,8 @@ SnapshotWriter::SnapshotWriter(std::shared_ptr<KvCache> cache, SnapshotIndex ind
   const auto n_pages = static_cast<std::int64_t>(index_.pages.size());
   cache_->pool_.require_free(n_pages);
   taken_.reserve(index_.pages.size());
-  cache_->pool_.take(n_pages, taken_);
+  cache_->pool_.make_room(n_pages);
+  cache_->pool_.take(n_pages, PagePool::kNoBudget, taken_);
   for (std::size_t p = 0; p < taken_.size(); ++p) {
     pages_.push_back({.page = taken_[p], .slots = index_.pages[p].slots});
   }

@@ -1,6 +1,6 @@
 // Lets every allocation, mapping and thread start of the addon fail, one call of the binding after the other:
-// `LD_PRELOAD=shim.so HOGWILD_FAIL=FILE node --expose-gc failures.cjs MODE FIRST STRIDE [CALL...]`.
-// MODE `once`: the n-th fails; `on`: so do all behind it, until the call has settled. n runs from FIRST by STRIDE
+// `LD_PRELOAD=shim.so HOGWILD_FAIL=FILE node --expose-gc failures.cjs MODE CACHE FIRST STRIDE [CALL...]`.
+// CACHE: the format of keys and values. MODE `once`: the n-th fails; `on`: so do all behind it, until the call has settled. n runs from FIRST by STRIDE
 // until a call meets no failure. Prints a line for each call and ends with exit code 0 where each failure
 // gave HOGWILD_OUT_OF_MEMORY or success, left the cache as it was to the last bit, and leaked nothing.
 'use strict'
@@ -139,7 +139,7 @@ function operations(native, binding, files) {
 }
 
 async function main() {
-  const [mode, first, stride, ...wanted] = process.argv.slice(2)
+  const [mode, cache, first, stride, ...wanted] = process.argv.slice(2)
   const control = openControl()
   const native = loadAddon()
   const { remove, ...files } = randomModel({
@@ -149,7 +149,7 @@ async function main() {
     vocabSize: 68,
   })
   process.on('exit', remove)
-  const binding = await openBinding(native, files)
+  const binding = await openBinding(native, files, { keys: cache })
   control.set('watch', 1)
 
   const hash = () => {

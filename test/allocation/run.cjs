@@ -17,7 +17,7 @@ function missing() {
 }
 
 /** What failures.cjs printed, a line for each call; rejects with its faults. */
-async function runFailures({ mode, first = 1, stride = 1, timeout }) {
+async function runFailures({ mode, cache, first = 1, stride = 1, timeout }) {
   const folder = mkdtempSync(path.join(tmpdir(), 'hogwild-allocation-'))
   try {
     const shim = path.join(folder, 'shim.so')
@@ -27,7 +27,7 @@ async function runFailures({ mode, first = 1, stride = 1, timeout }) {
     closeSync(openSync(control, 'w'))
     truncateSync(control, 4096)
     const script = path.join(__dirname, 'failures.cjs')
-    const args = ['--expose-gc', script, mode, String(first), String(stride)]
+    const args = ['--expose-gc', script, mode, cache, String(first), String(stride)]
     const env = { ...process.env, LD_PRELOAD: shim, HOGWILD_FAIL: control }
     const { stdout } = await promisify(execFile)(process.execPath, args, { env, timeout })
     return stdout.trim().split('\n')

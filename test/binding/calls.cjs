@@ -15,19 +15,19 @@ function floats(length, seed = 1) {
 }
 
 /**
- * Opens a device, a model of `config` and `tensors`, and a cache with the blocks `a` (tokens 1 2 3) and `b`
- * (tokens 4 5). `calls`: for each function
+ * Opens a device, a model of `config` and `tensors`, and a cache, `keys` and `values` in formats of their own, with the
+ * blocks `a` (tokens 1 2 3) and `b` (tokens 4 5). `calls`: for each function
  *   args()       arguments that work, none of them null; maybe a promise
  *   handles      path in the arguments -> kind of handle
  *   promise      it returns a promise
  *   unsupported  not on this device: even such arguments are refused
  * `handle[kind]()` makes a handle of a kind that nothing else uses; maybe a promise.
  */
-async function openBinding(native, { config, tensors }) {
+async function openBinding(native, { config, tensors }, { keys = 'f32', values = keys } = {}) {
   const device = native.createDevice({ ...DEVICE, threads: 2, simd: '' })
   const newDevice = () => native.createDevice(DEVICE)
   const newModel = () => native.createModel(device, config, tensors, null, null, null, true)
-  const newCache = () => native.createCache(device, cacheShape(config, 1024))
+  const newCache = () => native.createCache(device, cacheShape(config, 1024, keys, values))
   const passWorker = (target, nTokens = 2) => ({
     view: [target],
     bias: Float32Array.of(0),
@@ -113,13 +113,20 @@ async function openBinding(native, { config, tensors }) {
     modelClose: { args: async () => [await newModel()], handles: { '[0]': 'model' } },
 
     createCache: {
-      args: () => [device, cacheShape(config, 64)],
+      args: () => [device, cacheShape(config, 64, keys, values)],
       handles: { '[0]': 'device' },
     },
     cacheStats: { args: () => [cache], handles: { '[0]': 'cache' } },
     cacheClose: { args: () => [newCache()], handles: { '[0]': 'cache' } },
 
-    createBlock: { args: () => [cache], handles: { '[0]': 'cache' } },
+    openBudget: { args: () => [cache, 3], handles: { '[0]': 'cache' } },
+    budgetStats: { args: () => [cache, native.openBudget(cache, 3)], handles: { '[0]': 'cache' } },
+    closeBudget: { args: () => [cache, native.openBudget(cache, 3)], handles: { '[0]': 'cache' } },
+
+    createBlock: {
+      args: () => [cache, native.openBudget(cache, 3)],
+      handles: { '[0]': 'cache' },
+    },
     blockLength: { args: () => [a], handles: { '[0]': 'block' } },
     blockTokens: { args: () => [a], handles: { '[0]': 'block' } },
     blockSegments: { args: () => [a], handles: { '[0]': 'block' } },

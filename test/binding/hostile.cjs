@@ -8,6 +8,14 @@ const { setImmediate: tick } = require('node:timers/promises')
 const { at, functionOf, openBinding, put } = require('./calls.cjs')
 const { loadAddon, random, randomModel } = require('../lifetime/random-model.cjs')
 
+/** Formats of keys and values, one pair after the other with the seeds. */
+const CACHES = [
+  { keys: 'f32' },
+  { keys: 'int8' },
+  { keys: 'bf16', values: 'int8' },
+  { keys: 'int8', values: 'f16' },
+]
+
 // What a getter throws on purpose comes back as it is.
 class Hostile extends Error {}
 
@@ -114,6 +122,7 @@ function hostileValues(native, next, handles) {
         '',
         'f32',
         'bf16',
+        'int8',
         'cpu',
         'all',
         'silu',
@@ -142,7 +151,7 @@ async function main() {
   const native = loadAddon()
   const { remove, ...files } = randomModel({ seed })
   process.on('exit', remove)
-  const binding = await openBinding(native, files)
+  const binding = await openBinding(native, files, CACHES[seed % CACHES.length])
   const names = Object.keys(binding.calls)
   const kinds = Object.values(binding.handle)
   const handles = []

@@ -5,6 +5,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import {
   type Block,
+  type CacheDtype,
   createCache,
   createDevice,
   type Device,
@@ -19,6 +20,7 @@ import {
   Sampler,
   type StepOutput,
 } from '../../lib'
+import { kvDtypes } from '../../lib/formats'
 import { type MemoryHandle, native } from '../../lib/native'
 import {
   codeOf,
@@ -399,9 +401,27 @@ describe("an engine's layers in device memory", () => {
 })
 
 describe('what it does not do', () => {
-  test('a cache in f32, naming what it does; by default it is bf16', async () => {
+  test.each<CacheDtype>([
+    'f32',
+    'int8',
+    { keys: 'bf16', values: 'int8' },
+    { keys: 'int8', values: 'f16' },
+    { keys: 'bf16', values: 'f16' },
+  ])('a cache in %j, naming what it does', async (dtype) => {
     const options = { layers: 1, kvHeads: 1, headDim: 64, rope, device: cuda }
-    expect(() => createCache({ ...options, dtype: 'f32' })).toThrow(/both in bf16 or both in f16/)
+    const create = () => createCache({ ...options, dtype })
+    const { keys, values } = kvDtypes(dtype)
+    expect(create).toThrow(`keys in ${keys} and values in ${values}`)
+    expect(create).toThrow(/both in bf16 or both in f16; the CPU device also has f32 and int8/)
+    expect(await codeOf(create)).toBe('HOGWILD_UNSUPPORTED')
+    await using model = await loadModel(demoFolder, { device: cuda })
+    if (dtype !== 'f32') {
+      expect(await codeOf(() => model.createCache({ dtype }))).toBe('HOGWILD_UNSUPPORTED')
+    }
+  })
+
+  test('by default a cache is bf16', async () => {
+    const options = { layers: 1, kvHeads: 1, headDim: 64, rope, device: cuda }
     const cache = createCache(options)
     expect(cache.shape.dtype).toBe('bf16')
     await cache.close()

@@ -72,7 +72,8 @@ async function interleave(native, model, next) {
     return pending
   }
   const handle = await loading
-  const cache = native.createCache(device, cacheShape(config, 2048, pick(['f32', 'bf16'])))
+  const formats = ['f32', 'bf16', 'int8']
+  const cache = native.createCache(device, cacheShape(config, 2048, pick(formats), pick(formats)))
   let blocks = [0, 1, 2, 3].map(() => native.createBlock(cache))
   const made = [...blocks]
 

@@ -6,7 +6,9 @@ async function main() {
   if (missing()) return console.log(`skipped: needs ${missing()}`)
   let failures = 0
   for (const mode of ['once', 'on']) {
-    failures += countFailures(await runFailures({ mode, timeout: 1_200_000 }))
+    for (const cache of ['f32', 'int8']) {
+      failures += countFailures(await runFailures({ mode, cache, timeout: 1_200_000 }))
+    }
   }
   console.log(
     `${failures} failures: HOGWILD_OUT_OF_MEMORY or success each, nothing changed or leaked`,

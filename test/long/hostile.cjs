@@ -292,7 +292,7 @@ async function calls(hogwild) {
       ],
       modelCreateCache: [
         (...given) => closing(model.createCache(...given)),
-        () => [{ capacity: 64, dtype: 'f32', onWarning() {} }],
+        () => [{ capacity: 64, dtype: { keys: 'f32', values: 'int8' }, onWarning() {} }],
       ],
       sampler: [(...given) => new hogwild.Sampler(...given), () => [{ ...sampler }]],
       step: [
@@ -408,6 +408,7 @@ async function calls(hogwild) {
         (...given) => hogwild.viewOf(...given),
         () => ['combined', layoutBlocks(), 0, { share: true }],
       ],
+      missingIds: [(...given) => tokenizer.missingIds(...given), () => [70]],
       commitsTurns: [(...given) => hogwild.commitsTurns(...given), () => ['combined']],
     },
   }
