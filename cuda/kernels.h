@@ -46,6 +46,11 @@ cudaError_t launch_kv_move(const KvMoveParams& params, cudaStream_t stream);
 
 cudaError_t launch_kv_read(const KvReadParams& params, cudaStream_t stream);
 
+// On the host, no launch: the marked slots of one page, its keys or its values, and the same rows [Hkv, n, D] one
+// behind the other (KvCopyParams). `page`: page_bytes() of this format, as it lies on the device.
+void gather_rows(const KvShape& shape, KvFormat format, const std::byte* page, std::uint64_t slots, std::byte* rows);
+void scatter_rows(const KvShape& shape, KvFormat format, std::byte* page, std::uint64_t slots, const std::byte* rows);
+
 // ---- concurrent attention (attention.cu) ------------------------------------------------------------
 
 // q and out: f32, bf16 or f16 each.

@@ -3,11 +3,13 @@
 //   append  new tokens' keys, rotated, and values -> pages
 //   move    runs of tokens -> other pages, keys turned on the way
 //   read    pages -> f32, in token order
+//   gather, scatter  on the host: pages <-> rows as they are
 //
 // Letters: n rows (tokens), Hkv heads, D head dim, R rotary dim, E width of the pages' rows: D elements and
 // padding, which is written as zero. A thread takes a unit of two chunks of a row (rope.cuh). Keys and values
 // go the same way: as far as rotation goes, values have R = 0.
 #include <climits>
+#include <cstring>
 
 #include "dispatch.cuh"
 #include "kernels.h"
@@ -133,6 +135,42 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 }  // namespace
+
+// ---- rows on the host -------------------------------------------------------------------------------
+
+namespace {
+
+// Calls copy(offset in the page, offset in the rows, bytes) for each chunk of the marked slots.
+template <typename Copy>
+void for_each_chunk(const KvShape& shape, KvFormat format, std::uint64_t slots, Copy copy) {
+  const std::int64_t element = kv_element_bytes(format);
+  const int chunks = static_cast<int>(shape.row_elements() * element / kChunkBytes);
+  const int used = static_cast<int>(shape.head_dim * element / kChunkBytes);
+  std::size_t row = 0;
+  for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
+    for (int slot = 0; slot < kPageSize; ++slot) {
+      if ((slots >> slot & 1) == 0) continue;
+      for (int chunk = 0; chunk < used; ++chunk, row += kChunkBytes) {
+        const std::size_t in_page = page_offset(0, head, shape.kv_heads, chunks) + swizzled_chunk(chunks, slot, chunk);
+        copy(in_page * kChunkBytes, row, kChunkBytes);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void gather_rows(const KvShape& shape, KvFormat format, const std::byte* page, std::uint64_t slots, std::byte* rows) {
+  for_each_chunk(shape, format, slots, [&](std::size_t in_page, std::size_t row, std::size_t bytes) {
+    std::memcpy(rows + row, page + in_page, bytes);
+  });
+}
+
+void scatter_rows(const KvShape& shape, KvFormat format, std::byte* page, std::uint64_t slots, const std::byte* rows) {
+  for_each_chunk(shape, format, slots, [&](std::size_t in_page, std::size_t row, std::size_t bytes) {
+    std::memcpy(page + in_page, rows + row, bytes);
+  });
+}
 
 // ---- launchers --------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ inline constexpr int kChunkElements = kChunkBytes / static_cast<int>(sizeof(T));
 // Shared memory has 8 groups of banks of 16 bytes. Row r begins at group r * chunks mod 8, which takes only
 // 8 / g different values over 8 rows, g = gcd(chunks, 8); so rows that begin at the same group differ in
 // the low bits of their chunks.
-SIMT_DEVICE int swizzled_chunk(int chunks, int row, int even_chunk, int own_chunk) {
+SIMT_HOST_DEVICE int swizzled_chunk(int chunks, int row, int even_chunk, int own_chunk) {
   const int shared = min(chunks & -chunks, 8);  // g: the greatest power of two that divides `chunks`
   // Written so that few registers hold all addresses of a thread: only even_chunk % shared meets the
   // thread's own part; what is added last is an immediate offset.
@@ -30,12 +30,12 @@ SIMT_DEVICE int swizzled_chunk(int chunks, int row, int even_chunk, int own_chun
   return row * chunks + (even_chunk % shared ^ own) + even_chunk / shared * shared;
 }
 
-SIMT_DEVICE int swizzled_chunk(int chunks, int row, int chunk) {
+SIMT_HOST_DEVICE int swizzled_chunk(int chunks, int row, int chunk) {
   return swizzled_chunk(chunks, row, chunk & ~1, chunk & 1);
 }
 
 // First chunk of a (page, kv head) in its pool.
-SIMT_DEVICE std::size_t page_offset(std::int64_t page, std::int64_t kv_head, std::int64_t kv_heads, int chunks) {
+SIMT_HOST_DEVICE std::size_t page_offset(std::int64_t page, std::int64_t kv_head, std::int64_t kv_heads, int chunks) {
   return static_cast<std::size_t>((page * kv_heads + kv_head) * kPageSize * chunks);
 }
 

@@ -2,6 +2,7 @@
 
 import { Block } from './block'
 import { checkCacheDtype, defaultCacheDtype } from './cache-dtype'
+import { exportBlocks, importBlocks } from './cache-file'
 import { type Device, useDevice } from './device'
 import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
@@ -11,12 +12,19 @@ import { checkMemory } from './memory'
 import { type CacheHandle, type NativeBudgetStats, type NativeCacheStats, native } from './native'
 import { beginPass, type Pass, type PassWorker } from './pass'
 import type { Rope, RopeOptions } from './rope'
+import type { TransferOptions } from './session-file'
+import { checkPath } from './sources/files'
 import { Tasks } from './tasks'
 import {
   checkArray,
+  checkInstance,
   checkInteger,
+  checkJson,
   checkNumber,
+  checkOptionalFunction,
   checkOptions,
+  checkSignal,
+  checkString,
   invalid,
   isFloat64Array,
   optionKeys,
@@ -53,6 +61,11 @@ export interface CacheOptions extends Omit<CacheShape, 'dtype'> {
   /** Default 'auto': a device of its own, closed with the cache. */
   device?: Device | DeviceName | undefined
   /**
+   * What the engine calls its model, for `export`: `import` refuses a file of another name. Default: none, which only goes
+   * with none.
+   */
+  model?: string | undefined
+  /**
    * Takes the cache's warnings; default: `process.emitWarning`. HOGWILD_LOW_MEMORY: the cache is larger
    * than the memory that is free.
    */
@@ -67,8 +80,26 @@ const CACHE_KEYS = optionKeys<CacheOptions>()({
   capacity: true,
   dtype: true,
   device: true,
+  model: true,
   onWarning: true,
 })
+
+export interface ExportOptions extends TransferOptions {
+  /** Anything that JSON can hold, to go with the blocks: names, state of an engine. Default: null. */
+  data?: unknown
+}
+
+export type ImportOptions = TransferOptions
+
+/** What `import` found. */
+export interface Imported {
+  /** In the order in which they were exported. */
+  blocks: Block[]
+  data: unknown
+}
+
+const EXPORT_KEYS = optionKeys<ExportOptions>()({ data: true, signal: true, onProgress: true })
+const IMPORT_KEYS = optionKeys<ImportOptions>()({ signal: true, onProgress: true })
 
 const ROPE_KEYS = optionKeys<RopeOptions>()({ inverseFrequencies: true, attentionFactor: true })
 
@@ -112,11 +143,14 @@ export function createCache(options: CacheOptions): Cache {
   const wanted =
     options.dtype === undefined ? undefined : checkCacheDtype(options.dtype, 'options.dtype')
   const capacity = checkCapacity(options.capacity)
+  const name = options.model === undefined ? null : checkString(options.model, 'options.model')
+  const model = () => Promise.resolve(name)
   const warnings = new Warnings(options.onWarning)
   const { device, owned } = useDevice(options.device)
   try {
     const dtype = wanted ?? defaultCacheDtype(device, 'f32')
-    return new Cache(device, owned, { layers, kvHeads, headDim, dtype }, ropes, capacity, warnings)
+    const shape = { layers, kvHeads, headDim, dtype }
+    return new Cache(device, owned, shape, ropes, model, capacity, warnings)
   } catch (error) {
     if (owned) device.close()
     throw error
@@ -175,8 +209,18 @@ function checkRope(rope: RopeOptions, name: string, headDim: number): Rope {
   return { inverseFrequencies, attentionFactor }
 }
 
+export function checkTransfer<T extends TransferOptions>(
+  value: T,
+  keys: readonly (keyof T & string)[],
+): T {
+  const options = checkOptions(value, 'options', keys)
+  checkSignal(options.signal, 'options.signal')
+  checkOptionalFunction(options.onProgress, 'options.onProgress')
+  return options
+}
+
 /**
- * A bounded pool of pages and the blocks in it. One step, pass or compaction at a time uses a cache;
+ * A bounded pool of pages and the blocks in it. One step, pass, compaction, export or import at a time uses a cache;
  * while it does, everything else that would read or change blocks throws HOGWILD_BUSY.
  */
 export class Cache {
@@ -186,6 +230,10 @@ export class Cache {
   readonly handle: CacheHandle
   /** @internal */
   readonly tasks = new Tasks()
+  /** @internal */
+  readonly ropes: LayerRopes
+  /** @internal What its model is known by in files; null: not said. */
+  readonly model: () => Promise<string | null>
   readonly #ownsDevice: boolean
   #pass: Pass | undefined
   #closing: Promise<void> | undefined
@@ -196,6 +244,7 @@ export class Cache {
     ownsDevice: boolean,
     shape: CacheShape,
     ropes: LayerRopes,
+    model: () => Promise<string | null>,
     capacity: number,
     warnings: Warnings,
   ) {
@@ -209,6 +258,8 @@ export class Cache {
     })
     this.device = device
     this.shape = shape
+    this.ropes = ropes
+    this.model = model
     this.#ownsDevice = ownsDevice
   }
 
@@ -254,6 +305,41 @@ export class Cache {
   beginPass(workers: readonly PassWorker[]): Pass {
     this.#pass = beginPass(this, workers)
     return this.#pass
+  }
+
+  /**
+   * Writes blocks to a file, for `import` into a cache of the same shape, dtypes, RoPE and model, in this process or
+   * another, on any device: token ids, keys and values to the bit, and how they share pages, each of which is written once
+   * (docs/sessions.md). Equal blocks give equal files. The file appears, or takes the place of one of this name, once it is
+   * complete and on the disk. The cache is busy meanwhile. Returns the file's length in bytes.
+   *
+   * Rejects, and leaves what was there: HOGWILD_NOT_WRITTEN, HOGWILD_INVALID_ARGUMENT (a block that stands twice or is of
+   * another cache, `data` that JSON cannot hold), HOGWILD_BUSY, HOGWILD_CLOSED, HOGWILD_ABORTED.
+   */
+  async export(
+    blocks: readonly Block[],
+    path: string,
+    options: ExportOptions = {},
+  ): Promise<number> {
+    const list = checkArray(blocks, 'blocks').map((block, i) =>
+      checkInstance(block, `blocks[${i}]`, Block),
+    )
+    const { data, ...transfer } = checkTransfer(options, EXPORT_KEYS)
+    const json = checkJson(data ?? null, 'options.data')
+    return await exportBlocks(this, list, checkPath(path, 'path'), 'blocks', json, transfer)
+  }
+
+  /**
+   * New blocks, as `export` wrote them: they hold the same tokens and go on as the exported ones would have. All of them
+   * or none: after an error the cache is as before. The cache is busy meanwhile.
+   *
+   * Rejects: HOGWILD_INVALID_SESSION for a file that is damaged, cut short, something else, or of another model, shape,
+   * dtype or RoPE; HOGWILD_UNSUPPORTED for a version that this build does not know; HOGWILD_OUT_OF_PAGES,
+   * HOGWILD_OUT_OF_MEMORY, HOGWILD_BUSY, HOGWILD_CLOSED, HOGWILD_ABORTED, HOGWILD_INVALID_ARGUMENT.
+   */
+  async import(path: string, options: ImportOptions = {}): Promise<Imported> {
+    const transfer = checkTransfer(options, IMPORT_KEYS)
+    return await importBlocks(this, checkPath(path, 'path'), 'blocks', transfer)
   }
 
   /**

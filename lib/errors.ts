@@ -5,6 +5,7 @@ import { escapeUnsafe } from './printable'
  *
  * - `HOGWILD_INVALID_ARGUMENT`: a value of the wrong type, shape or range; the message names what is expected.
  * - `HOGWILD_INVALID_MODEL`: model files that are damaged, incomplete or contradict each other.
+ * - `HOGWILD_INVALID_SESSION`: a file of blocks that is damaged, cut short, something else, or of another model or cache; the message says what was found.
  * - `HOGWILD_UNSUPPORTED`: a model, device or option that this build or machine does not offer; the message names what it does.
  * - `HOGWILD_OUT_OF_PAGES`: the cache's page pool cannot hold the new tokens.
  * - `HOGWILD_OUT_OF_MEMORY`: the system or the device has no memory left.
@@ -14,6 +15,7 @@ import { escapeUnsafe } from './printable'
  * - `HOGWILD_ABORTED`: stopped by an AbortSignal (its reason is the `cause`) or by `close()`.
  * - `HOGWILD_TIMEOUT`: work on text that took longer than its deadline.
  * - `HOGWILD_DOWNLOAD`: a model that could not be brought from the hub: not there, no access, no connection, a wrong checksum, no room on the disk.
+ * - `HOGWILD_NOT_WRITTEN`: a file that could not be written: no folder, no access, no room on the disk; the system's error is the `cause`, and what was there before is still there.
  * - `HOGWILD_INTERNAL`: a bug in this package.
  *
  * After any of them the cache is as it was before the call.
@@ -21,6 +23,7 @@ import { escapeUnsafe } from './printable'
 export type HogwildErrorCode =
   | 'HOGWILD_INVALID_ARGUMENT'
   | 'HOGWILD_INVALID_MODEL'
+  | 'HOGWILD_INVALID_SESSION'
   | 'HOGWILD_UNSUPPORTED'
   | 'HOGWILD_OUT_OF_PAGES'
   | 'HOGWILD_OUT_OF_MEMORY'
@@ -30,6 +33,7 @@ export type HogwildErrorCode =
   | 'HOGWILD_ABORTED'
   | 'HOGWILD_TIMEOUT'
   | 'HOGWILD_DOWNLOAD'
+  | 'HOGWILD_NOT_WRITTEN'
   | 'HOGWILD_INTERNAL'
 
 /** Longest message, in UTF-16 code units: names in model files and scripts may be megabytes. */

@@ -15,6 +15,9 @@ export {
   type CacheShape,
   type CacheStats,
   createCache,
+  type ExportOptions,
+  type Imported,
+  type ImportOptions,
 } from './cache'
 export { type AnswerFormat, findAnswer } from './collaboration/answer'
 export {
@@ -122,6 +125,7 @@ export {
   type YarnRope,
 } from './rope'
 export { type PenaltyScope, Sampler, type SamplerOptions } from './sampler'
+export type { SessionProgress, TransferOptions } from './session-file'
 export type { TokenizerKind } from './tokenizer/models/parse'
 export type { TextStream } from './tokenizer/text-stream'
 export {
@@ -171,5 +175,6 @@ export {
   type SchedulerOptions,
   schedulerOf,
 } from './workers/scheduler'
+export type { TraceHead, TraceLine, TraceNote, TraceOp, TraceStep } from './workers/trace'
 export type { Trigger, TriggerMatch } from './workers/triggers'
 export type { WorkerBlocks, WorkerStatus } from './workers/worker'

@@ -7,6 +7,7 @@ import { type Device, useDevice } from './device'
 import type { DeviceName } from './device-name'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
+import { fingerprint } from './fingerprint'
 import { type CacheDtype, DTYPES, type Format, isQuantised, storedBytes } from './formats'
 import { checkDownload, findModel, type ModelDownloadOptions } from './hub/find'
 import { MAX_CAPACITY } from './limits'
@@ -276,7 +277,8 @@ export async function loadModel(model: string, options: LoadModelOptions = {}): 
       ),
     )
     const weights = weightFormats(tensors, dtype)
-    return new Model(handle, config, device, owned, weights, beyondContext, warnings)
+    const identify = () => fingerprint(config, tensors)
+    return new Model(handle, config, device, owned, weights, identify, beyondContext, warnings)
   } catch (error) {
     if (owned) device.close()
     throw error
@@ -369,12 +371,14 @@ export class Model {
   readonly warnings: Warnings
   readonly #handle: ModelHandle
   readonly #tasks = new Tasks()
+  readonly #identify: () => Promise<string>
   readonly #ownsDevice: boolean
   readonly #beyondContext: BeyondContext
   /** Those that may be open. */
   readonly #caches = new Set<WeakRef<Cache>>()
   /** Of caches whose keys are turned by longrope's frequencies for short views. */
   readonly #longestViews = new WeakMap<Cache, number>()
+  #fingerprint: Promise<string> | undefined
   #closing: Promise<void> | undefined
 
   /** @internal */
@@ -384,6 +388,7 @@ export class Model {
     device: Device,
     ownsDevice: boolean,
     weights: WeightFormats,
+    identify: () => Promise<string>,
     beyondContext: BeyondContext,
     warnings: Warnings,
   ) {
@@ -395,6 +400,7 @@ export class Model {
     this.dtype = formats.some(isQuantised) ? 'f16' : (formats[0] as Dtype)
     this.weightBytes = native.modelWeightBytes(handle)
     this.warnings = warnings
+    this.#identify = identify
     this.#ownsDevice = ownsDevice
     this.#beyondContext = beyondContext
   }
@@ -402,6 +408,19 @@ export class Model {
   /** Whether it can no longer be used: `close()` was called on it or on its device. */
   get closed(): boolean {
     return this.#closing !== undefined || this.device.closed
+  }
+
+  /**
+   * What tells this model from others in files of blocks: SHA-256, in hex, of its architecture, sizes,
+   * tensors' names, formats and shapes, and 4096 bytes from the middle of each tensor. The same on every device and for every
+   * `dtype`. The files are read when this is first called. Rejects with HOGWILD_INVALID_MODEL where they are gone.
+   */
+  async fingerprint(): Promise<string> {
+    this.#fingerprint ??= this.#identify().catch((error: unknown) => {
+      this.#fingerprint = undefined // the files may be readable later
+      throw error
+    })
+    return await this.#fingerprint
   }
 
   /**
@@ -426,7 +445,8 @@ export class Model {
     }
     const capacity = checkCapacity(options.capacity)
     const warnings = this.warnings.child(options.onWarning)
-    const cache = new Cache(this.device, false, shape, ropes, capacity, warnings)
+    const name = () => this.fingerprint()
+    const cache = new Cache(this.device, false, shape, ropes, name, capacity, warnings)
     const longest = shortContext(this.config)
     if (longest !== undefined && context <= longest) this.#longestViews.set(cache, longest)
     for (const ref of this.#caches) {

@@ -20,6 +20,8 @@ export type ModelHandle = Handle<'model'>
 export type CacheHandle = Handle<'cache'>
 export type BlockHandle = Handle<'block'>
 export type PassHandle = Handle<'pass'>
+export type ExportHandle = Handle<'export'>
+export type ImportHandle = Handle<'import'>
 export type CancelHandle = Handle<'cancel'>
 export type ProgressHandle = Handle<'progress'>
 export type MemoryHandle = Handle<'memory'>
@@ -369,6 +371,27 @@ export interface NativeBinding {
   passCommit(pass: PassHandle): void
   /** Takes effect once the calls under way have ended. A pass that is collected is aborted. */
   passAbort(pass: PassHandle): void
+
+  /**
+   * Blocks as bytes: an index of how they lie in pages, and their keys and values in pieces (native/cache/snapshot.h).
+   * The cache is busy from beginning to end; what is collected is ended. The blocks are of `cache`, none twice.
+   */
+  beginExport(cache: CacheHandle, blocks: readonly BlockHandle[]): ExportHandle
+  exportIndex(handle: ExportHandle): Uint8Array
+  /** Bytes of each piece. */
+  exportPieces(handle: ExportHandle): Float64Array
+  exportRead(handle: ExportHandle, piece: number): Promise<Uint8Array>
+  /** Takes effect once the calls under way have ended. */
+  exportEnd(handle: ExportHandle): void
+  /** Takes the pages. Refused with HOGWILD_INVALID_SESSION where the index is damaged. */
+  beginImport(cache: CacheHandle, index: Uint8Array): ImportHandle
+  importPieces(handle: ImportHandle): Float64Array
+  /** Pieces in order, each once. */
+  importWrite(handle: ImportHandle, piece: number, bytes: Uint8Array): Promise<void>
+  /** After all pieces: the blocks, in the order in which they were exported. Ends the import. */
+  importCommit(handle: ImportHandle): BlockHandle[]
+  /** Gives the pages back. Takes effect once the calls under way have ended. */
+  importAbort(handle: ImportHandle): void
 
   /**
    * Locks an open file (flock) until it is closed; false where somebody else has it locked. `file`: a descriptor.

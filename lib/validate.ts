@@ -227,6 +227,28 @@ export function checkArray(value: unknown, name: string, code?: HogwildErrorCode
   })
 }
 
+/** Deepest nesting of JSON that is taken. */
+const MAX_DEPTH = 64
+
+/** A copy of what JSON can hold: null, booleans, strings, finite numbers, arrays and plain objects of such. */
+export function checkJson(value: unknown, name: string, depth = 0): unknown {
+  if (value === null || typeof value === 'boolean' || typeof value === 'string') return value
+  if (typeof value === 'number' && Number.isFinite(value)) return value
+  const tag = readable(name, undefined, () => Object.prototype.toString.call(value))
+  if (typeof value !== 'object' || depth > MAX_DEPTH || !/^\[object (Array|Object)\]$/.test(tag)) {
+    throw invalid(name, `what JSON can hold, at most ${MAX_DEPTH} levels deep`, value)
+  }
+  if (tag === '[object Array]') {
+    return checkArray(value, name).map((item, i) => checkJson(item, `${name}[${i}]`, depth + 1))
+  }
+  const entries = readable(name, undefined, () => Object.entries(value))
+  return Object.fromEntries(
+    entries
+      .filter(([, item]) => item !== undefined)
+      .map(([key, item]) => [key, checkJson(item, `${name}.${shorten(key)}`, depth + 1)]),
+  )
+}
+
 /** The length of anything that has elements. */
 function checkLength(list: ArrayLike<unknown>, name: string, code?: HogwildErrorCode): number {
   return checkInteger(list.length, `${name}.length`, 0, MAX_LENGTH, code)

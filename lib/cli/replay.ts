@@ -2,12 +2,13 @@
 
 import { HogwildError } from '../errors'
 import type { CacheDtype, DeviceName } from '../index'
-import { readJson } from '../sources/files'
+import { parseJson, readText } from '../sources/files'
 import { findWithProgress, loadWithProgress, type ModelOptions } from './model'
 import { checkOutput } from './replay/output'
 import { rehearse } from './replay/rehearsal'
 import { type ReplayResult, replay } from './replay/replay'
 import { parseScript, type ReplayOp } from './replay/script'
+import { scriptOfTrace } from './replay/trace'
 import { type TensorShape, writeSafetensors } from './replay/write-safetensors'
 import { printJson } from './terminal'
 
@@ -44,10 +45,12 @@ export async function replayScript(path: string, options: ReplayOptions): Promis
 
 async function readScript(path: string): Promise<unknown> {
   try {
-    return await readJson(path, { maxBytes: MAX_SCRIPT_BYTES })
+    const text = await readText(path, { maxBytes: MAX_SCRIPT_BYTES })
+    return scriptOfTrace(text) ?? parseJson(text, path)
   } catch (cause) {
+    if ((cause as HogwildError).code !== 'HOGWILD_INVALID_MODEL') throw cause
     // The reader speaks of models.
-    const message = `expected a JSON file with a script: ${(cause as Error).message}`
+    const message = `expected a JSON file with a script, or a trace: ${(cause as Error).message}`
     throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT', { cause })
   }
 }

@@ -4,7 +4,7 @@
 import { randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
 import { type FileHandle, open, stat } from 'node:fs/promises'
-import { HogwildError } from '../errors'
+import { HogwildError, type HogwildErrorCode } from '../errors'
 import { throwIfAborted } from '../tasks'
 import { checkString } from '../validate'
 
@@ -32,14 +32,21 @@ export interface ReadOptions {
 }
 
 /** The error for a file that cannot be used. `problem` continues the path. */
-export function damaged(path: string, problem: string, cause?: unknown): HogwildError {
+export function damaged(
+  path: string,
+  problem: string,
+  cause?: unknown,
+  code: HogwildErrorCode = 'HOGWILD_INVALID_MODEL',
+): HogwildError {
   const message = problem.startsWith(':') ? `${path}${problem}` : `${path} ${problem}`
-  return new HogwildError(message, 'HOGWILD_INVALID_MODEL', { cause })
+  return new HogwildError(message, code, { cause })
 }
 
-function unreadable(path: string, cause: unknown): HogwildError {
+function unreadable(path: string, cause: unknown, code?: HogwildErrorCode): HogwildError {
   const { message } = cause as Error
-  return new HogwildError(`cannot read ${path}: ${message}`, 'HOGWILD_INVALID_MODEL', { cause })
+  return new HogwildError(`cannot read ${path}: ${message}`, code ?? 'HOGWILD_INVALID_MODEL', {
+    cause,
+  })
 }
 
 /** The path of a model, as a caller gave it. */
@@ -68,29 +75,34 @@ function isAbsent(error: unknown): boolean {
 
 /**
  * Opens a regular file, calls `use` with its size in bytes, and closes it. Pipes, devices, sockets and folders are
- * refused without waiting for them: HOGWILD_INVALID_MODEL, as is whatever the system refuses.
+ * refused without waiting for them, with `code`, default HOGWILD_INVALID_MODEL, as is whatever the system refuses.
  */
 export async function withFile<T>(
   path: string,
   use: (file: RegularFile) => Promise<T>,
+  code?: HogwildErrorCode,
 ): Promise<T> {
   let handle: FileHandle | undefined
   try {
     // Opening a device can have effects, so it is looked at first; the open file counts, if both differ.
-    refuseIrregular(path, await stat(path))
+    refuseIrregular(path, await stat(path), code)
     handle = await open(path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0))
     const found = await handle.stat()
-    refuseIrregular(path, found)
-    return await use(new RegularFile(path, found.size, handle))
+    refuseIrregular(path, found, code)
+    return await use(new RegularFile(path, found.size, handle, code))
   } catch (cause) {
-    throw cause instanceof HogwildError ? cause : unreadable(path, cause)
+    throw cause instanceof HogwildError ? cause : unreadable(path, cause, code)
   } finally {
     await handle?.close().catch(() => {})
   }
 }
 
-function refuseIrregular(path: string, found: { isFile(): boolean }): void {
-  if (!found.isFile()) throw damaged(path, 'is not a regular file')
+function refuseIrregular(
+  path: string,
+  found: { isFile(): boolean },
+  code: HogwildErrorCode | undefined,
+): void {
+  if (!found.isFile()) throw damaged(path, 'is not a regular file', undefined, code)
 }
 
 /** An open regular file. */
@@ -100,16 +112,19 @@ export class RegularFile {
     /** In bytes, when it was opened. */
     readonly size: number,
     private readonly handle: FileHandle,
+    private readonly code?: HogwildErrorCode,
   ) {}
 
-  /** `length` bytes from `position` on. Throws HOGWILD_INVALID_MODEL where the file ends before, HOGWILD_ABORTED. */
+  /** `length` bytes from `position` on. Throws the file's code where it ends before, HOGWILD_ABORTED. */
   async read(position: number, length: number, signal?: AbortSignal): Promise<Buffer> {
     const bytes = Buffer.alloc(length)
     for (let done = 0; done < length; ) {
       throwIfAborted(signal)
       const piece = Math.min(length - done, READ_BYTES)
       const { bytesRead } = await this.handle.read(bytes, done, piece, position + done)
-      if (bytesRead === 0) throw damaged(this.path, `ends at byte ${position + done}`)
+      if (bytesRead === 0) {
+        throw damaged(this.path, `ends at byte ${position + done}`, undefined, this.code)
+      }
       done += bytesRead
     }
     return bytes

@@ -7,6 +7,7 @@ import type { CacheDtype } from '../formats'
 import { type BeyondContext, checkBeyondContext, checkContext, Model } from '../model'
 import type { PrefillProgress } from '../prefill'
 import { Sampler, type SamplerOptions } from '../sampler'
+import { checkPath } from '../sources/files'
 import { Tokenizer } from '../tokenizer/tokenizer'
 import { tokenlessIds } from '../tokenless-ids'
 import {
@@ -112,6 +113,12 @@ export interface RunOptions {
   beyondContext?: BeyondContext | undefined
   /** Called while the prompt is computed, piece by piece, and at its end. What it throws ends the run. */
   onPrefill?: ((progress: PrefillProgress) => void) | undefined
+  /**
+   * Path of a file that gets a trace of the run, a line of JSON for each thing that happens: blocks, prefills, views, steps
+   * with their tokens and times, and events (docs/replay.md, docs/trace.schema.json). `hogwild replay` computes the same again
+   * from it. Not with `cache`; what is done to `run.blocks` is not in it. A file of this name is replaced. Where it cannot be written, the iterator throws HOGWILD_NOT_WRITTEN. Default: none.
+   */
+  trace?: string | undefined
   /** For the text of token events. Ids without a token are then never chosen, but for stop tokens. */
   tokenizer?: Tokenizer | undefined
   /** Ends the run: the iterator throws HOGWILD_ABORTED with the signal's reason as `cause`. */
@@ -136,6 +143,7 @@ const RUN_KEYS = optionKeys<RunOptions>()({
   cacheDtype: true,
   beyondContext: true,
   onPrefill: true,
+  trace: true,
   tokenizer: true,
   signal: true,
   cache: true,
@@ -164,7 +172,8 @@ const WORKER_KEYS = optionKeys<WorkerSpec>()({
 export type RunSettings = Pick<
   RunOptions,
   | ('model' | 'capacity' | 'context' | 'cacheDtype' | 'turnEnds' | 'turnHeader' | 'onPrefill')
-  | ('tokenizer' | 'signal' | 'beyondContext' | 'cache' | 'common' | 'scheduler')
+  | ('trace' | 'tokenizer' | 'signal' | 'beyondContext')
+  | ('cache' | 'common' | 'scheduler')
 > & {
   layout: LayoutName
   share: boolean
@@ -197,7 +206,7 @@ export interface WorkerSettings {
 export function checkRunOptions(options: RunOptions): RunSettings {
   options = checkOptions(options, 'options', RUN_KEYS)
   const { tokenizer, turnEnds, turnHeader, onPrefill } = options
-  const { stopTokens, beyondContext } = options
+  const { stopTokens, beyondContext, trace } = options
   const model = checkInstance(options.model, 'options.model', Model)
   const { vocabSize } = model.config
   if (tokenizer !== undefined) checkInstance(tokenizer, 'options.tokenizer', Tokenizer)
@@ -219,6 +228,9 @@ export function checkRunOptions(options: RunOptions): RunSettings {
     throw invalid('options.turnEnds', `absent in layout '${layout}'`, turnEnds)
   }
   if (beyondContext !== undefined) checkBeyondContext(beyondContext)
+  if (trace !== undefined && place.cache !== undefined) {
+    throw invalid('options.trace', 'absent beside a cache, whose blocks it would not tell', trace)
+  }
   return {
     ...place,
     model,
@@ -229,6 +241,7 @@ export function checkRunOptions(options: RunOptions): RunSettings {
     turnHeader,
     onPrefill: checkOptionalFunction(onPrefill, 'options.onPrefill'),
     beyondContext,
+    trace: trace === undefined ? undefined : checkPath(trace, 'options.trace'),
     share: checkBoolean(options.share ?? true, 'options.share'),
     prompt: checkTokens(options.prompt, 'options.prompt', vocabSize),
     stopTokens:

@@ -20,6 +20,7 @@ import { doWork, type ParkWork } from './park'
 import { type ProbeResult, ProbeStep } from './probe'
 import { schedulerOf } from './scheduler'
 import type { Seat } from './seat'
+import { TraceFile } from './trace'
 import { forced, type Pending, Worker, type WorkerStatus } from './worker'
 
 /** How a worker is stopped. */
@@ -246,6 +247,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   async *#run(): AsyncGenerator<WorkerEvent, void, void> {
     const { model, signal, keepBlocks } = this.#group.settings
     const scheduler = this.#group.settings.scheduler ?? schedulerOf(model)
+    let trace: TraceFile | undefined
     let forget = () => {}
     try {
       throwIfAborted(signal)
@@ -253,10 +255,16 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
       forget = onAbort(signal, () => this.#abort.abort())
       this.#seat = await scheduler.enter(this.#group, this.#abort.signal)
       this.#group.store = this.#seat
+      trace = await this.#openTrace()
       while (!this.#group.state.hasEnded) {
         const events = await this.#seat.batcher.advance(this.#group, this.#abort.signal)
-        if (events === undefined) await this.#changed()
-        else yield* this.#withWarnings(events)
+        if (events === undefined) {
+          await this.#changed()
+          continue
+        }
+        const told = this.#withWarnings(events)
+        await trace?.record(told)
+        yield* told
       }
     } catch (thrown) {
       const { error } = this.#failure ?? { error: thrown }
@@ -268,8 +276,22 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     } finally {
       this.#end()
       forget()
+      await trace?.close()
       if (this.#seat !== undefined) await scheduler.leave(this.#seat, keepBlocks)
     }
+  }
+
+  async #openTrace(): Promise<TraceFile | undefined> {
+    const { settings, workers } = this.#group
+    const { trace, model, layout, share, prompt, sharedHeader } = settings
+    if (trace === undefined) return undefined
+    return await TraceFile.open(trace, {
+      ...{ layout, share, prompt, model: await model.fingerprint() },
+      // Without a cache of the user's, headers are tokens.
+      sharedHeader: sharedHeader as Int32Array,
+      headerOf: (name) =>
+        (workers.find((worker) => worker.name === name) as Worker).header as Int32Array,
+    })
   }
 
   /** No control has an effect any more. */

@@ -106,6 +106,17 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add<pass_commit>(exports, "passCommit");
   add<pass_abort>(exports, "passAbort");
 
+  add<begin_export>(exports, "beginExport");
+  add<export_index>(exports, "exportIndex");
+  add<export_pieces>(exports, "exportPieces");
+  add_async<export_read>(exports, "exportRead");
+  add<export_end>(exports, "exportEnd");
+  add<begin_import>(exports, "beginImport");
+  add<import_pieces>(exports, "importPieces");
+  add_async<import_write>(exports, "importWrite");
+  add<import_commit>(exports, "importCommit");
+  add<import_abort>(exports, "importAbort");
+
   add<try_lock>(exports, "tryLock");
 
   auto ops = Napi::Object::New(env);

@@ -55,6 +55,18 @@ Napi::Value pass_attend_device(const Napi::CallbackInfo& info);
 Napi::Value pass_commit(const Napi::CallbackInfo& info);
 Napi::Value pass_abort(const Napi::CallbackInfo& info);
 
+// snapshot.cc
+Napi::Value begin_export(const Napi::CallbackInfo& info);
+Napi::Value export_index(const Napi::CallbackInfo& info);
+Napi::Value export_pieces(const Napi::CallbackInfo& info);
+Napi::Value export_read(const Napi::CallbackInfo& info);
+Napi::Value export_end(const Napi::CallbackInfo& info);
+Napi::Value begin_import(const Napi::CallbackInfo& info);
+Napi::Value import_pieces(const Napi::CallbackInfo& info);
+Napi::Value import_write(const Napi::CallbackInfo& info);
+Napi::Value import_commit(const Napi::CallbackInfo& info);
+Napi::Value import_abort(const Napi::CallbackInfo& info);
+
 // file_lock.cc
 Napi::Value try_lock(const Napi::CallbackInfo& info);
 

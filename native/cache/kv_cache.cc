@@ -90,7 +90,8 @@ std::string range_message(const char* what, std::int64_t value, std::int64_t low
 }  // namespace
 
 KvCache::Lease::Lease(KvCache& cache) : cache_(cache) {
-  if (cache.leased_.exchange(true)) throw Error(code::kBusy, "a step or a compaction is under way on this cache");
+  if (cache.leased_.exchange(true))
+    throw Error(code::kBusy, "a step, a compaction or a snapshot is under way on this cache");
 }
 
 std::shared_ptr<KvCache> KvCache::create(std::shared_ptr<Device> device, KvShape shape, LayerRopes ropes,
@@ -390,7 +391,8 @@ void CacheBlock::read(std::int64_t layer, float* k, float* v, std::int64_t* rota
 }
 
 void CacheBlock::require_idle() const {
-  if (cache_->leased_) throw Error(code::kBusy, "a step or a compaction is under way on the cache of this block");
+  if (cache_->leased_)
+    throw Error(code::kBusy, "a step, a compaction or a snapshot is under way on the cache of this block");
 }
 
 void CacheBlock::require_same_cache(const CacheBlock& other) const {

@@ -72,9 +72,11 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
 
  private:
   friend class CacheBlock;
+  friend class SnapshotReader;
+  friend class SnapshotWriter;
   friend class StepReservation;
 
-  // Held while a step or a compaction is under way.
+  // Held while a step, a compaction or a snapshot is under way.
   class Lease {
    public:
     explicit Lease(KvCache& cache);  // throws kBusy
@@ -141,11 +143,13 @@ class CacheBlock {
   CompactResult compact();
 
   // Keys (as stored) and values of one layer, [length, Hkv, D] each, and the position at which each
-  // key was rotated, [length]. For tests and for saving.
+  // key was rotated, [length]. For tests.
   void read(std::int64_t layer, float* k, float* v, std::int64_t* rotated_at) const;
 
  private:
   friend class KvCache;
+  friend class SnapshotReader;
+  friend class SnapshotWriter;
   friend class StepReservation;
 
   CacheBlock(std::shared_ptr<KvCache> cache, std::int64_t budget);

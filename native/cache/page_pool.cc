@@ -1,6 +1,7 @@
 #include "cache/page_pool.h"
 
 #include <algorithm>
+#include <bit>
 #include <string>
 
 #include "core/error.h"
@@ -110,6 +111,13 @@ void PagePool::mark_shared(std::span<const Segment> segments) noexcept {
 void PagePool::mark_dropped(std::int64_t id, std::int64_t end, std::int64_t writer) noexcept {
   Page& page = pages_[id];
   if (page.writer == writer) page.used = std::max(end, page.shared);
+}
+
+void PagePool::restore(std::int64_t id, const Page& page, std::uint64_t slots, const std::int32_t* tokens) noexcept {
+  pages_[id].writer = page.writer;
+  pages_[id].used = page.used;
+  pages_[id].shared = page.shared;
+  for (; slots != 0; slots &= slots - 1) tokens_[id][std::countr_zero(slots)] = *tokens++;
 }
 
 void PagePool::record_peak() noexcept {

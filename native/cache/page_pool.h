@@ -78,6 +78,8 @@ class PagePool {
   // Records that `writer` has dropped what lies behind slot `end` - 1 of the page that ends its last
   // segment, so that it may write there again, but for slots that were ever shared.
   void mark_dropped(std::int64_t page, std::int64_t end, std::int64_t writer) noexcept;
+  // Makes a page that nobody has named yet what it was in another pool. `tokens`: of its marked slots, ascending.
+  void restore(std::int64_t id, const Page& page, std::uint64_t slots, const std::int32_t* tokens) noexcept;
   void record_peak() noexcept;
 
  private:

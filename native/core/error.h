@@ -11,6 +11,7 @@ namespace hogwild {
 namespace code {
 inline constexpr const char* kInvalidArgument = "HOGWILD_INVALID_ARGUMENT";
 inline constexpr const char* kInvalidModel = "HOGWILD_INVALID_MODEL";
+inline constexpr const char* kInvalidSession = "HOGWILD_INVALID_SESSION";
 inline constexpr const char* kUnsupported = "HOGWILD_UNSUPPORTED";
 inline constexpr const char* kOutOfPages = "HOGWILD_OUT_OF_PAGES";
 inline constexpr const char* kOutOfMemory = "HOGWILD_OUT_OF_MEMORY";

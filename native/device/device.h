@@ -161,6 +161,9 @@ class Device {
   virtual void attention(const DeviceStep& step, const AttentionParams& params) = 0;
   virtual void kv_move(const KvMoveParams& params) = 0;
   virtual void kv_read(const KvReadParams& params) = 0;
+  // Pages to host memory, and back. The copy is complete when they return.
+  virtual void kv_save(const KvCopyParams& params) = 0;
+  virtual void kv_load(const KvCopyParams& params) = 0;
   virtual void sample(const SampleParams& params) = 0;
 
   // Bytes per second at which this device reads a buffer of `bytes` (all threads), median of several passes.

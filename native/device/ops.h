@@ -157,6 +157,8 @@ struct KvShape {
   std::int64_t row_bytes(KvFormat format) const {
     return row_elements() * kv_element_bytes(format) + kv_scale_bytes(format);
   }
+  // Key and value of one token in one layer.
+  std::int64_t token_bytes() const { return kv_heads * (data_bytes(key_format) + data_bytes(value_format)); }
   // A page's keys, or its values.
   std::int64_t page_bytes(KvFormat format) const { return kv_heads * kPageSize * row_bytes(format); }
 };
@@ -317,6 +319,22 @@ struct KvReadParams {
   std::span<const AppendSlot> slots;  // [n]; rope_row unused
   float* k = nullptr;                 // [n, Hkv, D]
   float* v = nullptr;                 // [n, Hkv, D]
+};
+
+// Copies tokens between the pages of one layer and host memory, bit for bit and in an order that is no device's own:
+// page after page, of each the n marked slots in ascending order, keys [Hkv, n, D], their scales [Hkv, n] where the
+// format has them, values [Hkv, n, D] and theirs, in the cache's formats, little-endian. Of a page that is written,
+// slots that are not marked hold anything afterwards.
+struct KvCopyParams {
+  struct Page {
+    std::int64_t page = 0;
+    std::uint64_t slots = 0;  // bit i: slot i
+  };
+  static_assert(kPageSize == 64, "a bit for each slot");
+  KvShape shape;
+  KvLayer layer;
+  std::span<const Page> pages;  // distinct
+  std::byte* rows = nullptr;    // host memory: shape.token_bytes() for each marked slot
 };
 
 // ---- sampling -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 #include "device/profile_device.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <utility>
 
@@ -10,9 +11,10 @@
 namespace hogwild {
 namespace {
 
-// Key and value of one token in one layer.
-std::int64_t token_bytes(const KvShape& shape) {
-  return shape.kv_heads * (shape.data_bytes(shape.key_format) + shape.data_bytes(shape.value_format));
+std::int64_t copied_bytes(const KvCopyParams& p) {
+  std::int64_t tokens = 0;
+  for (const KvCopyParams::Page& page : p.pages) tokens += std::popcount(page.slots);
+  return tokens * p.shape.token_bytes();
 }
 
 }  // namespace
@@ -113,24 +115,32 @@ void ProfileDevice::experts(const ExpertsParams& p) {
 }
 
 void ProfileDevice::kv_append(const DeviceStep& step, const KvAppendParams& p) {
-  measure({"kv_append", 0, 0}, p.rows * token_bytes(p.shape), [&] { device_->kv_append(step, p); });
+  measure({"kv_append", 0, 0}, p.rows * p.shape.token_bytes(), [&] { device_->kv_append(step, p); });
 }
 
 void ProfileDevice::attention(const DeviceStep& step, const AttentionParams& p) {
   std::int64_t tokens = 0;
   const AttentionPlanView& plan = step.view().plan;
   for (const PlanSegment& segment : plan.segments) tokens += tokens_seen(plan, segment, p.window);
-  measure({"attention", 0, 0}, tokens * token_bytes(p.shape), [&] { device_->attention(step, p); });
+  measure({"attention", 0, 0}, tokens * p.shape.token_bytes(), [&] { device_->attention(step, p); });
 }
 
 void ProfileDevice::kv_move(const KvMoveParams& p) {
   std::int64_t tokens = 0;
   for (const KvMoveParams::Move& move : p.moves) tokens += move.length;
-  measure({"kv_move", 0, 0}, 2 * tokens * token_bytes(p.shape), [&] { device_->kv_move(p); });
+  measure({"kv_move", 0, 0}, 2 * tokens * p.shape.token_bytes(), [&] { device_->kv_move(p); });
 }
 
 void ProfileDevice::kv_read(const KvReadParams& p) {
-  measure({"kv_read", 0, 0}, std::ssize(p.slots) * token_bytes(p.shape), [&] { device_->kv_read(p); });
+  measure({"kv_read", 0, 0}, std::ssize(p.slots) * p.shape.token_bytes(), [&] { device_->kv_read(p); });
+}
+
+void ProfileDevice::kv_save(const KvCopyParams& p) {
+  measure({"kv_save", 0, 0}, copied_bytes(p), [&] { device_->kv_save(p); });
+}
+
+void ProfileDevice::kv_load(const KvCopyParams& p) {
+  measure({"kv_load", 0, 0}, copied_bytes(p), [&] { device_->kv_load(p); });
 }
 
 void ProfileDevice::sample(const SampleParams& p) {

@@ -59,6 +59,8 @@ class ProfileDevice final : public Device {
   void attention(const DeviceStep& step, const AttentionParams& params) override;
   void kv_move(const KvMoveParams& params) override;
   void kv_read(const KvReadParams& params) override;
+  void kv_save(const KvCopyParams& params) override;
+  void kv_load(const KvCopyParams& params) override;
   void sample(const SampleParams& params) override;
 
  private:

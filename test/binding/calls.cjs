@@ -39,6 +39,26 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
     const own = newCache()
     return native.beginPass(own, [passWorker(native.createBlock(own))])
   }
+  /** Of three tokens in a cache of its own, which is busy with it. */
+  const newExport = async () => {
+    const own = newCache()
+    const block = native.createBlock(own)
+    await native.step(model, own, [stepWorker([block], [1, 2, 3])], null)
+    return native.beginExport(own, [block])
+  }
+  const newImport = async () => {
+    const exported = await newExport()
+    return native.beginImport(newCache(), native.exportIndex(exported))
+  }
+  const writtenImport = async () => {
+    const exported = await newExport()
+    const imported = native.beginImport(newCache(), native.exportIndex(exported))
+    const pieces = native.importPieces(imported).length
+    for (let piece = 0; piece < pieces; piece++) {
+      await native.importWrite(imported, piece, await native.exportRead(exported, piece))
+    }
+    return imported
+  }
   const newMemory = () => native.ops.deviceMemory(device, new Uint8Array(3)).memory
   const model = await newModel()
   const cache = newCache()
@@ -198,6 +218,38 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
     passCommit: { args: () => [newPass()], handles: { '[0]': 'pass' } },
     passAbort: { args: () => [newPass()], handles: { '[0]': 'pass' } },
 
+    beginExport: {
+      args: () => {
+        const own = newCache()
+        return [own, [native.createBlock(own), native.createBlock(own)]]
+      },
+      handles: { '[0]': 'cache', '[1][0]': 'block' },
+    },
+    exportIndex: { args: async () => [await newExport()], handles: { '[0]': 'export' } },
+    exportPieces: { args: async () => [await newExport()], handles: { '[0]': 'export' } },
+    exportRead: {
+      args: async () => [await newExport(), 0],
+      handles: { '[0]': 'export' },
+      promise: true,
+    },
+    exportEnd: { args: async () => [await newExport()], handles: { '[0]': 'export' } },
+    beginImport: {
+      args: async () => [newCache(), native.exportIndex(await newExport())],
+      handles: { '[0]': 'cache' },
+    },
+    importPieces: { args: async () => [await newImport()], handles: { '[0]': 'import' } },
+    importWrite: {
+      args: async () => {
+        const exported = await newExport()
+        const imported = native.beginImport(newCache(), native.exportIndex(exported))
+        return [imported, 0, await native.exportRead(exported, 0)]
+      },
+      handles: { '[0]': 'import' },
+      promise: true,
+    },
+    importCommit: { args: async () => [await writtenImport()], handles: { '[0]': 'import' } },
+    importAbort: { args: async () => [await newImport()], handles: { '[0]': 'import' } },
+
     'ops.deviceMemory': {
       args: () => [device, new Uint8Array(3)],
       handles: { '[0]': 'device' },
@@ -242,6 +294,8 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
     progress: () => native.createProgress(),
     cancel: () => native.createCancel(),
     memory: newMemory,
+    export: newExport,
+    import: newImport,
   }
 
   return { device, model, cache, a, b, newCache, newPass, passWorker, calls, handle }

@@ -1,8 +1,10 @@
 // The CUDA device from end to end: whole models, the cache's operations and the errors, beside the CPU device
 // and the oracle. On a GPU, or on the emulated card of cuda/simt: the same kernels, launched by the same code.
 
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import {
+  type Block,
   type CacheDtype,
   createCache,
   createDevice,
@@ -29,6 +31,7 @@ import {
   oracleModels,
   Random,
   rounded,
+  temporaryFolder,
 } from '../fixtures'
 import { expectSameChoices, hasTemperature, results, scenarios, script } from '../oracle'
 
@@ -61,6 +64,48 @@ test('it is found, and chosen by itself', () => {
   expect(() => createDevice({ type: 'cuda', index: 99 })).toThrow(/there is no GPU 99/)
   expect(() => createDevice({ type: 'cuda', threads: 2 })).toThrow(/without threads/)
 })
+
+test.each(['bf16', 'f16'] as const)(
+  'blocks in %s go to the other device through a file, to the bit',
+  async (dtype) => {
+    const folder = temporaryFolder()
+    const open = (device: Device) =>
+      createCache({ layers: 2, kvHeads: 2, headDim: 40, capacity: 1024, rope, dtype, device })
+    const random = new Random(12)
+    const contents = (block: Block) => [
+      block.tokens(),
+      block.segments,
+      block.read(0),
+      block.read(1),
+    ]
+    for (const [from, to] of [
+      [cuda, cpu],
+      [cpu, cuda],
+    ] as const) {
+      await using source = open(from)
+      await using target = open(to)
+      const [block, other] = [source.createBlock(), source.createBlock()]
+      for (const [written, tokens] of [
+        [block, 100],
+        [other, 30],
+      ] as const) {
+        const pass = source.beginPass([{ view: { blocks: [written] }, tokens }])
+        for (let layer = 0; layer < 2; layer++) {
+          await pass.append(layer, random.floats(tokens * 80), random.floats(tokens * 80))
+        }
+        pass.commit()
+      }
+      block.forget(10, 70)
+      other.appendFrom(block)
+      await source.export([block, other], join(folder, 'there'))
+      const { blocks } = await target.import(join(folder, 'there'))
+      expect(blocks.map(contents)).toEqual([block, other].map(contents))
+      await target.export(blocks, join(folder, 'back'))
+      const [there, back] = ['there', 'back'].map((name) => readFileSync(join(folder, name)))
+      expect(back!.equals(there!)).toBe(true)
+    }
+  },
+)
 
 // f32 weights are rounded to bf16 when they are uploaded.
 test.each(oracleModels)(

@@ -567,6 +567,66 @@ TEST(a_stream_that_captures_is_refused) {
   CHECK(cudaGraphDestroy(graph) == cudaSuccess && cudaStreamDestroy(stream) == cudaSuccess);
 }
 
+// ---- pages and host memory --------------------------------------------------------------------------------
+
+TEST(pages_are_saved_and_loaded) {
+  const Fresh fresh;
+  const auto device = create_cuda_device(0);
+  for (const std::int64_t head_dim : {24, 64, 72}) {
+    KvShape shape = bf16_shape(1, kHeads, head_dim);
+    shape.padding = device->kv_padding(shape);
+    const std::int64_t page_bytes = shape.page_bytes(KvFormat::kBF16);
+    const auto pool = [&] { return device->allocate(static_cast<std::size_t>(4 * page_bytes), "a test"); };
+    const Buffer keys = pool(), values = pool(), other_keys = pool(), other_values = pool();
+    const KvCopyParams::Page marked[] = {{.page = 2, .slots = ~std::uint64_t{0}},
+                                         {.page = 0, .slots = 0x8000'0000'0000'0106}};
+    const std::size_t bytes = static_cast<std::size_t>((64 + 4) * shape.token_bytes());
+    std::vector<std::uint16_t> rows(bytes / 2), back(bytes / 2);
+    for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = f32_to_bf16(static_cast<float>(i % 1009) - 500);
+    const auto params = [&](const Buffer& k, const Buffer& v, std::vector<std::uint16_t>& data) {
+      return KvCopyParams{.shape = shape,
+                          .layer = {.keys = k.data(), .values = v.data()},
+                          .pages = marked,
+                          .rows = reinterpret_cast<std::byte*>(data.data())};
+    };
+    device->kv_load(params(keys, values, rows));
+    device->kv_save(params(keys, values, back));
+    CHECK(back == rows);
+    device->kv_load(params(other_keys, other_values, back));
+    // What attention and the others read: the rows, page after page.
+    std::vector<AppendSlot> slots;
+    for (const auto& [page, mask] : marked) {
+      for (std::int32_t slot = 0; slot < kPageSize; ++slot) {
+        if (mask >> slot & 1) slots.push_back({.page = page, .slot = slot});
+      }
+    }
+    const std::size_t elements = slots.size() * static_cast<std::size_t>(kHeads * head_dim);
+    std::vector<float> k(elements), v(elements);
+    const Buffer out_k = device->allocate(4 * elements, "a test"), out_v = device->allocate(4 * elements, "a test");
+    device->kv_read({.shape = shape,
+                     .layer = {.keys = other_keys.data(), .values = other_values.data()},
+                     .slots = slots,
+                     .k = out_k.as<float>(),
+                     .v = out_v.as<float>()});
+    device->download(k.data(), out_k.data(), 4 * elements);
+    device->download(v.data(), out_v.data(), 4 * elements);
+    std::size_t at = 0;
+    bool good = true;
+    for (const auto& [first, n] : {std::pair<std::int64_t, std::int64_t>{0, 64}, {64, 4}}) {
+      for (const std::vector<float>* read : {&k, &v}) {
+        for (std::int64_t h = 0; h < kHeads; ++h) {
+          for (std::int64_t t = first; t < first + n; ++t) {
+            for (std::int64_t d = 0; d < head_dim; ++d) {
+              good &= (*read)[static_cast<std::size_t>((t * kHeads + h) * head_dim + d)] == bf16_to_f32(rows[at++]);
+            }
+          }
+        }
+      }
+    }
+    CHECK(good && at == rows.size());
+  }
+}
+
 // ---- memory ---------------------------------------------------------------------------------------------
 
 TEST(staging_grows_geometrically) {

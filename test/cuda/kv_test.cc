@@ -349,6 +349,41 @@ TEST(read_gives_what_is_stored) {
   }
 }
 
+TEST(rows_are_gathered_and_scattered_on_the_host) {
+  for (int seed = 3000; seed < 3000 + n_cases(); ++seed) {
+    Case c = random_case(seed);
+    const std::int64_t page = c.random(0, c.pages - 1);
+    const std::uint64_t slots =
+        c.random(0, 3) == 0 ? ~std::uint64_t{0} : static_cast<std::uint64_t>(c.random(1, INT64_MAX));
+    std::vector<std::uint16_t> rows;
+    for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
+      for (std::int64_t slot = 0; slot < kPageSize; ++slot) {
+        if ((slots >> slot & 1) == 0) continue;
+        for (std::int64_t d = 0; d < c.shape.head_dim; ++d) rows.push_back(c.pools.keys[c.element(page, h, slot, d)]);
+      }
+    }
+    const std::size_t page_elements = c.shape.page_elements();
+    const std::uint16_t* stored = c.pools.keys.data() + page * page_elements;
+    std::vector<std::uint16_t> gathered(rows.size(), 7);
+    gather_rows(c.shape, c.shape.key_format, reinterpret_cast<const std::byte*>(stored), slots,
+                reinterpret_cast<std::byte*>(gathered.data()));
+    CHECK_MESSAGE(gathered == rows, c.name);
+    std::vector<std::uint16_t> scattered(page_elements, 7), expected(page_elements, 7);
+    for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
+      for (std::int64_t slot = 0; slot < kPageSize; ++slot) {
+        if ((slots >> slot & 1) == 0) continue;
+        for (std::int64_t d = 0; d < c.shape.head_dim; ++d) {
+          const std::int64_t at = c.element(0, h, slot, d);
+          expected[at] = stored[at];
+        }
+      }
+    }
+    scatter_rows(c.shape, c.shape.key_format, reinterpret_cast<std::byte*>(scattered.data()), slots,
+                 reinterpret_cast<const std::byte*>(rows.data()));
+    CHECK_MESSAGE(scattered == expected, c.name);
+  }
+}
+
 TEST(rows_are_as_wide_as_needed) {
   const std::pair<std::int64_t, std::int64_t> widths[] = {
       {8, 32},    {32, 32},   {40, 64},   {64, 64},   {72, 80}, {88, 96}, {104, 112}, {120, 128},

@@ -2,6 +2,8 @@
 // HogwildError, at once. `npm run test:long` tries every value in every place,
 // test/hostile-values.test.ts a part of them.
 'use strict'
+const { mkdtempSync, rmSync } = require('node:fs')
+const { tmpdir } = require('node:os')
 const path = require('node:path')
 
 const root = path.join(__dirname, '..', '..')
@@ -179,6 +181,9 @@ async function calls(hogwild) {
     forbidden: [1],
     seed: 1,
   }
+  const folder = mkdtempSync(path.join(tmpdir(), 'hogwild-hostile-'))
+  const exported = path.join(folder, 'blocks')
+  await cache.export([block, other], exported)
   const entry = (own) => ({ block: own, at: 9, lag: 1, temperature: 2, bias: 0 })
   const view = (own) => ({ blocks: [block, entry(own)], writeTo: own })
   const closing = (value) => value?.close?.()
@@ -248,6 +253,7 @@ async function calls(hogwild) {
       await Promise.all([cache.close(), small.close()])
       await model.close()
       device.close()
+      rmSync(folder, { recursive: true })
     },
     table: {
       loadModel: [
@@ -330,6 +336,20 @@ async function calls(hogwild) {
       truncate: [withBlock((own, ...given) => own.truncate(...given)), () => [0]],
       forget: [withBlock((own, ...given) => own.forget(...given)), () => [0, 0]],
       read: [(...given) => block.read(...given), () => [0]],
+      export: [
+        (blocks, ...given) => cache.export(blocks, exported, ...given),
+        () => [
+          [block, other],
+          { data: { some: 'data' }, signal: new AbortController().signal, onProgress() {} },
+        ],
+      ],
+      import: [
+        async (...given) => {
+          const { blocks } = await cache.import(...given)
+          for (const one of blocks) one.close()
+        },
+        () => [exported, { signal: new AbortController().signal, onProgress() {} }],
+      ],
       beginPass: [
         (...given) => small.beginPass(...given).abort(),
         () => [[{ view: { blocks: [entry(small.createBlock())], writeTo: undefined }, tokens: 1 }]],

@@ -370,6 +370,8 @@ class WatchedDevice : public Device {
   void attention(const DeviceStep& s, const AttentionParams& p) override { run(&Device::attention, s, p); }
   void kv_move(const KvMoveParams& p) override { run(&Device::kv_move, p); }
   void kv_read(const KvReadParams& p) override { cpu_->kv_read(p); }
+  void kv_save(const KvCopyParams& p) override { cpu_->kv_save(p); }
+  void kv_load(const KvCopyParams& p) override { cpu_->kv_load(p); }
   void sample(const SampleParams& p) override { run(&Device::sample, p); }
   double measure_read_bandwidth(std::size_t bytes) override { return cpu_->measure_read_bandwidth(bytes); }
 

@@ -71,6 +71,9 @@ class PlainDevice : public Device {
     }
   }
 
+  void kv_save(const KvCopyParams& p) override { copy_pages(p, false); }
+  void kv_load(const KvCopyParams& p) override { copy_pages(p, true); }
+
   void attention(const DeviceStep& step, const AttentionParams& p) override {
     const std::int64_t dim = p.shape.head_dim;
     const AttentionPlanView& plan = step.view().plan;
@@ -128,6 +131,24 @@ class PlainDevice : public Device {
   }
   static float* keys(const KvLayer& layer) { return static_cast<float*>(layer.keys); }
   static float* values(const KvLayer& layer) { return static_cast<float*>(layer.values); }
+
+  static void copy_pages(const KvCopyParams& p, bool to_page) {
+    std::byte* rows = p.rows;
+    const auto copy = [&](float* in_page) {
+      const std::size_t bytes = p.shape.head_dim * sizeof(float);
+      std::memcpy(to_page ? static_cast<void*>(in_page) : rows, to_page ? rows : static_cast<void*>(in_page), bytes);
+      rows += bytes;
+    };
+    for (const KvCopyParams::Page& page : p.pages) {
+      for (float* pool : {keys(p.layer), values(p.layer)}) {
+        for (std::int64_t h = 0; h < p.shape.kv_heads; ++h) {
+          for (std::int64_t slot = 0; slot < kPageSize; ++slot) {
+            if (page.slots >> slot & 1) copy(pool + at(p.shape, page.page, slot) + h * p.shape.head_dim);
+          }
+        }
+      }
+    }
+  }
 
   static void rotate(const RopeTable& rope, std::int64_t rope_row, const float* from, std::int64_t dim, float* to) {
     const std::int64_t half = rope.rotary_dim / 2;

@@ -42,6 +42,10 @@ const entries: Kind = {
   accepts: isListOf(() => true),
 }
 const names: Kind = { expected: 'a non-empty array of names', accepts: isListOf(isName) }
+/** Of workers: those of a run may have an empty one. */
+const isString = (value: unknown) => typeof value === 'string'
+const worker: Kind = { expected: 'a string', accepts: isString }
+const workers: Kind = { expected: 'a non-empty array of names', accepts: isListOf(isString) }
 const index: Kind = { expected: 'a non-negative integer', accepts: isIndex }
 const tokens: Kind = { expected: 'a non-empty array of token ids', accepts: isTokens }
 const inputs: Kind = {
@@ -68,9 +72,9 @@ const EXPECTATIONS = {
 
 const FIELDS: Record<ReplayOp['op'], Record<string, Kind>> = {
   block: { name },
-  worker: { name, view: entries, write_to: optional(name) },
+  worker: { name: worker, view: entries, write_to: optional(name) },
   prefill: { block: name, tokens, ...EXPECTATIONS },
-  step: { workers: names, inputs, ...EXPECTATIONS },
+  step: { workers, inputs, ...EXPECTATIONS },
   append_from: { target: name, source: name, clear_source: optional(flag) },
   clear: { block: name },
   truncate: { block: name, length: index },

@@ -1,6 +1,7 @@
 // The CPU device: cuts each op into slices for the thread pool. The arithmetic is in the kernels.
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -136,6 +137,9 @@ class CpuDevice final : public Device {
     });
   }
 
+  void kv_save(const KvCopyParams& p) override { copy_pages(p, kernels_.kv_save); }
+  void kv_load(const KvCopyParams& p) override { copy_pages(p, kernels_.kv_load); }
+
   void experts(const ExpertsParams& params) override;
   void attention(const DeviceStep& step, const AttentionParams& params) override;
   void sample(const SampleParams& params) override;
@@ -148,6 +152,28 @@ class CpuDevice final : public Device {
     constexpr std::int64_t kUnit = 1024;
     for_rows(pool_, ceil_div(n, kUnit), kUnit, [&](std::int64_t begin, std::int64_t end) {
       body(begin * kUnit, std::min(end * kUnit, n) - begin * kUnit);
+    });
+  }
+
+  void copy_pages(const KvCopyParams& p, decltype(CpuKernels::kv_save) copy) {
+    check_cache(p.shape, nullptr);
+    std::vector<std::int64_t> tokens_before(p.pages.size());
+    std::int64_t tokens = 0;
+    for (std::size_t i = 0; i < p.pages.size(); i++) {
+      tokens_before[i] = tokens;
+      tokens += std::popcount(p.pages[i].slots);
+    }
+    const std::int64_t token_bytes = p.shape.token_bytes();
+    pool_.run(std::ssize(p.pages), [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t i = begin; i < end; i++) {
+        const KvCopyParams::Page& page = p.pages[static_cast<std::size_t>(i)];
+        std::uint8_t slots[kPageSize];
+        std::int64_t n = 0;
+        for (std::uint64_t rest = page.slots; rest != 0; rest &= rest - 1) {
+          slots[n++] = static_cast<std::uint8_t>(std::countr_zero(rest));
+        }
+        copy(p.shape, p.layer, page.page, slots, n, p.rows + tokens_before[static_cast<std::size_t>(i)] * token_bytes);
+      }
     });
   }
 

@@ -87,6 +87,12 @@ struct CpuKernels {
                   int64_t n);
   void (*kv_read)(const KvShape& shape, const KvLayer& layer, const AppendSlot* slots, int64_t n, float* k, float* v);
 
+  // One page between the pool and plain rows (KvCopyParams): slots [n], ascending.
+  void (*kv_save)(const KvShape& shape, const KvLayer& layer, int64_t page, const uint8_t* slots, int64_t n,
+                  void* rows);
+  void (*kv_load)(const KvShape& shape, const KvLayer& layer, int64_t page, const uint8_t* slots, int64_t n,
+                  void* rows);
+
   void (*attention_span)(const AttentionSpan& span);
   // into = into joined with state; both [state_size(D)]
   void (*merge_state)(float* into, const float* state, int64_t head_dim);

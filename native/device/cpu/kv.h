@@ -209,5 +209,53 @@ void kv_read(const KvShape& shape, const KvLayer& layer, const AppendSlot* slots
   });
 }
 
+// The rows of one kv head of a page, at its slots [n], and the same rows [n, D] one behind the other.
+template <typename Rows, bool kToPage>
+HOGWILD_INLINE void copy_plain_rows(char* head, int64_t head_dim, const uint8_t* slots, int64_t n, char* rows,
+                                    char* scales) {
+  typename Rows::Element* in_page = (typename Rows::Element*)head;
+  for (int64_t d = 0; d < head_dim; d++) {
+    for (int64_t i = 0; i < n; i++) {
+      typename Rows::Element* element = in_page + Rows::at(slots[i], d, head_dim);
+      char* plain = rows + (i * head_dim + d) * (int64_t)sizeof *element;
+      if (kToPage) {
+        memcpy(element, plain, sizeof *element);
+      } else {
+        memcpy(plain, element, sizeof *element);
+      }
+    }
+  }
+  if constexpr (kIsInt8<typename Rows::Element>) {
+    for (int64_t i = 0; i < n; i++) {
+      float* scale = scales_of(head, head_dim) + slots[i];
+      if (kToPage) {
+        memcpy(scale, scales + i * 4, 4);
+      } else {
+        memcpy(scales + i * 4, scale, 4);
+      }
+    }
+  }
+}
+
+template <bool kToPage>
+void kv_copy(const KvShape& shape, const KvLayer& layer, int64_t page, const uint8_t* slots, int64_t n, void* plain) {
+  const int64_t head_dim = shape.head_dim;
+  char* rows = (char*)plain;
+  // Of all kv heads: rows, then scales.
+  const auto copy_all = [&](auto arrangement, void* pool, KvFormat format) {
+    const int64_t row_bytes = head_dim * kv_element_bytes(format), scale_bytes = kv_scale_bytes(format);
+    char* scales = rows + shape.kv_heads * n * row_bytes;
+    for (int64_t h = 0; h < shape.kv_heads; h++, rows += n * row_bytes) {
+      copy_plain_rows<decltype(arrangement), kToPage>(page_head(pool, shape, format, page, h), head_dim, slots, n, rows,
+                                                      scales + h * n * scale_bytes);
+    }
+    rows = scales + shape.kv_heads * n * scale_bytes;
+  };
+  with_rows<KeyRows>(shape.key_format, head_dim,
+                     [&](auto arrangement) { copy_all(arrangement, layer.keys, shape.key_format); });
+  with_rows<ValueRows>(shape.value_format, head_dim,
+                       [&](auto arrangement) { copy_all(arrangement, layer.values, shape.value_format); });
+}
+
 }  // namespace
 }  // namespace hogwild

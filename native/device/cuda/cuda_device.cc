@@ -1,6 +1,7 @@
 #include "device/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -424,6 +425,46 @@ void CudaDevice::kv_read(const KvReadParams& p) {
   KvReadParams uploaded = p;
   uploaded.slots = {reinterpret_cast<const AppendSlot*>(upload_arguments() + slots), p.slots.size()};
   check_launch(launch_kv_read(uploaded, stream_), "reading the cache");
+}
+
+template <typename Visit>
+void CudaDevice::for_each_staged_page(const KvCopyParams& p, Visit&& visit) {
+  const auto key_bytes = static_cast<std::size_t>(p.shape.page_bytes(p.shape.key_format));
+  const auto value_bytes = static_cast<std::size_t>(p.shape.page_bytes(p.shape.value_format));
+  std::byte* staged = page_staging_.reserve(p.pages.size() * (key_bytes + value_bytes));
+  std::byte* rows = p.rows;
+  const auto one = [&](void* pool, const KvCopyParams::Page& page, KvFormat format, std::size_t bytes) {
+    std::byte* on_device = static_cast<std::byte*>(pool) + static_cast<std::size_t>(page.page) * bytes;
+    visit(on_device, staged, bytes, format, page.slots, rows);
+    staged += bytes;
+    rows += std::popcount(page.slots) * p.shape.kv_heads * p.shape.data_bytes(format);
+  };
+  for (const KvCopyParams::Page& page : p.pages) {
+    one(p.layer.keys, page, p.shape.key_format, key_bytes);
+    one(p.layer.values, page, p.shape.value_format, value_bytes);
+  }
+}
+
+void CudaDevice::kv_save(const KvCopyParams& p) {
+  use();
+  for_each_staged_page(p, [&](const std::byte* page, std::byte* staged, std::size_t bytes, auto...) {
+    copy(staged, page, bytes, cudaMemcpyDeviceToHost);
+  });
+  synchronize();
+  for_each_staged_page(p, [&](auto, const std::byte* staged, auto, KvFormat format, std::uint64_t slots,
+                              std::byte* rows) { gather_rows(p.shape, format, staged, slots, rows); });
+}
+
+// Padding and slots that are not marked become zeros.
+void CudaDevice::kv_load(const KvCopyParams& p) {
+  use();
+  for_each_staged_page(p, [&](std::byte* page, std::byte* staged, std::size_t bytes, KvFormat format,
+                              std::uint64_t slots, const std::byte* rows) {
+    std::memset(staged, 0, bytes);
+    scatter_rows(p.shape, format, staged, slots, rows);
+    copy(page, staged, bytes, cudaMemcpyHostToDevice);
+  });
+  synchronize();
 }
 
 void CudaDevice::check_sampler(const SampleParams::Row& row) const {

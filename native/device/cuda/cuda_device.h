@@ -57,6 +57,8 @@ class CudaDevice final : public Device {
   void attention(const DeviceStep& step, const AttentionParams& params) override;
   void kv_move(const KvMoveParams& params) override;
   void kv_read(const KvReadParams& params) override;
+  void kv_save(const KvCopyParams& params) override;
+  void kv_load(const KvCopyParams& params) override;
   void sample(const SampleParams& params) override;
   double measure_read_bandwidth(std::size_t bytes) override;
 
@@ -73,6 +75,10 @@ class CudaDevice final : public Device {
   // The runtime's current device belongs to the calling thread.
   void use() const { check_cuda(cudaSetDevice(index_), "choosing the GPU"); }
   void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind);
+  // Calls visit(page on the device, the same in page_staging_, bytes, format, marked slots, their rows) for the keys
+  // and the values of all pages.
+  template <typename Visit>
+  void for_each_staged_page(const KvCopyParams& params, Visit&& visit);
   // Host arrays of an op: room for them in argument_staging_; once they are filled, where they lie on the device.
   void open_arguments(const ArrayLayout& arrays);
   std::byte* upload_arguments();
@@ -104,7 +110,7 @@ class CudaDevice final : public Device {
   Buffer arguments_;  // of ops that are given host arrays
   PinnedBuffer results_;
   Buffer attention_workspace_, matmul_workspace_, sample_workspace_, rounded_x_;
-  PinnedBuffer weight_staging_;
+  PinnedBuffer weight_staging_, page_staging_;
   Event weight_staged_[2], external_event_;
 };
 

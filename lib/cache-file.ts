@@ -1,0 +1,169 @@
+// Blocks of a cache to a file, and from a file into a cache.
+
+import { Block } from './block'
+import type { Cache } from './cache'
+import { HogwildError } from './errors'
+import { kvDtypes } from './formats'
+import { PAGE_TOKENS } from './limits'
+import { type BlockHandle, native } from './native'
+import type { Rope } from './rope'
+import {
+  invalidSession,
+  readSessionFile,
+  type SessionFile,
+  type SessionProgress,
+  type TransferOptions,
+  writeSessionFile,
+} from './session-file'
+import { onAbort, throwIfAborted } from './tasks'
+import { checkObject, describe } from './validate'
+
+/** What keys and values of a cache mean: equal in the cache that wrote a file and in the one that reads it. */
+export interface CacheFacts {
+  pageSize: number
+  layers: number
+  kvHeads: number
+  headDim: number
+  keys: string
+  values: string
+  ropes: readonly { inverseFrequencies: readonly number[]; attentionFactor: number }[]
+  layerRopes: readonly number[]
+  /** The model's fingerprint, or what an engine calls its model; null: not said. */
+  model: string | null
+}
+
+/** The header of a file. */
+interface Header {
+  kind: FileKind
+  cache: CacheFacts
+  data: unknown
+}
+
+/** `blocks`: of `cache.export`. */
+export type FileKind = 'blocks'
+
+export async function cacheFacts(cache: Cache): Promise<CacheFacts> {
+  const { layers, kvHeads, headDim, dtype } = cache.shape
+  const { ropes, layerRopes } = cache.ropes
+  return {
+    pageSize: PAGE_TOKENS,
+    ...{ layers, kvHeads, headDim },
+    ...kvDtypes(dtype),
+    ropes: ropes.map(({ inverseFrequencies, attentionFactor }: Rope) => ({
+      inverseFrequencies: Array.from(inverseFrequencies),
+      attentionFactor,
+    })),
+    layerRopes: Array.from(layerRopes),
+    model: await cache.model(),
+  }
+}
+
+/** Writes `blocks` and `data` to a file; the cache is busy meanwhile. Returns the file's length. */
+export async function exportBlocks(
+  cache: Cache,
+  blocks: readonly Block[],
+  path: string,
+  kind: FileKind,
+  data: unknown,
+  options: TransferOptions,
+): Promise<number> {
+  return await whileOpen(cache, options, async (transfer) => {
+    // Before anything is waited for: these blocks as they are now.
+    const handle = native.beginExport(
+      cache.open(),
+      blocks.map((block) => block.handle),
+    )
+    try {
+      const header: Header = { kind, cache: await cacheFacts(cache), data }
+      const contents = {
+        header,
+        index: native.exportIndex(handle),
+        pieces: native.exportPieces(handle),
+        readPiece: (piece: number) => native.exportRead(handle, piece),
+      }
+      return await writeSessionFile(path, contents, transfer)
+    } finally {
+      native.exportEnd(handle)
+    }
+  })
+}
+
+/** The blocks and data of a file: all of them, or an error and a cache as before. */
+export async function importBlocks(
+  cache: Cache,
+  path: string,
+  kind: FileKind,
+  options: TransferOptions,
+): Promise<{ blocks: Block[]; data: unknown }> {
+  return await whileOpen(cache, options, (transfer) =>
+    readSessionFile(path, transfer, async (file) => {
+      const { data } = checkHeader(file, kind, await cacheFacts(cache))
+      const handles = await importPieces(cache, file)
+      return { blocks: handles.map((handle) => new Block(cache, handle)), data }
+    }),
+  )
+}
+
+async function importPieces(cache: Cache, file: SessionFile): Promise<BlockHandle[]> {
+  const handle = native.beginImport(cache.open(), file.index)
+  try {
+    const sizes = native.importPieces(handle)
+    const expected = sizes.reduce((sum, bytes) => sum + bytes, 0)
+    if (expected !== file.dataBytes) {
+      const problem = `has ${file.dataBytes} bytes of keys and values: expected ${expected}, by its index`
+      throw invalidSession(file.path, problem)
+    }
+    await file.readData(sizes, (piece, bytes) => native.importWrite(handle, piece, bytes))
+    return native.importCommit(handle)
+  } finally {
+    native.importAbort(handle)
+  }
+}
+
+/** Closing the cache ends the work as the signal does, and waits for it. What `onProgress` throws comes out as it is. */
+async function whileOpen<T>(
+  cache: Cache,
+  { signal, onProgress }: TransferOptions,
+  work: (options: TransferOptions) => Promise<T>,
+): Promise<T> {
+  const abort = new AbortController()
+  const thrown: unknown[] = []
+  const report = (progress: SessionProgress) => {
+    try {
+      onProgress?.(progress)
+    } catch (cause) {
+      thrown.push(cause)
+      throw new HogwildError('onProgress threw', 'HOGWILD_ABORTED', { cause })
+    }
+  }
+  throwIfAborted(signal)
+  const forget = onAbort(signal, () => abort.abort())
+  try {
+    const transfer = { signal: abort.signal, onProgress: report }
+    return await cache.tasks.track(work(transfer), () => abort.abort())
+  } catch (error) {
+    if (thrown.length > 0) throw thrown[0]
+    if ((error as { code?: unknown }).code !== 'HOGWILD_ABORTED') throw error
+    throwIfAborted(signal) // with its reason
+    throw new HogwildError('the cache was closed meanwhile', 'HOGWILD_ABORTED', { cause: error })
+  } finally {
+    forget()
+  }
+}
+
+function checkHeader({ path, header }: SessionFile, kind: FileKind, own: CacheFacts): Header {
+  const code = 'HOGWILD_INVALID_SESSION'
+  const { kind: found, cache, data } = checkObject(header, `the header of ${path}`, code)
+  if (found !== kind) {
+    throw invalidSession(path, `holds ${describe(found)}: expected ${describe(kind)}`)
+  }
+  const facts = checkObject(cache, `"cache" in the header of ${path}`, code)
+  for (const [name, value] of Object.entries(own)) {
+    if (JSON.stringify(facts[name]) === JSON.stringify(value)) continue
+    throw invalidSession(
+      path,
+      `is of another ${name === 'model' ? 'model' : 'cache'}: ${name} is ${describe(facts[name])}, this cache has ${describe(value)}`,
+    )
+  }
+  return { kind, cache: own, data: data ?? null }
+}

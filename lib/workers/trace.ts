@@ -1,0 +1,254 @@
+// The trace of a run: what was computed, line by line, as a script that `hogwild replay` runs again (docs/replay.md,
+// docs/trace.schema.json), with who, when and how long. Made from the events of the run and from what it began with: the
+// loop itself knows nothing of it.
+
+import { type FileHandle, open } from 'node:fs/promises'
+import { HogwildError } from '../errors'
+import type { StepEvent, TokenEvent, WorkerEvent } from './events'
+import { type LayoutName, orderBlocks } from './layout'
+
+export const TRACE_VERSION = 1
+
+/** What a trace needs to know beside the events. */
+export interface TracedRun {
+  layout: LayoutName
+  share: boolean
+  prompt: ArrayLike<number>
+  sharedHeader: ArrayLike<number>
+  /** Tokens of the header block of a worker that has joined. */
+  headerOf(worker: string): ArrayLike<number>
+  /** The model's fingerprint. */
+  model: string
+}
+
+/** The first line. */
+export interface TraceHead {
+  trace: typeof TRACE_VERSION
+  /** When the run began, ISO 8601. */
+  began: string
+  model: string
+  layout: LayoutName
+  share: boolean
+}
+
+/** An op of a replay script; those of blocks and workers. */
+export type TraceOp =
+  | { op: 'block'; name: string }
+  | { op: 'fork'; block: string; name: string }
+  | { op: 'prefill'; block: string; tokens: number[] }
+  | { op: 'worker'; name: string; view: string[] }
+  | { op: 'append_from'; target: string; source: string; clear_source: true }
+
+/** A lock step, an op as well. Lists have one entry per worker. */
+export interface TraceStep {
+  op: 'step'
+  /** Number of the step in the run. */
+  step: number
+  workers: string[]
+  inputs: number[][]
+  /** Which inputs were given and not sampled. */
+  forced: boolean[][]
+  /** What the inputs brought to the events' text. */
+  texts: string[]
+  /** What the forward pass took. */
+  milliseconds: number
+}
+
+/** Whatever else was told, as the event has it, `type` called `event`. */
+export type TraceNote = {
+  [Type in Exclude<WorkerEvent['type'], 'token' | 'step'>]: { event: Type } & Omit<
+    Extract<WorkerEvent, { type: Type }>,
+    'type'
+  >
+}[Exclude<WorkerEvent['type'], 'token' | 'step'>]
+
+/** Every line but the first. `time`: milliseconds since the run began. */
+export type TraceLine = { time: number } & (TraceOp | TraceStep | TraceNote)
+
+const COMMON = 'common'
+const SHARED = 'shared'
+const own = (worker: string) => `own ${worker}`
+const header = (worker: string) => `header ${worker}`
+const ownCommon = (worker: string) => `common ${worker}`
+
+/** Turns events into lines. */
+class TraceRecorder {
+  readonly #run: TracedRun
+  readonly #began = performance.now()
+  /** Workers that have joined, in worker order, each with what it was last said to see. */
+  readonly #views = new Map<string, string>()
+  /** Whose header block was computed. */
+  readonly #headers = new Set<string>()
+  /** Since the last step. */
+  #tokens: TokenEvent[] = []
+  /** Notes of the step under way, and the ops that follow from it. */
+  #afterStep: (TraceOp | TraceNote)[] = []
+
+  constructor(run: TracedRun) {
+    this.#run = run
+  }
+
+  /** What comes before all events. */
+  begin(): [TraceHead, ...TraceLine[]] {
+    const { model, layout, share, prompt, sharedHeader } = this.#run
+    const began = new Date().toISOString()
+    return [
+      { trace: TRACE_VERSION, began, model, layout, share },
+      ...this.#timed(filled(COMMON, prompt)),
+      ...(sharedHeader.length > 0 ? this.#timed(filled(SHARED, sharedHeader)) : []),
+    ]
+  }
+
+  /** Empty while a step's events are not complete. */
+  record(event: WorkerEvent): TraceLine[] {
+    switch (event.type) {
+      case 'token':
+        this.#tokens.push(event)
+        return []
+      case 'step':
+        return this.#timed(this.#step(event))
+      case 'join':
+        return this.#timed([note(event), ...this.#join(event.worker)])
+      case 'turn': {
+        const [target, source] = [this.#common(event.worker), own(event.worker)]
+        this.#afterStep.push(note(event), { op: 'append_from', target, source, clear_source: true })
+        return []
+      }
+      default:
+        // Of what is told within a step, between its tokens, the step comes first.
+        if (this.#tokens.length === 0) return this.#timed([note(event)])
+        this.#afterStep.push(note(event))
+        return []
+    }
+  }
+
+  #join(worker: string): TraceOp[] {
+    this.#views.set(worker, '')
+    const fork = { op: 'fork', block: COMMON, name: ownCommon(worker) } as const
+    return [{ op: 'block', name: own(worker) }, ...(this.#run.share ? [] : [fork])]
+  }
+
+  #step({ step, milliseconds }: StepEvent): (TraceOp | TraceStep | TraceNote)[] {
+    const inputs = new Map<string, TokenEvent[]>()
+    for (const event of this.#tokens) {
+      inputs.set(event.worker, [...(inputs.get(event.worker) ?? []), event])
+    }
+    const workers = [...inputs.keys()]
+    const lists = [...inputs.values()]
+    const taken: TraceStep = {
+      op: 'step',
+      step,
+      workers,
+      inputs: lists.map((events) => events.map(({ token }) => token)),
+      forced: lists.map((events) => events.map(({ forced }) => forced)),
+      texts: lists.map((events) => events.map(({ text }) => text).join('')),
+      milliseconds,
+    }
+    const lines = [...workers.flatMap((worker) => this.#see(worker)), taken, ...this.#afterStep]
+    this.#tokens = []
+    this.#afterStep = []
+    return lines
+  }
+
+  /** A worker's header, before its first step, and its view, where that has changed. */
+  #see(worker: string): TraceOp[] {
+    const ops: TraceOp[] = []
+    if (this.#hasHeader(worker) && !this.#headers.has(worker)) {
+      ops.push(...filled(header(worker), this.#run.headerOf(worker)))
+      this.#headers.add(worker)
+    }
+    const view = this.#viewOf(worker)
+    if (this.#views.get(worker) !== JSON.stringify(view)) {
+      this.#views.set(worker, JSON.stringify(view))
+      ops.push({ op: 'worker', name: worker, view })
+    }
+    return ops
+  }
+
+  #viewOf(worker: string): string[] {
+    const { layout, share, sharedHeader } = this.#run
+    const names = [...this.#views.keys()]
+    const blocks = {
+      common: this.#common(worker),
+      shared: sharedHeader.length > 0 ? SHARED : undefined,
+      workers: names.map((name) => ({
+        own: own(name),
+        header: this.#hasHeader(name) ? header(name) : undefined,
+      })),
+    }
+    return orderBlocks(layout, blocks, names.indexOf(worker), share)
+  }
+
+  #hasHeader(worker: string): boolean {
+    return this.#run.headerOf(worker).length > 0
+  }
+
+  #common(worker: string): string {
+    return this.#run.share ? COMMON : ownCommon(worker)
+  }
+
+  #timed<T extends object>(lines: readonly T[]): ({ time: number } & T)[] {
+    const time = Math.round((performance.now() - this.#began) * 1e3) / 1e3
+    return lines.map((line) => ({ time, ...line }))
+  }
+}
+
+function filled(name: string, tokens: ArrayLike<number>): TraceOp[] {
+  const block = { op: 'block', name } as const
+  if (tokens.length === 0) return [block]
+  return [block, { op: 'prefill', block: name, tokens: Array.from(tokens) }]
+}
+
+function note({ type, ...rest }: Exclude<WorkerEvent, TokenEvent | StepEvent>): TraceNote {
+  return { event: type, ...rest } as TraceNote
+}
+
+/** The trace of a run in a file. */
+export class TraceFile {
+  readonly #path: string
+  readonly #file: FileHandle
+  readonly #recorder: TraceRecorder
+
+  private constructor(path: string, file: FileHandle, recorder: TraceRecorder) {
+    this.#path = path
+    this.#file = file
+    this.#recorder = recorder
+  }
+
+  /** A new file, or one that is emptied. Throws HOGWILD_NOT_WRITTEN. */
+  static async open(path: string, run: TracedRun): Promise<TraceFile> {
+    const recorder = new TraceRecorder(run)
+    const trace = new TraceFile(path, await writing(path, open(path, 'w')), recorder)
+    try {
+      await trace.#write(recorder.begin())
+      return trace
+    } catch (error) {
+      await trace.close()
+      throw error
+    }
+  }
+
+  /** Throws HOGWILD_NOT_WRITTEN. */
+  async record(events: readonly WorkerEvent[]): Promise<void> {
+    await this.#write(events.flatMap((event) => this.#recorder.record(event)))
+  }
+
+  async #write(lines: readonly (TraceHead | TraceLine)[]): Promise<void> {
+    if (lines.length === 0) return
+    const text = lines.map((line) => `${JSON.stringify(line)}\n`).join('')
+    await writing(this.#path, this.#file.appendFile(text))
+  }
+
+  async close(): Promise<void> {
+    await this.#file.close()
+  }
+}
+
+async function writing<T>(path: string, work: Promise<T>): Promise<T> {
+  try {
+    return await work
+  } catch (cause) {
+    const message = `cannot write ${path}: ${(cause as Error).message}`
+    throw new HogwildError(message, 'HOGWILD_NOT_WRITTEN', { cause })
+  }
+}
