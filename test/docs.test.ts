@@ -46,6 +46,10 @@ test.each(documents)('paths in %s', (document) => {
   expect(missing).toEqual([])
 })
 
+test.each([...documents, 'CHANGELOG.md', 'docs/performance.md'])('%s is merged', (document) => {
+  expect(read(document)).not.toMatch(/^(<<<<<<<|=======|>>>>>>>)/m)
+})
+
 test('scripts that CONTRIBUTING.md names are in package.json', () => {
   const { scripts } = JSON.parse(read('package.json'))
   const named = [...read('CONTRIBUTING.md').matchAll(/npm (?:run )?([a-z][\w:]*)/g)].map(
