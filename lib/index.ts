@@ -39,6 +39,12 @@ export {
   generate,
   type ToolCall,
 } from './generate'
+export {
+  createGrammar,
+  type Grammar,
+  type GrammarMatcher,
+  type GrammarOptions,
+} from './grammar/grammar'
 export { type DownloadOptions, type DownloadProgress, download } from './hub/download'
 export { findModel, type ModelDownloadOptions } from './hub/find'
 export type { HubOptions } from './hub/settings'
@@ -53,6 +59,7 @@ export {
 export { type AttentionState, mergeStates } from './merge-states'
 export {
   type BeyondContext,
+  type EmbeddingsWorker,
   type LoadModelOptions,
   type LoadProgress,
   loadModel,
@@ -87,7 +94,8 @@ export {
   ropeFrequencies,
   type YarnRope,
 } from './rope'
-export { type PenaltyScope, Sampler, type SamplerOptions } from './sampler'
+export { type PenaltyScope, Sampler, type SamplerOptions, type SamplerState } from './sampler'
+export type { LogitBias, LogitsInfo, ProcessLogits } from './step-hooks'
 export type { TokenizerKind } from './tokenizer/models/parse'
 export type { TextStream } from './tokenizer/text-stream'
 export {

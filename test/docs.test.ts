@@ -8,6 +8,7 @@ const documents = [
   'README.md',
   'CONTRIBUTING.md',
   'docs/architecture.md',
+  'docs/hooks.md',
   'docs/replay.md',
   'docs/semantics.md',
 ]

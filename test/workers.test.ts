@@ -177,7 +177,7 @@ async function play(script: Script): Promise<{ steps: LockStep[]; events: Worker
   const step = model.timedStep.bind(model)
   jest.spyOn(model, 'timedStep').mockImplementation((parts, stepOptions) => {
     const views = parts.map(({ view }) => view.blocks.map((block) => [...block.tokens()]))
-    given.push({ views, tokens: parts.map(({ tokens }) => Array.from(tokens)) })
+    given.push({ views, tokens: parts.map(({ tokens }) => Array.from(tokens!)) })
     return step(parts, stepOptions)
   })
   for (const order of orders[0] ?? []) give(order)

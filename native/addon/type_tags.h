@@ -14,6 +14,7 @@ class BlockHandle;
 class CacheHandle;
 class Cancel;
 class DeviceHandle;
+class HeldStep;
 class ModelHandle;
 class PassHandle;
 struct DeviceMemory;
@@ -30,7 +31,8 @@ struct KindList {
     return {0x686f6777696c6400, 0x9d5c1f0b7a3e4c00 + place};
   }
 };
-using Kinds = KindList<DeviceHandle, ModelHandle, CacheHandle, BlockHandle, PassHandle, Progress, Cancel, DeviceMemory>;
+using Kinds =
+    KindList<DeviceHandle, ModelHandle, CacheHandle, BlockHandle, PassHandle, Progress, Cancel, DeviceMemory, HeldStep>;
 
 template <typename State>
 inline constexpr napi_type_tag kTypeTag = Kinds::tag<State>();

@@ -139,6 +139,7 @@ struct SegmentInView {
   std::int64_t length = 0;   // as the worker's block has it
   std::int64_t turn = 0;     // a query at view position p is rotated to p + turn
   float bias = 0;
+  std::int32_t entry = 0;  // of the view
 };
 
 }  // namespace
@@ -216,7 +217,8 @@ void StepReservation::State::look() {
                                      .start = start,
                                      .length = entry.length,
                                      .turn = entry.rotated_at - start,
-                                     .bias = bias});
+                                     .bias = bias,
+                                     .entry = static_cast<std::int32_t>(b)});
         }
       }
       offset += block.length;
@@ -239,6 +241,12 @@ StepReservation::~StepReservation() = default;
 std::int64_t StepReservation::n_tokens() const { return state_->n_tokens; }
 
 std::int64_t StepReservation::most_segments() const { return state_->most_segments; }
+
+std::vector<std::int32_t> StepReservation::entries_of_last_token(std::size_t worker) const {
+  std::vector<std::int32_t> entries;  // of all segments that it sees: the last token sees each of them
+  for (const SegmentInView& seen : state_->workers[worker].segments) entries.push_back(seen.entry);
+  return entries;
+}
 
 AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
   // One worker's rows of the plan: view positions [begin, end).
