@@ -82,25 +82,33 @@ async function main(): Promise<void> {
   const folder = await mkdtemp(join(tmpdir(), 'hogwild-peers-'))
   await removedAfterwards(folder, async () => {
     const measured: Awaited<ReturnType<typeof compare>>[] = []
+    const model = values.model === undefined ? shape.name : basename(values.model)
+    const name = values.model === undefined ? values.shape : basename(values.model, '.gguf')
+    const reportOf = () => ({ model, ...describe(), machine: about, formats: measured })
+    // After each format: a run of several takes an hour, and may be cut.
+    const finished = async (candidate: Candidate) => {
+      measured.push(await compare(candidate))
+      await write(name, reportOf())
+    }
     if (values.model !== undefined) {
-      measured.push(await compare({ format: basename(values.model), path: values.model }))
+      await finished({ format: basename(values.model), path: values.model })
     } else {
       for (const format of formats as BenchFormat[]) {
         const path = join(folder, `${format}.gguf`)
         await writeRandomGguf(path, shape, format)
-        measured.push(await compare({ format, path }))
+        await finished({ format, path })
         await rm(path)
       }
     }
-    const model = values.model === undefined ? shape.name : basename(values.model)
-    const name = values.model === undefined ? values.shape : basename(values.model, '.gguf')
-    const report = { model, ...describe(), machine: about, formats: measured }
-    await mkdir(values.out, { recursive: true })
-    const path = join(values.out, `peers-${name}`)
-    await writeFile(`${path}.json`, `${JSON.stringify(report, null, 1)}\n`)
-    await writeFile(`${path}.svg`, chartOf(report))
-    print(report)
+    print(reportOf())
   })
+}
+
+async function write(name: string, report: Parameters<typeof chartOf>[0]): Promise<void> {
+  await mkdir(values.out, { recursive: true })
+  const path = join(values.out, `peers-${name}`)
+  await writeFile(`${path}.json`, `${JSON.stringify(report, null, 1)}\n`)
+  await writeFile(`${path}.svg`, chartOf(report))
 }
 
 async function compare({ format, path }: Candidate) {
