@@ -8,7 +8,7 @@ import { HogwildError } from './errors'
 import { type CacheDtype, kvDtypes, kvRowBytes } from './formats'
 import { DEFAULT_CAPACITY, HEAD_DIM, MAX_CAPACITY } from './limits'
 import { checkMemory } from './memory'
-import { type CacheHandle, type NativeCacheStats, native } from './native'
+import { type CacheHandle, type NativeBudgetStats, type NativeCacheStats, native } from './native'
 import { beginPass, type Pass, type PassWorker } from './pass'
 import type { Rope, RopeOptions } from './rope'
 import { Tasks } from './tasks'
@@ -222,8 +222,26 @@ export class Cache {
   }
 
   /** A new empty block. */
-  createBlock(): Block {
-    return new Block(this, native.createBlock(this.open()))
+  createBlock(): Block
+  /** @internal `budget`: whose pages it takes, and its forks. */
+  createBlock(budget: number | undefined): Block
+  createBlock(budget?: number): Block {
+    return new Block(this, native.createBlock(this.open(), budget))
+  }
+
+  /** @internal How many pages the blocks of one owner may have taken at once. Returns its number. */
+  openBudget(pages: number): number {
+    return native.openBudget(this.open(), pages)
+  }
+
+  /** @internal */
+  budgetStats(budget: number): NativeBudgetStats {
+    return native.budgetStats(this.open(), budget)
+  }
+
+  /** @internal Its pages count as before until they are free. */
+  closeBudget(budget: number): void {
+    native.closeBudget(this.open(), budget)
   }
 
   /**
@@ -255,6 +273,11 @@ export class Cache {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
+  }
+
+  /** @internal */
+  static is(value: unknown): value is Cache {
+    return typeof value === 'object' && value !== null && #ownsDevice in value
   }
 
   /** @internal Throws HOGWILD_CLOSED. */

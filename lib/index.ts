@@ -16,6 +16,40 @@ export {
   type CacheStats,
   createCache,
 } from './cache'
+export { type AnswerFormat, findAnswer } from './collaboration/answer'
+export {
+  type Collaboration,
+  type CollaborationOptions,
+  type CollaborationRun,
+  collaborate,
+} from './collaboration/collaboration'
+export {
+  type EarlyAnswer,
+  type ExtractOptions,
+  extractAnswer,
+  type FinishOptions,
+  finish,
+} from './collaboration/finisher'
+export { type CollaborationTexts, collaborationTexts, type Team } from './collaboration/texts'
+export {
+  type LateInputs,
+  type ThinkerWriter,
+  type ThinkerWriterBlocks,
+  type ThinkerWriterOptions,
+  type ThinkerWriterTexts,
+  thinkAndWrite,
+  thinkerView,
+  thinkerWriterTexts,
+  writerView,
+} from './collaboration/thinker-writer'
+export {
+  type Check,
+  type GivenAnswer,
+  type Snapshot,
+  type SnapshotWorker,
+  Transcript,
+} from './collaboration/transcript'
+export { endsParagraph, paragraphEnds } from './collaboration/turns'
 export { demoModelPath } from './demo-model'
 export {
   createDevice,
@@ -112,6 +146,7 @@ export {
 export type { View } from './view'
 export type { Warning, WarningHandler } from './warnings'
 export type * from './workers/events'
+export type { GroupBlocks } from './workers/group'
 export {
   commitsTurns,
   type LayoutBlocks,
@@ -120,5 +155,28 @@ export {
   viewOf,
 } from './workers/layout'
 export type { RunOptions, WorkerSpec } from './workers/options'
-export { runWorkers, type StopOptions, type WorkerRun } from './workers/run'
-export type { WorkerStatus } from './workers/worker'
+export {
+  firstCome,
+  type MultiBinOptions,
+  multiBin,
+  type OrderPolicy,
+  type QueuedGroup,
+} from './workers/order'
+export type { ParkWork } from './workers/park'
+export type { Admission } from './workers/pool'
+export type { ProbeResult } from './workers/probe'
+export {
+  type ParkOptions,
+  type ProbeOptions,
+  runWorkers,
+  type StopOptions,
+  type WorkerRun,
+} from './workers/run'
+export {
+  createScheduler,
+  type Scheduler,
+  type SchedulerMetrics,
+  type SchedulerOptions,
+  schedulerOf,
+} from './workers/scheduler'
+export type { WorkerBlocks, WorkerStatus } from './workers/worker'

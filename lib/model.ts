@@ -204,6 +204,13 @@ export interface StepOptions {
   onWarning?: WarningHandler | undefined
 }
 
+/** @internal What a step does where views of the next so many of its workers are beyond the model's context. */
+export interface ContextReaction {
+  workers: number
+  beyondContext: BeyondContext | undefined
+  warnings: Warnings
+}
+
 export type PrefillOptions = StepOptions & Omit<StepWorker, 'view' | 'tokens' | 'embeddings'>
 
 export interface ModelCacheOptions {
@@ -515,20 +522,22 @@ export class Model {
     workers: readonly (StepWorker | EmbeddingsWorker)[],
     options: StepOptions = {},
   ): Promise<StepOutput[]> {
-    return (await this.timedStep(workers, options)).outputs
+    return (await this.timedStep(workers, checkOptions(options, 'options', STEP_KEYS))).outputs
   }
 
-  /** @internal The same, with the seconds that the step took, without its waiting for others on the device. */
+  /**
+   * @internal The same, with the seconds that the step took, without its waiting for others on the device. `reactions`:
+   * those of the workers' owners, in the order of the workers.
+   */
   async timedStep(
     workers: readonly (StepWorker | EmbeddingsWorker)[],
-    options: StepOptions = {},
+    { reactions, ...options }: StepOptions & { reactions?: readonly ContextReaction[] } = {},
   ): Promise<{ outputs: StepOutput[]; seconds: number }> {
-    options = checkOptions(options, 'options', STEP_KEYS)
     const signal = checkSignal(options.signal, 'options.signal')
     const list = this.#checkWorkers(workers)
     const model = this.#open()
     const cache = (list[0] as CheckedWorker).view.cache
-    this.#checkContext(list, options)
+    this.#checkContexts(list, reactions ?? [this.#reaction(list, options)])
     const natives = list.map(nativeWorker)
     const users = usersOf(list)
     const held = natives.some((worker) => worker.held !== 'no')
@@ -573,6 +582,12 @@ export class Model {
     return outputs[0] as StepOutput
   }
 
+  /** @internal Whether a cache for views of this length has its keys turned otherwise than one for short views (longrope). */
+  rotatesForLongViews(context: number | undefined): boolean {
+    const longest = shortContext(this.config)
+    return longest !== undefined && checkContext(context) > longest
+  }
+
   /** Aborts the steps under way, waits for them, closes the model's caches and frees the weights. Idempotent. */
   close(): Promise<void> {
     this.#closing ??= this.#close()
@@ -609,13 +624,27 @@ export class Model {
     return list
   }
 
+  #reaction(workers: readonly CheckedWorker[], options: StepOptions): ContextReaction {
+    const { beyondContext, onWarning } = options
+    if (beyondContext !== undefined) checkBeyondContext(beyondContext)
+    const warnings = onWarning === undefined ? this.warnings : new Warnings(onWarning)
+    return { workers: workers.length, beyondContext, warnings }
+  }
+
+  #checkContexts(workers: readonly CheckedWorker[], reactions: readonly ContextReaction[]): void {
+    let first = 0
+    for (const reaction of reactions) {
+      this.#checkContext(workers.slice(first, first + reaction.workers), reaction)
+      first += reaction.workers
+    }
+  }
+
   /** Positions are those that the last new token of the step can see, hidden blocks included. */
-  #checkContext(workers: readonly CheckedWorker[], options: StepOptions): void {
+  #checkContext(
+    workers: readonly CheckedWorker[],
+    { beyondContext = this.#beyondContext, warnings }: ContextReaction,
+  ): void {
     const { maxPositions } = this.config
-    const reaction = options.beyondContext ?? this.#beyondContext
-    checkBeyondContext(reaction)
-    const warnings =
-      options.onWarning === undefined ? this.warnings : new Warnings(options.onWarning)
     const longest = this.#longestViews.get((workers[0] as CheckedWorker).view.cache)
     if (maxPositions === undefined && longest === undefined) return
     const positions = longestView(workers)
@@ -628,7 +657,7 @@ export class Model {
     if (maxPositions === undefined) return
     if (positions <= maxPositions) return
     const message = `a view of ${positions} tokens is beyond the model's context of ${maxPositions} (max_position_embeddings)`
-    if (reaction === 'error') throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT')
+    if (beyondContext === 'error') throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT')
     warnings.warn('HOGWILD_BEYOND_CONTEXT', message)
   }
 }

@@ -101,6 +101,13 @@ export interface NativeCacheStats {
   keyBytesMoved: number
 }
 
+/** See PagePool::Budget, native/cache/page_pool.h. */
+export interface NativeBudgetStats {
+  pages: number
+  usedPages: number
+  peakPages: number
+}
+
 /** See native/model/config.h. */
 export type NativeModelConfig = Omit<
   ModelConfig,
@@ -286,7 +293,14 @@ export interface NativeBinding {
   /** Frees the pool, on the device's thread, once no step or pass uses it; its blocks are closed with it. */
   cacheClose(cache: CacheHandle): void
 
-  createBlock(cache: CacheHandle): BlockHandle
+  /** How many pages the blocks of a group, and their forks, may have taken at once. Returns its number, from 1. */
+  openBudget(cache: CacheHandle, pages: number): number
+  budgetStats(cache: CacheHandle, budget: number): NativeBudgetStats
+  /** No block is made with it any more. Its pages count as before until they are free. */
+  closeBudget(cache: CacheHandle, budget: number): void
+
+  /** Default: no budget but the pool. */
+  createBlock(cache: CacheHandle, budget?: number): BlockHandle
   /** While a step runs, this and `blockTokens` answer as before it; all else on the cache is refused. */
   blockLength(block: BlockHandle): number
   blockTokens(block: BlockHandle): Int32Array

@@ -46,10 +46,10 @@ for name in "${all_tests[@]}"; do [[ $name == simt || $name == stress ]] || test
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1)
 [[ "$capability" =~ ^[0-9]+\.[0-9]+$ ]] || capability=
 
-compile() { # SOURCE OBJECT: unless nothing has changed since
+compile() { # SOURCE OBJECT: unless nothing has changed since; says how many seconds of a processor it took
   [[ -e $2 && -z $(find cuda native test/native test/cuda bench/gpu -newer "$2" -print -quit) ]] && return
-  echo "compiling $1"
-  nvcc -std=c++20 -O3 -lineinfo -arch="sm_${architecture}" -DHOGWILD_CUDA -I cuda -I native -I test/cuda \
+  local TIMEFORMAT="%U + %S s  $1"
+  time nvcc -std=c++20 -O3 -lineinfo -arch="sm_${architecture}" -DHOGWILD_CUDA -I cuda -I native -I test/cuda \
     -x cu -c "$1" -o "$2"
 }
 

@@ -1,5 +1,5 @@
 // `npm run lint` checks, `npm run format` (--fix) rewrites: TypeScript and JSON with Biome, C++ and
-// CUDA with clang-format, types with tsc, and the two layering rules that a compiler cannot see.
+// CUDA with clang-format, types with tsc, the two layering rules that a compiler cannot see, and conflicts of a merge.
 'use strict'
 const { execFileSync, spawnSync } = require('node:child_process')
 const { existsSync, readFileSync } = require('node:fs')
@@ -69,6 +69,16 @@ for (const file of native) {
         }
       }
     })
+}
+
+// What a merge leaves where it could not decide.
+const { stdout: unmerged } = spawnSync('git', ['grep', '-nE', '^(<{7}|>{7})( |$)'], {
+  cwd: root,
+  encoding: 'utf8',
+})
+if (unmerged !== '') {
+  console.error(`${unmerged}lint: conflicts that are not resolved`)
+  failed = true
 }
 
 process.exit(failed ? 1 : 0)

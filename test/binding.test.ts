@@ -172,7 +172,8 @@ const NULLABLE =
   /bias|sampler$|convertTo|^(step|holdStep)\[3\]|^finishStep(\[2\]|\[1\]\[0\]\.)|createModel\[[345]\]|^passAttend\[4\]\.(?!scale|wantLse)/
 
 // Parameters that may be left out.
-const OPTIONAL = /^createModel\[7\]$|^holdStep.*\.(embeddings|logitBias|held|hidden|attentionMass)$/
+const OPTIONAL =
+  /^(createModel\[7\]|createBlock\[1\])$|^holdStep.*\.(embeddings|logitBias|held|hidden|attentionMass)$/
 
 function kindOf(value: unknown): string {
   if (types.isExternal(value)) return 'handle'

@@ -113,6 +113,13 @@ describe('usage', () => {
     [['run', 'x', '--model', '.', '--threads', '1025'], 'Expected an integer from 1 to 1024'],
     [['run', 'x', '--model', '.', '--workers', '17'], 'Expected an integer from 1 to 16'],
     [['run', 'x', '--model', '.', '--stop', ''], 'Expected a text that is not empty'],
+    [['run', 'x', '--model', '.', '--names', 'Ann,Ann'], 'Expected up to 16 different names'],
+    [['run', 'x', '--model', '.', '--names', 'Ann,'], 'Expected up to 16 different names'],
+    [['run', 'x', '--model', '.', '--names', 'A\u202en'], 'Expected up to 16 different names'],
+    [['run', 'x', '--model', '.', '--names', 'A', '--workers', '1'], 'cannot be used with option'],
+    [['run', 'x', '--model', '.', '--budget', '8,8'], 'Expected each number once'],
+    [['run', 'x', '--model', '.', '--finish', '-1'], 'Expected an integer of at least 0'],
+    [['run', 'x', '--model', '.', '--check-every', 'x'], 'Expected an integer of at least 0'],
     [['run', 'x', '--model', ''], 'Expected a text that is not empty'],
     [['run', '', '--model', '.'], 'Expected a text that is not empty'],
     [['run', 'x', '--model', '.', '--dtype', 'f8'], 'Allowed choices are auto, f32'],
@@ -472,7 +479,7 @@ describe('run', () => {
       const tokens = events.filter(({ type, worker }) => type === 'token' && worker === name)
       expect(tokens.length).toBeGreaterThan(10)
       const text = tokens.map((event) => event.text).join('')
-      expect(text.startsWith(`**${name} [1]:** `)).toBe(true)
+      expect(text.startsWith(`\n\n**${name} [1]:** ${name} here.`)).toBe(true)
       expect(events.some(({ type, worker }) => type === 'stop' && worker === name)).toBe(true)
     }
     expect(events.at(-1)).toMatchObject({ type: 'end' })
@@ -489,7 +496,7 @@ describe('run', () => {
     const text = ({ stdout }: Result) => stdout.replace(/[\d.]+ s$/m, '')
     expect(one.code).toBe(0)
     expect(one.stdout).not.toContain(ESCAPE)
-    expect(one.stdout).toMatch(/^Alice \| \*\*Alice \[1\]:\*\*/m)
+    expect(one.stdout).toMatch(/^Alice \| \*\*Alice \[1\]:\*\* Alice here\./m)
     expect(one.stdout).toMatch(/^Bob {3}· stopped: max-tokens$/m)
     expect(text(same)).toBe(text(one))
     expect(text(other)).not.toBe(text(one))

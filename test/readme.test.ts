@@ -8,12 +8,12 @@ import * as hogwild from '../lib/index'
 const readme = readFileSync(join(__dirname, '../README.md'), 'utf8')
 const examples = [...readme.matchAll(/```ts\n([\s\S]*?)```/g)].map(([, code]) => code as string)
 
-test('there is an example for one worker alone and for each of the three levels', () => {
-  expect(examples).toHaveLength(4)
+test('there is an example for one worker alone, for a collaboration and for each of the three levels', () => {
+  expect(examples).toHaveLength(5)
 })
 
 test.each(
-  examples.map((code) => [/\b(runWorkers|generate|prefill|beginPass)\b/.exec(code)?.[1], code]),
+  examples.map((code) => [/\b(collaborate|runWorkers|generate|prefill|beginPass)\b/.exec(code)?.[1], code]),
 )('the example of %s runs', async (_, code) => {
   const compilerOptions: CompilerOptions = {
     module: ModuleKind.CommonJS,

@@ -290,6 +290,7 @@ describe('each lock step is that of the simulation over lists of tokens', () => 
       steps: expected.length,
       tokens: total.length,
       milliseconds: expect.any(Number),
+      usage: expect.objectContaining({ peakPages: expect.any(Number) }),
     })
     if (script.turnEnds) expect(ofType(events, 'turn').length).toBeGreaterThan(2)
   })

@@ -168,6 +168,7 @@ cudaError_t cudaMalloc(void** data, std::size_t bytes) {
   const std::size_t padded = (bytes + simt::kAlignment - 1) / simt::kAlignment * simt::kAlignment;
   auto* memory = static_cast<std::byte*>(std::aligned_alloc(simt::kAlignment, simt::kGap + padded));
   if (memory == nullptr) return cudaErrorMemoryAllocation;
+  ++simt::card.allocations;
   *data = memory + simt::kGap;
   simt::allocations[static_cast<std::byte*>(*data)] = {bytes, simt::current_device};
   simt::card.allocated += bytes;
@@ -196,6 +197,7 @@ cudaError_t cudaFreeHost(void* data) {
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  ++simt::card.copies;
   if (simt::card.failing_copies > 0) {
     --simt::card.failing_copies;
     return simt::card.copy_error;
@@ -222,11 +224,16 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  ++simt::card.synchronizations;
   if (!simt::is_capturing(stream)) return cudaSuccess;
   stream->invalidated = true;
   return cudaErrorStreamCaptureUnsupported;
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  const std::scoped_lock lock(simt::mutex);
+  simt::card.waits.emplace_back(event->stream, stream);
+  return cudaSuccess;
+}
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   *status = simt::is_capturing(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
@@ -271,6 +278,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  ++simt::card.timing_events;
   *event = new simt::Event;
   return cudaSuccess;
 }
@@ -283,6 +291,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  event->stream = stream;
   const auto record = [=] {
     event->seconds = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   };

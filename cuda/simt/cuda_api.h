@@ -11,6 +11,7 @@
 #include <set>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 enum cudaError_t {
@@ -66,7 +67,8 @@ struct Stream {
 };
 struct Event {
   bool timing = true;
-  double seconds = 0;  // when it was recorded
+  double seconds = 0;              // when it was recorded
+  const Stream* stream = nullptr;  // on which it was
 };
 
 // Does `work` now, or puts it into the graph that `stream` captures. Null is the default stream, and so are the
@@ -93,9 +95,16 @@ struct Card {
   // Whether a step is captured anew whenever its graph is replayed: the same work must come out (GraphCache).
   bool checks_graphs = true;
 
-  // Counted.
+  // What was asked for, counted.
   int graph_launches = 0;
+  int kernel_launches = 0;  // into a graph that is captured too, out of one not
+  int copies = 0;           // to, from and on cards
+  int allocations = 0;
   int pinned_allocations = 0;
+  int synchronizations = 0;  // of streams with the host
+  int timing_events = 0;
+  // Streams that wait for others: which one had what the other waits for. (Here the work is done already.)
+  std::vector<std::pair<const Stream*, const Stream*>> waits;
 };
 extern Card card;
 

@@ -173,6 +173,7 @@ inline constinit char identity_of = 0;
 template <typename Kernel, typename... Arguments>
 cudaError_t launch_on(cudaStream_t stream, dim3 grid, dim3 block, std::size_t shared_bytes, Kernel kernel,
                       Arguments... arguments) {
+  ++card.kernel_launches;
   enqueue(stream, {[=] { launch(grid, block, shared_bytes, [=] { kernel(arguments...); }); },
                    bytes_of(&identity_of<Kernel>, grid, block, shared_bytes, arguments...)});
   return cudaSuccess;

@@ -5,23 +5,25 @@
 
 import { Command, CommanderError, Option } from 'commander'
 import { BUILD_NEEDS } from '../addon-file'
+import { WORKER_NAMES as RUN_WORKERS } from '../collaboration/names'
 import { DTYPES, KV_DTYPES } from '../formats'
 import { DEFAULT_CAPACITY, MAX_CAPACITY, MAX_THREADS } from '../limits'
 import { escapeUnsafe, printable } from '../printable'
 import { LAYOUT_NAMES } from '../workers/layout'
 import { WORKER_NAMES as DEMO_WORKERS, MAX_LETTERS, MAX_WORDS } from './demo/task'
 import {
+  budgets,
   cacheDtypes,
   deviceName,
   integer,
   integers,
+  names,
   number,
   probability,
   text,
   texts,
 } from './options'
 import { packageVersion } from './package'
-import { WORKER_NAMES as RUN_WORKERS } from './run/prompt'
 
 const device = () =>
   new Option(
@@ -135,11 +137,34 @@ addSampling(
       new Option('--workers <n>', 'how many').argParser(integer(1, RUN_WORKERS.length)).default(2),
     )
     .addOption(
+      new Option('--names <list>', 'of the workers, between commas; default: Alice, Bob, …')
+        .argParser(names(RUN_WORKERS.length))
+        .conflicts('workers'),
+    )
+    .addOption(
       new Option('--layout <layout>', 'how each worker sees the cache')
         .choices(LAYOUT_NAMES)
         .default('combined'),
     )
     .option('--no-share', 'each worker sees only the prompt and itself')
+    .addOption(
+      new Option(
+        '--check-every <tokens>',
+        'ask a worker so often whether its work is redundant, at its next paragraph; 0: never; default: 256, without turns (contiguous) 0',
+      ).argParser(integer(0)),
+    )
+    .addOption(
+      new Option(
+        '--budget <list>',
+        'extract an early answer once a worker has written so many tokens; it goes on afterwards',
+      ).argParser(budgets),
+    )
+    .addOption(
+      new Option(
+        '--finish <tokens>',
+        'at most so many of an early answer, after each budget and at the end, where no worker has given one; 0: none; default: 32, without a chat template 0',
+      ).argParser(integer(0)),
+    )
     .addOption(device())
     .addOption(dtype())
     .addOption(threads())

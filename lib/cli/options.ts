@@ -3,6 +3,7 @@
 import { InvalidArgumentError } from 'commander'
 import { type DeviceName, parseDevice } from '../device-name'
 import { type CacheDtype, KV_DTYPES, type KvDtype } from '../formats'
+import { escapeUnsafe } from '../printable'
 
 /** Decimal digits only: no sign, fraction, exponent or other base. */
 export function integer(least: number, most = Number.MAX_SAFE_INTEGER): (text: string) => number {
@@ -40,6 +41,23 @@ export function integers(least: number, most?: number): (text: string) => number
       throw new InvalidArgumentError('Expected each number once.')
     }
     return values
+  }
+}
+
+/** The same, in ascending order. */
+export function budgets(text: string): number[] {
+  return integers(1)(text).sort((a, b) => a - b)
+}
+
+/** Names between commas, each once, at most `most` of them. They are printed, so that nothing in them may be unsafe. */
+export function names(most: number): (text: string) => string[] {
+  return (text) => {
+    const list = text.split(',').map((name) => name.trim())
+    const isUnsafe = list.some((name) => name === '' || escapeUnsafe(name) !== name)
+    if (isUnsafe || list.length > most || new Set(list).size < list.length) {
+      throw new InvalidArgumentError(`Expected up to ${most} different names between commas.`)
+    }
+    return list
   }
 }
 

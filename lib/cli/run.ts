@@ -2,32 +2,27 @@
 
 import {
   type CacheDtype,
+  collaborate,
   type DeviceName,
   type LayoutName,
   loadTokenizer,
   runWorkers,
-  type Tokenizer,
 } from '../index'
 import { findWithProgress, loadWithProgress, type ModelOptions } from './model'
 import { type ShowProgress, withProgress } from './progress'
 import { readPrompt } from './read-prompt'
-import { LinePrinter } from './run/line-printer'
-import {
-  collaborationPrompt,
-  OTHERS_HEADING,
-  OWN_HEADING,
-  RECORD_HEADING,
-  turnOpening,
-  WORKER_NAMES,
-} from './run/prompt'
+import { RunReport } from './run/report'
 import { type SamplingOptions, samplerOptions } from './sampling'
-import { colors, print, printJson } from './terminal'
 
 export interface RunCommandOptions extends ModelOptions, SamplingOptions {
   model: string
   workers: number
+  names?: string[]
   layout: LayoutName
   share: boolean
+  checkEvery?: number
+  budget?: number[]
+  finish?: number
   maxTokens: number
   device: DeviceName
   capacity?: number
@@ -36,75 +31,48 @@ export interface RunCommandOptions extends ModelOptions, SamplingOptions {
   stop?: string[]
 }
 
-export async function run(problem: string, options: RunCommandOptions): Promise<void> {
-  problem = await readPrompt(problem)
-  const { device, layout, share, maxTokens, capacity, cacheDtype, context } = options
-  const names = WORKER_NAMES.slice(0, options.workers)
-  const path = await findWithProgress(options.model, options)
-  const tokenizer = await loadTokenizer(path)
-  const encode = (text: string) => tokenizer.encodeSync(text, { addSpecialTokens: false })
-  const model = await loadWithProgress(path, device, options)
-  let showPrefill: ShowProgress = () => {}
-  try {
-    await using session = runWorkers({
-      model,
-      tokenizer,
-      prompt: await encodePrompt(tokenizer, collaborationPrompt(problem, names, share)),
-      workers: names.map((name, index) => ({
-        name,
-        prompt: encode(turnOpening(name, 1)),
-        header: encode(OWN_HEADING),
-        sampler: samplerOptions(options, index),
-      })),
-      layout,
-      share,
-      ...(layout === 'combined' && { sharedHeader: encode(OTHERS_HEADING) }),
-      ...(layout !== 'contiguous' && {
-        // A paragraph ends with a blank line, in one token or in two.
-        turnEnds: (ids: readonly number[]) => /\n\s*\n$/.test(tokenizer.decode(ids.slice(-2))),
-        turnHeader: (name: string, turn: number) => encode(turnOpening(name, turn + 1)),
-      }),
-      stop: options.stop,
-      maxTokens,
-      capacity,
-      cacheDtype,
-      onPrefill: ({ tokens, totalTokens }) => showPrefill(tokens, totalTokens),
-      context,
-    })
-    const printer = new LinePrinter(names)
-    const events = session[Symbol.asyncIterator]()
-    // The prompt is computed before the first event.
-    let next = await withProgress(
-      'reading the prompt',
-      'tokens',
-      options.quiet || options.json,
-      (show) => {
-        showPrefill = show
-        return events.next()
-      },
-    )
-    for (; !next.done; next = await events.next()) {
-      const event = next.value
-      if (options.json) printJson(event)
-      else if (event.type === 'token') printer.write(event.worker, event.text)
-      else if (event.type === 'stop') {
-        printer.write(event.worker, event.text ?? '')
-        printer.flush(event.worker)
-        printer.remark(event.worker, `stopped: ${event.reason}`)
-      } else if (event.type === 'end') {
-        const { steps, tokens, milliseconds } = event
-        print(
-          colors.dim(`${tokens} tokens in ${steps} steps, ${(milliseconds / 1e3).toFixed(1)} s`),
-        )
-      }
-    }
-  } finally {
-    await model.close()
-  }
-}
+/** Tokens of an early answer, of models that follow instructions. */
+const FINISH_TOKENS = 32
 
-function encodePrompt(tokenizer: Tokenizer, text: string): Promise<number[]> {
-  return tokenizer.hasChatTemplate
-    ? tokenizer.encodeChat([{ role: 'user', content: text }], { answerPrefix: RECORD_HEADING })
-    : tokenizer.encode(`${text}\n\n${RECORD_HEADING}`)
+export async function run(prompt: string, options: RunCommandOptions): Promise<void> {
+  const problem = await readPrompt(prompt)
+  const { device, layout, share, checkEvery, maxTokens, capacity, cacheDtype, context } = options
+  const path = await findWithProgress(options.model, options)
+  await using tokenizer = await loadTokenizer(path)
+  const workers = options.names ?? options.workers
+  const team = await collaborate({ tokenizer, problem, workers, layout, share, checkEvery })
+  await using model = await loadWithProgress(path, device, options)
+  let showPrefill: ShowProgress = () => {}
+  await using session = runWorkers({
+    model,
+    ...team.run,
+    workers: team.run.workers.map((worker, index) => ({
+      ...worker,
+      sampler: samplerOptions(options, index),
+    })),
+    stop: options.stop,
+    maxTokens,
+    capacity,
+    cacheDtype,
+    onPrefill: ({ tokens, totalTokens }) => showPrefill(tokens, totalTokens),
+    context,
+  })
+  const report = new RunReport(model, team, session, {
+    json: options.json ?? false,
+    budgets: options.budget ?? [],
+    finishTokens: options.finish ?? (tokenizer.hasChatTemplate ? FINISH_TOKENS : 0),
+    cacheDtype,
+  })
+  const events = session[Symbol.asyncIterator]()
+  // The prompt is computed before the first event.
+  let next = await withProgress(
+    'reading the prompt',
+    'tokens',
+    options.quiet || options.json,
+    (show) => {
+      showPrefill = show
+      return events.next()
+    },
+  )
+  for (; !next.done; next = await events.next()) await report.take(next.value)
 }

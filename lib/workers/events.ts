@@ -83,8 +83,20 @@ export interface StepEvent {
   workers: number
   /** New tokens of all of them. */
   tokens: number
-  /** What the forward pass took; the wait for other steps of the device is left out. */
+  /**
+   * What the forward pass took, that of all groups which share it; the wait for other steps of the device is left out.
+   */
   milliseconds: number
+}
+
+/** What a run has used. */
+export interface RunUsage {
+  /** Tokens that were given: prompt, headers, forced tokens. */
+  promptTokens: number
+  /** Tokens that were sampled and written. */
+  completionTokens: number
+  /** Most pages that its blocks had at once; undefined in a cache of the user's, without a budget (`capacity`). */
+  peakPages: number | undefined
 }
 
 /** All workers have stopped: the last event. Sums over all steps. */
@@ -93,6 +105,7 @@ export interface EndEvent {
   steps: number
   tokens: number
   milliseconds: number
+  usage: RunUsage
 }
 
 export type WorkerEvent =

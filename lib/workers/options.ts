@@ -1,6 +1,7 @@
 // What a run and its workers are told, and the checks of it.
 
-import { checkCapacity } from '../cache'
+import { Block } from '../block'
+import { Cache, checkCapacity } from '../cache'
 import { checkCacheDtype } from '../cache-dtype'
 import type { CacheDtype } from '../formats'
 import { type BeyondContext, checkBeyondContext, checkContext, Model } from '../model'
@@ -12,6 +13,7 @@ import {
   checkBoolean,
   checkInstance,
   checkInteger,
+  checkNumber,
   checkOneOf,
   checkOptionalFunction,
   checkOptions,
@@ -22,6 +24,7 @@ import {
   optionKeys,
 } from '../validate'
 import { commitsTurns, LAYOUT_NAMES, type LayoutName } from './layout'
+import { Scheduler } from './scheduler'
 
 export interface WorkerSpec {
   /** Unique in the run. */
@@ -30,6 +33,10 @@ export interface WorkerSpec {
   prompt: ArrayLike<number>
   /** A block before its own, computed on its own and seen by this worker only. Default: none. */
   header?: ArrayLike<number> | undefined
+  /** A block of `RunOptions.cache` that is its header, in place of `header`. */
+  headerBlock?: Block | undefined
+  /** A block of `RunOptions.cache` that it goes on in, behind the tokens that are there. Default: a new one. */
+  own?: Block | undefined
   /** Default: greedy. Each worker has a sampler of its own, so give each a seed of its own. */
   sampler?: SamplerOptions | undefined
   /** Tokens that it may write, forced ones not counted; default: the run's. */
@@ -40,8 +47,10 @@ export interface WorkerSpec {
 
 export interface RunOptions {
   model: Model
-  /** The common block that every view begins with. May be empty. */
+  /** Tokens of the common block that every view begins with. May be empty. */
   prompt: ArrayLike<number>
+  /** A block of `cache` that is the common one: the prompt goes behind its tokens. Default: a new one. */
+  common?: Block | undefined
   /** In worker order. May be empty if some join before the first event is asked for. */
   workers: readonly WorkerSpec[]
   /** Default 'combined'. */
@@ -50,6 +59,8 @@ export interface RunOptions {
   share?: boolean | undefined
   /** Layout 'combined': a block between common and the others' text, computed on its own. */
   sharedHeader?: ArrayLike<number> | undefined
+  /** A block of `cache` that is that one, in place of `sharedHeader`. */
+  shared?: Block | undefined
   /** A worker stops once it has written one; default: those of the model and of the tokenizer. */
   stopTokens?: ArrayLike<number> | undefined
   /**
@@ -67,11 +78,26 @@ export interface RunOptions {
   turnHeader?: ((worker: string, turn: number) => ArrayLike<number>) | undefined
   /** Tokens that each worker may write; default: no bound but the capacity. */
   maxTokens?: number | undefined
-  /** Of the run's cache, in tokens; default 8192. Workers that find it full stop: see StopEvent. */
+  /**
+   * The run's budget, in tokens, rounded up to pages: what its blocks may take at once. Workers that find it used up stop:
+   * see StopEvent. Default 8192 or, where the scheduler's pool is smaller, all of it; in a cache of the user's: no bound
+   * but the cache.
+   */
   capacity?: number | undefined
+  /**
+   * A cache of the model's in which the run's blocks are made, beside those of others. Default: a pool of the scheduler's.
+   * It stays open, and the blocks given here stay with their owner.
+   */
+  cache?: Cache | undefined
+  /** With `cache`: at the end the run's own blocks stay too, and belong to whoever took them from `run.blocks`. Default false. */
+  keepBlocks?: boolean | undefined
+  /** Whose steps and pages the run shares; default: `schedulerOf(model)`. */
+  scheduler?: Scheduler | undefined
+  /** Those of a higher one begin first where groups wait, and have their prompts computed first. Default 0. */
+  priority?: number | undefined
   /** Tokens of the longest view, for models with longrope: see ModelCacheOptions. */
   context?: number | undefined
-  /** Of the run's cache: in which keys and values are stored; default: as `model.createCache` has it. */
+  /** In which the run's keys and values are stored; default: as `model.createCache` has it. */
   cacheDtype?: CacheDtype | undefined
   /** What happens when a view is longer than the model's context; default: as the model was loaded with. */
   beyondContext?: BeyondContext | undefined
@@ -102,12 +128,20 @@ const RUN_KEYS = optionKeys<RunOptions>()({
   onPrefill: true,
   tokenizer: true,
   signal: true,
+  cache: true,
+  common: true,
+  shared: true,
+  keepBlocks: true,
+  scheduler: true,
+  priority: true,
 })
 
 const WORKER_KEYS = optionKeys<WorkerSpec>()({
   name: true,
   prompt: true,
   header: true,
+  headerBlock: true,
+  own: true,
   sampler: true,
   maxTokens: true,
   stop: true,
@@ -117,12 +151,14 @@ const WORKER_KEYS = optionKeys<WorkerSpec>()({
 export type RunSettings = Pick<
   RunOptions,
   | ('model' | 'capacity' | 'context' | 'cacheDtype' | 'turnEnds' | 'turnHeader' | 'onPrefill')
-  | ('tokenizer' | 'signal' | 'beyondContext')
+  | ('tokenizer' | 'signal' | 'beyondContext' | 'cache' | 'common' | 'scheduler')
 > & {
   layout: LayoutName
   share: boolean
   prompt: Int32Array
-  sharedHeader: Int32Array
+  sharedHeader: Int32Array | Block
+  keepBlocks: boolean
+  priority: number
   /** undefined: those of model and tokenizer. */
   stopTokens: Int32Array | undefined
   stop: readonly string[]
@@ -135,7 +171,8 @@ export type RunSettings = Pick<
 export interface WorkerSettings {
   name: string
   prompt: Int32Array
-  header: Int32Array
+  header: Int32Array | Block
+  own: Block | undefined
   sampler: Sampler | undefined
   maxTokens: number
   stop: readonly string[]
@@ -145,13 +182,20 @@ export interface WorkerSettings {
 export function checkRunOptions(options: RunOptions): RunSettings {
   options = checkOptions(options, 'options', RUN_KEYS)
   const { tokenizer, turnEnds, turnHeader, onPrefill } = options
-  const { stopTokens, capacity, context, cacheDtype, beyondContext } = options
+  const { stopTokens, beyondContext } = options
   const model = checkInstance(options.model, 'options.model', Model)
   const { vocabSize } = model.config
   if (tokenizer !== undefined) checkInstance(tokenizer, 'options.tokenizer', Tokenizer)
   const layout = checkOneOf(options.layout ?? 'combined', 'options.layout', LAYOUT_NAMES)
-  const sharedHeader = checkTokens(options.sharedHeader ?? [], 'options.sharedHeader', vocabSize)
-  if (sharedHeader.length > 0 && layout !== 'combined') {
+  const place = checkPlace(options, model)
+  const sharedHeader = checkHeader(
+    options.sharedHeader,
+    options.shared,
+    ['options.sharedHeader', 'options.shared'],
+    model,
+    place.cache,
+  )
+  if ((Block.is(sharedHeader) || sharedHeader.length > 0) && layout !== 'combined') {
     throw invalid('options.sharedHeader', "absent but in layout 'combined'", sharedHeader)
   }
   checkOptionalFunction(turnEnds, 'options.turnEnds')
@@ -161,6 +205,7 @@ export function checkRunOptions(options: RunOptions): RunSettings {
   }
   if (beyondContext !== undefined) checkBeyondContext(beyondContext)
   return {
+    ...place,
     model,
     tokenizer,
     layout,
@@ -177,13 +222,67 @@ export function checkRunOptions(options: RunOptions): RunSettings {
         : checkTokens(stopTokens, 'options.stopTokens', vocabSize),
     stop: checkStop(options.stop ?? [], 'options.stop', tokenizer),
     maxTokens: checkMaxTokens(options.maxTokens, 'options.maxTokens'),
-    capacity: capacity === undefined ? undefined : checkCapacity(capacity),
-    context: context === undefined ? undefined : checkContext(context),
-    cacheDtype:
-      cacheDtype === undefined ? undefined : checkCacheDtype(cacheDtype, 'options.cacheDtype'),
     signal: checkSignal(options.signal, 'options.signal'),
     workers: checkArray(options.workers, 'options.workers'),
   }
+}
+
+/** Where the run's blocks live, and with whom it shares steps and pages. */
+function checkPlace(options: RunOptions, model: Model) {
+  const { cache, common, capacity, context, cacheDtype, keepBlocks, scheduler } = options
+  const { priority = 0 } = options
+  if (scheduler !== undefined) {
+    checkInstance(scheduler, 'options.scheduler', Scheduler)
+    if (scheduler.model !== model) {
+      throw invalid('options.scheduler', 'one of options.model', 'one of another model')
+    }
+  }
+  if (cache === undefined) {
+    if (common !== undefined) throw invalid('options.common', 'absent without a cache', common)
+    if (keepBlocks) throw invalid('options.keepBlocks', 'absent without a cache', keepBlocks)
+  } else {
+    checkInstance(cache, 'options.cache', Cache)
+    if (context !== undefined) throw invalid('options.context', 'absent beside a cache', context)
+    if (cacheDtype !== undefined) {
+      throw invalid('options.cacheDtype', 'absent beside a cache', cacheDtype)
+    }
+  }
+  if (capacity !== undefined) checkCapacity(capacity)
+  if (cache === undefined) scheduler?.pagesFor(capacity)
+  return {
+    cache,
+    common: common === undefined ? undefined : checkBlock(common, 'options.common', cache),
+    capacity,
+    context: context === undefined ? undefined : checkContext(context),
+    cacheDtype:
+      cacheDtype === undefined ? undefined : checkCacheDtype(cacheDtype, 'options.cacheDtype'),
+    keepBlocks: checkBoolean(keepBlocks ?? false, 'options.keepBlocks'),
+    scheduler,
+    priority: checkNumber(priority, 'options.priority', 'a finite number', (x) =>
+      Number.isFinite(x),
+    ),
+  }
+}
+
+function checkBlock(value: unknown, name: string, cache: Cache | undefined): Block {
+  const block = checkInstance(value as Block, name, Block)
+  if (block.cache !== cache) {
+    throw invalid(name, 'a block of options.cache', 'one of another cache')
+  }
+  return block
+}
+
+/** `names`: of the two options, of which one at most is given. */
+function checkHeader(
+  tokens: ArrayLike<number> | undefined,
+  block: Block | undefined,
+  names: readonly [string, string],
+  model: Model,
+  cache: Cache | undefined,
+): Int32Array | Block {
+  if (block === undefined) return checkTokens(tokens ?? [], names[0], model.config.vocabSize)
+  if (tokens !== undefined) throw invalid(names[0], `absent beside ${names[1]}`, tokens)
+  return checkBlock(block, names[1], cache)
 }
 
 /** `name` is what messages call the spec. Throws HOGWILD_INVALID_ARGUMENT. */
@@ -194,7 +293,14 @@ export function checkWorkerSpec(value: unknown, name: string, run: RunSettings):
   return {
     name: checkString(spec.name, `${name}.name`),
     prompt: checkTokens(spec.prompt, `${name}.prompt`, vocabSize, 1),
-    header: checkTokens(spec.header ?? [], `${name}.header`, vocabSize),
+    header: checkHeader(
+      spec.header,
+      spec.headerBlock,
+      [`${name}.header`, `${name}.headerBlock`],
+      run.model,
+      run.cache,
+    ),
+    own: spec.own === undefined ? undefined : checkBlock(spec.own, `${name}.own`, run.cache),
     sampler: spec.sampler === undefined ? undefined : new Sampler(spec.sampler),
     maxTokens:
       maxTokens === undefined ? run.maxTokens : checkMaxTokens(maxTokens, `${name}.maxTokens`),

@@ -5,7 +5,7 @@ import type { Sampler } from '../sampler'
 import { StopMatcher } from '../tokenizer/stop-strings'
 import type { TextStream } from '../tokenizer/text-stream'
 import type { Tokenizer } from '../tokenizer/tokenizer'
-import type { StopReason } from './events'
+import type { StopEvent, StopReason } from './events'
 import type { WorkerSettings } from './options'
 
 /** A worker's part of the cache. */
@@ -53,7 +53,9 @@ export function forced(tokens: Int32Array): Pending[] {
 
 export class Worker {
   readonly name: string
-  readonly header: Int32Array
+  readonly header: Int32Array | Block
+  /** The block that it goes on in; undefined: a new one. */
+  readonly own: Block | undefined
   readonly maxTokens: number
   readonly sampler: Sampler | undefined
   readonly tokens: number[] = []
@@ -70,6 +72,7 @@ export class Worker {
   constructor(settings: WorkerSettings, tokenizer: Tokenizer | undefined) {
     this.name = settings.name
     this.header = settings.header
+    this.own = settings.own
     this.maxTokens = settings.maxTokens
     this.sampler = settings.sampler
     this.pending = forced(settings.prompt)
@@ -100,11 +103,13 @@ export class Worker {
     }
   }
 
-  /** Takes no further part. Returns the text that was held back. */
-  stop(): string {
+  /** Takes no further part. */
+  stop(reason: StopReason, step: number): StopEvent {
     this.state = { name: 'stopped', blocks: this.blocks }
     this.pending = []
-    return this.#text?.end() ?? ''
+    const text = this.#text?.end() ?? ''
+    const event = { type: 'stop', worker: this.name, step, reason } as const
+    return text === '' ? event : { ...event, text }
   }
 }
 

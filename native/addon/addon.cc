@@ -74,6 +74,10 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add<cache_stats>(exports, "cacheStats");
   add<cache_close>(exports, "cacheClose");
 
+  add<open_budget>(exports, "openBudget");
+  add<budget_stats>(exports, "budgetStats");
+  add<close_budget>(exports, "closeBudget");
+
   add<create_block>(exports, "createBlock");
   add<block_length>(exports, "blockLength");
   add<block_tokens>(exports, "blockTokens");

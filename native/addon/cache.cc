@@ -180,7 +180,31 @@ Napi::Value cache_close(const Napi::CallbackInfo& info) {
 
 Napi::Value create_block(const Napi::CallbackInfo& info) {
   const auto cache = Argument(info, 0, "cache").handle<CacheHandle>();
-  return to_handle(info.Env(), std::make_shared<BlockHandle>(cache, cache->idle().create_block()));
+  const Argument budget(info, 1, "budget");
+  const std::int64_t number = budget.is_undefined() ? PagePool::kNoBudget : budget.size();
+  return to_handle(info.Env(), std::make_shared<BlockHandle>(cache, cache->idle().create_block(number)));
+}
+
+Napi::Value open_budget(const Napi::CallbackInfo& info) {
+  const auto cache = Argument(info, 0, "cache").handle<CacheHandle>();
+  const std::int64_t pages = Argument(info, 1, "pages").size();
+  return Napi::Number::New(info.Env(), static_cast<double>(cache->open()->open_budget(pages)));
+}
+
+Napi::Value budget_stats(const Napi::CallbackInfo& info) {
+  const auto cache = Argument(info, 0, "cache").handle<CacheHandle>();
+  const PagePool::Budget budget = cache->open()->budget(Argument(info, 1, "budget").size());
+  auto result = Napi::Object::New(info.Env());
+  result.Set("pages", static_cast<double>(budget.limit));
+  result.Set("usedPages", static_cast<double>(budget.in_use));
+  result.Set("peakPages", static_cast<double>(budget.peak));
+  return result;
+}
+
+Napi::Value close_budget(const Napi::CallbackInfo& info) {
+  const auto cache = Argument(info, 0, "cache").handle<CacheHandle>();
+  cache->open()->close_budget(Argument(info, 1, "budget").size());
+  return info.Env().Undefined();
 }
 
 Napi::Value block_length(const Napi::CallbackInfo& info) {

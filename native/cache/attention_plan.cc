@@ -182,6 +182,7 @@ void StepReservation::State::reserve() {
     requests.push_back({.last = target.segments_.empty() ? nullptr : &target.segments_.back(),
                         .position = target.length(),
                         .writer = target.id_,
+                        .budget = target.budget_,
                         .tokens = worker.n_tokens()});
   }
   reservation.emplace(pool, requests);

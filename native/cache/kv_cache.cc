@@ -135,8 +135,25 @@ void KvCache::allocate_pool() {
   keys_ = std::move(keys);
 }
 
-std::shared_ptr<CacheBlock> KvCache::create_block() {
-  return std::shared_ptr<CacheBlock>(new CacheBlock(shared_from_this()));
+std::shared_ptr<CacheBlock> KvCache::create_block(std::int64_t budget) {
+  if (budget != PagePool::kNoBudget) this->budget(budget);
+  return std::shared_ptr<CacheBlock>(new CacheBlock(shared_from_this(), budget));
+}
+
+std::int64_t KvCache::open_budget(std::int64_t limit) {
+  if (limit < 1) refuse("a budget must be at least 1 page, received " + std::to_string(limit));
+  const std::scoped_lock lock(pool_.mutex);
+  return pool_.open_budget(limit);
+}
+
+void KvCache::close_budget(std::int64_t id) noexcept {
+  const std::scoped_lock lock(pool_.mutex);
+  pool_.close_budget(id);
+}
+
+PagePool::Budget KvCache::budget(std::int64_t id) const {
+  const std::scoped_lock lock(pool_.mutex);
+  return pool_.budget(id);
 }
 
 KvLayer KvCache::layer(std::int64_t index) const {
@@ -157,7 +174,8 @@ KvCache::Stats KvCache::stats() const {
       .peak_pages = pool_.peak()};
 }
 
-CacheBlock::CacheBlock(std::shared_ptr<KvCache> cache) : cache_(std::move(cache)), id_(cache_->next_block_id_++) {}
+CacheBlock::CacheBlock(std::shared_ptr<KvCache> cache, std::int64_t budget)
+    : cache_(std::move(cache)), id_(cache_->next_block_id_++), budget_(budget) {}
 
 CacheBlock::~CacheBlock() {
   const std::scoped_lock lock(cache_->pool_.mutex);
@@ -223,7 +241,7 @@ void CacheBlock::clear() {
 }
 
 std::shared_ptr<CacheBlock> CacheBlock::fork() const {
-  std::shared_ptr<CacheBlock> copy = cache_->create_block();
+  std::shared_ptr<CacheBlock> copy(new CacheBlock(cache_, budget_));
   copy->share_segments(segments_);
   return copy;
 }
@@ -263,6 +281,7 @@ CacheBlock::CompactResult CacheBlock::compact() {
       requests.push_back({.last = joins[r].stays.empty() ? nullptr : joins[r].stays.data(),
                           .position = first.rotated_at,
                           .writer = id_,
+                          .budget = budget_,
                           .tokens = total_length(joins[r].moves)});
     }
   }

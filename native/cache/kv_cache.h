@@ -54,7 +54,13 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   // Throws kOutOfMemory; a later call tries again.
   void allocate_pool();
 
-  std::shared_ptr<CacheBlock> create_block();
+  // `budget`: whose pages the block takes, and its forks; kInvalidArgument where there is none of that number.
+  std::shared_ptr<CacheBlock> create_block(std::int64_t budget = PagePool::kNoBudget);
+
+  // Budgets of pages (PagePool::Budget), by number. They may be opened, closed and read on any thread at any time.
+  std::int64_t open_budget(std::int64_t limit);
+  void close_budget(std::int64_t id) noexcept;
+  PagePool::Budget budget(std::int64_t id) const;
 
   std::uint64_t id() const { return id_; }  // of all caches of the process
   const KvShape& shape() const { return shape_; }
@@ -142,7 +148,7 @@ class CacheBlock {
   friend class KvCache;
   friend class StepReservation;
 
-  explicit CacheBlock(std::shared_ptr<KvCache> cache);
+  CacheBlock(std::shared_ptr<KvCache> cache, std::int64_t budget);
 
   void require_idle() const;
   void require_same_cache(const CacheBlock& other) const;
@@ -154,6 +160,7 @@ class CacheBlock {
 
   std::shared_ptr<KvCache> cache_;
   std::int64_t id_;
+  std::int64_t budget_;
   std::vector<Segment> segments_;  // changed with the pool's mutex held
   std::atomic<std::int64_t> length_ = 0;
 };

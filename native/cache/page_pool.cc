@@ -15,24 +15,56 @@ void PagePool::require_free(std::int64_t count) const {
                                      " of " + std::to_string(size_) + " are free");
 }
 
-void PagePool::take(std::int64_t count, std::vector<std::int64_t>& taken) {
+void PagePool::require_free(std::int64_t count, std::int64_t budget) const {
+  const auto found = budgets_.find(budget);
+  if (found == budgets_.end()) return;
+  const Budget& own = found->second;
+  if (count <= own.limit - own.in_use) return;
+  throw Error(code::kOutOfPages, "the budget is used up: " + std::to_string(count) + " more pages of " +
+                                     std::to_string(kPageSize) + " tokens are needed, " +
+                                     std::to_string(own.limit - own.in_use) + " of " + std::to_string(own.limit) +
+                                     " are free");
+}
+
+std::int64_t PagePool::open_budget(std::int64_t limit) {
+  budgets_.emplace(next_budget_, Budget{.limit = limit});
+  return next_budget_++;
+}
+
+void PagePool::close_budget(std::int64_t id) noexcept {
+  const auto found = budgets_.find(id);
+  if (found == budgets_.end()) return;
+  found->second.closed = true;
+  if (found->second.in_use == 0) budgets_.erase(found);
+}
+
+const PagePool::Budget& PagePool::budget(std::int64_t id) const {
+  const auto found = budgets_.find(id);
+  if (found == budgets_.end() || found->second.closed) refuse("there is no budget number " + std::to_string(id));
+  return found->second;
+}
+
+void PagePool::make_room(std::int64_t count) {
   const auto known = static_cast<std::int64_t>(pages_.size());
   const std::int64_t recycled = known - in_use_;
-  if (count > recycled) {
-    tokens_.resize(known + count - recycled);
-    pages_.resize(known + count - recycled);
-    for (auto id = static_cast<std::int64_t>(pages_.size()) - 1; id >= known; --id) {
-      pages_[id].next_free = first_free_;
-      first_free_ = id;
-    }
+  if (count <= recycled) return;
+  tokens_.resize(known + count - recycled);
+  pages_.resize(known + count - recycled);
+  for (auto id = static_cast<std::int64_t>(pages_.size()) - 1; id >= known; --id) {
+    pages_[id].next_free = first_free_;
+    first_free_ = id;
   }
+}
+
+void PagePool::take(std::int64_t count, std::int64_t budget, std::vector<std::int64_t>& taken) noexcept {
   for (std::int64_t i = 0; i < count; ++i) {
     taken.push_back(first_free_);
     Page& page = pages_[first_free_];
     first_free_ = page.next_free;
-    page = Page{.references = 1};
+    page = Page{.references = 1, .budget = budget};
   }
   in_use_ += count;
+  if (const auto found = budgets_.find(budget); found != budgets_.end()) found->second.in_use += count;
 }
 
 void PagePool::add_references(std::span<const Segment> segments) noexcept {
@@ -53,6 +85,8 @@ void PagePool::drop_reference(std::int64_t id) noexcept {
   page.next_free = first_free_;
   first_free_ = id;
   --in_use_;
+  const auto found = budgets_.find(page.budget);
+  if (found != budgets_.end() && --found->second.in_use == 0 && found->second.closed) budgets_.erase(found);
 }
 
 bool PagePool::writable(std::int64_t id, std::int64_t end, std::int64_t writer) const {
@@ -78,12 +112,16 @@ void PagePool::mark_dropped(std::int64_t id, std::int64_t end, std::int64_t writ
   if (page.writer == writer) page.used = std::max(end, page.shared);
 }
 
-void PagePool::record_peak() noexcept { peak_ = std::max(peak_, in_use_); }
+void PagePool::record_peak() noexcept {
+  peak_ = std::max(peak_, in_use_);
+  for (auto& [id, budget] : budgets_) budget.peak = std::max(budget.peak, budget.in_use);
+}
 
 PageReservation::PageReservation(PagePool& pool, std::span<const Request> requests) : pool_(pool) {
   const std::scoped_lock lock(pool.mutex);
   ranges_.reserve(requests.size());
   std::int64_t pages = 0;
+  std::unordered_map<std::int64_t, std::int64_t> pages_of;  // by budget
   for (const Request& request : requests) {
     ReservedRange reserved;
     reserved.writer = request.writer;
@@ -96,18 +134,22 @@ PageReservation::PageReservation(PagePool& pool, std::span<const Request> reques
     reserved.first = reserved.segment.length;
     reserved.segment.length += request.tokens;
     const std::int64_t needed = pages_for(reserved.segment.end_slot());
-    pages += needed - static_cast<std::int64_t>(reserved.segment.pages.size());
+    const std::int64_t missing = needed - static_cast<std::int64_t>(reserved.segment.pages.size());
+    pages += missing;
+    pages_of[request.budget] += missing;
     ranges_.push_back(std::move(reserved));
   }
   // Asked for before memory is set aside for it: an absurd number of tokens is kOutOfPages as well.
+  for (const auto& [budget, wanted] : pages_of) pool.require_free(wanted, budget);
   pool.require_free(pages);
   new_pages_.reserve(pages);
   for (ReservedRange& reserved : ranges_) reserved.segment.pages.reserve(pages_for(reserved.segment.end_slot()));
-  pool.take(pages, new_pages_);
-  auto next = new_pages_.begin();
-  for (ReservedRange& reserved : ranges_) {
-    std::vector<std::int64_t>& list = reserved.segment.pages;
-    while (static_cast<std::int64_t>(list.size()) < pages_for(reserved.segment.end_slot())) list.push_back(*next++);
+  pool.make_room(pages);
+  for (std::size_t i = 0; i < ranges_.size(); ++i) {
+    std::vector<std::int64_t>& list = ranges_[i].segment.pages;
+    const auto first = std::ssize(new_pages_);
+    pool.take(pages_for(ranges_[i].segment.end_slot()) - std::ssize(list), requests[i].budget, new_pages_);
+    list.insert(list.end(), new_pages_.begin() + first, new_pages_.end());
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <mutex>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "cache/segment.h"
@@ -15,12 +16,24 @@ namespace hogwild {
 // Every member function but size() is called with `mutex` held.
 class PagePool {
  public:
+  static constexpr std::int64_t kNoBudget = 0;
+
   struct Page {
-    std::int64_t references = 0;  // places in segment lists that name this page; 0: free
-    std::int64_t writer = 0;      // id of the block that took the page: nobody else ever writes in it
-    std::int64_t next_free = 0;   // while free: the next free page
-    std::int64_t used = 0;        // slots written, from slot 0 on
-    std::int64_t shared = 0;      // slots, from slot 0 on, that more than one place in lists of segments ever named
+    std::int64_t references = 0;      // places in segment lists that name this page; 0: free
+    std::int64_t writer = 0;          // id of the block that took the page: nobody else ever writes in it
+    std::int64_t next_free = 0;       // while free: the next free page
+    std::int64_t used = 0;            // slots written, from slot 0 on
+    std::int64_t shared = 0;          // slots, from slot 0 on, that more than one place in lists of segments ever named
+    std::int64_t budget = kNoBudget;  // of the block that took the page
+  };
+
+  // How many pages some blocks together may have taken at once. A page counts for the budget of the block that took it
+  // until it is free again, whoever shares it meanwhile.
+  struct Budget {
+    std::int64_t limit = 0;
+    std::int64_t in_use = 0;
+    std::int64_t peak = 0;
+    bool closed = false;  // goes once its pages are free
   };
   using TokenIds = std::array<std::int32_t, kPageSize>;
 
@@ -35,10 +48,17 @@ class PagePool {
   TokenIds& tokens(std::int64_t page) { return tokens_[page]; }
   const TokenIds& tokens(std::int64_t page) const { return tokens_[page]; }
 
-  // Throws kOutOfPages unless `count` pages are free.
+  std::int64_t open_budget(std::int64_t limit);  // its id
+  void close_budget(std::int64_t id) noexcept;
+  const Budget& budget(std::int64_t id) const;  // throws kInvalidArgument
+
+  // Throws kOutOfPages unless so many pages are free, of the pool and of the budget.
   void require_free(std::int64_t count) const;
+  void require_free(std::int64_t count, std::int64_t budget) const;
+  // So that `take` cannot fail for this many.
+  void make_room(std::int64_t count);
   // Appends `count` of the free pages, with one reference each, to `taken`, which has room for them.
-  void take(std::int64_t count, std::vector<std::int64_t>& taken);
+  void take(std::int64_t count, std::int64_t budget, std::vector<std::int64_t>& taken) noexcept;
 
   // One reference more, or less, for every page that the segments name, as often as they name it.
   void add_references(std::span<const Segment> segments) noexcept;
@@ -67,6 +87,8 @@ class PagePool {
   std::int64_t in_use_ = 0;
   std::int64_t peak_ = 0;
   std::int64_t first_free_ = kNone;  // list through Page::next_free, last freed first
+  std::int64_t next_budget_ = 1;
+  std::unordered_map<std::int64_t, Budget> budgets_;
   std::vector<Page> pages_;
   std::vector<TokenIds> tokens_;  // beside pages_, so that counting references stays in few cache lines
 };
@@ -79,7 +101,8 @@ class PageReservation {
     const Segment* last = nullptr;  // the block's last segment, or null
     std::int64_t position = 0;      // rotated_at of a segment, should a new one begin
     std::int64_t writer = 0;        // id of the block
-    std::int64_t tokens = 0;        // how many, > 0
+    std::int64_t budget = PagePool::kNoBudget;
+    std::int64_t tokens = 0;  // how many, > 0
   };
   struct ReservedRange {
     Segment segment;         // last segment of the grown block

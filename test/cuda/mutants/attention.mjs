@@ -53,6 +53,24 @@ export default {
       '    if (place.key_warp < half) {',
     ],
     [
+      'no commit before the loop',
+      kernels,
+      '      ++begun;\n    }\n    simt::cp_async_commit();\n  }\n\n  typename',
+      '      ++begun;\n    }\n  }\n\n  typename',
+    ],
+    [
+      'plan: no barrier before the scan reads',
+      kernels,
+      '    scan[tid] = tiles;\n    __syncthreads();',
+      '    scan[tid] = tiles;',
+    ],
+    [
+      'plan: no barrier before the work is shared out',
+      kernels,
+      'p.tiles_before[pairs] = before;\n  __syncthreads();',
+      'p.tiles_before[pairs] = before;',
+    ],
+    [
       'plan: no barrier before the scan adds',
       kernels,
       ': 0;\n      __syncthreads();\n      scan[tid] += lower;',

@@ -20,6 +20,18 @@ export default {
       'simt::cp_async_wait<Tile::kStages - 1>',
     ],
     [
+      'no commit before the loop',
+      matmul,
+      'shared + stage * Tile::kStageBytes);\n    simt::cp_async_commit();',
+      'shared + stage * Tile::kStageBytes);',
+    ],
+    [
+      'no commit in the loop',
+      matmul,
+      '    simt::cp_async_commit();\n    multiply_chunk',
+      '    multiply_chunk',
+    ],
+    [
       'the next chunk goes into the stage in use',
       matmul,
       '(i + Tile::kStages - 1) % Tile::kStages * Tile::kStageBytes',

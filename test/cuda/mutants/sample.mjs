@@ -138,6 +138,25 @@ export default {
       '  __syncthreads();\n  return {shared.index',
       '  return {shared.index',
     ],
+    ['no barrier before the best is found', sample, '  __syncthreads();\n  is_bad =', '  is_bad ='],
+    [
+      'no barrier behind the reductions of the best',
+      sample,
+      'best.adjusted, shared.scratch, greater);\n  __syncthreads();',
+      'best.adjusted, shared.scratch, greater);',
+    ],
+    [
+      'no barrier before the cut is looked for',
+      sample,
+      '  __syncthreads();\n  const Weights weights(row, best);\n  const Cut cut',
+      '  const Weights weights(row, best);\n  const Cut cut',
+    ],
+    [
+      'no barrier between masses and equal ones',
+      sample,
+      'mass = block_sum<kThreads>(mass, shared.scratch);\n  __syncthreads();',
+      'mass = block_sum<kThreads>(mass, shared.scratch);',
+    ],
     [
       'no barrier between two reductions',
       sample,

@@ -1,0 +1,294 @@
+// The steps of one cache: each takes what is ready of all groups on it. Tokens do not depend on who else is in a
+// step (Model.step), so each group writes what it would write alone.
+
+import { PAGE_TOKENS } from '../limits'
+import type { ContextReaction, StepOutput, StepWorker } from '../model'
+import { onAbort, throwIfAborted } from '../tasks'
+import type { StepMessage } from './channels'
+import type { WorkerEvent } from './events'
+import { type Group, isOutOfPages, type Prefill } from './group'
+
+export type StepReport = StepMessage
+
+/** Asked before each step: whether a group may take at most so many pages in it, beside those asked for before. */
+export type PageGuard = () => (group: Group, pages: number) => boolean
+
+interface Waiting {
+  group: Group
+  signal: AbortSignal
+  reject: (error: unknown) => void
+}
+
+/** A group whose consumer waits for events. */
+interface Advance extends Waiting {
+  type: 'advance'
+  resolve: (events: WorkerEvent[] | undefined) => void
+}
+
+/** A question about a group's blocks as they are between two of its steps. */
+interface Probe extends Waiting {
+  type: 'probe'
+  parts: () => StepWorker[]
+  resolve: (outputs: StepOutput[]) => void
+}
+
+type Request = Advance | Probe
+
+/** What a group brings to a step. */
+interface Share {
+  request: Request
+  parts: StepWorker[]
+  /** Of a block that is filled: how many tokens; 0: all of the parts, as a whole. */
+  filling: number
+}
+
+export class Batcher {
+  /** Tokens of blocks to be filled that one step takes, of all groups. */
+  readonly #chunk: number
+  readonly #report: (report: StepReport) => void
+  readonly #guard: PageGuard
+  /** Those of a higher priority first, then in the order in which they asked. */
+  #requests: Request[] = []
+  #changes: (() => void)[] = []
+  #isRunning = false
+
+  constructor(
+    chunk: number,
+    report: (report: StepReport) => void,
+    guard: PageGuard = () => () => true,
+  ) {
+    this.#chunk = chunk
+    this.#report = report
+    this.#guard = guard
+  }
+
+  /**
+   * The next events of a group, once they are known; undefined: it is idle. What a group brings is in the next step that
+   * begins; a group that does not ask is in none. Rejects with what the step or a callback throws, and with
+   * HOGWILD_ABORTED once the group's part of a step under way has ended.
+   */
+  async advance(group: Group, signal: AbortSignal): Promise<WorkerEvent[] | undefined> {
+    return await this.#ask<WorkerEvent[] | undefined>(signal, (resolve, reject) => {
+      return { type: 'advance', group, signal, resolve, reject }
+    })
+  }
+
+  /**
+   * What `parts` give in a step of which the group's workers are no part: they see blocks as they are between two of its
+   * steps. `parts` is called when that step begins. Rejects as `advance`.
+   */
+  async probe(group: Group, signal: AbortSignal, parts: () => StepWorker[]): Promise<StepOutput[]> {
+    return await this.#ask<StepOutput[]>(signal, (resolve, reject) => {
+      return { type: 'probe', group, signal, parts, resolve, reject }
+    })
+  }
+
+  /** Calls `change` while no step is under way on the cache. Rejects with what it throws. */
+  async between<T>(change: () => T): Promise<T> {
+    return await new Promise((resolve, reject) => {
+      this.#changes.push(() => {
+        try {
+          resolve(change())
+        } catch (error) {
+          reject(error)
+        }
+      })
+      this.wake()
+    })
+  }
+
+  /** Pages have become free, or a signal was aborted: who waits is looked at again. */
+  wake(): void {
+    void this.#run()
+  }
+
+  async #ask<T>(
+    signal: AbortSignal,
+    request: (resolve: (value: T) => void, reject: (error: unknown) => void) => Request,
+  ): Promise<T> {
+    const forget = onAbort(signal, () => this.wake())
+    try {
+      return await new Promise<T>((resolve, reject) => {
+        this.#add(request(resolve, reject))
+        this.wake()
+      })
+    } finally {
+      forget()
+    }
+  }
+
+  #add(request: Request): void {
+    const { priority } = request.group.settings
+    const after = this.#requests.findIndex(({ group }) => group.settings.priority < priority)
+    this.#requests.splice(after < 0 ? this.#requests.length : after, 0, request)
+  }
+
+  /** Until nobody asks, or all that ask are parked. */
+  async #run(): Promise<void> {
+    if (this.#isRunning) return
+    this.#isRunning = true
+    while (this.#requests.length > 0 || this.#changes.length > 0) {
+      // Consumers that handle the events of the last step without delay are in the next one.
+      await new Promise((resolve) => setImmediate(resolve))
+      for (const change of this.#changes.splice(0)) change()
+      const shares = this.#shares()
+      if (shares.length === 0) break
+      await this.#step(shares)
+    }
+    this.#isRunning = false
+  }
+
+  /** Answers the requests that need no step. Of the others: what the next step takes. */
+  #shares(): Share[] {
+    const shares: Share[] = []
+    const mayTake = this.#guard()
+    let room = this.#chunk
+    for (const request of [...this.#requests]) {
+      const { group } = request
+      const isOfOneModel = shares.every(
+        ({ request }) => request.group.settings.model === group.settings.model,
+      )
+      if (!isOfOneModel || shares.some((share) => share.request.group === group)) continue
+      const share = this.#shareOf(request, room)
+      if (share === undefined || !mayTake(group, mostPages(share))) continue
+      room -= share.filling
+      shares.push(share)
+    }
+    return shares
+  }
+
+  /** undefined: the request is answered, or finds no room. */
+  #shareOf(request: Request, room: number): Share | undefined {
+    try {
+      throwIfAborted(request.signal)
+      if (request.type === 'probe') return { request, parts: request.parts(), filling: 0 }
+      const next = request.group.next()
+      switch (next.type) {
+        case 'step':
+          return { request, parts: next.parts, filling: 0 }
+        case 'prefill':
+          return room === 0 ? undefined : fillingOf(request, next.prefill, room)
+        case 'events':
+          this.#answer(request, next.events)
+          return undefined
+        case 'idle':
+          this.#answer(request, undefined)
+          return undefined
+      }
+    } catch (error) {
+      this.#fail(request, error)
+      return undefined
+    }
+  }
+
+  async #step(shares: readonly Share[]): Promise<void> {
+    const abort = new AbortController()
+    const forget = abortWithAll(shares, abort)
+    try {
+      const { model } = (shares[0] as Share).request.group.settings
+      const parts = shares.flatMap((share) => share.parts)
+      const reactions = shares.map(reaction)
+      const { outputs, seconds } = await model.timedStep(parts, { signal: abort.signal, reactions })
+      let first = 0
+      for (const share of shares) {
+        this.#finish(share, outputs.slice(first, first + share.parts.length), seconds)
+        first += share.parts.length
+      }
+      this.#report(reportOf(shares, seconds))
+    } catch (error) {
+      const [one] = shares
+      if (shares.length === 1) this.#refused(one as Share, error)
+      // Nothing was computed. Whose part it was that cannot be is found out with each alone.
+      else for (const share of shares) await this.#alone(share)
+    } finally {
+      forget()
+    }
+  }
+
+  async #alone(share: Share): Promise<void> {
+    if (share.request.signal.aborted) this.#refused(share, undefined)
+    else await this.#step([share])
+  }
+
+  #finish({ request, filling }: Share, outputs: StepOutput[], seconds: number): void {
+    const { group, signal } = request
+    try {
+      if (request.type === 'probe') {
+        this.#drop(request)
+        request.resolve(outputs)
+        return
+      }
+      const events = filling === 0 ? group.stepped(outputs, seconds) : undefined
+      if (filling > 0) group.prefilled(filling)
+      throwIfAborted(signal)
+      if (events !== undefined) this.#answer(request, events)
+    } catch (error) {
+      this.#fail(request, error)
+    }
+  }
+
+  /** The group's part alone cannot be computed. */
+  #refused({ request }: Share, error: unknown): void {
+    try {
+      throwIfAborted(request.signal)
+      if (request.type === 'probe' || !isOutOfPages(error)) throw error
+      const events = request.group.withoutRoom(error)
+      if (events.length > 0) this.#answer(request, events)
+    } catch (thrown) {
+      this.#fail(request, thrown)
+    }
+  }
+
+  #answer(request: Advance, events: WorkerEvent[] | undefined): void {
+    this.#drop(request)
+    request.resolve(events)
+  }
+
+  #fail(request: Request, error: unknown): void {
+    this.#drop(request)
+    request.reject(error)
+  }
+
+  #drop(request: Request): void {
+    this.#requests = this.#requests.filter((other) => other !== request)
+  }
+}
+
+function fillingOf(request: Request, { block, tokens, done }: Prefill, room: number): Share {
+  const filling = Math.min(room, tokens.length - done)
+  const piece = tokens.subarray(done, done + filling)
+  return { request, parts: [{ view: { blocks: [block] }, tokens: piece, sampler: null }], filling }
+}
+
+function mostPages({ parts }: Share): number {
+  return parts.reduce((sum, { tokens }) => sum + Math.ceil(tokens.length / PAGE_TOKENS), 0)
+}
+
+function reaction({ request, parts }: Share): ContextReaction {
+  const { settings, warnings } = request.group
+  return { workers: parts.length, beyondContext: settings.beyondContext, warnings }
+}
+
+function reportOf(shares: readonly Share[], seconds: number): StepReport {
+  const report = { groups: shares.length, workers: 0, tokens: 0, prefilledTokens: 0 }
+  for (const { parts, filling } of shares) {
+    report.prefilledTokens += filling
+    if (filling > 0) continue
+    report.workers += parts.length
+    for (const { tokens } of parts) report.tokens += tokens.length
+  }
+  return { ...report, milliseconds: seconds * 1e3 }
+}
+
+/** Aborts a step once nobody wants its results any more. */
+function abortWithAll(shares: readonly Share[], abort: AbortController): () => void {
+  let waiting = shares.length
+  const forget = shares.map(({ request }) =>
+    onAbort(request.signal, () => {
+      if (--waiting === 0) abort.abort()
+    }),
+  )
+  return () => {
+    for (const one of forget) one()
+  }
+}

@@ -1,0 +1,99 @@
+// A pool: a cache in which groups of a scheduler live, each with a budget of its pages.
+
+import { bytesPerToken, type Cache } from '../cache'
+import { defaultCacheDtype } from '../cache-dtype'
+import type { CacheDtype } from '../formats'
+import { DEFAULT_CAPACITY, PAGE_TOKENS } from '../limits'
+import { availableMemory } from '../memory'
+import type { Model } from '../model'
+import { type Claim, isSafe } from './banker'
+import type { Batcher, PageGuard } from './batcher'
+import type { Group } from './group'
+import { Seat } from './seat'
+
+/**
+ * - `reserve`: a group begins once all pages of its budget are free, and finds them whenever it wants them
+ * - `park`: a group begins at once. Where the pages that it takes next could leave no order in which all groups can
+ *   finish, it is parked: it keeps what it has and is in no step until others have given pages back
+ */
+export type Admission = 'reserve' | 'park'
+
+export class Pool {
+  readonly cache: Cache
+  readonly batcher: Batcher
+  readonly pages: number
+  readonly #admission: Admission
+  readonly #seats = new Map<Seat, Group>()
+  #reserved = 0
+
+  constructor(cache: Cache, admission: Admission, batcher: (guard: PageGuard) => Batcher) {
+    this.cache = cache
+    this.#admission = admission
+    this.pages = cache.stats.pages
+    this.batcher = batcher(() => this.#lend())
+  }
+
+  get reservedPages(): number {
+    return this.#reserved
+  }
+
+  get isEmpty(): boolean {
+    return this.#seats.size === 0
+  }
+
+  fits(pages: number): boolean {
+    if (this.#admission === 'park') return pages <= this.pages
+    return pages <= this.pages - this.#reserved
+  }
+
+  enter(group: Group, pages: number): Seat {
+    const seat = new Seat(this.cache, this.batcher, pages)
+    this.#seats.set(seat, group)
+    this.#reserved += pages
+    return seat
+  }
+
+  leave(seat: Seat): void {
+    if (!this.#seats.delete(seat)) return
+    this.#reserved -= seat.pages as number
+    seat.leave(false)
+    this.batcher.wake()
+  }
+
+  /** Whether groups may take so many pages more in one step, asked one after the other. */
+  #lend(): ReturnType<PageGuard> {
+    if (this.#admission === 'reserve') return () => true
+    const claims = new Map<Group, Claim>()
+    for (const [seat, group] of this.#seats) {
+      claims.set(group, { used: seat.usedPages, limit: seat.pages as number })
+    }
+    return (group, pages) => {
+      const claim = claims.get(group) as Claim
+      const before = claim.used
+      claim.used = Math.min(claim.limit, before + pages)
+      if (isSafe([...claims.values()], this.pages)) return true
+      claim.used = before
+      return false
+    }
+  }
+}
+
+/** Pools of a CPU cost address space until pages are written, those of a GPU its memory: room for so many groups. */
+const GROUPS = { cpu: 64, cuda: 8 } as const
+
+/** Tokens of a pool that is made for a group with this budget, where nothing is said of it. */
+export function poolCapacity(model: Model, pages: number, dtype: CacheDtype | undefined): number {
+  const { device, config } = model
+  const isCpu = device.info.type === 'cpu'
+  const shape = {
+    layers: config.layers.length,
+    kvHeads: config.kvHeads,
+    headDim: config.headDim,
+    dtype: dtype ?? defaultCacheDtype(device, model.dtype),
+  }
+  const budget = pages * PAGE_TOKENS
+  const free = isCpu ? availableMemory() / 2 : device.freeMemory / 8
+  const most = Math.floor(free / bytesPerToken(shape) / PAGE_TOKENS) * PAGE_TOKENS
+  const wanted = GROUPS[device.info.type] * Math.max(budget, DEFAULT_CAPACITY)
+  return Math.max(budget, Math.min(wanted, most))
+}

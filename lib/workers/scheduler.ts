@@ -1,0 +1,340 @@
+// Groups over one model: when each begins, and in whose cache it lives. Who is in a step is the batcher's business.
+
+import { type Cache, checkCapacity } from '../cache'
+import { kvDtypes } from '../formats'
+import { DEFAULT_CAPACITY, PAGE_TOKENS } from '../limits'
+import { Model } from '../model'
+import { onAbort, throwIfAborted } from '../tasks'
+import {
+  checkInstance,
+  checkInteger,
+  checkOneOf,
+  checkOptions,
+  invalid,
+  optionKeys,
+} from '../validate'
+import type { Warning } from '../warnings'
+import { Batcher, type StepReport } from './batcher'
+import { type GroupMessage, publish } from './channels'
+import type { Group } from './group'
+import { firstCome, type OrderPolicy, type QueuedGroup } from './order'
+import { type Admission, Pool, poolCapacity } from './pool'
+import { Seat } from './seat'
+
+export interface SchedulerOptions {
+  model: Model
+  /**
+   * Tokens of its pool, rounded up to pages: groups wait until their budgets (`RunOptions.capacity`) are free. Default:
+   * nobody waits for pages. The pool has room for 64 groups (8 on a GPU) within half of the memory that is free (an
+   * eighth of a GPU's), and a group that finds no room in it gets another one, with which it takes turns.
+   */
+  capacity?: number | undefined
+  /** What a group waits for; default 'reserve'. */
+  admission?: Admission | undefined
+  /** Groups that have begun and not ended; others wait. Default: no bound but the pages. */
+  maxGroups?: number | undefined
+  /** Which of those that wait begin; default `firstCome()`. */
+  order?: OrderPolicy | undefined
+  /**
+   * Tokens of prompts and headers, of all groups together, that one step computes: no running group waits longer for its
+   * next token than such a step takes. Default 512.
+   */
+  chunk?: number | undefined
+}
+
+const KEYS = optionKeys<SchedulerOptions>()({
+  model: true,
+  capacity: true,
+  admission: true,
+  maxGroups: true,
+  order: true,
+  chunk: true,
+})
+
+/** What a scheduler has done so far, and how full it is. */
+export interface SchedulerMetrics {
+  groups: { waiting: number; running: number }
+  /** Of its pools; `reserved`: the budgets of the running groups. Of caches that users bring nothing is counted here. */
+  pages: { total: number; used: number; reserved: number }
+  /** Steps and their tokens: those of lock steps, and those of prompts and headers. */
+  steps: number
+  tokens: number
+  prefilledTokens: number
+  milliseconds: number
+  /** Tokens of lock steps for each second of steps, over the last 64 of them; 0 before the first. */
+  tokensPerSecond: number
+}
+
+/** Steps over which tokens per second are measured. */
+const RECENT = 64
+
+interface Waiting {
+  group: Group
+  queued: QueuedGroup
+  resolve: (seat: Seat) => void
+  reject: (error: unknown) => void
+}
+
+/**
+ * Makes a scheduler: groups that run on it (`RunOptions.scheduler`) share its steps and its pool. Runs that name none share
+ * that of their model, which never makes them wait.
+ *
+ *     const scheduler = createScheduler({ model, capacity: 65_536, order: firstCome() })
+ *     const runs = requests.map((prompt) => runWorkers({ model, scheduler, prompt, workers, capacity: 2048 }))
+ *     await Promise.all(runs.map(consume))
+ *
+ * Throws HOGWILD_INVALID_ARGUMENT.
+ */
+export function createScheduler(options: SchedulerOptions): Scheduler {
+  return new Scheduler(options)
+}
+
+const schedulers = new WeakMap<Model, Scheduler>()
+
+/** The scheduler of runs that name none. */
+export function schedulerOf(model: Model): Scheduler {
+  checkInstance(model, 'model', Model)
+  const known = schedulers.get(model)
+  if (known !== undefined) return known
+  const scheduler = new Scheduler({ model })
+  schedulers.set(model, scheduler)
+  return scheduler
+}
+
+/** Shares a model among groups. Costs nothing while nobody runs on it; its pools are closed with their last group. */
+export class Scheduler {
+  readonly model: Model
+  readonly #capacity: number | undefined
+  readonly #admission: Admission
+  readonly #maxGroups: number
+  readonly #order: OrderPolicy
+  readonly #chunk: number
+  /** By what their caches differ in. */
+  readonly #pools = new Map<string, Pool[]>()
+  readonly #running = new Map<Seat, { queued: QueuedGroup; pool: Pool; key: string }>()
+  #waiting: Waiting[] = []
+  readonly #recent: StepReport[] = []
+  #steps = 0
+  #tokens = 0
+  #prefilledTokens = 0
+  #milliseconds = 0
+
+  /** @internal */
+  constructor(options: SchedulerOptions) {
+    options = checkOptions(options, 'options', KEYS)
+    const { capacity, order, maxGroups } = options
+    this.model = checkInstance(options.model, 'options.model', Model)
+    this.#capacity = capacity === undefined ? undefined : checkCapacity(capacity)
+    this.#admission = checkOneOf(options.admission ?? 'reserve', 'options.admission', [
+      'reserve',
+      'park',
+    ])
+    this.#maxGroups =
+      maxGroups === undefined
+        ? Number.POSITIVE_INFINITY
+        : checkInteger(maxGroups, 'options.maxGroups', 1)
+    this.#order = checkOrder(order ?? firstCome())
+    this.#chunk = checkInteger(options.chunk ?? 512, 'options.chunk', 1)
+  }
+
+  get metrics(): SchedulerMetrics {
+    const pools = [...this.#pools.values()].flat().filter(({ cache }) => !cache.closed)
+    const sum = (value: (pool: Pool) => number) => pools.reduce((all, pool) => all + value(pool), 0)
+    const recent = (value: (report: StepReport) => number) =>
+      this.#recent.reduce((all, report) => all + value(report), 0)
+    const milliseconds = recent((report) => report.milliseconds)
+    return {
+      groups: { waiting: this.#waiting.length, running: this.#running.size },
+      pages: {
+        total: sum(({ pages }) => pages),
+        used: sum(({ cache: { stats } }) => stats.pages - stats.freePages),
+        reserved: sum(({ reservedPages }) => reservedPages),
+      },
+      steps: this.#steps,
+      tokens: this.#tokens,
+      prefilledTokens: this.#prefilledTokens,
+      milliseconds: this.#milliseconds,
+      tokensPerSecond: milliseconds > 0 ? (1e3 * recent(({ tokens }) => tokens)) / milliseconds : 0,
+    }
+  }
+
+  /** @internal */
+  static is(value: unknown): value is Scheduler {
+    return typeof value === 'object' && value !== null && #capacity in value
+  }
+
+  /** @internal Pages of a budget. Throws HOGWILD_INVALID_ARGUMENT where the pool can never have so many. */
+  pagesFor(capacity: number | undefined): number {
+    const most = this.#capacity ?? Number.POSITIVE_INFINITY
+    const tokens = capacity ?? Math.min(DEFAULT_CAPACITY, most)
+    const pages = Math.ceil(tokens / PAGE_TOKENS)
+    if (pages <= Math.ceil(most / PAGE_TOKENS)) return pages
+    throw invalid('options.capacity', `at most the ${most} tokens of the scheduler`, capacity)
+  }
+
+  /**
+   * @internal A seat for the group, once it may begin. Rejects with HOGWILD_ABORTED, with what making a pool throws, and
+   * with what the order throws.
+   */
+  async enter(group: Group, signal: AbortSignal): Promise<Seat> {
+    const { cache, capacity } = group.settings
+    if (cache !== undefined) {
+      const pages = capacity === undefined ? undefined : Math.ceil(capacity / PAGE_TOKENS)
+      return new Seat(cache, this.#batcherOf(cache), pages)
+    }
+    throwIfAborted(signal)
+    const queued = queuedGroup(group, this.pagesFor(capacity))
+    let forget = () => {}
+    try {
+      return await new Promise<Seat>((resolve, reject) => {
+        const waiting = { group, queued, resolve, reject }
+        this.#waiting.push(waiting)
+        forget = onAbort(signal, () => this.#withdraw(waiting, signal))
+        this.#admit()
+        if (this.#waiting.includes(waiting)) publish('hogwild:group:wait', () => message(queued))
+      })
+    } finally {
+      forget()
+    }
+  }
+
+  /** @internal The group has ended: its pages are free for others. `keep`: its blocks stay, in a cache of their user's. */
+  async leave(seat: Seat, keep: boolean): Promise<void> {
+    const running = this.#running.get(seat)
+    if (running === undefined) {
+      seat.leave(keep)
+      return
+    }
+    const { queued, pool, key } = running
+    this.#running.delete(seat)
+    pool.leave(seat)
+    publish('hogwild:group:end', () => message(queued))
+    this.#admit()
+    if (!pool.isEmpty) return
+    this.#pools.set(
+      key,
+      this.#poolsOf(key).filter((other) => other !== pool),
+    )
+    await pool.cache.close()
+  }
+
+  #withdraw(waiting: Waiting, signal: AbortSignal): void {
+    this.#waiting = this.#waiting.filter((other) => other !== waiting)
+    try {
+      throwIfAborted(signal)
+    } catch (error) {
+      waiting.reject(error)
+    }
+    this.#admit()
+  }
+
+  /** Lets begin who may. What the order throws, all that wait are told. */
+  #admit(): void {
+    if (this.#waiting.length === 0) return
+    try {
+      const running = [...this.#running.values()].map(({ queued }) => queued)
+      const chosen = this.#order.choose(
+        this.#waiting.map(({ queued }) => queued),
+        running,
+      )
+      for (const queued of chosen) {
+        if (this.#running.size >= this.#maxGroups || !this.#begin(queued)) return
+      }
+    } catch (error) {
+      for (const { reject } of this.#waiting.splice(0)) reject(error)
+    }
+  }
+
+  /** false: there are not enough pages. */
+  #begin(queued: QueuedGroup): boolean {
+    const waiting = this.#waiting.find((other) => other.queued === queued)
+    if (waiting === undefined) throw invalid('what the order chose', 'groups that wait', queued)
+    const { group, resolve, reject } = waiting
+    try {
+      const key = cacheKey(group)
+      const pool = this.#poolFor(key, group, queued.pages)
+      if (pool === undefined) return false
+      const seat = pool.enter(group, queued.pages)
+      this.#running.set(seat, { queued, pool, key })
+      publish('hogwild:group:begin', () => message(queued))
+      resolve(seat)
+    } catch (error) {
+      reject(error)
+    }
+    this.#waiting = this.#waiting.filter((other) => other !== waiting)
+    return true
+  }
+
+  #poolFor(key: string, group: Group, pages: number): Pool | undefined {
+    const pools = this.#poolsOf(key)
+    const fitting = pools.find((pool) => pool.fits(pages))
+    if (fitting !== undefined || (this.#capacity !== undefined && pools.length > 0)) return fitting
+    const pool = new Pool(this.#createCache(group, pages), this.#admission, (guard) => {
+      return new Batcher(this.#chunk, this.#report, guard)
+    })
+    this.#pools.set(key, [...pools, pool])
+    return pool
+  }
+
+  #poolsOf(key: string): Pool[] {
+    return (this.#pools.get(key) ?? []).filter(({ cache }) => !cache.closed)
+  }
+
+  #createCache({ settings, warnings }: Group, pages: number): Cache {
+    const { context, cacheDtype: dtype } = settings
+    const onWarning = ({ code, message }: Warning) => warnings.warn(code, message)
+    const options = { context, dtype, onWarning }
+    const budget = pages * PAGE_TOKENS
+    const capacity = this.#capacity ?? poolCapacity(this.model, pages, dtype)
+    try {
+      return this.model.createCache({ ...options, capacity })
+    } catch (error) {
+      const isTooLarge = (error as { code?: unknown }).code === 'HOGWILD_OUT_OF_MEMORY'
+      if (!isTooLarge || this.#capacity !== undefined || capacity === budget) throw error
+      return this.model.createCache({ ...options, capacity: budget })
+    }
+  }
+
+  #batcherOf(cache: Cache): Batcher {
+    const known = batchers.get(cache)
+    if (known !== undefined) return known
+    const batcher = new Batcher(this.#chunk, this.#report)
+    batchers.set(cache, batcher)
+    return batcher
+  }
+
+  readonly #report = (report: StepReport): void => {
+    this.#steps++
+    this.#tokens += report.tokens
+    this.#prefilledTokens += report.prefilledTokens
+    this.#milliseconds += report.milliseconds
+    this.#recent.push(report)
+    if (this.#recent.length > RECENT) this.#recent.shift()
+    publish('hogwild:step', () => report)
+  }
+}
+
+/** Of caches that users bring: all groups on one are in the same steps. */
+const batchers = new WeakMap<Cache, Batcher>()
+
+/** Groups with the same key may live in one cache. */
+function cacheKey({ settings: { model, context, cacheDtype } }: Group): string {
+  const dtypes = cacheDtype === undefined ? 'default' : JSON.stringify(kvDtypes(cacheDtype))
+  return `${dtypes} ${model.rotatesForLongViews(context)}`
+}
+
+function queuedGroup({ settings, workers }: Group, pages: number): QueuedGroup {
+  const { prompt, maxTokens, priority } = settings
+  return { prompt, workers: workers.length, maxTokens, pages, priority }
+}
+
+function message({ prompt, workers, pages, priority }: QueuedGroup): GroupMessage {
+  return { workers, promptTokens: prompt.length, pages, priority }
+}
+
+function checkOrder(order: OrderPolicy): OrderPolicy {
+  if (typeof order?.choose !== 'function') {
+    throw invalid('options.order', 'firstCome(), multiBin() or an object with choose()', order)
+  }
+  return order
+}

@@ -1,0 +1,49 @@
+// A group's place in a cache: the blocks that are made for it, and the pages they may take.
+
+import type { Block } from '../block'
+import type { Cache } from '../cache'
+import type { Batcher } from './batcher'
+import type { BlockStore } from './group'
+
+export class Seat implements BlockStore {
+  readonly cache: Cache
+  readonly batcher: Batcher
+  /** Its budget; undefined: no bound but the cache. */
+  readonly pages: number | undefined
+  readonly #budget: number | undefined
+  readonly #blocks: Block[] = []
+
+  constructor(cache: Cache, batcher: Batcher, pages: number | undefined) {
+    this.cache = cache
+    this.batcher = batcher
+    this.pages = pages
+    this.#budget = pages === undefined ? undefined : cache.openBudget(pages)
+  }
+
+  createBlock(): Block {
+    const block = this.cache.createBlock(this.#budget)
+    this.#blocks.push(block)
+    return block
+  }
+
+  get usedPages(): number {
+    return this.#usage?.usedPages ?? 0
+  }
+
+  /** Most pages in use at once; undefined: it has no budget by which they are counted. */
+  get peakPages(): number | undefined {
+    return this.#usage?.peakPages
+  }
+
+  /** Gives its pages back. `keep`: the blocks belong to somebody else from now on. */
+  leave(keep: boolean): void {
+    if (this.cache.closed) return
+    if (!keep) for (const block of this.#blocks) block.close()
+    if (this.#budget !== undefined) this.cache.closeBudget(this.#budget)
+  }
+
+  get #usage() {
+    if (this.#budget === undefined || this.cache.closed) return undefined
+    return this.cache.budgetStats(this.#budget)
+  }
+}

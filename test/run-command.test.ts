@@ -1,0 +1,120 @@
+// `hogwild run` on a model whose text is known beforehand: names, checks, answers, budgets, the finisher.
+
+import { execFile } from 'node:child_process'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { type Script, writeScriptedModel } from './scripted-model'
+
+const main = join(__dirname, '..', 'dist', 'cli', 'main.js')
+
+async function run(model: string, ...args: string[]): Promise<string> {
+  const all = ['run', 'What is 2 + 2?', '--model', model, '--device', 'cpu', '--threads', '1']
+  const { stdout, stderr } = await promisify(execFile)(process.execPath, [main, ...all, ...args])
+  expect(stderr).toBe('')
+  return stdout
+}
+
+async function events(model: string, ...args: string[]): Promise<Record<string, unknown>[]> {
+  const lines = (await run(model, ...args, '--json')).trim().split('\n')
+  return lines.map((line) => JSON.parse(line))
+}
+
+/** Paragraphs of " no."; in the finisher's braces stands 42. */
+const PARAGRAPHS: Script['follows'] = {
+  ...{ ':': ' no', '*': ' no', e: ' no', l: ' no', ' no': '.', '.': '\n\n', '\n\n': ' no' },
+  ...{ '{': '4', '4': '2', '2': '}' },
+}
+/** The same, but each paragraph gives an answer. */
+const ANSWERS: Script['follows'] = { ...PARAGRAPHS, ' no': '\\boxed{', '\\boxed{': '4', '}': '.' }
+
+const ofType = (list: Record<string, unknown>[], type: string) =>
+  list.filter((event) => event.type === type)
+
+test.each([
+  ['combined', 5],
+  ['interleaved', 5],
+  ['contiguous', 0],
+] as const)('%s: turns, checks and the answer at the end', async (layout, checkEvery) => {
+  const model = writeScriptedModel({ follows: PARAGRAPHS })
+  const args = ['--layout', layout, '--names', 'Ann, Ben', '--max-tokens', '20']
+  const list = await events(model, ...args, '--check-every', `${checkEvery}`)
+  const texts = ['Ann', 'Ben'].map((name) =>
+    ofType(list, 'token')
+      .filter(({ worker }) => worker === name)
+      .map(({ text }) => text)
+      .join(''),
+  )
+  expect(texts[0]).toMatch(/^\n\n\*\*Ann \[1\]:\*\* Ann here\. I suggest that we no\.\n\n/)
+  expect(texts[1]).toMatch(/^\n\n\*\*Ben \[1\]:\*\* Ben here\. I will no\.\n\n/)
+  const isInTurns = layout !== 'contiguous'
+  expect(ofType(list, 'turn').length > 0).toBe(isInTurns)
+  for (const [i, name] of ['Ann', 'Ben'].entries()) {
+    expect(texts[i]?.includes(`\n\n**${name} [2]:**`)).toBe(isInTurns)
+    expect(/am I repeating .* \(yes\/no\): no\.\n\n/.test(texts[i] as string)).toBe(isInTurns)
+  }
+  const [answer, ...more] = ofType(list, 'answer')
+  const { steps } = list.at(-1) as { steps: number }
+  expect([answer, more]).toEqual([{ type: 'answer', step: steps, early: true, answer: '42' }, []])
+  expect(list.at(-1)).toMatchObject({ type: 'end' })
+})
+
+test('budgets: answers on the way, and the same tokens as without', async () => {
+  const model = writeScriptedModel({ follows: PARAGRAPHS })
+  const args = ['--workers', '3', '--max-tokens', '12']
+  const list = await events(model, ...args, '--budget', '8,3')
+  const answers = ofType(list, 'answer')
+  expect(answers).toMatchObject([
+    { budget: 3, early: true, answer: '42' },
+    { budget: 8, early: true, answer: '42' },
+    { early: true, answer: '42' },
+  ])
+  const plain = await events(model, ...args, '--finish', '0')
+  expect(ofType(plain, 'answer')).toEqual([])
+  expect(ofType(list, 'token')).toEqual(ofType(plain, 'token'))
+  const text = await run(model, ...args, '--budget', '3', '--finish', '2')
+  expect(text).toContain('\nearly after 3 tokens, no answer yet\n')
+  expect(await run(model, ...args)).toMatch(/\nearly, answer: 42\n.* tokens in .* steps/)
+})
+
+test('an answer ends the work of all who see it', async () => {
+  const model = writeScriptedModel({ follows: ANSWERS })
+  const list = await events(model, '--workers', '3', '--max-tokens', '50')
+  expect(ofType(list, 'answer')[0]).toMatchObject({ worker: 'Alice', early: false, answer: '42' })
+  expect(ofType(list, 'answer').every(({ early }) => early === false)).toBe(true)
+  expect(ofType(list, 'stop').map(({ reason }) => reason)).toEqual(new Array(3).fill('stopped'))
+  const { steps } = list.at(-1) as { steps: number }
+  expect(steps).toBeLessThan(12)
+  expect(await run(model, '--max-tokens', '50')).toMatch(/^Alice · answer: 42$/m)
+})
+
+test('workers that see nobody else answer each for itself', async () => {
+  const answering = writeScriptedModel({ follows: ANSWERS })
+  const given = await events(answering, '--no-share', '--max-tokens', '50')
+  expect(ofType(given, 'answer')).toMatchObject([
+    { worker: 'Alice', early: false, answer: '42' },
+    { worker: 'Bob', early: false, answer: '42' },
+  ])
+  const model = writeScriptedModel({ follows: PARAGRAPHS })
+  const extracted = await events(model, '--no-share', '--max-tokens', '5')
+  expect(ofType(extracted, 'answer')).toMatchObject([
+    { worker: 'Alice', early: true, answer: '42' },
+    { worker: 'Bob', early: true, answer: '42' },
+  ])
+})
+
+test('without a chat template the finisher has to be asked for', async () => {
+  const model = writeScriptedModel({ follows: PARAGRAPHS, chatTemplate: null })
+  const args = ['--workers', '1', '--max-tokens', '5']
+  expect(ofType(await events(model, ...args), 'answer')).toEqual([])
+  expect(ofType(await events(model, ...args, '--finish', '9'), 'answer')).toMatchObject([
+    { worker: 'Alice', early: true, answer: '42' },
+  ])
+})
+
+test('checks where there are no turns are refused', async () => {
+  const model = writeScriptedModel({ follows: PARAGRAPHS })
+  await expect(run(model, '--layout', 'contiguous', '--check-every', '5')).rejects.toMatchObject({
+    code: 1,
+    stderr: expect.stringMatching(/^hogwild: .*'contiguous', which has no turns.*\]\n$/),
+  })
+})
