@@ -151,7 +151,7 @@ export interface StepWorker {
   hidden?: boolean | undefined
   /**
    * Whether it comes back how the last new token's attention is spread over the view; default false. The layers attend
-   * once more for it, for this token alone.
+   * once more for it, for this token alone. On the CPU: elsewhere it is refused with HOGWILD_UNSUPPORTED.
    */
   attentionMass?: boolean | undefined
 }

@@ -71,12 +71,13 @@ struct DeviceInfo {
   int threads = 0;   // cpu: threads that compute, the calling one included
 };
 
-// What a model may need beyond what every device computes.
+// What a model or a step may need beyond what every device computes.
 enum class Feature : std::uint8_t {
   kAdd,           // AddParams
   kSoftcap,       // SoftcapParams
   kSeveralRopes,  // rope tables that differ between layers, or layers without one
   kExperts,       // ExpertsParams
+  kListening,     // attention of some tokens once more between the ops of a step (model/attention_mass.h)
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
@@ -89,7 +90,7 @@ class Device {
 
   virtual DeviceInfo info() const = 0;
 
-  // What it lacks is refused by name when a model is loaded or a cache is made.
+  // What it lacks is refused by name when a model is loaded, a cache is made or a step begins.
   virtual bool has(Feature) const { return true; }
 
   // Throws kUnsupported, naming what is supported, where the device cannot sample so. For whoever begins a step;

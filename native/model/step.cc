@@ -229,6 +229,10 @@ void Step::State::prepare_results() {
     StepResult::Worker& out = result.workers.emplace_back();
     out.logits.resize(n_logits * static_cast<std::size_t>(decoder.config().vocab_size));
     if (worker.hidden) out.hidden.resize(static_cast<std::size_t>(decoder.config().hidden_size));
+    if (worker.attention_mass && !device.has(Feature::kListening)) {
+      throw Error(code::kUnsupported, "workers[" + std::to_string(w) + "].attentionMass: the " + device.info().type +
+                                          " device does not tell it; the CPU device (device 'cpu') does");
+    }
     if (worker.attention_mass) out.attention_mass.resize(worker.view.blocks.size());
     if (!worker.sampler) continue;
     const SampleParams::Row& sampler = *worker.sampler;

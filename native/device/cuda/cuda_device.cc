@@ -301,6 +301,7 @@ bool CudaDevice::has(Feature feature) const {
     case Feature::kSoftcap:
     case Feature::kSeveralRopes:
     case Feature::kExperts:
+    case Feature::kListening:
       return false;
   }
   return true;
