@@ -3,11 +3,13 @@
 import type { Block } from './block'
 import { findToolCalls, type ToolCall } from './chat/tool-calls'
 import type { CacheDtype } from './formats'
+import { Grammar } from './grammar/grammar'
 import { PAGE_TOKENS } from './limits'
 import { type BeyondContext, Model, type StepOutput, type TokenLogprob } from './model'
 import { type PrefillProgress, prefillInPieces } from './prefill'
 import { Sampler, type SamplerOptions } from './sampler'
 import { withinVocabulary } from './sources/eos'
+import { copyLogitBias, type LogitBias, type ProcessLogits } from './step-hooks'
 import { onAbort, throwIfAborted } from './tasks'
 import { StopMatcher } from './tokenizer/stop-strings'
 import { type ChatMessage, type ChatOptions, Tokenizer } from './tokenizer/tokenizer'
@@ -42,6 +44,14 @@ export interface GenerateOptions {
   chat?: ChatOptions | undefined
   /** Default: greedy. */
   sampler?: SamplerOptions | undefined
+  /** As in a step: added to the logits of these token ids; -Infinity for a token that must not come out. Default: none. */
+  logitBias?: LogitBias | undefined
+  /**
+   * As in a step: changes the logits [V] of each token in place, the first one's too. What it throws ends the generation.
+   */
+  processLogits?: ProcessLogits | undefined
+  /** What the text has to be, from its first token on (`createGrammar`). A text that `maxTokens` ends is incomplete. */
+  grammar?: Grammar | undefined
   /** Tokens that may be written, at least 1; default 512. */
   maxTokens?: number | undefined
   /** Token ids that end the text; default: those of model and tokenizer. */
@@ -69,6 +79,9 @@ const KEYS = optionKeys<GenerateOptions>()({
   messages: true,
   chat: true,
   sampler: true,
+  logitBias: true,
+  processLogits: true,
+  grammar: true,
   maxTokens: true,
   stopTokens: true,
   stop: true,
@@ -154,6 +167,15 @@ function checkGenerate(options: GenerateOptions) {
     messages,
     chat: chat ?? {},
     sampler,
+    logitBias:
+      options.logitBias === undefined
+        ? undefined
+        : copyLogitBias(options.logitBias, 'options.logitBias', vocabSize),
+    processLogits: checkOptionalFunction(options.processLogits, 'options.processLogits'),
+    grammar:
+      options.grammar === undefined
+        ? undefined
+        : checkInstance(options.grammar, 'options.grammar', Grammar),
     maxTokens: checkMaxTokens(max, 'options.maxTokens'),
     stopTokens: stopIds,
     stop: checkStop(options.stop ?? [], 'options.stop', tokenizer),
@@ -257,8 +279,18 @@ export class Generation implements AsyncIterable<GeneratedToken> {
     prompt: Int32Array,
     writing: Writing,
   ): Promise<void> {
-    const { model, sampler, logprob, topLogprobs, beyondContext, onPrefill } = settings
-    const options = { sampler, logprob, topLogprobs, beyondContext, signal: this.#abort.signal }
+    const { model, sampler, logitBias, processLogits, logprob, topLogprobs } = settings
+    const { beyondContext, onPrefill } = settings
+    const options = {
+      sampler,
+      logitBias,
+      processLogits,
+      grammar: await settings.grammar?.matcher(),
+      logprob,
+      topLogprobs,
+      beyondContext,
+      signal: this.#abort.signal,
+    }
     let output = await prefillInPieces(model, block, prompt, options, onPrefill)
     for (;;) {
       this.#tokens.push(writing.add(output))

@@ -76,6 +76,12 @@ export {
   generate,
   type ToolCall,
 } from './generate'
+export {
+  createGrammar,
+  type Grammar,
+  type GrammarMatcher,
+  type GrammarOptions,
+} from './grammar/grammar'
 export { type DownloadOptions, type DownloadProgress, download } from './hub/download'
 export { findModel, type ModelDownloadOptions } from './hub/find'
 export type { HubOptions } from './hub/settings'
@@ -90,6 +96,7 @@ export {
 export { type AttentionState, mergeStates } from './merge-states'
 export {
   type BeyondContext,
+  type EmbeddingsWorker,
   type LoadModelOptions,
   type LoadProgress,
   loadModel,
@@ -124,8 +131,9 @@ export {
   ropeFrequencies,
   type YarnRope,
 } from './rope'
-export { type PenaltyScope, Sampler, type SamplerOptions } from './sampler'
+export { type PenaltyScope, Sampler, type SamplerOptions, type SamplerState } from './sampler'
 export type { SessionProgress, TransferOptions } from './session-file'
+export type { LogitBias, LogitsInfo, ProcessLogits } from './step-hooks'
 export type { TokenizerKind } from './tokenizer/models/parse'
 export type { TextStream } from './tokenizer/text-stream'
 export {

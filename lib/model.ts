@@ -9,6 +9,7 @@ import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
 import { fingerprint } from './fingerprint'
 import { type CacheDtype, DTYPES, type Format, isQuantised, storedBytes } from './formats'
+import { GrammarMatcher } from './grammar/grammar'
 import { checkDownload, findModel, type ModelDownloadOptions } from './hub/find'
 import { MAX_CAPACITY } from './limits'
 import { checkWeightMemory, weightMemory } from './memory'
@@ -17,6 +18,8 @@ import {
   type Dtype,
   type ModelHandle,
   type NativeModelConfig,
+  type NativeStepResult,
+  type NativeStepResults,
   type NativeStepWorker,
   type NativeTensor,
   native,
@@ -25,10 +28,19 @@ import {
 import { type Rope, ropeFrequencies } from './rope'
 import { GREEDY, Sampler } from './sampler'
 import { openSource } from './sources/source'
+import {
+  checkLogitBias,
+  heldFor,
+  type LogitBias,
+  type ProcessLogits,
+  type StepHooks,
+  stepWithHooks,
+} from './step-hooks'
 import { runTask, Tasks, throwIfAborted } from './tasks'
 import {
   checkArray,
   checkBoolean,
+  checkFloats,
   checkInstance,
   checkInteger,
   checkOneOf,
@@ -38,6 +50,7 @@ import {
   checkString,
   checkTokens,
   invalid,
+  isFloat32Array,
   optionKeys,
 } from './validate'
 import { type CheckedView, checkView, nativeView, type View } from './view'
@@ -103,11 +116,13 @@ export interface LoadProgress {
   totalBytes: number
 }
 
-/** What one worker brings to a step. */
+/** What one worker brings to a step, and what it wants of it. */
 export interface StepWorker {
   view: View
   /** New token ids, at least one, each in [0, vocabSize). They go to the end of the view's write target. */
   tokens: ArrayLike<number>
+  /** In their place: see EmbeddingsWorker. */
+  embeddings?: undefined
   /** How the next token is chosen; default: greedily. null: none is. A sampler serves one worker of a step. */
   sampler?: Sampler | null | undefined
   /** Which logits come back; default 'none'. */
@@ -116,6 +131,46 @@ export interface StepWorker {
   logprob?: boolean | undefined
   /** How many of the most likely tokens come back with theirs, whatever was chosen, at most 1024; default 0. */
   topLogprobs?: number | undefined
+  /**
+   * Added to the logits of these token ids, before all else that is done with them: finite numbers, or -Infinity for a
+   * token that must not come out. Default: none.
+   */
+  logitBias?: LogitBias | undefined
+  /**
+   * Changes the logits [V] from which the token is chosen, in place, after `logitBias` and before `grammar` and all that
+   * the sampler does. It is called once per step, with the logits after the last new token, and returns when it has done
+   * its work: a promise is refused. The cache is busy meanwhile. Logits come to JavaScript for this worker alone.
+   *
+   * Where it throws, the step rejects with what it threw; where it leaves NaN, +Infinity or nothing but -Infinity, with
+   * HOGWILD_INVALID_ARGUMENT. Cache and samplers are then as they were.
+   */
+  processLogits?: ProcessLogits | undefined
+  /**
+   * Only tokens that it allows are chosen; it goes on behind the one that was. Made by `Grammar.matcher`; one serves one
+   * worker of a step.
+   */
+  grammar?: GrammarMatcher | undefined
+  /** Whether the last layer's output comes back; default false. */
+  hidden?: boolean | undefined
+  /**
+   * Whether it comes back how the last new token's attention is spread over the view; default false. The layers attend
+   * once more for it, for this token alone. On the CPU: elsewhere it is refused with HOGWILD_UNSUPPORTED.
+   */
+  attentionMass?: boolean | undefined
+}
+
+/**
+ * A worker that brings embeddings in the place of token ids, e.g. of images, of soft prompts, or hidden states as
+ * thoughts. All else is as with ids. Where the cache keeps ids, and for penalties, which count nothing for it, a token
+ * without one has the id -1.
+ */
+export interface EmbeddingsWorker extends Omit<StepWorker, 'tokens' | 'embeddings'> {
+  /**
+   * [new tokens, H], finite, at least one: what the first layer reads. A model that multiplies the embeddings of ids
+   * (`config.embeddingScale`: Gemma, Granite) does not multiply these: a row of its own table times this number is the id.
+   */
+  embeddings: Float32Array
+  tokens?: undefined
 }
 
 export interface TokenLogprob {
@@ -132,8 +187,15 @@ export interface StepOutput {
   logprob: number | undefined
   /** The most likely first, equal ones by ascending id; undefined where not asked for or where sampler was null. */
   topLogprobs: TokenLogprob[] | undefined
-  /** 'last': [V], after the last new token; 'all': [new tokens, V]. */
+  /** 'last': [V], after the last new token; 'all': [new tokens, V]. As the model computes them, whatever hooks do. */
   logits: Float32Array | undefined
+  /** [H]: the last layer's output for the last new token, after the final norm; undefined where not asked for. */
+  hidden: Float32Array | undefined
+  /**
+   * [blocks of the view]: the share of the last new token's attention that goes to each, the mean over all layers and
+   * heads; undefined where not asked for. 0 for a hidden block. They sum to 1, but for what sinks take (gpt-oss).
+   */
+  attentionMass: Float32Array | undefined
 }
 
 export interface StepOptions {
@@ -152,8 +214,7 @@ export interface ContextReaction {
   warnings: Warnings
 }
 
-export type PrefillOptions = StepOptions &
-  Pick<StepWorker, 'sampler' | 'logits' | 'logprob' | 'topLogprobs'>
+export type PrefillOptions = StepOptions & Omit<StepWorker, 'view' | 'tokens' | 'embeddings'>
 
 export interface ModelCacheOptions {
   /** Tokens, rounded up to pages; default 8192. */
@@ -187,13 +248,19 @@ const LOAD_KEYS = optionKeys<LoadModelOptions>()({
   beyondContext: true,
   onWarning: true,
 })
-const STEP_WORKER_KEYS = optionKeys<StepWorker>()({
+const STEP_WORKER_KEYS = optionKeys<AnyWorker>()({
   view: true,
   tokens: true,
+  embeddings: true,
   sampler: true,
   logits: true,
   logprob: true,
   topLogprobs: true,
+  logitBias: true,
+  processLogits: true,
+  grammar: true,
+  hidden: true,
+  attentionMass: true,
 })
 const STEP_KEYS = optionKeys<StepOptions>()({
   signal: true,
@@ -208,6 +275,11 @@ const PREFILL_KEYS = optionKeys<PrefillOptions>()({
   logits: true,
   logprob: true,
   topLogprobs: true,
+  logitBias: true,
+  processLogits: true,
+  grammar: true,
+  hidden: true,
+  attentionMass: true,
 })
 const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
   capacity: true,
@@ -465,11 +537,16 @@ export class Model {
    * Rejects and leaves the cache as it was: HOGWILD_INVALID_ARGUMENT, HOGWILD_WRITE_CONFLICT (two workers
    * write to one block), HOGWILD_OUT_OF_PAGES, HOGWILD_BUSY (the cache or a sampler is in use),
    * HOGWILD_CLOSED, HOGWILD_ABORTED, HOGWILD_INVALID_MODEL (the model computes NaN or infinity, or its files
-   * changed), HOGWILD_UNSUPPORTED (a temperature in a view, on a CUDA device).
+   * changed), HOGWILD_UNSUPPORTED (a temperature in a view, on a CUDA device); and with what a `processLogits` threw.
+   *
+   * From the logits to a token: `logitBias`, `processLogits`, `grammar`, then the sampler (see there).
    *
    * A long step does not hold up the steps of other caches on the device: they take turns, piece by piece.
    */
-  async step(workers: readonly StepWorker[], options: StepOptions = {}): Promise<StepOutput[]> {
+  async step(
+    workers: readonly (StepWorker | EmbeddingsWorker)[],
+    options: StepOptions = {},
+  ): Promise<StepOutput[]> {
     return (await this.timedStep(workers, checkOptions(options, 'options', STEP_KEYS))).outputs
   }
 
@@ -478,7 +555,7 @@ export class Model {
    * those of the workers' owners, in the order of the workers.
    */
   async timedStep(
-    workers: readonly StepWorker[],
+    workers: readonly (StepWorker | EmbeddingsWorker)[],
     { reactions, ...options }: StepOptions & { reactions?: readonly ContextReaction[] } = {},
   ): Promise<{ outputs: StepOutput[]; seconds: number }> {
     const signal = checkSignal(options.signal, 'options.signal')
@@ -487,39 +564,26 @@ export class Model {
     const cache = (list[0] as CheckedWorker).view.cache
     this.#checkContexts(list, reactions ?? [this.#reaction(list, options)])
     const natives = list.map(nativeWorker)
-    const samplers = list.flatMap(({ sampler }) => sampler ?? [])
-    if (new Set(samplers).size < samplers.length) {
-      throw new HogwildError(
-        'expected workers to be served by a sampler of its own each, received one that serves two',
-        'HOGWILD_INVALID_ARGUMENT',
-      )
-    }
-    const acquired: Sampler[] = []
-    let drawn = false
+    const users = usersOf(list)
+    const held = natives.some((worker) => worker.held !== 'no')
+    const acquired: StepUser[] = []
+    let results: NativeStepResults | undefined
     try {
-      for (const sampler of samplers) {
-        sampler.acquire()
-        acquired.push(sampler)
+      for (const user of users) {
+        user.acquire()
+        acquired.push(user)
       }
-      const results = await runTask([this.#tasks, cache.tasks], signal, (cancel) =>
-        native.step(model, cache.open(), natives, cancel),
+      results = await runTask([this.#tasks, cache.tasks], signal, (cancel) =>
+        held
+          ? stepWithHooks(list, () => native.holdStep(model, cache.open(), natives, cancel), cancel)
+          : native.step(model, cache.open(), natives, cancel),
       )
-      drawn = true
-      const outputs = results.map(({ token, logprob, topTokens, topLogprobs, logits }, i) => ({
-        token: token < 0 ? undefined : token,
-        logprob: list[i]?.logprob && token >= 0 ? logprob : undefined,
-        topLogprobs:
-          topTokens.length > 0
-            ? Array.from(topTokens, (id, rank) => ({
-                token: id,
-                logprob: topLogprobs[rank] as number,
-              }))
-            : undefined,
-        logits: logits.length > 0 ? logits : undefined,
-      }))
-      return { outputs, seconds: results.seconds }
+      return {
+        outputs: results.map((result, i) => stepOutput(result, list[i] as CheckedWorker)),
+        seconds: results.seconds,
+      }
     } finally {
-      for (const sampler of acquired) sampler.release(drawn)
+      for (const user of acquired) user.release(results?.[user.worker]?.token)
     }
   }
 
@@ -532,12 +596,13 @@ export class Model {
     tokens: ArrayLike<number>,
     options: PrefillOptions = {},
   ): Promise<StepOutput> {
-    const { sampler, logits, logprob, topLogprobs, ...stepOptions } = checkOptions(
+    const { signal, beyondContext, onWarning, ...wanted } = checkOptions(
       options,
       'options',
       PREFILL_KEYS,
     )
-    const worker = { view: { blocks: [block] }, tokens, sampler, logits, logprob, topLogprobs }
+    const worker = { view: { blocks: [block] }, tokens, ...wanted }
+    const stepOptions = { signal, beyondContext, onWarning }
     const outputs = await this.step([worker], stepOptions)
     return outputs[0] as StepOutput
   }
@@ -575,23 +640,10 @@ export class Model {
     return this.#handle
   }
 
-  #checkWorkers(workers: readonly StepWorker[]): CheckedWorker[] {
+  #checkWorkers(workers: readonly (StepWorker | EmbeddingsWorker)[]): CheckedWorker[] {
     const list: CheckedWorker[] = []
-    for (const [i, worker] of checkArray(workers, 'workers').entries()) {
-      const name = `workers[${i}]`
-      const part = checkOptions(worker as StepWorker, name, STEP_WORKER_KEYS)
-      const { sampler } = part
-      list.push({
-        view: checkView(part.view, `${name}.view`, list[0]?.view.cache),
-        tokens: checkTokens(part.tokens, `${name}.tokens`, this.config.vocabSize, 1),
-        sampler:
-          sampler === undefined || sampler === null
-            ? sampler
-            : checkInstance(sampler, `${name}.sampler`, Sampler),
-        logits: checkOneOf(part.logits ?? 'none', `${name}.logits`, ['none', 'last', 'all']),
-        logprob: checkBoolean(part.logprob ?? false, `${name}.logprob`),
-        topLogprobs: checkInteger(part.topLogprobs ?? 0, `${name}.topLogprobs`, 0, 1024),
-      })
+    for (const worker of checkArray(workers, 'workers')) {
+      list.push(checkWorker(worker as AnyWorker, list.length, this.config, list[0]?.view.cache))
     }
     if (list.length === 0) throw invalid('workers', 'at least one worker', list)
     return list
@@ -635,31 +687,161 @@ export class Model {
   }
 }
 
-/** A StepWorker whose parts were checked and copied. */
-interface CheckedWorker {
+/** All that a worker of either kind may bring. */
+type AnyWorker = Omit<StepWorker, 'tokens' | 'embeddings'> & {
+  tokens?: StepWorker['tokens'] | undefined
+  embeddings?: Float32Array | undefined
+}
+
+/** A worker whose parts were checked and copied. */
+interface CheckedWorker extends StepHooks {
   view: CheckedView
   tokens: Int32Array
+  embeddings: Float32Array | undefined
   sampler: Sampler | null | undefined
   logits: 'none' | 'last' | 'all'
   logprob: boolean
   topLogprobs: number
+  logitBias: NativeStepWorker['logitBias']
+  hidden: boolean
+  attentionMass: boolean
 }
 
-function nativeWorker({
-  view,
-  tokens,
-  sampler,
-  logits,
-  logprob,
-  topLogprobs,
-}: CheckedWorker): NativeStepWorker {
+/** `cache`: that of the workers before. */
+function checkWorker(
+  worker: AnyWorker,
+  index: number,
+  config: ModelConfig,
+  cache: Cache | undefined,
+): CheckedWorker {
+  const name = `workers[${index}]`
+  const part = checkOptions(worker, name, STEP_WORKER_KEYS)
+  const { sampler, grammar } = part
+  const view = checkView(part.view, `${name}.view`, cache)
+  const { tokens, embeddings } = checkInput(part, name, config)
+  const checked = {
+    view,
+    tokens,
+    embeddings,
+    sampler:
+      sampler === undefined || sampler === null
+        ? sampler
+        : checkInstance(sampler, `${name}.sampler`, Sampler),
+    logits: checkOneOf(part.logits ?? 'none', `${name}.logits`, ['none', 'last', 'all']),
+    logprob: checkBoolean(part.logprob ?? false, `${name}.logprob`),
+    topLogprobs: checkInteger(part.topLogprobs ?? 0, `${name}.topLogprobs`, 0, 1024),
+    logitBias:
+      part.logitBias === undefined
+        ? undefined
+        : checkLogitBias(part.logitBias, `${name}.logitBias`, config.vocabSize),
+    processLogits: checkOptionalFunction(part.processLogits, `${name}.processLogits`),
+    grammar:
+      grammar === undefined ? undefined : checkInstance(grammar, `${name}.grammar`, GrammarMatcher),
+    info: { worker: index, block: view.writeTo, tokens },
+    hidden: checkBoolean(part.hidden ?? false, `${name}.hidden`),
+    attentionMass: checkBoolean(part.attentionMass ?? false, `${name}.attentionMass`),
+  }
+  const hook = (['logitBias', 'processLogits', 'grammar'] as const).find(
+    (key) => part[key] !== undefined,
+  )
+  if (sampler === null && hook !== undefined) {
+    throw invalid(
+      `${name}.sampler`,
+      `a Sampler, or none for a greedy one, as there is a ${hook}`,
+      sampler,
+    )
+  }
+  return checked
+}
+
+/** The token ids, or -1 for each embedding. */
+function checkInput(
+  { tokens, embeddings }: AnyWorker,
+  name: string,
+  { vocabSize, hiddenSize }: ModelConfig,
+): Pick<CheckedWorker, 'tokens' | 'embeddings'> {
+  if (embeddings === undefined) {
+    const ids = checkTokens(tokens, `${name}.tokens`, vocabSize, 1)
+    return { tokens: ids, embeddings }
+  }
+  if (tokens !== undefined) {
+    throw invalid(name, 'either tokens or embeddings', { tokens, embeddings })
+  }
+  const rows = isFloat32Array(embeddings) ? embeddings.length / hiddenSize : 0
+  const shape = `[new tokens, ${hiddenSize}], at least one`
+  const count = Number.isInteger(rows) && rows > 0 ? rows : 1
+  checkFloats(embeddings, `${name}.embeddings`, count * hiddenSize, shape)
+  return { tokens: new Int32Array(count).fill(-1), embeddings }
+}
+
+function nativeWorker(worker: CheckedWorker): NativeStepWorker {
+  const { view, tokens, embeddings, sampler, logits, logprob, topLogprobs } = worker
+  const { logitBias, hidden, attentionMass } = worker
   return {
     ...nativeView(view),
     tokens,
+    embeddings,
     logits,
     sampler: sampler === undefined ? GREEDY : (sampler?.next() ?? null),
     logprob,
     topLogprobs,
+    logitBias,
+    held: heldFor(worker),
+    hidden,
+    attentionMass,
+  }
+}
+
+/** What serves one worker at a time, from the step's begin to its end; then it is told the token, if there is one. */
+interface StepUser {
+  worker: number
+  acquire(): void
+  release(token: number | undefined): void
+}
+
+/** Throws HOGWILD_INVALID_ARGUMENT where one serves two workers. */
+function usersOf(workers: readonly CheckedWorker[]): StepUser[] {
+  const seen = new Set<Sampler | GrammarMatcher>()
+  const once = <T extends Sampler | GrammarMatcher>(user: T, what: string): T => {
+    if (seen.has(user)) {
+      throw new HogwildError(
+        `expected workers to be served by a ${what} of its own each, received one that serves two`,
+        'HOGWILD_INVALID_ARGUMENT',
+      )
+    }
+    seen.add(user)
+    return user
+  }
+  return workers.flatMap(({ sampler, grammar }, worker) => {
+    const users: StepUser[] = []
+    if (sampler) {
+      const user = once(sampler, 'sampler')
+      users.push({
+        worker,
+        acquire: () => user.acquire(),
+        release: (token) => user.release(token !== undefined),
+      })
+    }
+    if (grammar) {
+      const user = once(grammar, 'grammar matcher')
+      users.push({ worker, acquire: () => user.acquire(), release: (token) => user.release(token) })
+    }
+    return users
+  })
+}
+
+function stepOutput(result: NativeStepResult, { logprob }: CheckedWorker): StepOutput {
+  const { token, topTokens, topLogprobs, logits, hidden, attentionMass } = result
+  return {
+    token: token < 0 ? undefined : token,
+    logprob: logprob && token >= 0 ? result.logprob : undefined,
+    topLogprobs:
+      topTokens.length > 0
+        ? Array.from(topTokens, (id, rank) => ({ token: id, logprob: topLogprobs[rank] as number }))
+        : undefined,
+    logits: logits.length > 0 ? logits : undefined,
+    hidden: hidden.length > 0 ? hidden : undefined,
+    attentionMass: attentionMass.length > 0 ? attentionMass : undefined,
   }
 }
 

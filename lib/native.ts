@@ -25,6 +25,7 @@ export type ImportHandle = Handle<'import'>
 export type CancelHandle = Handle<'cancel'>
 export type ProgressHandle = Handle<'progress'>
 export type MemoryHandle = Handle<'memory'>
+export type StepHandle = Handle<'step'>
 
 export type { Dtype, Format }
 export type SimdLevel =
@@ -191,13 +192,24 @@ export interface NativeWorkerView {
 }
 
 export interface NativeStepWorker extends NativeWorkerView {
+  /** -1 each where there are embeddings. */
   tokens: Int32Array
+  /** [tokens, H], as the first layer reads them. Default: those of the ids. */
+  embeddings?: Float32Array | undefined
   logits: 'none' | 'last' | 'all'
   /** null: no token is sampled. */
   sampler: NativeSampler | null
   logprob: boolean
   /** At most 1024. */
   topLogprobs: number
+  /** Added to the logits of these ids before all else; -Infinity: they never come out. Default: none. */
+  logitBias?: { ids: Int32Array; values: Float32Array } | undefined
+  /** Whether its token waits for `finishStep`, and its logits come back before. Default 'no'. */
+  held?: 'no' | 'yes' | 'with-logits' | undefined
+  /** Whether the last layer's output comes back; default false. */
+  hidden?: boolean | undefined
+  /** Whether it comes back where the last new token looks; default false. */
+  attentionMass?: boolean | undefined
 }
 
 export interface NativeStepResult {
@@ -210,6 +222,25 @@ export interface NativeStepResult {
   /** The most likely tokens and their log-probabilities under the raw logits, as many as asked for but at most V. */
   topTokens: Int32Array
   topLogprobs: Float32Array
+  /** [H], or empty. */
+  hidden: Float32Array
+  /** [entries of the view], or empty. */
+  attentionMass: Float32Array
+}
+
+/** A step that has computed all but the tokens of its held workers. */
+export interface NativeHeldStep {
+  step: StepHandle
+  /** By worker: [V] with the bias where they are wanted ('with-logits'), else empty. */
+  logits: Float32Array[]
+}
+
+/** What a held worker's token is chosen from. */
+export interface NativeLogitsEdit {
+  /** [V], in the place of its own; null: those. */
+  logits: Float32Array | null
+  /** Bit id % 32 of element id / 32 is set where the id may be chosen; those beyond may not. null: all may. */
+  allowed: Int32Array | null
 }
 
 export type NativeStepResults = NativeStepResult[] & {
@@ -334,6 +365,23 @@ export interface NativeBinding {
     workers: NativeStepWorker[],
     cancel: CancelHandle | null,
   ): Promise<NativeStepResults>
+  /**
+   * A step some of whose workers are held: one of `finishStep` and `abortStep` must follow, until then the cache is busy.
+   * A step whose handle is collected is aborted.
+   */
+  holdStep(
+    model: ModelHandle,
+    cache: CacheHandle,
+    workers: NativeStepWorker[],
+    cancel: CancelHandle | null,
+  ): Promise<NativeHeldStep>
+  /** `edits`: one for each worker of the step. What fails aborts the step. */
+  finishStep(
+    step: StepHandle,
+    edits: NativeLogitsEdit[],
+    cancel: CancelHandle | null,
+  ): Promise<NativeStepResults>
+  abortStep(step: StepHandle): Promise<void>
 
   /** Reserves room for the new tokens and plans the step; the cache is busy until commit or abort. */
   beginPass(cache: CacheHandle, workers: NativePassWorker[]): PassHandle

@@ -32,6 +32,11 @@ export async function prefillInPieces(
     logits: 'none',
     logprob: false,
     topLogprobs: 0,
+    logitBias: undefined,
+    processLogits: undefined,
+    grammar: undefined,
+    hidden: false,
+    attentionMass: false,
   } as const
   for (let begin = 0; ; begin += PIECE) {
     const end = Math.min(begin + PIECE, tokens.length)

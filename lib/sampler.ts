@@ -5,11 +5,13 @@ import type { NativeSampler } from './native'
 import {
   checkInteger,
   checkNumber,
+  checkObject,
   checkOneOf,
   checkOptions,
   checkTokens,
   invalid,
   optionKeys,
+  readable,
 } from './validate'
 
 export type PenaltyScope = 'view' | 'own'
@@ -59,6 +61,51 @@ const SAMPLER_KEYS = optionKeys<SamplerOptions>()({
   seed: true,
 })
 
+/**
+ * What a sampler is and how far it is, as plain JSON data: what penalties count stands in the blocks. `version` changes
+ * when older states can no longer be read.
+ */
+export interface SamplerState {
+  version: 1
+  /** As in SamplerOptions, all of them; `lastN` 0: no limit. */
+  options: {
+    temperature: number
+    topK: number
+    topP: number
+    minP: number
+    repetitionPenalty: number
+    presencePenalty: number
+    frequencyPenalty: number
+    scope: PenaltyScope
+    lastN: number
+    forbidden: number[]
+  }
+  /** Decimal digits, as JSON has no integers of 64 bits. */
+  seed: string
+  /** Tokens drawn so far, as decimal digits. */
+  draws: string
+}
+
+const STATE_KEYS = optionKeys<SamplerState>()({
+  version: true,
+  options: true,
+  seed: true,
+  draws: true,
+})
+const STATE_OPTION_KEYS = optionKeys<SamplerState['options']>()({
+  temperature: true,
+  topK: true,
+  topP: true,
+  minP: true,
+  repetitionPenalty: true,
+  presencePenalty: true,
+  frequencyPenalty: true,
+  scope: true,
+  lastN: true,
+  forbidden: true,
+})
+const STATE_VERSION = 1
+
 const SEEDS = 2n ** 64n
 
 /** Greedy: what a step does that is given no sampler. */
@@ -84,7 +131,8 @@ export const GREEDY: NativeSampler = {
  *
  * Order: forbidden, repetition penalty (arXiv 1909.05858), presence and frequency penalties (as in OpenAI's API),
  * temperature, top-k, top-p (arXiv 1904.09751),
- * min-p (arXiv 2407.01082), one draw.
+ * min-p (arXiv 2407.01082), one draw. What a step does to the logits before (StepWorker's `logitBias`, `processLogits`,
+ * `grammar`) comes first: then these are the logits that a sampler gets.
  */
 export class Sampler {
   /** In [0, 2^64). */
@@ -136,6 +184,44 @@ export class Sampler {
     return this.#draw
   }
 
+  /**
+   * A copy of what it is and of how far it is; during a step, as before it. `Sampler.restore` makes a sampler of it
+   * that gives the same tokens for the same logits.
+   */
+  get state(): SamplerState {
+    const { forbidden, lastN, ...options } = this.#options
+    return {
+      version: STATE_VERSION,
+      options: { ...options, lastN, forbidden: Array.from(forbidden) },
+      seed: `${this.seed}`,
+      draws: `${this.#draw}`,
+    }
+  }
+
+  /**
+   * A sampler in this state, as `state` gave it, maybe through JSON. Throws HOGWILD_UNSUPPORTED for the version of a
+   * later release, HOGWILD_INVALID_ARGUMENT for what no sampler gave.
+   */
+  static restore(state: SamplerState): Sampler {
+    const given = readable('state', undefined, () => checkObject(state, 'state').version)
+    const version = checkInteger(given, 'state.version', 1)
+    if (version !== STATE_VERSION) {
+      throw new HogwildError(
+        `the state of a sampler has version ${version}; this release reads version ${STATE_VERSION}`,
+        'HOGWILD_UNSUPPORTED',
+      )
+    }
+    const { options, seed, draws } = checkComplete(state, 'state', STATE_KEYS)
+    const { lastN, ...others } = checkComplete(options, 'state.options', STATE_OPTION_KEYS)
+    const sampler = new Sampler({
+      ...others,
+      lastN: lastN === 0 ? undefined : lastN,
+      seed: checkCount(seed, 'state.seed'),
+    })
+    sampler.#draw = checkCount(draws, 'state.draws')
+    return sampler
+  }
+
   /** @internal */
   static is(value: unknown): value is Sampler {
     return typeof value === 'object' && value !== null && #draw in value
@@ -164,6 +250,27 @@ export class Sampler {
     this.#busy = false
     if (drawn) this.#draw++
   }
+}
+
+/** A copy of an object that has all of the keys and no others. */
+function checkComplete<T extends object>(
+  value: T,
+  name: string,
+  keys: readonly (keyof T & string)[],
+): T {
+  const copy = checkOptions(value, name, keys)
+  const missing = keys.find((key) => copy[key] === undefined || copy[key] === null)
+  if (missing !== undefined) throw invalid(`${name}.${missing}`, 'a part of the state', undefined)
+  return copy
+}
+
+/** The integer in [0, 2^64) that decimal digits say. */
+function checkCount(value: unknown, name: string): bigint {
+  const count = typeof value === 'string' && /^(0|[1-9]\d{0,19})$/.test(value) && BigInt(value)
+  if (count === false || count >= SEEDS) {
+    throw invalid(name, 'the decimal digits of an integer in [0, 2^64)', value)
+  }
+  return count
 }
 
 function checkPenalty(penalty: number | undefined, name: string): number {

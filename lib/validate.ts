@@ -75,7 +75,7 @@ export function invalid(
 }
 
 /** What `read` returns; where it throws (a getter, a proxy), HOGWILD_INVALID_ARGUMENT with that as `cause`. */
-function readable<T>(name: string, code: HogwildErrorCode | undefined, read: () => T): T {
+export function readable<T>(name: string, code: HogwildErrorCode | undefined, read: () => T): T {
   try {
     return read()
   } catch (cause) {
@@ -149,6 +149,21 @@ export function checkSignal(value: unknown, name: string): AbortSignal | undefin
   })
   if (!isSignal) throw invalid(name, 'an AbortSignal', value)
   return value as AbortSignal
+}
+
+/**
+ * What a function of the caller's returned that must have done its work by then: no promise. One that is rejected later
+ * is nobody's.
+ */
+export function checkSynchronous(returned: unknown, name: string): void {
+  const then = readable(
+    name,
+    undefined,
+    () => (returned as PromiseLike<unknown> | null | undefined)?.then,
+  )
+  if (typeof then !== 'function') return
+  Promise.resolve(returned).catch(() => {})
+  throw invalid(name, 'a function that is done when it returns', 'one that returns a promise')
 }
 
 export function checkOptionalFunction<T>(value: T, name: string): T {
@@ -277,6 +292,40 @@ export function checkTokens(
       tokens[i] = known ? (token as number) : checkInteger(token, `${name}[${i}]`, 0, vocabSize - 1)
     }
     return tokens
+  })
+}
+
+/**
+ * Copies numbers by token id, each in [0, vocabSize): a Map, or an object whose keys are the ids. `accept` takes the
+ * numbers; `expected` says in words what they are.
+ */
+export function checkNumbersByToken(
+  value: unknown,
+  name: string,
+  vocabSize: number,
+  expected: string,
+  accept: (value: number) => boolean,
+): { ids: Int32Array; values: Float32Array } {
+  return readable(name, undefined, () => {
+    const entries: [unknown, unknown][] = []
+    if (ArrayBuffer.isView(value)) throw invalid(name, 'a Map or an object', value)
+    if (types.isMap(value)) {
+      Map.prototype.forEach.call(value, (number, id) => entries.push([id, number]))
+    } else {
+      for (const [key, number] of Object.entries(checkObject(value, name))) {
+        entries.push([/^(0|[1-9]\d*)$/.test(key) ? Number(key) : key, number])
+      }
+    }
+    const ids = new Int32Array(entries.length)
+    const values = new Float32Array(entries.length)
+    for (const [i, [id, number]] of entries.entries()) {
+      ids[i] = checkInteger(id, `a token id of ${name}`, 0, vocabSize - 1)
+      if (typeof number !== 'number' || !accept(number)) {
+        throw invalid(`${name}[${id}]`, expected, number)
+      }
+      values[i] = number
+    }
+    return { ids, values }
   })
 }
 

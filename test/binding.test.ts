@@ -165,14 +165,15 @@ const MINUS_ONE = /rope$/
 
 // Parameters that take one of some words.
 const CHOICES =
-  /type$|format$|activation$|qkNorm$|logits$|scope$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
+  /type$|format$|activation$|qkNorm$|logits$|held$|scope$|^(createModel|ops.embedding|ops.gatedActivation)\[3\]$/
 
 // Parameters that may be null.
 const NULLABLE =
-  /bias|fields$|sampler$|convertTo|step\[3\]|createModel\[[345]\]|^passAttend\[4\]\.(?!scale|wantLse)/
+  /bias|fields$|sampler$|convertTo|^(step|holdStep)\[3\]|^finishStep(\[2\]|\[1\]\[0\]\.)|createModel\[[345]\]|^passAttend\[4\]\.(?!scale|wantLse)/
 
 // Parameters that may be left out.
-const OPTIONAL = /^(createModel\[7\]|createBlock\[1\])$/
+const OPTIONAL =
+  /^(createModel\[7\]|createBlock\[1\])$|^holdStep.*\.(embeddings|logitBias|held|hidden|attentionMass)$/
 
 function kindOf(value: unknown): string {
   if (types.isExternal(value)) return 'handle'

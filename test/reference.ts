@@ -251,6 +251,7 @@ export function attend(
   view: readonly Seen[],
   { queryHeads, kvHeads, headDim, scale, window = Infinity, softcap, sinks }: AttentionShape,
   rope: Rope,
+  listen?: (query: number, place: number, weight: number) => void,
 ): { out: Float64Array[]; lse: Float64Array[] } {
   const width = kvHeads * headDim
   const keys = new Float64Array(view.length * width)
@@ -293,6 +294,7 @@ export function attend(
       logSums[head] = max + Math.log(sum)
       for (let t = 0; t < weights.length; t++) {
         const weight = weights[t]! / sum
+        listen?.(i, t, weight)
         for (let d = 0; d < headDim; d++) result[at + d]! += weight * values[t * width + from + d]!
       }
     }
@@ -424,6 +426,9 @@ export class ReferenceModel {
     this.rope = this.layerRopes[0]!
   }
 
+  /** Told of each weight: that the worker's query puts on a place of its view, in each layer and head. */
+  listen?: (worker: number, query: number, place: number, weight: number) => void
+
   /**
    * One simultaneous step; the new tokens are pushed to the targets. Returns the logits of every new
    * token: [workers][tokens] of [V].
@@ -452,12 +457,13 @@ export class ReferenceModel {
           return q
         })
       }
-      for (const part of parts) {
+      for (const [worker, part] of parts.entries()) {
         const { out } = attend(
           part.q,
           seen(part.entries, part.target, layer, (block) => held.get(block)!),
           this.layerShapes[layer]!,
           this.layerRopes[layer]!,
+          this.listen && ((query, place, weight) => this.listen!(worker, query, place, weight)),
         )
         part.x = part.x.map((x, i) => this.finish(layer, x, out[i]!))
       }

@@ -15,6 +15,8 @@ const CLASSES = [
   'WorkerRun',
   'Tokenizer',
   'TextStream',
+  'Grammar',
+  'GrammarMatcher',
 ]
 
 /** Modules of a user's. */

@@ -182,7 +182,7 @@ async function play(script: Script): Promise<{ steps: LockStep[]; events: Worker
     const views = parts.map(({ view }) =>
       view.blocks.map((entry) => [...('block' in entry ? entry.block : entry).tokens()]),
     )
-    given.push({ views, tokens: parts.map(({ tokens }) => Array.from(tokens)) })
+    given.push({ views, tokens: parts.map(({ tokens }) => Array.from(tokens!)) })
     return step(parts, stepOptions)
   })
   for (const order of orders[0] ?? []) give(order)

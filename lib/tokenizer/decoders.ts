@@ -33,6 +33,11 @@ export interface Decoder {
   prepare: Normalizer
   /** The others. */
   start(sink: TextSink): TextSink
+  /**
+   * The bytes that a prepared token adds to a text that it does not begin; undefined where that depends on its
+   * neighbours.
+   */
+  bytes: ((token: string) => Uint8Array) | undefined
 }
 
 const TYPES = [
@@ -58,19 +63,74 @@ export function parseDecoder(value: unknown): Decoder {
   const decoders = value === undefined || value === null ? undefined : flatten(value, 'decoder')
   const maps: Normalizer[] = []
   const stages: Stage[] = []
-  for (const { object, name, type } of decoders ?? []) {
+  const later: DecoderJson[] = []
+  for (const decoder of decoders ?? []) {
+    const { object, name, type } = decoder
     if (stages.length === 0 && (type === 'Replace' || type === 'Strip')) {
       maps.push(type === 'Replace' ? replaceInToken(object, name) : stripToken(object, name))
     } else {
       stages.push(parseStage(type, object, name))
+      later.push(decoder)
     }
   }
   if (decoders === undefined) stages.push(separate)
   return {
     prepare: (token) => maps.reduce((text, map) => map(text), token),
     start: (sink) => stages.reduceRight((next, stage) => stage(next), sink),
+    bytes: decoders && bytesInside(later),
   }
 }
+
+type TokenPart = string | Uint8Array
+
+/** See Decoder.bytes. */
+function bytesInside(decoders: readonly DecoderJson[]): Decoder['bytes'] {
+  const maps: ((token: string) => TokenPart)[] = []
+  let isFused = false
+  for (const { object, name, type } of decoders) {
+    const map = partInside(type, object, name, isFused)
+    if (map === undefined) return undefined
+    maps.push(map)
+    isFused ||= type === 'Fuse'
+  }
+  return (token) => {
+    let part: TokenPart = token
+    for (const map of maps) if (typeof part === 'string') part = map(part)
+    return typeof part === 'string' ? encoder.encode(part) : part
+  }
+}
+
+function partInside(
+  type: DecoderJson['type'],
+  object: Record<string, unknown>,
+  name: string,
+  isFused: boolean,
+): ((token: string) => TokenPart) | undefined {
+  switch (type) {
+    case 'ByteLevel':
+      return tokenBytes
+    case 'ByteFallback':
+      return (token) => {
+        const byte = fallbackByte(token)
+        return byte === undefined ? token : Uint8Array.of(byte)
+      }
+    case 'Fuse':
+      return (token) => token
+    case 'Metaspace': {
+      const replacement = checkCharacter(object.replacement ?? '▁', `${name}.replacement`)
+      return (token) => token.replaceAll(replacement, ' ')
+    }
+    case 'Strip': // of the text's ends
+      return isFused ? (token) => token : undefined
+    case 'BPEDecoder':
+    case 'CTC':
+    case 'Replace': // across tokens
+    case 'WordPiece':
+      return undefined
+  }
+}
+
+const encoder = new TextEncoder()
 
 interface DecoderJson {
   object: Record<string, unknown>
@@ -231,6 +291,12 @@ const byteLevel: Stage = (next) => {
   )
 }
 
+function fallbackByte(token: string): number | undefined {
+  // The library's parser of numbers takes a plus sign.
+  const hex = /^<0x(\+[0-9A-Fa-f]|[0-9A-Fa-f]{2})>$/.exec(token)?.[1]
+  return hex === undefined ? undefined : Number.parseInt(hex, 16)
+}
+
 /** Tokens like <0x0A> are bytes; neighbours of that kind are one text. */
 const byteFallback: Stage = (next) => {
   const decoder = utf8()
@@ -242,14 +308,13 @@ const byteFallback: Stage = (next) => {
   return wholeTokens(
     next,
     (token) => {
-      // The library's parser of numbers takes a plus sign.
-      const hex = /^<0x(\+[0-9A-Fa-f]|[0-9A-Fa-f]{2})>$/.exec(token)?.[1]
-      if (hex === undefined) {
+      const byte = fallbackByte(token)
+      if (byte === undefined) {
         endBytes()
         emit(next, token)
       } else {
         inBytes = true
-        next.text(decoder.decode(Uint8Array.of(Number.parseInt(hex, 16)), { stream: true }))
+        next.text(decoder.decode(Uint8Array.of(byte), { stream: true }))
       }
     },
     () => {

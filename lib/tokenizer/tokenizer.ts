@@ -335,6 +335,19 @@ export class Tokenizer {
     return new TextStream(this.#decoding, skip)
   }
 
+  /**
+   * @internal What each id adds to a text that it does not begin; nothing: it is special or has no token. undefined
+   * where that depends on neighbours.
+   */
+  tokenBytes(): Uint8Array[] | undefined {
+    const { tokens, decoder } = this.#decoding
+    const { bytes } = decoder
+    if (bytes === undefined) return undefined
+    return Array.from({ length: tokens.size }, (_, id) =>
+      tokens.has(id) && !tokens.isSpecial(id) ? bytes(tokens.text(id)) : new Uint8Array(0),
+    )
+  }
+
   /** Ends the thread. Only `decode`, `stream` and `tokenId` work on; calls under way throw HOGWILD_CLOSED. Idempotent. */
   async close(): Promise<void> {
     this.#closed = true

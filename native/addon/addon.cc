@@ -97,6 +97,9 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add<create_cancel>(exports, "createCancel");
   add<cancel>(exports, "cancel");
   add_async<step>(exports, "step");
+  add_async<hold_step>(exports, "holdStep");
+  add_async<finish_step>(exports, "finishStep");
+  add_async<abort_step>(exports, "abortStep");
 
   add<begin_pass>(exports, "beginPass");
   add_async<pass_append>(exports, "passAppend");

@@ -23,7 +23,12 @@ Napi::Value create_progress(const Napi::CallbackInfo& info);
 Napi::Value progress_bytes(const Napi::CallbackInfo& info);
 Napi::Value create_cancel(const Napi::CallbackInfo& info);
 Napi::Value cancel(const Napi::CallbackInfo& info);
+
+// step.cc
 Napi::Value step(const Napi::CallbackInfo& info);
+Napi::Value hold_step(const Napi::CallbackInfo& info);
+Napi::Value finish_step(const Napi::CallbackInfo& info);
+Napi::Value abort_step(const Napi::CallbackInfo& info);
 
 // cache.cc
 Napi::Value create_cache(const Napi::CallbackInfo& info);

@@ -1,8 +1,5 @@
-// Models and the step.
+// Models.
 #include <napi.h>
-
-#include <algorithm>
-#include <cmath>
 
 #include "addon/convert.h"
 #include "addon/exports.h"
@@ -165,127 +162,6 @@ class LoadTask : public PromiseTask {
   std::shared_ptr<Transformer> transformer_;
 };
 
-// ---- step -----------------------------------------------------------------------------------------
-
-constexpr std::int64_t kMaxTopLogprobs = 1024;
-
-// NativeStepWorker of lib/native.ts.
-struct StepWorkerArguments {
-  WorkerViewArguments view;
-  std::vector<std::int32_t> tokens;
-  LogitsWanted logits;
-  std::optional<SamplerArguments> sampler;
-  bool logprob;
-  std::int64_t top_logprobs;
-
-  explicit StepWorkerArguments(const Argument& worker)
-      : view(worker),
-        tokens(worker.property("tokens").int32s()),
-        logits(worker.property("logits").one_of<LogitsWanted>(
-            {{"none", LogitsWanted::kNone}, {"last", LogitsWanted::kLast}, {"all", LogitsWanted::kAll}})),
-        logprob(worker.property("logprob").boolean()),
-        top_logprobs(worker.property("topLogprobs").integer(0, kMaxTopLogprobs)) {
-    const Argument options = worker.property("sampler");
-    if (!options.is_null()) sampler.emplace(options);
-  }
-};
-
-std::vector<std::shared_ptr<BlockHandle>> targets_of(const std::vector<StepWorkerArguments>& workers) {
-  std::vector<std::shared_ptr<BlockHandle>> targets;
-  for (const StepWorkerArguments& worker : workers) targets.push_back(worker.view.target);
-  return targets;
-}
-
-class StepTask : public PromiseTask {
- public:
-  StepTask(Napi::Env env, const ModelHandle& model, const std::shared_ptr<CacheHandle>& cache,
-           std::vector<StepWorkerArguments> workers)
-      : transformer_(model.open()), cache_(cache->open()), lease_(cache, targets_of(workers)) {
-    const std::int64_t vocab = transformer_->config().vocab_size;
-    auto results = Napi::Array::New(env, workers.size());
-    workers_.reserve(workers.size());
-    for (StepWorkerArguments& from : workers) {
-      StepWorker& worker = workers_.emplace_back();
-      worker.view = from.view.open();
-      worker.tokens = std::move(from.tokens);
-      worker.logits = from.logits;
-      worker.logprob = from.logprob;
-      if (from.sampler) {
-        worker.sampler = from.sampler->row;
-        worker.forbidden = std::move(from.sampler->forbidden);
-        worker.penalty_scope = from.sampler->scope;
-        worker.penalty_last_n = from.sampler->last_n;
-        worker.top_logprobs = std::min(from.top_logprobs, vocab);
-      }
-      std::int64_t rows = 0;
-      if (worker.logits == LogitsWanted::kLast) rows = 1;
-      if (worker.logits == LogitsWanted::kAll) rows = static_cast<std::int64_t>(worker.tokens.size());
-      auto logits = new_float32_array(env, rows * vocab);
-      auto top_tokens = new_int32_array(env, worker.top_logprobs);
-      auto top_logprobs = new_float32_array(env, worker.top_logprobs);
-      arrays_.push_back({logits.Data(), top_tokens.Data(), top_logprobs.Data()});
-      logprobs_.push_back(worker.logprob);
-      auto result = Napi::Object::New(env);
-      result.Set("logits", logits);
-      result.Set("topTokens", top_tokens);
-      result.Set("topLogprobs", top_logprobs);
-      results.Set(static_cast<std::uint32_t>(workers_.size() - 1), result);
-    }
-    keep(results);
-  }
-
- protected:
-  // What a step holds of the cache and the device goes on this thread, whatever happens.
-  void execute(const std::atomic<bool>& cancelled) override try {
-    if (!step_) step_ = transformer_->begin(*cache_, std::move(workers_));
-    if (!step_->advance(cancelled)) return;
-    output_ = std::move(step_->result());
-    step_.reset();
-    for (std::size_t i = 0; i < arrays_.size(); i++) {
-      const StepResult::Worker& from = output_.workers[i];
-      std::copy(from.logits.begin(), from.logits.end(), arrays_[i].logits);
-      for (std::size_t rank = 0; rank < from.top.size(); rank++) {
-        arrays_[i].top_tokens[rank] = from.top[rank].token;
-        arrays_[i].top_logprobs[rank] = from.top[rank].logprob;
-      }
-    }
-  } catch (...) {
-    step_.reset();
-    throw;
-  }
-  bool done() const override { return !step_; }
-
-  Napi::Value result(Napi::Env env) override {
-    auto results = kept().As<Napi::Array>();
-    for (std::uint32_t i = 0; i < logprobs_.size(); i++) {
-      auto worker = results.Get(i).As<Napi::Object>();
-      worker.Set("token", output_.workers[i].token);
-      worker.Set("logprob", logprobs_[i] ? output_.workers[i].logprob : std::nanf(""));
-    }
-    // Not enumerable: results are equal whatever time they took.
-    results.DefineProperty(
-        Napi::PropertyDescriptor::Value("seconds", Napi::Number::New(env, output_.seconds), napi_default));
-    return results;
-  }
-
- private:
-  // Memory of the arrays in kept().
-  struct Arrays {
-    float* logits;
-    std::int32_t* top_tokens;
-    float* top_logprobs;
-  };
-
-  std::shared_ptr<Transformer> transformer_;
-  std::shared_ptr<KvCache> cache_;
-  CacheLease lease_;
-  std::vector<StepWorker> workers_;  // until the step begins
-  std::vector<Arrays> arrays_;       // one per worker
-  std::vector<bool> logprobs_;       // which workers want theirs
-  std::unique_ptr<Step> step_;
-  StepResult output_;
-};
-
 }  // namespace
 
 // ---- functions ------------------------------------------------------------------------------------
@@ -332,21 +208,6 @@ Napi::Value create_cancel(const Napi::CallbackInfo& info) { return to_handle(inf
 Napi::Value cancel(const Napi::CallbackInfo& info) {
   Argument(info, 0, "cancel").handle<Cancel>()->cancel();
   return info.Env().Undefined();
-}
-
-Napi::Value step(const Napi::CallbackInfo& info) {
-  const auto model = Argument(info, 0, "model").handle<ModelHandle>();
-  const auto cache = Argument(info, 1, "cache").handle<CacheHandle>();
-  auto workers = Argument(info, 2, "workers").map([](const Argument& worker) { return StepWorkerArguments(worker); });
-  const Argument cancel_argument(info, 3, "cancel");
-  const auto cancel = cancel_argument.is_null() ? nullptr : cancel_argument.handle<Cancel>();
-
-  if (model->device() != cache->device()) {
-    throw Error(code::kInvalidArgument, "cache: expected one on the model's device");
-  }
-  auto task = std::make_unique<StepTask>(info.Env(), *model, cache, std::move(workers));
-  if (cancel) cancel->add(task->cancel_flag());
-  return model->device()->schedule(std::move(task));
 }
 
 }  // namespace hogwild::addon

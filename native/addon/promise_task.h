@@ -32,6 +32,10 @@ class PromiseTask {
   const CancelFlag& cancel_flag() const { return cancelled_; }
 
  protected:
+  // For a task that goes on with what another one began: `execute` is called even if it was cancelled before.
+  struct Begun {};
+  explicit PromiseTask(Begun) : begun_(true) {}
+
   // The work, on the runner's thread: no JavaScript here. Once `cancelled` is set it should throw
   // kAborted soon; the environment's end waits for it.
   virtual void execute(const std::atomic<bool>& cancelled) = 0;

@@ -16,6 +16,7 @@ class Cancel;
 class DeviceHandle;
 class ExportHandle;
 class ImportHandle;
+class HeldStep;
 class ModelHandle;
 class PassHandle;
 struct DeviceMemory;
@@ -33,7 +34,7 @@ struct KindList {
   }
 };
 using Kinds = KindList<DeviceHandle, ModelHandle, CacheHandle, BlockHandle, PassHandle, Progress, Cancel, DeviceMemory,
-                       ExportHandle, ImportHandle>;
+                       ExportHandle, ImportHandle, HeldStep>;
 
 template <typename State>
 inline constexpr napi_type_tag kTypeTag = Kinds::tag<State>();

@@ -161,6 +161,7 @@ struct SegmentInView {
   std::int64_t turn = 0;     // a query at view position p is rotated to p + turn
   float temperature = 1;
   float bias = 0;
+  std::int32_t entry = 0;  // of the view
   bool is_written = false;  // of the write entry: a query sees it up to its own place, all others as a whole
 
   // Of the queries from view position `begin` on, the first that sees it.
@@ -278,6 +279,7 @@ void StepReservation::State::look() {
                                    .turn = piece.rotated_at - start,
                                    .temperature = entry.temperature,
                                    .bias = entry.bias,
+                                   .entry = static_cast<std::int32_t>(i),
                                    .is_written = i + 1 == worker.places.size()});
       }
     }
@@ -298,6 +300,12 @@ StepReservation::~StepReservation() = default;
 std::int64_t StepReservation::n_tokens() const { return state_->n_tokens; }
 
 std::int64_t StepReservation::most_segments() const { return state_->most_segments; }
+
+std::vector<std::int32_t> StepReservation::entries_of_last_token(std::size_t worker) const {
+  std::vector<std::int32_t> entries;  // of all segments that it sees: the last token sees each of them
+  for (const SegmentInView& seen : state_->workers[worker].segments) entries.push_back(seen.entry);
+  return entries;
+}
 
 AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
   // One worker's rows of the plan: view positions [begin, end).

@@ -84,6 +84,9 @@ class StepReservation {
 
   std::int64_t most_segments() const;  // that one worker sees
 
+  // Of which entry of its view each query range of a worker's last new token is, in the plan's order.
+  std::vector<std::int32_t> entries_of_last_token(std::size_t worker) const;
+
  private:
   struct State;
   std::unique_ptr<State> state_;

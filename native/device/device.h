@@ -72,13 +72,14 @@ struct DeviceInfo {
   int threads = 0;   // cpu: threads that compute, the calling one included
 };
 
-// What a model, or a view, may need beyond what every device computes.
+// What a model, a view or a step may need beyond what every device computes.
 enum class Feature : std::uint8_t {
   kAdd,           // AddParams
   kSoftcap,       // SoftcapParams
   kSeveralRopes,  // rope tables that differ between layers, or layers without one
   kExperts,       // ExpertsParams
   kTemperature,   // QueryRange::temperature
+  kListening,     // attention of some tokens once more between the ops of a step (model/attention_mass.h)
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`, `has`,

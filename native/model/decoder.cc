@@ -115,6 +115,10 @@ void Decoder::embed(const Rows& rows) {
                      {.rows = rows.n, .table = layers_.embed, .scale = config_.embedding_scale, .out = x(rows)});
 }
 
+void Decoder::put_embeddings(const Activations& activations, std::int64_t first, std::span<const float> values) {
+  device_->upload(activations.x.as<float>() + first * config_.hidden_size, values.data(), values.size_bytes());
+}
+
 void Decoder::project_and_append(std::int64_t index, const Rows& rows) {
   const Layer& layer = layers_.layers[index];
   const Input in = normed(layer.input_norm, input_of({&layer.q_proj, &layer.k_proj, &layer.v_proj}), rows);
@@ -147,17 +151,22 @@ void Decoder::project_and_append(std::int64_t index, const Rows& rows) {
                                  .v = v(rows.n)});
 }
 
-void Decoder::attend(std::int64_t index, const Rows& rows) {
-  device_->attention(rows.step, {.shape = rows.cache.shape(),
-                                 .layer = rows.cache.layer(index),
-                                 .query_heads = config_.query_heads,
-                                 .scale = config_.attention_scale,
-                                 .softcap = config_.layers[index].softcap,
-                                 .window = config_.layers[index].window,
-                                 .sinks = layers_.layers[index].sinks,
-                                 .q = q(rows),
-                                 .out = rows.activations.attended.data(),
-                                 .out_dtype = input_of({&layers_.layers[index].o_proj})});
+AttentionParams Decoder::attention(std::int64_t index, const Rows& rows, float* lse) const {
+  return {.shape = rows.cache.shape(),
+          .layer = rows.cache.layer(index),
+          .query_heads = config_.query_heads,
+          .scale = config_.attention_scale,
+          .softcap = config_.layers[index].softcap,
+          .window = config_.layers[index].window,
+          .sinks = layers_.layers[index].sinks,
+          .q = q(rows),
+          .out = rows.activations.attended.data(),
+          .lse = lse,
+          .out_dtype = input_of({&layers_.layers[index].o_proj})};
+}
+
+void Decoder::attend(std::int64_t index, const Rows& rows, float* lse) {
+  device_->attention(rows.step, attention(index, rows, lse));
 }
 
 void Decoder::output_and_mlp(std::int64_t index, const Rows& rows) {
@@ -266,6 +275,24 @@ const float* Decoder::logits(const Activations& activations, std::span<const Log
                       .softcap = config_.logit_softcap});
   }
   return shared_.as<float>();
+}
+
+const float* Decoder::put_logits(std::span<const EditedLogits> rows) {
+  const std::int64_t vocab = config_.vocab_size;
+  reserve_scratch(0, std::ssize(rows) * vocab);
+  float* to = shared_.as<float>();
+  for (const EditedLogits& row : rows) {
+    device_->upload(to, row.logits.data(), row.logits.size() * sizeof(float));
+    to += vocab;
+  }
+  return shared_.as<float>();
+}
+
+const float* Decoder::hidden(const Activations& activations, std::int64_t row) {
+  const std::int64_t hidden = config_.hidden_size;
+  reserve_scratch(hidden, 0);
+  rms_norm(activations.x.as<float>() + row * hidden, layers_.norm, 1, hidden, normed_.data());
+  return normed_.as<float>();
 }
 
 }  // namespace hogwild

@@ -61,9 +61,13 @@ class Decoder {
   // ---- ops on rows. `cancel` is looked at between them.
 
   void embed(const Rows& rows);
+  // What the first layer reads in the place of an embedding: `values` [k, hidden], from row `first` of the activations.
+  void put_embeddings(const Activations& activations, std::int64_t first, std::span<const float> values);
   // q, k, v; keys and values go to the cache. k and v can be looked at until the next op.
   void project_and_append(std::int64_t layer, const Rows& rows);
-  void attend(std::int64_t layer, const Rows& rows);
+  // `lse`: [n, Hq] or null.
+  void attend(std::int64_t layer, const Rows& rows, float* lse = nullptr);
+  AttentionParams attention(std::int64_t layer, const Rows& rows, float* lse = nullptr) const;  // what `attend` does
   // Adds the attention's output, then that of the feed-forward network.
   void output_and_mlp(std::int64_t layer, const Rows& rows);
   // Logits [rows.size(), V] of some rows, in ascending order, at most kMaxLogitRows. `first_row` is the step's
@@ -71,6 +75,10 @@ class Decoder {
   const float* logits(const Activations& activations, std::span<const LogitsRow> rows, std::int64_t first_row);
   // [V] of them is 38 MiB for a vocabulary of 152k.
   static constexpr std::int64_t kMaxLogitRows = 64;
+  // Brings logits of the caller's to the device, at most kMaxLogitRows of [V]: [rows.size(), V], until the next op.
+  const float* put_logits(std::span<const EditedLogits> rows);
+  // [hidden] of a row of the activations, behind the final norm; until the next op.
+  const float* hidden(const Activations& activations, std::int64_t row);
 
   const float* keys() const { return shared_.as<float>(); }  // [n, Hkv, D] of the last project_and_append
   const float* values(std::int64_t n) const { return shared_.as<float>() + n * config_.kv_size(); }

@@ -1,8 +1,12 @@
 #include "model/outputs.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <string>
+#include <utility>
 
+#include "core/error.h"
 #include "core/finite.h"
 #include "device/sampling.h"
 
@@ -72,8 +76,89 @@ SeenIds seen_ids(const std::vector<StepWorker>& workers, std::size_t worker, std
   return seen;
 }
 
+namespace {
+
+SampleParams::Row draw_of(const StepWorker& worker, const SeenIds& seen, std::int64_t logits_row) {
+  SampleParams::Row draw = *worker.sampler;
+  draw.logits_row = logits_row;
+  draw.seen = seen.ids;
+  draw.counts = seen.counts;
+  draw.forbidden = worker.forbidden;
+  return draw;
+}
+
+bool wants_logprobs(const StepWorker& worker) { return worker.logprob || worker.top_logprobs > 0; }
+
+std::vector<float> download_row(Device& device, const float* logits, std::int64_t vocab, std::int64_t row) {
+  std::vector<float> values(static_cast<std::size_t>(vocab));
+  device.download(values.data(), logits + row * vocab, values.size() * sizeof(float));
+  return values;
+}
+
+// The likeliest tokens of some rows, which tells whether their logits are those of a working model.
+std::vector<RankedToken> likeliest(Device& device, const float* logits, std::int64_t vocab,
+                                   std::span<const std::int64_t> rows, bool want_logprobs) {
+  std::vector<SampleParams::Row> draws;
+  for (const std::int64_t row : rows) draws.emplace_back().logits_row = row;
+  std::vector<std::int32_t> tokens(rows.size());
+  std::vector<float> logprobs(rows.size());
+  device.sample({.logits = logits,
+                 .vocab = vocab,
+                 .rows = draws,
+                 .tokens = tokens.data(),
+                 .logprobs = want_logprobs ? logprobs.data() : nullptr,
+                 .finite = true});
+  std::vector<RankedToken> result;
+  for (std::size_t i = 0; i < rows.size(); ++i) result.push_back({.token = tokens[i], .logprob = logprobs[i]});
+  return result;
+}
+
+void begin_edits(Device& device, const float* logits, std::int64_t vocab, std::span<const LogitsRow> rows,
+                 const std::vector<StepWorker>& workers, std::vector<EditedLogits>& edited) {
+  std::vector<std::int64_t> at;
+  std::vector<std::size_t> edited_by;
+  bool want_logprobs = false;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const StepWorker& worker = workers[rows[i].worker];
+    if (!rows[i].sample || !worker.edits()) continue;
+    at.push_back(static_cast<std::int64_t>(i));
+    edited_by.push_back(rows[i].worker);
+    want_logprobs |= wants_logprobs(worker);
+  }
+  if (at.empty()) return;
+  const std::vector<RankedToken> known = likeliest(device, logits, vocab, at, want_logprobs);
+  for (std::size_t i = 0; i < at.size(); ++i) {
+    const StepWorker& worker = workers[edited_by[i]];
+    EditedLogits& row = edited.emplace_back();
+    row.worker = edited_by[i];
+    row.logits = download_row(device, logits, vocab, at[i]);
+    row.known = known[i];
+    if (wants_logprobs(worker)) row.raw = row.logits;
+    for (std::size_t b = 0; b < worker.bias_ids.size(); ++b) {
+      row.logits[static_cast<std::size_t>(worker.bias_ids[b])] += worker.bias[b];
+    }
+  }
+}
+
+// What has changed a worker's logits, for messages.
+std::string changed_by(std::size_t index, const StepWorker& worker, const LogitsEdit& by) {
+  std::string names;
+  const auto add = [&](bool is_there, const char* name) {
+    if (!is_there) return;
+    if (!names.empty()) names.append(" and ");
+    names.append(name);
+  };
+  add(!worker.bias_ids.empty(), "logitBias");
+  add(by.logits.has_value(), "processLogits");
+  add(by.allowed.has_value(), "grammar");
+  return "workers[" + std::to_string(index) + "]: " + names;
+}
+
+}  // namespace
+
 void collect_outputs(Device& device, const float* logits, std::int64_t vocab, std::span<const LogitsRow> rows,
-                     const std::vector<StepWorker>& workers, const std::vector<SeenIds>& seen, StepResult& result) {
+                     const std::vector<StepWorker>& workers, const std::vector<SeenIds>& seen, StepResult& result,
+                     std::vector<EditedLogits>& edited) {
   std::vector<SampleParams::Row> draws;
   std::vector<std::size_t> drawn_for;
   bool want_logprobs = false;
@@ -86,17 +171,13 @@ void collect_outputs(Device& device, const float* logits, std::int64_t vocab, st
       device.download(to, logits + row * vocab, static_cast<std::size_t>(vocab) * sizeof(float));
       if (!all_finite({to, static_cast<std::size_t>(vocab)})) check_sampled(SampleStatus::kNotANumber);
     }
-    if (!rows[i].sample) continue;
-    SampleParams::Row draw = *workers[w].sampler;
-    draw.logits_row = row;
-    draw.seen = seen[w].ids;
-    draw.counts = seen[w].counts;
-    draw.forbidden = workers[w].forbidden;
-    draws.push_back(draw);
+    if (!rows[i].sample || workers[w].edits()) continue;
+    draws.push_back(draw_of(workers[w], seen[w], row));
     drawn_for.push_back(w);
-    want_logprobs |= workers[w].logprob || workers[w].top_logprobs > 0;
+    want_logprobs |= wants_logprobs(workers[w]);
     all_checked &= rows[i].logits_at >= 0;
   }
+  begin_edits(device, logits, vocab, rows, workers, edited);
   if (draws.empty()) return;
 
   std::vector<std::int32_t> tokens(draws.size());
@@ -107,16 +188,71 @@ void collect_outputs(Device& device, const float* logits, std::int64_t vocab, st
                  .tokens = tokens.data(),
                  .logprobs = want_logprobs ? logprobs.data() : nullptr,
                  .finite = !all_checked});
-  std::vector<float> row_logits;
   for (std::size_t i = 0; i < draws.size(); ++i) {
     const StepWorker& worker = workers[drawn_for[i]];
     StepResult::Worker& out = result.workers[drawn_for[i]];
     out.token = tokens[i];
     if (worker.logprob) out.logprob = logprobs[i];
     if (worker.top_logprobs == 0) continue;
-    row_logits.resize(static_cast<std::size_t>(vocab));
-    device.download(row_logits.data(), logits + draws[i].logits_row * vocab, row_logits.size() * sizeof(float));
-    out.top = most_likely(row_logits, worker.top_logprobs, {.token = tokens[i], .logprob = logprobs[i]});
+    out.top = most_likely(download_row(device, logits, vocab, draws[i].logits_row), worker.top_logprobs,
+                          {.token = tokens[i], .logprob = logprobs[i]});
+  }
+}
+
+void edit(EditedLogits& edited, const StepWorker& worker, LogitsEdit by) {
+  const std::size_t vocab = edited.logits.size();
+  const std::string changed = changed_by(edited.worker, worker, by);
+  if (by.logits) {
+    if (by.logits->size() != vocab) {
+      refuse(changed + ": expected " + std::to_string(vocab) + " logits, received " +
+             std::to_string(by.logits->size()));
+    }
+    edited.logits = std::move(*by.logits);
+  }
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  if (by.allowed) {
+    const std::vector<std::int32_t>& allowed = *by.allowed;
+    for (std::size_t id = 0; id < vocab; id += 32) {
+      const std::uint32_t word = id / 32 < allowed.size() ? static_cast<std::uint32_t>(allowed[id / 32]) : 0;
+      if (word == 0xffffffffu) continue;
+      for (std::size_t bit = 0; bit < 32 && id + bit < vocab; ++bit) {
+        if ((word >> bit & 1) == 0) edited.logits[id + bit] = kNever;
+      }
+    }
+  }
+  bool any = false;
+  for (std::size_t id = 0; id < vocab; ++id) {
+    const float logit = edited.logits[id];
+    if (logit == kNever) continue;
+    if (!std::isfinite(logit)) {
+      refuse(changed + " gave the logit of token " + std::to_string(id) + " the value " +
+             (std::isnan(logit) ? "NaN" : "Infinity") + ": expected finite numbers or -Infinity");
+    }
+    any = true;
+  }
+  if (!any) refuse(changed + " left no token to choose: all logits are -Infinity");
+}
+
+void sample_edited(Device& device, const float* logits, std::int64_t vocab, std::span<const EditedLogits> edited,
+                   const std::vector<StepWorker>& workers, const std::vector<SeenIds>& seen, StepResult& result) {
+  std::vector<SampleParams::Row> draws;
+  for (std::size_t i = 0; i < edited.size(); ++i) {
+    const std::size_t w = edited[i].worker;
+    draws.push_back(draw_of(workers[w], seen[w], static_cast<std::int64_t>(i)));
+  }
+  std::vector<std::int32_t> tokens(draws.size());
+  device.sample({.logits = logits, .vocab = vocab, .rows = draws, .tokens = tokens.data()});
+  for (std::size_t i = 0; i < draws.size(); ++i) {
+    const EditedLogits& row = edited[i];
+    const StepWorker& worker = workers[row.worker];
+    StepResult::Worker& out = result.workers[row.worker];
+    out.token = tokens[i];
+    if (worker.logprob) {
+      const double distance =
+          double{row.raw[static_cast<std::size_t>(out.token)]} - row.raw[static_cast<std::size_t>(row.known.token)];
+      out.logprob = static_cast<float>(row.known.logprob + distance);
+    }
+    if (worker.top_logprobs > 0) out.top = most_likely(row.raw, worker.top_logprobs, row.known);
   }
 }
 

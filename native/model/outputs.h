@@ -1,5 +1,5 @@
 // What the workers of a step bring and what they get back: which rows' logits are wanted, which token ids a
-// repetition penalty concerns, and what becomes of logits.
+// repetition penalty concerns, and what becomes of logits on the way to a token.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,7 @@ enum class PenaltyScope : std::uint8_t { kView, kOwn };
 struct StepWorker {
   WorkerView view;  // its `tokens` need not be set: those below count
   std::vector<std::int32_t> tokens;
+  std::vector<float> embeddings;  // [tokens, hidden], as the first layer reads them, where the ids are all -1; or empty
   LogitsWanted logits = LogitsWanted::kNone;
   std::optional<SampleParams::Row> sampler;  // its `logits_row` and spans need not be set
   PenaltyScope penalty_scope = PenaltyScope::kView;
@@ -29,6 +30,15 @@ struct StepWorker {
   std::vector<std::int32_t> forbidden;
   bool logprob = false;
   std::int64_t top_logprobs = 0;  // how many of the most likely tokens are wanted beside the sampled one
+  // Added to the logits of these ids before anything else is done with them: finite, or -infinity.
+  std::vector<std::int32_t> bias_ids;
+  std::vector<float> bias;
+  bool held = false;            // its token is not chosen before Step::choose
+  bool hidden = false;          // whether the last layer's output is wanted
+  bool attention_mass = false;  // whether it is wanted where it looks
+
+  // Whether its token is chosen from other logits than the model's.
+  bool edits() const { return sampler && (held || !bias_ids.empty()); }
 };
 
 struct StepResult {
@@ -37,6 +47,8 @@ struct StepResult {
     float logprob = 0;          // of `token`, where asked for
     std::vector<float> logits;  // kLast: [V]; kAll: [new tokens, V]
     std::vector<RankedToken> top;
+    std::vector<float> hidden;          // [hidden]: the last new token's, behind the final norm
+    std::vector<float> attention_mass;  // [entries of the view]: see model/attention_mass.h
   };
   std::vector<Worker> workers;
   double seconds = 0;  // that the step took, without its waiting for other steps
@@ -63,9 +75,34 @@ struct SeenIds {
 // of an engine without ids or of another model, are left out.
 SeenIds seen_ids(const std::vector<StepWorker>& workers, std::size_t worker, std::int64_t vocab);
 
+// Logits of a worker that edits() them, on their way to its token.
+struct EditedLogits {
+  std::size_t worker = 0;
+  std::vector<float> logits;  // [V], with the bias
+  // For log-probabilities, which are those of the model's logits; empty where nobody asks for them.
+  std::vector<float> raw;  // [V]
+  RankedToken known;       // one of them
+};
+
+// What a held worker's token is chosen from.
+struct LogitsEdit {
+  std::optional<std::vector<float>> logits;  // [V] in the place of its own
+  // Bit id % 32 of element id / 32 is set where the id may be chosen; those beyond may not. Without it all may.
+  std::optional<std::vector<std::int32_t>> allowed;
+};
+
 // Copies and samples: `logits` [rows, V], device memory. seen[w] are seen_ids of worker w. Throws
-// kInvalidModel where a logit is not finite.
+// kInvalidModel where a logit is not finite. What comes of workers that edit theirs goes to `edited`.
 void collect_outputs(Device& device, const float* logits, std::int64_t vocab, std::span<const LogitsRow> rows,
-                     const std::vector<StepWorker>& workers, const std::vector<SeenIds>& seen, StepResult& result);
+                     const std::vector<StepWorker>& workers, const std::vector<SeenIds>& seen, StepResult& result,
+                     std::vector<EditedLogits>& edited);
+
+// Takes what the caller has made of them. Throws kInvalidArgument, naming the worker: not V logits, NaN, +infinity, or
+// nothing left to choose.
+void edit(EditedLogits& edited, const StepWorker& worker, LogitsEdit by);
+
+// Chooses the tokens: edited[i] lies in row i of `logits` [n, V], device memory.
+void sample_edited(Device& device, const float* logits, std::int64_t vocab, std::span<const EditedLogits> edited,
+                   const std::vector<StepWorker>& workers, const std::vector<SeenIds>& seen, StepResult& result);
 
 }  // namespace hogwild

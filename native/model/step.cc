@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -10,6 +12,7 @@
 
 #include "core/error.h"
 #include "core/finite.h"
+#include "model/attention_mass.h"
 
 namespace hogwild {
 namespace {
@@ -56,7 +59,29 @@ void check_cache(const Decoder& decoder, KvCache& cache) {
   if (&cache.device() != &decoder.device()) refuse("cache: it is on another device than the model");
 }
 
-void check_workers(const std::vector<StepWorker>& workers, std::int64_t vocab) {
+// [tokens, hidden] numbers, and no ids beside them.
+void check_embeddings(const StepWorker& worker, std::int64_t hidden, const std::string& name) {
+  if (worker.embeddings.size() != worker.tokens.size() * static_cast<std::size_t>(hidden)) {
+    refuse(name + "embeddings: expected " + std::to_string(hidden) + " for each of " +
+           std::to_string(worker.tokens.size()) + " tokens, received " + std::to_string(worker.embeddings.size()));
+  }
+  if (!all_finite(worker.embeddings)) refuse(name + "embeddings: expected finite numbers");
+  if (std::any_of(worker.tokens.begin(), worker.tokens.end(), [](std::int32_t id) { return id != -1; })) {
+    refuse(name + "tokens: expected -1 for each embedding");
+  }
+}
+
+void check_bias(const StepWorker& worker, const std::string& name) {
+  if (worker.bias_ids.size() != worker.bias.size()) refuse(name + "bias: expected one number for each id");
+  for (const float bias : worker.bias) {
+    if (std::isnan(bias) || bias == std::numeric_limits<float>::infinity()) {
+      refuse(name + "bias: expected finite numbers or -Infinity, received " + std::to_string(bias));
+    }
+  }
+}
+
+void check_workers(const std::vector<StepWorker>& workers, const ModelConfig& config) {
+  const std::int64_t vocab = config.vocab_size;
   if (workers.empty()) refuse("workers: expected at least one");
   for (std::size_t w = 0; w < workers.size(); ++w) {
     const std::string name = "workers[" + std::to_string(w) + "].";
@@ -67,8 +92,17 @@ void check_workers(const std::vector<StepWorker>& workers, std::int64_t vocab) {
       }
     };
     if (workers[w].tokens.empty()) refuse(name + "tokens: expected at least one token");
-    check_ids("tokens", workers[w].tokens);
+    if (workers[w].embeddings.empty()) {
+      check_ids("tokens", workers[w].tokens);
+    } else {
+      check_embeddings(workers[w], config.hidden_size, name);
+    }
     check_ids("forbidden", workers[w].forbidden);
+    check_ids("bias", workers[w].bias_ids);
+    check_bias(workers[w], name);
+    if (!workers[w].sampler && (workers[w].held || !workers[w].bias_ids.empty())) {
+      refuse(name + "sampler: expected one, as its logits are to be edited");
+    }
   }
 }
 
@@ -79,6 +113,23 @@ std::vector<WorkerView> views_of(const std::vector<StepWorker>& workers) {
     views.back().tokens = worker.tokens;
   }
   return views;
+}
+
+// The last new token of a worker that wants more of it than logits.
+struct LastRow {
+  std::int64_t row = 0;  // of the step
+  std::size_t worker = 0;
+};
+
+template <typename Wants>
+std::vector<LastRow> last_rows(const std::vector<StepWorker>& workers, Wants&& wants) {
+  std::vector<LastRow> rows;
+  std::int64_t end = 0;
+  for (std::size_t w = 0; w < workers.size(); ++w) {
+    end += static_cast<std::int64_t>(workers[w].tokens.size());
+    if (wants(workers[w])) rows.push_back({.row = end - 1, .worker = w});
+  }
+  return rows;
 }
 
 [[noreturn]] void refuse_numbers() { throw Error(code::kInvalidModel, "the model computes NaN or infinity"); }
@@ -106,7 +157,10 @@ struct Step::State {
         workers(std::move(its_workers)),
         reservation(its_cache, views_of(workers)),
         wanted(logits_rows(workers)),
-        pending(wanted) {}
+        hidden_rows(last_rows(workers, [](const StepWorker& worker) { return worker.hidden; })),
+        listeners(last_rows(workers, [](const StepWorker& worker) { return worker.attention_mass; })),
+        pending(wanted),
+        pending_hidden(hidden_rows) {}
 
   ~State() {
     if (activations != nullptr) activations->in_use = false;
@@ -121,13 +175,19 @@ struct Step::State {
   void prepare_results();
   void begin_pass();
   void do_part(const std::atomic<bool>& cancel);
+  void put_embeddings();
+  void attend(const std::atomic<bool>& cancel);
   void go_on();
   template <typename Check>
   void check_last_rows(std::int64_t first, std::int64_t n, Check&& check) const;
   void check_appended() const;
   void check_residual() const;
   std::int64_t do_layers(const std::atomic<bool>& cancel);
+  void do_hidden();
   bool do_outputs();
+  bool waits() const;
+  void choose(std::vector<LogitsEdit> edits);
+  bool finish();
   bool advance(const std::atomic<bool>& cancel);
 
   Decoder& decoder;
@@ -136,9 +196,17 @@ struct Step::State {
   const std::vector<StepWorker> workers;
   StepReservation reservation;
   const std::vector<LogitsRow> wanted;
-  std::span<const LogitsRow> pending;  // of `wanted`
-  std::vector<SeenIds> seen;           // by each worker; empty where nobody asks
-  std::vector<std::int32_t> tokens;    // of all workers
+  const std::vector<LastRow> hidden_rows;
+  const std::vector<LastRow> listeners;  // for AttentionMass
+  std::span<const LogitsRow> pending;    // of `wanted`
+  std::span<const LastRow> pending_hidden;
+  std::vector<SeenIds> seen;         // by each worker; empty where nobody asks
+  std::vector<std::int32_t> tokens;  // of all workers; 0 where an embedding stands in the place of an id
+  bool has_embeddings = false;
+  AttentionMass attention_mass;
+  Buffer lse;  // [chunk, Hq], where somebody listens
+  std::vector<EditedLogits> edited;
+  bool has_chosen = false;  // from the edited logits
   StepResult result;
   Activations* activations = nullptr;
   std::int64_t next_row = 0;  // first of the next pass
@@ -149,11 +217,23 @@ void Step::State::prepare_results() {
   seen.resize(workers.size());
   for (std::size_t w = 0; w < workers.size(); ++w) {
     const StepWorker& worker = workers[w];
-    tokens.insert(tokens.end(), worker.tokens.begin(), worker.tokens.end());
+    if (worker.embeddings.empty()) {
+      tokens.insert(tokens.end(), worker.tokens.begin(), worker.tokens.end());
+    } else {
+      tokens.resize(tokens.size() + worker.tokens.size());
+      has_embeddings = true;
+    }
     const std::size_t n_logits = worker.logits == LogitsWanted::kAll    ? worker.tokens.size()
                                  : worker.logits == LogitsWanted::kLast ? 1
                                                                         : 0;
-    result.workers.emplace_back().logits.resize(n_logits * static_cast<std::size_t>(decoder.config().vocab_size));
+    StepResult::Worker& out = result.workers.emplace_back();
+    out.logits.resize(n_logits * static_cast<std::size_t>(decoder.config().vocab_size));
+    if (worker.hidden) out.hidden.resize(static_cast<std::size_t>(decoder.config().hidden_size));
+    if (worker.attention_mass && !device.has(Feature::kListening)) {
+      throw Error(code::kUnsupported, "workers[" + std::to_string(w) + "].attentionMass: the " + device.info().type +
+                                          " device does not tell it; the CPU device (device 'cpu') does");
+    }
+    if (worker.attention_mass) out.attention_mass.resize(worker.view.entries.size());
     if (!worker.sampler) continue;
     const SampleParams::Row& sampler = *worker.sampler;
     device.check_sampler(sampler);
@@ -173,27 +253,69 @@ void Step::State::begin_pass() {
     pass->rows.push_back(device.bucket_rows(chunk.n));
     all_rows = chunk.first - pass->first + pass->rows.back();
   }
-  pass->output_wanted = !pending.empty() && pending.front().row < next_row + n;
+  pass->output_wanted = (!pending.empty() && pending.front().row < next_row + n) ||
+                        (!pending_hidden.empty() && pending_hidden.front().row < next_row + n) ||
+                        std::any_of(listeners.begin(), listeners.end(), [&](const LastRow& listener) {
+                          return listener.row >= next_row && listener.row < next_row + n;
+                        });
   if (activations == nullptr) {  // no later pass is larger
     activations = &decoder.take_activations(all_rows, *std::max_element(pass->rows.begin(), pass->rows.end()));
   }
 }
 
-// Ops only: a device may replay them (Device::replay).
+// Ops only, unless somebody brings embeddings or listens: a device may replay them (Device::replay).
 void Step::State::do_part(const std::atomic<bool>& cancel) {
   check_cancelled(cancel);
   switch (pass->part) {
     case Part::kProject:
-      if (pass->layer == 0) decoder.embed(rows(cancel));
+      if (pass->layer == 0) {
+        decoder.embed(rows(cancel));
+        if (has_embeddings) put_embeddings();
+      }
       decoder.project_and_append(pass->layer, rows(cancel));
       break;
     case Part::kAttend:
-      decoder.attend(pass->layer, rows(cancel));
+      attend(cancel);
       break;
     case Part::kOutput:
       decoder.output_and_mlp(pass->layer, rows(cancel));
       break;
   }
+}
+
+// Over what stands for the ids of the chunk's rows.
+void Step::State::put_embeddings() {
+  const std::int64_t hidden = decoder.config().hidden_size;
+  const std::int64_t begin = chunk().first, end = begin + chunk().n;
+  std::int64_t first = 0;  // of the worker's rows
+  for (const StepWorker& worker : workers) {
+    const auto n = static_cast<std::int64_t>(worker.tokens.size());
+    const std::int64_t from = std::max(begin, first), to = std::min(end, first + n);
+    if (!worker.embeddings.empty() && from < to) {
+      decoder.put_embeddings(*activations, from - pass->first,
+                             std::span(worker.embeddings)
+                                 .subspan(static_cast<std::size_t>((from - first) * hidden),
+                                          static_cast<std::size_t>((to - from) * hidden)));
+    }
+    first += n;
+  }
+}
+
+void Step::State::attend(const std::atomic<bool>& cancel) {
+  std::vector<AttentionMass::Listener> listening;
+  std::vector<std::vector<std::int32_t>> entries;
+  for (const auto& [row, worker] : listeners) {
+    if (row < chunk().first || row >= chunk().first + chunk().n) continue;
+    entries.push_back(reservation.entries_of_last_token(worker));
+    listening.push_back({.token = row - chunk().first, .mass = result.workers[worker].attention_mass});
+  }
+  if (listening.empty()) return decoder.attend(pass->layer, rows(cancel));
+  for (std::size_t i = 0; i < listening.size(); ++i) listening[i].entries = entries[i];
+  const std::size_t bytes =
+      static_cast<std::size_t>(pass->rows[pass->chunk] * decoder.config().query_heads) * sizeof(float);
+  if (lse.bytes() < bytes) lse = device.allocate(bytes, "attention mass");
+  decoder.attend(pass->layer, rows(cancel), lse.as<float>());
+  attention_mass.add(device, *pass->step, decoder.attention(pass->layer, rows(cancel), lse.as<float>()), listening);
 }
 
 // To the next part: the projections of all chunks, then for each chunk attention and output.
@@ -260,14 +382,20 @@ void Step::State::check_residual() const {
 std::int64_t Step::State::do_layers(const std::atomic<bool>& cancel) {
   if (device.prefers_whole_passes() && pass->plans.chunks().size() == 1) {
     pass->step = &pass->plans.on_device(pass->chunk);
+    const auto ops = [&] {
+      for (; pass->layer < layers(); go_on()) do_part(cancel);
+    };
+    if (has_embeddings || !listeners.empty()) {
+      ops();
+      if (!pass->output_wanted) check_appended();
+      return kPieceRows;
+    }
     device.replay({.model = decoder.id(),
                    .cache = cache.id(),
                    .buffers = activations->version,
                    .rows = pass->rows.front(),
                    .output_wanted = pass->output_wanted},
-                  *pass->step, [&] {
-                    for (; pass->layer < layers(); go_on()) do_part(cancel);
-                  });
+                  *pass->step, ops);
     pass->layer = layers();  // also where a graph did it
     if (!pass->output_wanted) check_appended();
     return kPieceRows;
@@ -283,6 +411,17 @@ std::int64_t Step::State::do_layers(const std::atomic<bool>& cancel) {
   return done;
 }
 
+// The outputs of the last layer in the pass that somebody wants as they are.
+void Step::State::do_hidden() {
+  for (; !pending_hidden.empty() && pending_hidden.front().row < pass->first + pass->n;
+       pending_hidden = pending_hidden.subspan(1)) {
+    std::vector<float>& to = result.workers[pending_hidden.front().worker].hidden;
+    device.download(to.data(), decoder.hidden(*activations, pending_hidden.front().row - pass->first),
+                    to.size() * sizeof(float));
+    if (!all_finite(to)) refuse_numbers();
+  }
+}
+
 // The next logits of the pass. Whether there are no more.
 bool Step::State::do_outputs() {
   std::size_t count = 0;
@@ -290,13 +429,14 @@ bool Step::State::do_outputs() {
   const auto group = pending.first(std::min(count, static_cast<std::size_t>(Decoder::kMaxLogitRows)));
   if (group.empty()) return true;
   const float* logits = decoder.logits(*activations, group, pass->first);
-  collect_outputs(device, logits, decoder.config().vocab_size, group, workers, seen, result);
+  collect_outputs(device, logits, decoder.config().vocab_size, group, workers, seen, result, edited);
   pending = pending.subspan(group.size());
   return group.size() == count;
 }
 
 bool Step::State::advance(const std::atomic<bool>& cancel) {
   check_cancelled(cancel);
+  if (next_row == reservation.n_tokens()) return finish();
   if (!pass) begin_pass();
   if (pass->layer < layers()) {
     const std::int64_t done = do_layers(cancel);
@@ -308,11 +448,38 @@ bool Step::State::advance(const std::atomic<bool>& cancel) {
     if (pass->n > Decoder::kMaxLogitRows && done >= kPieceRows && pass->output_wanted) return false;
   }
   check_cancelled(cancel);
+  do_hidden();
   if (!do_outputs()) return false;
   next_row += pass->n;
   pass.reset();
   device.synchronize();  // an error of the device must come before the tokens count
-  if (next_row < reservation.n_tokens()) return false;
+  return next_row == reservation.n_tokens() && (waits() || finish());
+}
+
+bool Step::State::waits() const {
+  return next_row == reservation.n_tokens() && !has_chosen &&
+         std::any_of(workers.begin(), workers.end(), [](const StepWorker& worker) { return worker.held; });
+}
+
+void Step::State::choose(std::vector<LogitsEdit> edits) {
+  require(edits.size() == workers.size(), "edits: expected one for each worker");
+  for (EditedLogits& row : edited) edit(row, workers[row.worker], std::move(edits[row.worker]));
+  has_chosen = true;
+}
+
+// All is computed and nobody is held any more.
+bool Step::State::finish() {
+  if (!has_chosen) choose(std::vector<LogitsEdit>(workers.size()));
+  for (std::span<const EditedLogits> rest = edited; !rest.empty();) {
+    const auto group = rest.first(std::min(rest.size(), static_cast<std::size_t>(Decoder::kMaxLogitRows)));
+    sample_edited(device, decoder.put_logits(group), decoder.config().vocab_size, group, workers, seen, result);
+    rest = rest.subspan(group.size());
+  }
+  device.synchronize();
+  const auto values = static_cast<float>(layers() * decoder.config().query_heads);
+  for (const auto& [row, worker] : listeners) {
+    for (float& mass : result.workers[worker].attention_mass) mass /= values;
+  }
   reservation.commit();
   return true;
 }
@@ -322,7 +489,7 @@ Step::Step(Decoder& decoder, KvCache& cache, std::vector<StepWorker> workers) {
   {
     const Stopwatch stopwatch(seconds);
     check_cache(decoder, cache);
-    check_workers(workers, decoder.config().vocab_size);
+    check_workers(workers, decoder.config());
     decoder.weights().check_unchanged();
     cache.allocate_pool();
     state_ = std::make_unique<State>(decoder, cache, std::move(workers));
@@ -342,6 +509,12 @@ bool Step::advance(const std::atomic<bool>& cancel) {
     throw Error(code::kInvalidModel, state_->decoder.weights().blame(state_->device, error.what()));
   }
 }
+
+bool Step::waits() const { return state_->waits(); }
+
+const std::vector<EditedLogits>& Step::edited() const { return state_->edited; }
+
+void Step::choose(std::vector<LogitsEdit> edits) { state_->choose(std::move(edits)); }
 
 StepResult& Step::result() { return state_->result; }
 

@@ -29,10 +29,18 @@ class Step {
   Step(const Step&) = delete;
   Step& operator=(const Step&) = delete;
 
-  // Does the next piece. True once all is done: then the new tokens are in their blocks, and not before. After
-  // a throw (kAborted once `cancel` is set, looked at several times per layer; kInvalidModel where the model
-  // computes NaN or infinity) the step cannot go on, and the cache is as it was.
+  // Does the next piece. True once all is done: then the new tokens are in their blocks, and not before; or once the
+  // step waits for `choose`. After a throw (kAborted once `cancel` is set, looked at several times per layer;
+  // kInvalidModel where the model computes NaN or infinity) the step cannot go on, and the cache is as it was.
   bool advance(const std::atomic<bool>& cancel);
+
+  // Whether all is computed, and the tokens of held workers are still to be chosen.
+  bool waits() const;
+  // Of all workers that edit theirs, in the order of workers; while the step waits.
+  const std::vector<EditedLogits>& edited() const;
+  // What their tokens are chosen from, one for each worker of the step; `advance` then goes on. Throws
+  // kInvalidArgument.
+  void choose(std::vector<LogitsEdit> edits);
 
   // After the last piece.
   StepResult& result();

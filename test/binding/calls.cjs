@@ -70,6 +70,22 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
   const qSize = config.queryHeads * config.headDim
   const sampler = { ...stepWorker([a], [1]).sampler, forbidden: Int32Array.of(3) }
   const memory = { dtype: 'bf16', stream: 0n }
+  /** With all that a worker may ask for. */
+  const hookedWorker = (block) =>
+    stepWorker([block], [-1, -1], {
+      fields: Float64Array.of(-1, 0, 1, 0),
+      sampler,
+      embeddings: floats(2 * config.hiddenSize),
+      logitBias: { ids: Int32Array.of(1), values: Float32Array.of(0.5) },
+      held: 'with-logits',
+      hidden: true,
+      attentionMass: true,
+    })
+  const newHeldStep = async () => {
+    const own = newCache()
+    const worker = hookedWorker(native.createBlock(own))
+    return (await native.holdStep(model, own, [worker], null)).step
+  }
 
   const calls = {
     setErrorClass: {
@@ -174,6 +190,34 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
         '[2][0].target': 'block',
         '[3]': 'cancel',
       },
+      promise: true,
+    },
+    holdStep: {
+      args: () => {
+        const own = newCache()
+        const worker = hookedWorker(native.createBlock(own))
+        return [model, own, [worker], native.createCancel()]
+      },
+      handles: {
+        '[0]': 'model',
+        '[1]': 'cache',
+        '[2][0].view[0]': 'block',
+        '[2][0].target': 'block',
+        '[3]': 'cancel',
+      },
+      promise: true,
+    },
+    finishStep: {
+      args: async () => {
+        const edit = { logits: floats(config.vocabSize), allowed: Int32Array.of(-1) }
+        return [await newHeldStep(), [edit], native.createCancel()]
+      },
+      handles: { '[0]': 'step', '[2]': 'cancel' },
+      promise: true,
+    },
+    abortStep: {
+      args: async () => [await newHeldStep()],
+      handles: { '[0]': 'step' },
       promise: true,
     },
 
@@ -296,6 +340,7 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
     memory: newMemory,
     export: newExport,
     import: newImport,
+    step: newHeldStep,
   }
 
   return { device, model, cache, a, b, newCache, newPass, passWorker, calls, handle }

@@ -242,6 +242,7 @@ async function calls(hogwild) {
     beyondContext: 'warn',
     signal: new AbortController().signal,
   })
+  const grammar = await hogwild.createGrammar({ tokenizer, ebnf: 'root ::= "a"', stopTokens: [1] })
   const control =
     (use) =>
     (...given) =>
@@ -252,6 +253,7 @@ async function calls(hogwild) {
     close: async () => {
       await Promise.all([cache.close(), small.close()])
       await model.close()
+      await tokenizer.close()
       device.close()
       rmSync(folder, { recursive: true })
     },
@@ -296,6 +298,15 @@ async function calls(hogwild) {
         () => [{ capacity: 64, dtype: { keys: 'f32', values: 'int8' }, onWarning() {} }],
       ],
       sampler: [(...given) => new hogwild.Sampler(...given), () => [{ ...sampler }]],
+      restoreSampler: [
+        (...given) => hogwild.Sampler.restore(...given),
+        () => [new hogwild.Sampler({ lastN: 3, ...sampler }).state],
+      ],
+      createGrammar: [
+        (...given) => hogwild.createGrammar(...given),
+        () => [{ tokenizer, ebnf: 'root ::= "a"', whitespace: 'line', stopTokens: [1] }],
+      ],
+      matcher: [(...given) => grammar.matcher(...given), () => [[]]],
       step: [
         (...given) => model.step(...given).finally(() => written.clear()),
         () => [
@@ -306,9 +317,25 @@ async function calls(hogwild) {
               sampler: new hogwild.Sampler(sampler),
               logits: 'last',
               logprob: true,
+              logitBias: { 1: 0.5 },
+              processLogits() {},
+              hidden: true,
+              attentionMass: true,
             },
           ],
           { signal: new AbortController().signal, beyondContext: 'warn', onWarning() {} },
+        ],
+      ],
+      stepOfEmbeddings: [
+        (...given) => model.step(...given).finally(() => written.clear()),
+        () => [
+          [
+            {
+              view: view(written),
+              embeddings: new Float32Array(model.config.hiddenSize),
+              logitBias: new Map([[1, 0.5]]),
+            },
+          ],
         ],
       ],
       prefill: [

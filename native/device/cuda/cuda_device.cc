@@ -303,6 +303,7 @@ bool CudaDevice::has(Feature feature) const {
     case Feature::kSeveralRopes:
     case Feature::kExperts:
     case Feature::kTemperature:
+    case Feature::kListening:
       return false;
   }
   return true;

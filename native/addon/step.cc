@@ -1,0 +1,370 @@
+// The step of a model: at once, or in two calls, between which JavaScript looks at the logits of held workers.
+#include <napi.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "addon/convert.h"
+#include "addon/exports.h"
+#include "addon/handles.h"
+#include "addon/sampler_arguments.h"
+#include "model/transformer.h"
+
+namespace hogwild::addon {
+namespace {
+
+constexpr std::int64_t kMaxTopLogprobs = 1024;
+
+enum class Held : std::uint8_t { kNo, kYes, kWithLogits };
+
+bool flag(const Argument& value) { return !value.is_undefined() && value.boolean(); }
+
+// NativeStepWorker of lib/native.ts.
+struct StepWorkerArguments {
+  WorkerViewArguments view;
+  std::vector<std::int32_t> tokens;
+  std::vector<float> embeddings;
+  LogitsWanted logits;
+  std::optional<SamplerArguments> sampler;
+  bool logprob;
+  std::int64_t top_logprobs;
+  std::vector<std::int32_t> bias_ids;
+  std::vector<float> bias;
+  Held held = Held::kNo;
+  bool hidden;
+  bool attention_mass;
+
+  explicit StepWorkerArguments(const Argument& worker)
+      : view(worker),
+        tokens(worker.property("tokens").int32s()),
+        logits(worker.property("logits").one_of<LogitsWanted>(
+            {{"none", LogitsWanted::kNone}, {"last", LogitsWanted::kLast}, {"all", LogitsWanted::kAll}})),
+        logprob(worker.property("logprob").boolean()),
+        top_logprobs(worker.property("topLogprobs").integer(0, kMaxTopLogprobs)),
+        hidden(flag(worker.property("hidden"))),
+        attention_mass(flag(worker.property("attentionMass"))) {
+    if (const Argument options = worker.property("sampler"); !options.is_null()) sampler.emplace(options);
+    if (const Argument given = worker.property("embeddings"); !given.is_undefined()) embeddings = given.floats();
+    if (const Argument given = worker.property("logitBias"); !given.is_undefined()) {
+      bias_ids = given.property("ids").int32s();
+      bias = given.property("values").floats();
+    }
+    if (const Argument given = worker.property("held"); !given.is_undefined()) {
+      held = given.one_of<Held>({{"no", Held::kNo}, {"yes", Held::kYes}, {"with-logits", Held::kWithLogits}});
+    }
+  }
+};
+
+std::vector<std::shared_ptr<BlockHandle>> targets_of(const std::vector<StepWorkerArguments>& workers) {
+  std::vector<std::shared_ptr<BlockHandle>> targets;
+  for (const StepWorkerArguments& worker : workers) targets.push_back(worker.view.target);
+  return targets;
+}
+
+// A step, shared by its tasks. What it holds of the cache and the device goes on the runner's thread, whatever happens.
+struct StepRun {
+  // What a worker gets; the sizes of its arrays.
+  struct Wanted {
+    std::int64_t logits = 0, top = 0, hidden = 0, attention_mass = 0;
+    bool logprob = false;
+    bool held_logits = false;
+  };
+
+  std::shared_ptr<Transformer> transformer;
+  std::shared_ptr<KvCache> cache;
+  CacheLease lease;
+  std::optional<Runner::Disposer> disposer;  // of a step that waits for JavaScript
+  std::vector<StepWorker> workers;           // until the step begins
+  std::vector<Wanted> wanted;                // one per worker
+  std::unique_ptr<Step> step;
+
+  StepRun(const ModelHandle& model, const std::shared_ptr<CacheHandle>& cache_handle,
+          std::vector<StepWorkerArguments> arguments, bool waits)
+      : transformer(model.open()), cache(cache_handle->open()), lease(cache_handle, targets_of(arguments)) {
+    if (waits) disposer.emplace(model.device()->disposer());
+    const std::int64_t vocab = transformer->config().vocab_size;
+    workers.reserve(arguments.size());
+    for (StepWorkerArguments& from : arguments) {
+      StepWorker& worker = workers.emplace_back();
+      worker.view = from.view.open();
+      worker.tokens = std::move(from.tokens);
+      worker.embeddings = std::move(from.embeddings);
+      worker.logits = from.logits;
+      worker.logprob = from.logprob;
+      worker.bias_ids = std::move(from.bias_ids);
+      worker.bias = std::move(from.bias);
+      worker.held = from.held != Held::kNo;
+      worker.hidden = from.hidden;
+      worker.attention_mass = from.attention_mass;
+      if (from.sampler) {
+        worker.sampler = from.sampler->row;
+        worker.forbidden = std::move(from.sampler->forbidden);
+        worker.penalty_scope = from.sampler->scope;
+        worker.penalty_last_n = from.sampler->last_n;
+        worker.top_logprobs = std::min(from.top_logprobs, vocab);
+      }
+      Wanted& results = wanted.emplace_back();
+      if (worker.logits == LogitsWanted::kLast) results.logits = vocab;
+      if (worker.logits == LogitsWanted::kAll) results.logits = static_cast<std::int64_t>(worker.tokens.size()) * vocab;
+      results.top = worker.top_logprobs;
+      if (worker.hidden) results.hidden = transformer->config().hidden_size;
+      if (worker.attention_mass) results.attention_mass = std::ssize(worker.view.entries);
+      results.logprob = worker.logprob;
+      results.held_logits = from.held == Held::kWithLogits;
+    }
+  }
+  ~StepRun() {
+    if (step && disposer) (*disposer)(step.release());
+  }
+  StepRun(const StepRun&) = delete;
+  StepRun& operator=(const StepRun&) = delete;
+
+  // Does the next piece; whether there is no more. On the runner's thread, as `end`.
+  bool advance(const std::atomic<bool>& cancelled) {
+    if (!step) step = transformer->begin(*cache, std::move(workers));
+    return step->advance(cancelled);
+  }
+  void end() { step.reset(); }
+};
+
+// NativeStepResults of lib/native.ts: arrays that are filled where they lie.
+class StepResults {
+ public:
+  Napi::Array open(Napi::Env env, const std::vector<StepRun::Wanted>& workers) {
+    auto results = Napi::Array::New(env, workers.size());
+    for (const StepRun::Wanted& wanted : workers) {
+      auto result = Napi::Object::New(env);
+      const auto floats = [&](const char* name, std::int64_t length) {
+        auto array = new_float32_array(env, length);
+        result.Set(name, array);
+        return array.Data();
+      };
+      auto top_tokens = new_int32_array(env, wanted.top);
+      result.Set("topTokens", top_tokens);
+      arrays_.push_back({.logits = floats("logits", wanted.logits),
+                         .top_tokens = top_tokens.Data(),
+                         .top_logprobs = floats("topLogprobs", wanted.top),
+                         .hidden = floats("hidden", wanted.hidden),
+                         .attention_mass = floats("attentionMass", wanted.attention_mass),
+                         .logprob = wanted.logprob});
+      results.Set(static_cast<std::uint32_t>(arrays_.size() - 1), result);
+    }
+    return results;
+  }
+
+  // On the runner's thread.
+  void fill(StepResult output) {
+    output_ = std::move(output);
+    for (std::size_t i = 0; i < arrays_.size(); i++) {
+      const StepResult::Worker& from = output_.workers[i];
+      const Arrays& to = arrays_[i];
+      std::copy(from.logits.begin(), from.logits.end(), to.logits);
+      std::copy(from.hidden.begin(), from.hidden.end(), to.hidden);
+      std::copy(from.attention_mass.begin(), from.attention_mass.end(), to.attention_mass);
+      for (std::size_t rank = 0; rank < from.top.size(); rank++) {
+        to.top_tokens[rank] = from.top[rank].token;
+        to.top_logprobs[rank] = from.top[rank].logprob;
+      }
+    }
+  }
+
+  Napi::Value finish(Napi::Env env, Napi::Array results) const {
+    for (std::uint32_t i = 0; i < arrays_.size(); i++) {
+      auto worker = results.Get(i).As<Napi::Object>();
+      worker.Set("token", output_.workers[i].token);
+      worker.Set("logprob", arrays_[i].logprob ? output_.workers[i].logprob : std::nanf(""));
+    }
+    // Not enumerable: results are equal whatever time they took.
+    results.DefineProperty(
+        Napi::PropertyDescriptor::Value("seconds", Napi::Number::New(env, output_.seconds), napi_default));
+    return results;
+  }
+
+ private:
+  // Memory of the arrays of one worker.
+  struct Arrays {
+    float* logits;
+    std::int32_t* top_tokens;
+    float* top_logprobs;
+    float* hidden;
+    float* attention_mass;
+    bool logprob;
+  };
+
+  std::vector<Arrays> arrays_;
+  StepResult output_;
+};
+
+// All of a step, or what is left of one whose workers were held.
+class StepTask : public PromiseTask {
+ public:
+  StepTask(Napi::Env env, std::shared_ptr<StepRun> run) : run_(std::move(run)) {
+    keep(results_.open(env, run_->wanted));
+  }
+  StepTask(Napi::Env env, std::shared_ptr<StepRun> run, std::vector<LogitsEdit> edits)
+      : PromiseTask(Begun{}), run_(std::move(run)), edits_(std::move(edits)) {
+    keep(results_.open(env, run_->wanted));
+  }
+
+ protected:
+  void execute(const std::atomic<bool>& cancelled) override try {
+    if (edits_) {
+      run_->step->choose(std::move(*edits_));
+      edits_.reset();
+    }
+    if (!run_->advance(cancelled)) return;
+    results_.fill(std::move(run_->step->result()));
+    run_->end();
+  } catch (...) {
+    run_->end();
+    throw;
+  }
+  bool done() const override { return !run_->step; }
+  Napi::Value result(Napi::Env env) override { return results_.finish(env, kept().As<Napi::Array>()); }
+
+ private:
+  std::shared_ptr<StepRun> run_;
+  std::optional<std::vector<LogitsEdit>> edits_;
+  StepResults results_;
+};
+
+class AbortStepTask : public PromiseTask {
+ public:
+  explicit AbortStepTask(std::shared_ptr<StepRun> run) : PromiseTask(Begun{}), run_(std::move(run)) {}
+
+ protected:
+  void execute(const std::atomic<bool>&) override { run_->end(); }
+  Napi::Value result(Napi::Env env) override { return env.Undefined(); }
+
+ private:
+  std::shared_ptr<StepRun> run_;
+};
+
+}  // namespace
+
+// A step whose held workers wait for their tokens; the cache is busy. One that is collected is aborted.
+class HeldStep {
+ public:
+  static constexpr const char* kKind = "step";
+
+  HeldStep(std::shared_ptr<DeviceHandle> device, std::shared_ptr<StepRun> run)
+      : device_(std::move(device)), run_(std::move(run)) {}
+
+  const std::shared_ptr<DeviceHandle>& device() const { return device_; }
+  // Throws kClosed at the second call.
+  std::shared_ptr<StepRun> take() {
+    if (!run_) throw Error(code::kClosed, "the step was finished or aborted before");
+    return std::move(run_);
+  }
+
+ private:
+  std::shared_ptr<DeviceHandle> device_;
+  std::shared_ptr<StepRun> run_;
+};
+
+namespace {
+
+// A step up to the logits of its held workers.
+class HoldTask : public PromiseTask {
+ public:
+  HoldTask(Napi::Env env, std::shared_ptr<DeviceHandle> device, std::shared_ptr<StepRun> run)
+      : device_(std::move(device)), run_(std::move(run)) {
+    const std::int64_t vocab = run_->transformer->config().vocab_size;
+    auto arrays = Napi::Array::New(env, run_->wanted.size());
+    for (const StepRun::Wanted& wanted : run_->wanted) {
+      auto array = new_float32_array(env, wanted.held_logits ? vocab : 0);
+      arrays.Set(static_cast<std::uint32_t>(logits_.size()), array);
+      logits_.push_back(array.Data());
+    }
+    keep(arrays);
+  }
+
+ protected:
+  void execute(const std::atomic<bool>& cancelled) override try {
+    if (!run_->advance(cancelled)) return;
+    waits_ = true;
+    for (const EditedLogits& edited : run_->step->edited()) {
+      if (run_->wanted[edited.worker].held_logits) {
+        std::copy(edited.logits.begin(), edited.logits.end(), logits_[edited.worker]);
+      }
+    }
+  } catch (...) {
+    run_->end();
+    throw;
+  }
+  bool done() const override { return waits_; }
+  Napi::Value result(Napi::Env env) override {
+    auto result = Napi::Object::New(env);
+    result.Set("logits", kept());
+    result.Set("step", to_handle(env, std::make_shared<HeldStep>(device_, run_)));
+    return result;
+  }
+
+ private:
+  std::shared_ptr<DeviceHandle> device_;
+  std::shared_ptr<StepRun> run_;
+  std::vector<float*> logits_;  // memory of the arrays in kept()
+  bool waits_ = false;
+};
+
+std::shared_ptr<Cancel> read_cancel(const Argument& cancel) {
+  return cancel.is_null() ? nullptr : cancel.handle<Cancel>();
+}
+
+Napi::Value schedule(DeviceHandle& device, std::unique_ptr<PromiseTask> task, const std::shared_ptr<Cancel>& cancel) {
+  if (cancel) cancel->add(task->cancel_flag());
+  return device.schedule(std::move(task));
+}
+
+Napi::Value schedule_step(const Napi::CallbackInfo& info, bool waits) {
+  const auto model = Argument(info, 0, "model").handle<ModelHandle>();
+  const auto cache = Argument(info, 1, "cache").handle<CacheHandle>();
+  const Argument workers_argument(info, 2, "workers");
+  auto workers = workers_argument.map([](const Argument& worker) { return StepWorkerArguments(worker); });
+  const auto cancel = read_cancel(Argument(info, 3, "cancel"));
+  const bool any_held =
+      std::any_of(workers.begin(), workers.end(), [](const auto& worker) { return worker.held != Held::kNo; });
+  if (any_held != waits) workers_argument.refuse(waits ? "one that is held" : "none that is held");
+
+  if (model->device() != cache->device()) {
+    throw Error(code::kInvalidArgument, "cache: expected one on the model's device");
+  }
+  auto run = std::make_shared<StepRun>(*model, cache, std::move(workers), waits);
+  std::unique_ptr<PromiseTask> task;
+  if (waits) {
+    task = std::make_unique<HoldTask>(info.Env(), model->device(), std::move(run));
+  } else {
+    task = std::make_unique<StepTask>(info.Env(), std::move(run));
+  }
+  return schedule(*model->device(), std::move(task), cancel);
+}
+
+LogitsEdit read_edit(const Argument& edit) {
+  LogitsEdit result;
+  if (const Argument logits = edit.property("logits"); !logits.is_null()) result.logits = logits.floats();
+  if (const Argument allowed = edit.property("allowed"); !allowed.is_null()) result.allowed = allowed.int32s();
+  return result;
+}
+
+}  // namespace
+
+// ---- functions ------------------------------------------------------------------------------------
+
+Napi::Value step(const Napi::CallbackInfo& info) { return schedule_step(info, false); }
+
+Napi::Value hold_step(const Napi::CallbackInfo& info) { return schedule_step(info, true); }
+
+Napi::Value finish_step(const Napi::CallbackInfo& info) {
+  const auto held = Argument(info, 0, "step").handle<HeldStep>();
+  std::vector<LogitsEdit> edits = Argument(info, 1, "edits").map(read_edit);
+  const auto cancel = read_cancel(Argument(info, 2, "cancel"));
+  return schedule(*held->device(), std::make_unique<StepTask>(info.Env(), held->take(), std::move(edits)), cancel);
+}
+
+Napi::Value abort_step(const Napi::CallbackInfo& info) {
+  const auto held = Argument(info, 0, "step").handle<HeldStep>();
+  return schedule(*held->device(), std::make_unique<AbortStepTask>(held->take()), nullptr);
+}
+
+}  // namespace hogwild::addon
