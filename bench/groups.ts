@@ -128,13 +128,14 @@ async function throughput(model: Model) {
 
 /** A group writes while the prompt of another one is computed. */
 async function latency(model: Model) {
-  const scheduler = createScheduler({ model, chunk })
+  const capacity = 32_768
+  const scheduler = createScheduler({ model, chunk, capacity: capacity + 2 * long + 1024 })
   const chunks: number[] = []
   const listener = (message: unknown) => {
     const step = message as { prefilledTokens: number; milliseconds: number }
     if (step.prefilledTokens >= chunk) chunks.push(step.milliseconds)
   }
-  const writer = runWorkers(group(model, 0, { scheduler, maxTokens: 1e6, capacity: 2 ** 20 }))
+  const writer = runWorkers(group(model, 0, { scheduler, maxTokens: 1e6, capacity }))
   const waits: number[] = []
   const alone: number[] = []
   let filling: Promise<unknown> | undefined

@@ -242,6 +242,26 @@ describe('random groups write what they write alone', () => {
     expect(tokens).toBe(written)
   })
 
+  test('a prompt and a header wait for lent pages that others have', async () => {
+    const scheduler = createScheduler({ model, capacity: 64 * 8, admission: 'park' })
+    const first = runWorkers(small({ scheduler, prompt: new Array(256).fill(1), capacity: 384 }))
+    const iterator = first[Symbol.asyncIterator]()
+    while ((await iterator.next()).value?.type !== 'step');
+    const late = small({
+      prompt: new Array(200).fill(2),
+      workers: [{ name: 'a', prompt: [1], header: new Array(70).fill(3) }],
+      capacity: 64 * 8,
+    })
+    let isDone = false
+    const parked = collect(runWorkers({ ...late, scheduler })).finally(() => {
+      isDone = true
+    })
+    await new Promise((resolve) => setTimeout(resolve, 20))
+    expect([isDone, scheduler.metrics.groups.running]).toEqual([false, 2])
+    await first.close()
+    expect(timeless(await parked)).toEqual(timeless(await collect(runWorkers(late))))
+  })
+
   test('lent pages let more groups run than reserved ones', async () => {
     const running = async (admission: 'reserve' | 'park') => {
       const scheduler = createScheduler({ model, capacity: 64 * 40, admission })

@@ -18,6 +18,8 @@ import { forced, type StepState, type Worker, type WorkerBlocks } from './worker
 /** Where a group's blocks are made. */
 export interface BlockStore {
   createBlock(): Block
+  /** Throws HOGWILD_OUT_OF_PAGES where so many tokens more can find no room behind the block's. */
+  requireRoom(block: Block, tokens: number): void
   /** Most pages that they had at once; undefined: nobody counts them. */
   readonly peakPages: number | undefined
 }
@@ -280,7 +282,7 @@ export class Group {
     const prefill = { block, tokens, done: 0, newcomer, onProgress }
     this.state.prefills.push(prefill)
     try {
-      block.cache.beginPass([{ view: { blocks: [block] }, tokens: tokens.length }]).abort()
+      this.store.requireRoom(block, tokens.length)
     } catch (error) {
       if (!isOutOfPages(error)) throw error
       this.#refuse(prefill, error)

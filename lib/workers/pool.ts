@@ -47,7 +47,7 @@ export class Pool {
   }
 
   enter(group: Group, pages: number): Seat {
-    const seat = new Seat(this.cache, this.batcher, pages)
+    const seat = new Seat(this.cache, this.batcher, pages, this.#admission === 'park')
     this.#seats.set(seat, group)
     this.#reserved += pages
     return seat

@@ -180,7 +180,7 @@ export class Scheduler {
     const { cache, capacity } = group.settings
     if (cache !== undefined) {
       const pages = capacity === undefined ? undefined : Math.ceil(capacity / PAGE_TOKENS)
-      return new Seat(cache, this.#batcherOf(cache), pages)
+      return new Seat(cache, this.#batcherOf(cache), pages, false)
     }
     throwIfAborted(signal)
     const queued = queuedGroup(group, this.pagesFor(capacity))

@@ -2,6 +2,8 @@
 
 import type { Block } from '../block'
 import type { Cache } from '../cache'
+import { HogwildError } from '../errors'
+import { PAGE_TOKENS } from '../limits'
 import type { Batcher } from './batcher'
 import type { BlockStore } from './group'
 
@@ -11,9 +13,12 @@ export class Seat implements BlockStore {
   /** Its budget; undefined: no bound but the cache. */
   readonly pages: number | undefined
   readonly #budget: number | undefined
+  readonly #isLent: boolean
   readonly #blocks: Block[] = []
 
-  constructor(cache: Cache, batcher: Batcher, pages: number | undefined) {
+  /** `isLent`: its budget is larger than what it is sure to find free now. */
+  constructor(cache: Cache, batcher: Batcher, pages: number | undefined, isLent: boolean) {
+    this.#isLent = isLent
     this.cache = cache
     this.batcher = batcher
     this.pages = pages
@@ -24,6 +29,21 @@ export class Seat implements BlockStore {
     const block = this.cache.createBlock(this.#budget)
     this.#blocks.push(block)
     return block
+  }
+
+  requireRoom(block: Block, tokens: number): void {
+    if (!this.#isLent) {
+      this.cache.beginPass([{ view: { blocks: [block] }, tokens }]).abort()
+      return
+    }
+    // Pages that others have now may be free when they are wanted: what counts is the budget.
+    const missing = tokens - (block.length > 0 ? PAGE_TOKENS - 1 : 0)
+    const free = (this.pages as number) - this.usedPages
+    if (Math.ceil(missing / PAGE_TOKENS) <= free) return
+    throw new HogwildError(
+      `the budget is used up: ${tokens} tokens do not fit into ${free} pages of ${PAGE_TOKENS}`,
+      'HOGWILD_OUT_OF_PAGES',
+    )
   }
 
   get usedPages(): number {
