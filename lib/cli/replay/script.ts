@@ -41,7 +41,6 @@ const entries: Kind = {
   expected: 'a non-empty array of names and entries',
   accepts: isListOf(() => true),
 }
-const names: Kind = { expected: 'a non-empty array of names', accepts: isListOf(isName) }
 /** Of workers: those of a run may have an empty one. */
 const isString = (value: unknown) => typeof value === 'string'
 const worker: Kind = { expected: 'a string', accepts: isString }
