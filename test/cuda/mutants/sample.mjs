@@ -138,7 +138,6 @@ export default {
       '  __syncthreads();\n  return {shared.index',
       '  return {shared.index',
     ],
-    ['no barrier before the best is found', sample, '  __syncthreads();\n  is_bad =', '  is_bad ='],
     [
       'no barrier behind the reductions of the best',
       sample,
