@@ -161,7 +161,7 @@ struct SegmentInView {
   std::int64_t turn = 0;     // a query at view position p is rotated to p + turn
   float temperature = 1;
   float bias = 0;
-  std::int32_t entry = 0;  // of the view
+  std::int32_t entry = 0;   // of the view
   bool is_written = false;  // of the write entry: a query sees it up to its own place, all others as a whole
 
   // Of the queries from view position `begin` on, the first that sees it.
