@@ -48,6 +48,15 @@ function operations(native, binding, files) {
     const run = (args) => functionOf(native, name)(...args, ...Array(8).fill(0))
     operations[name] = { prepare: args, run, unsupported }
   }
+  // A call that was refused has not taken the step, and steps side by side take more scratch space than one.
+  const aborted = async ([step]) => {
+    try {
+      await native.abortStep(step)
+    } catch (error) {
+      if (error.code !== 'HOGWILD_CLOSED') throw error
+    }
+  }
+  for (const name of ['finishStep', 'abortStep']) operations[name].undo = aborted
   const run = (name, prepare, run, undo = (blocks) => blocks.forEach(native.blockClose)) => {
     operations[name] = { prepare, run, undo }
   }
