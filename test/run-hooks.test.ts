@@ -228,6 +228,18 @@ test('one grammar serves several workers, and a text that maxTokens ends is inco
   }
 })
 
+test('a grammar’s stop token ends a text of generate that has no stop tokens', async () => {
+  const grammar = await createGrammar({ tokenizer, stopTokens: [end], ebnf: 'root ::= "yes"' })
+  const { text, reason } = await generate({
+    model,
+    tokenizer,
+    prompt: [1],
+    stopTokens: [],
+    grammar,
+  }).result
+  expect([text, reason]).toEqual(['yes', 'stop-token'])
+})
+
 // ---- what fails -------------------------------------------------------------------------------------
 
 /** What is thrown, and the events before it. */
@@ -271,6 +283,11 @@ test.each(FAULTS)(
   'a processor that %s ends its run, and no other one on the model',
   async (_, fault, thrown) => {
     await using cache = model.createCache({ capacity: 8192 })
+    const grammar = await createGrammar({
+      tokenizer,
+      stopTokens: [end],
+      ebnf: 'root ::= [a-z]{30}',
+    })
     const calls: number[] = []
     const good = (): RunOptions => ({
       model,
@@ -280,6 +297,7 @@ test.each(FAULTS)(
       workers: [
         { name: 'a', prompt: [1], sampler: { temperature: 1, seed: 1 } },
         { name: 'b', prompt: [2], processLogits: noise(7, calls), logprobs: true },
+        { name: 'c', prompt: [3], sampler: { temperature: 1, seed: 3 }, grammar, topLogprobs: 2 },
       ],
     })
     const alone = await collect(runWorkers({ ...good(), cache }))
