@@ -58,6 +58,11 @@ test('the tables have every code and no other', () => {
   expect(listed('Warning')).toEqual(warnings)
 })
 
+test('whatever the code calls a code is an error or a warning', () => {
+  const quoted = found(typescript, /['"](HOGWILD_[A-Z_]+)['"]/g)
+  expect(quoted.filter((code) => !errors.includes(code) && !warnings.includes(code))).toEqual([])
+})
+
 test('the codes of the native code are codes of the interface', () => {
   const codes = found(read('native', 'core', 'error.h'), /= "(HOGWILD_[A-Z_]+)";/g)
   expect(codes.length).toBeGreaterThan(8)
