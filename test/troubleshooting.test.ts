@@ -114,14 +114,14 @@ test('messages are those that come', async () => {
   const onWarning = (warning: Warning) => told.push(warning)
   const withConfig = (text: string) => {
     writeFileSync(join(own, 'config.json'), text)
-    return loadModel(own, { threads: 1, onWarning })
+    return loadModel(own, { device: 'cpu', threads: 1, onWarning })
   }
   const refused: { code: string; message: string }[] = []
   const expectRefusal = async (call: () => unknown) => {
     refused.push(await refusal(call))
   }
 
-  const model = await loadModel(demoModelPath, { threads: 1, onWarning })
+  const model = await loadModel(demoModelPath, { device: 'cpu', threads: 1, onWarning })
   const tokenizer = await loadTokenizer(demoModelPath)
   // Models.
   await expectRefusal(() => loadModel(demoModelPath, { devise: 'cpu' } as object))
