@@ -4,7 +4,7 @@
 import { execFile } from 'node:child_process'
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { basename, join } from 'node:path'
+import { basename, isAbsolute, join, relative } from 'node:path'
 import { parseArgs, promisify } from 'node:util'
 import { createDevice } from 'hogwild'
 import { removedAfterwards } from '../../lib/cli/clean-up'
@@ -268,7 +268,11 @@ function describe() {
     prompt: promptLength,
     generate,
     rounds,
-    command: `npm run bench:peers -- ${process.argv.slice(2).join(' ')}`.replace(/ -- $/, ''),
+    // Paths as seen from the repository: those of a machine help nobody else.
+    command: ['npm run bench:peers --', ...process.argv.slice(2)]
+      .map((word) => (isAbsolute(word) ? relative(root, word) : word))
+      .join(' ')
+      .replace(/ --$/, ''),
     engines: {
       hogwild:
         'workers share the prompt, see each other, and step together; default cache dtype; greedy',
