@@ -34,8 +34,8 @@ function load(file: string): Record<string, Scheme & ((...values: unknown[]) => 
 
 /**
  * Follows the steps of a model. A line for each worker of each step: the step, the worker's block, its view as
- * block@start+tokens shown (~: a step late), and the positions of its new tokens. Blocks have the names given, in the order in which
- * views first show them; behind those, '?'. With a reference, logits are compared in each step.
+ * block@start+tokens shown (~: a step late), and the positions of its new tokens. Blocks have the names given, in the order
+ * in which views first show them; behind those, '?'. With a reference, logits are compared in each step.
  */
 function follow(model: Model, names: string, reference?: ReferenceModel): string[] {
   const lines: string[] = []
@@ -136,6 +136,32 @@ async function stepsAlone(model: Model, { texts }: Outcome): Promise<number> {
 
 test.each(scripts.filter((file) => file !== 'common.mjs'))('%s is short', (file) => {
   expect(readFileSync(join(folder, file), 'utf8').trim().split('\n').length).toBeLessThanOrEqual(60)
+})
+
+describe('as programs, on the demo model', () => {
+  const { argv } = process
+  afterEach(() => {
+    process.argv = argv
+  })
+  test.each(scripts.filter((file) => file !== 'common.mjs'))('%s', async (file) => {
+    process.argv = ['node', file]
+    const printed: string[] = []
+    await new Promise<void>((resolve, reject) => {
+      jest.spyOn(console, 'error').mockImplementation(reject)
+      jest.spyOn(console, 'log').mockImplementation((line: string) => {
+        printed.push(line)
+        if (/^\d+ tokens in \d+ steps$/.test(line)) resolve()
+      })
+      load(file)
+    })
+    expect(printed.length).toBeGreaterThan(2)
+    if (file !== 'group-think.mjs') return
+    // The demo model finds its words in ranges too.
+    expect(printed.slice(0, 2)).toEqual([
+      'Alice: "A=manyAliceC=makeAlice."',
+      'Bob: "B=handsBobD=lightBob."',
+    ])
+  })
 })
 
 describe('the tables', () => {

@@ -4,7 +4,8 @@
 // Views: thinker  prompt, answer, inputs, thoughts
 //        writer   prompt, inputs, thoughts, answer
 //        probe    the writer's, then the question
-// From the paper differ: its prompts are left out; the probe is asked after every step. An untrained model decides by chance.
+// From the paper differ: its prompts are left out; the probe is asked after every step. A model that does not reason decides
+// by chance.
 //
 //   node examples/schemes/async-reasoning.mjs [MODEL]
 

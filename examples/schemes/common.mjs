@@ -47,7 +47,10 @@ export const atStop = (model, maxTokens) => (tokens) =>
 export const atTag = (tokenizer, tag, maxTokens) => (tokens) =>
   tokens.length >= maxTokens || tokenizer.decode(tokens, { skipSpecialTokens: false }).endsWith(tag)
 
-/** Where `file` is the program that Node.js runs: the scheme on argument 1 (default: the demo model), and what was written. */
+/**
+ * Where `file` is the program that Node.js runs: prints what the scheme writes on the model named by its argument, by
+ * default the demo model.
+ */
 export function demonstrate(file, scheme) {
   if (!process.argv[1]?.endsWith(file)) return
   const run = async () => {

@@ -2,8 +2,8 @@
 // positions of its own.
 //
 // View of thinker i, with P tokens of prompt and ranges of K: prompt, every other j at P + j K, own at P + i K.
-// From the paper differs: its prompts and its fine-tuning are left out. A model that was not trained for it shows the schedule,
-// not good thoughts.
+// From the paper differs: its prompts and its fine-tuning are left out. A model that was not trained for it shows the
+// schedule, not good thoughts.
 //
 //   node examples/schemes/group-think.mjs [MODEL]
 

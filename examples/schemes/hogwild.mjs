@@ -4,8 +4,8 @@
 // Views: contiguous   prompt, the others' blocks, own
 //        interleaved  prompt with all turns that have ended, own turn
 //        combined     prompt with all turns that have ended, the others' turns, own turn
-// From the paper differ: the texts that workers are told (`collaborate` has rules and headings); and where it turns a block
-// to its place in a view, here the query is turned.
+// From the paper differ the texts that workers are told: `collaborate` has rules, headings and checks. Where its published
+// code computes something else: docs/semantics.md.
 //
 //   node examples/schemes/hogwild.mjs [MODEL]
 
@@ -39,7 +39,8 @@ demonstrate('hogwild.mjs', async ({ model, encode }) => {
       layout,
       prompt: encode('<s>A:ynam\nB:sdnah\nC:ekam\nD:thgil\nE:krow\n'),
       workers: { Alice: encode('Alice'), Bob: encode('Bob') },
-      turnEnds: (ids) => ids.at(-1) === encode('\n').at(-1),
+      // The demo model begins each line with its worker's name.
+      turnEnds: (ids) => encode('AliceBob').includes(ids.at(-1)),
       maxTokens: 40,
     })
     all.steps += steps

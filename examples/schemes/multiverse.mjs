@@ -1,18 +1,19 @@
-// Multiverse (arXiv 2506.09991; ThreadWeaver, 2512.07843, has the same shape): the text itself says where it forks. When
+// Multiverse (arXiv 2506.09991; ThreadWeaver, 2512.07843, forks alike): the text itself says where it forks. When
 // it has come to a tag, one branch per outline is written, all at once; then the text goes on behind them.
 //
 // Views: trunk     prompt, trunk
 //        branch i  prompt, trunk, own                        all branches from the same place F
 //        join      prompt, trunk, branches at F, own at F + the longest branch; it may fork again, as the trunk did
-// From the paper differ: branches do not fork themselves; `mostForks` ends what forks for ever. An untrained model writes no tags.
+// From the paper differ: branches do not fork themselves; `mostForks` ends what forks for ever. A model that was not trained
+// for it writes no tags.
 //
 //   node examples/schemes/multiverse.mjs [MODEL]
 
 import { atTag, demonstrate, withPrompt, writer, writeTogether } from './common.mjs'
 
 /**
- * `outlinesOf(tokens)`: what each branch begins with, by the tokens of the trunk; [] where it does not fork. `untilFork` ends
- * a trunk, `untilPathEnds` a branch. `begin`, `join`: tokens that the trunk and what follows a join begin with.
+ * `outlinesOf(tokens)`: what each branch begins with, by the tokens of the trunk; [] where it does not fork. `untilFork`
+ * ends a trunk, `untilPathEnds` a branch. `begin`, `join`: tokens that the trunk and what follows a join begin with.
  */
 export function multiverse(options) {
   const { model, prompt, begin, join, outlinesOf, untilFork, untilPathEnds } = options
@@ -43,13 +44,13 @@ export function multiverse(options) {
   })
 }
 
-// In the place of the paper's tags, for which the demo model has no tokens, '=' forks and a line's end ends a path.
+// In the place of the paper's tags, for which the demo model has no tokens, '=' forks and '.' ends a path.
 demonstrate('multiverse.mjs', ({ model, tokenizer, encode }) =>
   multiverse({
     ...{ model, prompt: encode('<s>A:ynam\nB:sdnah\nC:ekam\n'), begin: encode('Alice') },
-    ...{ join: encode('\nBob'), mostForks: 2 },
+    ...{ join: encode('Bob'), mostForks: 2 },
     outlinesOf: (tokens) => (tokenizer.decode(tokens).endsWith('=') ? ['A', 'B'].map(encode) : []),
     untilFork: atTag(tokenizer, '=', 8),
-    untilPathEnds: atTag(tokenizer, '\n', 12),
+    untilPathEnds: atTag(tokenizer, '.', 12),
   }),
 )

@@ -3,8 +3,8 @@
 // Views: skeleton   prompt, skeleton
 //        point i    prompt, skeleton, ask(i) and own text     all of them at the same positions, unseen by each other
 //        closing    prompt, skeleton, points in order, own    one behind the other
-// From the paper differ: a point is asked for behind the skeleton that stands in the cache, where the paper sends a new prompt for each; the
-// paper joins the points' texts and has no closing. An untrained model writes no numbered points.
+// From the paper differ: a point is asked for behind the skeleton that stands in the cache, where the paper sends a new
+// prompt for each; the paper joins the points' texts and has no closing.
 //
 //   node examples/schemes/skeleton-of-thought.mjs [MODEL]
 

@@ -2,8 +2,9 @@
 // written when the step began.
 //
 // View of stream i, with P tokens of prompt: prompt, every other stream at P with lag 1, own at P. So token t of every
-// stream stands at P + t, and no token sees one of its own step.
-// From the paper differ: streams there are trained, and some are input (a user who goes on speaking): here all are written by the model.
+// stream stands at P + t, and sees nothing that another one brings to its step.
+// From the paper differs: there models are trained for it, and some streams are input (a user who goes on speaking); here the
+// model writes all of them, and one that was not trained shows the schedule.
 //
 //   node examples/schemes/streams.mjs [MODEL]
 
