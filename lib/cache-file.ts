@@ -2,7 +2,7 @@
 
 import { Block } from './block'
 import type { Cache } from './cache'
-import { HogwildError } from './errors'
+import { errorCode, HogwildError } from './errors'
 import { kvDtypes } from './formats'
 import { PAGE_TOKENS } from './limits'
 import { type BlockHandle, native } from './native'
@@ -143,7 +143,7 @@ async function whileOpen<T>(
     return await cache.tasks.track(work(transfer), () => abort.abort())
   } catch (error) {
     if (thrown.length > 0) throw thrown[0]
-    if ((error as { code?: unknown }).code !== 'HOGWILD_ABORTED') throw error
+    if (errorCode(error) !== 'HOGWILD_ABORTED') throw error
     throwIfAborted(signal) // with its reason
     throw new HogwildError('the cache was closed meanwhile', 'HOGWILD_ABORTED', { cause: error })
   } finally {

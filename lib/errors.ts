@@ -56,3 +56,8 @@ export class HogwildError extends Error {
 function shorten(message: string): string {
   return message.length > MAX_MESSAGE ? `${message.slice(0, MAX_MESSAGE - 1)}…` : message
 }
+
+/** The code of what was thrown, which may be anything; undefined where it has none. */
+export function errorCode(error: unknown): unknown {
+  return (error as { code?: unknown } | null | undefined)?.code
+}

@@ -2,22 +2,18 @@
 
 import type { Block } from './block'
 import { findToolCalls, type ToolCall } from './chat/tool-calls'
+import { errorCode } from './errors'
 import type { CacheDtype } from './formats'
-import { Grammar } from './grammar/grammar'
 import { PAGE_TOKENS } from './limits'
 import { type BeyondContext, Model, type StepOutput, type TokenLogprob } from './model'
 import { type PrefillProgress, prefillInPieces } from './prefill'
-import { Sampler, type SamplerOptions } from './sampler'
 import { withinVocabulary } from './sources/eos'
-import { copyLogitBias, type LogitBias, type ProcessLogits } from './step-hooks'
 import { onAbort, throwIfAborted } from './tasks'
+import { checkTokenOptions, type TokenOptions } from './token-options'
 import { StopMatcher } from './tokenizer/stop-strings'
 import { type ChatMessage, type ChatOptions, Tokenizer } from './tokenizer/tokenizer'
-import { tokenlessIds } from './tokenless-ids'
 import {
-  checkBoolean,
   checkInstance,
-  checkInteger,
   checkOptionalFunction,
   checkOptions,
   checkSignal,
@@ -29,7 +25,7 @@ import { checkMaxTokens, checkStop } from './workers/options'
 
 export type { ToolCall }
 
-export interface GenerateOptions {
+export interface GenerateOptions extends TokenOptions {
   model: Model
   /**
    * For text: of a prompt that is a string, of messages, of stop strings and of what comes out. Ids without a token
@@ -42,26 +38,12 @@ export interface GenerateOptions {
   messages?: readonly ChatMessage[] | undefined
   /** Of the conversation: tools, documents, the template and its variables. */
   chat?: ChatOptions | undefined
-  /** Default: greedy. */
-  sampler?: SamplerOptions | undefined
-  /** As in a step: added to the logits of these token ids; -Infinity for a token that must not come out. Default: none. */
-  logitBias?: LogitBias | undefined
-  /**
-   * As in a step: changes the logits [V] of each token in place, the first one's too. What it throws ends the generation.
-   */
-  processLogits?: ProcessLogits | undefined
-  /** What the text has to be, from its first token on (`createGrammar`). A text that `maxTokens` ends is incomplete. */
-  grammar?: Grammar | undefined
   /** Tokens that may be written, at least 1; default 512. */
   maxTokens?: number | undefined
   /** Token ids that end the text; default: those of model and tokenizer. */
   stopTokens?: ArrayLike<number> | undefined
   /** Strings before which the text ends; matched across tokens. Default: none. */
   stop?: readonly string[] | undefined
-  /** Whether tokens come with their log-probability; default false. */
-  logprobs?: boolean | undefined
-  /** How many of the most likely tokens come with each, at most 1024; default 0. */
-  topLogprobs?: number | undefined
   /** In which keys and values are stored; default: as `model.createCache` has it. */
   cacheDtype?: CacheDtype | undefined
   /** What happens when the text is longer than the model's context; default: as the model was loaded with. */
@@ -110,7 +92,7 @@ export interface GeneratedToken {
 }
 
 /**
- * Why a text ends: at a stop token, at a stop string, after `maxTokens`, or because the consumer left its loop or called
+ * Why a text ends: at a stop token (that of a grammar too), at a stop string, after `maxTokens`, or because the consumer left its loop or called
  * `close` ('stopped').
  */
 export type GenerateReason = 'stop-token' | 'stop-string' | 'max-tokens' | 'stopped'
@@ -158,29 +140,16 @@ function checkGenerate(options: GenerateOptions) {
   if (ids?.length === 0) throw invalid('options.prompt', 'at least one token', prompt)
   const max = options.maxTokens ?? DEFAULT_MAX_TOKENS
   const stopIds = stopTokens && checkTokens(stopTokens, 'options.stopTokens', vocabSize)
-  const sampler = new Sampler(options.sampler ?? { temperature: 0 })
-  sampler.forbid(tokenlessIds(model, tokenizer, stopIds))
   return {
     model,
     tokenizer,
     prompt: ids ?? prompt,
     messages,
     chat: chat ?? {},
-    sampler,
-    logitBias:
-      options.logitBias === undefined
-        ? undefined
-        : copyLogitBias(options.logitBias, 'options.logitBias', vocabSize),
-    processLogits: checkOptionalFunction(options.processLogits, 'options.processLogits'),
-    grammar:
-      options.grammar === undefined
-        ? undefined
-        : checkInstance(options.grammar, 'options.grammar', Grammar),
+    ...checkTokenOptions(options, 'options', model, tokenizer, stopIds),
     maxTokens: checkMaxTokens(max, 'options.maxTokens'),
     stopTokens: stopIds,
     stop: checkStop(options.stop ?? [], 'options.stop', tokenizer),
-    logprob: checkBoolean(options.logprobs ?? false, 'options.logprobs'),
-    topLogprobs: checkInteger(options.topLogprobs ?? 0, 'options.topLogprobs', 0, 1024),
     cacheDtype: options.cacheDtype,
     beyondContext: options.beyondContext,
     onPrefill: checkOptionalFunction(onPrefill, 'options.onPrefill'),
@@ -264,7 +233,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
         await cache.close()
       }
     } catch (error) {
-      const isAborted = (error as { code?: unknown }).code === 'HOGWILD_ABORTED'
+      const isAborted = errorCode(error) === 'HOGWILD_ABORTED'
       if (isAborted) throwIfAborted(signal) // with its reason
       if (!(isAborted && this.#isStopped)) throw error
     } finally {
@@ -281,11 +250,12 @@ export class Generation implements AsyncIterable<GeneratedToken> {
   ): Promise<void> {
     const { model, sampler, logitBias, processLogits, logprob, topLogprobs } = settings
     const { beyondContext, onPrefill } = settings
+    const grammar = settings.grammar?.newMatcher()
     const options = {
       sampler,
       logitBias,
       processLogits,
-      grammar: await settings.grammar?.matcher(),
+      grammar,
       logprob,
       topLogprobs,
       beyondContext,
@@ -293,7 +263,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
     }
     let output = await prefillInPieces(model, block, prompt, options, onPrefill)
     for (;;) {
-      this.#tokens.push(writing.add(output))
+      this.#tokens.push(writing.add(output, grammar?.hasEnded ?? false))
       this.#wake()
       if (writing.reason !== undefined) return
       output = await model.prefill(block, [output.token as number], options)
@@ -333,10 +303,10 @@ class Writing {
     this.#stream = tokenizer?.stream()
   }
 
-  /** The token that a step has chosen. */
-  add({ token, logprob, topLogprobs }: StepOutput): GeneratedToken {
+  /** The token that a step has chosen. `endsGrammar`: it is the stop token of a grammar's. */
+  add({ token, logprob, topLogprobs }: StepOutput, endsGrammar: boolean): GeneratedToken {
     const id = token as number
-    if (this.#stopTokens.has(id)) {
+    if (endsGrammar || this.#stopTokens.has(id)) {
       this.reason = 'stop-token'
       return { token: id, text: this.#end(), logprob, topLogprobs }
     }

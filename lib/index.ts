@@ -134,6 +134,7 @@ export {
 export { type PenaltyScope, Sampler, type SamplerOptions, type SamplerState } from './sampler'
 export type { SessionProgress, TransferOptions } from './session-file'
 export type { LogitBias, LogitsInfo, ProcessLogits } from './step-hooks'
+export type { TokenOptions } from './token-options'
 export type { TokenizerKind } from './tokenizer/models/parse'
 export type { TextStream } from './tokenizer/text-stream'
 export {

@@ -11,7 +11,7 @@ export type LogitBias = ReadonlyMap<number, number> | Readonly<Record<number, nu
 
 /** Whose logits they are. */
 export interface LogitsInfo {
-  /** The worker's index in the step. */
+  /** The worker's index in the step; of a run's workers: its place in worker order. */
   worker: number
   /** That it writes to, as it was before the step. */
   block: Block
@@ -69,7 +69,7 @@ export async function stepWithHooks(
   try {
     const allowed = await masks
     const edits = hooks.map((hook, i) => ({
-      logits: hook.processLogits === undefined ? null : process(hook, logits[i] as Float32Array),
+      logits: hook.processLogits === undefined ? null : processed(hook, logits[i] as Float32Array),
       allowed: allowed[i] ?? null,
     }))
     return await native.finishStep(step, edits, cancel)
@@ -79,10 +79,21 @@ export async function stepWithHooks(
   }
 }
 
-function process({ processLogits, info }: StepHooks, logits: Float32Array): Float32Array {
+function processed({ processLogits, info }: StepHooks, logits: Float32Array): Float32Array {
   const name = `workers[${info.worker}].processLogits`
+  callProcessor(processLogits as ProcessLogits, logits, info, name)
+  return logits
+}
+
+/** Throws what it throws, and HOGWILD_INVALID_ARGUMENT where it is not done when it returns. `name`: of messages. */
+export function callProcessor(
+  processLogits: ProcessLogits,
+  logits: Float32Array,
+  info: LogitsInfo,
+  name: string,
+): void {
   const { length } = logits
-  const returned: unknown = (processLogits as ProcessLogits)(logits, info)
+  const returned: unknown = processLogits(logits, info)
   checkSynchronous(returned, name)
   if (logits.length !== length) {
     throw new HogwildError(
@@ -90,5 +101,27 @@ function process({ processLogits, info }: StepHooks, logits: Float32Array): Floa
       'HOGWILD_INVALID_ARGUMENT',
     )
   }
-  return logits
+}
+
+/**
+ * The processor for one token: where the step is tried again, it does the same without being called again. `worker` and
+ * `name` are what it and messages are told.
+ */
+export function onceForToken(
+  processLogits: ProcessLogits,
+  worker: number,
+  name: string,
+): ProcessLogits {
+  let done: { logits: Float32Array } | { error: unknown } | undefined
+  return (logits, info) => {
+    if (done === undefined) {
+      try {
+        callProcessor(processLogits, logits, { ...info, worker }, name)
+        done = { logits: logits.slice() }
+      } catch (error) {
+        done = { error }
+      }
+    } else if ('logits' in done) logits.set(done.logits)
+    if ('error' in done) throw done.error
+  }
 }

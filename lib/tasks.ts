@@ -1,6 +1,6 @@
 // Native calls that take their time: aborting them, and waiting for them before something is closed.
 
-import { HogwildError } from './errors'
+import { errorCode, HogwildError } from './errors'
 import { type CancelHandle, native } from './native'
 
 /** The calls under way of one owner (a cache, a model). */
@@ -41,7 +41,7 @@ export async function runTask<T>(
     for (const owner of owners) owner.track(task, abort)
     return await task
   } catch (error) {
-    const isAbort = (error as { code?: unknown }).code === 'HOGWILD_ABORTED'
+    const isAbort = errorCode(error) === 'HOGWILD_ABORTED'
     if (isAbort) throwIfAborted(signal)
     throw error
   } finally {

@@ -232,7 +232,14 @@ export class Grammar {
    */
   async matcher(tokens: ArrayLike<number> = []): Promise<GrammarMatcher> {
     const ids = checkTokens(tokens, 'tokens', this.#engine.size)
-    return new GrammarMatcher(this, await this.#engine.match(this.#compiled), this.#masks, ids)
+    const matcher = this.newMatcher()
+    await matcher.begin(ids)
+    return matcher
+  }
+
+  /** @internal The same at the text's beginning, at once: what takes its time is done when a step first uses it. */
+  newMatcher(): GrammarMatcher {
+    return new GrammarMatcher(this, () => this.#engine.match(this.#compiled), this.#masks)
   }
 }
 
@@ -244,18 +251,25 @@ export class Grammar {
 export class GrammarMatcher {
   /** It keeps what it was compiled to. */
   readonly grammar: Grammar
-  readonly #matcher: Matcher
+  readonly #make: () => Promise<Matcher>
+  #making: Promise<Matcher> | undefined
+  /** undefined before its first use. */
+  #matcher: Matcher | undefined
   readonly #masks: TextMasks
   readonly #tokens: number[] = []
   #state: TextState = TextMasks.begin
   #busy = false
 
   /** @internal */
-  constructor(grammar: Grammar, matcher: Matcher, masks: TextMasks, tokens: Int32Array) {
+  constructor(grammar: Grammar, make: () => Promise<Matcher>, masks: TextMasks) {
     this.grammar = grammar
-    this.#matcher = matcher
+    this.#make = make
     this.#masks = masks
-    unreachable.register(this, matcher)
+  }
+
+  /** @internal Goes behind the tokens. Throws HOGWILD_INVALID_ARGUMENT where the grammar does not allow them. */
+  async begin(tokens: Int32Array): Promise<void> {
+    await this.#made()
     for (const [i, token] of tokens.entries()) {
       if (!this.#accept(token)) {
         throw invalid(`tokens[${i}]`, 'a token that the grammar allows there', token)
@@ -275,7 +289,7 @@ export class GrammarMatcher {
 
   /** Whether a stop token has ended the text; a step is refused then. */
   get hasEnded(): boolean {
-    return this.#matcher.isTerminated()
+    return this.#matcher?.isTerminated() ?? false
   }
 
   /** @internal A step uses it from now on. Throws HOGWILD_BUSY, HOGWILD_INVALID_ARGUMENT once the text has ended. */
@@ -297,7 +311,8 @@ export class GrammarMatcher {
 
   /** @internal The ids that may come next: bit id % 32 of element id / 32. */
   async allowed(): Promise<Int32Array> {
-    const mask = await this.#matcher.getNextTokenBitmask()
+    const matcher = await this.#made()
+    const mask = await matcher.getNextTokenBitmask()
     this.#masks.apply(this.#state, mask)
     return mask
   }
@@ -308,9 +323,19 @@ export class GrammarMatcher {
     if (token !== undefined) this.#accept(token)
   }
 
+  async #made(): Promise<Matcher> {
+    this.#making ??= this.#make()
+    const matcher = await this.#making
+    if (this.#matcher === undefined) {
+      this.#matcher = matcher
+      unreachable.register(this, matcher)
+    }
+    return matcher
+  }
+
   #accept(token: number): boolean {
     const state = this.#masks.after(this.#state, token)
-    if (state === undefined || this.hasEnded || !this.#matcher.acceptToken(token)) return false
+    if (state === undefined || this.hasEnded || !this.#matcher?.acceptToken(token)) return false
     this.#state = state
     this.#tokens.push(token)
     return true

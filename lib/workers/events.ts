@@ -1,6 +1,7 @@
 // Events of a run, in emission order. `step` counts lock steps from 0; events between two steps carry the
 // number of the step to come.
 
+import type { TokenLogprob } from '../model'
 import type { Warning } from '../warnings'
 
 /** Something that works, but maybe not as its user thinks; each code comes once per run. */
@@ -43,6 +44,10 @@ export interface TokenEvent {
   text: string
   /** It was given (prompt, header of a turn, injected, mark of a stop) and not sampled. */
   forced: boolean
+  /** Of a sampled token, where `WorkerSpec.logprobs` asks for it: natural log of its probability by the raw logits. */
+  logprob?: number | undefined
+  /** Of a sampled token, where `topLogprobs` asks for them: the most likely tokens at its place, the most likely first. */
+  topLogprobs?: TokenLogprob[] | undefined
 }
 
 /** Tokens have come into the common block (`WorkerRun.append`): workers see them from this step on. */
@@ -64,7 +69,7 @@ export interface TurnEvent {
 /**
  * Why a worker stops.
  *
- * - `stop-token`: it wrote one of the stop tokens
+ * - `stop-token`: it wrote one of the stop tokens, or the one that ends its grammar's text
  * - `stop-string`: its text came to one of the stop strings
  * - `max-tokens`: it wrote as many tokens as it may
  * - `out-of-pages`: the cache has no room for its next tokens

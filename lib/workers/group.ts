@@ -3,6 +3,7 @@
 // waits for nothing; whoever runs its steps calls it between two of them, while nobody uses the cache.
 
 import { Block } from '../block'
+import { errorCode } from '../errors'
 import type { StepOutput, StepWorker } from '../model'
 import type { PrefillProgress } from '../prefill'
 import { withinVocabulary } from '../sources/eos'
@@ -190,7 +191,7 @@ export class Group {
         this.#triggers.look(worker.name, written.text, written.forced)
         events.push({ type: 'token', worker: worker.name, step: this.state.steps, ...written })
       }
-      events.push(...this.#proceed(worker, state, outputs[i]?.token))
+      events.push(...this.#proceed(worker, state, outputs[i] as StepOutput))
     })
     events.push({
       type: 'step',
@@ -328,7 +329,9 @@ export class Group {
     return participants.map(({ worker, state }) => ({
       view: { blocks: this.#view(state.blocks) },
       tokens: worker.pending.map(({ token }) => token),
-      sampler: state.name === 'active' ? worker.sampler : null,
+      ...(state.name === 'active'
+        ? worker.choice(this.workers.indexOf(worker))
+        : { sampler: null }),
     }))
   }
 
@@ -359,14 +362,12 @@ export class Group {
   }
 
   /** What follows from the token sampled last; a stopping worker has sampled none. */
-  #proceed(worker: Worker, state: StepState, sampled: number | undefined): WorkerEvent[] {
+  #proceed(worker: Worker, state: StepState, output: StepOutput): WorkerEvent[] {
     if (worker.cameToStop) return [this.#stop(worker, 'stop-string')]
     if (state.name === 'stopping') return [this.#stop(worker, state.reason)]
-    const token = sampled as number
+    const token = worker.sampled(output)
     const { blocks } = state
-    worker.pending = [{ token, forced: false }]
-    worker.turnIds.push(token)
-    if (this.#stopTokens.has(token)) {
+    if (this.#stopTokens.has(token) || worker.hasEndedGrammar) {
       worker.state = { name: 'stopping', blocks, reason: 'stop-token' }
     } else if (worker.written + 1 >= worker.maxTokens) {
       worker.state = { name: 'stopping', blocks, reason: 'max-tokens' }
@@ -427,5 +428,5 @@ function findStopTokens(settings: RunSettings, warnings: Warnings): ReadonlySet<
 }
 
 export function isOutOfPages(error: unknown): boolean {
-  return (error as { code?: unknown }).code === 'HOGWILD_OUT_OF_PAGES'
+  return errorCode(error) === 'HOGWILD_OUT_OF_PAGES'
 }

@@ -6,10 +6,10 @@ import { checkCacheDtype } from '../cache-dtype'
 import type { CacheDtype } from '../formats'
 import { type BeyondContext, checkBeyondContext, checkContext, Model } from '../model'
 import type { PrefillProgress } from '../prefill'
-import { Sampler, type SamplerOptions } from '../sampler'
+import type { SamplerOptions } from '../sampler'
 import { checkPath } from '../sources/files'
+import { checkTokenOptions, type TokenOptions, type TokenSettings } from '../token-options'
 import { Tokenizer } from '../tokenizer/tokenizer'
-import { tokenlessIds } from '../tokenless-ids'
 import {
   checkArray,
   checkBoolean,
@@ -29,7 +29,7 @@ import { commitsTurns, LAYOUT_NAMES, type LayoutName } from './layout'
 import { Scheduler } from './scheduler'
 import type { Trigger } from './triggers'
 
-export interface WorkerSpec {
+export interface WorkerSpec extends TokenOptions {
   /** Unique in the run. */
   name: string
   /** Tokens that its own block begins with, at least one: what it writes follows the last of them. */
@@ -164,6 +164,11 @@ const WORKER_KEYS = optionKeys<WorkerSpec>()({
   own: true,
   from: true,
   sampler: true,
+  logitBias: true,
+  processLogits: true,
+  grammar: true,
+  logprobs: true,
+  topLogprobs: true,
   maxTokens: true,
   stop: true,
 })
@@ -191,13 +196,12 @@ export type RunSettings = Pick<
 }
 
 /** A WorkerSpec that was checked and copied, with the run's defaults in it. */
-export interface WorkerSettings {
+export interface WorkerSettings extends TokenSettings {
   name: string
   prompt: Int32Array
   header: Int32Array | Block
   own: Block | undefined
   from: string | undefined
-  sampler: Sampler
   maxTokens: number
   stop: readonly string[]
 }
@@ -319,9 +323,8 @@ export function checkWorkerSpec(value: unknown, name: string, run: RunSettings):
   const spec = checkOptions(value as WorkerSpec, name, WORKER_KEYS)
   const { vocabSize } = run.model.config
   const { maxTokens, stop } = spec
-  const sampler = new Sampler(spec.sampler ?? { temperature: 0 })
-  sampler.forbid(tokenlessIds(run.model, run.tokenizer, run.stopTokens))
   return {
+    ...checkTokenOptions(spec, name, run.model, run.tokenizer, run.stopTokens),
     name: checkString(spec.name, `${name}.name`),
     prompt: checkTokens(spec.prompt, `${name}.prompt`, vocabSize, 1),
     header: checkHeader(
@@ -333,7 +336,6 @@ export function checkWorkerSpec(value: unknown, name: string, run: RunSettings):
     ),
     from: spec.from === undefined ? undefined : checkString(spec.from, `${name}.from`),
     own: spec.own === undefined ? undefined : checkBlock(spec.own, `${name}.own`, run.cache),
-    sampler,
     maxTokens:
       maxTokens === undefined ? run.maxTokens : checkMaxTokens(maxTokens, `${name}.maxTokens`),
     stop: stop === undefined ? run.stop : checkStop(stop, `${name}.stop`, run.tokenizer),

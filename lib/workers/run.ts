@@ -1,7 +1,7 @@
 // A run: one group of workers as an async iterable of events, and the controls of it.
 
 import type { Block } from '../block'
-import { HogwildError, type HogwildErrorCode } from '../errors'
+import { errorCode, HogwildError } from '../errors'
 import { onAbort, throwIfAborted } from '../tasks'
 import {
   checkArray,
@@ -268,7 +268,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
       }
     } catch (thrown) {
       const { error } = this.#failure ?? { error: thrown }
-      const { code } = error as { code?: HogwildErrorCode }
+      const code = errorCode(error)
       const ofClosing = code === 'HOGWILD_ABORTED' || code === 'HOGWILD_CLOSED'
       if (this.#state === 'closing' && ofClosing) return
       if (code === 'HOGWILD_ABORTED') throwIfAborted(signal) // with its reason

@@ -1,6 +1,7 @@
 // Groups over one model: when each begins, and in whose cache it lives. Who is in a step is the batcher's business.
 
 import { type Cache, checkCapacity } from '../cache'
+import { errorCode } from '../errors'
 import { kvDtypes } from '../formats'
 import { DEFAULT_CAPACITY, PAGE_TOKENS } from '../limits'
 import { Model } from '../model'
@@ -289,7 +290,7 @@ export class Scheduler {
     try {
       return this.model.createCache({ ...options, capacity })
     } catch (error) {
-      const isTooLarge = (error as { code?: unknown }).code === 'HOGWILD_OUT_OF_MEMORY'
+      const isTooLarge = errorCode(error) === 'HOGWILD_OUT_OF_MEMORY'
       if (!isTooLarge || this.#capacity !== undefined || capacity === budget) throw error
       return this.model.createCache({ ...options, capacity: budget })
     }

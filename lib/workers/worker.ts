@@ -1,7 +1,10 @@
 // One worker of a run: its state, its part of the cache, and what it has written.
 
 import type { Block } from '../block'
-import type { Sampler } from '../sampler'
+import type { GrammarMatcher } from '../grammar/grammar'
+import type { StepOutput, StepWorker, TokenLogprob } from '../model'
+import { onceForToken } from '../step-hooks'
+import type { TokenSettings } from '../token-options'
 import { StopMatcher } from '../tokenizer/stop-strings'
 import type { TextStream } from '../tokenizer/text-stream'
 import type { Tokenizer } from '../tokenizer/tokenizer'
@@ -45,11 +48,17 @@ export interface WorkerStatus {
 export interface Pending {
   token: number
   forced: boolean
+  /** Of a sampled one, where they are asked for. */
+  logprob?: number | undefined
+  topLogprobs?: TokenLogprob[] | undefined
 }
 
 export function forced(tokens: Int32Array): Pending[] {
   return Array.from(tokens, (token) => ({ token, forced: true }))
 }
+
+/** What a step of a worker that samples is told beside view and tokens. */
+type Choice = Omit<StepWorker, 'view' | 'tokens'>
 
 export class Worker {
   readonly name: string
@@ -59,7 +68,6 @@ export class Worker {
   /** The worker with a copy of whose block its own begins. */
   readonly from: string | undefined
   readonly maxTokens: number
-  readonly sampler: Sampler
   readonly tokens: number[] = []
   state: WorkerState = { name: 'joining' }
   pending: Pending[]
@@ -69,6 +77,8 @@ export class Worker {
   turn = 0
   /** Tokens sampled in the present turn. */
   turnIds: number[] = []
+  readonly #choice: TokenSettings
+  readonly #matcher: GrammarMatcher | undefined
   readonly #text: WorkerText | undefined
 
   constructor(settings: WorkerSettings, tokenizer: Tokenizer | undefined) {
@@ -77,7 +87,8 @@ export class Worker {
     this.own = settings.own
     this.from = settings.from
     this.maxTokens = settings.maxTokens
-    this.sampler = settings.sampler
+    this.#choice = settings
+    this.#matcher = settings.grammar?.newMatcher()
     this.pending = forced(settings.prompt)
     this.#text = tokenizer && new WorkerText(tokenizer.stream(), settings.stop)
   }
@@ -91,18 +102,46 @@ export class Worker {
     return this.#text?.cameToStop ?? false
   }
 
+  /** Whether the token sampled last has ended the text of its grammar. */
+  get hasEndedGrammar(): boolean {
+    return this.#matcher?.hasEnded ?? false
+  }
+
   get status(): WorkerStatus {
     return { name: this.name, state: this.state.name, tokens: [...this.tokens] }
+  }
+
+  /** How a step chooses its next token. `place`: its own in worker order. */
+  choice(place: number): Choice {
+    const { sampler, logitBias, processLogits, logprob, topLogprobs } = this.#choice
+    return {
+      sampler,
+      logitBias,
+      processLogits:
+        processLogits && onceForToken(processLogits, place, `processLogits of '${this.name}'`),
+      grammar: this.#matcher,
+      logprob,
+      topLogprobs,
+    }
+  }
+
+  /** A step has chosen its next token. */
+  sampled({ token, logprob, topLogprobs }: StepOutput): number {
+    const id = token as number
+    this.pending = [{ token: id, forced: false, logprob, topLogprobs }]
+    this.turnIds.push(id)
+    return id
   }
 
   /** The pending tokens are in its block; yields each with the text that it brings. */
   *write(): Generator<Pending & { text: string }> {
     const pending = this.pending
     this.pending = []
-    for (const { token, forced } of pending) {
+    for (const entry of pending) {
+      const { token, forced } = entry
       this.tokens.push(token)
       if (!forced) this.written++
-      yield { token, forced, text: this.#text?.push(token, forced) ?? '' }
+      yield { ...entry, text: this.#text?.push(token, forced) ?? '' }
     }
   }
 
