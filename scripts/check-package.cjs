@@ -122,6 +122,8 @@ check(
   'demo',
   /^ {2}many hands make light work$/m.test(npx(0, 'demo', 'many hands make light work').stdout),
 )
+const scheme = path.join(installed, 'examples', 'schemes', 'group-think.mjs')
+check('an example', /tokens in \d+ steps/.test(run(0, 'node', scheme).stdout))
 const use = `await using model = await loadModel(demoModelPath)
   await using cache = model.createCache({ capacity: 64 })
   const block = cache.createBlock()

@@ -8,6 +8,7 @@ const documents = [
   'README.md',
   'CONTRIBUTING.md',
   'cuda/simt/README.md',
+  'examples/README.md',
   ...readdirSync(join(root, 'docs'))
     .filter((name) => name.endsWith('.md'))
     .map((name) => `docs/${name}`),
@@ -40,7 +41,7 @@ test.each(documents)('links of %s', (document) => {
 test.each(documents)('paths in %s', (document) => {
   const paths = [
     ...read(document).matchAll(
-      /`((?:\.ci|bench|cuda|docs|lib|native|scripts|test|train)\/[\w./-]+)`/g,
+      /`((?:\.ci|bench|cuda|docs|examples|lib|native|scripts|test|train)\/[\w./-]+)`/g,
     ),
   ]
   const missing = paths.map(([, path = '']) => path).filter((path) => !existsSync(join(root, path)))
