@@ -71,6 +71,13 @@ class Bench {
     check(cudaEventCreate(&end_), "an event");
     check(cudaGetDeviceProperties(&card_, 0), "the card");
   }
+  ~Bench() {
+    cudaEventDestroy(end_);
+    cudaEventDestroy(begin_);
+    cudaStreamDestroy(stream_);
+  }
+  Bench(const Bench&) = delete;
+  Bench& operator=(const Bench&) = delete;
 
   // Runs a part. False where it failed.
   bool run(const std::string& name) {
