@@ -42,8 +42,10 @@ class ByteWriter {
   }
   template <typename T>
   void put_all(std::span<const T> values) {
-    const auto bytes = std::as_bytes(values);
-    to_.insert(to_.end(), bytes.begin(), bytes.end());
+    if (values.empty()) return;
+    const std::size_t at = to_.size();
+    to_.resize(at + values.size_bytes());  // not insert, in which GCC 12 sees an overflow
+    std::memcpy(to_.data() + at, values.data(), values.size_bytes());
   }
 
  private:
