@@ -174,7 +174,7 @@ export interface SessionFile {
    */
   readData(
     sizes: ArrayLike<number>,
-    take: (piece: number, bytes: Buffer) => Promise<void>,
+    take: (piece: number, bytes: Uint8Array) => Promise<void>,
   ): Promise<void>
 }
 
@@ -260,7 +260,7 @@ async function readData(
   file: RegularFile,
   begin: number,
   sizes: ArrayLike<number>,
-  take: (piece: number, bytes: Buffer) => Promise<void>,
+  take: (piece: number, bytes: Uint8Array) => Promise<void>,
   { signal, onProgress }: TransferOptions,
 ): Promise<void> {
   const totalBytes = Array.from(sizes).reduce((sum, bytes) => sum + bytes, 0)
