@@ -92,18 +92,10 @@ const STATE_KEYS = optionKeys<SamplerState>()({
   seed: true,
   draws: true,
 })
-const STATE_OPTION_KEYS = optionKeys<SamplerState['options']>()({
-  temperature: true,
-  topK: true,
-  topP: true,
-  minP: true,
-  repetitionPenalty: true,
-  presencePenalty: true,
-  frequencyPenalty: true,
-  scope: true,
-  lastN: true,
-  forbidden: true,
-})
+// The seed stands beside them, as text.
+const STATE_OPTION_KEYS = SAMPLER_KEYS.filter(
+  (key): key is keyof SamplerState['options'] => key !== 'seed',
+)
 const STATE_VERSION = 1
 
 const SEEDS = 2n ** 64n
