@@ -163,7 +163,6 @@ SIMT_DEVICE Mass best_of(const float* logits, Range range, float least, Shared& 
     bad |= !(least <= value && value < INFINITY);
     best = max(best, pack_best(value, id));
   }
-  __syncthreads();
   is_bad = block_reduce<kThreads>(bad, shared.flags, [](int a, int b) { return a | b; }) != 0;
   return block_reduce<kThreads>(best, shared.scratch, [](Mass a, Mass b) { return max(a, b); });
 }
