@@ -100,7 +100,7 @@ export interface Collaboration {
 /**
  * Prepares a run whose workers solve a problem together, as in "Hogwild! Inference" (arXiv 2504.06261): rules and
  * problem go through the chat template, headings stand between the parts of each view, paragraphs are turns, and now and
- * then a worker is asked whether it does what another one does. docs/layouts.md shows what a worker sees.
+ * then a worker is asked whether it does what another one does. docs/prompting.md tells why, docs/layouts.md what a worker sees.
  *
  *     const team = await collaborate({ tokenizer, problem, workers: ['Ann', 'Ben'] })
  *     await using run = runWorkers({ model, ...team.run, maxTokens: 1000 })
