@@ -12,7 +12,7 @@ const pages = fs
   .readdirSync(folder, { recursive: true })
   .map(String)
   .filter((file) => file.endsWith('.html'))
-const unescape = (text) =>
+const plainText = (text) =>
   text.replaceAll('&amp;', '&').replaceAll('&quot;', '"').replaceAll('&#39;', "'")
 
 /** @type {Map<string, Set<string>>} */
@@ -22,7 +22,7 @@ function idsOf(file) {
   const ids =
     known.get(file) ??
     new Set(
-      [...fs.readFileSync(file, 'utf8').matchAll(/ id="([^"]+)"/g)].map(([, id]) => unescape(id)),
+      [...fs.readFileSync(file, 'utf8').matchAll(/ id="([^"]+)"/g)].map(([, id]) => plainText(id)),
     )
   known.set(file, ids)
   return ids
@@ -33,7 +33,7 @@ const dead = new Set()
 for (const page of pages) {
   const file = path.join(folder, page)
   for (const [, raw] of fs.readFileSync(file, 'utf8').matchAll(/ (?:href|src)="([^"]*)"/g)) {
-    const link = unescape(raw)
+    const link = plainText(raw)
     if (/^[a-z]+:/.test(link)) continue
     links++
     const [to, fragment] = link.split('#')

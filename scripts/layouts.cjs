@@ -103,15 +103,16 @@ const parts = {
 
 /** Lines of the rules are long: they are broken as the document's are. */
 function wrapped(text) {
-  const lines = text.split('\n').flatMap((line) => {
-    const indent = line.startsWith('- ') ? '  ' : ''
-    return line.split(' ').reduce((done, word) => {
-      const last = done.at(-1)
-      if (last === undefined) return [word]
-      if (last.length + 1 + word.length > WIDTH) return [...done, indent + word]
-      return [...done.slice(0, -1), `${last} ${word}`]
-    }, /** @type {string[]} */ ([]))
-  })
+  const lines = []
+  for (const line of text.split('\n')) {
+    const [first, ...words] = line.split(' ')
+    lines.push(first)
+    for (const word of words) {
+      const longer = `${lines.at(-1)} ${word}`
+      if (longer.length <= WIDTH) lines[lines.length - 1] = longer
+      else lines.push(line.startsWith('- ') ? `  ${word}` : word)
+    }
+  }
   return lines.join('\n')
 }
 

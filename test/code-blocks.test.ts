@@ -210,7 +210,8 @@ describe('examples', () => {
   test('chat.mjs: workers discuss each message, and one answers', async () => {
     const args = ['HuggingFaceTB/SmolLM2-135M-Instruct', '40']
     const said = await succeeded(node(example('chat.mjs'), args, 'What is 6 x 7?\nAnd again?\n'))
-    for (const name of ['Ann', 'Ben', 'Cleo']) expect(said).toContain(`**${name} [1]:** ${name} here.`)
+    for (const name of ['Ann', 'Ben', 'Cleo'])
+      expect(said).toContain(`**${name} [1]:** ${name} here.`)
     expect(said.match(/^= 42$/gm)).toHaveLength(2)
   })
 

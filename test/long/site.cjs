@@ -75,7 +75,10 @@ function event(method) {
 
 function within(what, executor) {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new Error(`${what}: nothing in ${LIMIT_MS} ms`)), LIMIT_MS)
+    const timer = setTimeout(
+      () => reject(new Error(`${what}: nothing in ${LIMIT_MS} ms`)),
+      LIMIT_MS,
+    )
     executor((value) => {
       clearTimeout(timer)
       resolve(value)
@@ -113,7 +116,12 @@ async function main() {
   const pages = [...REFERENCE, ...documents]
   let searches = 0
   for (const { width, height, mobile } of WINDOWS) {
-    await page('Emulation.setDeviceMetricsOverride', { width, height, mobile, deviceScaleFactor: 1 })
+    await page('Emulation.setDeviceMetricsOverride', {
+      width,
+      height,
+      mobile,
+      deviceScaleFactor: 1,
+    })
     for (const file of pages) {
       current = `${file} at ${width}x${height}`
       const loaded = event('Page.loadEventFired')
@@ -150,15 +158,19 @@ async function main() {
   process.exitCode = faults.length > 0 ? 1 : 0
 }
 
-const ended = new Promise((resolve) => browser.on('close', resolve))
-const failed = new Promise((_, reject) => browser.on('error', reject))
-Promise.race([main(), failed])
-  .catch((error) => {
-    console.error(error.message)
-    process.exitCode = 1
-  })
-  .finally(async () => {
+async function all() {
+  const ended = new Promise((resolve) => browser.on('close', resolve))
+  const failed = new Promise((_, reject) => browser.on('error', reject))
+  try {
+    await Promise.race([main(), failed])
+  } finally {
     browser.kill()
     if (browser.pid !== undefined) await ended
     rmSync(profile, { recursive: true, force: true, maxRetries: 5 })
-  })
+  }
+}
+
+all().catch((error) => {
+  console.error(error.message)
+  process.exitCode = 1
+})
