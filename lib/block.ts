@@ -1,7 +1,7 @@
 // Blocks: the lists of tokens of which views are made.
 
 import type { Cache } from './cache'
-import { type BlockHandle, type NativeSegment, native } from './native'
+import { type BlockHandle, native } from './native'
 import {
   checkBoolean,
   checkInstance,
@@ -11,16 +11,37 @@ import {
   optionKeys,
 } from './validate'
 
-/** A run of `length` tokens in `pages` pages whose first key was rotated at position `rotatedAt`. */
-export type Segment = NativeSegment
+/** A run of a block's tokens that lie together in storage, and whose keys were rotated at consecutive positions. */
+export interface Segment {
+  /** Tokens. */
+  length: number
+  /** Position at which its first key was rotated. */
+  rotatedAt: number
+  /** Pages that it reaches. */
+  pages: number
+}
 
 /** What `compact` did. */
 export interface CompactResult {
+  /** Segments that the block had. */
   segmentsBefore: number
+  /** Segments that it has now: 1, or 0 where it is empty; more of int8 keys, which are not turned. */
   segmentsAfter: number
+  /** Tokens whose keys and values were copied. */
   tokensMoved: number
 }
 
+/** What a layer stores of a block. Hkv: heads of keys and values; D: dimensions of a head. */
+export interface StoredKeys {
+  /** Keys as stored, rotated: [length, Hkv, D]. */
+  k: Float32Array
+  /** Values: [length, Hkv, D]. */
+  v: Float32Array
+  /** Position at which each key was rotated: [length]. */
+  rotatedAt: Float64Array
+}
+
+/** Options of `Block.appendFrom`. */
 export interface AppendFromOptions {
   /** Whether the source is emptied afterwards: both happen, or neither. Default false. */
   clearSource?: boolean | undefined
@@ -34,6 +55,7 @@ const APPEND_FROM_KEYS = optionKeys<AppendFromOptions>()({ clearSource: true })
  * changes nothing. Blocks of different caches never mix (HOGWILD_INVALID_ARGUMENT).
  */
 export class Block {
+  /** The cache whose pages it takes. */
   readonly cache: Cache
   readonly #handle: BlockHandle
 
@@ -48,6 +70,7 @@ export class Block {
     return native.blockLength(this.handle)
   }
 
+  /** How its tokens lie in storage, from the first to the last. */
   get segments(): Segment[] {
     return native.blockSegments(this.handle)
   }
@@ -106,8 +129,8 @@ export class Block {
     return await this.cache.tasks.track(native.blockCompact(this.handle))
   }
 
-  /** One layer's keys as stored and values, [length, Hkv, D] each, and where each key was rotated, [length]. */
-  read(layer: number): { k: Float32Array; v: Float32Array; rotatedAt: Float64Array } {
+  /** What one layer stores of the block. HOGWILD_BUSY while the device computes, for whatever cache. */
+  read(layer: number): StoredKeys {
     checkInteger(layer, 'layer', 0, this.cache.shape.layers - 1)
     return native.blockRead(this.handle, layer)
   }
@@ -117,6 +140,7 @@ export class Block {
     if (!this.cache.closed) native.blockClose(this.#handle)
   }
 
+  /** As `close`. */
   [Symbol.dispose](): void {
     this.close()
   }

@@ -9,7 +9,7 @@ import { HogwildError } from './errors'
 import { type CacheDtype, kvDtypes, kvRowBytes } from './formats'
 import { DEFAULT_CAPACITY, HEAD_DIM, MAX_CAPACITY } from './limits'
 import { checkMemory } from './memory'
-import { type CacheHandle, type NativeBudgetStats, type NativeCacheStats, native } from './native'
+import { type CacheHandle, type NativeBudgetStats, native } from './native'
 import { beginPass, type Pass, type PassWorker } from './pass'
 import type { Rope, RopeOptions } from './rope'
 import type { TransferOptions } from './session-file'
@@ -33,6 +33,7 @@ import { type WarningHandler, Warnings } from './warnings'
 
 /** What one token takes in a cache: layers x (key and value) x kvHeads rows of headDim elements. */
 export interface CacheShape {
+  /** Layers of the model, each with keys and values of its own. */
   layers: number
   /** Hkv */
   kvHeads: number
@@ -42,6 +43,7 @@ export interface CacheShape {
   dtype: CacheDtype
 }
 
+/** Options of `createCache`. H: hidden size; Hkv: heads of keys and values; D: dimensions of a head. */
 export interface CacheOptions extends Omit<CacheShape, 'dtype'> {
   /** What turns q and k: one for all layers, or one for each, null where nothing turns them. */
   rope: RopeOptions | readonly (RopeOptions | null)[]
@@ -84,17 +86,20 @@ const CACHE_KEYS = optionKeys<CacheOptions>()({
   onWarning: true,
 })
 
+/** Options of `Cache.export`. */
 export interface ExportOptions extends TransferOptions {
   /** Anything that JSON can hold, to go with the blocks: names, state of an engine. Default: null. */
   data?: unknown
 }
 
+/** Options of `Cache.import`. */
 export type ImportOptions = TransferOptions
 
 /** What `import` found. */
 export interface Imported {
   /** In the order in which they were exported. */
   blocks: Block[]
+  /** What `ExportOptions.data` was. */
   data: unknown
 }
 
@@ -103,12 +108,21 @@ const IMPORT_KEYS = optionKeys<ImportOptions>()({ signal: true, onProgress: true
 
 const ROPE_KEYS = optionKeys<RopeOptions>()({ inverseFrequencies: true, attentionFactor: true })
 
-/**
- * - `pageSize`: tokens per page; `pages`, `freePages`, `peakPages`: of the pool, now free, most in use at once
- * - `bytesPerPage`: keys and values of all layers, with the scales of int8
- * - `keyBytesMoved`: by `compact`, since the cache was made; nothing else moves keys
- */
-export type CacheStats = NativeCacheStats
+/** How full a cache is. */
+export interface CacheStats {
+  /** Tokens of a page. */
+  pageSize: number
+  /** Pages of the pool. */
+  pages: number
+  /** Pages that no block uses now. */
+  freePages: number
+  /** Most pages that were in use at once. */
+  peakPages: number
+  /** Bytes of a page: keys and values of all layers, with the scales of int8. */
+  bytesPerPage: number
+  /** Bytes of keys that `compact` has moved since the cache was made; nothing else moves keys. */
+  keyBytesMoved: number
+}
 
 /**
  * A cache for an engine that brings its own model: the engine computes k, v and q of each layer and
@@ -224,7 +238,9 @@ export function checkTransfer<T extends TransferOptions>(
  * while it does, everything else that would read or change blocks throws HOGWILD_BUSY.
  */
 export class Cache {
+  /** What its keys and values look like. */
   readonly shape: Readonly<CacheShape>
+  /** Where it lives. */
   readonly device: Device
   /** @internal */
   readonly handle: CacheHandle
@@ -263,6 +279,7 @@ export class Cache {
     this.#ownsDevice = ownsDevice
   }
 
+  /** How full it is now. */
   get stats(): CacheStats {
     return native.cacheStats(this.open())
   }
@@ -358,6 +375,7 @@ export class Cache {
     if (this.#ownsDevice) this.device.close()
   }
 
+  /** As `close`. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
   }

@@ -2,6 +2,7 @@
 
 import { invalid } from './validate'
 
+/** What computes. */
 export type DeviceType = 'cpu' | 'cuda'
 
 /** By name: 'auto' is the first CUDA card that can be used, else the CPU; 'cuda:1' is the second card. */

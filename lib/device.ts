@@ -3,14 +3,7 @@
 import { type DeviceName, type DeviceType, parseDevice } from './device-name'
 import { HogwildError } from './errors'
 import { MAX_THREADS } from './limits'
-import {
-  type DeviceHandle,
-  type NativeDeviceInfo,
-  type NativeOpProfile,
-  type NativeProbe,
-  native,
-  type SimdLevel,
-} from './native'
+import { type DeviceHandle, native, type SimdLevel } from './native'
 import {
   checkBoolean,
   checkInteger,
@@ -20,6 +13,7 @@ import {
   optionKeys,
 } from './validate'
 
+/** Options of `createDevice`. */
 export interface DeviceOptions {
   /** Default 'auto': the first CUDA card that can be used, else the CPU. */
   type?: 'auto' | DeviceType | undefined
@@ -37,17 +31,65 @@ export interface DeviceOptions {
   profile?: boolean | undefined
 }
 
-/** What a device is: its type, the processor or card; on a CPU the SIMD level in use and the threads that compute. */
-export type DeviceInfo = NativeDeviceInfo
+/** What a device is. */
+export interface DeviceInfo {
+  /** What computes. */
+  type: DeviceType
+  /** Of the processor or card. */
+  name: string
+  /** Which of the cards; 0 on a CPU. */
+  index: number
+  /** The SIMD level in use, on a CPU. */
+  simd: string
+  /** Threads that compute, on a CPU. */
+  threads: number
+}
 
-/**
- * One kind of op: its calls, their wall time in seconds, and the bytes that come from memory or go there
- * (weights, keys and values, sampled logits). Matrix products are told apart by their sizes.
- */
-export type OpProfile = NativeOpProfile
+/** What one kind of op took. Matrix products are told apart by their sizes. */
+export interface OpProfile {
+  /** Which op. */
+  op: string
+  /** How often it ran. */
+  calls: number
+  /** Wall time of all calls. */
+  seconds: number
+  /** Bytes that came from memory or went there: weights, keys and values, sampled logits. */
+  bytes: number
+}
 
 /** What this build and this machine offer; see `probe`. */
-export type Probe = NativeProbe
+export interface Probe {
+  /** Of the addon. */
+  version: string
+  /** SIMD levels that this processor can run, best last. */
+  simd: SimdLevel[]
+  /** Threads that a device uses when not told: the processors this process may run on. */
+  threads: number
+  /** What there is of CUDA. */
+  cuda: ProbedCuda
+}
+
+/** CUDA on this machine. */
+export interface ProbedCuda {
+  /** Whether this build holds CUDA kernels. */
+  compiled: boolean
+  /** Those that the driver shows, by index. */
+  cards: CudaCard[]
+  /** Why none can be used; empty where one can. */
+  reason: string
+}
+
+/** A card that the driver shows. */
+export interface CudaCard {
+  /** As the driver has it. */
+  name: string
+  /** Bytes. */
+  memory: number
+  /** E.g. 8.6. */
+  computeCapability: number
+  /** Why it cannot be used; empty where it can. */
+  reason: string
+}
 
 const DEVICE_KEYS = optionKeys<DeviceOptions>()({
   type: true,
@@ -120,6 +162,7 @@ export function createDevice(options: DeviceOptions = {}): Device {
 
 /** What computes. Calls of all models and caches on one device run one after another, off the JS thread. */
 export class Device {
+  /** What it is. */
   readonly info: DeviceInfo
   /** Where 'auto' chose the CPU: why no CUDA card; else empty. */
   readonly whyNotCuda: string
@@ -156,6 +199,7 @@ export class Device {
     return native.deviceFreeMemory(this.handle)
   }
 
+  /** Whether `close()` was called on it. */
   get closed(): boolean {
     return this.#closed
   }
@@ -172,6 +216,7 @@ export class Device {
     native.deviceClose(this.handle)
   }
 
+  /** As `close`. */
   [Symbol.dispose](): void {
     this.close()
   }

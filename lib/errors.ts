@@ -44,9 +44,14 @@ const MAX_MESSAGE = 2000
  * safe to print: control and other invisible characters of names stand in it as escapes.
  */
 export class HogwildError extends Error {
+  /**
+   * Tells it from other errors where `instanceof` does not reach: from another copy of the package, or another realm.
+   */
   override readonly name = 'HogwildError'
+  /** For programs: docs/troubleshooting.md has each with when, why and what to do. */
   readonly code: HogwildErrorCode
 
+  /** Control characters in the message become escapes; `options.cause` is what the error follows from. */
   constructor(message: string, code: HogwildErrorCode, options?: ErrorOptions) {
     super(escapeUnsafe(shorten(message)), options)
     this.code = code

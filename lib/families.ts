@@ -22,14 +22,36 @@ export type Architecture =
   | 'Glm4ForCausalLM'
   | 'GptOssForCausalLM'
 
+/** Which RMS norms [H] a layer has. */
+export interface LayerNorms {
+  /** Before attention. */
+  input: boolean
+  /** Of what attention adds to the residual stream. */
+  attentionOutput: boolean
+  /** Before the MLP. */
+  mlp: boolean
+  /** Of what the MLP adds to the residual stream. */
+  mlpOutput: boolean
+}
+
+/** Which linear layers of a layer have a bias. */
+export interface LayerBiases {
+  /** Those of queries, keys and values. */
+  qkv: boolean
+  /** That of attention's output. */
+  o: boolean
+  /** Those of the MLP. */
+  mlp: boolean
+}
+
 /** What one layer computes. Roles and shapes of its tensors follow from it: `layerRoles`. */
 export interface LayerSpec {
   /** Which RMS norms [H] there are: before attention and the MLP, and of what they add to the residual stream. */
-  norms: { input: boolean; attentionOutput: boolean; mlp: boolean; mlpOutput: boolean }
+  norms: LayerNorms
   /** RMS norms of q and k before RoPE: of each head (Qwen3), of the whole row, or none. */
   qkNorm: 'none' | 'head' | 'row'
   /** Which linear layers have a bias. */
-  biases: { qkv: boolean; o: boolean; mlp: boolean }
+  biases: LayerBiases
   /** Which of `ModelConfig.ropes` turns q and k; -1: they are not turned. */
   rope: number
   /** A token at view position p sees positions > p - window; 0: all up to p. */
@@ -38,11 +60,13 @@ export interface LayerSpec {
   softcap: number
   /** One more term exp(sink) per query head in the denominator of the softmax. */
   sinks: boolean
+  /** The feed-forward network. */
   mlp: DenseMlp | ExpertsMlp
 }
 
 /** down(activation(gate(x)) * up(x)) */
 export interface DenseMlp {
+  /** One network for all tokens. */
   type: 'dense'
   /** F */
   intermediateSize: number
@@ -50,19 +74,23 @@ export interface DenseMlp {
 
 /** Each token goes to the `used` experts, each a dense MLP, whose router logits are greatest. */
 export interface ExpertsMlp {
+  /** A router chooses a few of many for each token. */
   type: 'experts'
   /** F of each expert */
   intermediateSize: number
   /** E, at least 2 */
   count: number
+  /** Experts that each token takes. */
   used: number
   /** Whether the weights of a token's experts sum to 1: the softmax is over those used, else over all. */
   normalized: boolean
+  /** Whether the router has a bias. */
   routerBias: boolean
 }
 
 /** A model's configuration, checked. Sizes in elements, counts in pieces. */
 export interface ModelConfig {
+  /** Of the family. */
   architecture: Architecture
   /** V */
   vocabSize: number
@@ -74,6 +102,7 @@ export interface ModelConfig {
   kvHeads: number
   /** D: a multiple of 8, at most 256 */
   headDim: number
+  /** Added to the mean square in every norm. */
   rmsNormEps: number
   /** Added to every norm weight: 1 for Gemma, else 0. */
   normOffset: number

@@ -1,20 +1,46 @@
 // Formats in which weights, keys and values are stored. The tables are those of native/core/format.h and tensor.h;
 // test/formats.test.ts compares them.
 
-/** Bytes of an element. */
-export const DTYPE_BYTES = { f32: 4, f16: 2, bf16: 2 } as const
-
 /** Of activations and caches. */
-export type Dtype = keyof typeof DTYPE_BYTES
+export type Dtype = 'f32' | 'f16' | 'bf16'
+
+/** Bytes of an element. */
+export const DTYPE_BYTES: Readonly<Record<Dtype, number>> = { f32: 4, f16: 2, bf16: 2 }
 
 export const DTYPES = Object.keys(DTYPE_BYTES) as readonly Dtype[]
 
 /**
- * Of weights: the elements and bytes of a block. Names are GGUF's in lower case, but for those of 4-bit integers in
- * groups of N columns, `int4_gN`: AWQ, GPTQ and compressed-tensors, whose files keep the parts of a block apart. A row
- * is a whole number of blocks; plain formats, which store each element by itself, have blocks of one.
+ * Of weights. Names are GGUF's in lower case, but for those of 4-bit integers in groups of N columns, `int4_gN`: AWQ,
+ * GPTQ and compressed-tensors, whose files keep the parts of a block apart.
  */
-export const FORMATS = {
+export type Format =
+  | 'f32'
+  | 'f16'
+  | 'bf16'
+  | 'q8_0'
+  | 'q4_0'
+  | 'q4_1'
+  | 'q5_0'
+  | 'q5_1'
+  | 'q2_k'
+  | 'q3_k'
+  | 'q4_k'
+  | 'q5_k'
+  | 'q6_k'
+  | 'iq4_nl'
+  | 'iq4_xs'
+  | 'mxfp4'
+  | 'int4_g32'
+  | 'int4_g64'
+  | 'int4_g128'
+
+/**
+ * The elements and bytes of a block. A row is a whole number of blocks; plain formats, which store each element by
+ * itself, have blocks of one.
+ */
+export const FORMATS: Readonly<
+  Record<Format, { readonly elements: number; readonly bytes: number }>
+> = {
   f32: { elements: 1, bytes: 4 },
   f16: { elements: 1, bytes: 2 },
   bf16: { elements: 1, bytes: 2 },
@@ -34,9 +60,7 @@ export const FORMATS = {
   int4_g32: { elements: 32, bytes: 21 },
   int4_g64: { elements: 64, bytes: 37 },
   int4_g128: { elements: 128, bytes: 69 },
-} as const
-
-export type Format = keyof typeof FORMATS
+}
 
 /** Those of GGUF files. */
 export type GgufFormat = Exclude<Format, `int4_${string}`>
@@ -65,8 +89,11 @@ export type KvDtype = 'f32' | 'f16' | 'bf16' | 'int8'
 /** The name stands for both keys and values. */
 export type CacheDtype = KvDtype | Readonly<KvDtypes>
 
+/** A dtype for keys and one for values. */
 export interface KvDtypes {
+  /** Of the keys, after RoPE. */
   keys: KvDtype
+  /** Of the values. */
   values: KvDtype
 }
 

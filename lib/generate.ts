@@ -25,7 +25,9 @@ import { checkMaxTokens, checkStop } from './workers/options'
 
 export type { ToolCall }
 
+/** Options of `generate`. */
 export interface GenerateOptions extends TokenOptions {
+  /** What writes. */
   model: Model
   /**
    * For text: of a prompt that is a string, of messages, of stop strings and of what comes out. Ids without a token
@@ -77,7 +79,9 @@ const KEYS = optionKeys<GenerateOptions>()({
 
 const DEFAULT_MAX_TOKENS = 512
 
+/** A token that was chosen. */
 export interface GeneratedToken {
+  /** Its id. */
   token: number
   /**
    * What it adds to the text: '' without a tokenizer, until a character is complete, and while the text may be the
@@ -97,13 +101,24 @@ export interface GeneratedToken {
  */
 export type GenerateReason = 'stop-token' | 'stop-string' | 'max-tokens' | 'stopped'
 
+/** Tokens of a text. */
+export interface GenerateUsage {
+  /** Of the prompt. */
+  promptTokens: number
+  /** That were chosen, a stop token included. */
+  completionTokens: number
+}
+
+/** A text that has ended. */
 export interface GenerateResult {
   /** All of it, without stop token and stop string; '' without a tokenizer. */
   text: string
   /** What was chosen, without the stop token; those of a stop string included. */
   tokens: number[]
+  /** Why it ended. */
   reason: GenerateReason
-  usage: { promptTokens: number; completionTokens: number }
+  /** Tokens that went in and came out. */
+  usage: GenerateUsage
   /** Calls of tools that the text makes, in its order; empty where the conversation has no tools. */
   toolCalls: ToolCall[]
 }
@@ -181,6 +196,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
     this.result.then(ended, ended)
   }
 
+  /** The tokens, for one consumer. One that leaves its loop ends the text. */
   async *[Symbol.asyncIterator](): AsyncGenerator<GeneratedToken, void, void> {
     try {
       for (;;) {
@@ -201,6 +217,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
     await this.result.catch(() => {})
   }
 
+  /** As `close`. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
   }

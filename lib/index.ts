@@ -1,14 +1,19 @@
 /// <reference lib="es2022.error" preserve="true" />
 /// <reference lib="esnext.disposable" preserve="true" />
-// The public surface, in three levels, each usable without the next: (a) the cache, for engines that
-// bring their own model; (b) models and the step; (c) the loop of workers.
+/**
+ * All that the package exports, in three levels, each usable without the next: runs of workers (`runWorkers`,
+ * `collaborate`, `generate`), models and steps (`loadModel`, `Model.step`), and the cache alone, for engines that bring
+ * their own model (`createCache`, `Cache.beginPass`). What is exported as a type is made by these functions.
+ *
+ * @module API
+ */
 
 declare global {
   // Types of a signal come with @types/node or the DOM's library; where a project has neither, the name is enough.
   interface AbortSignal {}
 }
 
-export type { AppendFromOptions, Block, CompactResult, Segment } from './block'
+export type { AppendFromOptions, Block, CompactResult, Segment, StoredKeys } from './block'
 export {
   type Cache,
   type CacheOptions,
@@ -36,6 +41,7 @@ export {
 export { type CollaborationTexts, collaborationTexts, type Team } from './collaboration/texts'
 export {
   type LateInputs,
+  type ThinkerQuestion,
   type ThinkerWriter,
   type ThinkerWriterBlocks,
   type ThinkerWriterOptions,
@@ -55,23 +61,34 @@ export {
 export { endsParagraph, paragraphEnds } from './collaboration/turns'
 export { demoModelPath } from './demo-model'
 export {
+  type CudaCard,
   createDevice,
   type Device,
   type DeviceInfo,
   type DeviceOptions,
   type OpProfile,
   type Probe,
+  type ProbedCuda,
   probe,
 } from './device'
 export type { DeviceName, DeviceType } from './device-name'
 export { HogwildError, type HogwildErrorCode } from './errors'
-export type { Architecture, DenseMlp, LayerSpec, ModelConfig } from './families'
-export type { CacheDtype, KvDtype, KvDtypes } from './formats'
+export type {
+  Architecture,
+  DenseMlp,
+  ExpertsMlp,
+  LayerBiases,
+  LayerNorms,
+  LayerSpec,
+  ModelConfig,
+} from './families'
+export type { CacheDtype, Format, KvDtype, KvDtypes } from './formats'
 export {
   type GeneratedToken,
   type GenerateOptions,
   type GenerateReason,
   type GenerateResult,
+  type GenerateUsage,
   type Generation,
   generate,
   type ToolCall,
@@ -82,17 +99,21 @@ export {
   type GrammarMatcher,
   type GrammarOptions,
 } from './grammar/grammar'
+export type { FileKinds } from './hub/choose'
 export { type DownloadOptions, type DownloadProgress, download } from './hub/download'
 export { findModel, type ModelDownloadOptions } from './hub/find'
 export type { HubOptions } from './hub/settings'
 export {
   type InspectedModel,
+  type InspectedTokenizer,
   type InspectOptions,
   inspectModel,
+  type ModelMemory,
   type ModelReport,
   type Refusal,
   type StoredRole,
 } from './inspect'
+export type { WeightMemory } from './memory'
 export { type AttentionState, mergeStates } from './merge-states'
 export {
   type BeyondContext,
@@ -107,6 +128,7 @@ export {
   type StepOutput,
   type StepWorker,
   type TokenLogprob,
+  type WeightFormats,
 } from './model'
 export type { Dtype, SimdLevel } from './native'
 export type {
@@ -122,10 +144,12 @@ export type {
 export type { PrefillProgress } from './prefill'
 export {
   type DefaultRope,
+  type FactorsRope,
   type LinearRope,
   type Llama3Rope,
   type LongRope,
   type Rope,
+  type RopeBase,
   type RopeConfig,
   type RopeOptions,
   ropeFrequencies,
@@ -149,6 +173,7 @@ export {
   type Tokenizer,
 } from './tokenizer/tokenizer'
 export type { View, ViewEntry } from './view'
+export type { EntryFields } from './view-entry'
 export type { Warning, WarningHandler } from './warnings'
 export type * from './workers/events'
 export type { GroupBlocks } from './workers/group'
@@ -156,6 +181,7 @@ export {
   commitsTurns,
   type LayoutBlocks,
   type LayoutName,
+  type LayoutWorker,
   type ViewOptions,
   viewOf,
 } from './workers/layout'
@@ -179,11 +205,24 @@ export {
 } from './workers/run'
 export {
   createScheduler,
+  type ScheduledGroups,
+  type ScheduledPages,
   type Scheduler,
   type SchedulerMetrics,
   type SchedulerOptions,
   schedulerOf,
 } from './workers/scheduler'
-export type { TraceHead, TraceLine, TraceNote, TraceOp, TraceStep } from './workers/trace'
+export type {
+  TraceAppendFrom,
+  TraceBlock,
+  TraceFork,
+  TraceHead,
+  TraceLine,
+  TraceNote,
+  TraceOp,
+  TracePrefill,
+  TraceStep,
+  TraceWorker,
+} from './workers/trace'
 export type { Trigger, TriggerMatch } from './workers/triggers'
 export type { WorkerBlocks, WorkerStatus } from './workers/worker'

@@ -31,6 +31,7 @@ import {
 } from './validate'
 import { type Warning, Warnings } from './warnings'
 
+/** Options of `inspectModel`. */
 export interface InspectOptions {
   /** Tokens in the cache, those of all workers together; default: the model's context, at most 8192. */
   context?: number | undefined
@@ -56,7 +57,9 @@ export interface StoredRole {
   role: string
   /** GGUF's names in lower case; int4_g32, int4_g64 and int4_g128 of AWQ, GPTQ and compressed-tensors. */
   format: string
+  /** How many there are. */
   tensors: number
+  /** Of all of them, in the files. */
   bytes: number
 }
 
@@ -64,38 +67,63 @@ export interface StoredRole {
 export interface Refusal {
   /** Of what: `loadModel`, `loadTokenizer`, or, as things are now, the memory for both weights and cache. */
   part: 'model' | 'tokenizer' | 'memory'
+  /** Of the error that would come. */
   code: HogwildErrorCode
+  /** Of that error. */
   message: string
 }
 
+/** What a model is and what it takes. */
 export interface InspectedModel {
+  /** As `Model.config` would be. */
   config: ModelConfig
   /** Elements of the tensors that it computes with. */
   parameters: number
   /** Of them, in the files. */
   storedBytes: number
+  /** Its tensors by what they do, and how they are stored. */
   roles: StoredRole[]
   /** Keys and values of all layers, by the cache's dtype. */
   cacheBytesPerToken: Record<KvDtype, number>
-  /** On a CPU, in bytes. */
-  memory: {
-    context: number
-    workers: number
-    weights: WeightMemory
-    /** Of a cache in which `workers` blocks have room for `context` tokens in all, by its dtype. */
-    cache: Record<KvDtype, number>
-    available: number
-  }
+  /** What it takes on a CPU. */
+  memory: ModelMemory
 }
 
+/** What a model takes on a CPU, in bytes. */
+export interface ModelMemory {
+  /** Tokens in the cache, of all workers together. */
+  context: number
+  /** Workers that write at once. */
+  workers: number
+  /** Of its weights. */
+  weights: WeightMemory
+  /** Of a cache in which `workers` blocks have room for `context` tokens in all, by its dtype. */
+  cache: Record<KvDtype, number>
+  /** That are free now. */
+  available: number
+}
+
+/** What a tokenizer is. */
+export interface InspectedTokenizer {
+  /** How it cuts words. */
+  kind: TokenizerKind
+  /** Tokens that it knows. */
+  tokens: number
+  /** Names of its chat templates. */
+  chatTemplates: string[]
+}
+
+/** What `inspectModel` finds. */
 export interface ModelReport {
   /** What `loadModel` and `loadTokenizer` take. */
   path: string
   /** Undefined where `loadModel` would refuse it. */
   model: InspectedModel | undefined
   /** Undefined where `loadTokenizer` would refuse it. */
-  tokenizer: { kind: TokenizerKind; tokens: number; chatTemplates: string[] } | undefined
+  tokenizer: InspectedTokenizer | undefined
+  /** Why something would be refused; empty where nothing would. */
   refusals: Refusal[]
+  /** Warnings that would come. */
   warnings: Warning[]
 }
 

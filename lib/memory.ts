@@ -22,9 +22,11 @@ interface StoredTensor {
   integers?: unknown
 }
 
-/** Bytes that the weights of a model take: in pages of its files, and in memory besides. */
+/** Bytes that the weights of a model take. */
 export interface WeightMemory {
+  /** In pages of its files, which processes share. */
   mapped: number
+  /** In memory of the process. */
   own: number
 }
 

@@ -6,7 +6,7 @@ import { checkFloats, checkOptions, invalid, isFloat32Array, optionKeys } from '
 export interface AttentionState {
   /** [T, Hq, D] */
   out: Float32Array
-  /** [T, Hq]: natural logarithm of the sum of exp(score) over what was seen; -Infinity: nothing was. */
+  /** `[T, Hq]`: natural logarithm of the sum of exp(score) over what was seen; -Infinity: nothing was. */
   lse: Float32Array
 }
 

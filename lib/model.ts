@@ -59,6 +59,7 @@ import { type WarningHandler, Warnings } from './warnings'
 
 const PROGRESS_INTERVAL_MS = 100
 
+/** Options of `loadModel`. */
 export interface LoadModelOptions {
   /** Default 'auto': a device of its own, closed with the model. */
   device?: Device | DeviceName | undefined
@@ -112,12 +113,15 @@ const BEYOND_CONTEXT = ['warn', 'error'] as const
 
 /** Bytes of the model's tensors, in its files. */
 export interface LoadProgress {
+  /** Of tensors that were dealt with. */
   loadedBytes: number
+  /** Of all tensors. */
   totalBytes: number
 }
 
 /** What one worker brings to a step, and what it wants of it. */
 export interface StepWorker {
+  /** What it sees, and which block it writes. */
   view: View
   /** New token ids, at least one, each in [0, vocabSize). They go to the end of the view's write target. */
   tokens: ArrayLike<number>
@@ -170,10 +174,13 @@ export interface EmbeddingsWorker extends Omit<StepWorker, 'tokens' | 'embedding
    * (`config.embeddingScale`: Gemma, Granite) does not multiply these: a row of its own table times this number is the id.
    */
   embeddings: Float32Array
+  /** Absent: embeddings stand in their place. */
   tokens?: undefined
 }
 
+/** A token and how likely it is. */
 export interface TokenLogprob {
+  /** Its id. */
   token: number
   /** Natural log of the token's probability by the raw logits. */
   logprob: number
@@ -189,15 +196,16 @@ export interface StepOutput {
   topLogprobs: TokenLogprob[] | undefined
   /** 'last': [V], after the last new token; 'all': [new tokens, V]. As the model computes them, whatever hooks do. */
   logits: Float32Array | undefined
-  /** [H]: the last layer's output for the last new token, after the final norm; undefined where not asked for. */
+  /** `[H]`: the last layer's output for the last new token, after the final norm; undefined where not asked for. */
   hidden: Float32Array | undefined
   /**
-   * [blocks of the view]: the share of the last new token's attention that goes to each, the mean over all layers and
+   * `[blocks of the view]`: the share of the last new token's attention that goes to each, the mean over all layers and
    * heads; undefined where not asked for. 0 for a hidden block. They sum to 1, but for what sinks take (gpt-oss).
    */
   attentionMass: Float32Array | undefined
 }
 
+/** Options of `Model.step`. */
 export interface StepOptions {
   /** Aborts the step: HOGWILD_ABORTED with the signal's reason as `cause`, and the cache as it was before. */
   signal?: AbortSignal | undefined
@@ -214,8 +222,10 @@ export interface ContextReaction {
   warnings: Warnings
 }
 
+/** Options of `Model.prefill`: those of a step and of its one worker. */
 export type PrefillOptions = StepOptions & Omit<StepWorker, 'view' | 'tokens' | 'embeddings'>
 
+/** Options of `Model.createCache`. */
 export interface ModelCacheOptions {
   /** Tokens, rounded up to pages; default 8192. */
   capacity?: number | undefined
@@ -428,7 +438,9 @@ export type WeightFormats = Readonly<Partial<Record<Format, number>>>
 
 /** A model, ready to run: read-only, so any number of caches may use it. Made by `loadModel`. */
 export class Model {
+  /** What its files say of it. */
   readonly config: Readonly<ModelConfig>
+  /** Where it computes. */
   readonly device: Device
   /** Bytes of the matrices as files store them, by format, the largest first. */
   readonly weights: WeightFormats
@@ -626,6 +638,7 @@ export class Model {
     if (this.#ownsDevice) this.device.close()
   }
 
+  /** As `close`. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
   }

@@ -6,6 +6,9 @@
 // call from JavaScript can crash the process.
 
 import { explainAttempts, loadAddon } from './addon-file'
+import type { Segment } from './block'
+import type { CacheStats } from './cache'
+import type { DeviceInfo, OpProfile, Probe } from './device'
 import { HogwildError } from './errors'
 import type { ModelConfig } from './families'
 import type { Dtype, Format, KvDtype } from './formats'
@@ -28,6 +31,7 @@ export type MemoryHandle = Handle<'memory'>
 export type StepHandle = Handle<'step'>
 
 export type { Dtype, Format }
+/** Instructions that the kernels of a CPU use: of x64, each with those before it, and of arm64. */
 export type SimdLevel =
   | 'baseline'
   | 'avx2'
@@ -37,48 +41,6 @@ export type SimdLevel =
   | 'avx512bf16'
   | 'neon'
   | 'neondot'
-
-export interface NativeProbe {
-  version: string
-  /** SIMD levels that this processor can run, best last. */
-  simd: SimdLevel[]
-  /** Threads that a device uses when not told: the processors this process may run on. */
-  threads: number
-  cuda: {
-    /** Whether this binary holds CUDA kernels. */
-    compiled: boolean
-    /** Those that the driver shows, by index. */
-    cards: NativeCudaCard[]
-    /** Why none can be used; empty where one can. */
-    reason: string
-  }
-}
-
-export interface NativeCudaCard {
-  name: string
-  /** Bytes. */
-  memory: number
-  computeCapability: number
-  /** Why it cannot be used; empty where it can. */
-  reason: string
-}
-
-export interface NativeDeviceInfo {
-  type: 'cpu' | 'cuda'
-  name: string
-  /** Which of the cards; 0 on a CPU. */
-  index: number
-  simd: string
-  threads: number
-}
-
-/** See native/device/profile_device.h. */
-export interface NativeOpProfile {
-  op: string
-  calls: number
-  seconds: number
-  bytes: number
-}
 
 /** See native/cache/kv_cache.h. */
 export interface NativeCacheShape {
@@ -92,15 +54,6 @@ export interface NativeCacheShape {
   ropes: readonly Rope[]
   /** [layers]: which of `ropes` turns a layer's keys; -1: none. */
   layerRopes: Int32Array
-}
-
-export interface NativeCacheStats {
-  pageSize: number
-  pages: number
-  freePages: number
-  peakPages: number
-  bytesPerPage: number
-  keyBytesMoved: number
 }
 
 /** See PagePool::Budget, native/cache/page_pool.h. */
@@ -265,15 +218,9 @@ export interface NativeAttendOptions {
   lse: Float32Array | null
 }
 
-export interface NativeSegment {
-  length: number
-  rotatedAt: number
-  pages: number
-}
-
 export interface NativeBinding {
   setErrorClass(errorClass: new (message: string, code: never) => Error): void
-  probe(): NativeProbe
+  probe(): Probe
   /** The table of native/core/format.h. */
   formats(): { name: string; elements: number; bytes: number }[]
 
@@ -286,13 +233,13 @@ export interface NativeBinding {
     simd: string
     profile: boolean
   }): DeviceHandle
-  deviceInfo(device: DeviceHandle): NativeDeviceInfo
+  deviceInfo(device: DeviceHandle): DeviceInfo
   /** Bytes of memory of its own that nobody uses now; 0 on a CPU, which computes in the host's. */
   deviceFreeMemory(device: DeviceHandle): number
   /** Bytes per second, all threads of the device, over a buffer of `bytes`. */
   deviceReadBandwidth(device: DeviceHandle, bytes: number): Promise<number>
   /** Since the last call, the most time first. Refused with HOGWILD_BUSY while the device computes. */
-  deviceProfile(device: DeviceHandle): NativeOpProfile[]
+  deviceProfile(device: DeviceHandle): OpProfile[]
   deviceClose(device: DeviceHandle): void
 
   createModel(
@@ -314,7 +261,7 @@ export interface NativeBinding {
    * it then rejects with HOGWILD_OUT_OF_MEMORY, and may be tried again.
    */
   createCache(device: DeviceHandle, shape: NativeCacheShape): CacheHandle
-  cacheStats(cache: CacheHandle): NativeCacheStats
+  cacheStats(cache: CacheHandle): CacheStats
   /** Frees the pool, on the device's thread, once no step or pass uses it; its blocks are closed with it. */
   cacheClose(cache: CacheHandle): void
 
@@ -329,7 +276,7 @@ export interface NativeBinding {
   /** While a step runs, this and `blockTokens` answer as before it; all else on the cache is refused. */
   blockLength(block: BlockHandle): number
   blockTokens(block: BlockHandle): Int32Array
-  blockSegments(block: BlockHandle): NativeSegment[]
+  blockSegments(block: BlockHandle): Segment[]
   blockAppendFrom(target: BlockHandle, source: BlockHandle): void
   blockInsert(target: BlockHandle, at: number, source: BlockHandle): void
   blockTruncate(block: BlockHandle, length: number): void

@@ -18,7 +18,9 @@ import {
 } from './validate'
 import { checkView, nativeView, type View } from './view'
 
+/** A worker of a pass. */
 export interface PassWorker {
+  /** What it sees, and which block gets its tokens. */
   view: View
   /** New tokens, at least 1. */
   tokens: number
@@ -40,7 +42,9 @@ export interface DeviceCaller {
 
 /** Addresses in device memory, multiples of 16: k, v [T, Hkv, D], keys before RoPE; they may be the same. */
 export interface DeviceKeys extends DeviceCaller {
+  /** Address of the keys, before RoPE. */
   k: bigint
+  /** Address of the values. */
   v: bigint
 }
 
@@ -49,11 +53,15 @@ export interface DeviceKeys extends DeviceCaller {
  * another: queries are read while results are written.
  */
 export interface DeviceQueries extends DeviceCaller {
+  /** Address of the queries, before RoPE. */
   q: bigint
+  /** Address that takes the results. */
   out: bigint
+  /** Address that takes the log-sum-exp of the scores, in f32. Default: it is not wanted. */
   lse?: bigint | undefined
 }
 
+/** Options of `Pass.attend`. T: new tokens of all workers; Hq: query heads; D: dimensions of a head. */
 export interface AttendOptions {
   /** Multiplies the scores; default 1 / sqrt(headDim). */
   scale?: number | undefined
@@ -72,7 +80,7 @@ export interface AttendOptions {
    * saw one more key with that score and no value. Copied. Default: none.
    */
   sinks?: Float32Array | undefined
-  /** [T, Hq, D]: takes `Attended.out`; default: a new array. Filled when the call has ended well, else left as it was. */
+  /** `[T, Hq, D]`: takes `Attended.out`; default: a new array. Filled when the call has ended well, else left as it was. */
   out?: Float32Array | undefined
   /**
    * Whether the log-sum-exp of the scores is wanted too, or an array [T, Hq] that takes it, filled as `out` is; the
@@ -81,11 +89,12 @@ export interface AttendOptions {
   lse?: boolean | Float32Array | undefined
 }
 
+/** What `Pass.attend` found. T: new tokens of all workers; Hq: query heads; D: dimensions of a head. */
 export interface Attended {
   /** [T, Hq, D]; 0 where a token sees nothing. */
   out: Float32Array
   /**
-   * [T, Hq]: natural logarithm of the sum of exp(score), sinks included: -Infinity where a token sees nothing and has
+   * `[T, Hq]`: natural logarithm of the sum of exp(score), sinks included: -Infinity where a token sees nothing and has
    * no sink. Undefined where not asked for.
    */
   lse: Float32Array | undefined
@@ -135,6 +144,7 @@ export function beginPass(cache: Cache, workers: readonly PassWorker[]): Pass {
  * as before.
  */
 export class Pass {
+  /** Whose step it is. */
   readonly cache: Cache
   /** T: new tokens of all workers. */
   readonly tokens: number

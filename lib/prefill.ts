@@ -6,9 +6,11 @@ import type { Model, PrefillOptions, StepOutput } from './model'
 /** Tokens that are computed before the next news; a step's own chunks are no smaller. */
 const PIECE = 512
 
+/** How far a prompt is. */
 export interface PrefillProgress {
   /** Tokens of the prompt that are in the cache. */
   tokens: number
+  /** Of the prompt. */
   totalTokens: number
 }
 

@@ -23,10 +23,12 @@ export interface RopeOptions {
 
 /** RopeOptions with everything said. */
 export interface Rope extends RopeOptions {
+  /** Multiplies q once and k once. */
   attentionFactor: number
 }
 
-interface RopeBase {
+/** What all kinds of RoPE have. */
+export interface RopeBase {
   /** R: even, in [2, head_dim]. */
   rotaryDim: number
   /** Base of the frequencies, in (1, 1e12]. */
@@ -35,28 +37,39 @@ interface RopeBase {
 
 /** Frequencies theta^(-2u/R), 0 <= u < R/2. */
 export interface DefaultRope extends RopeBase {
+  /** Frequencies as they are. */
   type: 'default'
 }
 
 /** All frequencies divided by `factor`. */
 export interface LinearRope extends RopeBase {
+  /** Positions are pressed together. */
   type: 'linear'
+  /** How much longer the context becomes. */
   factor: number
 }
 
 /** Llama 3.1: waves longer than originalMaxPositions / lowFreqFactor are slowed down by `factor`. */
 export interface Llama3Rope extends RopeBase {
+  /** Slow pairs are slowed down. */
   type: 'llama3'
+  /** How much longer the context becomes. */
   factor: number
+  /** Waves longer than the original context divided by this are slowed down in full. */
   lowFreqFactor: number
+  /** Waves shorter than the original context divided by this stay; between the two it is a mixture. */
   highFreqFactor: number
+  /** Context that the model was first trained with, in tokens. */
   originalMaxPositions: number
 }
 
 /** YaRN (arXiv 2309.00071). */
 export interface YarnRope extends RopeBase {
+  /** Slow pairs are slowed down, and scores are made warmer. */
   type: 'yarn'
+  /** How much longer the context becomes. */
   factor: number
+  /** Context that the model was first trained with, in tokens. */
   originalMaxPositions: number
   /** Rotations over the original context from which on a pair is left alone; default 32. */
   betaFast?: number | undefined
@@ -64,7 +77,9 @@ export interface YarnRope extends RopeBase {
   betaSlow?: number | undefined
   /** Default: mscale(factor) = 0.1 ln(factor) + 1, or the quotient of the two below where both are given. */
   attentionFactor?: number | undefined
+  /** Of the attention factor's numerator: 0.1 mscale ln(factor) + 1. */
   mscale?: number | undefined
+  /** The same of its denominator. */
   mscaleAllDim?: number | undefined
   /** Whether the bounds of the ramp are rounded to whole pairs; default true. */
   truncate?: boolean | undefined
@@ -72,11 +87,13 @@ export interface YarnRope extends RopeBase {
 
 /** LongRoPE (arXiv 2402.13753): each frequency is divided by a factor of its own. */
 export interface LongRope extends RopeBase {
+  /** Two sets of factors, for views up to the original context and for longer ones. */
   type: 'longrope'
   /** [R/2], for views of up to `originalMaxPositions` tokens. */
   shortFactors: readonly number[]
   /** [R/2], for longer ones. */
   longFactors: readonly number[]
+  /** Context that the model was first trained with, in tokens. */
   originalMaxPositions: number
   /** How much longer the context is than the original one: only the attention factor follows from it. */
   factor: number
@@ -86,11 +103,13 @@ export interface LongRope extends RopeBase {
 
 /** Each frequency divided by a factor of its own, as GGUF files have them. */
 export interface FactorsRope extends RopeBase {
+  /** Frequencies divided one by one. */
   type: 'factors'
   /** [R/2] */
   factors: readonly number[]
 }
 
+/** What `ropeFrequencies` takes, by `type`. */
 export type RopeConfig = DefaultRope | LinearRope | Llama3Rope | YarnRope | LongRope | FactorsRope
 
 /** RoPE types that `ropeFrequencies` knows. */

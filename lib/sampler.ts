@@ -14,8 +14,10 @@ import {
   readable,
 } from './validate'
 
+/** Which tokens count as seen: those of the worker's view, or those of its own block. See `SamplerOptions.scope`. */
 export type PenaltyScope = 'view' | 'own'
 
+/** How a token is chosen. In this order: forbidden tokens, penalties, temperature, top-k, top-p, min-p, one draw. */
 export interface SamplerOptions {
   /** Divides the logits; default 1. 0: greedy, the largest logit, ties to the lowest id. */
   temperature?: number | undefined
@@ -66,18 +68,11 @@ const SAMPLER_KEYS = optionKeys<SamplerOptions>()({
  * when older states can no longer be read.
  */
 export interface SamplerState {
+  /** Of this form of the state. */
   version: 1
   /** As in SamplerOptions, all of them; `lastN` 0: no limit. */
-  options: {
-    temperature: number
-    topK: number
-    topP: number
-    minP: number
-    repetitionPenalty: number
-    presencePenalty: number
-    frequencyPenalty: number
-    scope: PenaltyScope
-    lastN: number
+  options: Required<Omit<SamplerOptions, 'seed' | 'forbidden'>> & {
+    /** Token ids that never come out. */
     forbidden: number[]
   }
   /** Decimal digits, as JSON has no integers of 64 bits. */

@@ -29,12 +29,17 @@ const MAX_HEADER_BYTES = 64 * 2 ** 20
 
 /** Bytes of the data that are in the file. */
 export interface SessionProgress {
+  /** So far. */
   bytes: number
+  /** Of all of them. */
   totalBytes: number
 }
 
+/** What files of blocks have in common. */
 export interface TransferOptions {
+  /** Rejects with HOGWILD_ABORTED, and nothing has changed. */
   signal?: AbortSignal | undefined
+  /** Called behind each piece of 4 MiB. What it throws ends the transfer. */
   onProgress?: ((progress: SessionProgress) => void) | undefined
 }
 

@@ -8,6 +8,7 @@ import type { Tokenizer } from './tokenizer/tokenizer'
 import { tokenlessIds } from './tokenless-ids'
 import { checkBoolean, checkInstance, checkInteger, checkOptionalFunction } from './validate'
 
+/** How tokens of a text are chosen, and what is told of them: of `generate` and of workers. */
 export interface TokenOptions {
   /** Default: greedy. */
   sampler?: SamplerOptions | undefined

@@ -9,6 +9,7 @@ import { type CheckedFields, checkEntryFields, type EntryFields } from './view-e
 
 /** A block in a view, with how it is seen. */
 export interface ViewEntry extends EntryFields {
+  /** What is seen. */
   block: Block
 }
 

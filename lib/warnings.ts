@@ -8,7 +8,9 @@ import { checkOptionalFunction } from './validate'
  * for people.
  */
 export interface Warning {
+  /** For programs: docs/troubleshooting.md has each. */
   code: `HOGWILD_${string}`
+  /** For people. */
   message: string
 }
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env node
-// Draws what workers see into docs/layouts.md, between its markers: the blocks of a view from top to bottom with their texts,
-// which are those of lib/collaboration/. Needs a build.
+// Draws what workers see into docs/layouts.md and docs/prompting.md, behind their markers: the blocks of a view from top to
+// bottom with their texts, which are those of lib/collaboration/. Needs a build.
 //
 //   node scripts/layouts.cjs [--check]
 //
-// --check: changes nothing and fails where the document is not in step.
+// --check: changes nothing and fails where a document is not in step.
 'use strict'
 const { readFileSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
@@ -19,6 +19,8 @@ const NAMES = ['Alice', 'Bob', 'Carol']
 /** Whose view is drawn. */
 const SEEN_BY = 1
 const CURSOR = '▮'
+/** Characters of a line of text. */
+const WIDTH = 130
 
 /** Blocks of a view, one below the other, each with its name and its text. */
 function draw(blocks) {
@@ -90,22 +92,40 @@ function drawThinkerWriter(view) {
   return draw(view(names).map((name) => ({ name, text: content[name] })))
 }
 
-const drawings = {
+const parts = {
   contiguous: () => drawLayout('contiguous'),
   interleaved: () => drawLayout('interleaved'),
   combined: () => drawLayout('combined'),
   thinker: () => drawThinkerWriter(thinkerView),
   writer: () => drawThinkerWriter(writerView),
+  rules: () => wrapped(texts.rules({ names: NAMES, layout: 'combined' })),
 }
 
-const file = path.join(root, 'docs', 'layouts.md')
-const before = readFileSync(file, 'utf8')
-const after = before.replace(
-  /(<!-- drawing:(\w+) -->\n```\n)[\s\S]*?(^```$)/gm,
-  (_, begin, name, end) => `${begin}${drawings[name]()}\n${end}`,
-)
-if (!process.argv.includes('--check')) writeFileSync(file, after)
-else if (before !== after) {
-  console.error('docs/layouts.md is not in step with lib/collaboration: node scripts/layouts.cjs')
-  process.exitCode = 1
+/** Lines of the rules are long: they are broken as the document's are. */
+function wrapped(text) {
+  const lines = []
+  for (const line of text.split('\n')) {
+    const [first, ...words] = line.split(' ')
+    lines.push(first)
+    for (const word of words) {
+      const longer = `${lines.at(-1)} ${word}`
+      if (longer.length <= WIDTH) lines[lines.length - 1] = longer
+      else lines.push(line.startsWith('- ') ? `  ${word}` : word)
+    }
+  }
+  return lines.join('\n')
+}
+
+for (const name of ['layouts.md', 'prompting.md']) {
+  const file = path.join(root, 'docs', name)
+  const before = readFileSync(file, 'utf8')
+  const after = before.replace(
+    /(<!-- (?:drawing|text):(\w+) -->\n```\n)[\s\S]*?(^```$)/gm,
+    (_, begin, key, end) => `${begin}${parts[key]()}\n${end}`,
+  )
+  if (!process.argv.includes('--check')) writeFileSync(file, after)
+  else if (before !== after) {
+    console.error(`docs/${name} is not in step with lib/collaboration: node scripts/layouts.cjs`)
+    process.exitCode = 1
+  }
 }

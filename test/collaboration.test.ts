@@ -195,7 +195,7 @@ What is 2 + 2?<|end|>
     expect(await codeOf(() => prepare({ signal: AbortSignal.abort() }))).toBe('HOGWILD_ABORTED')
   })
 
-  test('docs/layouts.md shows them', () => {
+  test('docs/layouts.md and docs/prompting.md show them', () => {
     const script = join(__dirname, '..', 'scripts', 'layouts.cjs')
     execFileSync(process.execPath, [script, '--check'], { stdio: 'pipe' })
   })

@@ -38,6 +38,12 @@ test.each(documents)('links of %s', (document) => {
   expect(dead).toEqual([])
 })
 
+test('docs/README.md links every page', () => {
+  const links = [...read('docs/README.md').matchAll(/\]\(([\w-]+\.md)\)/g)].map(([, page]) => page)
+  const pages = readdirSync(join(root, 'docs')).filter((name) => name.endsWith('.md'))
+  expect([...links, 'README.md'].sort()).toEqual(pages.sort())
+})
+
 test.each(documents)('paths in %s', (document) => {
   const paths = [
     ...read(document).matchAll(

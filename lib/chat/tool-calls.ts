@@ -1,7 +1,10 @@
 // Calls of tools in what a model writes, in the forms that published templates teach.
 
+/** A call of a tool, as a text makes it. */
 export interface ToolCall {
+  /** Of the function. */
   name: string
+  /** By name, as JSON has them: not compared with the schema of the tool. */
   arguments: Record<string, unknown>
 }
 

@@ -4,7 +4,9 @@ import { checkOptions, checkString, invalid, optionKeys } from '../validate'
 
 /** What stands around a final answer, e.g. `\boxed{` and `}`. */
 export interface AnswerFormat {
+  /** Before the answer, not empty. */
   opening: string
+  /** Behind it, not empty. */
   closing: string
 }
 

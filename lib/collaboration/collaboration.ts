@@ -28,9 +28,11 @@ import { WORKER_NAMES } from './names'
 import { blockTexts, type CollaborationTexts, collaborationTexts } from './texts'
 import { paragraphEnds } from './turns'
 
+/** Options of `collaborate`. */
 export interface CollaborationOptions {
   /** Of the model. Its chat template is used where it has one. */
   tokenizer: Tokenizer
+  /** What the workers are to solve, as text. */
   problem: string
   /**
    * Names, each once, of one line and without special tokens, or how many workers, called Alice, Bob, … (at most 16).
@@ -76,14 +78,20 @@ const DEFAULT_CHECK_EVERY = 256
 export type CollaborationRun = Pick<
   RunOptions,
   'tokenizer' | 'prompt' | 'layout' | 'share' | 'sharedHeader' | 'turnEnds' | 'turnHeader'
-> & { workers: WorkerSpec[] }
+> & {
+  /** In worker order. */
+  workers: WorkerSpec[]
+}
 
 /** Made by `collaborate`, for one run: it counts that run's tokens. */
 export interface Collaboration {
+  /** Of the workers, in worker order. */
   names: readonly string[]
+  /** How they see one another. */
   layout: LayoutName
   /** Whether workers see one another; false where there is only one. */
   share: boolean
+  /** Their words: `collaborationTexts`, with those that were given. */
   texts: Readonly<CollaborationTexts>
   /** Options of `runWorkers`. Workers are greedy: give each a sampler as you like. */
   run: CollaborationRun
@@ -92,7 +100,7 @@ export interface Collaboration {
 /**
  * Prepares a run whose workers solve a problem together, as in "Hogwild! Inference" (arXiv 2504.06261): rules and
  * problem go through the chat template, headings stand between the parts of each view, paragraphs are turns, and now and
- * then a worker is asked whether it does what another one does. docs/layouts.md shows what a worker sees.
+ * then a worker is asked whether it does what another one does. docs/prompting.md tells why, docs/layouts.md what a worker sees.
  *
  *     const team = await collaborate({ tokenizer, problem, workers: ['Ann', 'Ben'] })
  *     await using run = runWorkers({ model, ...team.run, maxTokens: 1000 })

@@ -25,7 +25,9 @@ import type { Collaboration } from './collaboration'
 import { encodePart } from './encode'
 import { checkSnapshot, type Snapshot } from './transcript'
 
+/** Options of `extractAnswer`. */
 export interface ExtractOptions {
+  /** Whose cache holds the blocks. */
   model: Model
   /** Of the model. */
   tokenizer: Tokenizer
@@ -39,11 +41,14 @@ export interface ExtractOptions {
   maxTokens?: number | undefined
   /** What happens when the view is longer than the model's context; default: as the model was loaded with. */
   beyondContext?: BeyondContext | undefined
+  /** Rejects with HOGWILD_ABORTED. */
   signal?: AbortSignal | undefined
 }
 
+/** Options of `finish`. */
 export interface FinishOptions
   extends Pick<ExtractOptions, 'model' | 'maxTokens' | 'beyondContext' | 'signal'> {
+  /** What `collaborate` gave for the run. */
   collaboration: Collaboration
   /** Of a run of this collaboration. */
   snapshot: Snapshot
@@ -53,6 +58,7 @@ export interface FinishOptions
   cacheDtype?: CacheDtype | undefined
 }
 
+/** What the finisher found. */
 export interface EarlyAnswer {
   /** Undefined where none was complete within `maxTokens`. */
   answer: string | undefined

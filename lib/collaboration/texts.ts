@@ -9,6 +9,7 @@ import type { AnswerFormat } from './answer'
 export interface Team {
   /** Names, in worker order. */
   names: readonly string[]
+  /** How they see one another. */
   layout: LayoutName
 }
 

@@ -25,19 +25,23 @@ export interface ThinkerWriterTexts {
   thinkerHeading: string
   /** Between the thoughts so far and the reply, in the writer's view. */
   writerHeading: string
-  /** What the thoughts begin with, and the reply. */
+  /** What the thoughts begin with. */
   thoughts: string
+  /** What the reply begins with. */
   reply: string
-  /** Around thoughts, of models that have a token `<think>`. */
+  /** Before thoughts, of models that have a token `<think>`. */
   thinkOpening: string
+  /** Behind them. */
   thinkClosing: string
-  /** Around thoughts, of other models. */
+  /** Before thoughts, of other models. */
   plainOpening: string
+  /** Behind them. */
   plainClosing: string
   /** Asked behind the thoughts, in a block that is thrown away. */
   question: string
-  /** Answers to the question: the reply may go on, or has to wait. They differ in their first token. */
+  /** Answer to the question: the reply may go on. It differs from `no` in its first token. */
   yes: string
+  /** The other answer: the reply has to wait. */
   no: string
 }
 
@@ -64,9 +68,11 @@ export const thinkerWriterTexts: Readonly<ThinkerWriterTexts> = Object.freeze<Th
   no: ' no',
 })
 
+/** Options of `thinkAndWrite`. */
 export interface ThinkerWriterOptions {
   /** Of the model. Its chat template is used where it has one. */
   tokenizer: Tokenizer
+  /** What the user asks, as text. */
   problem: string
   /** How many thoughts' tokens lie between two questions, at least 1; default 20. */
   askEvery?: number | undefined
@@ -94,29 +100,47 @@ const DEFAULT_ASK_EVERY = 20
 
 /** Token ids of the blocks of a thinker and a writer, and when they wait for one another. */
 export interface ThinkerWriter {
+  /** The words: `thinkerWriterTexts`, with those that were given. */
   texts: Readonly<ThinkerWriterTexts>
   /** Content of the blocks before anyone has written. Thoughts and reply have at least one token, to go on from. */
   blocks: ThinkerWriterBlocks<number[]>
   /** The question and the tokens that the thinker may answer it with: what has the higher logit counts. */
-  question: { tokens: number[]; yes: number; no: number }
+  question: ThinkerQuestion
   /** Whether it is time to ask; `thoughts`: the tokens that the thinker has sampled. */
   asks(thoughts: readonly number[]): boolean
   /** Whether the writer has come to the end of a paragraph, where it waits for a yes; `reply`: the tokens that it has sampled. */
   waits(reply: readonly number[]): boolean
 }
 
+/** What the thinker is asked. */
+export interface ThinkerQuestion {
+  /** Ids of the question. */
+  tokens: number[]
+  /** Id of the token that says yes. */
+  yes: number
+  /** Id of the token that says no. */
+  no: number
+}
+
 /** The blocks of a thinker and a writer. `B` is a Block, a name, anything but undefined. */
 export interface ThinkerWriterBlocks<B> {
+  /** Rules and problem, for the thinker. */
   thinkerPrompt: B
+  /** Between the reply so far and the thoughts. */
   thinkerHeading: B
+  /** The problem, for the writer. */
   writerPrompt: B
+  /** Between the thoughts so far and the reply. */
   writerHeading: B
+  /** What the thinker writes. */
   thoughts: B
+  /** What the writer writes. */
   reply: B
 }
 
 /** What the user says meanwhile, where there is a block for it. */
 export interface LateInputs<B> {
+  /** Absent: there is no such block. */
   inputs?: B | undefined
 }
 

@@ -28,7 +28,9 @@ export interface Snapshot {
   answer?: GivenAnswer | undefined
 }
 
+/** A worker's part of a snapshot. */
 export interface SnapshotWorker {
+  /** Of the worker. */
   name: string
   /** The tokens in its own block. */
   tokens: number[]
@@ -36,7 +38,9 @@ export interface SnapshotWorker {
   answer?: string | undefined
 }
 
+/** A final answer in the text of a worker. */
 export interface GivenAnswer {
+  /** Its name. */
   worker: string
   /** What stood between the opening and the closing of `texts.answer`. */
   answer: string
@@ -44,6 +48,7 @@ export interface GivenAnswer {
 
 /** A worker was asked whether it does redundant work. */
 export interface Check {
+  /** Its name. */
   worker: string
   /** The step in which the question entered its block. */
   step: number
@@ -94,6 +99,7 @@ export class Transcript {
   #steps = 0
   #answer: GivenAnswer | undefined
 
+  /** `collaboration`: whose run is followed. */
   constructor(collaboration: Collaboration) {
     this.#collaboration = collaboration
     this.#parts = new Map(collaboration.names.map((name) => [name, emptyPart()]))
@@ -115,6 +121,7 @@ export class Transcript {
     return this.#part(checkOneOf(worker, 'worker', [...this.#parts.keys()])).answer
   }
 
+  /** Takes the next event. */
   push(event: WorkerEvent): void {
     switch (event.type) {
       case 'join':

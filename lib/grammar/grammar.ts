@@ -21,6 +21,7 @@ import {
   type XGrammar,
 } from './xgrammar'
 
+/** Options of `createGrammar`: one of `jsonSchema` and `ebnf`. */
 export interface GrammarOptions {
   /** Whose tokens they are: that of the model. */
   tokenizer: Tokenizer

@@ -25,6 +25,7 @@ import { Connection } from './request'
 import { type HubOptions, type HubSettings, hubSettings } from './settings'
 import { bring, type Count, presentBytes, type RemoteFile } from './transfer'
 
+/** Options of `download`. */
 export interface DownloadOptions extends HubOptions {
   /**
    * 'all': what `loadModel` and `loadTokenizer` read; 'tokenizer': without the weights, where these are files of
@@ -42,9 +43,11 @@ export interface DownloadOptions extends HubOptions {
   onWarning?: WarningHandler | undefined
 }
 
+/** How far a download is. */
 export interface DownloadProgress {
   /** Of the model's files, those included that were there before. */
   loadedBytes: number
+  /** Of all the files that are brought. */
   totalBytes: number
 }
 

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { HogwildError } from '../errors'
 import { optional, readText } from '../sources/files'
 
+/** Which hub, and where its files lie here. What is absent is taken from the environment. */
 export interface HubOptions {
   /** Address of the hub or of a mirror; default: HF_ENDPOINT, else https://huggingface.co. */
   endpoint?: string | undefined

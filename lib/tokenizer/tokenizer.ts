@@ -24,6 +24,7 @@ import { type DecodeSource, TextStream } from './text-stream'
 import { type RequestOptions, TextThread } from './text-thread'
 import { TokenTable } from './token-table'
 
+/** Options of `loadTokenizer`. */
 export interface LoadTokenizerOptions {
   /** Takes warnings; default: `process.emitWarning`. */
   onWarning?: WarningHandler | undefined
@@ -33,6 +34,7 @@ export interface LoadTokenizerOptions {
   signal?: AbortSignal | undefined
 }
 
+/** How a text becomes ids. */
 export interface EncodeOptions {
   /** What the model puts around a text, e.g. a token for its beginning; default true. */
   addSpecialTokens?: boolean | undefined
@@ -52,6 +54,7 @@ export interface ThreadOptions {
   signal?: AbortSignal | undefined
 }
 
+/** How ids become a text. */
 export interface DecodeOptions {
   /** Leaves special tokens out of the text; default false. */
   skipSpecialTokens?: boolean | undefined
@@ -59,11 +62,13 @@ export interface DecodeOptions {
   cleanUp?: boolean | undefined
 }
 
+/** Options of `Tokenizer.stream`. */
 export interface StreamOptions {
   /** Leaves special tokens out of the text; default true. */
   skipSpecialTokens?: boolean | undefined
 }
 
+/** A message of a conversation. */
 export interface ChatMessage {
   /** As the template knows them: 'system', 'user', 'assistant', … */
   role: string
@@ -73,6 +78,7 @@ export interface ChatMessage {
   [field: string]: unknown
 }
 
+/** What a chat template is given beside the messages. */
 export interface ChatOptions {
   /** Ends the text with the opening of an assistant's message; default true. */
   addGenerationPrompt?: boolean | undefined
@@ -219,6 +225,7 @@ export class Tokenizer {
     abandoned.register(this, thread, this)
   }
 
+  /** Whether `chat` and `encodeChat` have a template. */
   get hasChatTemplate(): boolean {
     return this.#source.chat.templates.size > 0
   }
@@ -356,6 +363,7 @@ export class Tokenizer {
     await this.#thread.close()
   }
 
+  /** As `close`. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
   }

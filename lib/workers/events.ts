@@ -1,41 +1,49 @@
-// Events of a run, in emission order. `step` counts lock steps from 0; events between two steps carry the
-// number of the step to come.
+// Events of a run, in emission order.
 
 import type { TokenLogprob } from '../model'
 import type { Warning } from '../warnings'
 
-/** Something that works, but maybe not as its user thinks; each code comes once per run. */
-export interface WarningEvent extends Warning {
-  type: 'warning'
+/** What all events have. */
+export interface RunEvent {
+  /** Number of the lock step, from 0; of an event between two steps, that of the one to come. */
   step: number
+}
+
+/** An event of one worker. */
+export interface OfWorker extends RunEvent {
+  /** Its name. */
+  worker: string
+}
+
+/** Something that works, but maybe not as its user thinks; each code comes once per run. */
+export interface WarningEvent extends Warning, RunEvent {
+  /** Tells events apart. */
+  type: 'warning'
 }
 
 /** A worker takes part from this step on. */
-export interface JoinEvent {
+export interface JoinEvent extends OfWorker {
+  /** Tells events apart. */
   type: 'join'
-  worker: string
-  step: number
 }
 
 /** A worker sits out from this step on; its block stays visible. */
-export interface PauseEvent {
+export interface PauseEvent extends OfWorker {
+  /** Tells events apart. */
   type: 'pause'
-  worker: string
-  step: number
 }
 
 /** A paused worker takes part again from this step on. */
-export interface ResumeEvent {
+export interface ResumeEvent extends OfWorker {
+  /** Tells events apart. */
   type: 'resume'
-  worker: string
-  step: number
 }
 
 /** A token entered the worker's block in this step: from here on everybody sees it. */
-export interface TokenEvent {
+export interface TokenEvent extends OfWorker {
+  /** Tells events apart. */
   type: 'token'
-  worker: string
-  step: number
+  /** Its id. */
   token: number
   /**
    * What it adds to the worker's text: '' without a tokenizer, until a character is complete, and while the
@@ -51,17 +59,17 @@ export interface TokenEvent {
 }
 
 /** Tokens have come into the common block (`WorkerRun.append`): workers see them from this step on. */
-export interface AppendEvent {
+export interface AppendEvent extends RunEvent {
+  /** Tells events apart. */
   type: 'append'
-  step: number
+  /** How many. */
   tokens: number
 }
 
 /** A turn ended: its text moved to the end of the common block. */
-export interface TurnEvent {
+export interface TurnEvent extends OfWorker {
+  /** Tells events apart. */
   type: 'turn'
-  worker: string
-  step: number
   /** Turns that the worker has ended so far, this one included. */
   turn: number
 }
@@ -78,19 +86,19 @@ export interface TurnEvent {
 export type StopReason = 'stop-token' | 'stop-string' | 'max-tokens' | 'out-of-pages' | 'stopped'
 
 /** A worker takes no further part; its block stays visible. */
-export interface StopEvent {
+export interface StopEvent extends OfWorker {
+  /** Tells events apart. */
   type: 'stop'
-  worker: string
-  step: number
+  /** Why. */
   reason: StopReason
   /** The end of the worker's text, where some was held back: characters that were never complete included. */
   text?: string | undefined
 }
 
 /** A step has ended; its tokens, stops and turns came before this. */
-export interface StepEvent {
+export interface StepEvent extends RunEvent {
+  /** Tells events apart. */
   type: 'step'
-  step: number
   /** Workers that took part. */
   workers: number
   /** New tokens of all of them. */
@@ -113,13 +121,19 @@ export interface RunUsage {
 
 /** All workers have stopped: the last event. Sums over all steps. */
 export interface EndEvent {
+  /** Tells events apart. */
   type: 'end'
+  /** Lock steps. */
   steps: number
+  /** Tokens that lock steps brought, forced ones included. */
   tokens: number
+  /** Time of their forward passes. */
   milliseconds: number
+  /** What the run has used. */
   usage: RunUsage
 }
 
+/** What a run tells, in order. `type` tells events apart; the set is closed. */
 export type WorkerEvent =
   | WarningEvent
   | JoinEvent

@@ -29,6 +29,7 @@ export interface BlockStore {
 export interface GroupBlocks {
   /** undefined before the first event. */
   readonly common: Block | undefined
+  /** Layout 'combined': the block between common and the others' text; undefined where there is none. */
   readonly shared: Block | undefined
   /** By name; those that have blocks. */
   readonly workers: Readonly<Record<string, WorkerBlocks>>

@@ -11,18 +11,20 @@ import {
   optionKeys,
 } from '../validate'
 
-export const LAYOUT_NAMES = ['contiguous', 'interleaved', 'combined'] as const
-
 /**
  * - `contiguous`: others' text as it grows, then one's own. [common, others…, header, own]
  * - `interleaved`: others' text only once a turn has ended. [common, header, own]
  * - `combined`: both. [common, shared, others…, header, own]
  */
-export type LayoutName = (typeof LAYOUT_NAMES)[number]
+export type LayoutName = 'contiguous' | 'interleaved' | 'combined'
+
+export const LAYOUT_NAMES: readonly LayoutName[] = ['contiguous', 'interleaved', 'combined']
 
 /** A worker's part of a layout: its own text and, before it, its own header. */
 export interface LayoutWorker<B> {
+  /** What it writes. */
   own: B
+  /** Before that; only it sees it. Absent: none. */
   header?: B | undefined
 }
 
@@ -36,6 +38,7 @@ export interface LayoutBlocks<B> {
   workers: readonly LayoutWorker<B>[]
 }
 
+/** Options of `viewOf`. */
 export interface ViewOptions {
   /** false leaves the other workers' blocks out; default true. */
   share?: boolean | undefined

@@ -29,6 +29,7 @@ import { commitsTurns, LAYOUT_NAMES, type LayoutName } from './layout'
 import { Scheduler } from './scheduler'
 import type { Trigger } from './triggers'
 
+/** A worker of a run. */
 export interface WorkerSpec extends TokenOptions {
   /** Unique in the run. */
   name: string
@@ -53,7 +54,9 @@ export interface WorkerSpec extends TokenOptions {
   stop?: readonly string[] | undefined
 }
 
+/** Options of `runWorkers`. */
 export interface RunOptions {
+  /** Whose steps the workers share. */
   model: Model
   /** Tokens of the common block that every view begins with. May be empty. */
   prompt: ArrayLike<number>

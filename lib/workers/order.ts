@@ -12,11 +12,13 @@ export interface QueuedGroup {
   readonly maxTokens: number
   /** Its budget. */
   readonly pages: number
+  /** `RunOptions.priority`. */
   readonly priority: number
 }
 
 /** An order of admission. Without state of its own, so that schedulers may share one. */
 export interface OrderPolicy {
+  /** For messages and metrics. */
   readonly name: string
   /**
    * The groups that may begin now, the first first. `waiting` is in order of arrival; a group that is chosen and finds no
@@ -33,6 +35,7 @@ export function firstCome(): OrderPolicy {
   return { name: 'first-come', choose: (waiting) => byPriority(waiting) }
 }
 
+/** Options of `multiBin`. */
 export interface MultiBinOptions {
   /** Tokens that a group will write, or anything that grows with them. */
   predictLength: (group: QueuedGroup) => number
@@ -42,6 +45,7 @@ export interface MultiBinOptions {
   batch: number
   /** Predictions below and above count as these. */
   shortest: number
+  /** See `shortest`. */
   longest: number
 }
 

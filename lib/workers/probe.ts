@@ -4,8 +4,9 @@ import type { Block } from '../block'
 import type { StepOutput, StepWorker } from '../model'
 import type { BlockStore } from './group'
 
+/** What `WorkerRun.probe` found. */
 export interface ProbeResult {
-  /** [V]: after the last token of the question. */
+  /** `[V]`: after the last token of the question. */
   logits: Float32Array
   /** Natural log of the probability of each answer, its tokens one after the other, by the raw logits. */
   answers: number[]

@@ -38,6 +38,7 @@ export interface ParkOptions {
   timeoutMs?: number | undefined
 }
 
+/** Options of `WorkerRun.probe`. */
 export interface ProbeOptions {
   /** Token ids of each answer, at least one. Default: none. */
   answers?: readonly ArrayLike<number>[] | undefined
@@ -153,6 +154,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     this.#control({ type: 'inject', worker: name, tokens: this.#forced(tokens, 'tokens') })
   }
 
+  /** The events, for one consumer. One that leaves its loop ends the run. */
   [Symbol.asyncIterator](): AsyncIterator<WorkerEvent, void, void> {
     return this.#events
   }
@@ -240,6 +242,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     this.#end()
   }
 
+  /** As `close`. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
   }

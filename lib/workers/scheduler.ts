@@ -22,7 +22,9 @@ import { firstCome, type OrderPolicy, type QueuedGroup } from './order'
 import { type Admission, Pool, poolCapacity } from './pool'
 import { Seat } from './seat'
 
+/** Options of `createScheduler`. */
 export interface SchedulerOptions {
+  /** Which groups share. */
   model: Model
   /**
    * Tokens of its pool, rounded up to pages: groups wait until their budgets (`RunOptions.capacity`) are free. Default:
@@ -54,16 +56,38 @@ const KEYS = optionKeys<SchedulerOptions>()({
 
 /** What a scheduler has done so far, and how full it is. */
 export interface SchedulerMetrics {
-  groups: { waiting: number; running: number }
-  /** Of its pools; `reserved`: the budgets of the running groups. Of caches that users bring nothing is counted here. */
-  pages: { total: number; used: number; reserved: number }
-  /** Steps and their tokens: those of lock steps, and those of prompts and headers. */
+  /** Groups that have not ended. */
+  groups: ScheduledGroups
+  /** Of its pools; of caches that users bring nothing is counted. */
+  pages: ScheduledPages
+  /** Lock steps so far. */
   steps: number
+  /** Tokens of lock steps. */
   tokens: number
+  /** Tokens of prompts and headers. */
   prefilledTokens: number
+  /** Time of all steps. */
   milliseconds: number
   /** Tokens of lock steps for each second of steps, over the last 64 of them; 0 before the first. */
   tokensPerSecond: number
+}
+
+/** Groups of a scheduler, now. */
+export interface ScheduledGroups {
+  /** Those that have not begun. */
+  waiting: number
+  /** Those that have begun and not ended. */
+  running: number
+}
+
+/** Pages of a scheduler's pools, now. */
+export interface ScheduledPages {
+  /** Of all its pools. */
+  total: number
+  /** Those that blocks use. */
+  used: number
+  /** Those of the running groups' budgets. */
+  reserved: number
 }
 
 /** Steps over which tokens per second are measured. */
@@ -104,6 +128,7 @@ export function schedulerOf(model: Model): Scheduler {
 
 /** Shares a model among groups. Costs nothing while nobody runs on it; its pools are closed with their last group. */
 export class Scheduler {
+  /** Which its groups share. */
   readonly model: Model
   readonly #capacity: number | undefined
   readonly #admission: Admission
@@ -138,6 +163,7 @@ export class Scheduler {
     this.#chunk = checkInteger(options.chunk ?? 512, 'options.chunk', 1)
   }
 
+  /** What it has done so far, and how full it is now. */
   get metrics(): SchedulerMetrics {
     const pools = [...this.#pools.values()].flat().filter(({ cache }) => !cache.closed)
     const sum = (value: (pool: Pool) => number) => pools.reduce((all, pool) => all + value(pool), 0)

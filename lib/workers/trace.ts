@@ -23,28 +23,80 @@ export interface TracedRun {
 
 /** The first line. */
 export interface TraceHead {
+  /** Version of the form. */
   trace: typeof TRACE_VERSION
   /** When the run began, ISO 8601. */
   began: string
+  /** The model's fingerprint. */
   model: string
+  /** Of the run. */
   layout: LayoutName
+  /** Whether its workers see one another. */
   share: boolean
 }
 
-/** An op of a replay script; those of blocks and workers. */
-export type TraceOp =
-  | { op: 'block'; name: string }
-  | { op: 'fork'; block: string; name: string }
-  | { op: 'prefill'; block: string; tokens: number[] }
-  | { op: 'worker'; name: string; view: string[] }
-  | { op: 'append_from'; target: string; source: string; clear_source: true }
+/** An op of a replay script, of blocks and workers: docs/replay.md has what each does. */
+export type TraceOp = TraceBlock | TraceFork | TracePrefill | TraceWorker | TraceAppendFrom
+
+/** A new block. */
+export interface TraceBlock {
+  /** As in a script. */
+  op: 'block'
+  /** Of the block. */
+  name: string
+}
+
+/** A copy of a block. */
+export interface TraceFork {
+  /** As in a script. */
+  op: 'fork'
+  /** Name of the block that is copied. */
+  block: string
+  /** Of the copy. */
+  name: string
+}
+
+/** Tokens that were computed on their own. */
+export interface TracePrefill {
+  /** As in a script. */
+  op: 'prefill'
+  /** Name of the block that got them. */
+  block: string
+  /** Their ids. */
+  tokens: number[]
+}
+
+/** A worker, or what it sees from now on. */
+export interface TraceWorker {
+  /** As in a script. */
+  op: 'worker'
+  /** Of the worker. */
+  name: string
+  /** Names of the blocks that it sees, its own last. */
+  view: string[]
+}
+
+/** A turn that ended. */
+export interface TraceAppendFrom {
+  /** As in a script. */
+  op: 'append_from'
+  /** Name of the block that gets the tokens. */
+  target: string
+  /** Name of the block that they come from. */
+  source: string
+  /** The source is empty afterwards. */
+  clear_source: true
+}
 
 /** A lock step, an op as well. Lists have one entry per worker. */
 export interface TraceStep {
+  /** As in a script. */
   op: 'step'
   /** Number of the step in the run. */
   step: number
+  /** Names of those that take part. */
   workers: string[]
+  /** Token ids that each brings. */
   inputs: number[][]
   /** Which inputs were given and not sampled. */
   forced: boolean[][]
@@ -56,14 +108,17 @@ export interface TraceStep {
 
 /** Whatever else was told, as the event has it, `type` called `event`. */
 export type TraceNote = {
-  [Type in Exclude<WorkerEvent['type'], 'token' | 'step'>]: { event: Type } & Omit<
-    Extract<WorkerEvent, { type: Type }>,
-    'type'
-  >
+  [Type in Exclude<WorkerEvent['type'], 'token' | 'step'>]: {
+    /** Its type. */
+    event: Type
+  } & Omit<Extract<WorkerEvent, { type: Type }>, 'type'>
 }[Exclude<WorkerEvent['type'], 'token' | 'step'>]
 
-/** Every line but the first. `time`: milliseconds since the run began. */
-export type TraceLine = { time: number } & (TraceOp | TraceStep | TraceNote)
+/** Every line but the first. */
+export type TraceLine = {
+  /** Milliseconds since the run began. */
+  time: number
+} & (TraceOp | TraceStep | TraceNote)
 
 const COMMON = 'common'
 const SHARED = 'shared'

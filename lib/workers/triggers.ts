@@ -1,6 +1,8 @@
 // Calls that text sets off: strings in what a worker writes, looked for across tokens.
 
+/** What set a trigger off. */
 export interface TriggerMatch {
+  /** Whose text it was. */
   worker: string
   /** The string that was found. */
   text: string
@@ -8,6 +10,7 @@ export interface TriggerMatch {
   count: number
 }
 
+/** A call that text sets off. */
 export interface Trigger {
   /** Looked for in the text of each worker's sampled tokens, across tokens. */
   text: string

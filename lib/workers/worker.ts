@@ -13,8 +13,11 @@ import type { WorkerSettings } from './options'
 
 /** A worker's part of the cache. */
 export interface WorkerBlocks {
+  /** The prompt and the turns that have ended; its own copy where workers do not see one another. */
   common: Block
+  /** Before its own text; only it sees it. */
   header: Block | undefined
+  /** What it writes. */
   own: Block
 }
 
@@ -37,6 +40,7 @@ export type StepState = Extract<WorkerState, { name: 'active' | 'stopping' }>
 
 /** A worker as seen from outside. */
 export interface WorkerStatus {
+  /** Unique in the run. */
   name: string
   /** See the events: `joining` is before its `join`, `stopping` until its last tokens are written. */
   state: WorkerState['name']

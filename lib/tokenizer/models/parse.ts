@@ -9,9 +9,10 @@ import { parseWordPiece } from './word-piece'
 
 const CODE = 'HOGWILD_INVALID_MODEL'
 
-const TYPES = ['BPE', 'Unigram', 'WordLevel', 'WordPiece'] as const
+/** How a tokenizer cuts words into tokens. */
+export type TokenizerKind = 'BPE' | 'Unigram' | 'WordLevel' | 'WordPiece'
 
-export type TokenizerKind = (typeof TYPES)[number]
+const TYPES: readonly TokenizerKind[] = ['BPE', 'Unigram', 'WordLevel', 'WordPiece']
 
 const PARSERS = {
   BPE: parseBpe,
