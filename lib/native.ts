@@ -35,6 +35,7 @@ export type SimdLevel =
   | 'avx512'
   | 'avx512vnni'
   | 'avx512bf16'
+  | 'amx'
   | 'neon'
   | 'neondot'
 
