@@ -22,9 +22,10 @@ export interface DeviceOptions {
   /** CPU threads that compute, the runner's own included; default: the processors this process may use. */
   threads?: number | undefined
   /**
-   * SIMD level of the CPU's kernels; default: the best that the processor has. 'avx512bf16' multiplies bf16 weights,
-   * keys and values with activations, queries and probabilities rounded to bf16, sums in f32; the others round
-   * nothing but results. f32 and f16 are the same at all levels, to f32's accuracy.
+   * SIMD level of the CPU's kernels; default: the best that the processor has. 'avx512bf16' and 'amx' multiply bf16
+   * weights with activations rounded to bf16, sums in f32; 'avx512bf16' rounds queries and probabilities too where
+   * the cache is in bf16. The others round nothing but results. f32 and f16 are the same at all levels, to f32's
+   * accuracy, and so are quantised weights, to the bit from 'avx2' on.
    */
   simd?: SimdLevel | undefined
   /** Whether it measures its ops, for `takeProfile`; default false. */
@@ -106,6 +107,7 @@ const SIMD_LEVELS = [
   'avx512',
   'avx512vnni',
   'avx512bf16',
+  'amx',
   'neon',
   'neondot',
 ] as const satisfies readonly SimdLevel[]

@@ -39,6 +39,7 @@ export type SimdLevel =
   | 'avx512'
   | 'avx512vnni'
   | 'avx512bf16'
+  | 'amx'
   | 'neon'
   | 'neondot'
 

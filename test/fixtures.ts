@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type * as hogwild from '../lib'
 import type { ReplayOp } from '../lib/cli/replay/script'
-import type { Dtype } from '../lib/native'
+import type { Dtype, SimdLevel } from '../lib/native'
 import {
   type Block,
   type HuggingFaceConfig,
@@ -118,6 +118,11 @@ export function decode(bytes: Uint8Array, dtype: Dtype): Float64Array {
   const halves = new Uint16Array(copy)
   if (dtype === 'f16') return Float64Array.from(halves, halfValue)
   return Float64Array.from(new Float32Array(Uint32Array.from(halves, (h) => h << 16).buffer))
+}
+
+/** Whether bf16 weights meet activations in bf16 at this level. */
+export function roundsActivations(simd: SimdLevel | undefined): boolean {
+  return simd === 'avx512bf16' || simd === 'amx'
 }
 
 export function rounded(values: ArrayLike<number>, dtype: Dtype): Float64Array {

@@ -9,6 +9,7 @@ import {
   expectSameBits,
   Random,
   rounded,
+  roundsActivations,
   rowsOf,
 } from './fixtures'
 import { geluTanh, linear, rmsNorm, silu } from './reference'
@@ -20,6 +21,7 @@ const known: SimdLevel[] = [
   'avx512',
   'avx512vnni',
   'avx512bf16',
+  'amx',
   'neon',
   'neondot',
 ]
@@ -90,11 +92,11 @@ describe.each(levels)('%s', (simd) => {
         const data = encode(random.normals(n * k), dtype)
         return { data, format: dtype, bias: random.chance(0.5) ? random.floats(n) : null }
       })
-      for (const rows of [1, 3, 4, 9, 17]) {
+      for (const rows of [1, 3, 4, 9, 17, 35]) {
         const x = random.floats(rows * k)
         const out = native.ops.matmul(device!, x, rows, weights)
-        // x in bf16 is part of what this level computes.
-        const factors = simd === 'avx512bf16' && dtype === 'bf16' ? rounded(x, 'bf16') : x
+        // x in bf16 is part of what these levels compute.
+        const factors = roundsActivations(simd) && dtype === 'bf16' ? rounded(x, 'bf16') : x
         weights.forEach(({ data, bias }, i) => {
           const weight = decode(data, dtype)
           const sizesOf = weight.map(Math.abs)

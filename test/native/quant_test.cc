@@ -143,7 +143,7 @@ std::string name_of(const QuantMatrix& matrix, const std::string& simd) {
 
 // x is rounded, per 32 columns, to integers of 15 bits: half a unit each. The rest is the rounding of f32 sums.
 TEST(products_equal_double) {
-  constexpr std::int64_t kMostRows = 17;
+  constexpr std::int64_t kMostRows = 53;
   constexpr double kLargestInteger = 16319;
   for (const Format format : formats()) {
     const std::int64_t block = format_info(format).block_elements;
@@ -194,7 +194,7 @@ TEST(products_equal_double) {
 }
 
 TEST(rows_threads_and_orders_change_no_bit_of_a_row) {
-  constexpr std::int64_t kRows = 17, kCols = 768;
+  constexpr std::int64_t kRows = 53, kCols = 768;
   for (const Format format : formats()) {
     const QuantMatrix matrices[] = {{format, 70, kCols}, {Format::kQ6_K, 20, kCols}};
     const std::vector<float> x = random_floats(kRows * kCols);
@@ -218,18 +218,19 @@ TEST(rows_threads_and_orders_change_no_bit_of_a_row) {
         CHECK_MESSAGE(different == 0, name_of(matrices[0], simd) + ", rows " + std::to_string(count) +
                                           (repack ? "" : " as the file has them") + ": " + std::to_string(different));
       };
-      for (const std::int64_t count : {2, 3, 4, 5, 8, 17}) {
+      for (const std::int64_t count : {2, 3, 4, 5, 8, 17, 48, 53}) {
         check(*one, random_int(0, kRows - count), count, true);
         check(*three, random_int(0, kRows - count), count, true);
       }
       check(*three, 0, 5, false);
+      check(*three, 0, kRows, false);
     }
   }
 }
 
 // `baseline` of x86 has no fused multiply-add.
 TEST(levels_with_fma_give_the_same_bits) {
-  constexpr std::int64_t kRows = 7, kCols = 1536;
+  constexpr std::int64_t kRows = 51, kCols = 1536;
   for (const Format format : formats()) {
     const QuantMatrix matrix(format, 48, kCols);
     const std::vector<float> x = random_floats(kRows * kCols);
@@ -244,7 +245,7 @@ TEST(levels_with_fma_give_the_same_bits) {
 }
 
 TEST(a_row_that_is_not_finite_stays_alone) {
-  constexpr std::int64_t kRows = 6, kCols = 256, kOutputs = 20;
+  constexpr std::int64_t kRows = 50, kCols = 256, kOutputs = 20;
   for (const Format format : formats()) {
     const QuantMatrix matrix(format, kOutputs, kCols);
     const std::vector<float> x = random_floats(kRows * kCols);

@@ -39,7 +39,8 @@ export async function check(options: DeviceOptions, folder: string): Promise<Che
     options.type === 'cpu' ? `cpu ${options.simd ?? ''}` : `${options.type}:${options.index}`
   try {
     const error = await largestError(options, folder)
-    const rounds = options.type === 'cuda' || options.simd === 'avx512bf16'
+    const rounds =
+      options.type === 'cuda' || options.simd === 'avx512bf16' || options.simd === 'amx'
     const allowed = TOLERANCE[rounds ? 'bf16' : 'f32']
     // Not error > allowed: NaN is wrong too.
     const problem = error <= allowed ? '' : `off by ${error.toPrecision(3)}, allowed ${allowed}`

@@ -63,7 +63,7 @@ class CpuDevice final : public Device {
         pool_(options.threads > 0 ? options.threads : available_processors()),
         attention_(kernels_, pool_),
         samplers_(static_cast<std::size_t>(pool_.threads())),
-        panels_(static_cast<std::size_t>(pool_.threads())) {}
+        quant_scratch_(static_cast<std::size_t>(pool_.threads())) {}
 
   DeviceInfo info() const override {
     return {.type = "cpu", .name = name_, .index = 0, .simd = level_.name, .threads = pool_.threads()};
@@ -203,6 +203,17 @@ class CpuDevice final : public Device {
     return first;
   }
 
+  // Bytes that a thread needs for a quantised matrix: for panels of a unit of outputs where the matrix is not
+  // repacked, then for the kernel.
+  struct QuantScratch {
+    std::int64_t panels, kernel;
+  };
+  QuantScratch quant_scratch(const Matrix& weight, std::int64_t rows) const {
+    const std::int64_t panels = weight.order == Order::kPanels ? 0 : quant_unit_outputs(rows) / kPanelOutputs;
+    return {panels * panel_bytes(code_info(weight.format), weight.cols),
+            level_.quant->scratch_bytes(rows, weight.cols)};
+  }
+
   // A matrix, what it is multiplied with, and how many outputs are a unit of work.
   struct Product {
     const MatmulParams* params;
@@ -221,7 +232,7 @@ class CpuDevice final : public Device {
   AttentionSchedule attention_;
   std::vector<SamplerScratch> samplers_;  // per thread
   Scratch packed_x_[kXForms];
-  std::vector<Scratch> panels_;  // per thread: of matrices that are not repacked
+  std::vector<Scratch> quant_scratch_;  // per thread
   std::vector<Product> products_;
   std::vector<std::int64_t> units_before_;  // of each product, and in all
   Routing routing_;
@@ -235,7 +246,7 @@ std::int64_t CpuDevice::packed_bytes(XForm form, const MatmulParams& p) {
     case XForm::kF32:
       return 0;
     case XForm::kBF16:
-      return ceil_div(p.rows * p.k * std::int64_t{sizeof(std::uint16_t)}, kLine) * kLine;
+      return packed_bf16_bytes(p.rows, p.k);
     case XForm::kGroups16:
       return ceil_div(packed_x_bytes(p.rows, p.k, 16), kLine) * kLine;
     case XForm::kGroups32:
@@ -248,18 +259,20 @@ std::int64_t CpuDevice::packed_bytes(XForm form, const MatmulParams& p) {
 const void* CpuDevice::pack_x(XForm form, const std::int32_t* columns, const MatmulParams& p, std::byte* to) {
   if (form == XForm::kF32) return p.x;
   const float* x = static_cast<const float*>(p.x);
-  for_rows(pool_, p.rows, p.k, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t unit = form == XForm::kBF16 ? kPackedRows : 1;
+  for_rows(pool_, ceil_div(p.rows, unit), unit * p.k, [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t first = begin * unit, last = std::min(end * unit, p.rows);
     if (form == XForm::kBF16) {
-      kernels_.pack_x(x + begin * p.k, (end - begin) * p.k, reinterpret_cast<std::uint16_t*>(to) + begin * p.k);
+      kernels_.pack_x(x, p.rows, p.k, first, last, to);
     } else {
-      level_.quant->pack_x(x, p.rows, p.k, columns, form == XForm::kGroups16 ? 16 : 32, begin, end, to);
+      level_.quant->pack_x(x, p.rows, p.k, columns, form == XForm::kGroups16 ? 16 : 32, first, last, to);
     }
   });
   return to;
 }
 
 void CpuDevice::multiply_all(std::span<const MatmulParams> ops) {
-  std::int64_t bytes[kXForms] = {};
+  std::int64_t bytes[kXForms] = {}, scratch_bytes = 0;
   for (const MatmulParams& p : ops) {
     require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
     check_activations(p.x_dtype);
@@ -267,8 +280,12 @@ void CpuDevice::multiply_all(std::span<const MatmulParams> ops) {
       require(p.outputs[i].weight.cols == p.k, "a weight matrix needs k columns");
       const XForm form = x_form(p.outputs[i].weight);
       if (first_alike(p, i) == i) bytes[static_cast<int>(form)] += packed_bytes(form, p);
+      if (is_plain(p.outputs[i].weight.format)) continue;
+      const QuantScratch needed = quant_scratch(p.outputs[i].weight, p.rows);
+      scratch_bytes = std::max(scratch_bytes, needed.panels + needed.kernel);
     }
   }
+  for (Scratch& scratch : quant_scratch_) scratch.get<std::byte>(scratch_bytes);
   std::byte* unused[kXForms];
   for (int form = 0; form < kXForms; form++) unused[form] = packed_x_[form].get<std::byte>(bytes[form]);
 
@@ -286,7 +303,7 @@ void CpuDevice::multiply_all(std::span<const MatmulParams> ops) {
         x = pack_x(form, weight.columns, p, unused[static_cast<int>(form)]);
         unused[static_cast<int>(form)] += packed_bytes(form, p);
       }
-      const std::int64_t unit_outputs = is_plain(weight.format) ? kMatmulOutputBlock : quant_unit_outputs(p.rows);
+      const std::int64_t unit_outputs = is_plain(weight.format) ? kernels_.output_block : quant_unit_outputs(p.rows);
       products_.push_back({.params = &p, .output = &p.outputs[i], .x = x, .unit_outputs = unit_outputs});
       units_before_.push_back(units_before_.back() + ceil_div(weight.rows, unit_outputs));
     }
@@ -312,21 +329,25 @@ void CpuDevice::multiply(const Product& product, std::int64_t begin, std::int64_
     kernels_.matmul({.x = x, .rows = p.rows, .k = p.k, .output = output, .begin = begin, .end = end});
     return;
   }
-  const std::int64_t bytes = panel_bytes(code_info(weight.format), p.k);
+  std::byte* scratch = quant_scratch_[static_cast<std::size_t>(thread)].get<std::byte>(0);
   const std::byte* data = static_cast<const std::byte*>(weight.data);
-  QuantSlice slice = {
-      .x = x, .rows = p.rows, .k = p.k, .output = output, .panels = nullptr, .begin = begin, .end = end};
+  QuantSlice slice = {.x = x,
+                      .rows = p.rows,
+                      .k = p.k,
+                      .output = output,
+                      .panels = scratch,
+                      .begin = begin,
+                      .end = end,
+                      .scratch = scratch + quant_scratch(weight, p.rows).panels};
   if (weight.order == Order::kPanels) {
-    slice.panels = data + begin / kPanelOutputs * bytes;
+    slice.panels = data + begin / kPanelOutputs * panel_bytes(code_info(weight.format), p.k);
     level_.quant->matmul(slice);
     return;
   }
-  // Not repacked: a block of outputs at a time is, into memory of the thread.
-  std::byte* panels = panels_[static_cast<std::size_t>(thread)].get<std::byte>(unit / kPanelOutputs * bytes);
-  slice.panels = panels;
+  // Not repacked: a block of outputs at a time is.
   for (slice.begin = begin; slice.begin < end; slice.begin += unit) {
     slice.end = std::min(slice.begin + unit, end);
-    write_panels(weight.format, {data, weight.cols, {}}, slice.begin, slice.end, panels);
+    write_panels(weight.format, {data, weight.cols, {}}, slice.begin, slice.end, scratch);
     level_.quant->matmul(slice);
   }
 }

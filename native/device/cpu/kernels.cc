@@ -10,6 +10,10 @@
 // clang-format off
 #include "device/cpu/simd.h"
 #include "device/cpu/pointwise.h"
+#if defined(HOGWILD_HAS_TILES)
+#include "device/cpu/amx.h"
+#include "device/cpu/amx_matmul.h"
+#endif
 #include "device/cpu/matmul.h"
 #include "device/cpu/kv.h"
 #include "device/cpu/attention.h"
@@ -26,6 +30,7 @@ const CpuKernels HOGWILD_CONCAT(kCpuKernels_, HOGWILD_SIMD) = {
     .rms_norm = rms_norm,
     .packs_x = packs_x,
     .pack_x = pack_x,
+    .output_block = kOutputBlock,
     .matmul = matmul,
     .gated_activation = gated_activation,
     .add = add,

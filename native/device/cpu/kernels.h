@@ -10,9 +10,12 @@
 
 namespace hogwild {
 
-// Outputs [begin, end) of one matrix, for all rows. Slices that begin at multiples of
-// kMatmulOutputBlock and are not shorter run fastest.
-constexpr int64_t kMatmulOutputBlock = 12;
+// What pack_x makes of x is the level's own business. It takes ranges that begin at multiples of kPackedRows.
+constexpr int64_t kPackedRows = 16;
+static constexpr int64_t packed_bf16_bytes(int64_t rows, int64_t k) { return rows * ((k + 31) / 32) * 64; }
+
+// Outputs [begin, end) of one matrix, for all rows. Slices that begin at multiples of CpuKernels::output_block and are
+// not shorter run fastest.
 struct MatmulSlice {
   const void* x;  // [rows, k]: f32, or what pack_x has made of it where packs_x(format of the weight)
   int64_t rows;
@@ -72,7 +75,9 @@ struct CpuKernels {
   void (*embedding)(const Matrix& table, const int32_t* tokens, int64_t n, float scale, float* out);
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t rows, int64_t cols, float* out);
   bool (*packs_x)(Format weight);
-  void (*pack_x)(const float* x, int64_t n, void* packed);  // [n] of 2 bytes
+  // Rows [begin, end) of x [rows, k], rounded to bf16, into `packed` [packed_bf16_bytes(rows, k)].
+  void (*pack_x)(const float* x, int64_t rows, int64_t k, int64_t begin, int64_t end, void* packed);
+  int64_t output_block;
   void (*matmul)(const MatmulSlice& slice);
   void (*gated_activation)(const float* gate, const float* up, int64_t n, Activation activation, float* out);
   void (*add)(float* x, const float* y, int64_t n, float scale);

@@ -1,5 +1,5 @@
 // y = x W^T: x [rows, k] f32, W [n, k] in its own dtype, read row by row where it lies. Where pairs of bf16 can be
-// multiplied at once, x is rounded to bf16 first for weights in bf16 (pack_x).
+// multiplied at once, x is rounded to bf16 first for weights in bf16 (pack_x); tiles of them are in amx_matmul.h.
 //
 // Each (row, output) is one dot product with one vector accumulator over k, whatever block of rows
 // and outputs it is computed in: so neither its company nor the blocking changes a bit of it.
@@ -19,7 +19,13 @@ constexpr int outputs_per_block(int rows) {
   if (kLanes < 16) return 12 / rows;
   return rows <= 4 ? 4 : 2;
 }
-static_assert(kMatmulOutputBlock % 12 == 0, "a multiple of each");
+#if defined(HOGWILD_HAS_TILES)
+constexpr int64_t kOutputBlock = 2 * kTileRows;
+#else
+constexpr int64_t kOutputBlock = 12;
+#endif
+static_assert(kOutputBlock % outputs_per_block(1) == 0 && kOutputBlock % outputs_per_block(4) == 0 &&
+              kOutputBlock % outputs_per_block(8) == 0);
 
 // Blocks of weights up to this size are prefetched whole while one before is worked on: short rows of
 // weights end before the hardware has learnt to follow them. Longer ones it does follow, given a start.
@@ -135,8 +141,8 @@ template <typename X, typename W>
 void matmul_typed(const MatmulSlice& slice) {
   // A tile of outputs at a time for all rows: the first rows bring its weights from memory, the others
   // find them in the cache.
-  const int64_t blocks = kTileBytes / (kMatmulOutputBlock * slice.k * (int64_t)sizeof(W));
-  const int64_t tile = (blocks > 1 ? blocks : 1) * kMatmulOutputBlock;
+  const int64_t blocks = kTileBytes / (kOutputBlock * slice.k * (int64_t)sizeof(W));
+  const int64_t tile = (blocks > 1 ? blocks : 1) * kOutputBlock;
   for (int64_t begin = slice.begin; begin < slice.end; begin += tile) {
     const int64_t end = begin + tile < slice.end ? begin + tile : slice.end;
     int64_t row = 0;
@@ -147,7 +153,7 @@ void matmul_typed(const MatmulSlice& slice) {
 }
 
 bool packs_x(Format weight) {
-#if defined(HOGWILD_HAS_PAIRS)
+#if defined(HOGWILD_HAS_TILES) || defined(HOGWILD_HAS_PAIRS)
   return weight == Format::kBF16;
 #else
   (void)weight;
@@ -155,16 +161,18 @@ bool packs_x(Format weight) {
 #endif
 }
 
-void pack_x(const float* x, int64_t n, void* packed) {
+#if !defined(HOGWILD_HAS_TILES)
+void pack_x(const float* x, int64_t, int64_t k, int64_t begin, int64_t end, void* packed) {
 #if defined(HOGWILD_HAS_PAIRS)
   Bf16* to = (Bf16*)packed;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(to + i, load(x + i));
-  for (; i < n; i++) put(to + i, x[i]);
+  int64_t i = begin * k;
+  for (; i + kLanes <= end * k; i += kLanes) store(to + i, load(x + i));
+  for (; i < end * k; i++) put(to + i, x[i]);
 #else
-  (void)x, (void)n, (void)packed;
+  (void)x, (void)k, (void)begin, (void)end, (void)packed;
 #endif
 }
+#endif
 
 void matmul(const MatmulSlice& slice) {
   switch (slice.output->weight.format) {
@@ -173,7 +181,9 @@ void matmul(const MatmulSlice& slice) {
     case Format::kF16:
       return matmul_typed<float, F16>(slice);
     case Format::kBF16:
-#if defined(HOGWILD_HAS_PAIRS)
+#if defined(HOGWILD_HAS_TILES)
+      return matmul_tiles(slice);
+#elif defined(HOGWILD_HAS_PAIRS)
       return matmul_typed<Bf16, Bf16>(slice);
 #else
       return matmul_typed<float, Bf16>(slice);

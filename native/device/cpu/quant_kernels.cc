@@ -7,6 +7,10 @@
 #include "device/cpu/quant_codes.h"
 #include "device/cpu/quant_product.h"
 #include "device/cpu/quant_matmul.h"
+#if defined(__AMX_INT8__)
+#include "device/cpu/amx.h"
+#include "device/cpu/quant_tiles.h"
+#endif
 // clang-format on
 
 #define HOGWILD_CONCAT_(a, b) a##b
@@ -14,6 +18,32 @@
 
 namespace hogwild {
 namespace {
+
+#if defined(__AMX_INT8__)
+void pack_x(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t group, int64_t begin, int64_t end,
+            void* packed) {
+  if (uses_tiles(rows, group)) return pack_x_for_tiles(x, rows, k, columns, begin, end, packed);
+  pack_x_for_vectors(x, rows, k, columns, group, begin, end, packed);
+}
+
+template <Format kFormat>
+void quant_matmul(const QuantSlice& slice) {
+  using F = Quantised<kFormat>;
+  if constexpr (F::kDot == 32) {
+    if (uses_tiles(slice.rows, F::kDot)) return quant_matmul_tiles<F>(slice);
+  }
+  quant_matmul_vectors<F>(slice);
+}
+#else
+constexpr auto pack_x = pack_x_for_vectors;
+
+int64_t scratch_bytes(int64_t, int64_t) { return 0; }
+
+template <Format kFormat>
+void quant_matmul(const QuantSlice& slice) {
+  quant_matmul_vectors<Quantised<kFormat> >(slice);
+}
+#endif
 
 void matmul(const QuantSlice& slice) {
   switch (slice.output->weight.format) {
@@ -61,6 +91,7 @@ void matmul(const QuantSlice& slice) {
 extern const QuantKernels HOGWILD_CONCAT(kQuantKernels_, HOGWILD_SIMD);
 const QuantKernels HOGWILD_CONCAT(kQuantKernels_, HOGWILD_SIMD) = {
     .pack_x = pack_x,
+    .scratch_bytes = scratch_bytes,
     .matmul = matmul,
 };
 

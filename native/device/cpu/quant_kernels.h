@@ -22,8 +22,9 @@ static constexpr int64_t quant_row_blocks(int64_t rows) { return (rows + kQuantR
 // columns, and how its codes lie in the two words is the level's own business), the scales [R], the sums of codes
 // [32 / group][R], int32, and the same times the scale [32 / group][R], f32.
 static constexpr int64_t packed_words(int64_t group) { return 16 + 1 + 2 * (32 / group); }  // of a row
+// Levels with tiles have an arrangement of their own for many rows; it takes no more, of rows by fours.
 static constexpr int64_t packed_x_bytes(int64_t rows, int64_t k, int64_t group) {
-  return rows * (k / 32) * packed_words(group) * 4;
+  return (rows + 3) / 4 * 4 * (k / 32) * packed_words(group) * 4;
 }
 
 // Outputs [begin, end) of one matrix, for all rows; begin is a multiple of kPanelOutputs.
@@ -35,6 +36,7 @@ struct QuantSlice {
   const void* panels;  // of output `begin` and those behind it
   int64_t begin;
   int64_t end;
+  void* scratch;  // [QuantKernels::scratch_bytes(rows, k)], aligned to 64 bytes
 };
 
 struct QuantKernels {
@@ -42,6 +44,7 @@ struct QuantKernels {
   // row that holds NaN or infinity gives NaN; groups of 32 columns whose magnitude is below 2^-100 count as zeros.
   void (*pack_x)(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t group, int64_t begin,
                  int64_t end, void* packed);
+  int64_t (*scratch_bytes)(int64_t rows, int64_t k);  // what matmul needs
   void (*matmul)(const QuantSlice& slice);
 };
 

@@ -8,13 +8,18 @@ constexpr int kPanelVectors = kPanelOutputs / kLanes;
 
 // ---- packing x --------------------------------------------------------------------------------------
 
-// 32 columns of one row; `words` is this row's first word among those of a block of `stride` rows.
-HOGWILD_INLINE void pack_group(const float* x, int64_t group, int64_t stride, uint32_t* words) {
+// Columns [first, first + 32) of a row, in the order of `columns`, as integers; returns their scale.
+HOGWILD_INLINE float round_group(const float* x, const int32_t* columns, int64_t first, int32_t* codes) {
+  float ordered[32];
+  if (columns) {
+    for (int j = 0; j < 32; j++) ordered[j] = x[columns[first + j]];
+  }
+  const float* from = columns ? ordered : x + first;
   constexpr int kVectors = 32 / kLanes;
   Vec values[kVectors];
   IntVec magnitudes = {};  // of f32, which order as integers do, infinity and NaN last
   for (int i = 0; i < kVectors; i++) {
-    values[i] = load(x + i * kLanes);
+    values[i] = load(from + i * kLanes);
     const IntVec bits = (IntVec)values[i] & 0x7fffffff;
     magnitudes = bits > magnitudes ? bits : magnitudes;
   }
@@ -26,30 +31,42 @@ HOGWILD_INLINE void pack_group(const float* x, int64_t group, int64_t stride, ui
   const bool is_finite = largest < 0x7f800000;
   const bool is_zero = !is_finite || magnitude < 0x1p-100f;
   const float to_codes = is_zero ? 0 : (float)kMaxXCode / magnitude;
-  const float scale = !is_finite ? NAN : is_zero ? 0 : magnitude / (float)kMaxXCode;
-  int32_t codes[32];
   for (int i = 0; i < kVectors; i++) {
     const Vec round = broadcast(0x1.8p23f);  // adding it leaves the nearest integer, ties to even, in the last bits
     const Vec rounded = is_zero ? round : values[i] * to_codes + round;
-    const IntVec integers = (IntVec)rounded - (IntVec)round;
-    memcpy(codes + i * kLanes, &integers, sizeof integers);
+    store(codes + i * kLanes, (IntVec)rounded - (IntVec)round);
   }
+  return !is_finite ? NAN : is_zero ? 0 : magnitude / (float)kMaxXCode;
+}
+
+// Of the s-th group.
+HOGWILD_INLINE int32_t sum_of_codes(const int32_t* codes, int64_t s, int64_t group) {
+  int32_t sum = 0;
+  for (int64_t i = s * group; i < (s + 1) * group; i++) sum += codes[i];
+  return sum;
+}
+
+HOGWILD_INLINE float scaled_sum(const int32_t* codes, int64_t s, int64_t group, float scale) {
+  return (float)sum_of_codes(codes, s, group) * scale;
+}
+
+// 32 columns of one row; `words` is this row's first word among those of a block of `stride` rows.
+HOGWILD_INLINE void pack_group(const int32_t* codes, float scale, int64_t group, int64_t stride, uint32_t* words) {
   for (int j = 0; j < 8; j++) pack_quad(codes + 4 * j, words + 2 * j * stride, words + (2 * j + 1) * stride);
   words += 16 * stride;
   memcpy(words, &scale, sizeof scale);
   words += stride;
   const int64_t sums = 32 / group;
   for (int64_t s = 0; s < sums; s++) {
-    int32_t sum = 0;
-    for (int64_t i = s * group; i < (s + 1) * group; i++) sum += codes[i];
-    const float scaled = (float)sum * scale;
+    const int32_t sum = sum_of_codes(codes, s, group);
+    const float scaled = scaled_sum(codes, s, group, scale);
     memcpy(words + s * stride, &sum, sizeof sum);
     memcpy(words + (sums + s) * stride, &scaled, sizeof scaled);
   }
 }
 
-void pack_x(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t group, int64_t begin, int64_t end,
-            void* packed) {
+void pack_x_for_vectors(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t group, int64_t begin,
+                        int64_t end, void* packed) {
   const int64_t blocks = quant_row_blocks(rows);
   const int64_t small = rows / blocks, larger = rows % blocks;  // that many blocks have a row more
   const int64_t row_words = k / 32 * packed_words(group);
@@ -58,13 +75,9 @@ void pack_x(const float* x, int64_t rows, int64_t k, const int32_t* columns, int
     for (int64_t r = first > begin ? first : begin; r < first + stride && r < end; r++) {
       uint32_t* words = (uint32_t*)packed + first * row_words + (r - first);
       for (int64_t i = 0; i < k; i += 32, words += stride * packed_words(group)) {
-        const float* values = x + r * k + i;
-        float ordered[32];
-        if (columns) {
-          for (int j = 0; j < 32; j++) ordered[j] = x[r * k + columns[i + j]];
-          values = ordered;
-        }
-        pack_group(values, group, stride, words);
+        int32_t codes[32];
+        const float scale = round_group(x + r * k, columns, i, codes);
+        pack_group(codes, scale, group, stride, words);
       }
     }
     first += stride;
@@ -157,6 +170,27 @@ HOGWILD_INLINE void add_group(int64_t columns32, const typename F::Codes (&codes
   }
 }
 
+// Writes `rows` sums of a vector of outputs from `first` on.
+template <int R>
+HOGWILD_INLINE void put_outputs(const QuantSlice& slice, int64_t first, int64_t row, int64_t rows,
+                                const Vec (&sums)[R]) {
+  const MatmulParams::Output& output = *slice.output;
+  const int64_t count = slice.end - first;
+  if (count <= 0) return;
+  Vec bias = {};
+  if (output.bias) bias = count >= kLanes ? load(output.bias + first) : load_partial(output.bias + first, count);
+  for (int r = 0; r < R; r++) {
+    if (r == rows) break;
+    float* y = output.y + (row + r) * output.weight.rows + first;
+    const Vec value = output.bias ? sums[r] + bias : sums[r];
+    if (count >= kLanes) {
+      store(y, output.accumulate ? load(y) + value : value);
+    } else {
+      store_partial(y, output.accumulate ? load_partial(y, count) + value : value, count);
+    }
+  }
+}
+
 // R rows x N vectors of outputs, beginning with vector `vector` of the slice.
 template <typename F, int R, int N>
 void quant_block(const QuantSlice& slice, int64_t row, int64_t vector) {
@@ -197,22 +231,10 @@ void quant_block(const QuantSlice& slice, int64_t row, int64_t vector) {
     }
   }
 
-  const MatmulParams::Output& output = *slice.output;
   for (int n = 0; n < N; n++) {
-    const int64_t first = slice.begin + (vector + n) * kLanes;
-    const int64_t count = slice.end - first;
-    if (count <= 0) break;
-    Vec bias = {};
-    if (output.bias) bias = count >= kLanes ? load(output.bias + first) : load_partial(output.bias + first, count);
-    for (int r = 0; r < R; r++) {
-      float* y = output.y + (row + r) * output.weight.rows + first;
-      const Vec value = output.bias ? sums[r][n] + bias : sums[r][n];
-      if (count >= kLanes) {
-        store(y, output.accumulate ? load(y) + value : value);
-      } else {
-        store_partial(y, output.accumulate ? load_partial(y, count) + value : value, count);
-      }
-    }
+    Vec column[R];
+    for (int r = 0; r < R; r++) column[r] = sums[r][n];
+    put_outputs(slice, slice.begin + (vector + n) * kLanes, row, R, column);
   }
 }
 
@@ -237,9 +259,8 @@ void quant_rows(const QuantSlice& slice, int64_t row, int64_t rows, int64_t vect
   }
 }
 
-template <Format kFormat>
-void quant_matmul(const QuantSlice& slice) {
-  using F = Quantised<kFormat>;
+template <typename F>
+void quant_matmul_vectors(const QuantSlice& slice) {
   const int64_t vectors = (slice.end - slice.begin + kLanes - 1) / kLanes;
   const int64_t blocks = quant_row_blocks(slice.rows);
   const int64_t small = slice.rows / blocks, larger = slice.rows % blocks;

@@ -192,7 +192,11 @@ HOGWILD_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+// Matrices of bf16 are multiplied by tiles. (Processors that have them take longer for the instruction below than for
+// products of f32, so attention does without.)
+#define HOGWILD_HAS_TILES 1
+#elif defined(__AVX512BF16__)
 // Two bf16 values, the first in the lower half: what AVX512_BF16 multiplies and adds up in one instruction.
 #define HOGWILD_HAS_PAIRS 1
 struct Bf16Pair {

@@ -2,6 +2,10 @@
 
 #if defined(HOGWILD_SIMD_X86)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(HOGWILD_SIMD_NEON) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -28,10 +32,12 @@ extern const QuantKernels kQuantKernels_baseline;
 extern const CpuKernels kCpuKernels_avx2;
 extern const CpuKernels kCpuKernels_avx512;
 extern const CpuKernels kCpuKernels_avx512bf16;
+extern const CpuKernels kCpuKernels_amx;
 extern const QuantKernels kQuantKernels_avx2;
 extern const QuantKernels kQuantKernels_avxvnni;
 extern const QuantKernels kQuantKernels_avx512;
 extern const QuantKernels kQuantKernels_avx512vnni;
+extern const QuantKernels kQuantKernels_amx;
 #endif
 
 namespace {
@@ -57,6 +63,18 @@ std::uint64_t saved_registers() {
   std::uint32_t low = 0, high = 0;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return std::uint64_t{high} << 32 | low;
+}
+
+// Linux gives a process the registers of AMX when it asks for them, for all its threads. It refuses where a sandbox
+// forbids the call, or a thread's stack for signals is too small to save them.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -99,8 +117,12 @@ std::vector<SimdLevel> available_levels() {
   if (!has_all(extended.ecx, bit_AVX512VNNI)) return levels;
   levels.push_back({"avx512vnni", &kCpuKernels_avx512, &kQuantKernels_avx512vnni});
   // Every processor with the one has the other.
-  if (has_all(extended_1.eax, bit_AVX512BF16)) {
-    levels.push_back({"avx512bf16", &kCpuKernels_avx512bf16, &kQuantKernels_avx512vnni});
+  if (!has_all(extended_1.eax, bit_AVX512BF16)) return levels;
+  levels.push_back({"avx512bf16", &kCpuKernels_avx512bf16, &kQuantKernels_avx512vnni});
+  constexpr std::uint64_t kTiles = 0x60000;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;  // not every <cpuid.h> names them
+  if ((saved & kTiles) == kTiles && has_all(extended.edx, kAmxBf16 | kAmxTile | kAmxInt8) && may_use_tiles()) {
+    levels.push_back({"amx", &kCpuKernels_amx, &kQuantKernels_amx});
   }
   return levels;
 #else
