@@ -179,6 +179,7 @@ export {
 } from './workers/run'
 export {
   createScheduler,
+  type PrefixOptions,
   type Scheduler,
   type SchedulerMetrics,
   type SchedulerOptions,

@@ -11,7 +11,7 @@ import { fingerprint } from './fingerprint'
 import { type CacheDtype, DTYPES, type Format, isQuantised, storedBytes } from './formats'
 import { GrammarMatcher } from './grammar/grammar'
 import { checkDownload, findModel, type ModelDownloadOptions } from './hub/find'
-import { MAX_CAPACITY } from './limits'
+import { MAX_CAPACITY, pagesFor } from './limits'
 import { checkWeightMemory, weightMemory } from './memory'
 import {
   type CancelHandle,
@@ -563,6 +563,7 @@ export class Model {
     const model = this.#open()
     const cache = (list[0] as CheckedWorker).view.cache
     this.#checkContexts(list, reactions ?? [this.#reaction(list, options)])
+    cache.makeRoom(list.reduce((sum, { tokens }) => sum + pagesFor(tokens.length), 0))
     const natives = list.map(nativeWorker)
     const users = usersOf(list)
     const held = natives.some((worker) => worker.held !== 'no')
