@@ -207,7 +207,7 @@ export class PrefixStore {
         if (!this.#pages.has(key) && !(await this.#loadPage(folder, tokens, key, index))) break
       }
     } finally {
-      // In use, if not yet: the first pages stay longest.
+      // They count as used now, the first ones last: those stay longest.
       for (const key of keys.reverse()) {
         const page = this.#idle.get(key)
         if (page === undefined) continue
@@ -257,27 +257,31 @@ export class PrefixStore {
     const { folder } = this.#place
     if (folder === undefined) return
     this.#unsaved.push(page)
-    this.#saving ??= this.#saveAll(folder).finally(() => {
-      this.#saving = undefined
-    })
+    this.#saving ??= this.#saveAll(folder)
   }
 
   async #saveAll(open: () => Promise<PrefixFolder | undefined>): Promise<void> {
-    const { cache, exclusive, counters } = this.#place
-    const folder = await open()
-    for (let page = this.#unsaved.shift(); page !== undefined; page = this.#unsaved.shift()) {
-      const { key, block, index } = page
-      if (folder === undefined || folder.has(key)) continue
-      const isStored = () => this.#pages.get(key)?.block === block && !cache.closed
-      try {
-        const contents = await exclusive(async () =>
-          isStored() ? await copyBlocks(cache, [block], dataOf(key, index)) : undefined,
-        )
-        if (contents !== undefined && (await folder.write(key, contents))) counters.savedPages++
-      } catch (error) {
-        if (errorCode(error) === undefined) throw error
-        // The cache was closed, or has no memory for a copy: the page is computed another time.
+    try {
+      const folder = await open()
+      for (let page = this.#unsaved.shift(); page !== undefined; page = this.#unsaved.shift()) {
+        if (folder !== undefined && !folder.has(page.key)) await this.#savePage(folder, page)
       }
+    } finally {
+      this.#saving = undefined
+    }
+  }
+
+  async #savePage(folder: PrefixFolder, { key, block, index }: StoredPage): Promise<void> {
+    const { cache, exclusive, counters } = this.#place
+    const isStored = () => this.#pages.get(key)?.block === block && !cache.closed
+    try {
+      const contents = await exclusive(async () =>
+        isStored() ? await copyBlocks(cache, [block], dataOf(key, index)) : undefined,
+      )
+      if (contents !== undefined && (await folder.write(key, contents))) counters.savedPages++
+    } catch (error) {
+      // A cache that was closed, or no memory for a copy: the page is computed another time.
+      if (errorCode(error) === undefined) throw error
     }
   }
 }
