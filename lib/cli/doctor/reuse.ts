@@ -37,8 +37,8 @@ export interface ReuseReport {
 }
 
 /**
- * In standard deviations of the logits: what is left of rounding a key once more to the cache's dtype. Keys in int8 are not
- * turned (`compact` leaves them), so nothing is rounded.
+ * In standard deviations of the logits: what may come of rounding a key once more to the cache's dtype. Keys in int8 are not
+ * turned (`compact` leaves them).
  */
 const ROUNDED = { f32: 1e-3, f16: 0.02, bf16: 0.15, int8: 1e-3 } as const
 
@@ -64,6 +64,14 @@ export async function compareReuse(model: Model, path: string): Promise<ReuseRep
 
 export function isWrong({ deviations, allowed }: ReuseCase): boolean {
   return allowed !== null && !(deviations <= allowed) // NaN is wrong too
+}
+
+/** Where activations are rounded on their way, a difference in the last place of f32 may grow to a place of theirs. */
+function roundsActivations({ device: { info }, weights }: Model): boolean {
+  if (info.type === 'cuda') return true
+  return Object.keys(weights).some((format) =>
+    format === 'bf16' ? info.simd === 'avx512bf16' : format !== 'f32' && format !== 'f16',
+  )
 }
 
 /** Cuts each text to `length` tokens; undefined where there are not so many, or no tokenizer. */
@@ -122,9 +130,13 @@ class Comparison {
     ]
   }
 
+  get #rounded(): number {
+    return roundsActivations(this.#model) ? ROUNDED.bf16 : ROUNDED[this.#dtype]
+  }
+
   /** What a GPU computes depends on how tokens are cut into steps, as far as its dtype rounds. */
   get #exact(): number {
-    return this.#model.device.info.type === 'cpu' ? 0 : ROUNDED[this.#dtype]
+    return this.#model.device.info.type === 'cpu' ? 0 : this.#rounded
   }
 
   /** Another text begins alike: it takes the whole pages that are the same, and the rest is computed behind them. */
@@ -185,7 +197,7 @@ class Comparison {
     const turned = this.#cache.createBlock()
     for (const block of view) turned.appendFrom(block)
     await turned.compact()
-    return await this.#compare(name, 'turned', view, [turned], ROUNDED[this.#dtype])
+    return await this.#compare(name, 'turned', view, [turned], this.#rounded)
   }
 
   async #compare(
