@@ -169,6 +169,7 @@ export {
 } from './workers/order'
 export type { ParkWork } from './workers/park'
 export type { Admission } from './workers/pool'
+export type { PrefixMetrics } from './workers/prefix-store'
 export type { ProbeResult } from './workers/probe'
 export {
   type ParkOptions,

@@ -15,16 +15,20 @@ import { PAGE_TOKENS } from '../limits'
 import { throwIfAborted } from '../tasks'
 import type { PrefixFolder } from './prefix-folder'
 
-/** What stores have done so far. */
-export interface PrefixCounters {
+/** What a scheduler's `prefixes` have saved so far. */
+export interface PrefixMetrics {
+  /** How often pages were taken that had been kept. */
   hits: number
+  /** Their tokens. */
   reusedTokens: number
+  /** Pages that came from the folder, and that went there. */
   loadedPages: number
   savedPages: number
+  /** Files in it that were damaged, and are removed. */
   damagedFiles: number
 }
 
-export const noPrefixes = (): PrefixCounters => ({
+export const noPrefixes = (): PrefixMetrics => ({
   hits: 0,
   reusedTokens: 0,
   loadedPages: 0,
@@ -51,7 +55,7 @@ export interface PrefixPlace {
   folder: (() => Promise<PrefixFolder | undefined>) | undefined
   /** Does `work`, which uses the cache, while nobody else does. */
   exclusive: <T>(work: () => Promise<T>) => Promise<T>
-  counters: PrefixCounters
+  counters: PrefixMetrics
 }
 
 /** The stored pages of one cache. All but `load` and `close` is called while no step is under way on it. */

@@ -22,7 +22,7 @@ import type { Group } from './group'
 import { firstCome, type OrderPolicy, type QueuedGroup } from './order'
 import { type Admission, Pool, poolCapacity } from './pool'
 import { PrefixFiles } from './prefix-folder'
-import { noPrefixes, type PrefixCounters, PrefixStore } from './prefix-store'
+import { noPrefixes, type PrefixMetrics, PrefixStore } from './prefix-store'
 import { Seat } from './seat'
 
 export interface SchedulerOptions {
@@ -91,11 +91,8 @@ export interface SchedulerMetrics {
    * Of caches that users bring nothing is counted here.
    */
   pages: { total: number; used: number; reserved: number; kept: number }
-  /**
-   * What `prefixes` saved: how often pages were taken that had been kept, and their tokens; pages that came from the folder
-   * and went there; files in it that were damaged, which it removes.
-   */
-  prefixes: Readonly<PrefixCounters>
+  /** What `SchedulerOptions.prefixes` saved. */
+  prefixes: Readonly<PrefixMetrics>
   /** Steps and their tokens: those of lock steps, and those of prompts and headers. */
   steps: number
   tokens: number
