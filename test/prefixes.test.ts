@@ -593,7 +593,7 @@ describe('a folder', () => {
     expect(await reusedBy(run)).toBe(256)
     await scheduler.close()
     expect(warnings).toEqual([
-      { code: 'HOGWILD_NOT_WRITTEN', message: expect.stringContaining(folder) },
+      { code: 'HOGWILD_PREFIXES_NOT_KEPT', message: expect.stringContaining(folder) },
     ])
   })
 

@@ -49,7 +49,7 @@ export class PrefixFiles {
       const facts = { cache: await cacheFacts(cache), weights: this.#model.weights, device, build }
       return new PrefixFolder(this, JSON.stringify(facts))
     } catch (error) {
-      this.#warn(`cannot keep prefixes in ${this.path}: ${(error as Error).message}`)
+      this.#warn(error)
       return undefined
     }
   }
@@ -78,7 +78,7 @@ export class PrefixFiles {
       this.#remember(name, bytes)
     } catch (error) {
       if (errorCode(error) !== 'HOGWILD_NOT_WRITTEN') throw error
-      this.#warn((error as Error).message)
+      this.#warn(error)
       return false
     }
     if (this.#bytes > this.#maxBytes) await this.#shrink()
@@ -101,8 +101,9 @@ export class PrefixFiles {
     return hash.update(await readFile(join(__dirname, '../../package.json'))).digest('hex')
   }
 
-  #warn(message: string): void {
-    this.#model.warnings.warn('HOGWILD_NOT_WRITTEN', message)
+  #warn(error: unknown): void {
+    const message = `cannot keep prefixes in ${this.path}: ${(error as Error).message}`
+    this.#model.warnings.warn('HOGWILD_PREFIXES_NOT_KEPT', message)
   }
 
   /** Other processes write and remove files too. */
