@@ -97,7 +97,8 @@ export interface LoadModelOptions {
   /**
    * Takes the warnings of the model, its caches and runs; default: `process.emitWarning`. Each code comes
    * once. HOGWILD_BEYOND_CONTEXT: see `beyondContext`; HOGWILD_UNKNOWN_EOS_TOKEN: a token that would end
-   * a text is not in the vocabulary; HOGWILD_LOW_MEMORY: a cache is larger than the memory that is free.
+   * a text is not in the vocabulary; HOGWILD_LOW_MEMORY: a cache is larger than the memory that is free;
+   * HOGWILD_PREFIXES_NOT_KEPT: the folder of a scheduler's prefixes cannot be used.
    */
   onWarning?: WarningHandler | undefined
 }
