@@ -1,6 +1,7 @@
 // Blocks: the lists of tokens of which views are made.
 
 import type { Cache } from './cache'
+import { pagesFor } from './limits'
 import { type BlockHandle, native } from './native'
 import {
   checkBoolean,
@@ -120,12 +121,18 @@ export class Block {
     return new Block(this.cache, native.blockFork(this.handle))
   }
 
+  /** @internal The same of the tokens from number `begin` to before number `end`. */
+  forkRange(begin: number, end: number): Block {
+    return new Block(this.cache, native.blockFork(this.handle, begin, end))
+  }
+
   /**
    * Joins the segments into one. Keys that come to stand elsewhere are rotated there in f32 and rounded
    * once: relative error at most 2^-8 (bf16), 2^-11 (f16), 2^-22 (f32). Values are copied bit for bit.
    * Throws HOGWILD_OUT_OF_PAGES where the copy does not fit.
    */
   async compact(): Promise<CompactResult> {
+    this.cache.makeRoom(pagesFor(this.length))
     return await this.cache.tasks.track(native.blockCompact(this.handle))
   }
 

@@ -9,7 +9,9 @@ import { type BlockHandle, native } from './native'
 import type { Rope } from './rope'
 import {
   invalidSession,
+  readSession,
   readSessionFile,
+  type SessionContents,
   type SessionFile,
   type SessionProgress,
   type TransferOptions,
@@ -88,23 +90,67 @@ export async function exportBlocks(
   })
 }
 
+/** What `exportBlocks` would write, in memory: for small blocks, so that the cache is busy for as long as a copy takes. */
+export async function copyBlocks(
+  cache: Cache,
+  blocks: readonly Block[],
+  data: unknown,
+): Promise<SessionContents> {
+  return await whileOpen(cache, {}, async () => {
+    const header: Header = { kind: 'blocks', cache: await cacheFacts(cache), data }
+    const handles = blocks.map((block) => block.handle)
+    const handle = native.beginExport(cache.open(), handles)
+    try {
+      const pieces = native.exportPieces(handle)
+      const copies: Uint8Array[] = []
+      for (const piece of pieces.keys()) copies.push(await native.exportRead(handle, piece))
+      const readPiece = (piece: number) => Promise.resolve(copies[piece] as Uint8Array)
+      return { header, index: native.exportIndex(handle), pieces, readPiece }
+    } finally {
+      native.exportEnd(handle)
+    }
+  })
+}
+
+/** What a file brings into a cache. */
+interface FileBlocks {
+  blocks: Block[]
+  data: unknown
+}
+
 /** The blocks and data of a file: all of them, or an error and a cache as before. */
 export async function importBlocks(
   cache: Cache,
   path: string,
   kind: FileKind,
   options: TransferOptions,
-): Promise<{ blocks: Block[]; data: unknown }> {
+): Promise<FileBlocks> {
   return await whileOpen(cache, options, (transfer) =>
-    readSessionFile(path, transfer, async (file) => {
-      const { data } = checkHeader(file, kind, await cacheFacts(cache))
-      const handles = await importPieces(cache, file)
-      return { blocks: handles.map((handle) => new Block(cache, handle)), data }
-    }),
+    readSessionFile(path, transfer, (file) => importFile(cache, file, kind)),
   )
 }
 
+/** The same of a file of `cache.export` that is in memory. */
+export async function importBytes(cache: Cache, path: string, bytes: Buffer): Promise<FileBlocks> {
+  const read = (position: number, length: number) =>
+    Promise.resolve(bytes.subarray(position, position + length))
+  const file = { path, size: bytes.length, read }
+  return await whileOpen(cache, {}, (transfer) =>
+    readSession(file, transfer, (session) => importFile(cache, session, 'blocks')),
+  )
+}
+
+async function importFile(cache: Cache, file: SessionFile, kind: FileKind): Promise<FileBlocks> {
+  const { data } = checkHeader(file, kind, await cacheFacts(cache))
+  const handles = await importPieces(cache, file)
+  return { blocks: handles.map((handle) => new Block(cache, handle)), data }
+}
+
+/** Of an index: each takes so many bytes. */
+const INDEX_PAGE_BYTES = 24
+
 async function importPieces(cache: Cache, file: SessionFile): Promise<BlockHandle[]> {
+  cache.makeRoom(Math.ceil(file.index.length / INDEX_PAGE_BYTES))
   const handle = native.beginImport(cache.open(), file.index)
   try {
     const sizes = native.importPieces(handle)

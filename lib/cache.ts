@@ -250,6 +250,8 @@ export class Cache {
   readonly ropes: LayerRopes
   /** @internal What its model is known by in files; null: not said. */
   readonly model: () => Promise<string | null>
+  /** @internal Who keeps blocks that nobody uses, and gives their pages back where others want them. */
+  spare: { makeRoom(pages: number): void } | undefined
   readonly #ownsDevice: boolean
   #pass: Pass | undefined
   #closing: Promise<void> | undefined
@@ -289,6 +291,11 @@ export class Cache {
     return this.#closing !== undefined || this.device.closed
   }
 
+  /** @internal So that this many pages more are free, if nobody uses what a store keeps in others. */
+  makeRoom(pages: number): void {
+    this.spare?.makeRoom(pages)
+  }
+
   /** A new empty block. */
   createBlock(): Block
   /** @internal `budget`: whose pages it takes, and its forks. */
@@ -305,6 +312,11 @@ export class Cache {
   /** @internal */
   budgetStats(budget: number): NativeBudgetStats {
     return native.budgetStats(this.open(), budget)
+  }
+
+  /** @internal Counts pages that others have taken, until it is closed. Throws HOGWILD_OUT_OF_PAGES. */
+  chargeBudget(budget: number, pages: number): void {
+    native.chargeBudget(this.open(), budget, pages)
   }
 
   /** @internal Its pages count as before until they are free. */

@@ -11,7 +11,7 @@ import { escapeUnsafe } from './printable'
  * - `HOGWILD_OUT_OF_MEMORY`: the system or the device has no memory left.
  * - `HOGWILD_WRITE_CONFLICT`: two workers of one step write to the same block.
  * - `HOGWILD_BUSY`: the cache is in use by a step that has not ended.
- * - `HOGWILD_CLOSED`: a model, cache, block, pass or run that was closed before.
+ * - `HOGWILD_CLOSED`: a model, cache, block, pass, run or scheduler that was closed before.
  * - `HOGWILD_ABORTED`: stopped by an AbortSignal (its reason is the `cause`) or by `close()`.
  * - `HOGWILD_TIMEOUT`: work on text that took longer than its deadline.
  * - `HOGWILD_DOWNLOAD`: a model that could not be brought from the hub: not there, no access, no connection, a wrong checksum, no room on the disk.

@@ -195,6 +195,7 @@ export {
 } from './workers/order'
 export type { ParkWork } from './workers/park'
 export type { Admission } from './workers/pool'
+export type { PrefixMetrics } from './workers/prefix-store'
 export type { ProbeResult } from './workers/probe'
 export {
   type ParkOptions,
@@ -205,6 +206,7 @@ export {
 } from './workers/run'
 export {
   createScheduler,
+  type PrefixOptions,
   type ScheduledGroups,
   type ScheduledPages,
   type Scheduler,

@@ -6,6 +6,7 @@ export const DEFAULT_CAPACITY = 8192
 export const MAX_CAPACITY = 2 ** 40
 /** Tokens of a page of a cache. */
 export const PAGE_TOKENS = 64
+export const pagesFor = (tokens: number): number => Math.ceil(tokens / PAGE_TOKENS)
 /** Threads of a CPU device. */
 export const MAX_THREADS = 1024
 /** D, the size of a head: a multiple of `step`, at most `max`. */

@@ -11,7 +11,7 @@ import { fingerprint } from './fingerprint'
 import { type CacheDtype, DTYPES, type Format, isQuantised, storedBytes } from './formats'
 import { GrammarMatcher } from './grammar/grammar'
 import { checkDownload, findModel, type ModelDownloadOptions } from './hub/find'
-import { MAX_CAPACITY } from './limits'
+import { MAX_CAPACITY, pagesFor } from './limits'
 import { checkWeightMemory, weightMemory } from './memory'
 import {
   type CancelHandle,
@@ -98,7 +98,8 @@ export interface LoadModelOptions {
   /**
    * Takes the warnings of the model, its caches and runs; default: `process.emitWarning`. Each code comes
    * once. HOGWILD_BEYOND_CONTEXT: see `beyondContext`; HOGWILD_UNKNOWN_EOS_TOKEN: a token that would end
-   * a text is not in the vocabulary; HOGWILD_LOW_MEMORY: a cache is larger than the memory that is free.
+   * a text is not in the vocabulary; HOGWILD_LOW_MEMORY: a cache is larger than the memory that is free;
+   * HOGWILD_PREFIXES_NOT_KEPT: the folder of a scheduler's prefixes cannot be used.
    */
   onWarning?: WarningHandler | undefined
 }
@@ -575,6 +576,7 @@ export class Model {
     const model = this.#open()
     const cache = (list[0] as CheckedWorker).view.cache
     this.#checkContexts(list, reactions ?? [this.#reaction(list, options)])
+    cache.makeRoom(list.reduce((sum, { tokens }) => sum + pagesFor(tokens.length), 0))
     const natives = list.map(nativeWorker)
     const users = usersOf(list)
     const held = natives.some((worker) => worker.held !== 'no')

@@ -271,6 +271,8 @@ export interface NativeBinding {
   budgetStats(cache: CacheHandle, budget: number): NativeBudgetStats
   /** No block is made with it any more. Its pages count as before until they are free. */
   closeBudget(cache: CacheHandle, budget: number): void
+  /** Counts pages that somebody else has taken, until it is closed. */
+  chargeBudget(cache: CacheHandle, budget: number, pages: number): void
 
   /** Default: no budget but the pool. */
   createBlock(cache: CacheHandle, budget?: number): BlockHandle
@@ -283,7 +285,8 @@ export interface NativeBinding {
   blockTruncate(block: BlockHandle, length: number): void
   blockForget(block: BlockHandle, begin: number, end: number): void
   blockClear(block: BlockHandle): void
-  blockFork(block: BlockHandle): BlockHandle
+  /** Default: of all its tokens. */
+  blockFork(block: BlockHandle, begin?: number, end?: number): BlockHandle
   blockCompact(
     block: BlockHandle,
   ): Promise<{ segmentsBefore: number; segmentsAfter: number; tokensMoved: number }>

@@ -3,6 +3,7 @@
 import type { Cache } from './cache'
 import { HogwildError } from './errors'
 import { DTYPES } from './formats'
+import { pagesFor } from './limits'
 import type { AttentionState } from './merge-states'
 import { type Dtype, type NativeAttendOptions, native, type PassHandle } from './native'
 import {
@@ -135,6 +136,7 @@ export function beginPass(cache: Cache, workers: readonly PassWorker[]): Pass {
   })
   if (natives.length === 0) throw invalid('workers', 'at least one worker', workers)
   const total = natives.reduce((sum, { nTokens }) => sum + nTokens, 0)
+  cache.makeRoom(natives.reduce((sum, { nTokens }) => sum + pagesFor(nTokens), 0))
   return new Pass(cache, native.beginPass(cache.open(), natives), total)
 }
 

@@ -43,6 +43,11 @@ export interface TransferOptions {
   onProgress?: ((progress: SessionProgress) => void) | undefined
 }
 
+/** `isDurable`: the file is on the disk when the call returns; default true. A system that fails may lose others. */
+export interface WriteOptions extends TransferOptions {
+  isDurable?: boolean | undefined
+}
+
 /** What a file is made of. */
 export interface SessionContents {
   header: unknown
@@ -62,23 +67,23 @@ async function sha256(bytes: Uint8Array): Promise<Buffer> {
 
 /**
  * Writes a file: whole and in the place of one of this name, or not at all (HOGWILD_NOT_WRITTEN, HOGWILD_ABORTED, or what
- * the contents throw). It is on the disk, not only in the system's memory, when this returns. Returns its length.
+ * the contents throw). Returns its length.
  */
 export async function writeSessionFile(
   path: string,
   contents: SessionContents,
-  options: TransferOptions,
+  { isDurable = true, ...options }: WriteOptions,
 ): Promise<number> {
   const partial = `${path}.${randomBytes(4).toString('hex')}.partial`
   let file: FileHandle | undefined
   try {
     file = await open(partial, 'wx')
     const length = await writeContents(file, contents, options)
-    await file.sync()
+    if (isDurable) await file.sync()
     await file.close()
     throwIfAborted(options.signal)
     await rename(partial, path)
-    await syncFolder(dirname(path))
+    if (isDurable) await syncFolder(dirname(path))
     return length
   } catch (error) {
     await file?.close().catch(() => {})
@@ -183,36 +188,46 @@ export interface SessionFile {
   ): Promise<void>
 }
 
-/**
- * Opens a file and calls `use`. Throws HOGWILD_INVALID_SESSION for what is no such file, is cut short or was changed,
- * HOGWILD_UNSUPPORTED for another version, HOGWILD_ABORTED.
- */
+/** The bytes of a file, on a disk or in memory. */
+export type SessionBytes = Pick<RegularFile, 'path' | 'size' | 'read'>
+
+/** Opens a file and calls `use`; see `readSession`. */
 export async function readSessionFile<T>(
   path: string,
+  options: TransferOptions,
+  use: (file: SessionFile) => Promise<T>,
+): Promise<T> {
+  return await withFile(path, (file) => readSession(file, options, use), 'HOGWILD_INVALID_SESSION')
+}
+
+/**
+ * Calls `use` with what is in the file. Throws HOGWILD_INVALID_SESSION for what is no such file, is cut short or was changed,
+ * HOGWILD_UNSUPPORTED for another version, HOGWILD_ABORTED.
+ */
+export async function readSession<T>(
+  file: SessionBytes,
   { signal, onProgress }: TransferOptions,
   use: (file: SessionFile) => Promise<T>,
 ): Promise<T> {
-  const withRegularFile = async (file: RegularFile) => {
-    const { headerBytes, indexBytes, dataBytes } = await readPrefix(file, signal)
-    const headBytes = PREFIX_BYTES + headerBytes + indexBytes
-    const head = await file.read(0, headBytes + HASH_BYTES, signal)
-    if (!(await sha256(head.subarray(0, headBytes))).equals(head.subarray(headBytes))) {
-      throw invalidSession(path, 'was changed: its header and index have another SHA-256')
-    }
-    const indexBegin = PREFIX_BYTES + headerBytes
-    return await use({
-      path,
-      header: parseHeader(path, head.subarray(PREFIX_BYTES, indexBegin)),
-      index: head.subarray(indexBegin, headBytes),
-      dataBytes,
-      readData: (sizes, take) =>
-        readData(file, headBytes + HASH_BYTES, sizes, take, { signal, onProgress }),
-    })
+  const { path } = file
+  const { headerBytes, indexBytes, dataBytes } = await readPrefix(file, signal)
+  const headBytes = PREFIX_BYTES + headerBytes + indexBytes
+  const head = await file.read(0, headBytes + HASH_BYTES, signal)
+  if (!(await sha256(head.subarray(0, headBytes))).equals(head.subarray(headBytes))) {
+    throw invalidSession(path, 'was changed: its header and index have another SHA-256')
   }
-  return await withFile(path, withRegularFile, 'HOGWILD_INVALID_SESSION')
+  const indexBegin = PREFIX_BYTES + headerBytes
+  return await use({
+    path,
+    header: parseHeader(path, head.subarray(PREFIX_BYTES, indexBegin)),
+    index: head.subarray(indexBegin, headBytes),
+    dataBytes,
+    readData: (sizes, take) =>
+      readData(file, headBytes + HASH_BYTES, sizes, take, { signal, onProgress }),
+  })
 }
 
-async function readPrefix(file: RegularFile, signal: AbortSignal | undefined) {
+async function readPrefix(file: SessionBytes, signal: AbortSignal | undefined) {
   const { path, size } = file
   const prefix = await file.read(0, Math.min(PREFIX_BYTES, size), signal)
   if (!prefix.subarray(0, MAGIC.length).equals(MAGIC)) {
@@ -262,7 +277,7 @@ function parseHeader(path: string, json: Buffer): unknown {
 }
 
 async function readData(
-  file: RegularFile,
+  file: SessionBytes,
   begin: number,
   sizes: ArrayLike<number>,
   take: (piece: number, bytes: Uint8Array) => Promise<void>,

@@ -127,6 +127,9 @@ describe('usage', () => {
     [['replay', 's.json', '--model', '.', '--device', 'gpu'], 'Expected auto, cpu, cuda or cuda:N'],
     [['replay', 's.json', '--model', '.', '--out', ''], 'Expected a text that is not empty'],
     [['bench', '--workers', '2,2'], 'Expected each number once'],
+    [['doctor', '--reuse'], "'--reuse' needs '--model <model>'"],
+    [['doctor', '--model', '.'], "'--reuse' needs '--model <model>'"],
+    [['doctor', '--device', 'cpu'], "'--model' and '--device' are for it"],
     [['inspect'], "missing required argument 'model'"],
     [['inspect', '.', '--context', '0'], 'Expected an integer from 1'],
     [['download', ''], 'Expected a text that is not empty'],
@@ -600,6 +603,20 @@ describe('replay', () => {
 })
 
 describe('figures', () => {
+  test('doctor --reuse', async () => {
+    const args = ['doctor', '--reuse', '--model', demoFolder, '--device', 'cpu']
+    const { code, stdout } = await hogwild(...args, '--json')
+    expect(code).toBe(0)
+    const { model, texts, cases } = JSON.parse(stdout)
+    expect([model, texts, cases.length]).toEqual([demoFolder, 'english', 4 * 6])
+    const table = (await hogwild(...args)).stdout
+    expect(table).toMatch(
+      /^reuse, computed afresh +f32 +0\.0 +0\.0 +0\.0 +16 of 16 +no bit may differ$/m,
+    )
+    expect(table).toMatch(/^moved, computed afresh +int8 .* saw another context$/m)
+    expect(table).toMatch(/^moved, keys turned +bf16 .* at most 0\.15 σ$/m)
+  }, 60_000)
+
   test('doctor', async () => {
     const { code, stdout } = await hogwild('doctor', '--json')
     expect(code).toBe(0)

@@ -3,8 +3,9 @@
 import { cpSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { check, devices } from '../lib/cli/doctor/check'
-import { demoModelPath, probe } from '../lib/index'
-import { loadReference, temporaryFolder } from './fixtures'
+import { compareReuse, diverge, isWrong, type ReuseCase } from '../lib/cli/doctor/reuse'
+import { demoModelPath, loadModel, probe } from '../lib/index'
+import { loadReference, oracleFolder, temporaryFolder } from './fixtures'
 import type { Block } from './reference'
 
 const file = join(demoModelPath, 'check.json')
@@ -63,4 +64,76 @@ test('a device that computes something else is wrong', async () => {
     writeFileSync(join(folder, 'check.json'), JSON.stringify({ prompt, workers: [] }))
     expect((await check(options, folder)).problem).not.toBe('')
   }
+})
+
+// ---- --reuse ----------------------------------------------------------------------------------------------
+
+const open = (path: string) => loadModel(path, { device: 'cpu', threads: 1, onWarning: () => {} })
+
+const named = (cases: readonly ReuseCase[]) =>
+  new Map(cases.map((one) => [`${one.case} ${one.against} ${one.cache}`, one]))
+
+test.each([
+  ['the demo', demoModelPath, 'english'],
+  ['llama', oracleFolder('llama'), 'random'],
+  ['qwen2', oracleFolder('qwen2'), 'random'],
+  ['gemma3_text, with windows', join(__dirname, 'fixtures/families/gemma3_text'), 'random'],
+])('reuse on %s: no bit differs, moved blocks are their keys turned', async (_, path, texts) => {
+  await using model = await open(path)
+  const { texts: used, cases } = await compareReuse(model, path)
+  expect(used).toBe(texts)
+  const found = named(cases)
+  expect([...found.keys()].sort()).toEqual(
+    ['f32', 'f16', 'bf16', 'int8']
+      .flatMap((dtype) => [
+        ...['reuse', 'fork', 'moved', 'interleaved'].map((name) => `${name} afresh ${dtype}`),
+        ...['moved', 'interleaved'].map((name) => `${name} turned ${dtype}`),
+      ])
+      .sort(),
+  )
+  for (const [name, one] of found) {
+    expect([name, isWrong(one)]).toEqual([name, false])
+    expect([name, one.tokens]).toEqual([name, 16])
+    if (one.case === 'reuse' || one.case === 'fork') {
+      expect(one).toMatchObject({ difference: 0, kl: 0, sameArgmax: 16, allowed: 0 })
+    } else if (one.against === 'afresh') {
+      // It saw another text.
+      expect([name, one.deviations > 0.01, one.allowed]).toEqual([name, true, null])
+      expect(one.kl).toBeGreaterThan(0)
+    } else expect([name, (one.allowed ?? 0) > 0]).toEqual([name, true])
+  }
+})
+
+test('a model that computes something else behind blocks that are used again is found out', async () => {
+  await using model = await open(demoModelPath)
+  const step = model.step.bind(model)
+  let asked = 0
+  jest.spyOn(model, 'step').mockImplementation(async (workers, options) => {
+    const outputs = await step(workers, options)
+    // Every second question is behind blocks that are used again.
+    const logits = outputs[0]?.logits
+    if (logits !== undefined && asked++ % 2 === 1) logits[3]! += 5
+    return outputs
+  })
+  const { cases } = await compareReuse(model, demoModelPath)
+  expect(cases.filter(isWrong)).toEqual(cases.filter(({ allowed }) => allowed !== null))
+})
+
+test('divergence of logits, by hand', () => {
+  const ln = (...p: number[]) => p.map(Math.log)
+  const expected = Float32Array.from([...ln(0.5, 0.25, 0.25), ...ln(0.1, 0.8, 0.1)])
+  const actual = Float32Array.from([...ln(0.25, 0.5, 0.25), ...ln(0.1, 0.8, 0.1)])
+  const { difference, deviations, kl, sameArgmax, tokens } = diverge(actual, expected, 3)
+  expect(difference).toBeCloseTo(Math.LN2, 6)
+  const logits = [...expected]
+  const mean = logits.reduce((a, b) => a + b) / 6
+  const variance = logits.reduce((sum, x) => sum + (x - mean) ** 2, 0) / 6
+  expect(deviations).toBeCloseTo(Math.LN2 / Math.sqrt(variance), 5)
+  expect(kl).toBeCloseTo(0.25 * Math.LN2, 6)
+  expect([sameArgmax, tokens]).toEqual([1, 2])
+  const same = diverge(expected, expected, 3)
+  expect(same).toEqual({ difference: 0, deviations: 0, kl: 0, sameArgmax: 2, tokens: 2 })
+  const broken = { ...diverge(actual.fill(Number.NaN, 4, 5), expected, 3), allowed: 1 }
+  expect(broken.difference).toBeNaN()
+  expect(isWrong(broken as ReuseCase)).toBe(true)
 })

@@ -652,6 +652,7 @@ test('usage counts what was given, what was written, and pages', async () => {
   )
   expect(ofType(events, 'end')[0]?.usage).toEqual({
     promptTokens: 3 + 2 + 1 + 2 + 1,
+    reusedTokens: 0,
     completionTokens: 8,
     peakPages: 5,
   })

@@ -10,11 +10,58 @@ import {
   loadAddon,
   platform,
 } from '../addon-file'
+import type { DeviceName } from '../device-name'
 import { HogwildError } from '../errors'
 import { escapeUnsafe } from '../printable'
 import type { Row } from './doctor/devices'
+import type { ReuseCase } from './doctor/reuse'
 import { packageVersion } from './package'
+import { formatTable } from './table'
 import { colors, print, printJson } from './terminal'
+
+export interface ReuseOptions {
+  model: string
+  device: DeviceName
+  json?: boolean
+}
+
+/** `doctor --reuse`. Rejects where blocks that are used again give other logits than they may. */
+export async function doctorReuse(options: ReuseOptions): Promise<void> {
+  const { device, json } = options
+  const { compareReuse, isWrong } = await import('./doctor/reuse.js')
+  const { findWithProgress, loadWithProgress } = await import('./model.js')
+  const path = await findWithProgress(options.model, options)
+  await using model = await loadWithProgress(path, device, { ...options, dtype: 'auto' })
+  const report = await compareReuse(model, path)
+  if (json)
+    printJson({ version: packageVersion, model: path, device: model.device.info, ...report })
+  else {
+    const rows = report.cases.map((one) => [
+      `${one.case}, ${one.against === 'afresh' ? 'computed afresh' : 'keys turned'}`,
+      one.cache,
+      one.difference.toPrecision(2),
+      one.deviations.toPrecision(2),
+      one.kl.toPrecision(2),
+      `${one.sameArgmax} of ${one.tokens}`,
+      verdict(one, isWrong(one)),
+    ])
+    const header = ['blocks, against', 'cache', '|difference|', 'in σ', 'KL', 'argmax', '']
+    for (const line of formatTable(header, rows)) print(line)
+  }
+  const wrong = report.cases.filter(isWrong)
+  if (wrong.length === 0) return
+  const list = wrong.map((one) => `${one.case} (${one.cache}, ${one.against})`)
+  throw new HogwildError(
+    `blocks that are used again give other logits than they may: ${list.join(', ')}`,
+    'HOGWILD_INTERNAL',
+  )
+}
+
+function verdict({ allowed }: ReuseCase, isWrong: boolean): string {
+  if (allowed === null) return 'saw another context'
+  const rule = allowed === 0 ? 'no bit may differ' : `at most ${allowed} σ`
+  return isWrong ? `WRONG: ${rule}` : rule
+}
 
 /** Rejects where there is no addon, and where a device computes wrong numbers. */
 export async function doctor({ json = false }: { json?: boolean }): Promise<void> {

@@ -309,10 +309,23 @@ program
   .description(
     'what was found on this machine, why not CUDA, and whether each device computes what it should',
   )
+  .option('--reuse', 'how logits differ where blocks of --model are reused, forked and moved')
+  .addOption(model())
+  .addOption(device())
   .addOption(json())
-  .action(async (options) => {
-    const { doctor } = await import('./doctor.js')
-    await doctor(options)
+  .addHelpText(
+    'after',
+    `
+With --reuse: of blocks that are used again, and of the same view computed afresh or with its keys turned, in each cache
+dtype: the largest difference of a logit, the same in standard deviations, the Kullback-Leibler divergence, and how often
+the likeliest token is the same. Exit code 1 where they differ by more than docs/semantics.md says.`,
+  )
+  .action(async ({ reuse, model, device, json }, command: Command) => {
+    const { doctor, doctorReuse } = await import('./doctor.js')
+    if (reuse && model !== undefined) await doctorReuse({ model, device, json })
+    else if (reuse || model !== undefined || command.getOptionValueSource('device') === 'cli') {
+      command.error("error: '--reuse' needs '--model <model>'; '--model' and '--device' are for it")
+    } else await doctor({ json })
   })
 
 program

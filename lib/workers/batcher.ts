@@ -1,7 +1,7 @@
 // The steps of one cache: each takes what is ready of all groups on it. Tokens do not depend on who else is in a
 // step (Model.step), so each group writes what it would write alone.
 
-import { PAGE_TOKENS } from '../limits'
+import { pagesFor } from '../limits'
 import type { ContextReaction, StepOutput, StepWorker } from '../model'
 import { onAbort, throwIfAborted } from '../tasks'
 import type { StepMessage } from './channels'
@@ -49,7 +49,7 @@ export class Batcher {
   readonly #guard: PageGuard
   /** Those of a higher priority first, then in the order in which they asked. */
   #requests: Request[] = []
-  #changes: (() => void)[] = []
+  #changes: (() => void | Promise<void>)[] = []
   #isRunning = false
 
   constructor(
@@ -97,6 +97,17 @@ export class Batcher {
     })
   }
 
+  /**
+   * Does work that takes its time and needs the cache for itself: the next step begins once it has settled. Rejects with
+   * what it throws.
+   */
+  async exclusive<T>(work: () => Promise<T>): Promise<T> {
+    return await new Promise((resolve, reject) => {
+      this.#changes.push(() => work().then(resolve, reject))
+      this.wake()
+    })
+  }
+
   /** Pages have become free, or a signal was aborted: who waits is looked at again. */
   wake(): void {
     void this.#run()
@@ -130,10 +141,13 @@ export class Batcher {
     while (this.#requests.length > 0 || this.#changes.length > 0) {
       // Consumers that handle the events of the last step without delay are in the next one.
       await new Promise((resolve) => setImmediate(resolve))
-      for (const change of this.#changes.splice(0)) change()
+      for (const change of this.#changes.splice(0)) {
+        const working = change()
+        if (working !== undefined) await working
+      }
       const shares = this.#shares()
-      if (shares.length === 0) break
-      await this.#step(shares)
+      if (shares.length > 0) await this.#step(shares)
+      else if (this.#changes.length === 0) break
     }
     this.#isRunning = false
   }
@@ -261,7 +275,7 @@ function fillingOf(request: Request, { block, tokens, done }: Prefill, room: num
 }
 
 function mostPages({ parts }: Share): number {
-  return parts.reduce((sum, { tokens }) => sum + Math.ceil(tokens.length / PAGE_TOKENS), 0)
+  return parts.reduce((sum, { tokens }) => sum + pagesFor(tokens.length), 0)
 }
 
 function reaction({ request, parts }: Share): ContextReaction {

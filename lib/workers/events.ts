@@ -113,6 +113,8 @@ export interface StepEvent extends RunEvent {
 export interface RunUsage {
   /** Tokens that were given: prompt, headers, forced tokens. */
   promptTokens: number
+  /** Of these, those that the scheduler had in store, so that they were not computed (`SchedulerOptions.prefixes`). */
+  reusedTokens: number
   /** Tokens that were sampled and written. */
   completionTokens: number
   /** Most pages that its blocks had at once; undefined in a cache of the user's, without a budget (`capacity`). */

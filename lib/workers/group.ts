@@ -21,6 +21,13 @@ export interface BlockStore {
   createBlock(): Block
   /** Throws HOGWILD_OUT_OF_PAGES where so many tokens more can find no room behind the block's. */
   requireRoom(block: Block, tokens: number): void
+  /**
+   * Puts stored pages of a text behind what the block has of it, which saves computing them. Returns how many tokens; may
+   * be called again and again, only where nothing else is to be filled into the block before.
+   */
+  reuse(prefill: Prefill): number
+  /** For others to reuse, once they are free. */
+  offer(prefill: Prefill): void
   /** Most pages that they had at once; undefined: nobody counts them. */
   readonly peakPages: number | undefined
 }
@@ -74,6 +81,8 @@ export interface GroupState {
   milliseconds: number
   /** Tokens that were given: of the prompt, of headers, and forced ones. */
   promptTokens: number
+  /** Of them, those that were stored, so that they were not computed. */
+  reusedTokens: number
   /** undefined before the first step. */
   common: Block | undefined
   shared: Block | undefined
@@ -98,6 +107,7 @@ export class Group {
     tokens: 0,
     milliseconds: 0,
     promptTokens: 0,
+    reusedTokens: 0,
     common: undefined,
     shared: undefined,
     prefills: [],
@@ -134,6 +144,13 @@ export class Group {
     return this.#view(blocks)
   }
 
+  /** What it will fill before its first step. */
+  get texts(): Int32Array[] {
+    const { prompt, sharedHeader } = this.settings
+    const texts = [prompt, sharedHeader, ...this.workers.map(({ header }) => header)]
+    return texts.filter((text): text is Int32Array => !Block.is(text))
+  }
+
   /** Whether a control or a newcomer waits for the next boundary. */
   get hasChanges(): boolean {
     return (
@@ -141,12 +158,15 @@ export class Group {
     )
   }
 
-  /** Asked again before the work is done, it gives the same. */
+  /** Asked again before the work is done, it gives the same, but for what others have computed meanwhile. */
   next(): Next {
     if (this.state.common === undefined) this.#start()
     for (;;) {
       const prefill = this.state.prefills[0]
-      if (prefill !== undefined) return { type: 'prefill', prefill }
+      if (prefill !== undefined) {
+        if (this.#reuse(prefill)) continue
+        return { type: 'prefill', prefill }
+      }
       if (this.state.atBoundary) {
         if (this.state.events.length === 0 && this.#allHaveStopped()) return this.#end()
         const newcomer = this.workers.find(({ state }) => state.name === 'joining')
@@ -170,13 +190,8 @@ export class Group {
   /** The next `count` tokens of the first prefill are in its block. */
   prefilled(count: number): void {
     const prefill = this.state.prefills[0] as Prefill
-    prefill.done += count
-    this.state.promptTokens += count
-    const totalTokens = prefill.tokens.length
-    prefill.onProgress?.({ tokens: prefill.done, totalTokens })
-    if (prefill.done < totalTokens) return
-    this.state.prefills.shift()
-    if (prefill.newcomer !== undefined) activate(prefill.newcomer)
+    this.#advance(prefill, count)
+    this.store.offer(prefill)
   }
 
   /** The lock step is done. */
@@ -247,15 +262,35 @@ export class Group {
     if (block !== undefined) this.#fill(block, tokens)
   }
 
+  /** Whether that was all. */
+  #reuse(prefill: Prefill): boolean {
+    const count = this.store.reuse(prefill)
+    if (count === 0) return false
+    this.state.reusedTokens += count
+    this.#advance(prefill, count)
+    return prefill.done === prefill.tokens.length
+  }
+
+  #advance(prefill: Prefill, count: number): void {
+    prefill.done += count
+    this.state.promptTokens += count
+    const totalTokens = prefill.tokens.length
+    prefill.onProgress?.({ tokens: prefill.done, totalTokens })
+    if (prefill.done < totalTokens) return
+    this.state.prefills = this.state.prefills.filter((other) => other !== prefill)
+    if (prefill.newcomer !== undefined) activate(prefill.newcomer)
+  }
+
   #allHaveStopped(): boolean {
     return this.workers.every(({ state }) => state.name === 'stopped')
   }
 
   #end(): Next {
     this.state.hasEnded = true
-    const { steps, tokens, milliseconds, promptTokens } = this.state
+    const { steps, tokens, milliseconds, promptTokens, reusedTokens } = this.state
     const completionTokens = this.workers.reduce((sum, { written }) => sum + written, 0)
-    const usage = { promptTokens, completionTokens, peakPages: this.store.peakPages }
+    const { peakPages } = this.store
+    const usage = { promptTokens, reusedTokens, completionTokens, peakPages }
     return { type: 'events', events: [{ type: 'end', steps, tokens, milliseconds, usage }] }
   }
 
@@ -282,9 +317,11 @@ export class Group {
   ): void {
     if (tokens.length === 0) return
     const prefill = { block, tokens, done: 0, newcomer, onProgress }
+    const isFirst = this.state.prefills.every((other) => other.block !== block)
     this.state.prefills.push(prefill)
     try {
-      this.store.requireRoom(block, tokens.length)
+      if (isFirst && this.#reuse(prefill)) return
+      this.store.requireRoom(block, tokens.length - prefill.done)
     } catch (error) {
       if (!isOutOfPages(error)) throw error
       this.#refuse(prefill, error)

@@ -9,6 +9,7 @@ import type { Model } from '../model'
 import { type Claim, isSafe } from './banker'
 import type { Batcher, PageGuard } from './batcher'
 import type { Group } from './group'
+import type { PrefixStore } from './prefix-store'
 import { Seat } from './seat'
 
 /**
@@ -22,15 +23,25 @@ export class Pool {
   readonly cache: Cache
   readonly batcher: Batcher
   readonly pages: number
+  /** What is kept in it of groups that have ended. Their pages are free for whoever wants them. */
+  readonly prefixes: PrefixStore | undefined
   readonly #admission: Admission
   readonly #seats = new Map<Seat, Group>()
+  /** Where pages are lent, those of the groups when the next step is put together. */
+  #claims = new Map<Group, Claim>()
   #reserved = 0
 
-  constructor(cache: Cache, admission: Admission, batcher: (guard: PageGuard) => Batcher) {
+  constructor(
+    cache: Cache,
+    admission: Admission,
+    batcher: (guard: PageGuard) => Batcher,
+    prefixes: (batcher: Batcher) => PrefixStore | undefined,
+  ) {
     this.cache = cache
     this.#admission = admission
     this.pages = cache.stats.pages
     this.batcher = batcher(() => this.#lend())
+    this.prefixes = prefixes(this.batcher)
   }
 
   get reservedPages(): number {
@@ -47,7 +58,11 @@ export class Pool {
   }
 
   enter(group: Group, pages: number): Seat {
-    const seat = new Seat(this.cache, this.batcher, pages, this.#admission === 'park')
+    const seat = new Seat(this.cache, this.batcher, pages, {
+      isLent: this.#admission === 'park',
+      prefixes: this.prefixes,
+      grant: (wanted) => this.#grant(group, wanted),
+    })
     this.#seats.set(seat, group)
     this.#reserved += pages
     return seat
@@ -60,21 +75,33 @@ export class Pool {
     this.batcher.wake()
   }
 
-  /** Whether groups may take so many pages more in one step, asked one after the other. */
+  /** No group is in it. Resolves once what is kept is in the store's folder, too. */
+  async close(): Promise<void> {
+    await this.prefixes?.close()
+    await this.cache.close()
+  }
+
   #lend(): ReturnType<PageGuard> {
-    if (this.#admission === 'reserve') return () => true
-    const claims = new Map<Group, Claim>()
-    for (const [seat, group] of this.#seats) {
-      claims.set(group, { used: seat.usedPages, limit: seat.pages as number })
+    if (this.#admission === 'park') {
+      this.#claims = new Map(
+        [...this.#seats].map(([seat, group]) => [
+          group,
+          { used: seat.usedPages, limit: seat.pages as number },
+        ]),
+      )
     }
-    return (group, pages) => {
-      const claim = claims.get(group) as Claim
-      const before = claim.used
-      claim.used = Math.min(claim.limit, before + pages)
-      if (isSafe([...claims.values()], this.pages)) return true
-      claim.used = before
-      return false
-    }
+    return (group, pages) => this.#grant(group, pages)
+  }
+
+  /** Whether a group may take so many pages more, beside what was granted before in the same step. */
+  #grant(group: Group, pages: number): boolean {
+    if (this.#admission === 'reserve') return true
+    const claim = this.#claims.get(group) as Claim
+    const before = claim.used
+    claim.used = Math.min(claim.limit, before + pages)
+    if (isSafe([...this.#claims.values()], this.pages)) return true
+    claim.used = before
+    return false
   }
 }
 

@@ -258,6 +258,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
       forget = onAbort(signal, () => this.#abort.abort())
       this.#seat = await scheduler.enter(this.#group, this.#abort.signal)
       this.#group.store = this.#seat
+      await this.#seat.load(this.#group.texts, this.#abort.signal)
       trace = await this.#openTrace()
       while (!this.#group.state.hasEnded) {
         const events = await this.#seat.batcher.advance(this.#group, this.#abort.signal)

@@ -1,10 +1,11 @@
 // Groups over one model: when each begins, and in whose cache it lives. Who is in a step is the batcher's business.
 
 import { type Cache, checkCapacity } from '../cache'
-import { errorCode } from '../errors'
+import { errorCode, HogwildError } from '../errors'
 import { kvDtypes } from '../formats'
-import { DEFAULT_CAPACITY, PAGE_TOKENS } from '../limits'
+import { DEFAULT_CAPACITY, MAX_CAPACITY, PAGE_TOKENS, pagesFor } from '../limits'
 import { Model } from '../model'
+import { checkPath } from '../sources/files'
 import { onAbort, throwIfAborted } from '../tasks'
 import {
   checkInstance,
@@ -20,6 +21,8 @@ import { type GroupMessage, publish } from './channels'
 import type { Group } from './group'
 import { firstCome, type OrderPolicy, type QueuedGroup } from './order'
 import { type Admission, Pool, poolCapacity } from './pool'
+import { PrefixFiles } from './prefix-folder'
+import { noPrefixes, type PrefixMetrics, PrefixStore } from './prefix-store'
 import { Seat } from './seat'
 
 /** Options of `createScheduler`. */
@@ -43,6 +46,24 @@ export interface SchedulerOptions {
    * next token than such a step takes. Default 512.
    */
   chunk?: number | undefined
+  /**
+   * Keeps keys and values of prompts and headers, in whole pages, for groups whose prompt or header begins with the same
+   * tokens: those are not computed again (docs/groups.md). On a CPU this changes no bit of what a group writes. Groups that
+   * begin or want pages come first: what is kept makes room. Pools stay open until `close`. Default: nothing is kept.
+   */
+  prefixes?: PrefixOptions | undefined
+}
+
+export interface PrefixOptions {
+  /** Tokens, rounded up to pages, that are kept while no group uses them, those used last; default 32768. */
+  capacity?: number | undefined
+  /**
+   * Path of a folder in which they are kept too, beyond this process: a file for each page. Several processes and models
+   * may share one. Made if it is not there. Default: none.
+   */
+  folder?: string | undefined
+  /** Bytes of the files in it, those used last; default 4 GiB. */
+  folderBytes?: number | undefined
 }
 
 const KEYS = optionKeys<SchedulerOptions>()({
@@ -52,7 +73,17 @@ const KEYS = optionKeys<SchedulerOptions>()({
   maxGroups: true,
   order: true,
   chunk: true,
+  prefixes: true,
 })
+
+const PREFIX_KEYS = optionKeys<PrefixOptions>()({
+  capacity: true,
+  folder: true,
+  folderBytes: true,
+})
+
+const PREFIX_CAPACITY = 32_768
+const FOLDER_BYTES = 4 * 2 ** 30
 
 /** What a scheduler has done so far, and how full it is. */
 export interface SchedulerMetrics {
@@ -60,6 +91,8 @@ export interface SchedulerMetrics {
   groups: ScheduledGroups
   /** Of its pools; of caches that users bring nothing is counted. */
   pages: ScheduledPages
+  /** What `SchedulerOptions.prefixes` saved. */
+  prefixes: Readonly<PrefixMetrics>
   /** Lock steps so far. */
   steps: number
   /** Tokens of lock steps. */
@@ -88,6 +121,8 @@ export interface ScheduledPages {
   used: number
   /** Those of the running groups' budgets. */
   reserved: number
+  /** Those kept for groups to come, free for whoever wants them. */
+  kept: number
 }
 
 /** Steps over which tokens per second are measured. */
@@ -135,6 +170,10 @@ export class Scheduler {
   readonly #maxGroups: number
   readonly #order: OrderPolicy
   readonly #chunk: number
+  readonly #prefixes: { pages: number; files: PrefixFiles | undefined } | undefined
+  readonly #counters = noPrefixes()
+  #isClosed = false
+  #closing: Promise<void> | undefined
   /** By what their caches differ in. */
   readonly #pools = new Map<string, Pool[]>()
   readonly #running = new Map<Seat, { queued: QueuedGroup; pool: Pool; key: string }>()
@@ -161,6 +200,7 @@ export class Scheduler {
         : checkInteger(maxGroups, 'options.maxGroups', 1)
     this.#order = checkOrder(order ?? firstCome())
     this.#chunk = checkInteger(options.chunk ?? 512, 'options.chunk', 1)
+    this.#prefixes = options.prefixes && checkPrefixes(options.prefixes, this.model)
   }
 
   /** What it has done so far, and how full it is now. */
@@ -174,9 +214,11 @@ export class Scheduler {
       groups: { waiting: this.#waiting.length, running: this.#running.size },
       pages: {
         total: sum(({ pages }) => pages),
-        used: sum(({ cache: { stats } }) => stats.pages - stats.freePages),
+        used: sum((pool) => pool.pages - pool.cache.stats.freePages - keptPages(pool)),
         reserved: sum(({ reservedPages }) => reservedPages),
+        kept: sum(keptPages),
       },
+      prefixes: { ...this.#counters },
       steps: this.#steps,
       tokens: this.#tokens,
       prefilledTokens: this.#prefilledTokens,
@@ -194,8 +236,8 @@ export class Scheduler {
   pagesFor(capacity: number | undefined): number {
     const most = this.#capacity ?? Number.POSITIVE_INFINITY
     const tokens = capacity ?? Math.min(DEFAULT_CAPACITY, most)
-    const pages = Math.ceil(tokens / PAGE_TOKENS)
-    if (pages <= Math.ceil(most / PAGE_TOKENS)) return pages
+    const pages = pagesFor(tokens)
+    if (pages <= pagesFor(most)) return pages
     throw invalid('options.capacity', `at most the ${most} tokens of the scheduler`, capacity)
   }
 
@@ -206,10 +248,11 @@ export class Scheduler {
   async enter(group: Group, signal: AbortSignal): Promise<Seat> {
     const { cache, capacity } = group.settings
     if (cache !== undefined) {
-      const pages = capacity === undefined ? undefined : Math.ceil(capacity / PAGE_TOKENS)
-      return new Seat(cache, this.#batcherOf(cache), pages, false)
+      const pages = capacity === undefined ? undefined : pagesFor(capacity)
+      return new Seat(cache, this.#batcherOf(cache), pages)
     }
     throwIfAborted(signal)
+    if (this.#isClosed) throw closed()
     const queued = queuedGroup(group, this.pagesFor(capacity))
     let forget = () => {}
     try {
@@ -237,12 +280,44 @@ export class Scheduler {
     pool.leave(seat)
     publish('hogwild:group:end', () => message(queued))
     this.#admit()
-    if (!pool.isEmpty) return
+    if (pool.isEmpty) await this.#closePool(pool, key)
+  }
+
+  /**
+   * Lets no group begin any more: those that wait and those to come reject with HOGWILD_CLOSED; those that run go on.
+   * Resolves once prefixes that are kept are in their folder, and the pages of pools that no group uses are given back.
+   * Idempotent.
+   */
+  close(): Promise<void> {
+    this.#isClosed = true
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close(): Promise<void> {
+    for (const { reject } of this.#waiting.splice(0)) reject(closed())
+    const pools = [...this.#pools].flatMap(([key, list]) => list.map((pool) => ({ pool, key })))
+    await Promise.all(
+      pools.map(async ({ pool, key }) => {
+        if (pool.isEmpty) await this.#closePool(pool, key)
+        else await pool.prefixes?.flush()
+      }),
+    )
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close()
+  }
+
+  /** A pool without groups; of those that keep prefixes, the first of its kind stays open. */
+  async #closePool(pool: Pool, key: string): Promise<void> {
+    const pools = this.#poolsOf(key)
+    if (pool.prefixes !== undefined && pool === pools[0] && !this.#isClosed) return
     this.#pools.set(
       key,
-      this.#poolsOf(key).filter((other) => other !== pool),
+      pools.filter((other) => other !== pool),
     )
-    await pool.cache.close()
+    await pool.close()
   }
 
   #withdraw(waiting: Waiting, signal: AbortSignal): void {
@@ -296,11 +371,27 @@ export class Scheduler {
     const pools = this.#poolsOf(key)
     const fitting = pools.find((pool) => pool.fits(pages))
     if (fitting !== undefined || (this.#capacity !== undefined && pools.length > 0)) return fitting
-    const pool = new Pool(this.#createCache(group, pages), this.#admission, (guard) => {
-      return new Batcher(this.#chunk, this.#report, guard)
-    })
+    const cache = this.#createCache(group, pages)
+    const pool = new Pool(
+      cache,
+      this.#admission,
+      (guard) => new Batcher(this.#chunk, this.#report, guard),
+      (batcher) => this.#createPrefixes(cache, batcher),
+    )
     this.#pools.set(key, [...pools, pool])
     return pool
+  }
+
+  #createPrefixes(cache: Cache, batcher: Batcher): PrefixStore | undefined {
+    if (this.#prefixes === undefined) return undefined
+    const { pages, files } = this.#prefixes
+    return new PrefixStore({
+      cache,
+      pages,
+      folder: files && (() => files.of(cache)),
+      exclusive: (work) => batcher.exclusive(work),
+      counters: this.#counters,
+    })
   }
 
   #poolsOf(key: string): Pool[] {
@@ -357,6 +448,28 @@ function queuedGroup({ settings, workers }: Group, pages: number): QueuedGroup {
 
 function message({ prompt, workers, pages, priority }: QueuedGroup): GroupMessage {
   return { workers, promptTokens: prompt.length, pages, priority }
+}
+
+function keptPages({ prefixes }: Pool): number {
+  return prefixes?.idlePages ?? 0
+}
+
+function closed(): HogwildError {
+  return new HogwildError('the scheduler is closed', 'HOGWILD_CLOSED')
+}
+
+function checkPrefixes(value: PrefixOptions, model: Model) {
+  const { capacity, folder, folderBytes } = checkOptions(value, 'options.prefixes', PREFIX_KEYS)
+  const name = 'options.prefixes'
+  if (folder === undefined && folderBytes !== undefined) {
+    throw invalid(`${name}.folderBytes`, 'absent without a folder', folderBytes)
+  }
+  const bytes = checkInteger(folderBytes ?? FOLDER_BYTES, `${name}.folderBytes`, 1)
+  const path = folder === undefined ? undefined : checkPath(folder, `${name}.folder`)
+  return {
+    pages: pagesFor(checkInteger(capacity ?? PREFIX_CAPACITY, `${name}.capacity`, 1, MAX_CAPACITY)),
+    files: path === undefined ? undefined : new PrefixFiles(path, bytes, model),
+  }
 }
 
 function checkOrder(order: OrderPolicy): OrderPolicy {

@@ -3,9 +3,19 @@
 import type { Block } from '../block'
 import type { Cache } from '../cache'
 import { HogwildError } from '../errors'
-import { PAGE_TOKENS } from '../limits'
+import { PAGE_TOKENS, pagesFor } from '../limits'
 import type { Batcher } from './batcher'
-import type { BlockStore } from './group'
+import type { BlockStore, Prefill } from './group'
+import type { PrefixStore } from './prefix-store'
+
+/** What the pool of a seat is for it. */
+export interface SeatPool {
+  /** Its budget is larger than what it is sure to find free now. */
+  isLent: boolean
+  prefixes: PrefixStore | undefined
+  /** Whether it may take so many pages now. */
+  grant(pages: number): boolean
+}
 
 export class Seat implements BlockStore {
   readonly cache: Cache
@@ -13,12 +23,12 @@ export class Seat implements BlockStore {
   /** Its budget; undefined: no bound but the cache. */
   readonly pages: number | undefined
   readonly #budget: number | undefined
-  readonly #isLent: boolean
+  readonly #pool: SeatPool | undefined
   readonly #blocks: Block[] = []
 
-  /** `isLent`: its budget is larger than what it is sure to find free now. */
-  constructor(cache: Cache, batcher: Batcher, pages: number | undefined, isLent: boolean) {
-    this.#isLent = isLent
+  /** `pool`: of a scheduler's; undefined in a cache of the user's. */
+  constructor(cache: Cache, batcher: Batcher, pages: number | undefined, pool?: SeatPool) {
+    this.#pool = pool
     this.cache = cache
     this.batcher = batcher
     this.pages = pages
@@ -32,18 +42,40 @@ export class Seat implements BlockStore {
   }
 
   requireRoom(block: Block, tokens: number): void {
-    if (!this.#isLent) {
+    if (this.#pool?.isLent !== true) {
       this.cache.beginPass([{ view: { blocks: [block] }, tokens }]).abort()
       return
     }
     // Pages that others have now may be free when they are wanted: what counts is the budget.
-    const missing = tokens - (block.length > 0 ? PAGE_TOKENS - 1 : 0)
+    const last = block.segments.at(-1)
+    const begun = last === undefined ? 0 : last.pages * PAGE_TOKENS - last.length
     const free = (this.pages as number) - this.usedPages
-    if (Math.ceil(missing / PAGE_TOKENS) <= free) return
+    if (pagesFor(tokens - Math.min(begun, PAGE_TOKENS - 1)) <= free) return
     throw new HogwildError(
       `the budget is used up: ${tokens} tokens do not fit into ${free} pages of ${PAGE_TOKENS}`,
       'HOGWILD_OUT_OF_PAGES',
     )
+  }
+
+  reuse({ block, tokens, done }: Prefill): number {
+    const { prefixes, grant } = this.#pool ?? {}
+    if (prefixes === undefined || this.#budget === undefined) return 0
+    const pages = prefixes.find(block, tokens, done)
+    const free = (this.pages as number) - this.usedPages
+    if (pages === 0 || pagesFor(tokens.length - done) > free || !grant?.(pages)) return 0
+    // They count as if it had computed them: it ends where it would have ended, and has what it needs if others go.
+    this.cache.chargeBudget(this.#budget, pages)
+    prefixes.take(block, tokens, done, pages, this)
+    return pages * PAGE_TOKENS
+  }
+
+  offer({ block, tokens, done }: Prefill): void {
+    this.#pool?.prefixes?.offer(block, tokens, done, this)
+  }
+
+  /** Brings what the folder of the pool's store has of texts that are to be filled. Throws HOGWILD_ABORTED. */
+  async load(texts: readonly Int32Array[], signal: AbortSignal): Promise<void> {
+    for (const tokens of texts) await this.#pool?.prefixes?.load(tokens, signal)
   }
 
   get usedPages(): number {
@@ -60,6 +92,7 @@ export class Seat implements BlockStore {
     if (this.cache.closed) return
     if (!keep) for (const block of this.#blocks) block.close()
     if (this.#budget !== undefined) this.cache.closeBudget(this.#budget)
+    this.#pool?.prefixes?.release(this)
   }
 
   get #usage() {

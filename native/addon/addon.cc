@@ -77,6 +77,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add<open_budget>(exports, "openBudget");
   add<budget_stats>(exports, "budgetStats");
   add<close_budget>(exports, "closeBudget");
+  add<charge_budget>(exports, "chargeBudget");
 
   add<create_block>(exports, "createBlock");
   add<block_length>(exports, "blockLength");

@@ -233,6 +233,13 @@ Napi::Value close_budget(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+Napi::Value charge_budget(const Napi::CallbackInfo& info) {
+  const auto cache = Argument(info, 0, "cache").handle<CacheHandle>();
+  const std::int64_t budget = Argument(info, 1, "budget").size();
+  cache->open()->charge_budget(budget, Argument(info, 2, "pages").count());
+  return info.Env().Undefined();
+}
+
 Napi::Value block_length(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(block_argument(info, 0, "block")->length()));
 }
@@ -298,7 +305,10 @@ Napi::Value block_clear(const Napi::CallbackInfo& info) {
 
 Napi::Value block_fork(const Napi::CallbackInfo& info) {
   const auto block = block_argument(info, 0, "block");
-  return to_handle(info.Env(), std::make_shared<BlockHandle>(block->cache(), block->idle().fork()));
+  const CacheBlock& source = block->idle();
+  const Argument begin(info, 1, "begin");
+  auto fork = begin.is_undefined() ? source.fork() : source.fork(begin.count(), Argument(info, 2, "end").count());
+  return to_handle(info.Env(), std::make_shared<BlockHandle>(block->cache(), std::move(fork)));
 }
 
 Napi::Value block_compact(const Napi::CallbackInfo& info) {

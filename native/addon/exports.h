@@ -38,6 +38,7 @@ Napi::Value create_block(const Napi::CallbackInfo& info);
 Napi::Value open_budget(const Napi::CallbackInfo& info);
 Napi::Value budget_stats(const Napi::CallbackInfo& info);
 Napi::Value close_budget(const Napi::CallbackInfo& info);
+Napi::Value charge_budget(const Napi::CallbackInfo& info);
 Napi::Value block_length(const Napi::CallbackInfo& info);
 Napi::Value block_tokens(const Napi::CallbackInfo& info);
 Napi::Value block_segments(const Napi::CallbackInfo& info);

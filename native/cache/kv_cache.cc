@@ -152,6 +152,11 @@ void KvCache::close_budget(std::int64_t id) noexcept {
   pool_.close_budget(id);
 }
 
+void KvCache::charge_budget(std::int64_t id, std::int64_t pages) {
+  const std::scoped_lock lock(pool_.mutex);
+  pool_.charge_budget(id, pages);
+}
+
 PagePool::Budget KvCache::budget(std::int64_t id) const {
   const std::scoped_lock lock(pool_.mutex);
   return pool_.budget(id);
@@ -241,9 +246,14 @@ void CacheBlock::clear() {
   keep_segments({});
 }
 
-std::shared_ptr<CacheBlock> CacheBlock::fork() const {
+std::shared_ptr<CacheBlock> CacheBlock::fork(std::int64_t begin, std::int64_t end) const {
+  if (end < 0 || end > length()) refuse(range_message("end", end, 0, length()));
+  if (begin < 0 || begin > end) refuse(range_message("begin", begin, 0, end));
   std::shared_ptr<CacheBlock> copy(new CacheBlock(cache_, budget_));
-  copy->share_segments(segments_);
+  std::vector<Segment> part;
+  part.reserve(segments_.size());
+  push_range(part, segments_, begin, end);
+  copy->share_segments(std::move(part));
   return copy;
 }
 

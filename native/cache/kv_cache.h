@@ -60,6 +60,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   // Budgets of pages (PagePool::Budget), by number. They may be opened, closed and read on any thread at any time.
   std::int64_t open_budget(std::int64_t limit);
   void close_budget(std::int64_t id) noexcept;
+  void charge_budget(std::int64_t id, std::int64_t pages);
   PagePool::Budget budget(std::int64_t id) const;
 
   std::uint64_t id() const { return id_; }  // of all caches of the process
@@ -125,7 +126,8 @@ class CacheBlock {
   void truncate(std::int64_t length);                 // keeps the first `length`, 0 <= length <= length()
   void forget(std::int64_t begin, std::int64_t end);  // removes [begin, end), 0 <= begin <= end <= length()
   void clear();
-  std::shared_ptr<CacheBlock> fork() const;
+  std::shared_ptr<CacheBlock> fork() const { return fork(0, length()); }
+  std::shared_ptr<CacheBlock> fork(std::int64_t begin, std::int64_t end) const;  // of tokens [begin, end)
 
   // Joins the block's segments into one. The first segment stays where it is, but for the tokens of a
   // partly filled last page that the block may not write on in; what comes behind is copied there. Keys

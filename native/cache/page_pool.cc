@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <string>
+#include <utility>
 
 #include "core/error.h"
 
@@ -36,6 +37,7 @@ void PagePool::close_budget(std::int64_t id) noexcept {
   const auto found = budgets_.find(id);
   if (found == budgets_.end()) return;
   found->second.closed = true;
+  found->second.in_use -= std::exchange(found->second.charged, 0);
   if (found->second.in_use == 0) budgets_.erase(found);
 }
 
@@ -43,6 +45,15 @@ const PagePool::Budget& PagePool::budget(std::int64_t id) const {
   const auto found = budgets_.find(id);
   if (found == budgets_.end() || found->second.closed) refuse("there is no budget number " + std::to_string(id));
   return found->second;
+}
+
+void PagePool::charge_budget(std::int64_t id, std::int64_t pages) {
+  budget(id);
+  require_free(pages, id);
+  Budget& own = budgets_.find(id)->second;
+  own.in_use += pages;
+  own.charged += pages;
+  own.peak = std::max(own.peak, own.in_use);
 }
 
 void PagePool::make_room(std::int64_t count) {

@@ -28,10 +28,11 @@ class PagePool {
   };
 
   // How many pages some blocks together may have taken at once. A page counts for the budget of the block that took it
-  // until it is free again, whoever shares it meanwhile.
+  // until it is free again, whoever shares it meanwhile. What others took may be charged to a budget as well.
   struct Budget {
     std::int64_t limit = 0;
-    std::int64_t in_use = 0;
+    std::int64_t in_use = 0;   // with those charged
+    std::int64_t charged = 0;  // until it is closed
     std::int64_t peak = 0;
     bool closed = false;  // goes once its pages are free
   };
@@ -51,6 +52,9 @@ class PagePool {
   std::int64_t open_budget(std::int64_t limit);  // its id
   void close_budget(std::int64_t id) noexcept;
   const Budget& budget(std::int64_t id) const;  // throws kInvalidArgument
+  // Counts `pages` that somebody else has taken. Throws kInvalidArgument, and kOutOfPages where there is no room for
+  // them.
+  void charge_budget(std::int64_t id, std::int64_t pages);
 
   // Throws kOutOfPages unless so many pages are free, of the pool and of the budget.
   void require_free(std::int64_t count) const;

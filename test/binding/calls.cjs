@@ -138,6 +138,10 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
     openBudget: { args: () => [cache, 3], handles: { '[0]': 'cache' } },
     budgetStats: { args: () => [cache, native.openBudget(cache, 3)], handles: { '[0]': 'cache' } },
     closeBudget: { args: () => [cache, native.openBudget(cache, 3)], handles: { '[0]': 'cache' } },
+    chargeBudget: {
+      args: () => [cache, native.openBudget(cache, 3), 2],
+      handles: { '[0]': 'cache' },
+    },
 
     createBlock: {
       args: () => [cache, native.openBudget(cache, 3)],
@@ -157,7 +161,7 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
     blockTruncate: { args: () => [native.blockFork(a), 1], handles: { '[0]': 'block' } },
     blockForget: { args: () => [native.blockFork(a), 1, 2], handles: { '[0]': 'block' } },
     blockClear: { args: () => [native.blockFork(a)], handles: { '[0]': 'block' } },
-    blockFork: { args: () => [a], handles: { '[0]': 'block' } },
+    blockFork: { args: () => [a, 0, 1], handles: { '[0]': 'block' } },
     blockCompact: {
       args: () => [native.blockFork(a)],
       handles: { '[0]': 'block' },

@@ -590,8 +590,14 @@ void random_operation(World& world, Rng& rng, bool thorough, bool may_compact) {
       break;
     case 6:
       if (world.blocks.size() >= 7) break;
-      world.blocks.push_back(target.fork());
-      world.lists.push_back(std::vector<std::int32_t>(list));
+      if (random_int(rng, 0, 1) == 0) {
+        world.blocks.push_back(target.fork());
+        world.lists.push_back(std::vector<std::int32_t>(list));
+      } else {
+        const std::int64_t end = random_int(rng, 0, length), begin = random_int(rng, 0, end);
+        world.blocks.push_back(target.fork(begin, end));
+        world.lists.push_back(std::vector<std::int32_t>(list.begin() + begin, list.begin() + end));
+      }
       break;
     case 7:
       if (world.blocks.size() < 3) break;
@@ -790,11 +796,11 @@ TEST(segments) {
   CHECK(a->segments().size() == 1 && a->segments()[0].pages.size() == 2 && a->segments()[0].rotated_at == 0);
 
   // A range taken out and put back where it was leaves one segment.
-  BlockPtr middle = a->fork();
-  middle->truncate(70);
-  middle->forget(0, 20);
+  BlockPtr middle = a->fork(20, 70);
   CHECK(middle->segments().size() == 1 && middle->segments()[0].first_slot == 20);
   CHECK(middle->segments()[0].rotated_at == 20);
+  world.rejects(code::kInvalidArgument, [&] { a->fork(0, 101); });
+  world.rejects(code::kInvalidArgument, [&] { a->fork(5, 4); });
   a->forget(20, 70);
   CHECK(a->segments().size() == 2);
   a->insert(20, *middle);
@@ -1079,6 +1085,26 @@ TEST(compact) {
   world.check_contents();
 }
 
+// A fork of whole pages goes on in pages of its own, in one segment; what it leaves out stays its block's alone.
+TEST(fork_of_a_range) {
+  World world(plain_device(), 10 * kPageSize);
+  world.create();
+  const BlockPtr a = world.blocks[0];
+  world.append(0, kPageSize + 36);
+  const BlockPtr fork = a->fork(0, kPageSize);
+  world.blocks.push_back(fork);
+  world.lists.push_back(std::vector<std::int32_t>(world.lists[0].begin(), world.lists[0].begin() + kPageSize));
+  a->truncate(kPageSize + 20);
+  world.lists[0].resize(kPageSize + 20);
+  world.append(0, 2);
+  CHECK(a->segments().size() == 1 && a->segments()[0].pages.size() == 2);
+  world.append(1, 3);
+  CHECK(fork->segments().size() == 1 && fork->segments()[0].pages.size() == 2);
+  CHECK(fork->segments()[0].pages[0] == a->segments()[0].pages[0]);
+  CHECK(fork->segments()[0].pages[1] != a->segments()[0].pages[1]);
+  world.check_contents();
+}
+
 // Blocks of one budget together take no more pages than it has, whatever is free beside it; pages count for whoever
 // took them until they are free.
 TEST(budgets) {
@@ -1124,11 +1150,24 @@ TEST(budgets) {
   world.rejects(code::kOutOfPages, append(fork, one));
   world.check_contents();
 
+  // Pages that others have taken may be charged to it; then they are as if it had taken them, until it is closed.
+  world.blocks[fork]->truncate(kPageSize);
+  world.lists[fork].resize(kPageSize);
+  CHECK(used() == 1);
+  world.rejects(code::kOutOfPages, [&] { cache.charge_budget(budget, 3); });
+  cache.charge_budget(budget, 1);
+  CHECK(used() == 2 && cache.budget(budget).peak == 3);
+  world.rejects(code::kOutOfPages, append(fork, std::vector<std::int32_t>(2 * kPageSize, 1)));
+  world.append(fork, kPageSize);
+  CHECK(used() == 3);
+  world.rejects(code::kInvalidArgument, [&] { cache.charge_budget(77, 1); });
+
   // Closed: no new blocks; what has been taken is still counted, and given back.
   cache.close_budget(budget);
   cache.close_budget(budget);
   world.rejects(code::kInvalidArgument, [&] { cache.create_block(budget); });
   world.rejects(code::kInvalidArgument, [&] { cache.budget(budget); });
+  world.rejects(code::kInvalidArgument, [&] { cache.charge_budget(budget, 1); });
   world.rejects(code::kInvalidArgument, [&] { cache.create_block(77); });
   world.rejects(code::kInvalidArgument, [&] { cache.open_budget(0); });
   world.blocks.clear();
