@@ -32,7 +32,8 @@ let links = 0
 const dead = new Set()
 for (const page of pages) {
   const file = path.join(folder, page)
-  for (const [, raw] of fs.readFileSync(file, 'utf8').matchAll(/ (?:href|src)="([^"]*)"/g)) {
+  const text = fs.readFileSync(file, 'utf8').replace(/<use [^>]*>/g, '') // icons, which a script brings
+  for (const [, raw] of text.matchAll(/ (?:href|src)="([^"]*)"/g)) {
     const link = plainText(raw)
     if (/^[a-z]+:/.test(link)) continue
     links++

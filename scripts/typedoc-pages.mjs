@@ -35,12 +35,12 @@ export function load(app) {
     const [first] = project.readme ?? []
     if (first !== undefined) first.text = first.text.replace(/^# .*\n/, '')
   })
-  // The address of the first page is given as that of its folder, which only a server makes a page of.
+  // The address of the first page is given as that of its folder, which only a server makes a page of. Icons are looked up in
+  // a file of their own, which browsers refuse to pages from the disk; assets/icons.js puts them into each page anyway.
   app.renderer.on(PageEvent.END, (page) => {
-    page.contents = page.contents?.replace(
-      /href="((?:\.\.?\/)+)(#[^"]*)?"/g,
-      'href="$1index.html$2"',
-    )
+    page.contents = page.contents
+      ?.replace(/href="((?:\.\.?\/)+)(#[^"]*)?"/g, 'href="$1index.html$2"')
+      .replace(/<use href="[^"#]*icons\.svg#/g, '<use href="#')
   })
 }
 

@@ -17,7 +17,7 @@ const REFERENCE = [
   'index.html',
   'modules/API.html',
   'functions/API.runWorkers.html',
-  'classes/API.Model.html',
+  'interfaces/API.Model.html',
   'interfaces/API.RunOptions.html',
   'types/API.WorkerEvent.html',
 ]
@@ -139,9 +139,9 @@ async function main() {
         document.querySelector('#tsd-search-trigger').click()
         const input = document.querySelector('#tsd-search-input')
         input.value = ${JSON.stringify(text)}
-        for (let i = 0; i < 50; i++) {
+        for (let i = 0; i < 10; i++) {
           input.dispatchEvent(new Event('input', { bubbles: true }))
-          await new Promise((resolve) => setTimeout(resolve, 100))
+          await new Promise((resolve) => setTimeout(resolve, 500)) // it searches 200 ms behind the last input
           const results = document.querySelector('#tsd-search-results')?.textContent ?? ''
           if (results !== '') return results
         }
