@@ -27,6 +27,7 @@ test.each([
   ['prefill', 'docs/getting-started.md'],
   ['beginPass', 'docs/engines.md'],
   ['step', 'docs/hooks.md'],
+  ['runWorkers', 'docs/sessions.md'],
 ])('there is an example of %s in %s', (...example) => {
   expect(named.map(([what, document]) => [what, document])).toContainEqual(example)
 })

@@ -278,7 +278,7 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
     },
     exportEnd: { args: async () => [await newExport()], handles: { '[0]': 'export' } },
     beginImport: {
-      args: async () => [newCache(), native.exportIndex(await newExport())],
+      args: async () => [newCache(), native.exportIndex(await newExport()), [0, 0]],
       handles: { '[0]': 'cache' },
     },
     importPieces: { args: async () => [await newImport()], handles: { '[0]': 'import' } },
