@@ -103,7 +103,7 @@ export async function importBlocks(
   return await whileOpen(cache, options, (transfer) =>
     readSessionFile(path, transfer, async (file) => {
       const data = dataOf(file, kind)
-      return { blocks: await takeBlocks(cache, file), data }
+      return { blocks: await takeBlocks(cache, file, []), data }
     }),
   )
 }
@@ -130,12 +130,12 @@ export function sizesOf({ path, index }: SessionFile): { pages: number; blocks: 
 
 /**
  * The blocks of a file, where the cache is what it must be. `budgets`: whose pages they take, one for each block, and one for
- * pages that none of them took; 0 and without it: nobody's.
+ * pages that none of them took; 0 and an empty list: nobody's.
  */
 export async function takeBlocks(
   cache: Cache,
   file: SessionFile,
-  budgets?: readonly number[],
+  budgets: readonly number[],
 ): Promise<Block[]> {
   checkFacts(file, await cacheFacts(cache))
   const handles = await importPieces(cache, file, budgets)
@@ -145,7 +145,7 @@ export async function takeBlocks(
 async function importPieces(
   cache: Cache,
   file: SessionFile,
-  budgets: readonly number[] | undefined,
+  budgets: readonly number[],
 ): Promise<BlockHandle[]> {
   const handle = native.beginImport(cache.open(), file.index, budgets)
   try {
