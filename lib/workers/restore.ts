@@ -129,8 +129,9 @@ export interface RestoredRun {
  * HOGWILD_CLOSED, HOGWILD_ABORTED.
  */
 export async function restoreRun(path: string, options: RestoreOptions): Promise<RestoredRun> {
-  const { signal, onProgress } = checkTransfer(options, RESTORE_KEYS)
-  const given = checkGiven(options)
+  const { onProgress, ...others } = checkTransfer(options, RESTORE_KEYS)
+  const { signal } = others
+  const given = checkGiven(others)
   const abort = new AbortController()
   const forget = onAbort(signal, () => abort.abort())
   try {
@@ -171,8 +172,9 @@ type Given = Omit<RestoreOptions, 'onProgress' | 'triggers' | 'workers'> & {
   workers: ReadonlyMap<string, RestoredWorker>
 }
 
-function checkGiven(options: RestoreOptions): Given {
-  const { triggers = [], workers = {}, ...given } = checkOptions(options, 'options', RESTORE_KEYS)
+/** `options`: a copy. */
+function checkGiven(options: Omit<RestoreOptions, 'onProgress'>): Given {
+  const { triggers = [], workers = {}, ...given } = options
   const { tokenizer, cache, scheduler } = given
   const model = checkInstance(given.model, 'options.model', Model)
   if (tokenizer !== undefined) checkInstance(tokenizer, 'options.tokenizer', Tokenizer)
@@ -182,19 +184,19 @@ function checkGiven(options: RestoreOptions): Given {
   checkOptionalFunction(given.turnHeader, 'options.turnHeader')
   checkOptionalFunction(given.park, 'options.park')
   checkOptionalFunction(given.onPrefill, 'options.onPrefill')
-  const names = readable('options.workers', undefined, () =>
-    Object.keys(checkObject(workers, 'options.workers')),
+  const entries = readable('options.workers', undefined, () =>
+    Object.entries(checkObject(workers, 'options.workers')),
   )
   return {
     ...given,
     triggers: checkTriggers(triggers, tokenizer),
     workers: new Map(
-      names.map((name) => [name, checkWorker(workers[name], `options.workers.${name}`)]),
+      entries.map(([name, worker]) => [name, checkWorker(worker, `options.workers.${name}`)]),
     ),
   }
 }
 
-function checkWorker(value: RestoredWorker | undefined, name: string): RestoredWorker {
+function checkWorker(value: unknown, name: string): RestoredWorker {
   const { processLogits, grammar } = checkOptions(value as RestoredWorker, name, WORKER_KEYS)
   checkOptionalFunction(processLogits, `${name}.processLogits`)
   if (grammar !== undefined) checkInstance(grammar, `${name}.grammar`, Grammar)
