@@ -1,18 +1,24 @@
 // `npm run bench:sessions`: how long a session of 16k tokens takes to a file and back, beside what the disk takes for as many
-// bytes. The shape is that of SmolLM2-135M, the cache in bf16; keys and values are random. Writes
-// bench/results/sessions.json.
+// bytes: as blocks, and as a run in its middle. The shape is that of SmolLM2-135M, the cache in bf16; keys and values are
+// random, and so is the model. Writes bench/results/sessions.json.
 
 import { randomFillSync } from 'node:crypto'
 import { mkdir, open, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { type Block, type Cache, createCache, createDevice, ropeFrequencies } from 'hogwild'
+import {
+  type Block,
+  type Cache,
+  createDevice,
+  loadModel,
+  type Model,
+  restoreRun,
+  runWorkers,
+} from 'hogwild'
+import { withRandomLlama } from '../lib/cli/bench/random-llama'
 import { machine, round, spread } from './machine'
 
-const LAYERS = 30
-const KV_HEADS = 3
-const HEAD_DIM = 64
 const WORKERS = 4
 /** Bytes that the disk is given at once. */
 const PIECE = 4 * 2 ** 20
@@ -28,19 +34,21 @@ const { values } = parseArgs({
 })
 
 async function main(): Promise<void> {
+  await withRandomLlama(bench)
+}
+
+async function bench(folder: string): Promise<void> {
   const about = machine()
   const repeat = Number(values.repeat)
   using device = createDevice({ type: 'cpu' })
+  await using model = await loadModel(folder, { device, onWarning: () => {} })
   const open = () =>
-    createCache({
-      ...{ layers: LAYERS, kvHeads: KV_HEADS, headDim: HEAD_DIM, dtype: 'bf16', device },
-      rope: ropeFrequencies({ type: 'default', theta: 10_000, rotaryDim: HEAD_DIM }),
-      capacity: 2 * Number(values.tokens),
-    })
+    model.createCache({ dtype: 'bf16', capacity: 2 * Number(values.tokens), onWarning: () => {} })
   await using cache = open()
   await using other = open()
   const blocks = await fill(cache, Number(values.tokens))
-  const path = join(values.folder, `hogwild-bench-${process.pid}.blocks`)
+  const path = join(values.folder, `hogwild-bench-${process.pid}`)
+  const files = { blocks: `${path}.blocks`, run: `${path}.run`, plain: `${path}.plain` }
   const disk: number[] = []
   const save: number[] = []
   const load: number[] = []
@@ -48,28 +56,25 @@ async function main(): Promise<void> {
     let bytes = 0
     for (let i = 0; i < repeat; i++) {
       // In turn, so that all see the same disk.
-      save.push(await seconds(async () => (bytes = await cache.export(blocks, path))))
+      save.push(await seconds(async () => (bytes = await cache.export(blocks, files.blocks))))
       load.push(
         await seconds(async () => {
-          const { blocks: imported } = await other.import(path)
+          const { blocks: imported } = await other.import(files.blocks)
           for (const block of imported) block.close()
         }),
       )
-      disk.push(await seconds(() => writePlain(`${path}.plain`, bytes)))
+      disk.push(await seconds(() => writePlain(files.plain, bytes)))
     }
-    const { size } = await stat(path)
-    const speed = (times: readonly number[]) =>
-      spread(
-        times.map((time) => size / time / 1e9),
-        3,
-      )
+    const run = await saveRun(model, cache, other, blocks, files.run)
+    const { size } = await stat(files.blocks)
     const report = {
       tokens: Number(values.tokens),
       bytes: size,
-      save_gb_per_s: speed(save),
-      load_gb_per_s: speed(load),
-      disk_write_gb_per_s: speed(disk),
-      save_of_disk: round(speed(save).median / speed(disk).median, 3),
+      save_gb_per_s: speed(size, save),
+      load_gb_per_s: speed(size, load),
+      ...run,
+      disk_write_gb_per_s: speed(size, disk),
+      save_of_disk: round(speed(size, save).median / speed(size, disk).median, 3),
       simd: device.info.simd,
       threads: device.info.threads,
       command: `npm run bench:sessions -- ${process.argv.slice(2).join(' ')}`.trim(),
@@ -80,8 +85,53 @@ async function main(): Promise<void> {
     await writeFile(join(values.out, 'sessions.json'), json)
     process.stdout.write(json)
   } finally {
-    await rm(path, { force: true })
-    await rm(`${path}.plain`, { force: true })
+    for (const file of Object.values(files)) await rm(file, { force: true })
+  }
+}
+
+const speed = (bytes: number, times: readonly number[]) =>
+  spread(
+    times.map((time) => bytes / time / 1e9),
+    3,
+  )
+
+/** Workers that go on in the blocks, between two of their steps. */
+async function saveRun(
+  model: Model,
+  cache: Cache,
+  other: Cache,
+  [common, ...owns]: readonly Block[],
+  path: string,
+) {
+  const workers = owns.map((own, seed) => {
+    return { name: `${seed}`, own, prompt: [1], sampler: { temperature: 1, seed } }
+  })
+  await using run = runWorkers({ model, cache, common, prompt: [], workers, maxTokens: 8 })
+  const events = run[Symbol.asyncIterator]()
+  for (;;) {
+    const next = await events.next()
+    if (next.done || next.value.type === 'step') break
+  }
+  const save: number[] = []
+  const load: number[] = []
+  let bytes = 0
+  for (let i = 0; i < Number(values.repeat); i++) {
+    save.push(await seconds(async () => (bytes = await run.save(path))))
+    let taken: Block[] = []
+    load.push(
+      await seconds(async () => {
+        const { run: restored } = await restoreRun(path, { model, cache: other })
+        const { common: prompt, workers: found } = restored.blocks
+        taken = [prompt as Block, ...Object.values(found).map(({ own }) => own)]
+        await restored.close()
+      }),
+    )
+    for (const block of taken) block.close()
+  }
+  return {
+    run_bytes: bytes,
+    run_save_gb_per_s: speed(bytes, save),
+    run_restore_gb_per_s: speed(bytes, load),
   }
 }
 
@@ -96,9 +146,10 @@ async function fill(cache: Cache, tokens: number): Promise<Block[]> {
 
 async function append(cache: Cache, block: Block, tokens: number): Promise<void> {
   const pass = cache.beginPass([{ view: { blocks: [block] }, tokens }])
-  const floats = new Float32Array(tokens * KV_HEADS * HEAD_DIM)
+  const { layers, kvHeads, headDim } = cache.shape
+  const floats = new Float32Array(tokens * kvHeads * headDim)
   for (let i = 0; i < floats.length; i++) floats[i] = Math.sin(i)
-  for (let layer = 0; layer < LAYERS; layer++) await pass.append(layer, floats, floats)
+  for (let layer = 0; layer < layers; layer++) await pass.append(layer, floats, floats)
   pass.commit()
 }
 

@@ -41,8 +41,13 @@ interface Header {
   data: unknown
 }
 
-/** `blocks`: of `cache.export`. */
-export type FileKind = 'blocks'
+/** What kinds of files hold, and who reads them. */
+const KINDS = {
+  blocks: 'blocks: cache.import reads them',
+  run: 'a run: restoreRun reads it',
+} as const
+
+export type FileKind = keyof typeof KINDS
 
 export async function cacheFacts(cache: Cache): Promise<CacheFacts> {
   const { layers, kvHeads, headDim, dtype } = cache.shape
@@ -141,17 +146,54 @@ export async function importBytes(cache: Cache, path: string, bytes: Buffer): Pr
 }
 
 async function importFile(cache: Cache, file: SessionFile, kind: FileKind): Promise<FileBlocks> {
-  const { data } = checkHeader(file, kind, await cacheFacts(cache))
-  const handles = await importPieces(cache, file)
-  return { blocks: handles.map((handle) => new Block(cache, handle)), data }
+  const data = dataOf(file, kind)
+  return { blocks: await takeBlocks(cache, file, []), data }
+}
+
+/** What went with the blocks. Throws HOGWILD_INVALID_SESSION for a file of another kind. */
+export function dataOf({ path, header }: SessionFile, kind: FileKind): unknown {
+  const code = 'HOGWILD_INVALID_SESSION'
+  const { kind: found, data } = checkObject(header, `the header of ${path}`, code)
+  if (found === kind) return data ?? null
+  const known = Object.keys(KINDS).find((other): other is FileKind => other === found)
+  throw invalidSession(
+    path,
+    `holds ${known === undefined ? describe(found) : KINDS[known]}: expected ${describe(kind)}`,
+  )
+}
+
+/** How many blocks a file's index is of, and how many pages they take. It is checked when they are taken. */
+export function sizesOf({ path, index }: SessionFile): { pages: number; blocks: number } {
+  const begin = Buffer.from(index.buffer, index.byteOffset, index.length)
+  if (index.length < 16) throw invalidSession(path, `has an index of ${index.length} bytes`)
+  const [pages, blocks] = [begin.readBigUInt64LE(), begin.readBigUInt64LE(8)]
+  return { pages: Number(pages), blocks: Number(blocks) }
+}
+
+/**
+ * The blocks of a file, where the cache is what it must be. `budgets`: whose pages they take, one for each block, and one for
+ * pages that none of them took; 0 and an empty list: nobody's.
+ */
+export async function takeBlocks(
+  cache: Cache,
+  file: SessionFile,
+  budgets: readonly number[],
+): Promise<Block[]> {
+  checkFacts(file, await cacheFacts(cache))
+  const handles = await importPieces(cache, file, budgets)
+  return handles.map((handle) => new Block(cache, handle))
 }
 
 /** Of an index: each takes so many bytes. */
 const INDEX_PAGE_BYTES = 24
 
-async function importPieces(cache: Cache, file: SessionFile): Promise<BlockHandle[]> {
+async function importPieces(
+  cache: Cache,
+  file: SessionFile,
+  budgets: readonly number[],
+): Promise<BlockHandle[]> {
   cache.makeRoom(Math.ceil(file.index.length / INDEX_PAGE_BYTES))
-  const handle = native.beginImport(cache.open(), file.index)
+  const handle = native.beginImport(cache.open(), file.index, budgets)
   try {
     const sizes = native.importPieces(handle)
     const expected = sizes.reduce((sum, bytes) => sum + bytes, 0)
@@ -167,7 +209,7 @@ async function importPieces(cache: Cache, file: SessionFile): Promise<BlockHandl
 }
 
 /** Closing the cache ends the work as the signal does, and waits for it. What `onProgress` throws comes out as it is. */
-async function whileOpen<T>(
+export async function whileOpen<T>(
   cache: Cache,
   { signal, onProgress }: TransferOptions,
   work: (options: TransferOptions) => Promise<T>,
@@ -197,12 +239,10 @@ async function whileOpen<T>(
   }
 }
 
-function checkHeader({ path, header }: SessionFile, kind: FileKind, own: CacheFacts): Header {
+/** Throws HOGWILD_INVALID_SESSION where a file's blocks are of another cache or model. */
+export function checkFacts({ path, header }: SessionFile, own: Partial<CacheFacts>): void {
   const code = 'HOGWILD_INVALID_SESSION'
-  const { kind: found, cache, data } = checkObject(header, `the header of ${path}`, code)
-  if (found !== kind) {
-    throw invalidSession(path, `holds ${describe(found)}: expected ${describe(kind)}`)
-  }
+  const { cache } = checkObject(header, `the header of ${path}`, code)
   const facts = checkObject(cache, `"cache" in the header of ${path}`, code)
   for (const [name, value] of Object.entries(own)) {
     if (JSON.stringify(facts[name]) === JSON.stringify(value)) continue
@@ -211,5 +251,4 @@ function checkHeader({ path, header }: SessionFile, kind: FileKind, own: CacheFa
       `is of another ${name === 'model' ? 'model' : 'cache'}: ${name} is ${describe(facts[name])}, this cache has ${describe(value)}`,
     )
   }
-  return { kind, cache: own, data: data ?? null }
 }

@@ -28,6 +28,7 @@ import {
   invalid,
   isFloat64Array,
   optionKeys,
+  readable,
 } from './validate'
 import { type WarningHandler, Warnings } from './warnings'
 
@@ -188,7 +189,7 @@ export interface LayerRopes {
 }
 
 function checkRopes(rope: CacheOptions['rope'], layers: number, headDim: number): LayerRopes {
-  if (!Array.isArray(rope)) {
+  if (!readable('options.rope', undefined, () => Array.isArray(rope))) {
     const everywhere = checkRope(rope as RopeOptions, 'options.rope', headDim)
     return { ropes: [everywhere], layerRopes: new Int32Array(layers) }
   }

@@ -5,7 +5,7 @@ import { escapeUnsafe } from './printable'
  *
  * - `HOGWILD_INVALID_ARGUMENT`: a value of the wrong type, shape or range; the message names what is expected.
  * - `HOGWILD_INVALID_MODEL`: model files that are damaged, incomplete or contradict each other.
- * - `HOGWILD_INVALID_SESSION`: a file of blocks that is damaged, cut short, something else, or of another model or cache; the message says what was found.
+ * - `HOGWILD_INVALID_SESSION`: a file of blocks or of a run that is damaged, cut short, something else, or of another model or cache; the message says what was found.
  * - `HOGWILD_UNSUPPORTED`: a model, device or option that this build or machine does not offer; the message names what it does.
  * - `HOGWILD_OUT_OF_PAGES`: the cache's page pool cannot hold the new tokens.
  * - `HOGWILD_OUT_OF_MEMORY`: the system or the device has no memory left.

@@ -198,12 +198,19 @@ export type { Admission } from './workers/pool'
 export type { PrefixMetrics } from './workers/prefix-store'
 export type { ProbeResult } from './workers/probe'
 export {
+  type RestoredRun,
+  type RestoredWorker,
+  type RestoreOptions,
+  restoreRun,
+} from './workers/restore'
+export {
   type ParkOptions,
   type ProbeOptions,
   runWorkers,
   type StopOptions,
   type WorkerRun,
 } from './workers/run'
+export type { SaveOptions } from './workers/save'
 export {
   createScheduler,
   type PrefixOptions,

@@ -382,8 +382,11 @@ export interface NativeBinding {
   exportRead(handle: ExportHandle, piece: number): Promise<Uint8Array>
   /** Takes effect once the calls under way have ended. */
   exportEnd(handle: ExportHandle): void
-  /** Takes the pages. Refused with HOGWILD_INVALID_SESSION where the index is damaged. */
-  beginImport(cache: CacheHandle, index: Uint8Array): ImportHandle
+  /**
+   * Takes the pages. `budgets`: those of the blocks, and last that of pages which none of them took; 0 and an empty list:
+   * nobody's. Refused with HOGWILD_INVALID_SESSION where the index is damaged.
+   */
+  beginImport(cache: CacheHandle, index: Uint8Array, budgets: readonly number[]): ImportHandle
   importPieces(handle: ImportHandle): Float64Array
   /** Pieces in order, each once. */
   importWrite(handle: ImportHandle, piece: number, bytes: Uint8Array): Promise<void>

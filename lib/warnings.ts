@@ -32,6 +32,16 @@ export class Warnings {
     return new Warnings(handler ?? this.#handler)
   }
 
+  /** Codes that were told. */
+  get told(): string[] {
+    return [...this.#told]
+  }
+
+  /** These codes count as told. */
+  skip(codes: readonly string[]): void {
+    for (const code of codes) this.#told.add(code)
+  }
+
   warn(code: Warning['code'], message: string): void {
     if (this.#told.has(code)) return
     this.#told.add(code)

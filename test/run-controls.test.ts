@@ -6,14 +6,20 @@ const { play } = require('./long/controls.cjs') as {
   play(
     package_: typeof hogwild,
     seeds: readonly number[],
-  ): Promise<{ runs: number; events: Record<string, number>; faults: string[] }>
+  ): Promise<{
+    runs: number
+    restored: number
+    events: Record<string, number>
+    faults: string[]
+  }>
 }
 
-test('120 random runs, with controls from events, callbacks, warnings and timers', async () => {
+test('120 random runs, with controls and saves from events, callbacks, warnings and timers', async () => {
   const seeds = Array.from({ length: 120 }, (_, i) => i + 1)
-  const { runs, events, faults } = await play(hogwild, seeds)
+  const { runs, restored, events, faults } = await play(hogwild, seeds)
   expect(faults).toEqual([])
   expect(runs).toBe(120)
+  expect(restored).toBeGreaterThan(20)
   // The runs come to every kind of event.
   const kinds = ['join', 'pause', 'resume', 'token', 'turn', 'stop', 'warning', 'step', 'end']
   expect(Object.keys(events).sort()).toEqual(kinds.sort())

@@ -15,14 +15,14 @@ export type PageGuard = () => (group: Group, pages: number) => boolean
 
 interface Waiting {
   group: Group
-  signal: AbortSignal
+  signal: AbortSignal | undefined
   reject: (error: unknown) => void
 }
 
 /** A group whose consumer waits for events. */
 interface Advance extends Waiting {
   type: 'advance'
-  resolve: (events: WorkerEvent[] | undefined) => void
+  resolve: (hasEvents: boolean) => void
 }
 
 /** A question about a group's blocks as they are between two of its steps. */
@@ -32,11 +32,19 @@ interface Probe extends Waiting {
   resolve: (outputs: StepOutput[]) => void
 }
 
-type Request = Advance | Probe
+/** Work that takes its time and needs the cache for itself. */
+interface Hold extends Waiting {
+  type: 'hold'
+  pages: number
+  work: () => Promise<unknown>
+  resolve: (value: unknown) => void
+}
+
+type Request = Advance | Probe | Hold
 
 /** What a group brings to a step. */
 interface Share {
-  request: Request
+  request: Advance | Probe
   parts: StepWorker[]
   /** Of a block that is filled: how many tokens; 0: all of the parts, as a whole. */
   filling: number
@@ -63,14 +71,30 @@ export class Batcher {
   }
 
   /**
-   * The next events of a group, once they are known; undefined: it is idle. What a group brings is in the next step that
-   * begins; a group that does not ask is in none. Rejects with what the step or a callback throws, and with
-   * HOGWILD_ABORTED once the group's part of a step under way has ended.
+   * Brings the next events of a group into its outbox, once they are known; false: it is idle. What a group brings is in
+   * the next step that begins; a group that does not ask is in none. Rejects with what the step or a callback throws, and
+   * with HOGWILD_ABORTED once the group's part of a step under way has ended.
    */
-  async advance(group: Group, signal: AbortSignal): Promise<WorkerEvent[] | undefined> {
-    return await this.#ask<WorkerEvent[] | undefined>(signal, (resolve, reject) => {
+  async advance(group: Group, signal: AbortSignal): Promise<boolean> {
+    return await this.#ask<boolean>(signal, (resolve, reject) => {
       return { type: 'advance', group, signal, resolve, reject }
     })
+  }
+
+  /**
+   * What `work` resolves to: called between two steps of the cache, the next of which waits until it has settled. `pages`:
+   * those that the group takes in it, once it may. Rejects with what it throws, and with HOGWILD_ABORTED where `signal` is
+   * aborted before it begins.
+   */
+  async hold<T>(
+    group: Group,
+    signal: AbortSignal | undefined,
+    pages: number,
+    work: () => Promise<T>,
+  ): Promise<T> {
+    return (await this.#ask<unknown>(signal, (resolve, reject) => {
+      return { type: 'hold', group, signal, pages, work, resolve, reject }
+    })) as T
   }
 
   /**
@@ -114,7 +138,7 @@ export class Batcher {
   }
 
   async #ask<T>(
-    signal: AbortSignal,
+    signal: AbortSignal | undefined,
     request: (resolve: (value: T) => void, reject: (error: unknown) => void) => Request,
   ): Promise<T> {
     const forget = onAbort(signal, () => this.wake())
@@ -145,11 +169,30 @@ export class Batcher {
         const working = change()
         if (working !== undefined) await working
       }
+      const hasHeld = await this.#holds()
       const shares = this.#shares()
       if (shares.length > 0) await this.#step(shares)
-      else if (this.#changes.length === 0) break
+      else if (!hasHeld && this.#changes.length === 0) break
     }
     this.#isRunning = false
+  }
+
+  /** Work that may begin, one after the other. Whether there was any. */
+  async #holds(): Promise<boolean> {
+    let hasHeld = false
+    for (const request of this.#requests.filter(({ type }) => type === 'hold') as Hold[]) {
+      try {
+        throwIfAborted(request.signal)
+        if (!this.#guard()(request.group, request.pages)) continue
+        hasHeld = true
+        const value = await request.work()
+        this.#drop(request)
+        request.resolve(value)
+      } catch (error) {
+        this.#fail(request, error)
+      }
+    }
+    return hasHeld
   }
 
   /** Answers the requests that need no step. Of the others: what the next step takes. */
@@ -158,6 +201,7 @@ export class Batcher {
     const mayTake = this.#guard()
     let room = this.#chunk
     for (const request of [...this.#requests]) {
+      if (request.type === 'hold') continue
       const { group } = request
       const isOfOneModel = shares.every(
         ({ request }) => request.group.settings.model === group.settings.model,
@@ -172,7 +216,7 @@ export class Batcher {
   }
 
   /** undefined: the request is answered, or finds no room. */
-  #shareOf(request: Request, room: number): Share | undefined {
+  #shareOf(request: Advance | Probe, room: number): Share | undefined {
     try {
       throwIfAborted(request.signal)
       if (request.type === 'probe') return { request, parts: request.parts(), filling: 0 }
@@ -186,7 +230,7 @@ export class Batcher {
           this.#answer(request, next.events)
           return undefined
         case 'idle':
-          this.#answer(request, undefined)
+          this.#answer(request, [])
           return undefined
       }
     } catch (error) {
@@ -220,7 +264,7 @@ export class Batcher {
   }
 
   async #alone(share: Share): Promise<void> {
-    if (share.request.signal.aborted) this.#refused(share, undefined)
+    if (share.request.signal?.aborted) this.#refused(share, undefined)
     else await this.#step([share])
   }
 
@@ -253,9 +297,11 @@ export class Batcher {
     }
   }
 
-  #answer(request: Advance, events: WorkerEvent[] | undefined): void {
+  /** Without events it is idle. */
+  #answer(request: Advance, events: readonly WorkerEvent[]): void {
     this.#drop(request)
-    request.resolve(events)
+    for (const event of events) request.group.state.outbox.push(event)
+    request.resolve(events.length > 0)
   }
 
   #fail(request: Request, error: unknown): void {
@@ -268,7 +314,11 @@ export class Batcher {
   }
 }
 
-function fillingOf(request: Request, { block, tokens, done }: Prefill, room: number): Share {
+function fillingOf(
+  request: Share['request'],
+  { block, tokens, done }: Prefill,
+  room: number,
+): Share {
   const filling = Math.min(room, tokens.length - done)
   const piece = tokens.subarray(done, done + filling)
   return { request, parts: [{ view: { blocks: [block] }, tokens: piece, sampler: null }], filling }

@@ -90,12 +90,18 @@ export interface GroupState {
   prefills: Prefill[]
   /** For the next boundary. */
   controls: (Control | Append)[]
-  /** Of this boundary, not told yet. */
+  /** Of this boundary, to be told before anything is computed. */
   events: WorkerEvent[]
+  /** What the consumer has not taken yet, the oldest first. */
+  outbox: WorkerEvent[]
   /** Whether newcomers and controls are still to be looked at before the next step. */
   atBoundary: boolean
-  /** All workers have stopped, and the last event is out. */
+  /** All workers have stopped, and the last event is in the outbox. */
   hasEnded: boolean
+  /** Which of the sampled tokens stop a worker. */
+  stopTokens: ReadonlySet<number>
+  /** Most pages at once before it was restored. */
+  peakPages: number
 }
 
 export class Group {
@@ -113,18 +119,26 @@ export class Group {
     prefills: [],
     controls: [],
     events: [],
+    outbox: [],
     atBoundary: true,
     hasEnded: false,
+    stopTokens: new Set(),
+    peakPages: 0,
   }
   /** Set before `next` is called. */
   store!: BlockStore
-  readonly #triggers: Triggers
-  #stopTokens: ReadonlySet<number> = new Set()
+  readonly triggers: Triggers
 
   constructor(settings: RunSettings, warnings: Warnings) {
     this.settings = settings
     this.warnings = warnings
-    this.#triggers = new Triggers(settings.triggers)
+    this.triggers = new Triggers(settings.triggers)
+  }
+
+  /** Most pages that its blocks had at once; undefined: nobody counts them. */
+  get peakPages(): number | undefined {
+    const { peakPages } = this.store
+    return peakPages === undefined ? undefined : Math.max(peakPages, this.state.peakPages)
   }
 
   control(control: Control | Append): void {
@@ -204,7 +218,7 @@ export class Group {
       tokens += worker.pending.length
       for (const written of worker.write()) {
         if (written.forced) this.state.promptTokens++
-        this.#triggers.look(worker.name, written.text, written.forced)
+        this.triggers.look(worker.name, written.text, written.forced)
         events.push({ type: 'token', worker: worker.name, step: this.state.steps, ...written })
       }
       events.push(...this.#proceed(worker, state, outputs[i] as StepOutput))
@@ -254,7 +268,7 @@ export class Group {
   /** The common block and the shared header come first. */
   #start(): void {
     const { prompt, sharedHeader, onPrefill } = this.settings
-    this.#stopTokens = findStopTokens(this.settings, this.warnings)
+    this.state.stopTokens = findStopTokens(this.settings, this.warnings)
     this.state.common = this.settings.common ?? this.store.createBlock()
     this.#fill(this.state.common, prompt, { onProgress: onPrefill })
     const { block, tokens } = headerBlock(sharedHeader, this.store)
@@ -289,8 +303,7 @@ export class Group {
     this.state.hasEnded = true
     const { steps, tokens, milliseconds, promptTokens, reusedTokens } = this.state
     const completionTokens = this.workers.reduce((sum, { written }) => sum + written, 0)
-    const { peakPages } = this.store
-    const usage = { promptTokens, reusedTokens, completionTokens, peakPages }
+    const usage = { promptTokens, reusedTokens, completionTokens, peakPages: this.peakPages }
     return { type: 'events', events: [{ type: 'end', steps, tokens, milliseconds, usage }] }
   }
 
@@ -405,7 +418,7 @@ export class Group {
     if (state.name === 'stopping') return [this.#stop(worker, state.reason)]
     const token = worker.sampled(output)
     const { blocks } = state
-    if (this.#stopTokens.has(token) || worker.hasEndedGrammar) {
+    if (this.state.stopTokens.has(token) || worker.hasEndedGrammar) {
       worker.state = { name: 'stopping', blocks, reason: 'stop-token' }
     } else if (worker.written + 1 >= worker.maxTokens) {
       worker.state = { name: 'stopping', blocks, reason: 'max-tokens' }

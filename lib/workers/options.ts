@@ -267,12 +267,7 @@ export function checkRunOptions(options: RunOptions): RunSettings {
 function checkPlace(options: RunOptions, model: Model) {
   const { cache, common, capacity, context, cacheDtype, keepBlocks, scheduler } = options
   const { priority = 0 } = options
-  if (scheduler !== undefined) {
-    checkInstance(scheduler, 'options.scheduler', Scheduler)
-    if (scheduler.model !== model) {
-      throw invalid('options.scheduler', 'one of options.model', 'one of another model')
-    }
-  }
+  checkScheduler(scheduler, model)
   if (cache === undefined) {
     if (common !== undefined) throw invalid('options.common', 'absent without a cache', common)
     if (keepBlocks) throw invalid('options.keepBlocks', 'absent without a cache', keepBlocks)
@@ -297,6 +292,15 @@ function checkPlace(options: RunOptions, model: Model) {
     priority: checkNumber(priority, 'options.priority', 'a finite number', (x) =>
       Number.isFinite(x),
     ),
+  }
+}
+
+/** Throws HOGWILD_INVALID_ARGUMENT. */
+export function checkScheduler(scheduler: Scheduler | undefined, model: Model): void {
+  if (scheduler === undefined) return
+  checkInstance(scheduler, 'options.scheduler', Scheduler)
+  if (scheduler.model !== model) {
+    throw invalid('options.scheduler', 'one of options.model', 'one of another model')
   }
 }
 
@@ -345,7 +349,8 @@ export function checkWorkerSpec(value: unknown, name: string, run: RunSettings):
   }
 }
 
-function checkTriggers(value: unknown, tokenizer: Tokenizer | undefined): Trigger[] {
+/** Throws HOGWILD_INVALID_ARGUMENT. */
+export function checkTriggers(value: unknown, tokenizer: Tokenizer | undefined): Trigger[] {
   return checkArray(value, 'options.triggers').map((given, i) => {
     const name = `options.triggers[${i}]`
     const { text, workers, limit, action } = checkOptions(given as Trigger, name, TRIGGER_KEYS)

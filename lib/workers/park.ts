@@ -6,6 +6,14 @@ import { onAbort } from '../tasks'
 /** Makes the tokens that a worker goes on with. `signal` is aborted when nobody waits for them any more. */
 export type ParkWork = (signal: AbortSignal) => PromiseLike<ArrayLike<number>>
 
+/** A worker that waits for work, as plain data. */
+export interface Parked {
+  worker: string
+  timeoutMs: number | undefined
+  /** What JSON can hold. */
+  data: unknown
+}
+
 /** Rejects with what the work throws, HOGWILD_TIMEOUT, or HOGWILD_ABORTED where `signal` is aborted first. */
 export async function doWork(
   work: ParkWork,

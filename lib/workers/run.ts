@@ -6,6 +6,7 @@ import { onAbort, throwIfAborted } from '../tasks'
 import {
   checkArray,
   checkInteger,
+  checkJson,
   checkOptions,
   checkTokens,
   invalid,
@@ -13,12 +14,19 @@ import {
 } from '../validate'
 import { Warnings } from '../warnings'
 import type { Control } from './controls'
-import type { WarningEvent, WorkerEvent } from './events'
+import type { WorkerEvent } from './events'
 import { Group, type GroupBlocks } from './group'
-import { checkRunOptions, checkWorkerSpec, type RunOptions, type WorkerSpec } from './options'
-import { doWork, type ParkWork } from './park'
+import {
+  checkRunOptions,
+  checkWorkerSpec,
+  type RunOptions,
+  type RunSettings,
+  type WorkerSpec,
+} from './options'
+import { doWork, type Parked, type ParkWork } from './park'
 import { type ProbeResult, ProbeStep } from './probe'
-import { schedulerOf } from './scheduler'
+import { checkSave, type SaveOptions, saveGroup } from './save'
+import { type Scheduler, schedulerOf } from './scheduler'
 import type { Seat } from './seat'
 import { TraceFile } from './trace'
 import { forced, type Pending, Worker, type WorkerStatus } from './worker'
@@ -36,6 +44,8 @@ export interface StopOptions {
 export interface ParkOptions {
   /** Default: for ever. */
   timeoutMs?: number | undefined
+  /** What JSON can hold: `save` keeps it, `restoreRun` is asked for the work with it. Default: null. */
+  data?: unknown
 }
 
 /** Options of `WorkerRun.probe`. */
@@ -44,8 +54,21 @@ export interface ProbeOptions {
   answers?: readonly ArrayLike<number>[] | undefined
 }
 
+/** What a restored run goes on with. */
+export interface Continuation {
+  /** Codes of warnings that were told. */
+  warned: readonly string[]
+  /** All but their blocks and states. */
+  workers: readonly Worker[]
+  /** That the blocks take. */
+  pages: number
+  /** Brings the blocks, and the group's state. */
+  fill: (group: Group, seat: Seat) => Promise<void>
+  parked: readonly { parked: Parked; work: ParkWork }[]
+}
+
 const STOP_KEYS = optionKeys<StopOptions>()({ append: true })
-const PARK_KEYS = optionKeys<ParkOptions>()({ timeoutMs: true })
+const PARK_KEYS = optionKeys<ParkOptions>()({ timeoutMs: true, data: true })
 const PROBE_KEYS = optionKeys<ProbeOptions>()({ answers: true })
 
 /**
@@ -59,7 +82,7 @@ const PROBE_KEYS = optionKeys<ProbeOptions>()({ answers: true })
  * Throws HOGWILD_INVALID_ARGUMENT.
  */
 export function runWorkers(options: RunOptions): WorkerRun {
-  return new WorkerRun(options)
+  return new WorkerRun(checkRunOptions(options))
 }
 
 /**
@@ -85,20 +108,23 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   readonly #group: Group
   readonly #events: AsyncGenerator<WorkerEvent, void, void>
   readonly #abort = new AbortController()
-  /** Warnings that the consumer has not seen yet. */
-  #warned: WarningEvent[] = []
+  /** Work that workers wait for. */
+  readonly #parked = new Set<Parked>()
+  readonly #saves = new Set<Promise<unknown>>()
   #wake: () => void = () => {}
   /** Its place in a cache, from the first event on. */
   #seat: Seat | undefined
+  /** Takes the listener of the user's signal away. */
+  #forget: () => void = () => {}
   /** What ended the run from outside the loop. */
   #failure: { error: unknown } | undefined
   #state: 'open' | 'closing' | 'ended' = 'open'
 
   /** @internal */
-  constructor(options: RunOptions) {
-    const settings = checkRunOptions(options)
+  constructor(settings: RunSettings) {
     const warnings = new Warnings((warning) => {
-      this.#warned.push({ type: 'warning', step: this.#group.state.steps, ...warning })
+      const { outbox, steps } = this.#group.state
+      outbox.push({ type: 'warning', step: steps, ...warning })
       settings.model.warnings.warn(warning.code, warning.message)
     })
     this.#group = new Group(settings, warnings)
@@ -177,15 +203,23 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
    * Throws as `stop` does.
    */
   park(name: string, work: ParkWork, options: ParkOptions = {}): void {
-    const { timeoutMs } = checkOptions(options, 'options', PARK_KEYS)
+    const { timeoutMs, data = null } = checkOptions(options, 'options', PARK_KEYS)
     if (timeoutMs !== undefined) checkInteger(timeoutMs, 'options.timeoutMs', 1, 2 ** 31 - 1)
     if (typeof work !== 'function') throw invalid('work', 'a function', work)
+    const parked = { worker: name, timeoutMs, data: checkJson(data, 'options.data') }
     this.pause(name)
-    doWork(work, this.#abort.signal, timeoutMs)
+    this.#waitFor(parked, work)
+  }
+
+  /** Begins the work that a worker waits for, which is paused. */
+  #waitFor(parked: Parked, work: ParkWork): void {
+    this.#parked.add(parked)
+    doWork(work, this.#abort.signal, parked.timeoutMs)
       .then((tokens) => {
         if (this.#state !== 'open') return
-        this.inject(name, tokens)
-        this.resume(name)
+        this.inject(parked.worker, tokens)
+        this.resume(parked.worker)
+        this.#parked.delete(parked)
       })
       .catch((error: unknown) => {
         this.#failure ??= { error }
@@ -232,6 +266,45 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     return await this.#seated().batcher.between(() => change(this.blocks))
   }
 
+  /**
+   * Writes the run to a file, as it is at the next step boundary, for `restoreRun` in this process or another
+   * (docs/sessions.md): blocks, workers, samplers, what controls have asked for, and events that the consumer has not taken.
+   * The run goes on; the steps of its cache wait meanwhile. The file appears, or takes the place of one of this name, once
+   * it is complete and on the disk. Returns its length in bytes. Functions and grammars are not in it, nor are the
+   * caller's tokenizer, scheduler and trace: `restoreRun` is given them again. A run that ends meanwhile gives its
+   * pages back once the file is written.
+   *
+   * Rejects, and leaves what was there: HOGWILD_INVALID_ARGUMENT (before the first event; `data` that JSON cannot hold),
+   * HOGWILD_NOT_WRITTEN, HOGWILD_BUSY (somebody else uses the run's cache), HOGWILD_CLOSED, HOGWILD_ABORTED.
+   */
+  async save(path: string, options: SaveOptions = {}): Promise<number> {
+    const checked = checkSave(path, options)
+    const saving = this.#seated().batcher.hold(this.#group, checked.signal, 0, () => {
+      this.#open()
+      return saveGroup(this.#group, this.#seated(), [...this.#parked], checked)
+    })
+    this.#saves.add(saving)
+    try {
+      return await saving
+    } finally {
+      this.#saves.delete(saving)
+    }
+  }
+
+  /** @internal Enters at once, and goes on from there. After an error it has ended. */
+  async restore({ warned, workers, pages, fill, parked }: Continuation): Promise<void> {
+    this.#group.warnings.skip(warned)
+    this.#group.workers.push(...workers)
+    try {
+      const seat = await this.#enter()
+      await seat.batcher.hold(this.#group, this.#abort.signal, pages, () => fill(this.#group, seat))
+      for (const one of parked) this.#waitFor(one.parked, one.work)
+    } catch (error) {
+      await this.#leave()
+      throw this.#reason(error)
+    }
+  }
+
   /** Leaves the step under way, ends the iteration, gives the pages back, and waits for all that. Idempotent. */
   async close(): Promise<void> {
     if (this.#state === 'open') {
@@ -239,7 +312,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
       this.#abort.abort()
     }
     await this.#events.return()
-    this.#end()
+    await this.#leave()
   }
 
   /** As `close`. */
@@ -248,40 +321,68 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   }
 
   async *#run(): AsyncGenerator<WorkerEvent, void, void> {
-    const { model, signal, keepBlocks } = this.#group.settings
-    const scheduler = this.#group.settings.scheduler ?? schedulerOf(model)
+    const { state } = this.#group
     let trace: TraceFile | undefined
-    let forget = () => {}
     try {
-      throwIfAborted(signal)
-      throwIfAborted(this.#abort.signal)
-      forget = onAbort(signal, () => this.#abort.abort())
-      this.#seat = await scheduler.enter(this.#group, this.#abort.signal)
-      this.#group.store = this.#seat
-      await this.#seat.load(this.#group.texts, this.#abort.signal)
+      const { batcher } = await this.#enter()
       trace = await this.#openTrace()
-      while (!this.#group.state.hasEnded) {
-        const events = await this.#seat.batcher.advance(this.#group, this.#abort.signal)
-        if (events === undefined) {
-          await this.#changed()
-          continue
-        }
-        const told = this.#withWarnings(events)
-        await trace?.record(told)
-        yield* told
+      for (;;) {
+        const known = state.outbox.length
+        if (known > 0) await trace?.record(state.outbox.slice(0, known))
+        for (let i = 0; i < known; i++) yield state.outbox.shift() as WorkerEvent
+        if (state.outbox.length > 0) continue
+        if (state.hasEnded) return
+        if (!(await batcher.advance(this.#group, this.#abort.signal))) await this.#changed()
       }
     } catch (thrown) {
-      const { error } = this.#failure ?? { error: thrown }
+      const error = this.#reason(thrown)
       const code = errorCode(error)
       const ofClosing = code === 'HOGWILD_ABORTED' || code === 'HOGWILD_CLOSED'
       if (this.#state === 'closing' && ofClosing) return
-      if (code === 'HOGWILD_ABORTED') throwIfAborted(signal) // with its reason
       throw error
     } finally {
-      this.#end()
-      forget()
+      await this.#leave()
       await trace?.close()
-      if (this.#seat !== undefined) await scheduler.leave(this.#seat, keepBlocks)
+    }
+  }
+
+  /** Its place in a cache. The user's signal ends the run from here on. */
+  async #enter(): Promise<Seat> {
+    if (this.#seat !== undefined) return this.#seat
+    const { signal } = this.#group.settings
+    throwIfAborted(signal)
+    throwIfAborted(this.#abort.signal)
+    this.#forget = onAbort(signal, () => this.#abort.abort())
+    this.#seat = await this.#scheduler.enter(this.#group, this.#abort.signal)
+    this.#group.store = this.#seat
+    await this.#seat.load(this.#group.texts, this.#abort.signal)
+    return this.#seat
+  }
+
+  /** Gives its place back, once it is saved where that is under way. Idempotent. */
+  async #leave(): Promise<void> {
+    this.#end()
+    this.#forget()
+    await Promise.allSettled(this.#saves)
+    const seat = this.#seat
+    this.#seat = undefined
+    if (seat !== undefined) await this.#scheduler.leave(seat, this.#group.settings.keepBlocks)
+  }
+
+  get #scheduler(): Scheduler {
+    const { model, scheduler } = this.#group.settings
+    return scheduler ?? schedulerOf(model)
+  }
+
+  /** What ended the run, where `thrown` says that it has. */
+  #reason(thrown: unknown): unknown {
+    const { error } = this.#failure ?? { error: thrown }
+    if (errorCode(error) !== 'HOGWILD_ABORTED') return error
+    try {
+      throwIfAborted(this.#group.settings.signal) // with its reason
+      return error
+    } catch (ofSignal) {
+      return ofSignal
     }
   }
 
@@ -303,13 +404,6 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     this.#state = 'ended'
     this.#abort.abort() // of probes and of work that a worker waits for
     this.#group.close(this.#group.settings.keepBlocks)
-  }
-
-  /** The events behind the warnings that came up meanwhile. */
-  #withWarnings(events: readonly WorkerEvent[]): WorkerEvent[] {
-    const warned = this.#warned
-    this.#warned = []
-    return [...warned, ...events]
   }
 
   /** Waits for a control, a newcomer or an abort. */

@@ -24,7 +24,7 @@ export class Seat implements BlockStore {
   readonly pages: number | undefined
   readonly #budget: number | undefined
   readonly #pool: SeatPool | undefined
-  readonly #blocks: Block[] = []
+  readonly #blocks = new Set<Block>()
 
   /** `pool`: of a scheduler's; undefined in a cache of the user's. */
   constructor(cache: Cache, batcher: Batcher, pages: number | undefined, pool?: SeatPool) {
@@ -37,8 +37,27 @@ export class Seat implements BlockStore {
 
   createBlock(): Block {
     const block = this.cache.createBlock(this.#budget)
-    this.#blocks.push(block)
+    this.#blocks.add(block)
     return block
+  }
+
+  /** Whether it was made here, or adopted. */
+  owns(block: Block): boolean {
+    return this.#blocks.has(block)
+  }
+
+  /** These are given back with those that are made here. */
+  adopt(blocks: readonly Block[]): void {
+    for (const block of blocks) this.#blocks.add(block)
+  }
+
+  /**
+   * Whose pages blocks take that come from a file (cache-file.ts): its own, or nobody's. A page that none of them took is
+   * its own where all of them are.
+   */
+  budgetsFor(owned: readonly boolean[]): number[] {
+    const all = owned.every((isOwned) => isOwned)
+    return [...owned, all].map((isOwned) => (isOwned ? (this.#budget ?? 0) : 0))
   }
 
   requireRoom(block: Block, tokens: number): void {

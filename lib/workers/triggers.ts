@@ -25,6 +25,14 @@ export interface Trigger {
   action: (match: TriggerMatch) => void
 }
 
+/** How far the triggers of a run are, as plain data. */
+export interface TriggersState {
+  /** Calls so far, of each. */
+  counts: readonly number[]
+  /** By trigger and worker: the end of the text in which a match may have begun. */
+  tails: readonly (readonly [string, string])[]
+}
+
 /** The triggers of one run. */
 export class Triggers {
   readonly #triggers: readonly Trigger[]
@@ -35,6 +43,16 @@ export class Triggers {
   constructor(triggers: readonly Trigger[]) {
     this.#triggers = triggers
     this.#counts = triggers.map(() => 0)
+  }
+
+  get state(): TriggersState {
+    return { counts: [...this.#counts], tails: [...this.#tails] }
+  }
+
+  /** `counts` has one for each. */
+  restore({ counts, tails }: TriggersState): void {
+    this.#counts.splice(0, this.#counts.length, ...counts)
+    for (const [key, tail] of tails) this.#tails.set(key, tail)
   }
 
   /** A worker has written this text. Where it was given and not sampled it ends what has begun. */

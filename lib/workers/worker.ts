@@ -4,7 +4,6 @@ import type { Block } from '../block'
 import type { GrammarMatcher } from '../grammar/grammar'
 import type { StepOutput, StepWorker, TokenLogprob } from '../model'
 import { onceForToken } from '../step-hooks'
-import type { TokenSettings } from '../token-options'
 import { StopMatcher } from '../tokenizer/stop-strings'
 import type { TextStream } from '../tokenizer/text-stream'
 import type { Tokenizer } from '../tokenizer/tokenizer'
@@ -65,14 +64,17 @@ export function forced(tokens: Int32Array): Pending[] {
 type Choice = Omit<StepWorker, 'view' | 'tokens'>
 
 export class Worker {
+  readonly settings: WorkerSettings
   readonly name: string
-  readonly header: Int32Array | Block
+  header: Int32Array | Block
   /** The block that it goes on in; undefined: a new one. */
-  readonly own: Block | undefined
+  own: Block | undefined
   /** The worker with a copy of whose block its own begins. */
   readonly from: string | undefined
   readonly maxTokens: number
   readonly tokens: number[] = []
+  /** Which of its tokens were given and not sampled. */
+  readonly forced: boolean[] = []
   state: WorkerState = { name: 'joining' }
   pending: Pending[]
   /** Sampled tokens in its blocks. */
@@ -81,18 +83,23 @@ export class Worker {
   turn = 0
   /** Tokens sampled in the present turn. */
   turnIds: number[] = []
-  readonly #choice: TokenSettings
-  readonly #matcher: GrammarMatcher | undefined
+  /** How far its text is in its grammar. */
+  readonly matcher: GrammarMatcher | undefined
   readonly #text: WorkerText | undefined
 
-  constructor(settings: WorkerSettings, tokenizer: Tokenizer | undefined) {
+  /** `matcher`: of a worker that has written before. */
+  constructor(
+    settings: WorkerSettings,
+    tokenizer: Tokenizer | undefined,
+    matcher?: GrammarMatcher,
+  ) {
+    this.settings = settings
     this.name = settings.name
     this.header = settings.header
     this.own = settings.own
     this.from = settings.from
     this.maxTokens = settings.maxTokens
-    this.#choice = settings
-    this.#matcher = settings.grammar?.newMatcher()
+    this.matcher = matcher ?? settings.grammar?.newMatcher()
     this.pending = forced(settings.prompt)
     this.#text = tokenizer && new WorkerText(tokenizer.stream(), settings.stop)
   }
@@ -108,7 +115,7 @@ export class Worker {
 
   /** Whether the token sampled last has ended the text of its grammar. */
   get hasEndedGrammar(): boolean {
-    return this.#matcher?.hasEnded ?? false
+    return this.matcher?.hasEnded ?? false
   }
 
   get status(): WorkerStatus {
@@ -117,13 +124,13 @@ export class Worker {
 
   /** How a step chooses its next token. `place`: its own in worker order. */
   choice(place: number): Choice {
-    const { sampler, logitBias, processLogits, logprob, topLogprobs } = this.#choice
+    const { sampler, logitBias, processLogits, logprob, topLogprobs } = this.settings
     return {
       sampler,
       logitBias,
       processLogits:
         processLogits && onceForToken(processLogits, place, `processLogits of '${this.name}'`),
-      grammar: this.#matcher,
+      grammar: this.matcher,
       logprob,
       topLogprobs,
     }
@@ -143,10 +150,16 @@ export class Worker {
     this.pending = []
     for (const entry of pending) {
       const { token, forced } = entry
-      this.tokens.push(token)
       if (!forced) this.written++
-      yield { ...entry, text: this.#text?.push(token, forced) ?? '' }
+      yield { ...entry, text: this.take(token, forced) }
     }
+  }
+
+  /** One token more of its text. Returns what it adds to what is shown of it. */
+  take(token: number, forced: boolean): string {
+    this.tokens.push(token)
+    this.forced.push(forced)
+    return this.#text?.push(token, forced) ?? ''
   }
 
   /** Takes no further part. */

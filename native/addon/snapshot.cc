@@ -150,8 +150,10 @@ Napi::Value export_end(const Napi::CallbackInfo& info) {
 Napi::Value begin_import(const Napi::CallbackInfo& info) {
   const auto cache = Argument(info, 0, "cache").handle<CacheHandle>();
   const std::vector<std::uint8_t> bytes = Argument(info, 1, "index").bytes();
+  std::vector<std::int64_t> budgets =
+      Argument(info, 2, "budgets").map([](const Argument& budget) { return budget.count(); });
   SnapshotIndex index = SnapshotIndex::from_bytes(std::as_bytes(std::span(bytes)));
-  auto open = std::make_shared<OpenSnapshot<SnapshotWriter>>(cache, std::move(index));
+  auto open = std::make_shared<OpenSnapshot<SnapshotWriter>>(cache, std::move(index), std::move(budgets));
   return to_handle(info.Env(), std::make_shared<ImportHandle>(cache, std::move(open)));
 }
 

@@ -306,17 +306,38 @@ void SnapshotReader::read(std::int64_t piece, std::byte* to) const {
 
 // ---- writing --------------------------------------------------------------------------------------
 
-SnapshotWriter::SnapshotWriter(std::shared_ptr<KvCache> cache, SnapshotIndex index)
-    : cache_(std::move(cache)), lease_(*cache_), index_(std::move(index)), pieces_(cache_->shape_, index_.pages) {
+SnapshotWriter::SnapshotWriter(std::shared_ptr<KvCache> cache, SnapshotIndex index, std::vector<std::int64_t> budgets)
+    : cache_(std::move(cache)),
+      lease_(*cache_),
+      index_(std::move(index)),
+      pieces_(cache_->shape_, index_.pages),
+      budgets_(std::move(budgets)) {
+  const std::size_t n_blocks = index_.blocks.size();
+  if (budgets_.empty()) budgets_.assign(n_blocks + 1, PagePool::kNoBudget);
+  if (budgets_.size() != n_blocks + 1) {
+    refuse("expected " + std::to_string(n_blocks + 1) + " budgets for " + std::to_string(n_blocks) +
+           " blocks, received " + std::to_string(budgets_.size()));
+  }
+  const auto budget_of = [&](const SnapshotIndex::Page& page) {
+    return page.writer < 0 ? budgets_.back() : budgets_[static_cast<std::size_t>(page.writer)];
+  };
+  std::unordered_map<std::int64_t, std::int64_t> pages_of;  // by budget
+  for (const SnapshotIndex::Page& page : index_.pages) ++pages_of[budget_of(page)];
+
   pages_.reserve(index_.pages.size());
-  const std::scoped_lock lock(cache_->pool_.mutex);
+  PagePool& pool = cache_->pool_;
+  const std::scoped_lock lock(pool.mutex);
   const auto n_pages = static_cast<std::int64_t>(index_.pages.size());
-  cache_->pool_.require_free(n_pages);
+  for (const std::int64_t budget : budgets_) {
+    if (budget != PagePool::kNoBudget) pool.budget(budget);
+  }
+  pool.require_free(n_pages);
+  for (const auto& [budget, wanted] : pages_of) pool.require_free(wanted, budget);
   taken_.reserve(index_.pages.size());
-  cache_->pool_.make_room(n_pages);
-  cache_->pool_.take(n_pages, PagePool::kNoBudget, taken_);
-  for (std::size_t p = 0; p < taken_.size(); ++p) {
-    pages_.push_back({.page = taken_[p], .slots = index_.pages[p].slots});
+  pool.make_room(n_pages);
+  for (const SnapshotIndex::Page& page : index_.pages) {
+    pool.take(1, budget_of(page), taken_);
+    pages_.push_back({.page = taken_.back(), .slots = page.slots});
   }
 }
 
@@ -347,7 +368,7 @@ std::vector<std::shared_ptr<CacheBlock>> SnapshotWriter::commit() {
   if (next_piece_ != pieces_.count()) refuse("not all pieces were written");
   std::vector<std::shared_ptr<CacheBlock>> blocks;
   blocks.reserve(index_.blocks.size());
-  for (std::size_t b = 0; b < index_.blocks.size(); ++b) blocks.push_back(cache_->create_block());
+  for (std::size_t b = 0; b < index_.blocks.size(); ++b) blocks.push_back(cache_->create_block(budgets_[b]));
   // Nothing fails from here on.
   ++next_piece_;
   PagePool& pool = cache_->pool_;

@@ -97,8 +97,9 @@ class SnapshotReader {
 // Brings blocks into a cache, all or none. The cache is in use until it ends.
 class SnapshotWriter {
  public:
-  // Takes the pages. Throws kBusy, kOutOfPages.
-  SnapshotWriter(std::shared_ptr<KvCache> cache, SnapshotIndex index);
+  // Takes the pages. `budgets`: those of the blocks, and last that of pages which none of them took (PagePool::Budget);
+  // empty: nobody's. Throws kBusy, kOutOfPages, kInvalidArgument.
+  SnapshotWriter(std::shared_ptr<KvCache> cache, SnapshotIndex index, std::vector<std::int64_t> budgets = {});
   ~SnapshotWriter();  // gives back what was not committed
   SnapshotWriter(const SnapshotWriter&) = delete;
   SnapshotWriter& operator=(const SnapshotWriter&) = delete;
@@ -116,6 +117,7 @@ class SnapshotWriter {
   KvCache::Lease lease_;
   SnapshotIndex index_;
   SnapshotPieces pieces_;
+  std::vector<std::int64_t> budgets_;      // one for each block, and one for pages of nobody's
   std::vector<std::int64_t> taken_;        // until the commit
   std::vector<KvCopyParams::Page> pages_;  // in the order of the index
   std::int64_t next_piece_ = 0;

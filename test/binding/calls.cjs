@@ -48,11 +48,11 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
   }
   const newImport = async () => {
     const exported = await newExport()
-    return native.beginImport(newCache(), native.exportIndex(exported))
+    return native.beginImport(newCache(), native.exportIndex(exported), [])
   }
   const writtenImport = async () => {
     const exported = await newExport()
-    const imported = native.beginImport(newCache(), native.exportIndex(exported))
+    const imported = native.beginImport(newCache(), native.exportIndex(exported), [])
     const pieces = native.importPieces(imported).length
     for (let piece = 0; piece < pieces; piece++) {
       await native.importWrite(imported, piece, await native.exportRead(exported, piece))
@@ -282,14 +282,14 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
     },
     exportEnd: { args: async () => [await newExport()], handles: { '[0]': 'export' } },
     beginImport: {
-      args: async () => [newCache(), native.exportIndex(await newExport())],
+      args: async () => [newCache(), native.exportIndex(await newExport()), [0, 0]],
       handles: { '[0]': 'cache' },
     },
     importPieces: { args: async () => [await newImport()], handles: { '[0]': 'import' } },
     importWrite: {
       args: async () => {
         const exported = await newExport()
-        const imported = native.beginImport(newCache(), native.exportIndex(exported))
+        const imported = native.beginImport(newCache(), native.exportIndex(exported), [])
         return [imported, 0, await native.exportRead(exported, 0)]
       },
       handles: { '[0]': 'import' },

@@ -1,6 +1,8 @@
 // Random runs whose controls are called at every moment: from each kind of event, from turnEnds and turnHeader,
-// from a warning, from timers. `npm run test:long` plays many; test/run-controls.test.ts plays a few.
+// from a warning, from timers. Saves are among them; what they have written goes on at the end. `npm run test:long` plays many; test/run-controls.test.ts plays a few.
 'use strict'
+const { mkdtempSync, rmSync } = require('node:fs')
+const { tmpdir } = require('node:os')
 const path = require('node:path')
 const { random } = require('../lifetime/random-model.cjs')
 
@@ -24,18 +26,23 @@ const AFTER = {
 
 /** Plays the runs of these seeds on a built package or on the sources. Resolves to what happened. */
 async function play(hogwild, seeds) {
-  const report = { runs: 0, events: {}, errors: {}, faults: [] }
+  const report = { runs: 0, saved: 0, restored: 0, events: {}, errors: {}, faults: [] }
   const tokenizer = await hogwild.loadTokenizer(MODEL)
-  for (const seed of seeds) {
-    report.runs++
-    await playOne(hogwild, tokenizer, seed, report).catch((error) => {
-      report.faults.push(`seed ${seed}: ${error.stack}`)
-    })
+  const folder = mkdtempSync(path.join(tmpdir(), 'hogwild-controls-'))
+  try {
+    for (const seed of seeds) {
+      report.runs++
+      await playOne(hogwild, tokenizer, seed, report, folder).catch((error) => {
+        report.faults.push(`seed ${seed}: ${error.stack}`)
+      })
+    }
+  } finally {
+    rmSync(folder, { recursive: true })
   }
   return report
 }
 
-async function playOne(hogwild, tokenizer, seed, report) {
+async function playOne(hogwild, tokenizer, seed, report, folder) {
   const next = random(seed)
   const below = (n) => Math.floor(next() * n)
   const chance = (share) => next() < share
@@ -47,6 +54,19 @@ async function playOne(hogwild, tokenizer, seed, report) {
   let run
   let left = false
   const controller = new AbortController()
+  const saves = []
+  const file = path.join(folder, 'saved.run')
+  let hasFile = false
+  const save = () => {
+    const saving = run.save(file).then(
+      () => {
+        hasFile = true
+        report.saved++
+      },
+      (error) => noteError(report, fault, error),
+    )
+    saves.push(saving)
+  }
   const names = ['a', 'b', 'c', 'd'].slice(0, below(5))
   let joined = 0
   const spec = (name) => ({
@@ -76,6 +96,7 @@ async function playOne(hogwild, tokenizer, seed, report) {
       () => chance(0.05) && controller.abort(new Error('enough')),
       () => chance(0.05) && void run.close(),
       () => run.workers,
+      () => chance(0.4) && save(),
     ]
     try {
       pick(calls)()
@@ -96,6 +117,17 @@ async function playOne(hogwild, tokenizer, seed, report) {
   }
   const layout = pick(['contiguous', 'interleaved', 'combined'])
   const longPrompt = chance(0.1)
+  const hasTurns = layout !== 'contiguous' && chance(0.6)
+  const turns = hasTurns && {
+    turnEnds: (ids) => {
+      maybe(0.2)
+      return ids.length > 3
+    },
+    turnHeader: () => {
+      maybe(0.2)
+      return tokens(2)
+    },
+  }
   run = hogwild.runWorkers({
     model,
     tokenizer,
@@ -107,17 +139,7 @@ async function playOne(hogwild, tokenizer, seed, report) {
     signal: controller.signal,
     ...(layout === 'combined' && chance(0.5) && { sharedHeader: tokens(3) }),
     ...(chance(0.5) && { stopTokens: tokens(2) }),
-    ...(layout !== 'contiguous' &&
-      chance(0.6) && {
-        turnEnds: (ids) => {
-          maybe(0.2)
-          return ids.length > 3
-        },
-        turnHeader: () => {
-          maybe(0.2)
-          return tokens(2)
-        },
-      }),
+    ...turns,
   })
 
   const tick = () => {
@@ -127,11 +149,12 @@ async function playOne(hogwild, tokenizer, seed, report) {
     else setTimeout(tick, below(4))
   }
   if (chance(0.5)) tick()
+  let patient = run
   const patience = setInterval(() => {
-    for (const { name, state } of run.workers) {
+    for (const { name, state } of patient.workers) {
       if (state !== 'paused') continue
       try {
-        run.resume(name)
+        patient.resume(name)
       } catch {} // it has ended meanwhile
     }
   }, PAUSE_MS)
@@ -171,20 +194,33 @@ async function playOne(hogwild, tokenizer, seed, report) {
       fault('the end before all workers had stopped')
     }
   }
-  let hang
-  const hanging = new Promise((resolve) => {
-    hang = setTimeout(() => resolve('hang'), HANG_MS)
-  })
-  const outcome = await Promise.race([
-    consume().catch((error) => noteError(report, fault, error)),
-    hanging,
-  ])
-  if (outcome === 'hang') fault(`hangs: ${JSON.stringify(run.workers)}`)
-  clearTimeout(hang)
+  const timed = async (work) => {
+    let hang
+    const hanging = new Promise((resolve) => {
+      hang = setTimeout(() => resolve('hang'), HANG_MS)
+    })
+    const done = work.catch((error) => noteError(report, fault, error))
+    if ((await Promise.race([done, hanging])) === 'hang') {
+      fault(`hangs: ${JSON.stringify(patient.workers)}`)
+    }
+    clearTimeout(hang)
+  }
+  await timed(consume())
   left = true
-  await run.close()
-  clearInterval(patience)
+  await timed(run.close())
+  await timed(Promise.all(saves))
   if (run.workers.some(({ state }) => state !== 'stopped')) fault('a worker outlives its run')
+  const goOn = async () => {
+    const { run: restored } = await hogwild.restoreRun(file, { model, tokenizer, ...turns })
+    patient = restored
+    report.restored++
+    if (chance(0.1)) return await restored.close()
+    let last
+    for await (const event of restored) last = event
+    if (last?.type !== 'end') fault(`${last?.type} is the last of a restored run`)
+  }
+  if (hasFile) await timed(goOn())
+  clearInterval(patience)
   if (caches.some(({ closed }) => !closed)) fault('the cache outlives its run')
   await model.close()
 }

@@ -216,7 +216,7 @@ async function calls(hogwild) {
     let steps = 0
     try {
       for await (const event of workers) {
-        if (event.type === 'step' && steps++ === 0) use?.(workers)
+        if (event.type === 'step' && steps++ === 0) await use?.(workers)
         if (steps > 20) break
       }
     } finally {
@@ -243,6 +243,8 @@ async function calls(hogwild) {
     signal: new AbortController().signal,
   })
   const grammar = await hogwild.createGrammar({ tokenizer, ebnf: 'root ::= "a"', stopTokens: [1] })
+  const saved = path.join(folder, 'run')
+  await run(runOptions(), (workers) => workers.save(saved))
   const control =
     (use) =>
     (...given) =>
@@ -428,6 +430,35 @@ async function calls(hogwild) {
           workers.resume(...given)
         }),
         () => ['a'],
+      ],
+      save: [
+        control((workers, target, ...given) => {
+          // Whatever is no path is refused; any path but this one would be a file somewhere.
+          return workers.save(typeof target === 'string' ? `${saved}-again` : target, ...given)
+        }),
+        () => [
+          'run',
+          { data: { some: 'data' }, signal: new AbortController().signal, onProgress() {} },
+        ],
+      ],
+      restoreRun: [
+        async (...given) => (await hogwild.restoreRun(...given)).run.close(),
+        () => [
+          saved,
+          {
+            model,
+            tokenizer,
+            scheduler: hogwild.schedulerOf(model),
+            turnEnds: () => false,
+            turnHeader: () => [],
+            triggers: [],
+            workers: { a: {} },
+            park() {},
+            onPrefill() {},
+            onProgress() {},
+            signal: new AbortController().signal,
+          },
+        ],
       ],
       inject: [control((workers, ...given) => workers.inject(...given)), () => ['a', [1]]],
       viewOf: [

@@ -296,6 +296,47 @@ TEST(other_blocks_leave_no_trace) {
   CHECK(SnapshotIndex::from_bytes(snapshot.index).pages[0].writer == -1);
 }
 
+TEST(pages_count_for_the_budgets_that_are_said) {
+  const KvShape shape = shape_of(KvFormat::kF32, KvFormat::kF32);
+  World one(std::make_shared<PlainDevice>(), shape);
+  one.append(one.block(0), std::vector<std::int32_t>(130, 1));
+  one.append(one.block(1), std::vector<std::int32_t>(10, 2));
+  const BlockPtr fork = one.blocks[0]->fork();
+  one.append(fork, {3});
+  // Of three pages of the first block, which is not saved, one of the second, and one of the fork.
+  const Snapshot snapshot = read_snapshot(one, {one.blocks[1], fork});
+  const auto index = [&] { return SnapshotIndex::from_bytes(snapshot.index); };
+
+  World other(std::make_shared<PlainDevice>(), shape);
+  KvCache& cache = *other.cache;
+  const std::int64_t first = cache.open_budget(2), second = cache.open_budget(2), third = cache.open_budget(3);
+  {
+    SnapshotWriter writer(other.cache, index(), {first, second, third});
+    CHECK(cache.budget(first).in_use == 1);
+    CHECK(cache.budget(second).in_use == 1);
+    CHECK(cache.budget(third).in_use == 3);
+    for (std::size_t i = 0; i < snapshot.pieces.size(); ++i) {
+      Bytes piece = snapshot.pieces[i];
+      writer.write(static_cast<std::int64_t>(i), piece);
+    }
+    other.blocks = writer.commit();
+    CHECK(cache.budget(third).peak == 3);
+  }
+  other.append(other.blocks[0], std::vector<std::int32_t>(64, 4));
+  CHECK(cache.budget(first).in_use == 2);
+  CHECK_CODE(code::kOutOfPages, other.append(other.blocks[0], std::vector<std::int32_t>(64, 4)));
+  other.blocks.clear();
+  CHECK(pages_in_use(other) == 0);
+  CHECK(cache.budget(third).in_use == 0);
+
+  const std::int64_t small = cache.open_budget(2);
+  CHECK_CODE(code::kOutOfPages, SnapshotWriter(other.cache, index(), {first, second, small}));
+  CHECK_CODE(code::kInvalidArgument, SnapshotWriter(other.cache, index(), {first, second}));
+  CHECK_CODE(code::kInvalidArgument, SnapshotWriter(other.cache, index(), {first, second, small + 1}));
+  CHECK(pages_in_use(other) == 0);
+  CHECK(cache.budget(first).in_use == 0);
+}
+
 TEST(pieces_hold_whole_pages) {
   const KvShape shape{.layers = 5, .kv_heads = 8, .head_dim = 256};
   std::vector<SnapshotIndex::Page> pages(7);
