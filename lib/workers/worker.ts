@@ -10,6 +10,7 @@ import type { TextStream } from '../tokenizer/text-stream'
 import type { Tokenizer } from '../tokenizer/tokenizer'
 import type { StopEvent, StopReason } from './events'
 import type { WorkerSettings } from './options'
+import type { Piece } from './triggers'
 
 /** A worker's part of the cache. */
 export interface WorkerBlocks {
@@ -68,6 +69,7 @@ export class Worker {
   /** The worker with a copy of whose block its own begins. */
   readonly from: string | undefined
   readonly maxTokens: number
+  readonly hasStopStrings: boolean
   readonly tokens: number[] = []
   state: WorkerState = { name: 'joining' }
   pending: Pending[]
@@ -87,10 +89,11 @@ export class Worker {
     this.own = settings.own
     this.from = settings.from
     this.maxTokens = settings.maxTokens
+    this.hasStopStrings = settings.stop.length > 0
     this.#choice = settings
     this.#matcher = settings.grammar?.newMatcher()
     this.pending = forced(settings.prompt)
-    this.#text = tokenizer && new WorkerText(tokenizer.stream(), settings.stop)
+    this.#text = tokenizer && new WorkerText(tokenizer.stream(), new StopMatcher(settings.stop))
   }
 
   get blocks(): WorkerBlocks | undefined {
@@ -105,6 +108,31 @@ export class Worker {
   /** Whether the token sampled last has ended the text of its grammar. */
   get hasEndedGrammar(): boolean {
     return this.#matcher?.hasEnded ?? false
+  }
+
+  /** Whether the token ends the text of its grammar. */
+  endsGrammar(token: number): boolean {
+    return this.#matcher?.grammar.isStop(token) ?? false
+  }
+
+  /**
+   * The text that its pending tokens and then these would bring, step by step, as `write` would give it, up to a step that
+   * comes to a stop string.
+   */
+  foresee(tokens: Int32Array): Piece[][] {
+    const text = this.#text?.fork()
+    const steps: Piece[][] = []
+    const sampled = Array.from(tokens, (token) => [{ token, forced: false }])
+    for (const entries of [this.pending, ...sampled]) {
+      if (text?.cameToStop) break
+      steps.push(
+        entries.map(({ token, forced }) => ({
+          text: text?.push(token, forced) ?? '',
+          isGiven: forced,
+        })),
+      )
+    }
+    return steps
   }
 
   get status(): WorkerStatus {
@@ -160,9 +188,13 @@ class WorkerText {
   readonly #stream: TextStream
   readonly #matcher: StopMatcher
 
-  constructor(stream: TextStream, stops: readonly string[]) {
+  constructor(stream: TextStream, matcher: StopMatcher) {
     this.#stream = stream
-    this.#matcher = new StopMatcher(stops)
+    this.#matcher = matcher
+  }
+
+  fork(): WorkerText {
+    return new WorkerText(this.#stream.fork(), this.#matcher.fork())
   }
 
   get cameToStop(): boolean {
