@@ -342,7 +342,7 @@ export class GrammarMatcher {
         accepted++
       }
     } finally {
-      if (accepted > 0) matcher.rollback(accepted)
+      if (accepted > 0) matcher.rollBack(accepted)
     }
   }
 
