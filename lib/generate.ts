@@ -15,6 +15,7 @@ import {
   type SpeculateOptions,
   type SpeculationUsage,
   stagesOf,
+  tokensOf,
 } from './speculation'
 import { onAbort, throwIfAborted } from './tasks'
 import { checkTokenOptions, type TokenOptions } from './token-options'
@@ -296,7 +297,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
       this.#wake()
       if (writing.reason !== undefined) return
       const token = output.token as number
-      const drafts = drafter && writing.drafts(drafter, [...block.tokens(), token])
+      const drafts = drafter && writing.drafts(drafter, tokensOf([block], [token]))
       output = await model.prefill(block, [token], { ...options, drafts })
       drafter?.learn(output)
     }
@@ -338,11 +339,11 @@ class Writing {
   }
 
   /** What may come next behind `tokens`, up to what would end the text. */
-  drafts(drafter: Drafter, tokens: readonly number[]): Int32Array {
+  drafts(drafter: Drafter, tokens: Int32Array): Int32Array {
     const { speculate, maxTokens, grammar } = this.#settings
     const left = maxTokens - this.#tokens.length - 1
     const count = Math.min(speculate?.tokens ?? 0, left)
-    const drafts = count > 0 ? drafter.draft(Int32Array.from(tokens), count) : new Int32Array(0)
+    const drafts = count > 0 ? drafter.draft(tokens, count) : new Int32Array(0)
     const stream = this.#stream?.fork()
     const matcher = this.#matcher.fork()
     const end = drafts.findIndex((id) => {

@@ -1,6 +1,7 @@
 // Drafts: guesses of the tokens that come next, all of which a step checks at once (speculative decoding). What is written
 // does not depend on them (StepWorker.drafts): right ones save steps, wrong ones cost a little of theirs.
 
+import type { Block } from './block'
 import type { StepOutput } from './model'
 import {
   checkInteger,
@@ -33,7 +34,7 @@ export interface SpeculateOptions {
    * - a function that guesses: returns token ids, none where it does not know.
    */
   by: 'lookup' | 'jacobi' | DraftTokens
-  /** Most drafts of a worker in a step, 1 to 64; default 8. Each takes about as long as a token of one worker more. */
+  /** Most drafts of a worker in a step, 1 to 64; default 8. Each costs what a token of one worker more costs in a step. */
   tokens?: number | undefined
 }
 
@@ -41,8 +42,9 @@ export interface SpeculateOptions {
 export interface SpeculationUsage {
   /** Forward passes that chose tokens. */
   passes: number
-  /** Tokens that were guessed, and those of them that were right. */
+  /** Tokens that were guessed. */
   drafted: number
+  /** Those of them that were right. */
   accepted: number
 }
 
@@ -121,6 +123,18 @@ export function lookup(tokens: Int32Array, count: number): Int32Array {
     }
   }
   return new Int32Array(0)
+}
+
+/** The ids of a view with tokens that are to come behind it. */
+export function tokensOf(blocks: readonly Block[], pending: readonly number[]): Int32Array {
+  const parts = [...blocks.map((block) => block.tokens()), pending]
+  const ids = new Int32Array(parts.reduce((sum, { length }) => sum + length, 0))
+  let end = 0
+  for (const part of parts) {
+    ids.set(part, end)
+    end += part.length
+  }
+  return ids
 }
 
 /** Adds what a step has made of a worker's drafts. */

@@ -49,10 +49,11 @@ function follow(model: Model, names: string, reference?: ReferenceModel): string
   const step = model.timedStep.bind(model)
   let count = 0
   jest.spyOn(model, 'timedStep').mockImplementation(async (parts, ...rest) => {
-    const workers = parts.map(({ view, tokens, drafts }: hogwild.StepWorker) => {
+    const workers = parts.map((part) => {
+      const { view, tokens, drafts = [] } = part as hogwild.StepWorker
       const entries = view.blocks.map((each) => ('block' in each ? each : { block: each }))
       const own = entries.at(-1)!.block
-      return { entries, own, tokens: Array.from(tokens), drafts: Array.from(drafts ?? []) }
+      return { entries, own, tokens: Array.from(tokens), drafts: Array.from(drafts) }
     })
     for (const { entries, own, tokens, drafts } of workers) {
       let end = 0

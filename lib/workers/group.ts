@@ -7,7 +7,7 @@ import { errorCode } from '../errors'
 import type { StepOutput, StepWorker } from '../model'
 import type { PrefillProgress } from '../prefill'
 import { withinVocabulary } from '../sources/eos'
-import { stagesOf } from '../speculation'
+import { stagesOf, tokensOf } from '../speculation'
 import { checkBoolean, checkTokens, invalid } from '../validate'
 import type { Warnings } from '../warnings'
 import { type Append, applyControl, type Control } from './controls'
@@ -121,7 +121,10 @@ export class Group {
     this.#lookahead =
       speculate &&
       new Lookahead(speculate, model.config.vocabSize, {
-        tokensOf: (worker) => this.#tokensOf(worker),
+        tokensOf: (worker) => {
+          const pending = worker.pending.map(({ token }) => token)
+          return tokensOf(this.#view(worker.blocks as WorkerBlocks), pending)
+        },
         quietDrafts: (worker, drafts) => this.#quietDrafts(worker, drafts),
       })
   }
@@ -369,12 +372,6 @@ export class Group {
         ? worker.choice(this.workers.indexOf(worker))
         : { sampler: null }),
     }))
-  }
-
-  #tokensOf(worker: Worker): Int32Array {
-    const blocks = this.#view(worker.blocks as WorkerBlocks)
-    const seen = blocks.flatMap((block) => Array.from(block.tokens()))
-    return Int32Array.from([...seen, ...worker.pending.map(({ token }) => token)])
   }
 
   /** See Foresight. The i-th draft is chosen in the i-th step, behind what is written there, and written in the next one. */

@@ -42,6 +42,7 @@ async function playOne(hogwild, tokenizer, seed, report) {
   const pick = (values) => values[below(values.length)]
   const tokens = (most, least = 0) =>
     Array.from({ length: least + below(most - least + 1) }, () => below(68))
+  const speculates = seed % 3 === 0
   const fault = (text) => report.faults.push(`seed ${seed}: ${text}`)
 
   let run
@@ -107,6 +108,7 @@ async function playOne(hogwild, tokenizer, seed, report) {
     signal: controller.signal,
     ...(layout === 'combined' && chance(0.5) && { sharedHeader: tokens(3) }),
     ...(chance(0.5) && { stopTokens: tokens(2) }),
+    ...(speculates && { speculate: { by: seed % 2 === 0 ? 'lookup' : 'jacobi', tokens: 4 } }),
     ...(layout !== 'contiguous' &&
       chance(0.6) && {
         turnEnds: (ids) => {
@@ -160,7 +162,10 @@ async function playOne(hogwild, tokenizer, seed, report) {
       }
       if (event.type === 'step' || event.type === 'end') {
         for (const { name, tokens } of run.workers) {
-          if (tokens.join() !== (written.get(name) ?? []).join()) fault(`other tokens of ${name}`)
+          const told = written.get(name) ?? []
+          // Steps that came from one pass are told one after the other.
+          const known = speculates && event.type === 'step' ? tokens.slice(0, told.length) : tokens
+          if (known.join() !== told.join()) fault(`other tokens of ${name}`)
         }
       }
       maybe(0.3)
