@@ -413,8 +413,7 @@ AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
   plan.slots_.reserve(n);
   for (const Part& part : parts) {
     const PageReservation::ReservedRange& reserved = *part.reserved;
-    const std::int64_t begin =
-        reserved.first + part.stretch->first_token + part.begin - part.stretch->first_position;
+    const std::int64_t begin = reserved.first + part.stretch->first_token + part.begin - part.stretch->first_position;
     std::int32_t rope_row = plan.rope_.row(reserved.segment.rotated_at + begin);
     for_each_run(reserved.segment, begin, begin + part.end - part.begin,
                  [&](std::int64_t page, std::int32_t slot, std::int64_t count, std::int64_t) {

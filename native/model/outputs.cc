@@ -202,8 +202,7 @@ void collect_outputs(Device& device, const float* logits, std::int64_t vocab, st
                  .finite = !all_checked});
   for (std::size_t i = 0; i < draws.size(); ++i) {
     const StepWorker& worker = workers[drawn_for[i].worker];
-    StepResult::Choice& out =
-        result.workers[drawn_for[i].worker].choices[static_cast<std::size_t>(drawn_for[i].stage)];
+    StepResult::Choice& out = result.workers[drawn_for[i].worker].choices[static_cast<std::size_t>(drawn_for[i].stage)];
     out.token = tokens[i];
     if (worker.logprob) out.logprob = logprobs[i];
     if (worker.top_logprobs == 0) continue;

@@ -61,8 +61,8 @@ struct StepResult {
     // By stage. Those beyond `kept` are guesses: what would be chosen if the drafts before were right and, for a held
     // worker, the most likely tokens.
     std::vector<Choice> choices;
-    std::int64_t kept = 0;      // drafts that stay: they are what was chosen
-    std::vector<float> logits;  // kLast: [stages, V]; kAll: [new tokens, V]
+    std::int64_t kept = 0;              // drafts that stay: they are what was chosen
+    std::vector<float> logits;          // kLast: [stages, V]; kAll: [new tokens, V]
     std::vector<float> hidden;          // [hidden]: the last new token's, behind the final norm
     std::vector<float> attention_mass;  // [entries of the view]: see model/attention_mass.h
   };

@@ -226,9 +226,9 @@ struct Step::State {
   AttentionMass attention_mass;
   Buffer lse;  // [chunk, Hq], where somebody listens
   std::vector<EditedLogits> edited;
-  std::int64_t stage = 0;        // whose tokens are chosen
-  std::vector<bool> has_stage;   // by worker: its tokens of the stage stay
-  bool has_edits = false;        // of held workers, for the stage
+  std::int64_t stage = 0;       // whose tokens are chosen
+  std::vector<bool> has_stage;  // by worker: its tokens of the stage stay
+  bool has_edits = false;       // of held workers, for the stage
   StepResult result;
   Activations* activations = nullptr;
   std::int64_t next_row = 0;  // first of the next pass

@@ -287,8 +287,7 @@ struct Turn {
 std::vector<WorkerView> views_of(const World& world, const std::vector<Turn>& turns) {
   std::vector<WorkerView> views;
   for (const Turn& turn : turns) {
-    WorkerView view{
-        .entries = {}, .target = world.blocks[turn.target], .tokens = turn.tokens, .drafts = turn.drafts};
+    WorkerView view{.entries = {}, .target = world.blocks[turn.target], .tokens = turn.tokens, .drafts = turn.drafts};
     for (const Turn::Entry& entry : turn.view) {
       view.entries.push_back({.block = world.blocks[entry.block],
                               .at = entry.at,
