@@ -148,8 +148,8 @@ export interface StepWorker {
   logitBias?: LogitBias | undefined
   /**
    * Changes the logits [V] from which the token is chosen, in place, after `logitBias` and before `grammar` and all that
-   * the sampler does. It is called once per step, with the logits after the last new token, and returns when it has done
-   * its work: a promise is refused. The cache is busy meanwhile. Logits come to JavaScript for this worker alone.
+   * the sampler does. It is called once per step (with `drafts`: once for each token that is chosen, in their order), with
+   * the logits after the last new token, and returns when it has done its work: a promise is refused. The cache is busy meanwhile. Logits come to JavaScript for this worker alone.
    *
    * Where it throws, the step rejects with what it threw; where it leaves NaN, +Infinity or nothing but -Infinity, with
    * HOGWILD_INVALID_ARGUMENT. Cache and samplers are then as they were.
