@@ -8,6 +8,15 @@ import { PAGE_TOKENS } from './limits'
 import { type BeyondContext, Model, type StepOutput, type TokenLogprob } from './model'
 import { type PrefillProgress, prefillInPieces } from './prefill'
 import { withinVocabulary } from './sources/eos'
+import {
+  checkSpeculation,
+  countDrafts,
+  Drafter,
+  type SpeculateOptions,
+  type SpeculationUsage,
+  stagesOf,
+  tokensOf,
+} from './speculation'
 import { onAbort, throwIfAborted } from './tasks'
 import { checkTokenOptions, type TokenOptions } from './token-options'
 import { StopMatcher } from './tokenizer/stop-strings'
@@ -46,6 +55,11 @@ export interface GenerateOptions extends TokenOptions {
   stopTokens?: ArrayLike<number> | undefined
   /** Strings before which the text ends; matched across tokens. Default: none. */
   stop?: readonly string[] | undefined
+  /**
+   * Guesses the next tokens, so that one step may bring several of them (docs/speculation.md). What is written stays the
+   * same. Default: no guesses.
+   */
+  speculate?: SpeculateOptions | undefined
   /** In which keys and values are stored; default: as `model.createCache` has it. */
   cacheDtype?: CacheDtype | undefined
   /** What happens when the text is longer than the model's context; default: as the model was loaded with. */
@@ -71,6 +85,7 @@ const KEYS = optionKeys<GenerateOptions>()({
   stop: true,
   logprobs: true,
   topLogprobs: true,
+  speculate: true,
   cacheDtype: true,
   beyondContext: true,
   onPrefill: true,
@@ -107,6 +122,8 @@ export interface GenerateUsage {
   promptTokens: number
   /** That were chosen, a stop token included. */
   completionTokens: number
+  /** With `speculate`. Without, each token would have taken a pass, a stop token too. */
+  speculation?: SpeculationUsage | undefined
 }
 
 /** A text that has ended. */
@@ -165,6 +182,7 @@ function checkGenerate(options: GenerateOptions) {
     maxTokens: checkMaxTokens(max, 'options.maxTokens'),
     stopTokens: stopIds,
     stop: checkStop(options.stop ?? [], 'options.stop', tokenizer),
+    speculate: checkSpeculation(options.speculate, 'options.speculate'),
     cacheDtype: options.cacheDtype,
     beyondContext: options.beyondContext,
     onPrefill: checkOptionalFunction(onPrefill, 'options.onPrefill'),
@@ -266,7 +284,8 @@ export class Generation implements AsyncIterable<GeneratedToken> {
     writing: Writing,
   ): Promise<void> {
     const { model, sampler, logitBias, processLogits, logprob, topLogprobs } = settings
-    const { beyondContext, onPrefill } = settings
+    const { beyondContext, onPrefill, speculate } = settings
+    const drafter = speculate && new Drafter(speculate, undefined, model.config.vocabSize)
     const grammar = settings.grammar?.newMatcher()
     const options = {
       sampler,
@@ -280,10 +299,18 @@ export class Generation implements AsyncIterable<GeneratedToken> {
     }
     let output = await prefillInPieces(model, block, prompt, options, onPrefill)
     for (;;) {
-      this.#tokens.push(writing.add(output, grammar?.hasEnded ?? false))
+      writing.count(output)
+      const stages = stagesOf(output)
+      stages.forEach((stage, i) => {
+        const endsGrammar = i + 1 === stages.length && (grammar?.hasEnded ?? false)
+        this.#tokens.push(writing.add(stage, endsGrammar))
+      })
       this.#wake()
       if (writing.reason !== undefined) return
-      output = await model.prefill(block, [output.token as number], options)
+      const token = output.token as number
+      const drafts = drafter && writing.drafts(drafter, tokensOf([block], [token]))
+      output = await model.prefill(block, [token], { ...options, drafts })
+      drafter?.learn(output)
     }
   }
 }
@@ -308,6 +335,7 @@ class Writing {
   readonly #matcher: StopMatcher
   readonly #stream
   readonly #tokens: number[] = []
+  readonly #speculation: SpeculationUsage | undefined
   #text = ''
 
   constructor(settings: Settings) {
@@ -318,6 +346,29 @@ class Writing {
     this.#stopTokens = new Set(stopTokens ?? withinVocabulary(known, vocabSize, model.warnings))
     this.#matcher = new StopMatcher(stop)
     this.#stream = tokenizer?.stream()
+    this.#speculation = settings.speculate && { passes: 0, drafted: 0, accepted: 0 }
+  }
+
+  /** What may come next behind `tokens`, up to what would end the text. */
+  drafts(drafter: Drafter, tokens: Int32Array): Int32Array {
+    const { speculate, maxTokens, grammar } = this.#settings
+    const left = maxTokens - this.#tokens.length - 1
+    const count = Math.min(speculate?.tokens ?? 0, left)
+    const drafts = count > 0 ? drafter.draft(tokens, count) : new Int32Array(0)
+    const stream = this.#stream?.fork()
+    const matcher = this.#matcher.fork()
+    const end = drafts.findIndex((id) => {
+      matcher.push(stream?.push(id) ?? '')
+      return matcher.found || this.#stopTokens.has(id) || (grammar?.isStop(id) ?? false)
+    })
+    return end < 0 ? drafts : drafts.subarray(0, end)
+  }
+
+  /** A step has chosen tokens. */
+  count(output: StepOutput): void {
+    if (this.#speculation === undefined) return
+    this.#speculation.passes++
+    countDrafts(this.#speculation, output)
   }
 
   /** The token that a step has chosen. `endsGrammar`: it is the stop token of a grammar's. */
@@ -354,7 +405,11 @@ class Writing {
       text: this.#text,
       tokens: this.#tokens,
       reason: this.reason ?? 'stopped',
-      usage: { promptTokens, completionTokens: this.#tokens.length },
+      usage: {
+        promptTokens,
+        completionTokens: this.#tokens.length,
+        speculation: this.#speculation,
+      },
       toolCalls: tools.length > 0 ? findToolCalls(this.#text) : [],
     }
   }

@@ -117,6 +117,8 @@ export type { WeightMemory } from './memory'
 export { type AttentionState, mergeStates } from './merge-states'
 export {
   type BeyondContext,
+  type ChosenToken,
+  type DraftedTokens,
   type EmbeddingsWorker,
   type LoadModelOptions,
   type LoadProgress,
@@ -157,6 +159,12 @@ export {
 } from './rope'
 export { type PenaltyScope, Sampler, type SamplerOptions, type SamplerState } from './sampler'
 export type { SessionProgress, TransferOptions } from './session-file'
+export type {
+  DraftContext,
+  DraftTokens,
+  SpeculateOptions,
+  SpeculationUsage,
+} from './speculation'
 export type { LogitBias, LogitsInfo, ProcessLogits } from './step-hooks'
 export type { TokenOptions } from './token-options'
 export type { TokenizerKind } from './tokenizer/models/parse'

@@ -128,6 +128,16 @@ export interface StepWorker {
   tokens: ArrayLike<number>
   /** In their place: see EmbeddingsWorker. */
   embeddings?: undefined
+  /**
+   * Guesses of the tokens that come next, each in [0, vocabSize) (speculative decoding). The i-th is computed as in the
+   * i-th step behind this one, in which those workers take part that have an i-th draft: as it would be there, it sees the
+   * others' drafts up to the i-th. It stays if it is the token that is chosen in its place, and so are the drafts before it;
+   * where workers are in each other's views, those of all of them. The others leave no trace. What is chosen is what
+   * those steps would choose (bit for bit on the CPU), draw for draw of the sampler. A draft that ends the text of the
+   * `grammar`, or would bring a view beyond the context, is left out with those behind it.
+   * Not with `sampler: null`, `hidden` and `attentionMass`. Default: none.
+   */
+  drafts?: ArrayLike<number> | undefined
   /** How the next token is chosen; default: greedily. null: none is. A sampler serves one worker of a step. */
   sampler?: Sampler | null | undefined
   /** Which logits come back; default 'none'. */
@@ -143,8 +153,8 @@ export interface StepWorker {
   logitBias?: LogitBias | undefined
   /**
    * Changes the logits [V] from which the token is chosen, in place, after `logitBias` and before `grammar` and all that
-   * the sampler does. It is called once per step, with the logits after the last new token, and returns when it has done
-   * its work: a promise is refused. The cache is busy meanwhile. Logits come to JavaScript for this worker alone.
+   * the sampler does. It is called once per step (with `drafts`: once for each token that is chosen, in their order), with
+   * the logits after the last new token, and returns when it has done its work: a promise is refused. The cache is busy meanwhile. Logits come to JavaScript for this worker alone.
    *
    * Where it throws, the step rejects with what it threw; where it leaves NaN, +Infinity or nothing but -Infinity, with
    * HOGWILD_INVALID_ARGUMENT. Cache and samplers are then as they were.
@@ -169,7 +179,7 @@ export interface StepWorker {
  * thoughts. All else is as with ids. Where the cache keeps ids, and for penalties, which count nothing for it, a token
  * without one has the id -1.
  */
-export interface EmbeddingsWorker extends Omit<StepWorker, 'tokens' | 'embeddings'> {
+export interface EmbeddingsWorker extends Omit<StepWorker, 'tokens' | 'embeddings' | 'drafts'> {
   /**
    * [new tokens, H], finite, at least one: what the first layer reads. A model that multiplies the embeddings of ids
    * (`config.embeddingScale`: Gemma, Granite) does not multiply these: a row of its own table times this number is the id.
@@ -187,9 +197,29 @@ export interface TokenLogprob {
   logprob: number
 }
 
+/** A token that a step has chosen, as in StepOutput. */
+export interface ChosenToken {
+  token: number
+  logprob: number | undefined
+  topLogprobs: TokenLogprob[] | undefined
+}
+
+/** What became of a worker's drafts. */
+export interface DraftedTokens {
+  /** How many of them stay: they are in the block. */
+  kept: number
+  /** All that were chosen: the drafts that stay, and the token behind them, which is in no block yet. */
+  chosen: ChosenToken[]
+  /**
+   * What would have been chosen behind the drafts that do not stay, were they right: the next guesses of Jacobi iteration.
+   * Of a worker with `processLogits` or a `grammar`: the most likely tokens.
+   */
+  guesses: number[]
+}
+
 /** What one worker gets from a step. */
 export interface StepOutput {
-  /** Chosen after the last new token; undefined where sampler was null. It is in no block yet. */
+  /** Chosen after the last new token (or draft that stays); undefined where sampler was null. It is in no block yet. */
   token: number | undefined
   /** Natural log of the token's probability by the raw logits. */
   logprob: number | undefined
@@ -204,6 +234,8 @@ export interface StepOutput {
    * heads; undefined where not asked for. 0 for a hidden block. They sum to 1, but for what sinks take (gpt-oss).
    */
   attentionMass: Float32Array | undefined
+  /** undefined where there were no drafts. */
+  drafted: DraftedTokens | undefined
 }
 
 /** Options of `Model.step`. */
@@ -216,11 +248,13 @@ export interface StepOptions {
   onWarning?: WarningHandler | undefined
 }
 
-/** @internal What a step does where views of the next so many of its workers are beyond the model's context. */
-export interface ContextReaction {
+/** @internal The next so many workers of a step, and what it does where their views are beyond the model's context. */
+export interface WorkerSet {
   workers: number
   beyondContext: BeyondContext | undefined
   warnings: Warnings
+  /** Whether all of them keep as many drafts as each other, whomever they see. */
+  inLockStep: boolean
 }
 
 /** Options of `Model.prefill`: those of a step and of its one worker. */
@@ -263,6 +297,7 @@ const STEP_WORKER_KEYS = optionKeys<AnyWorker>()({
   view: true,
   tokens: true,
   embeddings: true,
+  drafts: true,
   sampler: true,
   logits: true,
   logprob: true,
@@ -282,6 +317,7 @@ const PREFILL_KEYS = optionKeys<PrefillOptions>()({
   signal: true,
   beyondContext: true,
   onWarning: true,
+  drafts: true,
   sampler: true,
   logits: true,
   logprob: true,
@@ -564,20 +600,27 @@ export class Model {
   }
 
   /**
-   * @internal The same, with the seconds that the step took, without its waiting for others on the device. `reactions`:
-   * those of the workers' owners, in the order of the workers.
+   * @internal The same, with the seconds that the step took, without its waiting for others on the device. `sets`: one of
+   * each owner of workers, in the order of the workers.
    */
   async timedStep(
     workers: readonly (StepWorker | EmbeddingsWorker)[],
-    { reactions, ...options }: StepOptions & { reactions?: readonly ContextReaction[] } = {},
+    { sets, ...options }: StepOptions & { sets?: readonly WorkerSet[] } = {},
   ): Promise<{ outputs: StepOutput[]; seconds: number }> {
     const signal = checkSignal(options.signal, 'options.signal')
     const list = this.#checkWorkers(workers)
     const model = this.#open()
     const cache = (list[0] as CheckedWorker).view.cache
-    this.#checkContexts(list, reactions ?? [this.#reaction(list, options)])
-    cache.makeRoom(list.reduce((sum, { tokens }) => sum + pagesFor(tokens.length), 0))
-    const natives = list.map(nativeWorker)
+    const known = sets ?? [this.#onlySet(list, options)]
+    this.#checkContexts(list, known)
+    cache.makeRoom(
+      list.reduce(
+        (sum, { tokens, drafts = [] }) => sum + pagesFor(tokens.length + drafts.length),
+        0,
+      ),
+    )
+    const groups = draftGroups(list, known)
+    const natives = list.map((worker, i) => nativeWorker(worker, groups[i] as number))
     const users = usersOf(list)
     const held = natives.some((worker) => worker.held !== 'no')
     const acquired: StepUser[] = []
@@ -597,7 +640,7 @@ export class Model {
         seconds: results.seconds,
       }
     } finally {
-      for (const user of acquired) user.release(results?.[user.worker]?.token)
+      for (const user of acquired) user.release(chosenBy(results?.[user.worker]))
     }
   }
 
@@ -664,30 +707,32 @@ export class Model {
     return list
   }
 
-  #reaction(workers: readonly CheckedWorker[], options: StepOptions): ContextReaction {
+  #onlySet(workers: readonly CheckedWorker[], options: StepOptions): WorkerSet {
     const { beyondContext, onWarning } = options
     if (beyondContext !== undefined) checkBeyondContext(beyondContext)
     const warnings = onWarning === undefined ? this.warnings : new Warnings(onWarning)
-    return { workers: workers.length, beyondContext, warnings }
+    return { workers: workers.length, beyondContext, warnings, inLockStep: false }
   }
 
-  #checkContexts(workers: readonly CheckedWorker[], reactions: readonly ContextReaction[]): void {
+  #checkContexts(workers: readonly CheckedWorker[], sets: readonly WorkerSet[]): void {
     let first = 0
-    for (const reaction of reactions) {
-      this.#checkContext(workers.slice(first, first + reaction.workers), reaction)
-      first += reaction.workers
+    for (const set of sets) {
+      this.#checkContext(workers.slice(first, first + set.workers), set)
+      first += set.workers
     }
   }
 
   /** Positions are those of the tokens that a worker sees, hidden blocks included. */
   #checkContext(
     workers: readonly CheckedWorker[],
-    { beyondContext = this.#beyondContext, warnings }: ContextReaction,
+    { beyondContext = this.#beyondContext, warnings }: WorkerSet,
   ): void {
     const { maxPositions } = this.config
     const longest = this.#longestViews.get((workers[0] as CheckedWorker).view.cache)
     if (maxPositions === undefined && longest === undefined) return
-    const positions = longestView(workers)
+    const positions = longestView(workers, false)
+    const bound = longest ?? (positions > (maxPositions as number) ? undefined : maxPositions)
+    if (bound !== undefined) leaveOutDrafts(workers, longestView(workers, true) - bound)
     if (longest !== undefined && positions > longest) {
       throw new HogwildError(
         `a view of ${positions} positions is beyond the ${longest} for which the keys of this cache are rotated (longrope): create it with context: ${positions} or more`,
@@ -711,6 +756,7 @@ type AnyWorker = Omit<StepWorker, 'tokens' | 'embeddings'> & {
 /** A worker whose parts were checked and copied. */
 interface CheckedWorker extends StepHooks {
   view: CheckedView
+  /** Without drafts. */
   tokens: Int32Array
   embeddings: Float32Array | undefined
   sampler: Sampler | null | undefined
@@ -738,6 +784,7 @@ function checkWorker(
     view,
     tokens,
     embeddings,
+    drafts: checkDrafts(part, name, config),
     sampler:
       sampler === undefined || sampler === null
         ? sampler
@@ -769,6 +816,49 @@ function checkWorker(
   return checked
 }
 
+/** Up to one that ends the text of the worker's grammar. */
+function checkDrafts(worker: AnyWorker, name: string, { vocabSize }: ModelConfig): Int32Array {
+  const drafts = checkTokens(worker.drafts ?? [], `${name}.drafts`, vocabSize)
+  if (drafts.length === 0) return drafts
+  const { sampler, embeddings, hidden, attentionMass, grammar } = worker
+  if (sampler === null) throw invalid(`${name}.drafts`, 'absent where sampler is null', drafts)
+  const beside = Object.entries({ embeddings, hidden, attentionMass }).find(([, value]) => value)
+  if (beside !== undefined) throw invalid(`${name}.drafts`, `absent beside ${beside[0]}`, drafts)
+  const end = grammar === undefined ? -1 : drafts.findIndex((id) => grammar.grammar.isStop(id))
+  return end < 0 ? drafts : drafts.subarray(0, end)
+}
+
+/** So many of each worker's: whatever view is longer than it may be is shorter by as many, or has no drafts in it. */
+function leaveOutDrafts(workers: readonly CheckedWorker[], count: number): void {
+  if (count <= 0) return
+  for (const worker of workers) {
+    worker.drafts = worker.drafts.subarray(0, Math.max(0, worker.drafts.length - count))
+  }
+}
+
+/** Of each worker, the group in which drafts are kept together, as the index of one of its workers. */
+function draftGroups(workers: readonly CheckedWorker[], sets: readonly WorkerSet[]): number[] {
+  const groups = workers.map((_, i) => i)
+  if (workers.every(({ drafts }) => drafts.length === 0)) return groups
+  const join = (one: number, other: number) => {
+    const [from, to] = [groups[one], groups[other] as number]
+    groups.forEach((group, i) => {
+      if (group === from) groups[i] = to
+    })
+  }
+  const writers = new Map(workers.map(({ view }, i) => [view.writeTo, i]))
+  workers.forEach(({ view }, i) => {
+    for (const { block } of view.entries) join(i, writers.get(block) ?? i)
+  })
+  let first = 0
+  for (const set of sets) {
+    const end = first + set.workers
+    for (let i = first + 1; set.inLockStep && i < end; i++) join(i, first)
+    first = end
+  }
+  return groups
+}
+
 /** The token ids, or -1 for each embedding. */
 function checkInput(
   { tokens, embeddings }: AnyWorker,
@@ -789,12 +879,14 @@ function checkInput(
   return { tokens: new Int32Array(count).fill(-1), embeddings }
 }
 
-function nativeWorker(worker: CheckedWorker): NativeStepWorker {
-  const { view, tokens, embeddings, sampler, logits, logprob, topLogprobs } = worker
+function nativeWorker(worker: CheckedWorker, group: number): NativeStepWorker {
+  const { view, tokens, drafts, embeddings, sampler, logits, logprob, topLogprobs } = worker
   const { logitBias, hidden, attentionMass } = worker
   return {
     ...nativeView(view),
-    tokens,
+    tokens: drafts.length === 0 ? tokens : Int32Array.from([...tokens, ...drafts]),
+    drafts: drafts.length,
+    group,
     embeddings,
     logits,
     sampler: sampler === undefined ? GREEDY : (sampler?.next() ?? null),
@@ -807,11 +899,11 @@ function nativeWorker(worker: CheckedWorker): NativeStepWorker {
   }
 }
 
-/** What serves one worker at a time, from the step's begin to its end; then it is told the token, if there is one. */
+/** What serves one worker at a time, from the step's begin to its end; then it is told the tokens that were chosen. */
 interface StepUser {
   worker: number
   acquire(): void
-  release(token: number | undefined): void
+  release(tokens: readonly number[]): void
 }
 
 /** Throws HOGWILD_INVALID_ARGUMENT where one serves two workers. */
@@ -834,43 +926,86 @@ function usersOf(workers: readonly CheckedWorker[]): StepUser[] {
       users.push({
         worker,
         acquire: () => user.acquire(),
-        release: (token) => user.release(token !== undefined),
+        release: (tokens) => user.release(tokens.length),
       })
     }
     if (grammar) {
       const user = once(grammar, 'grammar matcher')
-      users.push({ worker, acquire: () => user.acquire(), release: (token) => user.release(token) })
+      users.push({
+        worker,
+        acquire: () => user.acquire(),
+        release: (tokens) => user.release(tokens),
+      })
     }
     return users
   })
 }
 
-function stepOutput(result: NativeStepResult, { logprob }: CheckedWorker): StepOutput {
-  const { token, topTokens, topLogprobs, logits, hidden, attentionMass } = result
+/** The tokens that were chosen. undefined: the step has failed. */
+function chosenBy(result: NativeStepResult | undefined): number[] {
+  if (result === undefined) return []
+  return Array.from(result.tokens.subarray(0, result.kept + 1)).filter((token) => token >= 0)
+}
+
+function stepOutput(result: NativeStepResult, worker: CheckedWorker): StepOutput {
+  const { kept, tokens, hidden, attentionMass } = result
+  const { drafts } = worker
+  const chosen = Array.from({ length: kept + 1 }, (_, stage) => chosenToken(result, worker, stage))
   return {
-    token: token < 0 ? undefined : token,
-    logprob: logprob && token >= 0 ? result.logprob : undefined,
-    topLogprobs:
-      topTokens.length > 0
-        ? Array.from(topTokens, (id, rank) => ({ token: id, logprob: topLogprobs[rank] as number }))
-        : undefined,
-    logits: logits.length > 0 ? logits : undefined,
+    ...(chosen[kept] as ReturnType<typeof chosenToken>),
+    logits: keptLogits(result, worker),
     hidden: hidden.length > 0 ? hidden : undefined,
     attentionMass: attentionMass.length > 0 ? attentionMass : undefined,
+    drafted:
+      drafts.length > 0
+        ? { kept, chosen: chosen as ChosenToken[], guesses: Array.from(tokens.subarray(kept + 1)) }
+        : undefined,
   }
 }
 
+function chosenToken(result: NativeStepResult, { logprob }: CheckedWorker, stage: number) {
+  const { tokens, logprobs, topTokens, topLogprobs } = result
+  const token = tokens[stage] as number
+  const top = topTokens.length / tokens.length
+  const ranks = Array.from({ length: top }, (_, rank) => stage * top + rank)
+  return {
+    token: token < 0 ? undefined : token,
+    logprob: logprob && token >= 0 ? logprobs[stage] : undefined,
+    topLogprobs:
+      top > 0
+        ? ranks.map((at) => ({
+            token: topTokens[at] as number,
+            logprob: topLogprobs[at] as number,
+          }))
+        : undefined,
+  }
+}
+
+/** Without those of drafts that do not stay. */
+function keptLogits(
+  { logits, kept }: NativeStepResult,
+  { tokens, drafts, logits: wanted }: CheckedWorker,
+): Float32Array | undefined {
+  if (logits.length === 0) return undefined
+  if (drafts.length === 0) return logits
+  const rows = wanted === 'all' ? tokens.length + drafts.length : 1 + drafts.length
+  const vocab = logits.length / rows
+  return wanted === 'all'
+    ? logits.slice(0, (tokens.length + kept) * vocab)
+    : logits.slice(kept * vocab, (kept + 1) * vocab)
+}
+
 /** Positions of the longest view of the step. Asks each block for its length once. */
-function longestView(workers: readonly CheckedWorker[]): number {
+function longestView(workers: readonly CheckedWorker[], withDrafts: boolean): number {
   const growths = new Map<Block, BlockGrowth>()
   for (const { view } of workers) {
     for (const { block } of view.entries) {
       if (!growths.has(block)) growths.set(block, { before: block.length, appended: 0 })
     }
   }
-  for (const { view, tokens } of workers) {
+  for (const { view, tokens, drafts } of workers) {
     const growth = growths.get(view.writeTo) as BlockGrowth
-    growth.appended += tokens.length
+    growth.appended += tokens.length + (withDrafts ? drafts.length : 0)
   }
   return workers.reduce((longest, { view: { entries, writeTo } }) => {
     const written = entries.findIndex(({ block }) => block === writeTo)

@@ -148,6 +148,10 @@ export interface NativeWorkerView {
 export interface NativeStepWorker extends NativeWorkerView {
   /** -1 each where there are embeddings. */
   tokens: Int32Array
+  /** How many of the last tokens are drafts; default 0. See StepWorker, native/model/outputs.h. */
+  drafts?: number | undefined
+  /** Workers of one group keep as many drafts as all of them can; in [0, workers), default 0. */
+  group?: number | undefined
   /** [tokens, H], as the first layer reads them. Default: those of the ids. */
   embeddings?: Float32Array | undefined
   logits: 'none' | 'last' | 'all'
@@ -167,13 +171,15 @@ export interface NativeStepWorker extends NativeWorkerView {
 }
 
 export interface NativeStepResult {
-  /** -1 where no sampler was given. */
-  token: number
-  /** log-probability of `token` under the raw logits, or NaN where not asked for. */
-  logprob: number
-  /** 'last': [V]; 'all': [new tokens, V]; else empty. */
+  /** [stages = drafts + 1], those beyond `kept` guesses; -1 where no sampler was given. */
+  tokens: Int32Array
+  /** [stages]: log-probabilities of `tokens` under the raw logits, or NaN where not asked for. */
+  logprobs: Float32Array
+  /** Drafts that stay. */
+  kept: number
+  /** 'last': [stages, V]; 'all': [new tokens, V]; else empty. */
   logits: Float32Array
-  /** The most likely tokens and their log-probabilities under the raw logits, as many as asked for but at most V. */
+  /** The most likely tokens and their log-probabilities under the raw logits, [stages, as many as asked for but at most V]. */
   topTokens: Int32Array
   topLogprobs: Float32Array
   /** [H], or empty. */
@@ -185,8 +191,15 @@ export interface NativeStepResult {
 /** A step that has computed all but the tokens of its held workers. */
 export interface NativeHeldStep {
   step: StepHandle
-  /** By worker: [V] with the bias where they are wanted ('with-logits'), else empty. */
+  /** By worker: [stages, V] with the bias where they are wanted ('with-logits'), else empty. */
   logits: Float32Array[]
+}
+
+/** Drafts of held workers were what the step chose: it waits for the edits of the next stage. */
+export interface NativeNextStage {
+  step: StepHandle
+  /** By worker: whether its token of that stage is chosen from what `finishStep` brings. */
+  waiting: boolean[]
 }
 
 /** What a held worker's token is chosen from. */
@@ -204,6 +217,8 @@ export type NativeStepResults = NativeStepResult[] & {
 
 export interface NativePassWorker extends NativeWorkerView {
   nTokens: number
+  /** How many of the last of them are drafts; default 0. */
+  drafts?: number | undefined
 }
 
 /** null: off, or not wanted. */
@@ -326,12 +341,15 @@ export interface NativeBinding {
     workers: NativeStepWorker[],
     cancel: CancelHandle | null,
   ): Promise<NativeHeldStep>
-  /** `edits`: one for each worker of the step. What fails aborts the step. */
+  /**
+   * `edits`: one for each worker of the step, for one stage: the first, or that of which NativeNextStage tells. What fails
+   * aborts the step.
+   */
   finishStep(
     step: StepHandle,
     edits: NativeLogitsEdit[],
     cancel: CancelHandle | null,
-  ): Promise<NativeStepResults>
+  ): Promise<NativeStepResults | NativeNextStage>
   abortStep(step: StepHandle): Promise<void>
 
   /** Reserves room for the new tokens and plans the step; the cache is busy until commit or abort. */
@@ -366,8 +384,8 @@ export interface NativeBinding {
     queryHeads: number,
     scale: number,
   ): Promise<void>
-  /** Refused with HOGWILD_BUSY while calls of the pass are under way. */
-  passCommit(pass: PassHandle): void
+  /** `kept`: how many tokens of each worker; default: all. Refused with HOGWILD_BUSY while calls of the pass are under way. */
+  passCommit(pass: PassHandle, kept?: Int32Array): void
   /** Takes effect once the calls under way have ended. A pass that is collected is aborted. */
   passAbort(pass: PassHandle): void
 

@@ -25,6 +25,11 @@ export interface PassWorker {
   view: View
   /** New tokens, at least 1. */
   tokens: number
+  /**
+   * How many of the last of them are drafts: guesses of an engine that keeps as many as were right (`commit`). As in a step
+   * (see StepWorker), they see of other workers' drafts those of the same step to come and of earlier ones. Default 0.
+   */
+  drafts?: number | undefined
 }
 
 /** Whose buffers on the device: their dtype, and the CUDA stream on which they are made and used. */
@@ -107,7 +112,7 @@ export interface AttendDeviceOptions extends Pick<AttendOptions, 'scale'> {
   queryHeads: number
 }
 
-const PASS_WORKER_KEYS = optionKeys<PassWorker>()({ view: true, tokens: true })
+const PASS_WORKER_KEYS = optionKeys<PassWorker>()({ view: true, tokens: true, drafts: true })
 const ATTEND_KEYS = optionKeys<AttendOptions>()({
   scale: true,
   window: true,
@@ -130,14 +135,15 @@ const QUERIES_BUFFERS = optionKeys<DeviceQueries>()({
 export function beginPass(cache: Cache, workers: readonly PassWorker[]): Pass {
   const natives = checkArray(workers, 'workers').map((worker, i) => {
     const name = `workers[${i}]`
-    const { view, tokens } = checkOptions(worker as PassWorker, name, PASS_WORKER_KEYS)
-    const nTokens = checkInteger(tokens, `${name}.tokens`, 1, 2 ** 31 - 1)
-    return { ...nativeView(checkView(view, `${name}.view`, cache)), nTokens }
+    const part = checkOptions(worker as PassWorker, name, PASS_WORKER_KEYS)
+    const nTokens = checkInteger(part.tokens, `${name}.tokens`, 1, 2 ** 31 - 1)
+    const drafts = checkInteger(part.drafts ?? 0, `${name}.drafts`, 0, nTokens - 1)
+    return { ...nativeView(checkView(part.view, `${name}.view`, cache)), nTokens, drafts }
   })
   if (natives.length === 0) throw invalid('workers', 'at least one worker', workers)
-  const total = natives.reduce((sum, { nTokens }) => sum + nTokens, 0)
-  cache.makeRoom(natives.reduce((sum, { nTokens }) => sum + pagesFor(nTokens), 0))
-  return new Pass(cache, native.beginPass(cache.open(), natives), total)
+  const counts = natives.map(({ nTokens }) => nTokens)
+  cache.makeRoom(counts.reduce((sum, tokens) => sum + pagesFor(tokens), 0))
+  return new Pass(cache, native.beginPass(cache.open(), natives), counts)
 }
 
 /**
@@ -151,16 +157,19 @@ export class Pass {
   /** T: new tokens of all workers. */
   readonly tokens: number
   readonly #handle: PassHandle
+  /** New tokens, by worker. */
+  readonly #counts: readonly number[]
   /** Layers that have the new keys and values. */
   readonly #appended = new Set<number>()
   #running: Promise<unknown> | undefined
   #state: 'open' | 'committed' | 'aborted' = 'open'
 
   /** @internal */
-  constructor(cache: Cache, handle: PassHandle, tokens: number) {
+  constructor(cache: Cache, handle: PassHandle, counts: readonly number[]) {
     this.cache = cache
-    this.tokens = tokens
+    this.tokens = counts.reduce((sum, count) => sum + count, 0)
     this.#handle = handle
+    this.#counts = counts
   }
 
   /**
@@ -268,16 +277,21 @@ export class Pass {
   }
 
   /**
-   * The new tokens are in their blocks from now on. Throws HOGWILD_BUSY while a call is under way and
-   * HOGWILD_INVALID_ARGUMENT before every layer's `append`.
+   * The new tokens are in their blocks from now on. `kept`: how many of each worker's, the first ones; the others
+   * leave no trace. Default: all. Throws HOGWILD_BUSY while a call is under way and HOGWILD_INVALID_ARGUMENT before every
+   * layer's `append`.
    */
-  commit(): void {
+  commit(kept: readonly number[] = this.#counts): void {
     this.#check(0)
+    if (checkArray(kept, 'kept').length !== this.#counts.length) {
+      throw invalid('kept', `a number for each of ${this.#counts.length} workers`, kept)
+    }
+    const counts = this.#counts.map((count, i) => checkInteger(kept[i], `kept[${i}]`, 0, count))
     if (this.#running !== undefined) {
       throw new HogwildError('a call of this pass is under way', 'HOGWILD_BUSY')
     }
     for (let layer = 0; layer < this.cache.shape.layers; layer++) this.#checkAppended(layer)
-    native.passCommit(this.#handle)
+    native.passCommit(this.#handle, Int32Array.from(counts))
     this.#state = 'committed'
   }
 

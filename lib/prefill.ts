@@ -30,6 +30,7 @@ export async function prefillInPieces(
   }
   const silent = {
     ...options,
+    drafts: undefined,
     sampler: null,
     logits: 'none',
     logprob: false,

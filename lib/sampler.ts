@@ -232,10 +232,10 @@ export class Sampler {
     this.#busy = true
   }
 
-  /** @internal The step has ended. `drawn`: it made its draw. */
-  release(drawn: boolean): void {
+  /** @internal The step has ended. `draws`: those that it made. */
+  release(draws: number): void {
     this.#busy = false
-    if (drawn) this.#draw++
+    this.#draw += BigInt(draws)
   }
 }
 

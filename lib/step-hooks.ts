@@ -3,7 +3,13 @@
 import type { Block } from './block'
 import { HogwildError } from './errors'
 import type { GrammarMatcher } from './grammar/grammar'
-import { type CancelHandle, type NativeStepResults, type NativeStepWorker, native } from './native'
+import {
+  type CancelHandle,
+  type NativeLogitsEdit,
+  type NativeStepResults,
+  type NativeStepWorker,
+  native,
+} from './native'
 import { checkNumbersByToken, checkSynchronous } from './validate'
 
 /** Numbers by token id. */
@@ -15,7 +21,7 @@ export interface LogitsInfo {
   worker: number
   /** That it writes to, as it was before the step. */
   block: Block
-  /** Those that it brought to the step; -1 each for embeddings. */
+  /** Those that it brought to the step, and its drafts up to this place; -1 each for embeddings. */
   tokens: Int32Array
 }
 
@@ -26,7 +32,9 @@ export type ProcessLogits = (logits: Float32Array, info: LogitsInfo) => void
 export interface StepHooks {
   processLogits: ProcessLogits | undefined
   grammar: GrammarMatcher | undefined
+  /** `tokens`: without drafts. */
   info: LogitsInfo
+  drafts: Int32Array
 }
 
 /** Throws HOGWILD_INVALID_ARGUMENT. */
@@ -53,8 +61,8 @@ export function heldFor({ processLogits, grammar }: StepHooks): NativeStepWorker
 }
 
 /**
- * A step some of whose workers are held: it computes, the hooks work on the logits, it goes on. `hold` begins it. What a
- * hook throws is thrown, and the cache is as it was before.
+ * A step some of whose workers are held: it computes, the hooks work on the logits, it goes on, stage by stage where
+ * drafts are right. `hold` begins it. What a hook throws is thrown, and the cache is as it was before.
  */
 export async function stepWithHooks(
   hooks: readonly StepHooks[],
@@ -63,26 +71,43 @@ export async function stepWithHooks(
 ): Promise<NativeStepResults> {
   const computing = hold()
   // Grammars are asked while the model computes.
-  const masks = Promise.all(hooks.map(({ grammar }) => grammar?.allowed()))
+  const masks = Promise.all(hooks.map(({ grammar, drafts }) => grammar?.allowed(drafts)))
   masks.catch(() => {})
-  const { step, logits } = await computing
+  const held = await computing
+  let { step } = held
   try {
     const allowed = await masks
-    const edits = hooks.map((hook, i) => ({
-      logits: hook.processLogits === undefined ? null : processed(hook, logits[i] as Float32Array),
-      allowed: allowed[i] ?? null,
-    }))
-    return await native.finishStep(step, edits, cancel)
+    let waiting = hooks.map(() => true)
+    for (let stage = 0; ; stage++) {
+      const edits = hooks.map((hook, i): NativeLogitsEdit => {
+        if (!waiting[i]) return { logits: null, allowed: null }
+        const logits = processed(hook, held.logits[i] as Float32Array, stage)
+        return { logits, allowed: allowed[i]?.[stage] ?? null }
+      })
+      const results = await native.finishStep(step, edits, cancel)
+      if (!('waiting' in results)) return results
+      step = results.step
+      waiting = results.waiting
+    }
   } catch (error) {
     await native.abortStep(step).catch(() => {}) // it has ended already
     throw error
   }
 }
 
-function processed({ processLogits, info }: StepHooks, logits: Float32Array): Float32Array {
+/** `logits` [stages, V] are the worker's; null: it has no processor. */
+function processed(
+  { processLogits, info, drafts }: StepHooks,
+  logits: Float32Array,
+  stage: number,
+): Float32Array | null {
+  if (processLogits === undefined) return null
   const name = `workers[${info.worker}].processLogits`
-  callProcessor(processLogits as ProcessLogits, logits, info, name)
-  return logits
+  const size = logits.length / (drafts.length + 1)
+  const own = drafts.length === 0 ? logits : logits.slice(stage * size, (stage + 1) * size)
+  const tokens = Int32Array.from([...info.tokens, ...drafts.subarray(0, stage)])
+  callProcessor(processLogits, own, { ...info, tokens }, name)
+  return own
 }
 
 /** Throws what it throws, and HOGWILD_INVALID_ARGUMENT where it is not done when it returns. `name`: of messages. */
@@ -104,24 +129,27 @@ export function callProcessor(
 }
 
 /**
- * The processor for one token: where the step is tried again, it does the same without being called again. `worker` and
- * `name` are what it and messages are told.
+ * The processor for the tokens of one step: where the step is tried again, it does the same without being called again.
+ * `worker` and `name` are what it and messages are told.
  */
 export function onceForToken(
   processLogits: ProcessLogits,
   worker: number,
   name: string,
 ): ProcessLogits {
-  let done: { logits: Float32Array } | { error: unknown } | undefined
+  /** By the number of tokens that it was told. */
+  const known = new Map<number, { logits: Float32Array } | { error: unknown }>()
   return (logits, info) => {
+    const done = known.get(info.tokens.length)
     if (done === undefined) {
       try {
         callProcessor(processLogits, logits, { ...info, worker }, name)
-        done = { logits: logits.slice() }
+        known.set(info.tokens.length, { logits: logits.slice() })
       } catch (error) {
-        done = { error }
+        known.set(info.tokens.length, { error })
+        throw error
       }
     } else if ('logits' in done) logits.set(done.logits)
-    if ('error' in done) throw done.error
+    else throw done.error
   }
 }

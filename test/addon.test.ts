@@ -538,8 +538,8 @@ test('the repetition penalty applies to every token in view: new ones and those 
       expect(preferred).toBe(seen.includes(first))
     }
     for (let k = 0; k < order.length; k++) {
-      expect((await sample(fields, order.slice(0, k))).token).toBe(order[k])
+      expect((await sample(fields, order.slice(0, k))).tokens[0]).toBe(order[k])
     }
-    expect(seen).not.toContain((await sample(fields, order)).token)
+    expect(seen).not.toContain((await sample(fields, order)).tokens[0])
   }
 })

@@ -173,7 +173,7 @@ const NULLABLE =
 
 // Parameters that may be left out.
 const OPTIONAL =
-  /^(createModel\[7\]|createBlock\[1\]|blockFork\[1\])$|^holdStep.*\.(embeddings|logitBias|held|hidden|attentionMass)$/
+  /^(createModel\[7\]|createBlock\[1\]|blockFork\[1\]|passCommit\[1\])$|^holdStep.*\.(embeddings|logitBias|held|hidden|attentionMass)$|^(step|beginPass).*\.(drafts|group)$/
 
 function kindOf(value: unknown): string {
   if (types.isExternal(value)) return 'handle'

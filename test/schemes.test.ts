@@ -35,7 +35,8 @@ function load(file: string): Record<string, Scheme & ((...values: unknown[]) => 
 /**
  * Follows the steps of a model. A line for each worker of each step: the step, the worker's block, its view as
  * block@start+tokens shown (~: a step late), and the positions of its new tokens. Blocks have the names given, in the order
- * in which views first show them; behind those, '?'. With a reference, logits are compared in each step.
+ * in which views first show them; behind those, '?'. Drafts come last: their positions and how many were kept. With a
+ * reference, logits are compared in each step.
  */
 function follow(model: Model, names: string, reference?: ReferenceModel): string[] {
   const lines: string[] = []
@@ -48,11 +49,13 @@ function follow(model: Model, names: string, reference?: ReferenceModel): string
   const step = model.timedStep.bind(model)
   let count = 0
   jest.spyOn(model, 'timedStep').mockImplementation(async (parts, ...rest) => {
-    const workers = parts.map(({ view, tokens }) => {
+    const workers = parts.map((part) => {
+      const { view, tokens, drafts = [] } = part as hogwild.StepWorker
       const entries = view.blocks.map((each) => ('block' in each ? each : { block: each }))
-      return { entries, own: entries.at(-1)!.block, tokens: Array.from(tokens!) }
+      const own = entries.at(-1)!.block
+      return { entries, own, tokens: Array.from(tokens), drafts: Array.from(drafts) }
     })
-    for (const { entries, own, tokens } of workers) {
+    for (const { entries, own, tokens, drafts } of workers) {
       let end = 0
       const shown = entries.map(({ block, at = end, lag }) => {
         const late = lag === 1 && block !== own
@@ -63,11 +66,18 @@ function follow(model: Model, names: string, reference?: ReferenceModel): string
       })
       const first = end - tokens.length
       const positions = tokens.length === 1 ? `${first}` : `${first}-${end - 1}`
-      lines.push(`${count} ${of(own).name}: ${shown.join(' ')} | ${positions}`)
+      const behind = drafts.length === 0 ? '' : ` ~${end}-${end + drafts.length - 1}`
+      lines.push(`${count} ${of(own).name}: ${shown.join(' ')} | ${positions}${behind}`)
     }
     count++
     const asked = parts.map((part) => ({ ...part, logits: 'last' as const }))
     const result = await step(asked, ...rest)
+    workers.forEach((worker, i) => {
+      const { drafted } = result.outputs[i]!
+      if (drafted === undefined) return
+      lines[lines.length - workers.length + i] += ` kept ${drafted.kept}`
+      worker.tokens.push(...worker.drafts.slice(0, drafted.kept))
+    })
     const expected = reference?.step(
       workers.map(({ entries, tokens }) => ({
         view: entries.map(({ block, ...fields }) => ({ ...fields, block: of(block).expected })),
@@ -88,6 +98,11 @@ function follow(model: Model, names: string, reference?: ReferenceModel): string
     appendFrom.call(this, source, options)
     of(this).expected.push(...of(source).expected)
     if (options?.clearSource) of(source).expected.length = 0
+  })
+  const { truncate } = Block.prototype
+  jest.spyOn(Block.prototype, 'truncate').mockImplementation(function (this: Block, length) {
+    truncate.call(this, length)
+    of(this).expected.length = length
   })
   return lines
 }
@@ -365,6 +380,53 @@ describe('the tables', () => {
     })
   })
 
+  test('fastcot: the answer comes behind guesses', async () => {
+    const model = await scripted('Tt tu uu Aa')
+    const { fastCot } = load('fastcot.mjs')
+    const scheme = () =>
+      fastCot!({
+        ...{ model, prompt: ids('PQ'), begin: ids('T'), window: 3, passes: 2, ask: ids('A') },
+        until: atSemicolon,
+      })
+    // Guesses: T T T, then t t t, at last u u u, which are what would come.
+    await check(model, 'prompt thoughts answer', scheme, {
+      texts: { thoughts: 't', glance: 'uuuu', answer: 'a;' },
+      steps: 5,
+      alone: 8,
+      lines: `
+        0 prompt: prompt@0+2 | 0-1
+        1 thoughts: prompt@0+2 thoughts@2+1 | 2 ~3-5 kept 0
+        2 thoughts: prompt@0+2 thoughts@2+2 | 3 ~4-6 kept 0
+        3 answer: prompt@0+2 thoughts@2+2 answer@4+5 | 4-8
+        4 answer: prompt@0+2 thoughts@2+2 answer@4+6 | 9
+        5 answer: prompt@0+2 thoughts@2+2 answer@4+7 | 10`,
+    })
+  })
+
+  test('fastcot: guesses that are right are kept', async () => {
+    const model = await scripted('Tt tu uu Aa')
+    const { fastCot } = load('fastcot.mjs')
+    const scheme = () =>
+      fastCot!({
+        ...{ model, prompt: ids('PQ'), begin: ids('T'), window: 3, passes: 9, ask: ids('A') },
+        until: (tokens: number[]) => tokens.length === 7 || atSemicolon(tokens),
+      })
+    await check(model, 'prompt thoughts answer', scheme, {
+      texts: { thoughts: 'tuuuuuu', glance: '', answer: 'a;' },
+      steps: 7,
+      alone: 10,
+      lines: `
+        0 prompt: prompt@0+2 | 0-1
+        1 thoughts: prompt@0+2 thoughts@2+1 | 2 ~3-5 kept 0
+        2 thoughts: prompt@0+2 thoughts@2+2 | 3 ~4-6 kept 0
+        3 thoughts: prompt@0+2 thoughts@2+3 | 4 ~5-7 kept 3
+        4 thoughts: prompt@0+2 thoughts@2+7 | 8 ~9-11 kept 3
+        5 answer: prompt@0+2 thoughts@2+8 answer@10+1 | 10
+        6 answer: prompt@0+2 thoughts@2+8 answer@10+2 | 11
+        7 answer: prompt@0+2 thoughts@2+8 answer@10+3 | 12`,
+    })
+  })
+
   test('multiverse', async () => {
     const model = await scripted('Tt t# Ee ek kl lm m) Gg gh h) +j')
     const { multiverse } = load('multiverse.mjs')
@@ -409,6 +471,7 @@ describe('on a random model every step is that of the reference', () => {
   })
   const until = (tokens: number[]) => tokens.length === 6 || tokens.at(-1)! % 5 === 0
   test.each<[string, string, object]>([
+    ['fastcot.mjs', 'fastCot', { begin: [7, 8], window: 4, passes: 6, ask: [9], until }],
     ['hogwild.mjs', 'hogwild', hogwildOf('contiguous')],
     ['hogwild.mjs', 'hogwild', hogwildOf('interleaved')],
     ['hogwild.mjs', 'hogwild', hogwildOf('combined')],

@@ -26,11 +26,12 @@ function load(name: string) {
   const decoder = parseDecoder(golden.tokenizer.decoder)
   const texts = encoder.decodableTokens.map((token) => token && decoder.prepare(token))
   const tokens = new TokenTable(packTokens(encoder.tokens, texts, (id) => special.has(id)))
+  const stream = () => new TextStream({ tokens, decoder }, false)
   const pieces = (ids: readonly number[], skipSpecialTokens: boolean) => {
     const stream = new TextStream({ tokens, decoder }, skipSpecialTokens)
     return [...ids.map((id) => stream.push(id)), stream.end()]
   }
-  return { golden, encoder, special, tokens, pieces }
+  return { golden, encoder, special, tokens, stream, pieces }
 }
 
 test('there are tokenizers', () => {
@@ -38,7 +39,7 @@ test('there are tokenizers', () => {
 })
 
 describe.each(names)('%s', (name) => {
-  const { golden, encoder, special, tokens, pieces } = load(name)
+  const { golden, encoder, special, tokens, stream, pieces } = load(name)
 
   test('ids', () => {
     const ids = golden.encoded.map(({ text }) =>
@@ -60,6 +61,23 @@ describe.each(names)('%s', (name) => {
       expect(pieces(ids, false).join('')).toBe(text)
       expect(pieces(ids, true).join('')).toBe(skipped)
     }
+  })
+
+  test('text of a fork, which goes another way', () => {
+    golden.decoded.forEach(({ ids, text }, i) => {
+      const other = golden.decoded.at(i - 1)!.ids
+      const whole = stream()
+      let before = ''
+      ids.forEach((id, at) => {
+        const fork = whole.fork()
+        const ahead = other.map((each) => fork.push(each)).join('')
+        expect(before + ahead + fork.end()).toBe(
+          pieces([...ids.slice(0, at), ...other], false).join(''),
+        )
+        before += whole.push(id)
+      })
+      expect(before + whole.end()).toBe(text)
+    })
   })
 
   test('every token is found by its name', () => {

@@ -113,12 +113,19 @@ const REFUSED_BYTES: Record<MaskKind, (byte: number) => boolean> = {
 class Engine {
   /** Whether it ended a call in the middle: what it was working on is lost, what is compiled works on. */
   hasFailed = false
+  readonly stopTokens: Int32Array
   readonly #library: XGrammar
   readonly #compiler: Compiler
   readonly #tokens: readonly Uint8Array[]
   readonly #masks = new Map<MaskKind, TextMasks>()
 
-  private constructor(library: XGrammar, compiler: Compiler, tokens: readonly Uint8Array[]) {
+  private constructor(
+    library: XGrammar,
+    compiler: Compiler,
+    tokens: readonly Uint8Array[],
+    stopTokens: Int32Array,
+  ) {
+    this.stopTokens = stopTokens
     this.#library = library
     this.#compiler = compiler
     this.#tokens = tokens
@@ -145,7 +152,7 @@ class Engine {
       Array.from(stopTokens),
     )
     const compiler = await library.GrammarCompiler.createGrammarCompiler(info)
-    return new Engine(library, compiler, tokens)
+    return new Engine(library, compiler, tokens, stopTokens)
   }
 
   async compile(
@@ -225,6 +232,11 @@ export class Grammar {
   /** @internal */
   static is(value: unknown): value is Grammar {
     return typeof value === 'object' && value !== null && #compiled in value
+  }
+
+  /** @internal Whether the token ends a text. */
+  isStop(token: number): boolean {
+    return this.#engine.stopTokens.includes(token)
   }
 
   /**
@@ -310,18 +322,35 @@ export class GrammarMatcher {
     this.#busy = true
   }
 
-  /** @internal The ids that may come next: bit id % 32 of element id / 32. */
-  async allowed(): Promise<Int32Array> {
+  /**
+   * @internal The ids that may come next, and behind each of the drafts up to one that may not come: bit id % 32 of element
+   * id / 32. No draft is a stop token.
+   */
+  async allowed(drafts: ArrayLike<number> = []): Promise<Int32Array[]> {
     const matcher = await this.#made()
-    const mask = await matcher.getNextTokenBitmask()
-    this.#masks.apply(this.#state, mask)
-    return mask
+    const masks: Int32Array[] = []
+    let state = this.#state
+    let accepted = 0
+    try {
+      for (;;) {
+        const mask = await matcher.getNextTokenBitmask()
+        this.#masks.apply(state, mask)
+        masks.push(mask)
+        const draft = drafts[accepted]
+        const next = draft === undefined ? undefined : this.#masks.after(state, draft)
+        if (next === undefined || !matcher.acceptToken(draft as number)) return masks
+        state = next
+        accepted++
+      }
+    } finally {
+      if (accepted > 0) matcher.rollBack(accepted)
+    }
   }
 
-  /** @internal The step has ended. `token`: it chose this one. */
-  release(token: number | undefined): void {
+  /** @internal The step has ended. `tokens`: those that it chose. */
+  release(tokens: readonly number[]): void {
     this.#busy = false
-    if (token !== undefined) this.#accept(token)
+    for (const token of tokens) this.#accept(token)
   }
 
   async #made(): Promise<Matcher> {

@@ -31,6 +31,7 @@ export interface Compiler extends Disposable {
 
 export interface Matcher extends Disposable {
   acceptToken(token: number): boolean
+  rollBack(tokens: number): void
   getNextTokenBitmask(): Promise<Int32Array>
   isTerminated(): boolean
 }

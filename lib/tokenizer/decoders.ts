@@ -22,6 +22,8 @@ export interface TextSink {
   text(piece: string): void
   close(): void
   end(): void
+  /** The same with all that comes behind it, in the state it is in, before another end. */
+  copy(end: TextSink): TextSink
 }
 
 /** One decoder, before the next one. */
@@ -221,7 +223,12 @@ function stripToken(object: Record<string, unknown>, name: string): Normalizer {
   const options = parseStrip(object, name)
   return (token) => {
     let stripped = ''
-    const stage = strip(options)({ text: (piece) => (stripped += piece), close() {}, end() {} })
+    const stage = strip(options)({
+      text: (piece) => (stripped += piece),
+      close() {},
+      end() {},
+      copy: (end) => end,
+    })
     stage.text(token)
     stage.close()
     return stripped
@@ -230,22 +237,42 @@ function stripToken(object: Record<string, unknown>, name: string): Normalizer {
 
 // Stages
 
+/** A stage whose state is one object. `copyOf`: of a state that holds more than plain values. */
+function stage<State extends object>(
+  begin: () => State,
+  run: (next: TextSink, state: State) => Omit<TextSink, 'copy'>,
+  copyOf: (state: State) => State = (state) => ({ ...state }),
+): Stage {
+  const go = (next: TextSink, state: State): TextSink => ({
+    ...run(next, state),
+    copy: (end) => go(next.copy(end), copyOf(state)),
+  })
+  return (next) => go(next, begin())
+}
+
+/** How far a stage is that takes whole tokens. */
+interface TokenState {
+  token: string
+  index: number
+}
+
+const noToken = (): TokenState => ({ token: '', index: 0 })
+
 /** Collects each token and hands it over as a whole, with its index. */
 function wholeTokens(
   next: TextSink,
+  state: TokenState,
   take: (token: string, index: number) => void,
   end: () => void = () => next.end(),
-): TextSink {
-  let token = ''
-  let index = 0
+): Omit<TextSink, 'copy'> {
   return {
     text(piece) {
-      token += piece
+      state.token += piece
     },
     close() {
-      const whole = token
-      token = ''
-      take(whole, index++)
+      const whole = state.token
+      state.token = ''
+      take(whole, state.index++)
     },
     end,
   }
@@ -257,39 +284,73 @@ function emit(next: TextSink, token: string): void {
 }
 
 /** Without a decoder. */
-const separate: Stage = (next) =>
-  wholeTokens(next, (token, index) => emit(next, index > 0 ? ` ${token}` : token))
+const separate: Stage = stage(noToken, (next, state) =>
+  wholeTokens(next, state, (token, index) => emit(next, index > 0 ? ` ${token}` : token)),
+)
 
-const fuse: Stage = (next) => {
-  let any = false
-  return {
+const fuse: Stage = stage(
+  () => ({ any: false }),
+  (next, state) => ({
     text: (piece) => next.text(piece),
     close() {
-      any = true
+      state.any = true
     },
     end() {
-      if (any) next.close()
+      if (state.any) next.close()
       next.end()
     },
+  }),
+)
+
+/** Text of bytes that come in pieces. */
+class Utf8 {
+  readonly #decoder = new TextDecoder('utf-8', { ignoreBOM: true })
+  /** The last bytes, in which an incomplete character may stand. */
+  #last: number[] = []
+
+  push(bytes: Uint8Array): string {
+    this.#last = [...this.#last, ...bytes.subarray(-3)].slice(-3)
+    return this.#decoder.decode(bytes, { stream: true })
+  }
+
+  end(): string {
+    this.#last = []
+    return this.#decoder.decode()
+  }
+
+  copy(): Utf8 {
+    const copy = new Utf8()
+    // A byte that is no continuation begins anew, whatever came before it.
+    const begin = this.#last.findLastIndex((byte) => (byte & 0xc0) !== 0x80)
+    if (begin >= 0) copy.push(Uint8Array.from(this.#last.slice(begin)))
+    return copy
   }
 }
 
-function utf8(): InstanceType<typeof TextDecoder> {
-  return new TextDecoder('utf-8', { ignoreBOM: true })
+interface BytesState extends TokenState {
+  utf8: Utf8
+}
+
+const noBytes = (): BytesState => ({ ...noToken(), utf8: new Utf8() })
+const copyBytes = <State extends BytesState>(state: State): State => {
+  return { ...state, utf8: state.utf8.copy() }
 }
 
 /** All tokens are one text of bytes. */
-const byteLevel: Stage = (next) => {
-  const decoder = utf8()
-  return wholeTokens(
-    next,
-    (token) => next.text(decoder.decode(tokenBytes(token), { stream: true })),
-    () => {
-      emit(next, decoder.decode())
-      next.end()
-    },
-  )
-}
+const byteLevel: Stage = stage(
+  noBytes,
+  (next, state) =>
+    wholeTokens(
+      next,
+      state,
+      (token) => next.text(state.utf8.push(tokenBytes(token))),
+      () => {
+        emit(next, state.utf8.end())
+        next.end()
+      },
+    ),
+  copyBytes,
+)
 
 function fallbackByte(token: string): number | undefined {
   // The library's parser of numbers takes a plus sign.
@@ -298,56 +359,61 @@ function fallbackByte(token: string): number | undefined {
 }
 
 /** Tokens like <0x0A> are bytes; neighbours of that kind are one text. */
-const byteFallback: Stage = (next) => {
-  const decoder = utf8()
-  let inBytes = false
-  const endBytes = () => {
-    if (inBytes) emit(next, decoder.decode())
-    inBytes = false
-  }
-  return wholeTokens(
-    next,
-    (token) => {
-      const byte = fallbackByte(token)
-      if (byte === undefined) {
+const byteFallback: Stage = stage(
+  () => ({ ...noBytes(), inBytes: false }),
+  (next, state) => {
+    const endBytes = () => {
+      if (state.inBytes) emit(next, state.utf8.end())
+      state.inBytes = false
+    }
+    return wholeTokens(
+      next,
+      state,
+      (token) => {
+        const byte = fallbackByte(token)
+        if (byte === undefined) {
+          endBytes()
+          emit(next, token)
+        } else {
+          state.inBytes = true
+          next.text(state.utf8.push(Uint8Array.of(byte)))
+        }
+      },
+      () => {
         endBytes()
-        emit(next, token)
-      } else {
-        inBytes = true
-        next.text(decoder.decode(Uint8Array.of(byte), { stream: true }))
-      }
-    },
-    () => {
-      endBytes()
-      next.end()
-    },
-  )
-}
+        next.end()
+      },
+    )
+  },
+  copyBytes,
+)
 
 function metaspace(replacement: string, keepsFirst: boolean): Stage {
-  return (next) => {
-    let first = true
-    return {
-      text: (piece) => next.text(piece.replaceAll(replacement, first && !keepsFirst ? '' : ' ')),
+  return stage(
+    () => ({ first: true }),
+    (next, state) => ({
+      text: (piece) =>
+        next.text(piece.replaceAll(replacement, state.first && !keepsFirst ? '' : ' ')),
       close() {
-        first = false
+        state.first = false
         next.close()
       },
       end: () => next.end(),
-    }
-  }
+    }),
+  )
 }
 
 /** Longest literal of which a beginning is held back; a longer one waits for the token's end. */
 const MAX_HELD = 64
 
 function replaceLiteral(literal: string, content: string): Stage {
-  return (next) => {
-    let held = ''
-    return {
+  return stage(
+    () => ({ held: '' }),
+    (next, state) => ({
       text(piece) {
-        held += piece
+        state.held += piece
         if (literal === '' || literal.length > MAX_HELD) return
+        const { held } = state
         const last = held.lastIndexOf(literal)
         const replaced = held.replaceAll(literal, () => content)
         // What may be the beginning of the literal: at most all that follows its last occurrence.
@@ -357,18 +423,18 @@ function replaceLiteral(literal: string, content: string): Stage {
             : replaced.slice(replaced.length - (held.length - endOfLast(held, literal)))
         const waiting = beginningAtEnd(rest, literal)
         next.text(replaced.slice(0, replaced.length - waiting))
-        held = rest.slice(rest.length - waiting)
+        state.held = rest.slice(rest.length - waiting)
       },
       close() {
         emit(
           next,
-          held.replaceAll(literal, () => content),
+          state.held.replaceAll(literal, () => content),
         )
-        held = ''
+        state.held = ''
       },
       end: () => next.end(),
-    }
-  }
+    }),
+  )
 }
 
 /** Where the last of the occurrences that are replaced, from left to right, ends. */
@@ -389,65 +455,68 @@ function beginningAtEnd(text: string, literal: string): number {
 
 /** Takes up to `start` and `stop` of one character from the ends of each token. */
 function strip({ content, start, stop }: StripOptions): Stage {
-  return (next) => {
-    let left = start
-    let held = ''
-    return {
+  return stage(
+    () => ({ left: start, held: '' }),
+    (next, state) => ({
       text(piece) {
         let at = 0
-        while (left > 0 && piece.startsWith(content, at)) {
+        while (state.left > 0 && piece.startsWith(content, at)) {
           at += content.length
-          left--
+          state.left--
         }
-        if (at < piece.length) left = 0
-        const text = held + piece.slice(at)
+        if (at < piece.length) state.left = 0
+        const text = state.held + piece.slice(at)
         let end = text.length
         for (let n = 0; n < stop && end > 0 && text.endsWith(content, end); n++)
           end -= content.length
         next.text(text.slice(0, end))
-        held = text.slice(end)
+        state.held = text.slice(end)
       },
       close() {
-        left = start
-        held = ''
+        state.left = start
+        state.held = ''
         next.close()
       },
       end: () => next.end(),
-    }
-  }
+    }),
+  )
 }
 
 function wordPiece(prefix: string, cleanup: boolean): Stage {
-  return (next) =>
-    wholeTokens(next, (token, index) => {
+  return stage(noToken, (next, state) =>
+    wholeTokens(next, state, (token, index) => {
       const word =
         index > 0 ? (token.startsWith(prefix) ? token.slice(prefix.length) : ` ${token}`) : token
       emit(next, cleanup ? cleanUp(word) : word)
-    })
+    }),
+  )
 }
 
 /** The suffix is a space, but nothing in the last token: it waits for the next one. */
 function bpe(suffix: string): Stage {
-  return (next) => {
-    let waiting: string | undefined
-    const settle = (space: string) => {
-      if (waiting !== undefined) emit(next, replaceSuffix(waiting, suffix, space))
-      waiting = undefined
-    }
-    return wholeTokens(
-      next,
-      (token) => {
-        settle(' ')
-        const at = suffix === '' ? 0 : token.indexOf(suffix)
-        next.text(at < 0 ? token : token.slice(0, at))
-        waiting = at < 0 ? '' : token.slice(at)
-      },
-      () => {
-        settle('')
-        next.end()
-      },
-    )
-  }
+  return stage(
+    () => ({ ...noToken(), waiting: undefined as string | undefined }),
+    (next, state) => {
+      const settle = (space: string) => {
+        if (state.waiting !== undefined) emit(next, replaceSuffix(state.waiting, suffix, space))
+        state.waiting = undefined
+      }
+      return wholeTokens(
+        next,
+        state,
+        (token) => {
+          settle(' ')
+          const at = suffix === '' ? 0 : token.indexOf(suffix)
+          next.text(at < 0 ? token : token.slice(0, at))
+          state.waiting = at < 0 ? '' : token.slice(at)
+        },
+        () => {
+          settle('')
+          next.end()
+        },
+      )
+    },
+  )
 }
 
 function replaceSuffix(text: string, suffix: string, space: string): string {
@@ -456,16 +525,17 @@ function replaceSuffix(text: string, suffix: string, space: string): string {
 }
 
 function ctc(pad: string, delimiter: string, cleanup: boolean): Stage {
-  return (next) => {
-    let previous: string | undefined
-    return wholeTokens(next, (token) => {
-      if (token === previous) return
-      previous = token
-      let text = token.replaceAll(pad, '')
-      if (cleanup) text = cleanUp(text).replaceAll(delimiter, ' ')
-      if (text !== '') emit(next, text)
-    })
-  }
+  return stage(
+    () => ({ ...noToken(), previous: undefined as string | undefined }),
+    (next, state) =>
+      wholeTokens(next, state, (token) => {
+        if (token === state.previous) return
+        state.previous = token
+        let text = token.replaceAll(pad, '')
+        if (cleanup) text = cleanUp(text).replaceAll(delimiter, ' ')
+        if (text !== '') emit(next, text)
+      }),
+  )
 }
 
 /** Takes out the spaces that tokenizers of English words put before punctuation and endings. */

@@ -13,13 +13,22 @@ interface Candidate {
  * is decided. Where several stop strings are found, the one that is complete first counts. Linear in the text.
  */
 export class StopMatcher {
-  readonly #candidates: Candidate[]
+  #candidates: Candidate[]
   #held = ''
   #found = false
 
   /** `stops`: none of them empty. */
   constructor(stops: readonly string[]) {
     this.#candidates = stops.map((stop) => ({ stop, borders: bordersOf(stop), matched: 0 }))
+  }
+
+  /** One of its own for what may come next. */
+  fork(): StopMatcher {
+    const fork = new StopMatcher([])
+    fork.#candidates = this.#candidates.map((candidate) => ({ ...candidate }))
+    fork.#held = this.#held
+    fork.#found = this.#found
+    return fork
   }
 
   /** Whether a stop string was complete. Nothing is passed on from there. */

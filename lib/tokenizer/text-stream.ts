@@ -46,14 +46,26 @@ export class TextStream {
     return this.#take()
   }
 
+  /** @internal One of its own for what may come next. */
+  fork(): TextStream {
+    const fork = new TextStream(this.#source, this.#skipSpecialTokens)
+    fork.#sink = this.#sink.copy(fork.#collector())
+    return fork
+  }
+
   #begin(): TextSink {
-    return this.#source.decoder.start({
+    return this.#source.decoder.start(this.#collector())
+  }
+
+  #collector(): TextSink {
+    return {
       text: (piece) => {
         this.#text += piece
       },
       close() {},
       end() {},
-    })
+      copy: (end) => end,
+    }
   }
 
   #take(): string {

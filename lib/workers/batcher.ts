@@ -2,7 +2,7 @@
 // step (Model.step), so each group writes what it would write alone.
 
 import { pagesFor } from '../limits'
-import type { ContextReaction, StepOutput, StepWorker } from '../model'
+import type { StepOutput, StepWorker, WorkerSet } from '../model'
 import { onAbort, throwIfAborted } from '../tasks'
 import type { StepMessage } from './channels'
 import type { WorkerEvent } from './events'
@@ -245,14 +245,14 @@ export class Batcher {
     try {
       const { model } = (shares[0] as Share).request.group.settings
       const parts = shares.flatMap((share) => share.parts)
-      const reactions = shares.map(reaction)
-      const { outputs, seconds } = await model.timedStep(parts, { signal: abort.signal, reactions })
+      const sets = shares.map(workersOf)
+      const { outputs, seconds } = await model.timedStep(parts, { signal: abort.signal, sets })
       let first = 0
       for (const share of shares) {
         this.#finish(share, outputs.slice(first, first + share.parts.length), seconds)
         first += share.parts.length
       }
-      this.#report(reportOf(shares, seconds))
+      this.#report(reportOf(shares, outputs, seconds))
     } catch (error) {
       const [one] = shares
       if (shares.length === 1) this.#refused(one as Share, error)
@@ -325,21 +325,32 @@ function fillingOf(
 }
 
 function mostPages({ parts }: Share): number {
-  return parts.reduce((sum, { tokens }) => sum + pagesFor(tokens.length), 0)
+  return parts.reduce(
+    (sum, { tokens, drafts = [] }) => sum + pagesFor(tokens.length + drafts.length),
+    0,
+  )
 }
 
-function reaction({ request, parts }: Share): ContextReaction {
+function workersOf({ request, parts }: Share): WorkerSet {
   const { settings, warnings } = request.group
-  return { workers: parts.length, beyondContext: settings.beyondContext, warnings }
+  const { beyondContext } = settings
+  return { workers: parts.length, beyondContext, warnings, inLockStep: true }
 }
 
-function reportOf(shares: readonly Share[], seconds: number): StepReport {
+function reportOf(
+  shares: readonly Share[],
+  outputs: readonly StepOutput[],
+  seconds: number,
+): StepReport {
   const report = { groups: shares.length, workers: 0, tokens: 0, prefilledTokens: 0 }
+  let next = 0
   for (const { parts, filling } of shares) {
     report.prefilledTokens += filling
-    if (filling > 0) continue
-    report.workers += parts.length
-    for (const { tokens } of parts) report.tokens += tokens.length
+    if (filling === 0) report.workers += parts.length
+    for (const { tokens } of parts) {
+      const kept = outputs[next++]?.drafted?.kept ?? 0
+      if (filling === 0) report.tokens += tokens.length + kept
+    }
   }
   return { ...report, milliseconds: seconds * 1e3 }
 }

@@ -1,6 +1,7 @@
 // Events of a run, in emission order.
 
 import type { TokenLogprob } from '../model'
+import type { SpeculationUsage } from '../speculation'
 import type { Warning } from '../warnings'
 
 /** What all events have. */
@@ -104,7 +105,8 @@ export interface StepEvent extends RunEvent {
   /** New tokens of all of them. */
   tokens: number
   /**
-   * What the forward pass took, that of all groups which share it; the wait for other steps of the device is left out.
+   * What the forward pass took, that of all groups which share it; the wait for other steps of the device is left out. With
+   * `speculate` one pass may bring several steps, of which the first has its time and the others 0.
    */
   milliseconds: number
 }
@@ -119,6 +121,8 @@ export interface RunUsage {
   completionTokens: number
   /** Most pages that its blocks had at once; undefined in a cache of the user's, without a budget (`capacity`). */
   peakPages: number | undefined
+  /** Of a run with `speculate`. It took `passes` where it would have taken as many as the run has steps. */
+  speculation?: SpeculationUsage | undefined
 }
 
 /** All workers have stopped: the last event. Sums over all steps. */

@@ -7,11 +7,13 @@ import { errorCode } from '../errors'
 import type { StepOutput, StepWorker } from '../model'
 import type { PrefillProgress } from '../prefill'
 import { withinVocabulary } from '../sources/eos'
+import { stagesOf, tokensOf } from '../speculation'
 import { checkBoolean, checkTokens, invalid } from '../validate'
 import type { Warnings } from '../warnings'
 import { type Append, applyControl, type Control } from './controls'
 import type { StopEvent, WorkerEvent } from './events'
 import { orderBlocks } from './layout'
+import { Lookahead } from './lookahead'
 import type { RunSettings } from './options'
 import { Triggers } from './triggers'
 import { forced, type StepState, type Worker, type WorkerBlocks } from './worker'
@@ -128,11 +130,22 @@ export class Group {
   /** Set before `next` is called. */
   store!: BlockStore
   readonly triggers: Triggers
+  readonly #lookahead: Lookahead | undefined
 
   constructor(settings: RunSettings, warnings: Warnings) {
     this.settings = settings
     this.warnings = warnings
     this.triggers = new Triggers(settings.triggers)
+    const { speculate, model } = settings
+    this.#lookahead =
+      speculate &&
+      new Lookahead(speculate, model.config.vocabSize, {
+        tokensOf: (worker) => {
+          const pending = worker.pending.map(({ token }) => token)
+          return tokensOf(this.#view(worker.blocks as WorkerBlocks), pending)
+        },
+        quietDrafts: (worker, drafts) => this.#quietDrafts(worker, drafts),
+      })
   }
 
   /** Most pages that its blocks had at once; undefined: nobody counts them. */
@@ -208,9 +221,28 @@ export class Group {
     this.store.offer(prefill)
   }
 
-  /** The lock step is done. */
+  /** The lock step is done, and with it those for which drafts stood that were right. */
   stepped(outputs: readonly StepOutput[], seconds: number): WorkerEvent[] {
     const participants = this.#participants()
+    this.#lookahead?.stepped(
+      participants.map(({ worker }) => worker),
+      outputs,
+    )
+    const ofWorkers = outputs.map(stagesOf)
+    const last = (ofWorkers[0]?.length ?? 1) - 1
+    return Array.from({ length: last + 1 }, (_, stage) => {
+      const ofStage = ofWorkers.map((stages) => stages[stage] as StepOutput)
+      return this.#stepped(participants, ofStage, stage === 0 ? seconds : 0, stage === last)
+    }).flat()
+  }
+
+  /** `isLast`: nothing is known yet of the lock step behind this one. */
+  #stepped(
+    participants: readonly Participant[],
+    outputs: readonly StepOutput[],
+    seconds: number,
+    isLast: boolean,
+  ): WorkerEvent[] {
     const events: WorkerEvent[] = []
     const milliseconds = seconds * 1e3
     let tokens = 0
@@ -221,7 +253,9 @@ export class Group {
         this.triggers.look(worker.name, written.text, written.forced)
         events.push({ type: 'token', worker: worker.name, step: this.state.steps, ...written })
       }
-      events.push(...this.#proceed(worker, state, outputs[i] as StepOutput))
+      const output = outputs[i] as StepOutput
+      if (isLast) events.push(...this.#proceed(worker, state, output))
+      else worker.sampled(output)
     })
     events.push({
       type: 'step',
@@ -247,7 +281,9 @@ export class Group {
       this.#refuse(prefill, error)
       return []
     }
+    if (this.#lookahead?.drop()) return []
     const stopped = this.#workersWithoutRoom()
+    this.#lookahead?.forget()
     if (stopped.length === 0) throw error
     this.state.atBoundary = true
     return stopped.map((worker) => this.#stop(worker, 'out-of-pages'))
@@ -303,7 +339,11 @@ export class Group {
     this.state.hasEnded = true
     const { steps, tokens, milliseconds, promptTokens, reusedTokens } = this.state
     const completionTokens = this.workers.reduce((sum, { written }) => sum + written, 0)
-    const usage = { promptTokens, reusedTokens, completionTokens, peakPages: this.peakPages }
+    const speculation = this.#lookahead && { ...this.#lookahead.usage }
+    const usage = {
+      ...{ promptTokens, reusedTokens, completionTokens },
+      ...{ peakPages: this.peakPages, speculation },
+    }
     return { type: 'events', events: [{ type: 'end', steps, tokens, milliseconds, usage }] }
   }
 
@@ -377,13 +417,35 @@ export class Group {
   }
 
   #parts(participants: readonly Participant[]): StepWorker[] {
-    return participants.map(({ worker, state }) => ({
+    const drafts = this.#lookahead?.plan(participants.map(({ worker }) => worker))
+    return participants.map(({ worker, state }, i) => ({
       view: { blocks: this.#view(state.blocks) },
       tokens: worker.pending.map(({ token }) => token),
+      drafts: drafts?.[i],
       ...(state.name === 'active'
         ? worker.choice(this.workers.indexOf(worker))
         : { sampler: null }),
     }))
+  }
+
+  /** See Foresight. The i-th draft is chosen in the i-th step, behind what is written there, and written in the next one. */
+  #quietDrafts(worker: Worker, drafts: Int32Array): number {
+    const chosen = worker.pending.filter(({ forced }) => !forced).length
+    const endsText = (token: number) =>
+      this.state.stopTokens.has(token) || worker.endsGrammar(token)
+    const end = drafts.findIndex(
+      (token, i) => endsText(token) || this.#turnEnds(worker, drafts.subarray(0, i + 1)),
+    )
+    let quiet = Math.min(
+      end < 0 ? drafts.length : end,
+      Math.max(0, worker.maxTokens - worker.written - chosen - 1),
+    )
+    if (this.settings.triggers.length > 0 || worker.hasStopStrings) {
+      const steps = worker.foresee(drafts)
+      const called = this.triggers.firstMatch(worker.name, steps)
+      quiet = Math.min(quiet, steps.length - 1, called)
+    }
+    return quiet
   }
 
   #view(own: WorkerBlocks): Block[] {
@@ -422,16 +484,18 @@ export class Group {
       worker.state = { name: 'stopping', blocks, reason: 'stop-token' }
     } else if (worker.written + 1 >= worker.maxTokens) {
       worker.state = { name: 'stopping', blocks, reason: 'max-tokens' }
-    } else if (this.#turnEnds(worker)) {
+    } else if (this.#turnEnds(worker, [])) {
       return [this.#endTurn(worker, blocks)]
     }
     return []
   }
 
-  #turnEnds({ turnIds }: Worker): boolean {
+  /** Whether the worker's turn ends with what it has chosen, or would end with these tokens more. */
+  #turnEnds({ turnIds }: Worker, drafts: ArrayLike<number>): boolean {
     const { turnEnds } = this.settings
     if (turnEnds === undefined) return false
-    return checkBoolean(turnEnds(turnIds), 'the result of turnEnds')
+    const ids = drafts.length === 0 ? turnIds : [...turnIds, ...Array.from(drafts)]
+    return checkBoolean(turnEnds(ids), 'the result of turnEnds')
   }
 
   // The sampled token was not processed yet, so in the cache it opens the next turn.

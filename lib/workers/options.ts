@@ -8,6 +8,7 @@ import { type BeyondContext, checkBeyondContext, checkContext, Model } from '../
 import type { PrefillProgress } from '../prefill'
 import type { SamplerOptions } from '../sampler'
 import { checkPath } from '../sources/files'
+import { checkSpeculation, type SpeculateOptions, type Speculation } from '../speculation'
 import { checkTokenOptions, type TokenOptions, type TokenSettings } from '../token-options'
 import { Tokenizer } from '../tokenizer/tokenizer'
 import {
@@ -89,6 +90,12 @@ export interface RunOptions {
   turnHeader?: ((worker: string, turn: number) => ArrayLike<number>) | undefined
   /** Calls that text sets off, e.g. a tag that starts a branch. Need a tokenizer. Default: none. */
   triggers?: readonly Trigger[] | undefined
+  /**
+   * Guesses the next tokens of all workers, so that one forward pass may bring several steps (docs/speculation.md). What is
+   * written, and the events of it, stay the same; controls take effect behind all steps of a pass. `turnEnds` is asked
+   * about guesses too, so it has to depend on the ids alone. Default: no guesses.
+   */
+  speculate?: SpeculateOptions | undefined
   /** Tokens that each worker may write; default: no bound but the capacity. */
   maxTokens?: number | undefined
   /**
@@ -140,6 +147,7 @@ const RUN_KEYS = optionKeys<RunOptions>()({
   turnEnds: true,
   turnHeader: true,
   triggers: true,
+  speculate: true,
   maxTokens: true,
   capacity: true,
   context: true,
@@ -193,6 +201,7 @@ export type RunSettings = Pick<
   stopTokens: Int32Array | undefined
   stop: readonly string[]
   triggers: readonly Trigger[]
+  speculate: Speculation | undefined
   /** Infinity where there is no bound. */
   maxTokens: number
   workers: readonly unknown[]
@@ -257,6 +266,7 @@ export function checkRunOptions(options: RunOptions): RunSettings {
         : checkTokens(stopTokens, 'options.stopTokens', vocabSize),
     stop: checkStop(options.stop ?? [], 'options.stop', tokenizer),
     triggers: checkTriggers(options.triggers ?? [], tokenizer),
+    speculate: checkSpeculation(options.speculate, 'options.speculate'),
     maxTokens: checkMaxTokens(options.maxTokens, 'options.maxTokens'),
     signal: checkSignal(options.signal, 'options.signal'),
     workers: checkArray(options.workers, 'options.workers'),

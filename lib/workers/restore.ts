@@ -15,6 +15,7 @@ import {
   type SessionProgress,
 } from '../session-file'
 import { checkPath } from '../sources/files'
+import { checkSpeculation, type SpeculateOptions, type Speculation } from '../speculation'
 import type { ProcessLogits } from '../step-hooks'
 import { onAbort, throwIfAborted } from '../tasks'
 import { Tokenizer } from '../tokenizer/tokenizer'
@@ -81,6 +82,11 @@ export interface RestoreOptions {
    * work begins anew, and so does its `timeoutMs`. May be given where nobody was parked.
    */
   park?: ((worker: string, data: unknown) => ParkWork) | undefined
+  /**
+   * As RunOptions has it; may be given or absent, whatever the run had: drafts change no token. Counts of
+   * `usage.speculation` begin anew.
+   */
+  speculate?: SpeculateOptions | undefined
   /** As RunOptions has it; may be given or absent. */
   onPrefill?: ((progress: PrefillProgress) => void) | undefined
   /** Of the file that is read. May be given or absent. */
@@ -99,6 +105,7 @@ const RESTORE_KEYS = optionKeys<RestoreOptions>()({
   triggers: true,
   workers: true,
   park: true,
+  speculate: true,
   onPrefill: true,
   onProgress: true,
   signal: true,
@@ -167,14 +174,15 @@ export async function restoreRun(path: string, options: RestoreOptions): Promise
 }
 
 /** RestoreOptions that were checked and copied. */
-type Given = Omit<RestoreOptions, 'onProgress' | 'triggers' | 'workers'> & {
+type Given = Omit<RestoreOptions, 'onProgress' | 'speculate' | 'triggers' | 'workers'> & {
+  speculate: Speculation | undefined
   triggers: Trigger[]
   workers: ReadonlyMap<string, RestoredWorker>
 }
 
 /** `options`: a copy. */
 function checkGiven(options: Omit<RestoreOptions, 'onProgress'>): Given {
-  const { triggers = [], workers = {}, ...given } = options
+  const { triggers = [], workers = {}, speculate, ...given } = options
   const { tokenizer, cache, scheduler } = given
   const model = checkInstance(given.model, 'options.model', Model)
   if (tokenizer !== undefined) checkInstance(tokenizer, 'options.tokenizer', Tokenizer)
@@ -189,6 +197,7 @@ function checkGiven(options: Omit<RestoreOptions, 'onProgress'>): Given {
   )
   return {
     ...given,
+    speculate: checkSpeculation(speculate, 'options.speculate'),
     triggers: checkTriggers(triggers, tokenizer),
     workers: new Map(
       entries.map(([name, worker]) => [name, checkWorker(worker, `options.workers.${name}`)]),

@@ -84,7 +84,7 @@ export type SavedGroup = Omit<
 /** What `restoreRun` is given again. */
 export type GivenSettings =
   | ('model' | 'tokenizer' | 'cache' | 'scheduler' | 'signal')
-  | ('turnEnds' | 'turnHeader' | 'triggers' | 'onPrefill')
+  | ('turnEnds' | 'turnHeader' | 'triggers' | 'speculate' | 'onPrefill')
 
 /** What has no meaning any more once a run has begun, and the trace, which ends with its process. */
 export type PastSettings = 'common' | 'sharedHeader' | 'workers' | 'trace'

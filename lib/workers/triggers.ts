@@ -33,6 +33,12 @@ export interface TriggersState {
   tails: readonly (readonly [string, string])[]
 }
 
+/** Text that a token brings. `isGiven`: it was given and not sampled. */
+export interface Piece {
+  text: string
+  isGiven: boolean
+}
+
 /** The triggers of one run. */
 export class Triggers {
   readonly #triggers: readonly Trigger[]
@@ -71,6 +77,21 @@ export class Triggers {
       }
       this.#tails.set(key, rest.slice(Math.max(0, rest.length - wanted.length + 1)))
     }
+  }
+
+  /** The first of these steps whose text would set off a trigger; how many there are, if none would. */
+  firstMatch(worker: string, steps: readonly (readonly Piece[])[]): number {
+    const firsts = this.#triggers.map(({ text: wanted, workers }, i) => {
+      if (workers?.includes(worker) === false) return -1
+      let tail = this.#tails.get(`${i} ${worker}`) ?? ''
+      return steps.findIndex((pieces) =>
+        pieces.some(({ text, isGiven }) => {
+          tail = isGiven ? '' : tail + text
+          return tail.includes(wanted)
+        }),
+      )
+    })
+    return Math.min(steps.length, ...firsts.filter((first) => first >= 0))
   }
 
   #call(i: number, worker: string): void {

@@ -9,6 +9,7 @@ import type { TextStream } from '../tokenizer/text-stream'
 import type { Tokenizer } from '../tokenizer/tokenizer'
 import type { StopEvent, StopReason } from './events'
 import type { WorkerSettings } from './options'
+import type { Piece } from './triggers'
 
 /** A worker's part of the cache. */
 export interface WorkerBlocks {
@@ -72,6 +73,7 @@ export class Worker {
   /** The worker with a copy of whose block its own begins. */
   readonly from: string | undefined
   readonly maxTokens: number
+  readonly hasStopStrings: boolean
   readonly tokens: number[] = []
   /** Which of its tokens were given and not sampled. */
   readonly forced: boolean[] = []
@@ -99,9 +101,10 @@ export class Worker {
     this.own = settings.own
     this.from = settings.from
     this.maxTokens = settings.maxTokens
+    this.hasStopStrings = settings.stop.length > 0
     this.matcher = matcher ?? settings.grammar?.newMatcher()
     this.pending = forced(settings.prompt)
-    this.#text = tokenizer && new WorkerText(tokenizer.stream(), settings.stop)
+    this.#text = tokenizer && new WorkerText(tokenizer.stream(), new StopMatcher(settings.stop))
   }
 
   get blocks(): WorkerBlocks | undefined {
@@ -116,6 +119,31 @@ export class Worker {
   /** Whether the token sampled last has ended the text of its grammar. */
   get hasEndedGrammar(): boolean {
     return this.matcher?.hasEnded ?? false
+  }
+
+  /** Whether the token ends the text of its grammar. */
+  endsGrammar(token: number): boolean {
+    return this.matcher?.grammar.isStop(token) ?? false
+  }
+
+  /**
+   * The text that its pending tokens and then these would bring, step by step, as `write` would give it, up to a step that
+   * comes to a stop string.
+   */
+  foresee(tokens: Int32Array): Piece[][] {
+    const text = this.#text?.fork()
+    const steps: Piece[][] = []
+    const sampled = Array.from(tokens, (token) => [{ token, forced: false }])
+    for (const entries of [this.pending, ...sampled]) {
+      if (text?.cameToStop) break
+      steps.push(
+        entries.map(({ token, forced }) => ({
+          text: text?.push(token, forced) ?? '',
+          isGiven: forced,
+        })),
+      )
+    }
+    return steps
   }
 
   get status(): WorkerStatus {
@@ -177,9 +205,13 @@ class WorkerText {
   readonly #stream: TextStream
   readonly #matcher: StopMatcher
 
-  constructor(stream: TextStream, stops: readonly string[]) {
+  constructor(stream: TextStream, matcher: StopMatcher) {
     this.#stream = stream
-    this.#matcher = new StopMatcher(stops)
+    this.#matcher = matcher
+  }
+
+  fork(): WorkerText {
+    return new WorkerText(this.#stream.fork(), this.#matcher.fork())
   }
 
   get cameToStop(): boolean {

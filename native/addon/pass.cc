@@ -33,7 +33,7 @@ struct OpenPass {
   std::shared_ptr<PassMemory> memory;  // ends on the device's thread
 
   OpenPass(const std::shared_ptr<CacheHandle>& handle, const std::vector<WorkerViewArguments>& views,
-           const std::vector<std::int64_t>& n_tokens)
+           const std::vector<std::int64_t>& n_tokens, const std::vector<std::int64_t>& n_drafts)
       : lease(handle, targets_of(views)), cache(handle->open()) {
     const KvCache::Stats stats = cache->stats();
     std::vector<WorkerView> workers;
@@ -46,6 +46,7 @@ struct OpenPass {
       tokens.emplace_back(static_cast<std::size_t>(n_tokens[i]), -1);
       workers.push_back(views[i].open());
       workers.back().tokens = tokens.back();
+      workers.back().drafts = n_drafts[i];
     }
     reservation = std::make_unique<StepReservation>(*cache, std::move(workers));
     const auto disposer = handle->device()->disposer();
@@ -90,9 +91,14 @@ class PassHandle {
     return pass_;
   }
 
-  void commit() {
+  // `kept`: how many tokens of each worker; none: all.
+  void commit(const std::optional<std::vector<std::int64_t>>& kept) {
     if (open().use_count() > 1) throw Error(code::kBusy, "calls of this pass have not ended: wait for them");
-    pass_->reservation->commit();
+    if (kept) {
+      pass_->reservation->commit(*kept);
+    } else {
+      pass_->reservation->commit();
+    }
     pass_.reset();
   }
 
@@ -348,12 +354,15 @@ struct ExternalArguments {
 
 Napi::Value begin_pass(const Napi::CallbackInfo& info) {
   const auto cache = Argument(info, 0, "cache").handle<CacheHandle>();
-  std::vector<std::int64_t> n_tokens;
-  const auto views = Argument(info, 1, "workers").map([&n_tokens](const Argument& worker) {
+  std::vector<std::int64_t> n_tokens, n_drafts;
+  const auto views = Argument(info, 1, "workers").map([&](const Argument& worker) {
     n_tokens.push_back(worker.property("nTokens").size());
+    const Argument drafts = worker.property("drafts");
+    n_drafts.push_back(drafts.is_undefined() ? 0 : drafts.count());
     return WorkerViewArguments(worker);
   });
-  return to_handle(info.Env(), std::make_shared<PassHandle>(cache, std::make_shared<OpenPass>(cache, views, n_tokens)));
+  auto pass = std::make_shared<OpenPass>(cache, views, n_tokens, n_drafts);
+  return to_handle(info.Env(), std::make_shared<PassHandle>(cache, std::move(pass)));
 }
 
 Napi::Value pass_append(const Napi::CallbackInfo& info) {
@@ -434,7 +443,13 @@ Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value pass_commit(const Napi::CallbackInfo& info) {
-  Argument(info, 0, "pass").handle<PassHandle>()->commit();
+  const auto pass = Argument(info, 0, "pass").handle<PassHandle>();
+  std::optional<std::vector<std::int64_t>> kept;
+  if (const Argument given(info, 1, "kept"); !given.is_undefined()) {
+    const std::vector<std::int32_t> counts = given.int32s();
+    kept.emplace(counts.begin(), counts.end());
+  }
+  pass->commit(kept);
   return info.Env().Undefined();
 }
 

@@ -24,6 +24,8 @@ bool flag(const Argument& value) { return !value.is_undefined() && value.boolean
 struct StepWorkerArguments {
   WorkerViewArguments view;
   std::vector<std::int32_t> tokens;
+  std::int64_t drafts = 0;
+  std::int64_t group = 0;
   std::vector<float> embeddings;
   LogitsWanted logits;
   std::optional<SamplerArguments> sampler;
@@ -45,6 +47,9 @@ struct StepWorkerArguments {
         hidden(flag(worker.property("hidden"))),
         attention_mass(flag(worker.property("attentionMass"))) {
     if (const Argument options = worker.property("sampler"); !options.is_null()) sampler.emplace(options);
+    if (const Argument given = worker.property("drafts"); !given.is_undefined()) drafts = given.count();
+    if (const Argument given = worker.property("group"); !given.is_undefined()) group = given.count();
+    if (drafts > 0 && drafts >= std::ssize(tokens)) worker.property("drafts").refuse("fewer than there are tokens");
     if (const Argument given = worker.property("embeddings"); !given.is_undefined()) embeddings = given.floats();
     if (const Argument given = worker.property("logitBias"); !given.is_undefined()) {
       bias_ids = given.property("ids").int32s();
@@ -66,7 +71,7 @@ std::vector<std::shared_ptr<BlockHandle>> targets_of(const std::vector<StepWorke
 struct StepRun {
   // What a worker gets; the sizes of its arrays.
   struct Wanted {
-    std::int64_t logits = 0, top = 0, hidden = 0, attention_mass = 0;
+    std::int64_t stages = 1, logits = 0, top = 0, hidden = 0, attention_mass = 0;
     bool logprob = false;
     bool held_logits = false;
   };
@@ -89,6 +94,8 @@ struct StepRun {
       StepWorker& worker = workers.emplace_back();
       worker.view = from.view.open();
       worker.tokens = std::move(from.tokens);
+      worker.drafts = from.drafts;
+      worker.group = from.group;
       worker.embeddings = std::move(from.embeddings);
       worker.logits = from.logits;
       worker.logprob = from.logprob;
@@ -105,7 +112,8 @@ struct StepRun {
         worker.top_logprobs = std::min(from.top_logprobs, vocab);
       }
       Wanted& results = wanted.emplace_back();
-      if (worker.logits == LogitsWanted::kLast) results.logits = vocab;
+      results.stages = worker.drafts + 1;
+      if (worker.logits == LogitsWanted::kLast) results.logits = results.stages * vocab;
       if (worker.logits == LogitsWanted::kAll) results.logits = static_cast<std::int64_t>(worker.tokens.size()) * vocab;
       results.top = worker.top_logprobs;
       if (worker.hidden) results.hidden = transformer->config().hidden_size;
@@ -140,11 +148,17 @@ class StepResults {
         result.Set(name, array);
         return array.Data();
       };
-      auto top_tokens = new_int32_array(env, wanted.top);
-      result.Set("topTokens", top_tokens);
-      arrays_.push_back({.logits = floats("logits", wanted.logits),
-                         .top_tokens = top_tokens.Data(),
-                         .top_logprobs = floats("topLogprobs", wanted.top),
+      const auto ids = [&](const char* name, std::int64_t length) {
+        auto array = new_int32_array(env, length);
+        result.Set(name, array);
+        return array.Data();
+      };
+      arrays_.push_back({.tokens = ids("tokens", wanted.stages),
+                         .logprobs = floats("logprobs", wanted.stages),
+                         .logits = floats("logits", wanted.logits),
+                         .top_tokens = ids("topTokens", wanted.stages * wanted.top),
+                         .top_logprobs = floats("topLogprobs", wanted.stages * wanted.top),
+                         .top = wanted.top,
                          .hidden = floats("hidden", wanted.hidden),
                          .attention_mass = floats("attentionMass", wanted.attention_mass),
                          .logprob = wanted.logprob});
@@ -162,9 +176,15 @@ class StepResults {
       std::copy(from.logits.begin(), from.logits.end(), to.logits);
       std::copy(from.hidden.begin(), from.hidden.end(), to.hidden);
       std::copy(from.attention_mass.begin(), from.attention_mass.end(), to.attention_mass);
-      for (std::size_t rank = 0; rank < from.top.size(); rank++) {
-        to.top_tokens[rank] = from.top[rank].token;
-        to.top_logprobs[rank] = from.top[rank].logprob;
+      for (std::size_t stage = 0; stage < from.choices.size(); stage++) {
+        const StepResult::Choice& choice = from.choices[stage];
+        to.tokens[stage] = choice.token;
+        to.logprobs[stage] = to.logprob ? choice.logprob : std::nanf("");
+        const std::size_t first = stage * static_cast<std::size_t>(to.top);
+        for (std::size_t rank = 0; rank < choice.top.size(); rank++) {
+          to.top_tokens[first + rank] = choice.top[rank].token;
+          to.top_logprobs[first + rank] = choice.top[rank].logprob;
+        }
       }
     }
   }
@@ -172,8 +192,7 @@ class StepResults {
   Napi::Value finish(Napi::Env env, Napi::Array results) const {
     for (std::uint32_t i = 0; i < arrays_.size(); i++) {
       auto worker = results.Get(i).As<Napi::Object>();
-      worker.Set("token", output_.workers[i].token);
-      worker.Set("logprob", arrays_[i].logprob ? output_.workers[i].logprob : std::nanf(""));
+      worker.Set("kept", static_cast<double>(output_.workers[i].kept));
     }
     // Not enumerable: results are equal whatever time they took.
     results.DefineProperty(
@@ -184,9 +203,12 @@ class StepResults {
  private:
   // Memory of the arrays of one worker.
   struct Arrays {
+    std::int32_t* tokens;
+    float* logprobs;
     float* logits;
     std::int32_t* top_tokens;
     float* top_logprobs;
+    std::int64_t top;  // of each stage
     float* hidden;
     float* attention_mass;
     bool logprob;
@@ -194,51 +216,6 @@ class StepResults {
 
   std::vector<Arrays> arrays_;
   StepResult output_;
-};
-
-// All of a step, or what is left of one whose workers were held.
-class StepTask : public PromiseTask {
- public:
-  StepTask(Napi::Env env, std::shared_ptr<StepRun> run) : run_(std::move(run)) {
-    keep(results_.open(env, run_->wanted));
-  }
-  StepTask(Napi::Env env, std::shared_ptr<StepRun> run, std::vector<LogitsEdit> edits)
-      : PromiseTask(Begun{}), run_(std::move(run)), edits_(std::move(edits)) {
-    keep(results_.open(env, run_->wanted));
-  }
-
- protected:
-  void execute(const std::atomic<bool>& cancelled) override try {
-    if (edits_) {
-      run_->step->choose(std::move(*edits_));
-      edits_.reset();
-    }
-    if (!run_->advance(cancelled)) return;
-    results_.fill(std::move(run_->step->result()));
-    run_->end();
-  } catch (...) {
-    run_->end();
-    throw;
-  }
-  bool done() const override { return !run_->step; }
-  Napi::Value result(Napi::Env env) override { return results_.finish(env, kept().As<Napi::Array>()); }
-
- private:
-  std::shared_ptr<StepRun> run_;
-  std::optional<std::vector<LogitsEdit>> edits_;
-  StepResults results_;
-};
-
-class AbortStepTask : public PromiseTask {
- public:
-  explicit AbortStepTask(std::shared_ptr<StepRun> run) : PromiseTask(Begun{}), run_(std::move(run)) {}
-
- protected:
-  void execute(const std::atomic<bool>&) override { run_->end(); }
-  Napi::Value result(Napi::Env env) override { return env.Undefined(); }
-
- private:
-  std::shared_ptr<StepRun> run_;
 };
 
 }  // namespace
@@ -265,6 +242,66 @@ class HeldStep {
 
 namespace {
 
+// All of a step, or what is left of one whose workers were held, up to a stage of drafts at which some are again.
+class StepTask : public PromiseTask {
+ public:
+  StepTask(Napi::Env env, std::shared_ptr<StepRun> run) : run_(std::move(run)) {
+    keep(results_.open(env, run_->wanted));
+  }
+  StepTask(Napi::Env env, std::shared_ptr<DeviceHandle> device, std::shared_ptr<StepRun> run,
+           std::vector<LogitsEdit> edits)
+      : PromiseTask(Begun{}), device_(std::move(device)), run_(std::move(run)), edits_(std::move(edits)) {
+    keep(results_.open(env, run_->wanted));
+  }
+
+ protected:
+  void execute(const std::atomic<bool>& cancelled) override try {
+    if (edits_) {
+      run_->step->choose(std::move(*edits_));
+      edits_.reset();
+    }
+    if (!run_->advance(cancelled)) return;
+    for (std::size_t w = 0; w < run_->wanted.size(); w++) waiting_.push_back(run_->step->waits_for(w));
+    waits_ = run_->step->waits();
+    if (waits_) return;
+    results_.fill(std::move(run_->step->result()));
+    run_->end();
+  } catch (...) {
+    run_->end();
+    throw;
+  }
+  bool done() const override { return waits_ || !run_->step; }
+  Napi::Value result(Napi::Env env) override {
+    if (!waits_) return results_.finish(env, kept().As<Napi::Array>());
+    auto waiting = Napi::Array::New(env, waiting_.size());
+    for (std::uint32_t w = 0; w < waiting_.size(); w++) waiting.Set(w, static_cast<bool>(waiting_[w]));
+    auto result = Napi::Object::New(env);
+    result.Set("waiting", waiting);
+    result.Set("step", to_handle(env, std::make_shared<HeldStep>(device_, run_)));
+    return result;
+  }
+
+ private:
+  std::shared_ptr<DeviceHandle> device_;
+  std::shared_ptr<StepRun> run_;
+  std::vector<bool> waiting_;
+  bool waits_ = false;
+  std::optional<std::vector<LogitsEdit>> edits_;
+  StepResults results_;
+};
+
+class AbortStepTask : public PromiseTask {
+ public:
+  explicit AbortStepTask(std::shared_ptr<StepRun> run) : PromiseTask(Begun{}), run_(std::move(run)) {}
+
+ protected:
+  void execute(const std::atomic<bool>&) override { run_->end(); }
+  Napi::Value result(Napi::Env env) override { return env.Undefined(); }
+
+ private:
+  std::shared_ptr<StepRun> run_;
+};
+
 // A step up to the logits of its held workers.
 class HoldTask : public PromiseTask {
  public:
@@ -273,7 +310,7 @@ class HoldTask : public PromiseTask {
     const std::int64_t vocab = run_->transformer->config().vocab_size;
     auto arrays = Napi::Array::New(env, run_->wanted.size());
     for (const StepRun::Wanted& wanted : run_->wanted) {
-      auto array = new_float32_array(env, wanted.held_logits ? vocab : 0);
+      auto array = new_float32_array(env, wanted.held_logits ? wanted.stages * vocab : 0);
       arrays.Set(static_cast<std::uint32_t>(logits_.size()), array);
       logits_.push_back(array.Data());
     }
@@ -286,7 +323,8 @@ class HoldTask : public PromiseTask {
     waits_ = true;
     for (const EditedLogits& edited : run_->step->edited()) {
       if (run_->wanted[edited.worker].held_logits) {
-        std::copy(edited.logits.begin(), edited.logits.end(), logits_[edited.worker]);
+        std::copy(edited.logits.begin(), edited.logits.end(),
+                  logits_[edited.worker] + edited.stage * std::ssize(edited.logits));
       }
     }
   } catch (...) {
@@ -359,7 +397,8 @@ Napi::Value finish_step(const Napi::CallbackInfo& info) {
   const auto held = Argument(info, 0, "step").handle<HeldStep>();
   std::vector<LogitsEdit> edits = Argument(info, 1, "edits").map(read_edit);
   const auto cancel = read_cancel(Argument(info, 2, "cancel"));
-  return schedule(*held->device(), std::make_unique<StepTask>(info.Env(), held->take(), std::move(edits)), cancel);
+  const std::shared_ptr<DeviceHandle>& device = held->device();
+  return schedule(*device, std::make_unique<StepTask>(info.Env(), device, held->take(), std::move(edits)), cancel);
 }
 
 Napi::Value abort_step(const Napi::CallbackInfo& info) {

@@ -46,6 +46,10 @@ void check_worker(const WorkerView& worker, KvCache& cache, const std::string& n
   if (worker.write_entry() == worker.entries.size()) {
     refuse("the block that " + name + " writes to is not in its view");
   }
+  if (worker.drafts < 0 || worker.drafts >= std::ssize(worker.tokens)) {
+    refuse(name + " has " + std::to_string(worker.drafts) + " drafts: expected fewer than its " +
+           std::to_string(worker.tokens.size()) + " tokens");
+  }
 }
 
 std::string name_of_worker(std::size_t index) { return "worker " + std::to_string(index); }
@@ -151,6 +155,8 @@ class SegmentTable {
 struct Place {
   std::int64_t start = 0;  // view position of the first
   std::int64_t shown = 0;
+
+  bool operator==(const Place&) const = default;
 };
 
 // One segment in one worker's view.
@@ -180,15 +186,23 @@ std::size_t WorkerView::write_entry() const {
 }
 
 struct StepReservation::State {
+  // New tokens of a worker, one behind the other, that see the same of others: all of them, unless drafts see more.
+  struct Stretch {
+    std::int64_t first_token = 0;
+    std::int64_t n_tokens = 0;
+    std::int64_t first_position = 0;      // view position of its first token
+    std::vector<Place> places;            // of the entries up to the written one: nothing behind it is seen
+    std::vector<SegmentInView> segments;  // in view order, so those of the write entry come last, by ascending `start`
+  };
+
   // What a worker sees, and where its new tokens stand.
   struct Worker {
     WorkerView view;  // keeps the blocks alive
     std::int64_t first_row = 0;
-    std::int64_t first_position = 0;      // view position of its first new token
-    std::vector<Place> places;            // of the entries up to the written one: nothing behind it is seen
-    std::vector<SegmentInView> segments;  // in view order, so those of the write entry come last, by ascending `start`
+    std::vector<Stretch> stretches;
 
     std::int64_t n_tokens() const { return static_cast<std::int64_t>(view.tokens.size()); }
+    std::int64_t n_tokens(std::int64_t stage) const { return tokens_at_stage(n_tokens(), view.drafts, stage); }
   };
 
   State(KvCache& shared_cache, std::vector<WorkerView> views) : cache(shared_cache), lease(shared_cache) {
@@ -198,6 +212,7 @@ struct StepReservation::State {
   void place();
   void reserve();
   void look();
+  void look(const WorkerView& view, Stretch& stretch);
 
   KvCache& cache;
   std::vector<Worker> workers;
@@ -209,29 +224,50 @@ struct StepReservation::State {
   bool committed = false;
 };
 
-// Finds where each entry stands. Lengths are those after the step's appends, but for entries that lag.
+// Finds where each entry stands. Lengths are those after the appends of the step, or of a later one that drafts stand
+// for, but for entries that lag.
 void StepReservation::State::place() {
-  std::unordered_map<const CacheBlock*, std::int64_t> appended;
-  for (const Worker& worker : workers) appended.emplace(worker.view.target.get(), worker.n_tokens());
-  for (std::size_t w = 0; w < workers.size(); ++w) {
-    Worker& worker = workers[w];
+  std::unordered_map<const CacheBlock*, const Worker*> writers;
+  for (const Worker& worker : workers) writers.emplace(worker.view.target.get(), &worker);
+  const auto places_of = [&](std::size_t w, std::size_t written, std::int64_t stage) {
+    std::vector<Place> places;
     std::int64_t end = 0;
-    const std::size_t written = worker.view.write_entry();
     for (std::size_t i = 0; i <= written; ++i) {
-      const ViewEntry& entry = worker.view.entries[i];
+      const ViewEntry& entry = workers[w].view.entries[i];
       Place place{.start = entry.at.value_or(end), .shown = entry.block->length()};
-      if (const auto found = appended.find(entry.block.get());
-          found != appended.end() && (!entry.lag || i == written)) {
-        place.shown += found->second;
+      if (const auto writer = writers.find(entry.block.get()); writer != writers.end()) {
+        place.shown += writer->second->n_tokens(entry.lag && i != written ? stage - 1 : stage);
       }
       end = place.start + place.shown;
       if (place.shown > 0 && end - 1 > kMaxViewPosition) {
         refuse(entry_of(name_of_worker(w), i) + " shows a token at view position " + std::to_string(end - 1) +
                ": positions go up to " + std::to_string(kMaxViewPosition));
       }
-      worker.places.push_back(place);
+      places.push_back(place);
     }
-    worker.first_position = end - worker.n_tokens();
+    return places;
+  };
+  for (std::size_t w = 0; w < workers.size(); ++w) {
+    Worker& worker = workers[w];
+    const std::size_t written = worker.view.write_entry();
+    for (std::int64_t stage = 0; stage <= worker.view.drafts; ++stage) {
+      std::vector<Place> places = places_of(w, written, stage);
+      const std::int64_t first_token = worker.n_tokens(stage - 1);
+      const std::int64_t n = worker.n_tokens(stage) - first_token;
+      if (stage > 0) {
+        Stretch& last = worker.stretches.back();
+        if (std::equal(places.begin(), places.end() - 1, last.places.begin(), last.places.end() - 1)) {
+          last.n_tokens += n;
+          last.places = std::move(places);
+          continue;
+        }
+      }
+      worker.stretches.push_back({.first_token = first_token,
+                                  .n_tokens = n,
+                                  .first_position = places.back().start + places.back().shown - n,
+                                  .places = std::move(places),
+                                  .segments = {}});
+    }
   }
 }
 
@@ -266,24 +302,30 @@ void StepReservation::State::look() {
   }
   table.emplace(std::move(grown));
   for (Worker& worker : workers) {
-    for (std::size_t i = 0; i < worker.places.size(); ++i) {
-      const ViewEntry& entry = worker.view.entries[i];
-      const Place& place = worker.places[i];
-      if (entry.bias == -std::numeric_limits<float>::infinity()) continue;
-      for (const SegmentTable::Piece& piece : table->pieces(*entry.block)) {
-        if (piece.start >= place.shown) break;
-        const std::int64_t start = place.start + piece.start;
-        worker.segments.push_back({.segment = piece.segment,
-                                   .start = start,
-                                   .length = std::min(piece.length, place.shown - piece.start),
-                                   .turn = piece.rotated_at - start,
-                                   .temperature = entry.temperature,
-                                   .bias = entry.bias,
-                                   .entry = static_cast<std::int32_t>(i),
-                                   .is_written = i + 1 == worker.places.size()});
-      }
+    for (Stretch& stretch : worker.stretches) {
+      look(worker.view, stretch);
+      most_segments = std::max(most_segments, static_cast<std::int64_t>(stretch.segments.size()));
     }
-    most_segments = std::max(most_segments, static_cast<std::int64_t>(worker.segments.size()));
+  }
+}
+
+void StepReservation::State::look(const WorkerView& view, Stretch& stretch) {
+  for (std::size_t i = 0; i < stretch.places.size(); ++i) {
+    const ViewEntry& entry = view.entries[i];
+    const Place& place = stretch.places[i];
+    if (entry.bias == -std::numeric_limits<float>::infinity()) continue;
+    for (const SegmentTable::Piece& piece : table->pieces(*entry.block)) {
+      if (piece.start >= place.shown) break;
+      const std::int64_t start = place.start + piece.start;
+      stretch.segments.push_back({.segment = piece.segment,
+                                  .start = start,
+                                  .length = std::min(piece.length, place.shown - piece.start),
+                                  .turn = piece.rotated_at - start,
+                                  .temperature = entry.temperature,
+                                  .bias = entry.bias,
+                                  .entry = static_cast<std::int32_t>(i),
+                                  .is_written = i + 1 == stretch.places.size()});
+    }
   }
 }
 
@@ -303,14 +345,15 @@ std::int64_t StepReservation::most_segments() const { return state_->most_segmen
 
 std::vector<std::int32_t> StepReservation::entries_of_last_token(std::size_t worker) const {
   std::vector<std::int32_t> entries;  // of all segments that it sees: the last token sees each of them
-  for (const SegmentInView& seen : state_->workers[worker].segments) entries.push_back(seen.entry);
+  for (const SegmentInView& seen : state_->workers[worker].stretches.back().segments) entries.push_back(seen.entry);
   return entries;
 }
 
 AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
-  // One worker's rows of the plan: view positions [begin, end).
+  // A stretch's rows of the plan: view positions [begin, end).
   struct Part {
-    const State::Worker* worker = nullptr;
+    const PageReservation::ReservedRange* reserved = nullptr;  // its worker's
+    const State::Stretch* stretch = nullptr;
     std::int64_t begin = 0;
     std::int64_t end = 0;
     std::size_t first_sight = 0;  // of `sights`: its own are those up to the next part's
@@ -329,16 +372,17 @@ AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
   std::vector<Sight> sights;  // part after part
   std::vector<RopeAngles::Range> ranges;
   std::vector<std::int64_t> plan_index(state.table->segments().size(), -1);
-  for (std::size_t w = 0; w < state.workers.size(); ++w) {
-    const State::Worker& worker = state.workers[w];
-    const std::int64_t skipped = std::max(first - worker.first_row, std::int64_t{0});
-    const std::int64_t stop = std::min(first + n - worker.first_row, worker.n_tokens());
-    if (skipped >= stop) continue;
-    const Part& part = parts.emplace_back(Part{.worker = &worker,
-                                               .begin = worker.first_position + skipped,
-                                               .end = worker.first_position + stop,
+  const auto add = [&](const PageReservation::ReservedRange& reserved, std::int64_t first_row,
+                       const State::Stretch& stretch) {
+    const std::int64_t skipped = std::max(first - first_row, std::int64_t{0});
+    const std::int64_t stop = std::min(first + n - first_row, stretch.n_tokens);
+    if (skipped >= stop) return;
+    const Part& part = parts.emplace_back(Part{.reserved = &reserved,
+                                               .stretch = &stretch,
+                                               .begin = stretch.first_position + skipped,
+                                               .end = stretch.first_position + stop,
                                                .first_sight = sights.size()});
-    for (const SegmentInView& seen : worker.segments) {
+    for (const SegmentInView& seen : stretch.segments) {
       const std::int64_t begin = seen.first_query(part.begin);
       if (begin >= part.end) break;
       std::int64_t& index = plan_index[seen.segment];
@@ -353,9 +397,14 @@ AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
       ranges.push_back({.begin = begin + seen.turn, .end = part.end + seen.turn});
       sights.push_back({.seen = &seen, .segment = index});
     }
-    const PageReservation::ReservedRange& reserved = state.reservation->ranges()[w];
-    const std::int64_t first_key = reserved.segment.rotated_at + reserved.first;
+    const std::int64_t first_key = reserved.segment.rotated_at + reserved.first + stretch.first_token;
     ranges.push_back({.begin = first_key + skipped, .end = first_key + stop});
+  };
+  for (std::size_t w = 0; w < state.workers.size(); ++w) {
+    const State::Worker& worker = state.workers[w];
+    for (const State::Stretch& stretch : worker.stretches) {
+      add(state.reservation->ranges()[w], worker.first_row + stretch.first_token, stretch);
+    }
   }
   const KvCache& cache = state.cache;
   plan.rope_ = RopeRows(cache.angles_, true, std::move(ranges));
@@ -363,8 +412,8 @@ AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
   // Where the keys go.
   plan.slots_.reserve(n);
   for (const Part& part : parts) {
-    const PageReservation::ReservedRange& reserved = state.reservation->ranges()[part.worker - state.workers.data()];
-    const std::int64_t begin = reserved.first + part.begin - part.worker->first_position;
+    const PageReservation::ReservedRange& reserved = *part.reserved;
+    const std::int64_t begin = reserved.first + part.stretch->first_token + part.begin - part.stretch->first_position;
     std::int32_t rope_row = plan.rope_.row(reserved.segment.rotated_at + begin);
     for_each_run(reserved.segment, begin, begin + part.end - part.begin,
                  [&](std::int64_t page, std::int32_t slot, std::int64_t count, std::int64_t) {
@@ -420,11 +469,24 @@ AttentionPlan StepReservation::plan(std::int64_t first, std::int64_t n) const {
 }
 
 void StepReservation::commit() {
+  std::vector<std::int64_t> all;
+  for (const State::Worker& worker : state_->workers) all.push_back(worker.n_tokens());
+  commit(all);
+}
+
+void StepReservation::commit(std::span<const std::int64_t> kept) {
   State& state = *state_;
   if (state.committed) return;
+  require(kept.size() == state.workers.size(), "kept: expected one number for each worker");
+  for (std::size_t w = 0; w < kept.size(); ++w) {
+    const std::int64_t n = state.workers[w].n_tokens();
+    if (kept[w] >= 0 && kept[w] <= n) continue;
+    refuse(name_of_worker(w) + " keeps " + std::to_string(kept[w]) + " of its tokens: expected 0 to " +
+           std::to_string(n));
+  }
   PagePool& pool = state.cache.pool_;
   const std::scoped_lock lock(pool.mutex);
-  state.reservation->commit();
+  state.reservation->commit(kept);
   for (std::size_t w = 0; w < state.workers.size(); ++w) {
     const WorkerView& view = state.workers[w].view;
     CacheBlock& target = *view.target;
@@ -437,10 +499,10 @@ void StepReservation::commit() {
                  });
     if (reserved.replaces) {
       std::swap(target.segments_.back(), reserved.segment);
-    } else {
+    } else if (reserved.segment.length > 0) {
       target.segments_.push_back(std::move(reserved.segment));
     }
-    target.length_.store(target.length() + state.workers[w].n_tokens(), std::memory_order_release);
+    target.length_.store(target.length() + kept[w], std::memory_order_release);
   }
   state.committed = true;
 }

@@ -2,6 +2,7 @@
 // keys go, which token looks at which segment, and to which position its query is turned.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -34,9 +35,16 @@ struct WorkerView {
   std::vector<ViewEntry> entries;        // in view order; a block may occur twice
   std::shared_ptr<CacheBlock> target;    // of one of `entries`: the first that has it is written
   std::span<const std::int32_t> tokens;  // new tokens, read at commit; for engines without ids: all -1
+  std::int64_t drafts = 0;               // how many of the last of them are drafts, fewer than all (StepReservation)
 
   std::size_t write_entry() const;  // index of the entry that is written; entries.size() where there is none
 };
+
+// Of a worker's `n` new tokens, `drafts` among them, those that it has once `stage` steps behind this one are over; -1:
+// before this one.
+constexpr std::int64_t tokens_at_stage(std::int64_t n, std::int64_t drafts, std::int64_t stage) {
+  return stage < 0 ? 0 : n - std::max(drafts - stage, std::int64_t{0});
+}
 
 // What every layer does for some consecutive rows (new tokens) of a step. Memory: 48 bytes for each pair of a
 // token and a segment that it sees, and 4 R (of all rope tables) for each distinct position to which a query or a key
@@ -64,6 +72,10 @@ class AttentionPlan {
 
 // Room for the new tokens of a step. Until `commit` the blocks look to everybody as before; without
 // it the destructor gives every slot back, so a refused or aborted step leaves no trace.
+//
+// Drafts stand for the steps to come: the i-th of each worker belong to the i-th step behind this one, in which those
+// workers take part that have one. So a draft sees what others append up to its own step and nothing of their later
+// drafts, and stands where it would stand then.
 class StepReservation {
  public:
   // Throws before anything is changed: kWriteConflict (two workers write one block), kInvalidArgument
@@ -74,7 +86,9 @@ class StepReservation {
   StepReservation(const StepReservation&) = delete;
   StepReservation& operator=(const StepReservation&) = delete;
 
-  void commit();
+  // `kept`: how many of each worker's new tokens stay, the first ones.
+  void commit(std::span<const std::int64_t> kept);
+  void commit();  // all of them
 
   // New tokens of all workers, worker after worker: row r of q, k, v.
   std::int64_t n_tokens() const;

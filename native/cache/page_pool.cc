@@ -179,6 +179,18 @@ PageReservation::~PageReservation() {
   for (auto page = new_pages_.rbegin(); page != new_pages_.rend(); ++page) pool_.drop_reference(*page);
 }
 
+void PageReservation::commit(std::span<const std::int64_t> kept) noexcept {
+  // Last taken, first given back.
+  for (std::size_t i = ranges_.size(); i-- > 0;) {
+    Segment& segment = ranges_[i].segment;
+    segment.length = ranges_[i].first + kept[i];
+    for (; std::ssize(segment.pages) > pages_for(segment.end_slot()); segment.pages.pop_back()) {
+      pool_.drop_reference(segment.pages.back());
+    }
+  }
+  commit();
+}
+
 void PageReservation::commit() noexcept {
   for (const ReservedRange& reserved : ranges_) {
     for_each_run(reserved.segment, reserved.first, reserved.segment.length,

@@ -126,8 +126,10 @@ class PageReservation {
   std::vector<ReservedRange>& ranges() { return ranges_; }
   const std::vector<ReservedRange>& ranges() const { return ranges_; }
 
-  // With the mutex held. The references of the new pages now belong to whoever takes the segments.
-  void commit() noexcept;
+  // With the mutex held. The references of the new pages now belong to whoever takes the segments. `kept`: how many of
+  // each request's tokens stay, the first ones; the pages of the others are given back, and the ranges end before them.
+  void commit(std::span<const std::int64_t> kept) noexcept;
+  void commit() noexcept;  // all of them
 
  private:
   PagePool& pool_;

@@ -277,12 +277,12 @@ const float* Decoder::logits(const Activations& activations, std::span<const Log
   return shared_.as<float>();
 }
 
-const float* Decoder::put_logits(std::span<const EditedLogits> rows) {
+const float* Decoder::put_logits(std::span<const EditedLogits* const> rows) {
   const std::int64_t vocab = config_.vocab_size;
   reserve_scratch(0, std::ssize(rows) * vocab);
   float* to = shared_.as<float>();
-  for (const EditedLogits& row : rows) {
-    device_->upload(to, row.logits.data(), row.logits.size() * sizeof(float));
+  for (const EditedLogits* row : rows) {
+    device_->upload(to, row->logits.data(), row->logits.size() * sizeof(float));
     to += vocab;
   }
   return shared_.as<float>();

@@ -76,7 +76,7 @@ class Decoder {
   // [V] of them is 38 MiB for a vocabulary of 152k.
   static constexpr std::int64_t kMaxLogitRows = 64;
   // Brings logits of the caller's to the device, at most kMaxLogitRows of [V]: [rows.size(), V], until the next op.
-  const float* put_logits(std::span<const EditedLogits> rows);
+  const float* put_logits(std::span<const EditedLogits* const> rows);
   // [hidden] of a row of the activations, behind the final norm; until the next op.
   const float* hidden(const Activations& activations, std::int64_t row);
 

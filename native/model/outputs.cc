@@ -19,28 +19,37 @@ std::vector<LogitsRow> logits_rows(const std::vector<StepWorker>& workers) {
     const StepWorker& worker = workers[w];
     const auto n = static_cast<std::int64_t>(worker.tokens.size());
     end += n;
+    const std::int64_t first = n - 1 - worker.drafts;  // that a token is chosen behind
     if (worker.logits == LogitsWanted::kAll) {
-      for (std::int64_t i = 0; i + 1 < n; ++i) rows.push_back({end - n + i, w, i, false});
+      for (std::int64_t i = 0; i < first; ++i) rows.push_back({.row = end - n + i, .worker = w, .logits_at = i});
     }
-    const std::int64_t last_at = worker.logits == LogitsWanted::kAll    ? n - 1
-                                 : worker.logits == LogitsWanted::kLast ? 0
-                                                                        : -1;
-    if (last_at >= 0 || worker.sampler) rows.push_back({end - 1, w, last_at, worker.sampler.has_value()});
+    if (worker.logits == LogitsWanted::kNone && !worker.sampler) continue;
+    for (std::int64_t stage = 0; stage <= worker.drafts; ++stage) {
+      rows.push_back({.row = end - n + first + stage,
+                      .worker = w,
+                      .stage = stage,
+                      .logits_at = worker.logits == LogitsWanted::kAll    ? first + stage
+                                   : worker.logits == LogitsWanted::kLast ? stage
+                                                                          : -1,
+                      .sample = worker.sampler.has_value()});
+    }
   }
   return rows;
 }
 
-SeenIds seen_ids(const std::vector<StepWorker>& workers, std::size_t worker, std::int64_t vocab) {
+SeenIds seen_ids(const std::vector<StepWorker>& workers, std::size_t worker, std::int64_t vocab, std::int64_t stage) {
   const StepWorker& self = workers[worker];
   const WorkerView& view = self.view;
   const std::size_t written = view.write_entry();
-  // The tokens that an entry shows: those of its block as they will be after the step or, where it lags, as they are.
+  // The tokens that an entry shows: those of its block as they will be after the stage or, where it lags, before it.
   const auto tokens_of = [&](std::size_t entry) {
     const std::shared_ptr<CacheBlock>& block = view.entries[entry].block;
+    const std::int64_t end = view.entries[entry].lag && entry != written ? stage - 1 : stage;
     std::vector<std::int32_t> tokens = block->tokens();
-    if (view.entries[entry].lag && entry != written) return tokens;
     for (const StepWorker& writer : workers) {
-      if (writer.view.target == block) tokens.insert(tokens.end(), writer.tokens.begin(), writer.tokens.end());
+      if (writer.view.target != block) continue;
+      const std::int64_t n = tokens_at_stage(std::ssize(writer.tokens), writer.drafts, end);
+      tokens.insert(tokens.end(), writer.tokens.begin(), writer.tokens.begin() + n);
     }
     return tokens;
   };
@@ -78,8 +87,10 @@ SeenIds seen_ids(const std::vector<StepWorker>& workers, std::size_t worker, std
 
 namespace {
 
-SampleParams::Row draw_of(const StepWorker& worker, const SeenIds& seen, std::int64_t logits_row) {
+// Each stage has the draw that the step which it stands for would have.
+SampleParams::Row draw_of(const StepWorker& worker, const SeenIds& seen, std::int64_t stage, std::int64_t logits_row) {
   SampleParams::Row draw = *worker.sampler;
+  draw.draw += static_cast<std::uint64_t>(stage);
   draw.logits_row = logits_row;
   draw.seen = seen.ids;
   draw.counts = seen.counts;
@@ -116,21 +127,21 @@ std::vector<RankedToken> likeliest(Device& device, const float* logits, std::int
 void begin_edits(Device& device, const float* logits, std::int64_t vocab, std::span<const LogitsRow> rows,
                  const std::vector<StepWorker>& workers, std::vector<EditedLogits>& edited) {
   std::vector<std::int64_t> at;
-  std::vector<std::size_t> edited_by;
   bool want_logprobs = false;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const StepWorker& worker = workers[rows[i].worker];
     if (!rows[i].sample || !worker.edits()) continue;
     at.push_back(static_cast<std::int64_t>(i));
-    edited_by.push_back(rows[i].worker);
     want_logprobs |= wants_logprobs(worker);
   }
   if (at.empty()) return;
   const std::vector<RankedToken> known = likeliest(device, logits, vocab, at, want_logprobs);
   for (std::size_t i = 0; i < at.size(); ++i) {
-    const StepWorker& worker = workers[edited_by[i]];
+    const LogitsRow& from = rows[static_cast<std::size_t>(at[i])];
+    const StepWorker& worker = workers[from.worker];
     EditedLogits& row = edited.emplace_back();
-    row.worker = edited_by[i];
+    row.worker = from.worker;
+    row.stage = from.stage;
     row.logits = download_row(device, logits, vocab, at[i]);
     row.known = known[i];
     if (wants_logprobs(worker)) row.raw = row.logits;
@@ -157,10 +168,10 @@ std::string changed_by(std::size_t index, const StepWorker& worker, const Logits
 }  // namespace
 
 void collect_outputs(Device& device, const float* logits, std::int64_t vocab, std::span<const LogitsRow> rows,
-                     const std::vector<StepWorker>& workers, const std::vector<SeenIds>& seen, StepResult& result,
+                     const std::vector<StepWorker>& workers, const SeenByStage& seen, StepResult& result,
                      std::vector<EditedLogits>& edited) {
   std::vector<SampleParams::Row> draws;
-  std::vector<std::size_t> drawn_for;
+  std::vector<LogitsRow> drawn_for;
   bool want_logprobs = false;
   bool all_checked = true;  // all that are sampled from
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -172,8 +183,9 @@ void collect_outputs(Device& device, const float* logits, std::int64_t vocab, st
       if (!all_finite({to, static_cast<std::size_t>(vocab)})) check_sampled(SampleStatus::kNotANumber);
     }
     if (!rows[i].sample || workers[w].edits()) continue;
-    draws.push_back(draw_of(workers[w], seen[w], row));
-    drawn_for.push_back(w);
+    const auto stage = static_cast<std::size_t>(rows[i].stage);
+    draws.push_back(draw_of(workers[w], seen[w][stage], rows[i].stage, row));
+    drawn_for.push_back(rows[i]);
     want_logprobs |= wants_logprobs(workers[w]);
     all_checked &= rows[i].logits_at >= 0;
   }
@@ -189,8 +201,8 @@ void collect_outputs(Device& device, const float* logits, std::int64_t vocab, st
                  .logprobs = want_logprobs ? logprobs.data() : nullptr,
                  .finite = !all_checked});
   for (std::size_t i = 0; i < draws.size(); ++i) {
-    const StepWorker& worker = workers[drawn_for[i]];
-    StepResult::Worker& out = result.workers[drawn_for[i]];
+    const StepWorker& worker = workers[drawn_for[i].worker];
+    StepResult::Choice& out = result.workers[drawn_for[i].worker].choices[static_cast<std::size_t>(drawn_for[i].stage)];
     out.token = tokens[i];
     if (worker.logprob) out.logprob = logprobs[i];
     if (worker.top_logprobs == 0) continue;
@@ -233,19 +245,19 @@ void edit(EditedLogits& edited, const StepWorker& worker, LogitsEdit by) {
   if (!any) refuse(changed + " left no token to choose: all logits are -Infinity");
 }
 
-void sample_edited(Device& device, const float* logits, std::int64_t vocab, std::span<const EditedLogits> edited,
-                   const std::vector<StepWorker>& workers, const std::vector<SeenIds>& seen, StepResult& result) {
+void sample_edited(Device& device, const float* logits, std::int64_t vocab, std::span<const EditedLogits* const> edited,
+                   const std::vector<StepWorker>& workers, const SeenByStage& seen, StepResult& result) {
   std::vector<SampleParams::Row> draws;
-  for (std::size_t i = 0; i < edited.size(); ++i) {
-    const std::size_t w = edited[i].worker;
-    draws.push_back(draw_of(workers[w], seen[w], static_cast<std::int64_t>(i)));
+  for (const EditedLogits* row : edited) {
+    const SeenIds& ids = seen[row->worker][static_cast<std::size_t>(row->stage)];
+    draws.push_back(draw_of(workers[row->worker], ids, row->stage, std::ssize(draws)));
   }
   std::vector<std::int32_t> tokens(draws.size());
   device.sample({.logits = logits, .vocab = vocab, .rows = draws, .tokens = tokens.data()});
   for (std::size_t i = 0; i < draws.size(); ++i) {
-    const EditedLogits& row = edited[i];
+    const EditedLogits& row = *edited[i];
     const StepWorker& worker = workers[row.worker];
-    StepResult::Worker& out = result.workers[row.worker];
+    StepResult::Choice& out = result.workers[row.worker].choices[static_cast<std::size_t>(row.stage)];
     out.token = tokens[i];
     if (worker.logprob) {
       const double distance =

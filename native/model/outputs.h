@@ -22,6 +22,12 @@ enum class PenaltyScope : std::uint8_t { kView, kOwn };
 struct StepWorker {
   WorkerView view;  // its `tokens` need not be set: those below count
   std::vector<std::int32_t> tokens;
+  // How many of the last tokens are drafts (StepReservation), fewer than all: guesses at what is chosen behind those
+  // before them. A token is chosen at each stage: at 0 behind what is no draft, at s behind the s-th draft.
+  std::int64_t drafts = 0;
+  // Workers of one group go on together: a stage stays if those of all of them who have it are what was chosen. In
+  // [0, workers).
+  std::int64_t group = 0;
   std::vector<float> embeddings;  // [tokens, hidden], as the first layer reads them, where the ids are all -1; or empty
   LogitsWanted logits = LogitsWanted::kNone;
   std::optional<SampleParams::Row> sampler;  // its `logits_row` and spans need not be set
@@ -39,14 +45,24 @@ struct StepWorker {
 
   // Whether its token is chosen from other logits than the model's.
   bool edits() const { return sampler && (held || !bias_ids.empty()); }
+  std::int32_t draft(std::int64_t stage) const {
+    return tokens[static_cast<std::size_t>(tokens_at_stage(std::ssize(tokens), drafts, stage) - 1)];
+  }
 };
 
 struct StepResult {
-  struct Worker {
-    std::int32_t token = -1;    // sampled, or -1
-    float logprob = 0;          // of `token`, where asked for
-    std::vector<float> logits;  // kLast: [V]; kAll: [new tokens, V]
+  // What is chosen from one row of logits.
+  struct Choice {
+    std::int32_t token = -1;  // or -1
+    float logprob = 0;        // of `token`, where asked for
     std::vector<RankedToken> top;
+  };
+  struct Worker {
+    // By stage. Those beyond `kept` are guesses: what would be chosen if the drafts before were right and, for a held
+    // worker, the most likely tokens.
+    std::vector<Choice> choices;
+    std::int64_t kept = 0;              // drafts that stay: they are what was chosen
+    std::vector<float> logits;          // kLast: [stages, V]; kAll: [new tokens, V]
     std::vector<float> hidden;          // [hidden]: the last new token's, behind the final norm
     std::vector<float> attention_mass;  // [entries of the view]: see model/attention_mass.h
   };
@@ -58,6 +74,7 @@ struct StepResult {
 struct LogitsRow {
   std::int64_t row = 0;  // of the step
   std::size_t worker = 0;
+  std::int64_t stage = 0;
   std::int64_t logits_at = -1;  // row of the worker's result that gets the logits, or -1
   bool sample = false;
 };
@@ -71,13 +88,15 @@ struct SeenIds {
   std::vector<std::int32_t> counts;
 };
 
-// The ids that a worker's penalties concern. A hidden block has none, and keeps its places. Ids outside the vocabulary,
-// of an engine without ids or of another model, are left out.
-SeenIds seen_ids(const std::vector<StepWorker>& workers, std::size_t worker, std::int64_t vocab);
+// The ids that a worker's penalties concern, at a stage. A hidden block has none, and keeps its places. Ids outside the
+// vocabulary, of an engine without ids or of another model, are left out.
+SeenIds seen_ids(const std::vector<StepWorker>& workers, std::size_t worker, std::int64_t vocab,
+                 std::int64_t stage = 0);
 
 // Logits of a worker that edits() them, on their way to its token.
 struct EditedLogits {
   std::size_t worker = 0;
+  std::int64_t stage = 0;
   std::vector<float> logits;  // [V], with the bias
   // For log-probabilities, which are those of the model's logits; empty where nobody asks for them.
   std::vector<float> raw;  // [V]
@@ -91,10 +110,13 @@ struct LogitsEdit {
   std::optional<std::vector<std::int32_t>> allowed;
 };
 
-// Copies and samples: `logits` [rows, V], device memory. seen[w] are seen_ids of worker w. Throws
-// kInvalidModel where a logit is not finite. What comes of workers that edit theirs goes to `edited`.
+// seen_ids of each worker, by stage.
+using SeenByStage = std::vector<std::vector<SeenIds>>;
+
+// Copies and samples: `logits` [rows, V], device memory. Throws kInvalidModel where a logit is not finite. What comes
+// of workers that edit theirs goes to `edited`.
 void collect_outputs(Device& device, const float* logits, std::int64_t vocab, std::span<const LogitsRow> rows,
-                     const std::vector<StepWorker>& workers, const std::vector<SeenIds>& seen, StepResult& result,
+                     const std::vector<StepWorker>& workers, const SeenByStage& seen, StepResult& result,
                      std::vector<EditedLogits>& edited);
 
 // Takes what the caller has made of them. Throws kInvalidArgument, naming the worker: not V logits, NaN, +infinity, or
@@ -102,7 +124,7 @@ void collect_outputs(Device& device, const float* logits, std::int64_t vocab, st
 void edit(EditedLogits& edited, const StepWorker& worker, LogitsEdit by);
 
 // Chooses the tokens: edited[i] lies in row i of `logits` [n, V], device memory.
-void sample_edited(Device& device, const float* logits, std::int64_t vocab, std::span<const EditedLogits> edited,
-                   const std::vector<StepWorker>& workers, const std::vector<SeenIds>& seen, StepResult& result);
+void sample_edited(Device& device, const float* logits, std::int64_t vocab, std::span<const EditedLogits* const> edited,
+                   const std::vector<StepWorker>& workers, const SeenByStage& seen, StepResult& result);
 
 }  // namespace hogwild

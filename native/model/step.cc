@@ -80,6 +80,21 @@ void check_bias(const StepWorker& worker, const std::string& name) {
   }
 }
 
+void check_drafts(const StepWorker& worker, std::int64_t n_workers, const std::string& name) {
+  if (worker.group < 0 || worker.group >= n_workers) {
+    refuse(name + "group: expected one below the number of workers, received " + std::to_string(worker.group));
+  }
+  if (worker.drafts < 0 || worker.drafts >= std::ssize(worker.tokens)) {
+    refuse(name + "drafts: expected fewer than its " + std::to_string(worker.tokens.size()) + " tokens, received " +
+           std::to_string(worker.drafts));
+  }
+  if (worker.drafts == 0) return;
+  if (!worker.sampler) refuse(name + "sampler: expected one, as there are drafts");
+  if (!worker.embeddings.empty() || worker.hidden || worker.attention_mass) {
+    refuse(name + "drafts: expected none beside embeddings, hidden and attentionMass");
+  }
+}
+
 void check_workers(const std::vector<StepWorker>& workers, const ModelConfig& config) {
   const std::int64_t vocab = config.vocab_size;
   if (workers.empty()) refuse("workers: expected at least one");
@@ -100,6 +115,7 @@ void check_workers(const std::vector<StepWorker>& workers, const ModelConfig& co
     check_ids("forbidden", workers[w].forbidden);
     check_ids("bias", workers[w].bias_ids);
     check_bias(workers[w], name);
+    check_drafts(workers[w], std::ssize(workers), name);
     if (!workers[w].sampler && (workers[w].held || !workers[w].bias_ids.empty())) {
       refuse(name + "sampler: expected one, as its logits are to be edited");
     }
@@ -111,6 +127,7 @@ std::vector<WorkerView> views_of(const std::vector<StepWorker>& workers) {
   for (const StepWorker& worker : workers) {
     views.push_back(worker.view);
     views.back().tokens = worker.tokens;
+    views.back().drafts = worker.drafts;
   }
   return views;
 }
@@ -185,8 +202,11 @@ struct Step::State {
   std::int64_t do_layers(const std::atomic<bool>& cancel);
   void do_hidden();
   bool do_outputs();
+  bool waits_for(std::size_t worker) const;
   bool waits() const;
   void choose(std::vector<LogitsEdit> edits);
+  void sample();
+  bool keep_next_stage();
   bool finish();
   bool advance(const std::atomic<bool>& cancel);
 
@@ -200,13 +220,15 @@ struct Step::State {
   const std::vector<LastRow> listeners;  // for AttentionMass
   std::span<const LogitsRow> pending;    // of `wanted`
   std::span<const LastRow> pending_hidden;
-  std::vector<SeenIds> seen;         // by each worker; empty where nobody asks
+  SeenByStage seen;                  // empty lists where nobody asks
   std::vector<std::int32_t> tokens;  // of all workers; 0 where an embedding stands in the place of an id
   bool has_embeddings = false;
   AttentionMass attention_mass;
   Buffer lse;  // [chunk, Hq], where somebody listens
   std::vector<EditedLogits> edited;
-  bool has_chosen = false;  // from the edited logits
+  std::int64_t stage = 0;       // whose tokens are chosen
+  std::vector<bool> has_stage;  // by worker: its tokens of the stage stay
+  bool has_edits = false;       // of held workers, for the stage
   StepResult result;
   Activations* activations = nullptr;
   std::int64_t next_row = 0;  // first of the next pass
@@ -215,6 +237,7 @@ struct Step::State {
 
 void Step::State::prepare_results() {
   seen.resize(workers.size());
+  has_stage.resize(workers.size(), true);
   for (std::size_t w = 0; w < workers.size(); ++w) {
     const StepWorker& worker = workers[w];
     if (worker.embeddings.empty()) {
@@ -224,9 +247,11 @@ void Step::State::prepare_results() {
       has_embeddings = true;
     }
     const std::size_t n_logits = worker.logits == LogitsWanted::kAll    ? worker.tokens.size()
-                                 : worker.logits == LogitsWanted::kLast ? 1
+                                 : worker.logits == LogitsWanted::kLast ? static_cast<std::size_t>(worker.drafts) + 1
                                                                         : 0;
     StepResult::Worker& out = result.workers.emplace_back();
+    out.choices.resize(static_cast<std::size_t>(worker.drafts) + 1);
+    seen[w].resize(out.choices.size());
     out.logits.resize(n_logits * static_cast<std::size_t>(decoder.config().vocab_size));
     if (worker.hidden) out.hidden.resize(static_cast<std::size_t>(decoder.config().hidden_size));
     if (worker.attention_mass && !device.has(Feature::kListening)) {
@@ -238,7 +263,9 @@ void Step::State::prepare_results() {
     const SampleParams::Row& sampler = *worker.sampler;
     device.check_sampler(sampler);
     if (sampler.repetition_penalty != 1 || sampler.presence_penalty != 0 || sampler.frequency_penalty != 0) {
-      seen[w] = seen_ids(workers, w, decoder.config().vocab_size);
+      for (std::int64_t s = 0; s <= worker.drafts; ++s) {
+        seen[w][static_cast<std::size_t>(s)] = seen_ids(workers, w, decoder.config().vocab_size, s);
+      }
     }
   }
 }
@@ -456,31 +483,81 @@ bool Step::State::advance(const std::atomic<bool>& cancel) {
   return next_row == reservation.n_tokens() && (waits() || finish());
 }
 
+bool Step::State::waits_for(std::size_t worker) const {
+  return next_row == reservation.n_tokens() && !has_edits && has_stage[worker] && workers[worker].held;
+}
+
 bool Step::State::waits() const {
-  return next_row == reservation.n_tokens() && !has_chosen &&
-         std::any_of(workers.begin(), workers.end(), [](const StepWorker& worker) { return worker.held; });
+  for (std::size_t w = 0; w < workers.size(); ++w) {
+    if (waits_for(w)) return true;
+  }
+  return false;
 }
 
 void Step::State::choose(std::vector<LogitsEdit> edits) {
   require(edits.size() == workers.size(), "edits: expected one for each worker");
-  for (EditedLogits& row : edited) edit(row, workers[row.worker], std::move(edits[row.worker]));
-  has_chosen = true;
+  for (EditedLogits& row : edited) {
+    if (row.stage == stage && waits_for(row.worker)) edit(row, workers[row.worker], std::move(edits[row.worker]));
+  }
+  has_edits = true;
 }
 
-// All is computed and nobody is held any more.
-bool Step::State::finish() {
-  if (!has_chosen) choose(std::vector<LogitsEdit>(workers.size()));
-  for (std::span<const EditedLogits> rest = edited; !rest.empty();) {
+// From edited logits: a held worker's tokens stage by stage, those of others with the first.
+void Step::State::sample() {
+  std::vector<const EditedLogits*> rows;
+  for (EditedLogits& row : edited) {
+    const StepWorker& worker = workers[row.worker];
+    if (worker.held && row.stage > stage) {
+      result.workers[row.worker].choices[static_cast<std::size_t>(row.stage)].token = row.known.token;
+    } else if (worker.held ? row.stage == stage && has_stage[row.worker] : stage == 0) {
+      if (!worker.held) edit(row, worker, {});
+      rows.push_back(&row);
+    }
+  }
+  for (std::span<const EditedLogits* const> rest = rows; !rest.empty();) {
     const auto group = rest.first(std::min(rest.size(), static_cast<std::size_t>(Decoder::kMaxLogitRows)));
     sample_edited(device, decoder.put_logits(group), decoder.config().vocab_size, group, workers, seen, result);
     rest = rest.subspan(group.size());
   }
+}
+
+// Goes to the next stage, with the groups all of whose drafts in it were chosen. Whether there are any.
+bool Step::State::keep_next_stage() {
+  std::vector<bool> goes_on(workers.size(), true);  // by group
+  ++stage;
+  for (std::size_t w = 0; w < workers.size(); ++w) {
+    if (workers[w].drafts < stage) continue;
+    const auto before = static_cast<std::size_t>(stage - 1);
+    if (has_stage[w] && result.workers[w].choices[before].token == workers[w].draft(stage)) continue;
+    goes_on[static_cast<std::size_t>(workers[w].group)] = false;
+  }
+  bool any = false;
+  for (std::size_t w = 0; w < workers.size(); ++w) {
+    has_stage[w] = workers[w].drafts >= stage && goes_on[static_cast<std::size_t>(workers[w].group)];
+    result.workers[w].kept += has_stage[w] ? 1 : 0;
+    any |= has_stage[w];
+  }
+  return any;
+}
+
+// All is computed, and nobody waits at this stage. Goes on to the next one at which somebody does, or to the end.
+bool Step::State::finish() {
+  do {
+    sample();
+    has_edits = false;
+    if (!keep_next_stage()) break;
+  } while (!waits());
+  if (waits()) return true;
   device.synchronize();
   const auto values = static_cast<float>(layers() * decoder.config().query_heads);
   for (const auto& [row, worker] : listeners) {
     for (float& mass : result.workers[worker].attention_mass) mass /= values;
   }
-  reservation.commit();
+  std::vector<std::int64_t> kept;
+  for (std::size_t w = 0; w < workers.size(); ++w) {
+    kept.push_back(std::ssize(workers[w].tokens) - workers[w].drafts + result.workers[w].kept);
+  }
+  reservation.commit(kept);
   return true;
 }
 
@@ -511,6 +588,8 @@ bool Step::advance(const std::atomic<bool>& cancel) {
 }
 
 bool Step::waits() const { return state_->waits(); }
+
+bool Step::waits_for(std::size_t worker) const { return state_->waits_for(worker); }
 
 const std::vector<EditedLogits>& Step::edited() const { return state_->edited; }
 

@@ -30,15 +30,18 @@ class Step {
   Step& operator=(const Step&) = delete;
 
   // Does the next piece. True once all is done: then the new tokens are in their blocks, and not before; or once the
-  // step waits for `choose`. After a throw (kAborted once `cancel` is set, looked at several times per layer;
-  // kInvalidModel where the model computes NaN or infinity) the step cannot go on, and the cache is as it was.
+  // step waits for `choose`: once for each stage that the drafts of held workers come to. After a throw (kAborted once
+  // `cancel` is set, looked at several times per layer; kInvalidModel where the model computes NaN or infinity) the
+  // step cannot go on, and the cache is as it was.
   bool advance(const std::atomic<bool>& cancel);
 
-  // Whether all is computed, and the tokens of held workers are still to be chosen.
+  // Whether all is computed, and tokens of held workers are still to be chosen.
   bool waits() const;
-  // Of all workers that edit theirs, in the order of workers; while the step waits.
+  // Whether this one's is, at the stage that the step has come to.
+  bool waits_for(std::size_t worker) const;
+  // Of all workers that edit theirs, in the order of workers, then of stages; while the step waits.
   const std::vector<EditedLogits>& edited() const;
-  // What their tokens are chosen from, one for each worker of the step; `advance` then goes on. Throws
+  // What the tokens of this stage are chosen from, one for each worker of the step; `advance` then goes on. Throws
   // kInvalidArgument.
   void choose(std::vector<LogitsEdit> edits);
 

@@ -33,6 +33,7 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
     fields: Float64Array.of(3, 1, 2, 0.5),
     target,
     nTokens,
+    drafts: 1,
   })
   /** A pass of two tokens on a cache of its own. */
   const newPass = () => {
@@ -183,6 +184,8 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
         const block = native.createBlock(own)
         const worker = stepWorker([block], [1, 2], {
           fields: Float64Array.of(-1, 0, 1, 0),
+          drafts: 1,
+          group: 0,
           sampler,
         })
         return [model, own, [worker], native.createCancel()]
@@ -263,7 +266,7 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
       promise: true,
       unsupported: true,
     },
-    passCommit: { args: () => [newPass()], handles: { '[0]': 'pass' } },
+    passCommit: { args: () => [newPass(), Int32Array.of(1)], handles: { '[0]': 'pass' } },
     passAbort: { args: () => [newPass()], handles: { '[0]': 'pass' } },
 
     beginExport: {

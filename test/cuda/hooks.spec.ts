@@ -6,7 +6,9 @@ import {
   type Device,
   loadModel,
   type Model,
+  runWorkers,
   Sampler,
+  type SpeculateOptions,
   type StepOutput,
   type StepWorker,
 } from '../../lib'
@@ -72,6 +74,34 @@ test('bias, processor and sampler see the same logits and choose the same tokens
     expect(Math.abs(cuda[i]!.logprob! - logprob!)).toBeLessThan(0.6)
     expect(difference(cuda[i]!.logits!, logits!).max).toBeLessThan(0.6)
   })
+})
+
+test('drafts save steps and change no token of a text that the model is sure of', async () => {
+  const model = models[1]!
+  const prompt = [1, 16, 3, 56, 45, 32, 44, 2, 17, 3, 50, 35, 45, 32, 39, 2]
+  const write = async (speculate?: SpeculateOptions) => {
+    const workers = ['Alice', 'Bob'].map((name, i) => ({ name, prompt: [12 + i] }))
+    const run = runWorkers({
+      ...{ model, prompt, workers, layout: 'contiguous', maxTokens: 12, capacity: 256, speculate },
+    })
+    let passes: number | undefined
+    for await (const event of run) {
+      if (event.type === 'end') passes = event.usage.speculation?.passes ?? event.steps
+    }
+    return { passes: passes!, tokens: run.workers.map(({ tokens }) => [...tokens]) }
+  }
+  const plain = await write()
+  const knowing: SpeculateOptions = {
+    tokens: 4,
+    by: ({ worker, tokens }) => {
+      const text = plain.tokens[worker === 'Alice' ? 0 : 1]!
+      return text.slice(text.lastIndexOf(tokens.at(-1)!) + 1)
+    },
+  }
+  const drafted = await write(knowing)
+  expect(drafted.tokens).toEqual(plain.tokens)
+  expect(drafted.passes).toBeLessThan(plain.passes)
+  expect((await write({ by: 'lookup' })).tokens).toEqual(plain.tokens)
 })
 
 test('a processor that throws leaves no trace', async () => {

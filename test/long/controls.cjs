@@ -49,6 +49,10 @@ async function playOne(hogwild, tokenizer, seed, report, folder) {
   const pick = (values) => values[below(values.length)]
   const tokens = (most, least = 0) =>
     Array.from({ length: least + below(most - least + 1) }, () => below(68))
+  const speculates = seed % 3 === 1
+  const drafts = speculates && {
+    speculate: { by: seed % 2 === 0 ? 'lookup' : 'jacobi', tokens: 4 },
+  }
   const fault = (text) => report.faults.push(`seed ${seed}: ${text}`)
 
   let run
@@ -140,6 +144,7 @@ async function playOne(hogwild, tokenizer, seed, report, folder) {
     ...(layout === 'combined' && chance(0.5) && { sharedHeader: tokens(3) }),
     ...(chance(0.5) && { stopTokens: tokens(2) }),
     ...turns,
+    ...drafts,
   })
 
   const tick = () => {
@@ -183,7 +188,10 @@ async function playOne(hogwild, tokenizer, seed, report, folder) {
       }
       if (event.type === 'step' || event.type === 'end') {
         for (const { name, tokens } of run.workers) {
-          if (tokens.join() !== (written.get(name) ?? []).join()) fault(`other tokens of ${name}`)
+          const told = written.get(name) ?? []
+          // Steps that came from one pass are told one after the other.
+          const known = speculates && event.type === 'step' ? tokens.slice(0, told.length) : tokens
+          if (known.join() !== told.join()) fault(`other tokens of ${name}`)
         }
       }
       maybe(0.3)
@@ -211,7 +219,12 @@ async function playOne(hogwild, tokenizer, seed, report, folder) {
   await timed(Promise.all(saves))
   if (run.workers.some(({ state }) => state !== 'stopped')) fault('a worker outlives its run')
   const goOn = async () => {
-    const { run: restored } = await hogwild.restoreRun(file, { model, tokenizer, ...turns })
+    const { run: restored } = await hogwild.restoreRun(file, {
+      model,
+      tokenizer,
+      ...turns,
+      ...drafts,
+    })
     patient = restored
     report.restored++
     if (chance(0.1)) return await restored.close()

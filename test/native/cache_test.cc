@@ -280,12 +280,14 @@ struct Turn {
   std::vector<Entry> view;
   std::size_t target = 0;
   std::vector<std::int32_t> tokens;
+  std::int64_t drafts = 0;  // the last of them
+  std::int64_t kept = 0;    // that stay, the first ones
 };
 
 std::vector<WorkerView> views_of(const World& world, const std::vector<Turn>& turns) {
   std::vector<WorkerView> views;
   for (const Turn& turn : turns) {
-    WorkerView view{.entries = {}, .target = world.blocks[turn.target], .tokens = turn.tokens};
+    WorkerView view{.entries = {}, .target = world.blocks[turn.target], .tokens = turn.tokens, .drafts = turn.drafts};
     for (const Turn::Entry& entry : turn.view) {
       view.entries.push_back({.block = world.blocks[entry.block],
                               .at = entry.at,
@@ -299,8 +301,9 @@ std::vector<WorkerView> views_of(const World& world, const std::vector<Turn>& tu
 }
 
 // Blocks in any order, some twice, the target anywhere; in half of the views some stand anywhere, are late, hidden or
-// weighted.
+// weighted. In half of the steps there are drafts, some of which stay, and in some of these fewer tokens still.
 std::vector<Turn> random_turns(World& world, Rng& rng) {
+  const bool drafts = random_int(rng, 0, 1) == 0, keeps_any = random_int(rng, 0, 3) == 0;
   std::vector<std::size_t> targets(world.blocks.size());
   std::iota(targets.begin(), targets.end(), 0);
   std::shuffle(targets.begin(), targets.end(), rng);
@@ -323,6 +326,9 @@ std::vector<Turn> random_turns(World& world, Rng& rng) {
       }
     }
     turn.tokens = world.new_tokens(random_int(rng, 0, 5) == 0 ? random_int(rng, 1, 150) : random_int(rng, 1, 4));
+    const std::int64_t n = std::ssize(turn.tokens);
+    if (drafts) turn.drafts = random_int(rng, 0, std::min<std::int64_t>(n - 1, 6));
+    turn.kept = random_int(rng, drafts && keeps_any ? 0 : n - turn.drafts, n);
     turns.push_back(std::move(turn));
   }
   return turns;
@@ -337,33 +343,46 @@ struct Seen {
   bool operator==(const Seen&) const = default;
 };
 
-// By the definition: [new token of the step][in view order].
-std::vector<std::vector<Seen>> expected_sight(const World& world, const std::vector<Turn>& turns) {
+// The lists once `stage` steps behind this one are over, each with one draft of those who have so many; -1: before it.
+std::vector<std::vector<std::int32_t>> lists_at(const World& world, const std::vector<Turn>& turns,
+                                                std::int64_t stage) {
   std::vector<std::vector<std::int32_t>> lists = world.lists;
   for (const Turn& turn : turns) {
-    lists[turn.target].insert(lists[turn.target].end(), turn.tokens.begin(), turn.tokens.end());
+    std::int64_t n = 0;
+    if (stage >= 0) n = std::min(std::ssize(turn.tokens) - turn.drafts + stage, std::ssize(turn.tokens));
+    std::vector<std::int32_t>& list = lists[turn.target];
+    list.insert(list.end(), turn.tokens.begin(), turn.tokens.begin() + n);
   }
+  return lists;
+}
+
+// By the definition: [new token of the step][in view order].
+std::vector<std::vector<Seen>> expected_sight(const World& world, const std::vector<Turn>& turns) {
+  std::vector<std::vector<std::vector<std::int32_t>>> stages{world.lists};  // from the one before on
+  for (std::int64_t stage = 0; stage <= 6; ++stage) stages.push_back(lists_at(world, turns, stage));
   std::vector<std::vector<Seen>> sight;
   for (const Turn& turn : turns) {
-    // All that the entries up to the written one show, hidden ones included, with view positions for distances.
-    std::vector<Seen> shown;
-    std::int64_t end = 0;
-    for (const Turn::Entry& entry : turn.view) {
-      const bool written = entry.block == turn.target;
-      const std::vector<std::int32_t>& list = entry.lag && !written ? world.lists[entry.block] : lists[entry.block];
-      end = entry.at.value_or(end);
-      for (const std::int32_t token : list) {
-        shown.push_back({.token = token, .distance = end++, .temperature = entry.temperature, .bias = entry.bias});
+    for (std::size_t stage = 0; stage <= static_cast<std::size_t>(turn.drafts); ++stage) {
+      // All that the entries up to the written one show, hidden ones included, with view positions for distances.
+      std::vector<Seen> shown;
+      std::int64_t end = 0;
+      for (const Turn::Entry& entry : turn.view) {
+        const bool written = entry.block == turn.target;
+        const auto& lists = entry.lag && !written ? stages[stage] : stages[stage + 1];
+        end = entry.at.value_or(end);
+        for (const std::int32_t token : lists[entry.block]) {
+          shown.push_back({.token = token, .distance = end++, .temperature = entry.temperature, .bias = entry.bias});
+        }
+        if (written) break;
       }
-      if (written) break;
-    }
-    for (std::size_t i = 0; i < turn.tokens.size(); ++i) {
-      const std::size_t own = shown.size() - turn.tokens.size() + i;
-      std::vector<Seen>& of_token = sight.emplace_back();
-      for (std::size_t j = 0; j <= own; ++j) {
-        if (std::isinf(shown[j].bias)) continue;
-        of_token.push_back(shown[j]);
-        of_token.back().distance = shown[own].distance - shown[j].distance;
+      const std::size_t n = stage == 0 ? turn.tokens.size() - static_cast<std::size_t>(turn.drafts) : 1;
+      for (std::size_t own = shown.size() - n; own < shown.size(); ++own) {
+        std::vector<Seen>& of_token = sight.emplace_back();
+        for (std::size_t j = 0; j <= own; ++j) {
+          if (std::isinf(shown[j].bias)) continue;
+          of_token.push_back(shown[j]);
+          of_token.back().distance = shown[own].distance - shown[j].distance;
+        }
       }
     }
   }
@@ -531,7 +550,9 @@ void random_step(World& world, Rng& rng, bool thorough) {
     world.write(step, tokens);
     if (thorough && tokens.size() <= 8) check_attention(world, turns, step);  // slow, in plain loops
     world.check_lists();                                                      // nobody sees the new tokens yet
-    if (!aborts) step.commit();
+    std::vector<std::int64_t> kept;
+    for (const Turn& turn : turns) kept.push_back(turn.kept);
+    if (!aborts) step.commit(kept);
   } catch (const Error& error) {
     CHECK(is_out_of_pages(error) && most_pages > free_pages);
     CHECK(world.dump() == before);
@@ -542,7 +563,8 @@ void random_step(World& world, Rng& rng, bool thorough) {
     return;
   }
   for (const Turn& turn : turns) {
-    world.lists[turn.target].insert(world.lists[turn.target].end(), turn.tokens.begin(), turn.tokens.end());
+    std::vector<std::int32_t>& list = world.lists[turn.target];
+    list.insert(list.end(), turn.tokens.begin(), turn.tokens.begin() + turn.kept);
   }
 }
 
@@ -731,6 +753,14 @@ TEST(refused_calls) {
   const WorkerView good = alone(b, kThree);
   rejects_step(code::kInvalidArgument, {});
   rejects_step(code::kInvalidArgument, {good, alone(a, {})});
+  for (const std::int64_t drafts : {-1, 3}) {
+    WorkerView drafting = good;
+    drafting.drafts = drafts;
+    rejects_step(code::kInvalidArgument, {drafting});
+  }
+  for (const std::vector<std::int64_t>& kept : {std::vector<std::int64_t>{4}, {-1}, {}, {3, 3}}) {
+    world.rejects(code::kInvalidArgument, [&] { StepReservation(*world.cache, {good}).commit(kept); });
+  }
   const auto viewing = [&](std::vector<ViewEntry> entries, const BlockPtr& target) {
     return WorkerView{.entries = std::move(entries), .target = target, .tokens = kThree};
   };

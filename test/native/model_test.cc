@@ -892,8 +892,8 @@ TEST(only_what_is_wanted_comes_back) {
     if (got.logits.size() == vocab) CHECK(same_bits(got.logits, last));
     if (got.logits.size() == all.size()) CHECK(same_bits(got.logits, all));
     const bool forbidden = w + 1 == workers.size();
-    CHECK(workers[w].sampler ? (got.token == best) != forbidden : got.token == -1);
-    if (workers[w].logprob) CHECK(std::abs(got.logprob + std::log(total)) < 1e-5);
+    CHECK(workers[w].sampler ? (got.choices[0].token == best) != forbidden : got.choices[0].token == -1);
+    if (workers[w].logprob) CHECK(std::abs(got.choices[0].logprob + std::log(total)) < 1e-5);
   }
 }
 
