@@ -113,7 +113,7 @@ export class Group {
   constructor(settings: RunSettings, warnings: Warnings) {
     this.settings = settings
     this.warnings = warnings
-    this.#triggers = new Triggers(settings.triggers)
+    this.#triggers = new Triggers(settings.triggers, (name) => this.#depthOf(name))
   }
 
   control(control: Control | Append): void {
@@ -244,6 +244,11 @@ export class Group {
     const { block, tokens } = headerBlock(sharedHeader, this.store)
     this.state.shared = block
     if (block !== undefined) this.#fill(block, tokens)
+  }
+
+  #depthOf(name: string): number {
+    const from = this.workers.find((worker) => worker.name === name)?.from
+    return from === undefined ? 0 : this.#depthOf(from) + 1
   }
 
   #allHaveStopped(): boolean {
