@@ -193,6 +193,7 @@ export {
   type ViewOptions,
   viewOf,
 } from './workers/layout'
+export { type MergedTool, mergeCalls } from './workers/merge-calls'
 export type { RunOptions, WorkerSpec } from './workers/options'
 export {
   firstCome,

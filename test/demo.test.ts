@@ -129,3 +129,51 @@ it('four workers need less than half the steps of one', async () => {
   }
   expect(await steps(4)).toBeLessThan((await steps(1)) / 2)
 })
+
+describe('attention masses', () => {
+  // All of one length, so that only what is written differs.
+  const words = ['many', 'hand', 'make', 'work', 'lamp', 'good']
+  const label = (item: number) => String.fromCharCode(65 + item)
+
+  /** Bob claims an item that Alice or Carol has; the other one has another item. */
+  async function claim(item: number, taker: 'Alice' | 'Carol') {
+    await using cache = model.createCache({ capacity: 1024 })
+    const common = cache.createBlock()
+    await model.prefill(common, promptOf(words), { sampler: null })
+    const others = ['Alice', 'Carol'].map((name) => {
+      const has = name === taker ? item : (item + 3) % words.length
+      const tokens = tokenizer.encodeSync(`${name}${label(has)}=${words[has]}`, {
+        addSpecialTokens: false,
+      })
+      return { block: cache.createBlock(), tokens }
+    })
+    await model.step(
+      others.map(({ block, tokens }) => ({
+        view: { blocks: [common, block] },
+        tokens,
+        sampler: null,
+      })),
+    )
+    const view = { blocks: [common, ...others.map(({ block }) => block), cache.createBlock()] }
+    const tokens = [id('Bob'), id(label(item))]
+    const [output] = await model.step([{ view, tokens, attentionMass: true }])
+    const [prompt, alice, carol, bob] = output!.attentionMass!
+    return { token: output!.token, masses: { prompt, Alice: alice!, Carol: carol!, bob } }
+  }
+
+  it.each(words.map((_, item) => item))(
+    'who has claimed what another one has (item %d) listens to that one',
+    async (item) => {
+      const ofAlice = await claim(item, 'Alice')
+      const ofCarol = await claim(item, 'Carol')
+      for (const { token, masses } of [ofAlice, ofCarol]) {
+        expect(token).toBe(id('~')) // it gives the item up
+        const sum = Object.values(masses).reduce<number>((all, mass) => all + mass!, 0)
+        expect(Math.abs(sum - 1)).toBeLessThan(1e-3)
+      }
+      expect(ofAlice.masses.Alice).toBeGreaterThan(1.5 * ofCarol.masses.Alice)
+      expect(ofCarol.masses.Carol).toBeGreaterThan(1.2 * ofAlice.masses.Carol)
+      expect(ofCarol.masses.Carol).toBeGreaterThan(1.5 * ofCarol.masses.Alice)
+    },
+  )
+})

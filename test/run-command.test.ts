@@ -3,6 +3,8 @@
 import { execFile } from 'node:child_process'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
+import { collaborate, loadModel, loadTokenizer, runWorkers } from '../lib'
+import { RunReport } from '../lib/cli/run/report'
 import { type Script, writeScriptedModel } from './scripted-model'
 
 const main = join(__dirname, '..', 'dist', 'cli', 'main.js')
@@ -100,6 +102,32 @@ test('workers that see nobody else answer each for itself', async () => {
     { worker: 'Alice', early: true, answer: '42' },
     { worker: 'Bob', early: true, answer: '42' },
   ])
+})
+
+test('a cache that is full gives no early answer, and the run ends as it would', async () => {
+  const path = writeScriptedModel({ follows: PARAGRAPHS })
+  await using model = await loadModel(path, { threads: 1, onWarning: () => {} })
+  await using tokenizer = await loadTokenizer(path)
+  const team = await collaborate({ tokenizer, problem: 'What is 2 + 2?', workers: 2 })
+  const pages = Math.ceil(team.run.prompt.length / 64) + 6
+  await using cache = model.createCache({ capacity: 64 * pages })
+  const session = runWorkers({ model, ...team.run, cache })
+  const options = { json: true, budgets: [], finishTokens: 32 }
+  const report = new RunReport(model, team, session, options)
+  let printed = ''
+  jest.spyOn(process.stdout, 'write').mockImplementation((text) => {
+    printed += text
+    return true
+  })
+  for await (const event of session) await report.take(event)
+  jest.restoreAllMocks()
+  const list = printed
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+  expect(ofType(list, 'stop').map(({ reason }) => reason)).toContain('out-of-pages')
+  expect(ofType(list, 'answer')).toMatchObject([{ early: true, answer: null }])
+  expect(list.at(-1)).toMatchObject({ type: 'end' })
 })
 
 test('without a chat template the finisher has to be asked for', async () => {

@@ -4,10 +4,10 @@
 
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { ModuleKind, ScriptTarget, transpileModule } from 'typescript'
 import type { Model } from '../lib'
 import * as hogwild from '../lib'
 import { Block } from '../lib/block'
+import { loadExample } from './examples'
 import { expectClose, loadReference, writeModel } from './fixtures'
 import type { Block as Expected, ReferenceModel } from './reference'
 import { writeScriptedModel } from './scripted-model'
@@ -21,24 +21,22 @@ interface Outcome {
 }
 type Scheme = (options: object) => Promise<Outcome>
 
-/** What a script exports. Jest runs no ES modules. */
-function load(file: string): Record<string, Scheme & ((...values: unknown[]) => never)> {
-  const { outputText } = transpileModule(readFileSync(join(folder, file), 'utf8'), {
-    compilerOptions: { module: ModuleKind.CommonJS, target: ScriptTarget.ES2022 },
-  })
-  const exports = {}
-  const required = (id: string) => (id === 'hogwild' ? hogwild : load(id))
-  new Function('require', 'exports', outputText)(required, exports)
-  return exports
-}
+/** What a script exports. */
+const load = (file: string) =>
+  loadExample<Record<string, Scheme & ((...values: unknown[]) => never)>>(`schemes/${file}`)
 
 /**
  * Follows the steps of a model. A line for each worker of each step: the step, the worker's block, its view as
  * block@start+tokens shown (~: a step late), and the positions of its new tokens. Blocks have the names given, in the order
  * in which views first show them; behind those, '?'. Drafts come last: their positions and how many were kept. With a
- * reference, logits are compared in each step.
+ * reference, logits are compared in each step. `afterStep` is called when a step has ended and before its results are known.
  */
-function follow(model: Model, names: string, reference?: ReferenceModel): string[] {
+function follow(
+  model: Model,
+  names: string,
+  reference?: ReferenceModel,
+  afterStep: (step: number) => void = () => {},
+): string[] {
   const lines: string[] = []
   const waiting = names.split(' ')
   const known = new Map<Block, { name: string; expected: Expected }>()
@@ -78,6 +76,9 @@ function follow(model: Model, names: string, reference?: ReferenceModel): string
       lines[lines.length - workers.length + i] += ` kept ${drafted.kept}`
       worker.tokens.push(...worker.drafts.slice(0, drafted.kept))
     })
+    afterStep(count - 1)
+    // What it has set off comes first.
+    await new Promise(setImmediate)
     const expected = reference?.step(
       workers.map(({ entries, tokens }) => ({
         view: entries.map(({ block, ...fields }) => ({ ...fields, block: of(block).expected })),
@@ -140,7 +141,7 @@ async function random(seed: number): Promise<{ model: Model; reference: Referenc
 
 /** The steps that one worker alone takes for as many tokens. */
 async function stepsAlone(model: Model, { texts }: Outcome): Promise<number> {
-  const { withPrompt, writer, writeTogether } = load('./common.mjs')
+  const { withPrompt, writer, writeTogether } = load('common.mjs')
   const total = Object.values(texts).reduce((sum, { length }) => sum + length, 0)
   return await withPrompt!(model, ids('P'), (common: Block, cache: hogwild.Cache) =>
     writeTogether!(model, [
@@ -179,31 +180,35 @@ describe('as programs, on the demo model', () => {
   })
 })
 
-describe('the tables', () => {
-  /** Texts and lines of a scheme; it takes fewer steps than one worker alone. */
-  async function check(
-    model: Model,
-    names: string,
-    scheme: () => Promise<Outcome>,
-    expected: { texts: Record<string, string>; steps: number; alone: number; lines: string },
-  ): Promise<void> {
-    const lines = follow(model, names)
-    const outcome = await scheme()
-    expect(texts(outcome)).toEqual(expected.texts)
-    expect(lines).toEqual(table(expected.lines))
-    expect(outcome.steps).toBe(expected.steps)
-    expect(await stepsAlone(model, outcome)).toBe(expected.alone)
-  }
+/** Texts and lines of a scheme, its steps, and those of one worker that writes as many tokens alone. */
+async function check(
+  model: Model,
+  names: string,
+  scheme: () => Promise<Outcome>,
+  expected: { texts: Record<string, string>; steps: number; alone: number; lines: string },
+  afterStep?: (step: number) => void,
+): Promise<void> {
+  const lines = follow(model, names, undefined, afterStep)
+  const outcome = await scheme()
+  expect(texts(outcome)).toEqual(expected.texts)
+  expect(lines).toEqual(table(expected.lines))
+  expect(outcome.steps).toBe(expected.steps)
+  expect(await stepsAlone(model, outcome)).toBe(expected.alone)
+}
 
+describe('the tables', () => {
+  // Up to the end of A's first turn: the prompt, then both in sight of each other.
+  const asTheyGrow = `
+    0 prompt: prompt@0+3 | 0-2
+    1 A: prompt@0+3 B@3+1 A@4+1 | 4
+    1 B: prompt@0+3 A@3+1 B@4+1 | 4
+    2 A: prompt@0+3 B@3+2 A@5+2 | 6
+    2 B: prompt@0+3 A@3+2 B@5+2 | 6`.trim()
   const layouts = {
     contiguous: [
       'prompt B A',
       `
-        0 prompt: prompt@0+3 | 0-2
-        1 A: prompt@0+3 B@3+1 A@4+1 | 4
-        1 B: prompt@0+3 A@3+1 B@4+1 | 4
-        2 A: prompt@0+3 B@3+2 A@5+2 | 6
-        2 B: prompt@0+3 A@3+2 B@5+2 | 6
+        ${asTheyGrow}
         3 A: prompt@0+3 B@3+3 A@6+3 | 8
         3 B: prompt@0+3 A@3+3 B@6+3 | 8
         4 A: prompt@0+3 B@3+4 A@7+4 | 10
@@ -228,11 +233,7 @@ describe('the tables', () => {
     combined: [
       'prompt B A',
       `
-        0 prompt: prompt@0+3 | 0-2
-        1 A: prompt@0+3 B@3+1 A@4+1 | 4
-        1 B: prompt@0+3 A@3+1 B@4+1 | 4
-        2 A: prompt@0+3 B@3+2 A@5+2 | 6
-        2 B: prompt@0+3 A@3+2 B@5+2 | 6
+        ${asTheyGrow}
         3 A: prompt@0+5 B@5+3 A@8+1 | 8
         3 B: prompt@0+5 A@5+1 B@6+3 | 8
         4 A: prompt@0+8 B@8+1 A@9+2 | 10
@@ -463,6 +464,166 @@ describe('the tables', () => {
   })
 })
 
+describe('the tables of tools', () => {
+  /** Work that is done when the step of this number has ended. */
+  function gates() {
+    const open = new Map<number, () => void>()
+    const gate = (step: number) => new Promise<void>((resolve) => open.set(step, resolve))
+    return { gate, afterStep: (step: number) => open.get(step)?.() }
+  }
+
+  test('llm-compiler', async () => {
+    const model = await scripted('Tw wx xy yz +j')
+    const { llmCompiler } = load('llm-compiler.mjs')
+    const { gate, afterStep } = gates()
+    const [third, sixth, seventh] = [gate(3), gate(6), gate(7)]
+    const calls: string[][] = []
+    const merged = hogwild.mergeCalls(async (names: readonly string[]) => {
+      calls.push([...names])
+      await seventh
+      return [ids('Y'), ids('ZZ')]
+    })
+    const asks = (name: string) => async (given: number[]) => {
+      return await merged(`${name}(${String.fromCharCode(...given)})`)
+    }
+    const tasks = [
+      { needs: [], call: () => third.then(() => ids('WW')) },
+      { needs: [], call: () => sixth.then(() => ids('X')) },
+      { needs: [1], call: asks('y') },
+      { needs: [1], call: asks('z') },
+    ]
+    const scheme = () =>
+      llmCompiler!({
+        ...{ model, prompt: ids('PQ'), begin: ids('T'), join: ids('+'), until: atSemicolon },
+        tasksOf: (plan: number[]) => tasks.slice(0, plan.filter((token) => token !== 59).length),
+        plansAgain: () => false,
+      })
+    const expected = {
+      texts: {
+        'plan 1': 'wxyz;',
+        'result 1.1': 'WW',
+        'result 1.2': 'X',
+        'result 1.3': 'Y',
+        'result 1.4': 'ZZ',
+        'joiner 1': 'j;',
+      },
+      steps: 11,
+      alone: 14,
+      lines: `
+        0 prompt: prompt@0+2 | 0-1
+        1 plan: prompt@0+2 plan@2+1 | 2
+        2 plan: prompt@0+2 plan@2+2 | 3
+        3 plan: prompt@0+2 plan@2+3 | 4
+        4 plan: prompt@0+2 plan@2+4 | 5
+        4 w: prompt@0+2 plan@2+4 w@6+2 | 6-7
+        5 plan: prompt@0+2 plan@2+5 | 6
+        6 plan: prompt@0+2 plan@2+6 | 7
+        7 x: prompt@0+2 plan@2+6 x@8+1 | 8
+        8 y: prompt@0+2 plan@2+6 y@8+1 | 8
+        8 z: prompt@0+2 plan@2+6 z@8+2 | 8-9
+        9 join: prompt@0+2 plan@2+6 w@8+2 x@10+1 y@11+1 z@12+2 join@14+1 | 14
+        10 join: prompt@0+2 plan@2+6 w@8+2 x@10+1 y@11+1 z@12+2 join@14+2 | 15
+        11 join: prompt@0+2 plan@2+6 w@8+2 x@10+1 y@11+1 z@12+2 join@14+3 | 16`,
+    }
+    await check(model, 'prompt plan w x y z join', scheme, expected, afterStep)
+    expect(calls).toEqual([['y(X)', 'z(X)']])
+  })
+
+  test('llm-compiler: another plan reads all that was before', async () => {
+    const model = await scripted('Tx')
+    const { llmCompiler } = load('llm-compiler.mjs')
+    const tasksOf = (plan: number[]) =>
+      plan.includes(59) ? [{ needs: [], call: () => Promise.resolve(ids('R')) }] : []
+    const lines = follow(model, 'prompt plan r join plan2')
+    await llmCompiler!({
+      ...{ model, prompt: ids('P'), begin: ids('T'), join: ids('+'), until: atSemicolon, tasksOf },
+      ...{ plansAgain: () => true, mostPlans: 2 },
+    })
+    expect(lines.find((line) => line.includes('plan2'))).toBe(
+      '7 plan2: prompt@0+1 plan@1+3 r@4+1 join@5+2 plan2@7+1 | 7',
+    )
+  })
+
+  test('llm-compiler: what a tool throws comes out', async () => {
+    const model = await scripted('Tx')
+    const { llmCompiler } = load('llm-compiler.mjs')
+    const mine = new Error('mine')
+    const scheme = llmCompiler!({
+      ...{ model, prompt: [], begin: ids('T'), join: ids('+'), until: atSemicolon },
+      tasksOf: () => [
+        { needs: [], call: () => Promise.reject(mine) },
+        { needs: [0], call: () => Promise.resolve(ids('R')) },
+      ],
+      plansAgain: () => false,
+    })
+    await expect(scheme).rejects.toBe(mine)
+  })
+
+  test('roles', async () => {
+    const model = await scripted('Nn Cc Ss st tu')
+    const { playRoles } = load('roles.mjs')
+    const { gate, afterStep } = gates()
+    const eleventh = gate(11)
+    const decisions = ['caller', 'summarizer', 'summarizer']
+    const scheme = () =>
+      playRoles!({
+        ...{ model, prompt: ids('PQ'), questions: [ids('AB'), ids('D')], until: atSemicolon },
+        roles: {
+          planner: { instructions: ids('1'), begin: ids('N') },
+          caller: { instructions: ids('22'), begin: ids('C') },
+          summarizer: { instructions: ids('3'), begin: ids('S') },
+        },
+        decide: () => decisions.shift(),
+        tool: (call: number[]) => eleventh.then(() => [...call.slice(0, 1), 82]),
+      })
+    const expected = {
+      texts: {
+        '1.1 planner': 'n;',
+        '1.2 caller': 'c;',
+        '1.3 planner': 'n;',
+        '1.4 summarizer': 'stu;',
+        '2.1 planner': 'n;',
+        '2.2 summarizer': 'stu;',
+      },
+      steps: 17,
+      alone: 17,
+      // Histories q1, q2 grow by the turns N n ; and C c ; and by the result c R.
+      lines: `
+        0 prompt: prompt@0+2 | 0-1
+        1 H1: H1@0+1 | 0
+        2 H2: H2@0+2 | 0-1
+        3 H3: H3@0+1 | 0
+        4 q1: prompt@0+2 q1@2+2 | 2-3
+        4 q2: prompt@0+2 q2@2+1 | 2
+        5 n1: prompt@0+2 H1@2+1 q1@3+2 n1@5+1 | 5
+        5 n2: prompt@0+2 H1@2+1 q2@3+1 n2@4+1 | 4
+        6 n1: prompt@0+2 H1@2+1 q1@3+2 n1@5+2 | 6
+        6 n2: prompt@0+2 H1@2+1 q2@3+1 n2@4+2 | 5
+        7 n1: prompt@0+2 H1@2+1 q1@3+2 n1@5+3 | 7
+        7 n2: prompt@0+2 H1@2+1 q2@3+1 n2@4+3 | 6
+        8 c1: prompt@0+2 H2@2+2 q1@4+5 c1@9+1 | 9
+        8 s2: prompt@0+2 H3@2+1 q2@3+4 s2@7+1 | 7
+        9 c1: prompt@0+2 H2@2+2 q1@4+5 c1@9+2 | 10
+        9 s2: prompt@0+2 H3@2+1 q2@3+4 s2@7+2 | 8
+        10 c1: prompt@0+2 H2@2+2 q1@4+5 c1@9+3 | 11
+        10 s2: prompt@0+2 H3@2+1 q2@3+4 s2@7+3 | 9
+        11 s2: prompt@0+2 H3@2+1 q2@3+4 s2@7+4 | 10
+        12 q1: prompt@0+2 q1@2+10 | 10-11
+        12 s2: prompt@0+2 H3@2+1 q2@3+4 s2@7+5 | 11
+        13 n3: prompt@0+2 H1@2+1 q1@3+10 n3@13+1 | 13
+        14 n3: prompt@0+2 H1@2+1 q1@3+10 n3@13+2 | 14
+        15 n3: prompt@0+2 H1@2+1 q1@3+10 n3@13+3 | 15
+        16 s1: prompt@0+2 H3@2+1 q1@3+13 s1@16+1 | 16
+        17 s1: prompt@0+2 H3@2+1 q1@3+13 s1@16+2 | 17
+        18 s1: prompt@0+2 H3@2+1 q1@3+13 s1@16+3 | 18
+        19 s1: prompt@0+2 H3@2+1 q1@3+13 s1@16+4 | 19
+        20 s1: prompt@0+2 H3@2+1 q1@3+13 s1@16+5 | 20`,
+    }
+    const names = 'prompt H1 H2 H3 q1 q2 n1 n2 c1 s2 n3 s1'
+    await check(model, names, scheme, expected, afterStep)
+  })
+})
+
 describe('on a random model every step is that of the reference', () => {
   const given = { A: [10, 11], B: [20], C: [30, 31, 32] }
   const hogwildOf = (layout: string) => ({
@@ -494,6 +655,33 @@ describe('on a random model every step is that of the reference', () => {
         ...{ thinker: [10], answerer: [20, 21], question: [30, 31], until },
         mayWrite: (logits: Float32Array) => logits[0]! > logits[1]!,
         input: (step: number) => (step % 2 === 1 ? [40, step] : []),
+      },
+    ],
+    [
+      'llm-compiler.mjs',
+      'llmCompiler',
+      {
+        ...{ begin: [7], join: [8, 9], until, plansAgain: () => true, mostPlans: 2 },
+        tasksOf: (plan: number[]) =>
+          plan.map((token, i) => ({
+            needs: i > 1 ? [0, i - 1] : [],
+            call: (...given: number[][]) => Promise.resolve([token, given.length]),
+          })),
+      },
+    ],
+    [
+      'roles.mjs',
+      'playRoles',
+      {
+        questions: given.A.map((token) => [token, 12]),
+        roles: {
+          planner: { instructions: [13, 14], begin: [15] },
+          caller: { instructions: [16], begin: [17, 18] },
+          summarizer: { instructions: [19], begin: [21] },
+        },
+        decide: (plan: number[]) => (plan.length === 6 ? 'summarizer' : 'caller'),
+        tool: (call: number[]) => Promise.resolve(call.slice(0, 2)),
+        ...{ until, mostTurns: 5 },
       },
     ],
     [

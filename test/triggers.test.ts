@@ -15,6 +15,7 @@ import {
 } from '../lib'
 import { Triggers } from '../lib/workers/triggers'
 import { codeOf, oracleFolder, Random } from './fixtures'
+import { writeScriptedModel } from './scripted-model'
 
 let model: Model
 
@@ -140,7 +141,7 @@ describe('triggers', () => {
         }),
       )
       const events = await play(run)
-      expect(matches).toEqual([{ worker: 'Alice', text: '=m', count: 1 }])
+      expect(matches).toEqual([{ worker: 'Alice', text: '=m', count: 1, depth: 0 }])
       const stop = events.findIndex(({ type }) => type === 'stop')
       const text = events
         .slice(0, stop)
@@ -169,6 +170,7 @@ describe('triggers', () => {
       [{ text: '', action: () => {} }, /triggers\[0\]\[0\].*at least one/],
       [{ text: 'x' }, /triggers\[0\]\.action.*function/],
       [{ text: 'x', limit: 0, action: () => {} }, /limit/],
+      [{ text: 'x', depth: -1, action: () => {} }, /depth/],
       [{ text: 'x', workers: 'a', action: () => {} }, /workers/],
       [{ text: 'x', call: 1, action: () => {} }, /call/],
     ])('refused: %p', (trigger, message) => {
@@ -238,6 +240,86 @@ describe('a branch', () => {
     expect(() => runWorkers(options({ workers: [{ name: 'x', prompt: [1], from: 'x' }] }))).toThrow(
       /from/,
     )
+  })
+})
+
+describe('fork and join, where the text says so', () => {
+  let scripted: Model
+  let tokenizer: Tokenizer
+  const ids = (text: string) => Array.from(text, (byte) => byte.charCodeAt(0))
+  // The root writes '<'; a branch, what its outline says; all end with ';'.
+  const follows = { R: '<', '<': 'x', A: 'a', C: 'c', c: 'd', F: '<' }
+  beforeAll(async () => {
+    const path = writeScriptedModel({ follows, otherwise: ';' })
+    scripted = await loadModel(path, { threads: 1, onWarning: () => {} })
+    tokenizer = await loadTokenizer(path)
+  })
+  afterAll(() => Promise.all([scripted.close(), tokenizer.close()]))
+  const rooted = (triggers: RunOptions['triggers']): RunOptions => ({
+    ...{ model: scripted, tokenizer, layout: 'contiguous', prompt: ids('P'), triggers },
+    ...{ workers: [{ name: 'root', prompt: ids('R') }], stopTokens: ids(';') },
+  })
+
+  test('the root goes on in the step behind that in which the last branch ends', async () => {
+    const outlines = { short: ids('A'), long: ids('BC') }
+    const fork = ({ worker }: TriggerMatch) => {
+      for (const [name, prompt] of Object.entries(outlines))
+        run.join({ name, prompt, from: worker })
+      run.park(worker, async () => {
+        await run.stopped(Object.keys(outlines))
+        return ids('>')
+      })
+    }
+    const run = runWorkers(rooted([{ text: '<', depth: 0, action: fork }]))
+    const events = await play(run)
+    const told = events.flatMap((event) =>
+      'worker' in event && event.type !== 'token'
+        ? [`${event.step} ${event.type} ${event.worker}`]
+        : [],
+    )
+    expect(told).toEqual([
+      '0 join root',
+      '2 join short',
+      '2 join long',
+      '2 pause root',
+      '4 stop short',
+      '5 stop long',
+      '6 resume root',
+      '7 stop root',
+    ])
+    const texts = ['root', 'short', 'long'].map((name) =>
+      String.fromCharCode(...tokensOf(events, name)),
+    )
+    expect(texts).toEqual(['R<>x;', 'Aa;', 'BCcd;'])
+  })
+
+  test.each([
+    [undefined, [0, 1, 2]],
+    [1, [0, 1]],
+    [0, [0]],
+  ])('as deep as %p: %j', async (depth, depths) => {
+    const found: number[] = []
+    const action = (match: TriggerMatch) => {
+      found.push(match.depth)
+      run.join({ name: `${match.count}`, prompt: ids('F'), from: match.worker })
+    }
+    const run = runWorkers(rooted([{ text: '<', limit: 3, depth, action }]))
+    await play(run)
+    expect(found).toEqual(depths)
+  })
+
+  test('who waits for others is told when the run ends before; names are checked', async () => {
+    const run = runWorkers(rooted([]))
+    expect(await codeOf(() => run.stopped(['Eve']))).toBe('HOGWILD_INVALID_ARGUMENT')
+    const waits = codeOf(() => run.stopped(['root']))
+    await run.close()
+    expect(await waits).toBe('HOGWILD_CLOSED')
+    expect(await codeOf(() => run.stopped([]))).toBe('HOGWILD_CLOSED')
+    const whole = runWorkers(rooted([]))
+    const waited = whole.stopped(['root'])
+    for await (const event of whole) {
+      if (event.type === 'end') await Promise.all([waited, whole.stopped(['root', 'root'])])
+    }
   })
 })
 

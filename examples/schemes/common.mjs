@@ -8,14 +8,29 @@ import { demoModelPath, loadModel, loadTokenizer } from 'hogwild'
  */
 export const writer = (blocks, given, until) => ({ blocks, next: given, until })
 
+/** The writer sits out until `work` is done, and goes on with the tokens that this gives, before its own. */
+export function park(writer, work) {
+  writer.parked = work.then((tokens) => {
+    writer.next = [...tokens, ...writer.next]
+    writer.parked = undefined
+  })
+  writer.parked.catch(() => {}) // It is told when nobody writes any more.
+  return writer
+}
+
 /**
- * Steps of all writers that are not held, until none is left; `betweenSteps` may hold writers and release them. What a
- * writer wrote is in `written`, and in its block up to its last token: others may see it. Returns the number of steps.
+ * Steps of all writers that are not held or parked, until none is left; `betweenSteps` may hold writers and release them.
+ * What a writer wrote is in `written`, and in its block up to its last token: others may see it. Returns the number of steps.
  */
 export async function writeTogether(model, writers, betweenSteps = () => {}) {
-  for (let steps = 0; ; steps++) {
-    const active = writers.filter(({ next, held }) => next.length > 0 && !held)
-    if (active.length === 0) return steps
+  for (let steps = 0; ; ) {
+    const active = writers.filter(({ next, held, parked }) => next.length > 0 && !held && !parked)
+    const waiting = writers.flatMap(({ parked }) => parked ?? [])
+    if (active.length === 0) {
+      if (waiting.length === 0) return steps
+      await Promise.race(waiting)
+      continue
+    }
     const outputs = await model.step(
       active.map(({ blocks, next }) => ({ view: { blocks }, tokens: next })),
     )
@@ -23,6 +38,7 @@ export async function writeTogether(model, writers, betweenSteps = () => {}) {
       each.written = each.written === undefined ? [] : [...each.written, ...each.next]
       each.next = each.until(each.written) ? [] : [outputs[i].token]
     })
+    steps++
     await betweenSteps()
   }
 }

@@ -61,7 +61,6 @@ export async function run(prompt: string, options: RunCommandOptions): Promise<v
     json: options.json ?? false,
     budgets: options.budget ?? [],
     finishTokens: options.finish ?? (tokenizer.hasChatTemplate ? FINISH_TOKENS : 0),
-    cacheDtype,
   })
   const events = session[Symbol.asyncIterator]()
   // The prompt is computed before the first event.

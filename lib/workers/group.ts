@@ -135,7 +135,7 @@ export class Group {
   constructor(settings: RunSettings, warnings: Warnings) {
     this.settings = settings
     this.warnings = warnings
-    this.triggers = new Triggers(settings.triggers)
+    this.triggers = new Triggers(settings.triggers, (name) => this.#depthOf(name))
     const { speculate, model } = settings
     this.#lookahead =
       speculate &&
@@ -329,6 +329,11 @@ export class Group {
     if (prefill.done < totalTokens) return
     this.state.prefills = this.state.prefills.filter((other) => other !== prefill)
     if (prefill.newcomer !== undefined) activate(prefill.newcomer)
+  }
+
+  #depthOf(name: string): number {
+    const from = this.workers.find((worker) => worker.name === name)?.from
+    return from === undefined ? 0 : this.#depthOf(from) + 1
   }
 
   #allHaveStopped(): boolean {

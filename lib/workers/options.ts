@@ -165,7 +165,13 @@ const RUN_KEYS = optionKeys<RunOptions>()({
   priority: true,
 })
 
-const TRIGGER_KEYS = optionKeys<Trigger>()({ text: true, workers: true, limit: true, action: true })
+const TRIGGER_KEYS = optionKeys<Trigger>()({
+  text: true,
+  workers: true,
+  limit: true,
+  depth: true,
+  action: true,
+})
 
 const WORKER_KEYS = optionKeys<WorkerSpec>()({
   name: true,
@@ -363,7 +369,8 @@ export function checkWorkerSpec(value: unknown, name: string, run: RunSettings):
 export function checkTriggers(value: unknown, tokenizer: Tokenizer | undefined): Trigger[] {
   return checkArray(value, 'options.triggers').map((given, i) => {
     const name = `options.triggers[${i}]`
-    const { text, workers, limit, action } = checkOptions(given as Trigger, name, TRIGGER_KEYS)
+    const trigger = checkOptions(given as Trigger, name, TRIGGER_KEYS)
+    const { text, workers, limit, depth, action } = trigger
     checkStop([text], name, tokenizer)
     if (typeof action !== 'function') throw invalid(`${name}.action`, 'a function', action)
     const names = workers && checkArray(workers, `${name}.workers`)
@@ -371,6 +378,7 @@ export function checkTriggers(value: unknown, tokenizer: Tokenizer | undefined):
       text,
       workers: names?.map((worker, at) => checkString(worker, `${name}.workers[${at}]`)),
       limit: limit === undefined ? undefined : checkInteger(limit, `${name}.limit`, 1),
+      depth: depth === undefined ? undefined : checkInteger(depth, `${name}.depth`, 0),
       action,
     }
   })

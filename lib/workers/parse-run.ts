@@ -164,6 +164,7 @@ const trigger: Check<SavedTrigger> = (value, name) => {
     text: text(known.text, `${name}.text`),
     workers: optional(listOf(text))(known.workers, `${name}.workers`),
     limit: optional(count)(known.limit, `${name}.limit`),
+    depth: optional(count)(known.depth, `${name}.depth`),
   }
 }
 

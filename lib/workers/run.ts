@@ -228,6 +228,36 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   }
 
   /**
+   * Resolves once all of these workers have stopped: how branches are joined, by a worker that is parked until then. What
+   * it sets off without delay takes effect before the next step. Whoever consumes the run's events must not wait for it
+   * between two of them: no step runs meanwhile.
+   *
+   *     run.park('root', async () => {
+   *       await run.stopped(['branch 1', 'branch 2'])
+   *       return tokenizer.encode('</Parallel>')
+   *     })
+   *
+   * Rejects with HOGWILD_INVALID_ARGUMENT, and with HOGWILD_CLOSED where the run ends before.
+   */
+  async stopped(names: readonly string[]): Promise<void> {
+    this.#open()
+    const workers = checkArray(names, 'names').map((name) => this.#known(name as string))
+    let forget = () => {}
+    try {
+      await new Promise<void>((resolve, reject) => {
+        const tell = () => {
+          if (workers.every(({ state }) => state.name === 'stopped')) resolve()
+        }
+        for (const { onStop } of workers) onStop.push(tell)
+        forget = onAbort(this.#abort.signal, () => reject(hasEnded()))
+        tell()
+      })
+    } finally {
+      forget()
+    }
+  }
+
+  /**
    * Asks the model something behind a view, or behind that of a worker, as it is between two steps of the run; the tokens
    * leave no trace. `answers`: how likely is each of them behind the question. Runs beside other runs, whether or not an
    * event of this one is asked for.
@@ -425,7 +455,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   }
 
   #open(): void {
-    if (this.#state !== 'open') throw new HogwildError('the run has ended', 'HOGWILD_CLOSED')
+    if (this.#state !== 'open') throw hasEnded()
   }
 
   #forced(tokens: ArrayLike<number>, name: string): Pending[] {
@@ -455,10 +485,15 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     this.#wake()
   }
 
-  #known(name: string): void {
+  #known(name: string): Worker {
     const { workers } = this.#group
-    if (workers.some((worker) => worker.name === name)) return
+    const known = workers.find((worker) => worker.name === name)
+    if (known !== undefined) return known
     const names = workers.map((worker) => `'${worker.name}'`).join(', ')
     throw invalid('name', `one of ${names}`, name)
   }
+}
+
+function hasEnded(): HogwildError {
+  return new HogwildError('the run has ended', 'HOGWILD_CLOSED')
 }

@@ -8,6 +8,8 @@ export interface TriggerMatch {
   text: string
   /** How often the trigger has been set off in the run, this time included. */
   count: number
+  /** Branches on the way to the worker (`WorkerSpec.from`): 0 for one that branches off nobody. */
+  depth: number
 }
 
 /** A call that text sets off. */
@@ -18,6 +20,8 @@ export interface Trigger {
   workers?: readonly string[] | undefined
   /** Most calls in a run; default: no bound. */
   limit?: number | undefined
+  /** Most branches on the way to a worker that may set it off: 0 for those that branch off nobody; default: no bound. */
+  depth?: number | undefined
   /**
    * Called when the step has ended in which the string came to be: controls called here take effect before the next
    * one. What it throws ends the run.
@@ -45,9 +49,11 @@ export class Triggers {
   readonly #counts: number[]
   /** By trigger and worker: the end of the text in which a match may have begun. */
   readonly #tails = new Map<string, string>()
+  readonly #depthOf: (worker: string) => number
 
-  constructor(triggers: readonly Trigger[]) {
+  constructor(triggers: readonly Trigger[], depthOf: (worker: string) => number = () => 0) {
     this.#triggers = triggers
+    this.#depthOf = depthOf
     this.#counts = triggers.map(() => 0)
   }
 
@@ -95,10 +101,12 @@ export class Triggers {
   }
 
   #call(i: number, worker: string): void {
-    const { text, limit = Number.POSITIVE_INFINITY, action } = this.#triggers[i] as Trigger
+    const trigger = this.#triggers[i] as Trigger
+    const { text, limit = Number.POSITIVE_INFINITY, action } = trigger
+    const depth = this.#depthOf(worker)
     const count = (this.#counts[i] as number) + 1
-    if (count > limit) return
+    if (count > limit || depth > (trigger.depth ?? depth)) return
     this.#counts[i] = count
-    action({ worker, text, count })
+    action({ worker, text, count, depth })
   }
 }

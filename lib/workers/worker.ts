@@ -77,6 +77,8 @@ export class Worker {
   readonly tokens: number[] = []
   /** Which of its tokens were given and not sampled. */
   readonly forced: boolean[] = []
+  /** Called once it has stopped. */
+  readonly onStop: (() => void)[] = []
   state: WorkerState = { name: 'joining' }
   pending: Pending[]
   /** Sampled tokens in its blocks. */
@@ -194,6 +196,7 @@ export class Worker {
   stop(reason: StopReason, step: number): StopEvent {
     this.state = { name: 'stopped', blocks: this.blocks }
     this.pending = []
+    for (const tell of this.onStop.splice(0)) tell()
     const text = this.#text?.end() ?? ''
     const event = { type: 'stop', worker: this.name, step, reason } as const
     return text === '' ? event : { ...event, text }

@@ -1,10 +1,12 @@
 // What `hogwild run` tells of a run: what workers write, and the answers, given and extracted.
 
+import { errorCode } from '../../errors'
 import {
-  type CacheDtype,
+  type Block,
   type Collaboration,
-  finish,
+  extractAnswer,
   type Model,
+  type Tokenizer,
   Transcript,
   type WorkerEvent,
   type WorkerRun,
@@ -19,7 +21,6 @@ export interface ReportOptions {
   budgets: readonly number[]
   /** Tokens of an early answer; 0: none is extracted. */
   finishTokens: number
-  cacheDtype: CacheDtype | undefined
 }
 
 /** An answer, as a line of JSON. */
@@ -94,16 +95,11 @@ export class RunReport {
 
   /** Asks for what is the answer so far, where nobody has given one. */
   async #finish(step: number, budget: number | undefined): Promise<void> {
-    const { model, team: collaboration } = this
-    const { finishTokens: maxTokens, cacheDtype } = this.options
-    const snapshot = this.#transcript.snapshot()
     for (const worker of this.team.share ? [undefined] : this.team.names) {
       const isGiven =
-        worker === undefined ? snapshot.answer !== undefined : this.#answered.has(worker)
-      if (isGiven || maxTokens === 0) continue
-      const { answer } = await finish({
-        ...{ model, collaboration, snapshot, worker, maxTokens, cacheDtype },
-      })
+        worker === undefined ? this.#transcript.answer !== undefined : this.#answered.has(worker)
+      if (isGiven || this.options.finishTokens === 0) continue
+      const answer = await this.#extract(worker)
       this.#tell({
         type: 'answer',
         step,
@@ -113,6 +109,39 @@ export class RunReport {
         answer: answer ?? null,
       })
     }
+  }
+
+  /** Behind what is in the cache, of which nothing is computed again. */
+  async #extract(worker: string | undefined): Promise<string | undefined> {
+    const { texts, run } = this.team
+    const tokenizer = run.tokenizer as Tokenizer
+    const blocks = this.#seenBy(worker)
+    const how = { suffix: texts.finisher, answer: texts.answer }
+    try {
+      const maxTokens = this.options.finishTokens
+      const { answer } = await extractAnswer({
+        model: this.model,
+        tokenizer,
+        blocks,
+        ...how,
+        maxTokens,
+      })
+      return answer
+    } catch (error) {
+      // A full cache gives no answer; the run goes on.
+      if (errorCode(error) === 'HOGWILD_OUT_OF_PAGES') return undefined
+      throw error
+    }
+  }
+
+  /** All that was written or, of a worker that sees nobody else, what it sees. */
+  #seenBy(name: string | undefined): Block[] {
+    const { common, shared, workers } = this.run.blocks
+    const worker = name === undefined ? undefined : workers[name]
+    const blocks = worker
+      ? [worker.common, worker.header, worker.own]
+      : [common, shared, ...Object.values(workers).map(({ own }) => own)]
+    return blocks.filter((block) => block !== undefined)
   }
 
   #tell(answer: Answer): void {
