@@ -69,6 +69,7 @@ SIMT_DEVICE std::size_t slot_of(int cta, long long begin, long long run_begin) {
 struct WorkCursor {
   int kv_head, pair, tile, tiles;  // `tiles`: of this pair
 
+  // All but `tiles`, of which the plan has no use.
   SIMT_DEVICE void seek(const std::int32_t* tiles_before, int pairs, int tiles_per_head, long long position) {
     kv_head = static_cast<int>(position / tiles_per_head);
     const int within = static_cast<int>(position - static_cast<long long>(kv_head) * tiles_per_head);
@@ -84,7 +85,6 @@ struct WorkCursor {
     }
     pair = low;
     tile = within - tiles_before[low];
-    tiles = tiles_before[low + 1] - tiles_before[low];
   }
 
   // There must be another tile.
@@ -144,7 +144,6 @@ __global__ void __launch_bounds__(kThreads) plan_attention(const __grid_constant
     __syncthreads();
   }
   if (tid == 0) p.tiles_before[pairs] = before;
-  __syncthreads();
 
   const long long total = before * static_cast<long long>(p.shape.kv_heads);
   const int ctas = static_cast<int>(max(1ll, min(total / p.min_tiles, static_cast<long long>(p.max_ctas))));

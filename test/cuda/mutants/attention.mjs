@@ -65,12 +65,6 @@ export default {
       '    scan[tid] = tiles;',
     ],
     [
-      'plan: no barrier before the work is shared out',
-      kernels,
-      'p.tiles_before[pairs] = before;\n  __syncthreads();',
-      'p.tiles_before[pairs] = before;',
-    ],
-    [
       'plan: no barrier before the scan adds',
       kernels,
       ': 0;\n      __syncthreads();\n      scan[tid] += lower;',
