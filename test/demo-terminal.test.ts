@@ -1,6 +1,6 @@
 // The demo as a person sees it, in a terminal of its own: what is drawn, what keys do, what is left behind.
 
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
 import { temporaryFolder } from './fixtures'
@@ -195,6 +195,27 @@ withTerminal('in a terminal (script of util-linux)', () => {
     await terminal.until(() => terminal.output.split('\x1b[?1049h').length === 3)
     await terminal.until(() => terminal.isAlternate)
     await terminal.until(/step 1 /)
+    terminal.press('q')
+    await terminal.ended()
+    expect(terminal.everything).toContain('exit 0')
+  })
+
+  test('stopped by Ctrl-Z, then from outside, it leaves and takes the modes that it needs', async () => {
+    const folder = temporaryFolder()
+    const [script, pid] = [join(folder, 'script'), join(folder, 'pid')]
+    const start = `sh -c 'echo $$ > ${pid}; exec ${node} demo --pace 8'`
+    // A shell that changes no modes of the terminal by itself.
+    const lines = ['set -m', start, 'stty -a', 'fg', 'stty sane', 'fg', 'echo "exit $?"']
+    writeFileSync(script, lines.join('\n'))
+    terminal = new PseudoTerminal(`sh ${script}`, 80, 24, { NO_COLOR: '1' })
+    await hold()
+    terminal.press('\x1a')
+    await terminal.until(() => terminal.output.split('\x1b[?1049h').length === 3)
+    expect(terminal.output.split('\x1b[?1049l')[1]).toMatch(SANE)
+    await settled(/· held/)
+    process.kill(Number(readFileSync(pid, 'utf8')), 'SIGSTOP')
+    await terminal.until(() => terminal.output.split('\x1b[?1049h').length === 4)
+    await settled(/· held/)
     terminal.press('q')
     await terminal.ended()
     expect(terminal.everything).toContain('exit 0')
