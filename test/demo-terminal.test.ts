@@ -3,6 +3,7 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
+import { demoModelPath } from '../lib'
 import { temporaryFolder } from './fixtures'
 import { hasPseudoTerminals, PseudoTerminal } from './pseudo-terminal'
 
@@ -237,6 +238,16 @@ withTerminal('in a terminal (script of util-linux)', () => {
     expect(terminal.everything).toMatch(/step +\d+ {2}Alice A=many/)
     expect(terminal.output).not.toContain('\x1b')
   })
+})
+
+const withPrompt = hasPseudoTerminals ? test : test.skip
+withPrompt('a prompt that is typed ends with Ctrl-D', async () => {
+  const command = `${node} generate - --model "${demoModelPath}" --max-tokens 4; echo "exit $?"`
+  terminal = new PseudoTerminal(command, 80, 24)
+  await terminal.until(/The prompt, then Ctrl-D:/)
+  terminal.press('A:ynam\r\x04')
+  await terminal.ended()
+  expect(terminal.everything).toContain('exit 0')
 })
 
 const shell = '/bin/bash'

@@ -5,6 +5,7 @@ import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { generate, loadModel, loadTokenizer } from '../lib'
+import { type RandomModelOptions, randomModel } from '../lib/cli/random-model'
 import { FAMILY_NAMES } from '../lib/cli/random-model/config'
 import { FAMILIES } from '../lib/families'
 import { temporaryFolder } from './fixtures'
@@ -15,9 +16,16 @@ async function hogwild(...args: string[]): Promise<string> {
   return (await promisify(execFile)(process.execPath, [main, ...args])).stdout
 }
 
-async function write(...options: string[]): Promise<string> {
+/** As the command writes it, in this process. */
+async function write(options: Partial<RandomModelOptions>): Promise<string> {
   const folder = join(temporaryFolder(), 'not', 'there', 'yet')
-  await hogwild('random-model', folder, ...options)
+  const silent = jest.spyOn(process.stdout, 'write').mockReturnValue(true)
+  const defaults = { family: 'llama', layers: 1, hidden: 32, vocabulary: 600, seed: 0 }
+  try {
+    await randomModel(folder, { ...defaults, ...options })
+  } finally {
+    silent.mockRestore()
+  }
   return folder
 }
 
@@ -30,11 +38,11 @@ test('every family of hogwild', () => {
 })
 
 test.each(FAMILY_NAMES)('%s: loads and writes words', async (family) => {
-  const folder = await write('--family', family, '--layers', '2', '--hidden', '32')
+  const folder = await write({ family, layers: 2, hidden: 48 })
   await using model = await loadModel(folder, { device: 'cpu', threads: 1 })
   expect(FAMILIES[model.config.architecture].modelType).toBe(family)
   expect(model.config.layers).toHaveLength(2)
-  expect(model.config.hiddenSize).toBe(32)
+  expect(model.config.hiddenSize).toBe(48)
   await using tokenizer = await loadTokenizer(folder)
   const messages = [{ role: 'user', content: 'Hello, world! größe 世界' }]
   const { text } = await generate({ model, tokenizer, messages, maxTokens: 24 }).result
@@ -53,21 +61,21 @@ test('what the command says to try, tried', async () => {
 })
 
 test('a seed gives the same weights, another one others', async () => {
-  const [one, same, other] = await Promise.all(
-    ['7', '7', '8'].map(async (seed) => {
-      const folder = await write('--seed', seed, '--layers', '1')
-      return readFileSync(join(folder, 'model.safetensors')).toString('base64')
-    }),
-  )
+  const weights: string[] = []
+  for (const seed of [7, 7, 8]) {
+    const folder = await write({ seed })
+    weights.push(readFileSync(join(folder, 'model.safetensors')).toString('base64'))
+  }
+  const [one, same, other] = weights
   expect(same).toBe(one)
   expect(other).not.toBe(one)
 })
 
 test('a vocabulary of any size: text is what it was', async () => {
   const text = 'bako dilu: größe 世界\n'
-  for (const size of ['512', '7000']) {
-    await using tokenizer = await loadTokenizer(await write('--vocabulary', size))
-    expect(tokenizer.size).toBe(Number(size))
+  for (const vocabulary of [512, 7000]) {
+    await using tokenizer = await loadTokenizer(await write({ vocabulary }))
+    expect(tokenizer.size).toBe(vocabulary)
     const ids = tokenizer.encodeSync(text)
     expect(ids.length).toBeLessThan(Buffer.byteLength(text))
     expect(tokenizer.decode(ids)).toBe(text)

@@ -35,9 +35,9 @@ export class Screen {
   ) {}
 
   open(): void {
+    // Modes of the terminal are set back by Node.js itself when it ends.
     this.#forget = onEnd(this.#leave)
     process.on('SIGCONT', this.#enter)
-    process.on('SIGTSTP', this.#stop)
     stdout.on('resize', this.redraw)
     if (stdin.isTTY) {
       emitKeypressEvents(stdin)
@@ -57,6 +57,7 @@ export class Screen {
 
   close(): void {
     clearTimeout(this.#waiting)
+    this.#setRaw(false)
     this.#leave()
     this.#forget()
     process.off('SIGCONT', this.#enter)
@@ -72,6 +73,8 @@ export class Screen {
     // First, as this waits where the program goes on in the background; and only a change of the mode is carried out.
     this.#setRaw(false)
     this.#setRaw(true)
+    process.off('SIGTSTP', this.#stop)
+    process.on('SIGTSTP', this.#stop)
     this.#isEntered = true
     stdout.write(ENTER)
     this.redraw()
@@ -80,16 +83,16 @@ export class Screen {
   readonly #leave = (): void => {
     if (!this.#isEntered) return
     this.#isEntered = false
-    this.#setRaw(false)
     stdout.write(LEAVE)
   }
 
   /** As the terminal does it where it handles Ctrl-Z itself: the whole job stops, npm and npx with it. */
   readonly #stop = (): void => {
+    this.#setRaw(false)
     this.#leave()
+    // Without a listener the signal does what it is for.
     process.off('SIGTSTP', this.#stop)
     process.kill(0, 'SIGTSTP')
-    process.on('SIGTSTP', this.#stop)
     // Where no shell could wake it the system does not stop a program.
     this.#waiting = setTimeout(this.#enter, STOP_MS)
   }

@@ -68,7 +68,7 @@ function* dataOf(tensors: readonly RandomTensor[], seed: number): Generator<Uint
   for (const tensor of tensors) {
     const { mean, deviation, zeros } = tensor
     const key = `${mean} ${deviation}`
-    const weights = scaled.get(key) ?? inBf16(numbers.map((x) => mean + deviation * x))
+    const weights = scaled.get(key) ?? inBf16(numbers, mean, deviation)
     scaled.set(key, weights)
     if (zeros > 0) yield new Uint8Array(zeros)
     let left = tensorBytes(tensor) - zeros
@@ -94,9 +94,11 @@ function randomNumbers(seed: number): Float32Array {
   return values
 }
 
-/** bf16 is the upper half of a float32. */
-function inBf16(values: Float32Array): Uint8Array {
-  const halves = new Uint16Array(values.buffer)
-  const bits = Uint16Array.from(values, (_, index) => halves[2 * index + 1] as number)
+/** mean + deviation * x of each x, in bf16: the upper half of a float32. */
+function inBf16(numbers: Float32Array, mean: number, deviation: number): Uint8Array {
+  const scaled = numbers.map((x) => mean + deviation * x)
+  const halves = new Uint16Array(scaled.buffer)
+  const bits = new Uint16Array(numbers.length)
+  for (let index = 0; index < bits.length; index++) bits[index] = halves[2 * index + 1] as number
   return new Uint8Array(bits.buffer)
 }
