@@ -118,9 +118,19 @@ const npx = (expected, ...args) => run(expected, 'npx', '--no-install', 'hogwild
 check('--version and --help', npx(0, '--version').stdout === `${version}\n` && npx(0, '--help'))
 const { checks } = JSON.parse(npx(0, 'doctor', '--json').stdout)
 check(`doctor: right are ${checks.map(({ device }) => device).join(', ')}`, checks.length > 0)
+const demo = npx(0, 'demo', 'many', 'hands', 'make', 'light', 'work').stdout
+check('demo', /^ {2}many hands make light work$/m.test(demo))
 check(
-  'demo',
-  /^ {2}many hands make light work$/m.test(npx(0, 'demo', 'many hands make light work').stdout),
+  'demo: what it says to try next is there',
+  demo.includes('npx hogwild run --model') &&
+    [...demo.matchAll(/it: +(\S+\.md)$/gm)].filter(([, file]) =>
+      fs.existsSync(path.join(folder, file)),
+    ).length === 2,
+)
+npx(0, 'random-model', 'tiny')
+check(
+  'random-model, and run on it',
+  /^Bob {3}\| /m.test(npx(0, 'run', '--model', 'tiny', '--max-tokens', '16', 'Hello').stdout),
 )
 const scheme = path.join(installed, 'examples', 'schemes', 'group-think.mjs')
 check('an example', /tokens in \d+ steps/.test(run(0, 'node', scheme).stdout))

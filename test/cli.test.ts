@@ -4,7 +4,7 @@ import { spawn } from 'node:child_process'
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createColors } from 'picocolors'
-import { demoModelPath as demoFolder } from '../lib'
+import { demoModelPath as demoFolder, type HogwildError, loadModel } from '../lib'
 import { drawFrame } from '../lib/cli/demo/frame'
 import {
   createTask,
@@ -69,6 +69,7 @@ describe('usage', () => {
     'bench',
     'inspect',
     'download',
+    'random-model',
     'doctor',
     'demo-eval',
   ])('%s --help', async (name) => {
@@ -88,6 +89,7 @@ describe('usage', () => {
       'bench',
       'inspect',
       'download',
+      'random-model',
       'doctor',
     ])
       expect(stdout).toContain(`  ${name} `)
@@ -98,7 +100,7 @@ describe('usage', () => {
   test.each([
     [['demo', '--workers', '5'], 'Expected an integer from 1 to 4'],
     [['demo', '--pace', 'fast'], 'Expected a number of at least 0'],
-    [['demo', 'one', 'two'], 'too many arguments'],
+    [['demo-eval', 'one'], 'too many arguments'],
     [['run', 'a problem'], "required option '--model"],
     [['run', 'a problem', '--model', '.', '--layout', 'star'], 'contiguous, interleaved, combined'],
     [['bench', '--workers', '1,,2'], 'Expected an integer of at least 1'],
@@ -229,6 +231,18 @@ describe('demo', () => {
     expect(unshared).toMatchObject({ steps: one.steps, tokens: 4 * one.tokens })
   })
 
+  test('a sentence may be one argument or several, and the end says what to try next', async () => {
+    const { code, stdout } = await hogwild('demo', 'many', 'hands', 'make light', 'work')
+    expect(code).toBe(0)
+    expect(stdout).toMatch(/^ {2}many hands make light work$/m)
+    const [see, use, build] = stdout.trim().split('\n').slice(-3)
+    expect(see).toMatch(/See it: +node .*main\.js run --model/)
+    for (const line of [use, build]) {
+      const [, file = ''] = /(?:Use|Build) it: +(.*\.md)$/.exec(line ?? '') ?? []
+      expect(existsSync(file)).toBe(true)
+    }
+  })
+
   test('--no-share: everybody writes the whole list', async () => {
     const { code, stdout } = await hogwild('demo', sentence, '--workers', '2', '--no-share')
     expect(code).toBe(0)
@@ -266,64 +280,6 @@ describe('demo', () => {
   })
 })
 
-// A terminal of util-linux's `script`, where there is one.
-const terminal = process.platform === 'linux' && existsSync('/usr/bin/script')
-
-;(terminal ? describe : describe.skip)('demo in a terminal', () => {
-  const SHOW_CURSOR = `${ESCAPE}[?25h`
-
-  /** Presses the keys, each when its text has appeared. */
-  async function play(columns: number, environment: NodeJS.ProcessEnv, keys: [RegExp, string][]) {
-    const command = `stty cols ${columns} rows 30; exec "${process.execPath}" "${main}" demo --pace 30`
-    const child = spawn('/usr/bin/script', ['-qfec', command, '/dev/null'], {
-      env: { ...process.env, TERM: 'xterm', ...environment },
-    })
-    let output = ''
-    child.stdout.on('data', (chunk) => {
-      output += chunk
-      const [next] = keys
-      if (next?.[0].test(output)) {
-        child.stdin.write(next[1])
-        keys.shift()
-      }
-    })
-    const code = await new Promise((resolve) => child.on('close', resolve))
-    return { code, output }
-  }
-
-  test('draws in place, in colour, and shows the cursor again', async () => {
-    const { code, output } = await play(100, { NO_COLOR: undefined, FORCE_COLOR: '1' }, [])
-    expect(code).toBe(0)
-    expect(output).toContain(`${ESCAPE}[36m`)
-    expect(output).toContain('keys: 1-4')
-    expect(output.lastIndexOf(SHOW_CURSOR)).toBeGreaterThan(output.lastIndexOf(`${ESCAPE}[J`))
-    expect(output.lastIndexOf('workers  shared')).toBeGreaterThan(output.lastIndexOf(SHOW_CURSOR))
-  })
-
-  test('keys stop a worker and quit', async () => {
-    const { code, output } = await play(100, {}, [
-      [/B=h/, '2'],
-      [/Bob is taken away/, 'q'],
-    ])
-    expect(code).toBe(0)
-    expect(output).toMatch(/B=h\w*#/)
-    expect(output.trimEnd().endsWith(SHOW_CURSOR)).toBe(true)
-  })
-
-  test('Ctrl-C: exit code 130 and a terminal as it was', async () => {
-    const { code, output } = await play(100, {}, [[/A=m/, '\x03']])
-    expect(code).toBe(130)
-    expect(output.trimEnd().endsWith(SHOW_CURSOR)).toBe(true)
-  })
-
-  test('plain lines where it is narrow, no colour where NO_COLOR is set', async () => {
-    const { code, output } = await play(50, { NO_COLOR: '1', FORCE_COLOR: undefined }, [])
-    expect(code).toBe(0)
-    expect(output).toMatch(/step +\d+ {2}Alice A=many/)
-    expect(output).not.toContain(ESCAPE)
-  })
-})
-
 describe("the demo's task", () => {
   const written = (text: string, start = 0): WrittenToken[] =>
     (text.match(/Alice|Bob|Carol|Dave|./g) ?? []).map((part, index) => ({
@@ -332,6 +288,9 @@ describe("the demo's task", () => {
     }))
   const blocks = (texts: Record<string, string>) =>
     new Map(Object.entries(texts).map(([name, text]) => [name, written(text)]))
+  /** Of terminals, down to nothing. */
+  const sizes = () =>
+    Array.from({ length: 13 }, (_, i) => [1 + 8 * i, 1 + 3 * ((5 * i) % 13)] as const)
 
   test('a sentence becomes words, a prompt and labels', () => {
     const words = parseSentence("  Don't panic: it is well-known… ")
@@ -388,6 +347,8 @@ describe("the demo's task", () => {
   test('a frame fits the terminal, with and without colour', () => {
     const words = parseSentence('one two three four five six seven eight nine ten eleven twelve')
     const scene = {
+      title: 'hogwild: 3 workers write into one shared cache',
+      job: 'The job: write each word the right way round, once.',
       task: createTask(words),
       members: [
         { name: 'Alice', state: 'active' as const },
@@ -400,21 +361,21 @@ describe("the demo's task", () => {
         Bob: 'BobB=twoBobC~',
         Carol: 'Carol.',
       }),
-      notes: ['a', 'b', 'c'],
+      notes: ['a', 'b', 'c'].map((text) => ({ name: 'Bob', text })),
       step: 1,
+      pace: '4/s',
+      hasKeys: true,
     }
-    for (const [width, height] of [
-      [60, 16],
-      [80, 24],
-      [200, 50],
-    ] as const) {
+    for (const [width, height] of [...sizes(), [80, 24], [50, 12], [200, 50]] as const) {
       const plain = drawFrame(scene, createColors(false), width, height)
       expect(plain.join('\n')).not.toContain(ESCAPE)
       expect(Math.max(...plain.map((line) => line.length))).toBeLessThanOrEqual(width)
-      expect(plain.length).toBeLessThan(height)
+      expect(plain.length).toBeLessThanOrEqual(height)
       const text = plain.join('\n')
-      for (const part of ['C:eerht', 'three', 'A=on▌', 'C~', '(press 4)'])
-        expect(text).toContain(part)
+      if (width >= 50 && height >= 12) {
+        for (const part of ['C:', 'three', 'A=on▌', 'C~', '(press 4)', 'c', 'q quits'])
+          expect(text).toContain(part)
+      }
       const painted = drawFrame(scene, createColors(true), width, height).join('\n')
       // biome-ignore lint/suspicious/noControlCharactersInRegex: escape codes are what is looked for
       expect(painted.replace(/\x1b\[\d+m/g, '')).toBe(text)
@@ -551,9 +512,35 @@ describe('run', () => {
     expect(await hogwild(...args, ...each)).toMatchObject({ code: 0, stderr: '' })
   })
 
-  test('a folder without a model: a coded error', async () => {
-    const { code, stderr } = await hogwild('run', 'Hello', '--model', temporaryFolder())
-    expect(stderr).toMatch(/^hogwild: .*\[HOGWILD_\w+\]\n$/)
+  test('what is wrong with a model is told as loadModel tells it', async () => {
+    const withConfig = (config: string) => {
+      const folder = temporaryFolder()
+      writeFileSync(join(folder, 'config.json'), config)
+      return folder
+    }
+    const file = join(temporaryFolder(), 'model.gguf')
+    writeFileSync(file, 'GGUF')
+    const models = [
+      temporaryFolder(),
+      join(temporaryFolder(), 'nowhere'),
+      file,
+      withConfig('{'),
+      withConfig('{"architectures":["DeepseekV3ForCausalLM"],"model_type":"deepseek_v3"}'),
+      withConfig(readFileSync(join(demoFolder, 'config.json'), 'utf8')),
+    ]
+    for (const model of models) {
+      const error = await loadModel(model).catch((thrown: HogwildError) => thrown)
+      const { message, code } = error as HogwildError
+      const command = model === file ? 'generate' : 'run'
+      const result = await hogwild(command, 'Hello', '--model', model)
+      expect(result.stderr).toBe(`hogwild: ${message} [${code}]\n`)
+      expect(result).toMatchObject({ code: 1, stdout: '' })
+    }
+  })
+
+  test('a model without a tokenizer: a coded error that says so', async () => {
+    const { code, stderr } = await hogwild('run', 'Hello', '--model', oracleFolder('llama'))
+    expect(stderr).toMatch(/^hogwild: .*tokenizer\.json.* \[HOGWILD_INVALID_MODEL\]\n$/)
     expect(code).toBe(1)
   })
 })

@@ -29,7 +29,11 @@ function unsafe(text: string): string[] {
 }
 
 /** What `write` prints, of one writer after the other. */
-function printed(texts: readonly [name: string, text: string][], columns?: number): string {
+function printed(
+  texts: readonly [name: string, text: string][],
+  columns?: number,
+  names = ['Alice', 'Bob'],
+): string {
   const out: string[] = []
   const write = jest.spyOn(process.stdout, 'write').mockImplementation((text) => {
     out.push(String(text))
@@ -38,9 +42,9 @@ function printed(texts: readonly [name: string, text: string][], columns?: numbe
   const before = Object.getOwnPropertyDescriptor(process.stdout, 'columns')
   Object.defineProperty(process.stdout, 'columns', { value: columns, configurable: true })
   try {
-    const printer = new LinePrinter(['Alice', 'Bob'])
+    const printer = new LinePrinter(names)
     for (const [name, text] of texts) printer.write(name, text)
-    for (const name of ['Alice', 'Bob']) printer.flush(name)
+    for (const name of names) printer.flush(name)
   } finally {
     write.mockRestore()
     if (before) Object.defineProperty(process.stdout, 'columns', before)
@@ -125,6 +129,17 @@ describe('the text of a worker', () => {
         .join('')
         .replaceAll(' ', ''),
     ).toBe(text.replaceAll(/\s/g, ''))
+  })
+
+  test('a line is filled up to the edge, by text of any script; wide names are counted', () => {
+    const text = `${'größe — да '.repeat(12)}${'漢字'.repeat(40)}`
+    const names = ['漢字', 'Al']
+    const out = printed([['Al', text]], 40, names)
+    const lines = out.trimEnd().split('\n')
+    for (const line of lines) expect(line).toMatch(/^Al {3}\| /)
+    expect(lines[0]).toBe(`Al   | ${'größe — да '.repeat(3).trimEnd()}`)
+    expect(lines.at(-2)).toBe(`Al   | ${'漢字'.repeat(8)}`)
+    expect(printed([['漢字', 'x']], 40, names)).toBe('漢字 | x\n')
   })
 
   test('what needs joiners and variation selectors keeps them', () => {

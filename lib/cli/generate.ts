@@ -5,11 +5,10 @@ import {
   type ChatMessage,
   type DeviceName,
   generate as generateText,
-  loadTokenizer,
   type Tokenizer,
 } from '../index'
 import { printable } from '../printable'
-import { findWithProgress, loadWithProgress, type ModelOptions } from './model'
+import { findWithProgress, loadTokenizerOf, loadWithProgress, type ModelOptions } from './model'
 import { type ShowProgress, withProgress } from './progress'
 import { readPrompt } from './read-prompt'
 import { type SamplingOptions, samplerOptions } from './sampling'
@@ -29,7 +28,7 @@ export async function generate(prompt: string, options: GenerateOptions): Promis
   const { device, maxTokens, cacheDtype, stop, json, quiet } = options
   const text = await readPrompt(prompt)
   const path = await findWithProgress(options.model, options)
-  await using tokenizer = await loadTokenizer(path)
+  await using tokenizer = await loadTokenizerOf(path, options)
   const given = promptOf(tokenizer, text, options)
   await using model = await loadWithProgress(path, device, options)
   let showPrefill: ShowProgress = () => {}

@@ -7,7 +7,7 @@ import { Command, CommanderError, Option } from 'commander'
 import { BUILD_NEEDS } from '../addon-file'
 import { WORKER_NAMES as RUN_WORKERS } from '../collaboration/names'
 import { DTYPES, KV_DTYPES } from '../formats'
-import { DEFAULT_CAPACITY, MAX_CAPACITY, MAX_THREADS } from '../limits'
+import { DEFAULT_CAPACITY, MAX_CAPACITY, MAX_LAYERS, MAX_THREADS } from '../limits'
 import { escapeUnsafe, printable } from '../printable'
 import { LAYOUT_NAMES } from '../workers/layout'
 import { WORKER_NAMES as DEMO_WORKERS, MAX_LETTERS, MAX_WORDS } from './demo/task'
@@ -24,6 +24,8 @@ import {
   texts,
 } from './options'
 import { packageVersion } from './package'
+import { FAMILY_NAMES, HIDDEN_STEP } from './random-model/config'
+import { LEAST_VOCABULARY, MOST_VOCABULARY } from './random-model/tokenizer'
 
 const device = () =>
   new Option(
@@ -102,7 +104,11 @@ const program = new Command('hogwild')
 program
   .command('demo')
   .description('workers share the words of a sentence among themselves; then a race')
-  .argument('[sentence]', `up to ${MAX_WORDS} words of up to ${MAX_LETTERS} letters a-z`, SENTENCE)
+  .argument(
+    '[sentence...]',
+    `up to ${MAX_WORDS} words of up to ${MAX_LETTERS} letters a-z`,
+    SENTENCE.split(' '),
+  )
   .addOption(
     new Option('--workers <n>', 'how many begin')
       .argParser(integer(1, DEMO_WORKERS.length))
@@ -112,14 +118,19 @@ program
   .addOption(
     new Option(
       '--pace <steps>',
-      'steps per second, 0: as fast as possible; default: 12 in a terminal, else 0',
+      'steps per second, 0: as fast as possible; default: 4 in a terminal, else 0',
     ).argParser(number(0)),
   )
   .addOption(device().default('cpu'))
   .addOption(new Option('--json', 'only the race, its figures as JSON'))
   .addHelpText(
     'after',
-    `\nKeys while the workers write: 1-${DEMO_WORKERS.length} stop a worker or call one, q quits.`,
+    `
+Keys while the workers write:
+  1-${DEMO_WORKERS.length}    stop a worker or call one, also one that was stopped
+  + -    faster, slower
+  space  wait, go on
+  q      quit`,
   )
   .action(async (sentence, options) => {
     const { demo } = await import('./demo.js')
@@ -277,6 +288,38 @@ From the environment, as Python's huggingface_hub has it:
   .action(async (name, options) => {
     const { downloadModel } = await import('./download.js')
     await downloadModel(name, options)
+  })
+
+program
+  .command('random-model')
+  .description(
+    'write a tiny model of random weights, with a tokenizer: to play with, and for tests',
+  )
+  .argument('<folder>', 'where; not there yet, or empty', text)
+  .addOption(
+    new Option('--family <family>', 'model_type of its config.json')
+      .choices(FAMILY_NAMES)
+      .default('llama'),
+  )
+  .addOption(new Option('--layers <n>', 'how many').argParser(integer(1, MAX_LAYERS)).default(4))
+  .addOption(
+    new Option('--hidden <n>', `width of the model, a multiple of ${HIDDEN_STEP}`)
+      .argParser(integer(HIDDEN_STEP, 2 ** 14, HIDDEN_STEP))
+      .default(64),
+  )
+  .addOption(
+    new Option('--vocabulary <n>', 'tokens: bytes, and words of syllables')
+      .argParser(integer(LEAST_VOCABULARY, MOST_VOCABULARY))
+      .default(1024),
+  )
+  .addOption(
+    new Option('--seed <n>', 'the same one gives the same weights')
+      .argParser(integer(0, 2 ** 32 - 1))
+      .default(0),
+  )
+  .action(async (folder, options) => {
+    const { randomModel } = await import('./random-model.js')
+    await randomModel(folder, options)
   })
 
 program

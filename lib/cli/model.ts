@@ -6,8 +6,12 @@ import {
   type Dtype,
   download,
   findModel,
+  HogwildError,
+  inspectModel,
   loadModel,
+  loadTokenizer,
   type Model,
+  type Tokenizer,
 } from '../index'
 import { withProgress } from './progress'
 
@@ -52,4 +56,15 @@ export async function loadWithProgress(
       onProgress: ({ loadedBytes, totalBytes }) => show(loadedBytes, totalBytes),
     }),
   )
+}
+
+/** What is wrong with the model is told first, as `loadModel` tells it: it may be why there is no tokenizer. */
+export async function loadTokenizerOf(path: string, options: ModelOptions): Promise<Tokenizer> {
+  try {
+    return await loadTokenizer(path)
+  } catch (error) {
+    const { refusals } = await inspectModel(path, { ignoreFields: options.ignoreField })
+    const refusal = refusals.find(({ part }) => part === 'model')
+    throw refusal === undefined ? error : new HogwildError(refusal.message, refusal.code)
+  }
 }

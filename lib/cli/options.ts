@@ -5,12 +5,17 @@ import { type DeviceName, parseDevice } from '../device-name'
 import { type CacheDtype, KV_DTYPES, type KvDtype } from '../formats'
 import { escapeUnsafe } from '../printable'
 
-/** Decimal digits only: no sign, fraction, exponent or other base. */
-export function integer(least: number, most = Number.MAX_SAFE_INTEGER): (text: string) => number {
+/** Decimal digits only: no sign, fraction, exponent or other base. A multiple of `step`. */
+export function integer(
+  least: number,
+  most = Number.MAX_SAFE_INTEGER,
+  step = 1,
+): (text: string) => number {
   return (text) => {
     const value = /^\d+$/.test(text) ? Number(text) : Number.NaN
-    if (!Number.isSafeInteger(value) || value < least || value > most) {
-      throw new InvalidArgumentError(`Expected an integer ${range(least, most)}.`)
+    if (!Number.isSafeInteger(value) || value < least || value > most || value % step !== 0) {
+      const kind = step === 1 ? 'an integer' : `a multiple of ${step}`
+      throw new InvalidArgumentError(`Expected ${kind} ${range(least, most)}.`)
     }
     return value
   }

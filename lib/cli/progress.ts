@@ -2,6 +2,7 @@
 // gone at the end, plain lines now and then elsewhere.
 
 import { inBytes, printable } from '../printable'
+import { columnsOf, fittingLength } from './columns'
 
 export type ShowProgress = (done: number, total: number) => void
 
@@ -58,12 +59,12 @@ class ProgressLine {
       return
     }
     const columns = process.stderr.columns || FALLBACK_COLUMNS
-    const room = columns - this.label.length - numbers.length - 5
+    const room = columns - columnsOf(this.label) - numbers.length - 5
     const width = Math.min(WIDEST_BAR, room)
     const filled = Math.round(width * share)
     const bar = width < 4 ? '' : ` [${'#'.repeat(filled)}${'.'.repeat(width - filled)}]`
     const text = `${this.label}${bar} ${numbers}`
-    process.stderr.write(CLEAR_LINE + (text.length < columns ? text : text.slice(0, columns - 1)))
+    process.stderr.write(CLEAR_LINE + text.slice(0, fittingLength(text, columns - 1)))
     this.#isDrawn = true
   }
 

@@ -7,6 +7,7 @@ const MAX_BYTES = 16 * 2 ** 20
 /** Throws HOGWILD_INVALID_ARGUMENT for nothing, too much, or what is no UTF-8. */
 export async function readPrompt(prompt: string): Promise<string> {
   if (prompt !== '-') return prompt
+  if (process.stdin.isTTY) process.stderr.write('The prompt, then Ctrl-D:\n')
   const pieces: Buffer[] = []
   let bytes = 0
   for await (const piece of process.stdin as AsyncIterable<Buffer>) {

@@ -5,10 +5,9 @@ import {
   collaborate,
   type DeviceName,
   type LayoutName,
-  loadTokenizer,
   runWorkers,
 } from '../index'
-import { findWithProgress, loadWithProgress, type ModelOptions } from './model'
+import { findWithProgress, loadTokenizerOf, loadWithProgress, type ModelOptions } from './model'
 import { type ShowProgress, withProgress } from './progress'
 import { readPrompt } from './read-prompt'
 import { RunReport } from './run/report'
@@ -38,7 +37,7 @@ export async function run(prompt: string, options: RunCommandOptions): Promise<v
   const problem = await readPrompt(prompt)
   const { device, layout, share, checkEvery, maxTokens, capacity, cacheDtype, context } = options
   const path = await findWithProgress(options.model, options)
-  await using tokenizer = await loadTokenizer(path)
+  await using tokenizer = await loadTokenizerOf(path, options)
   const workers = options.names ?? options.workers
   const team = await collaborate({ tokenizer, problem, workers, layout, share, checkEvery })
   await using model = await loadWithProgress(path, device, options)

@@ -3,11 +3,19 @@
 import { FAMILIES, type ModelConfig } from '../families'
 import type { Format } from '../formats'
 import type { NativeTensor } from '../native'
+import type { Role } from '../roles'
 import type { Warnings } from '../warnings'
 import { type ConfigOptions, readConfig } from './huggingface-config'
 import type { Int4 } from './int4'
 import { readTensors } from './safetensors'
-import { ROTATED_ROLES, type TensorEntry, tensorsByRole } from './tensors'
+import type { Part } from './stored-tensor'
+import {
+  ROTATED_ROLES,
+  type TensorEntry,
+  type TensorNames,
+  tensorsByRole,
+  wantedTensors,
+} from './tensors'
 
 const STORED_FORMATS: Record<string, Format> = { F32: 'f32', F16: 'f16', BF16: 'bf16' }
 
@@ -67,8 +75,23 @@ export function modelTensors(
   tensors: ReadonlyMap<string, TensorEntry>,
   int4?: Int4,
 ): NativeTensor[] {
+  return tensorsByRole(config, tensors, namesOf(config, int4))
+}
+
+/** The tensors of a folder of this configuration, as transformers writes them; the first role of each. */
+export function folderTensors(
+  config: ModelConfig,
+): { name: string; shape: readonly number[]; role: Role }[] {
+  const tensors = wantedTensors(config, new Map(), namesOf(config))
+  return Array.from(tensors, ({ file, shape, parts }) => {
+    const [{ role }] = parts as [Part]
+    return { name: file, shape, role }
+  })
+}
+
+function namesOf(config: ModelConfig, int4?: Int4): TensorNames {
   const { fused = {}, names = {}, experts, interleavedRope } = FAMILIES[config.architecture]
-  return tensorsByRole(config, tensors, {
+  return {
     model: MODEL_FILES,
     layer: (i) => `model.layers.${i}.`,
     layers: { ...LAYER_FILES, ...names },
@@ -79,5 +102,5 @@ export function modelTensors(
     interleaved: interleavedRope ? ROTATED_ROLES : [],
     isHarmless: (name) => HARMLESS_TENSOR.test(name),
     described: 'config.json',
-  })
+  }
 }

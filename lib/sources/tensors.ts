@@ -92,7 +92,8 @@ function partsOf(
   return parts && tensors.has(parts.codes) ? parts : undefined
 }
 
-function* wantedTensors(
+/** The tensors that a model of this configuration is made of, those of files that hold `tensors` or, of none, as usual. */
+export function* wantedTensors(
   config: ModelConfig,
   tensors: ReadonlyMap<string, TensorEntry>,
   names: TensorNames,

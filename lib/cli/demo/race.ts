@@ -57,28 +57,49 @@ export async function race(demo: DemoModel, task: DemoTask): Promise<RaceRun[]> 
   })
 }
 
-/** A table and what it says. */
-export function formatRace(runs: readonly RaceRun[]): { table: string[]; summary: string[] } {
-  const header = [
-    'workers',
-    'shared',
-    'steps',
-    'tokens',
-    'done twice',
-    'undone',
-    'right',
-    'wall time',
-  ]
-  const rows = runs.map((run) => [
-    String(run.workers),
-    run.workers === 1 ? '-' : run.shared ? 'yes' : 'no',
-    String(run.steps),
-    String(run.tokens),
-    String(run.done_twice),
-    String(run.undone),
-    `${run.right}/${run.items}`,
-    `${run.milliseconds.toFixed(0)} ms`,
-  ])
+interface Column {
+  title: string
+  cell: (run: RaceRun) => string
+  /** Whether it stands also where there is little room. */
+  isKey?: boolean
+  /** Whether it is of this machine. */
+  isMeasured?: boolean
+}
+
+const COLUMNS: readonly Column[] = [
+  { title: 'workers', cell: (run) => String(run.workers), isKey: true },
+  {
+    title: 'shared',
+    cell: (run) => (run.workers === 1 ? '-' : run.shared ? 'yes' : 'no'),
+    isKey: true,
+  },
+  { title: 'steps', cell: (run) => String(run.steps), isKey: true },
+  { title: 'tokens', cell: (run) => String(run.tokens) },
+  { title: 'done twice', cell: (run) => String(run.done_twice) },
+  { title: 'undone', cell: (run) => String(run.undone) },
+  { title: 'right', cell: (run) => `${run.right}/${run.items}`, isKey: true },
+  {
+    title: 'wall time',
+    cell: (run) => `${run.milliseconds.toFixed(0)} ms`,
+    isKey: true,
+    isMeasured: true,
+  },
+]
+
+/** A table of at most `width` columns, where that is possible, and what it says; `measured`: what is of this machine too. */
+export function formatRace(
+  runs: readonly RaceRun[],
+  width: number,
+  measured = true,
+): { table: string[]; summary: string[] } {
+  const tableOf = (columns: readonly Column[]) =>
+    formatTable(
+      columns.map(({ title }) => title),
+      runs.map((run) => columns.map(({ cell }) => cell(run))),
+    )
+  const columns = COLUMNS.filter(({ isMeasured }) => measured || !isMeasured)
+  const whole = tableOf(columns)
+  const fits = whole.every((line) => line.length <= width)
   const stepsOf = (workers: number, shared: boolean) =>
     runs.find((run) => run.workers === workers && run.shared === shared)?.steps ?? Number.NaN
   const ratio = (stepsOf(1, true) / stepsOf(4, true)).toFixed(1)
@@ -86,5 +107,5 @@ export function formatRace(runs: readonly RaceRun[]): { table: string[]; summary
     'steps: until all workers had stopped, one token of each worker per step',
     `4 workers need ${ratio} times fewer steps than one: each sees what the others write`,
   ]
-  return { table: formatTable(header, rows), summary }
+  return { table: fits ? whole : tableOf(columns.filter(({ isKey }) => isKey)), summary }
 }

@@ -48,7 +48,7 @@ export class DemoModel {
     return runWorkers({
       model: this.model,
       prompt: this.encode(task.prompt),
-      workers: names.map((name) => this.worker(name)),
+      workers: names.map((name) => this.worker(name, name)),
       layout: 'contiguous',
       share,
       stopTokens: this.encode(HALT),
@@ -57,13 +57,14 @@ export class DemoModel {
     })
   }
 
-  join(run: WorkerRun, name: string): void {
-    run.join(this.worker(name))
+  /** `name` is what the model calls the worker, `worker` what the run does. */
+  join(run: WorkerRun, name: string, worker = name): void {
+    run.join(this.worker(name, worker))
   }
 
   /** The mark tells the others that the worker's unfinished claim is free again. */
-  takeAway(run: WorkerRun, name: string, mark = true): void {
-    run.stop(name, mark ? { append: this.encode(TAKEN_AWAY) } : {})
+  takeAway(run: WorkerRun, worker: string, mark = true): void {
+    run.stop(worker, mark ? { append: this.encode(TAKEN_AWAY) } : {})
   }
 
   /** The text of a token of the vocabulary, to be shown. */
@@ -75,8 +76,8 @@ export class DemoModel {
     return this.model.close()
   }
 
-  private worker(name: string) {
-    return { name, prompt: this.encode(name) }
+  private worker(name: string, worker: string) {
+    return { name: worker, prompt: this.encode(name) }
   }
 }
 

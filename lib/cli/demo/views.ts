@@ -1,52 +1,80 @@
 // Two ways to watch the workers: a picture that is drawn again in place, and plain lines.
 
-import { colors, LiveArea, print } from '../terminal'
-import { drawFrame, lineText, palette, type Scene } from './frame'
+import type { Key } from 'node:readline'
+import { wrapWords } from '../columns'
+import { Screen } from '../screen'
+import { colors, lineColumns, print } from '../terminal'
+import {
+  drawFrame,
+  drawLast,
+  LEAST_COLUMNS,
+  LEAST_ROWS,
+  lineText,
+  type Note,
+  palette,
+  type Scene,
+} from './frame'
 import type { Line } from './task'
 
-export { palette } from './frame'
-
 export interface ShowView {
-  open(scene: Scene): void
+  open(): void
   /** A line of a worker is complete, as this step shows. */
   line(name: string, line: Line, step: number): void
-  note(text: string): void
-  /** A step has ended. */
-  show(scene: Scene): void
-  close(scene: Scene): void
+  note(note: Note): void
+  /** What `scene` gives has changed. */
+  show(): void
+  close(): void
+}
+
+/** A live picture needs a terminal of some size that understands cursor movements. */
+export function canDrawLive(): boolean {
+  const { isTTY, columns, rows } = process.stdout
+  return isTTY && columns >= LEAST_COLUMNS && rows >= LEAST_ROWS && process.env.TERM !== 'dumb'
 }
 
 export class LiveView implements ShowView {
-  private readonly area = new LiveArea()
+  private readonly screen: Screen
 
-  open(scene: Scene): void {
-    this.show(scene)
+  constructor(
+    private readonly scene: () => Scene,
+    onKey: (key: Key) => void,
+  ) {
+    const draw = (columns: number, rows: number) => drawFrame(scene(), colors, columns, rows)
+    this.screen = new Screen(draw, onKey)
+  }
+
+  open(): void {
+    this.screen.open()
   }
 
   line(): void {}
 
   note(): void {}
 
-  show(scene: Scene): void {
-    const keys = process.stdin.isTTY ? 'keys: 1-4 stop or call a worker, q quits' : ''
-    this.area.draw([...this.frame(scene, 2), '', colors.dim(`  step ${scene.step}   ${keys}`)])
+  show(): void {
+    this.screen.redraw()
   }
 
-  close(scene: Scene): void {
-    this.area.draw(this.frame(scene, 0))
-    this.area.close()
-  }
-
-  private frame(scene: Scene, footer: number): string[] {
-    const { columns, rows } = process.stdout
-    return drawFrame(scene, colors, columns, rows - footer)
+  /** The last picture stays, among what was there before. */
+  close(): void {
+    this.screen.close()
+    print()
+    for (const line of drawLast(this.scene(), colors, lineColumns())) print(line)
   }
 }
 
 export class PlainView implements ShowView {
   private readonly paint = palette(colors)
 
-  open({ task }: Scene): void {
+  constructor(private readonly scene: () => Scene) {}
+
+  open(): void {
+    const { title, job, task } = this.scene()
+    print()
+    print(`  ${colors.bold(title)}`)
+    print()
+    for (const line of wrapWords(job, 76)) print(`  ${line}`)
+    print()
     print(`  ${task.prompt.slice('<s>'.length).trim().split('\n').join('  ')}`)
     print()
   }
@@ -56,8 +84,8 @@ export class PlainView implements ShowView {
     print(`  ${when}  ${this.paint(name)(`${name.padEnd(5)} ${lineText(line)}`)}`)
   }
 
-  note(text: string): void {
-    print(`            ${text}`)
+  note({ name, text }: Note): void {
+    print(`            ${this.paint(name)(text)}`)
   }
 
   show(): void {}

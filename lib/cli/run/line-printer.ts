@@ -1,7 +1,8 @@
 // Texts that grow at the same time, printed as lines with the writer's name in front.
 
 import { printable } from '../../printable'
-import { colors, print } from '../terminal'
+import { columnsOf, fittingLength, padColumns } from '../columns'
+import { colors, lineColumns, print } from '../terminal'
 
 /** Columns of a line's text, where the terminal is not narrower. */
 const LONGEST = 100
@@ -16,7 +17,7 @@ export class LinePrinter {
   private readonly paints = [colors.cyan, colors.yellow, colors.magenta, colors.green, colors.blue]
 
   constructor(private readonly names: readonly string[]) {
-    this.width = Math.max(...names.map((name) => name.length))
+    this.width = Math.max(...names.map(columnsOf))
   }
 
   /**
@@ -46,33 +47,17 @@ export class LinePrinter {
   }
 
   remark(name: string, text: string): void {
-    print(colors.dim(`${name.padEnd(this.width)} · ${text}`))
+    print(colors.dim(`${padColumns(name, this.width)} · ${text}`))
   }
 
   private room(): number {
-    const columns = process.stdout.columns ?? Number.POSITIVE_INFINITY
-    const room = columns - this.width - SEPARATOR.length
+    const room = lineColumns() - this.width - SEPARATOR.length
     return Math.max(SHORTEST, Math.min(LONGEST, room))
   }
 
   private print(name: string, line: string): void {
     if (line.trim() === '') return
     const paint = this.paints[this.names.indexOf(name) % this.paints.length] ?? String
-    print(`${paint(name.padEnd(this.width))}${SEPARATOR}${line.trimEnd()}`)
+    print(`${paint(padColumns(name, this.width))}${SEPARATOR}${line.trimEnd()}`)
   }
-}
-
-/**
- * How much of a line fits into `room` columns, in UTF-16 code units; at least one character. Other
- * characters than ASCII count as two columns, which none exceeds.
- */
-function fittingLength(line: string, room: number): number {
-  let columns = 0
-  let length = 0
-  for (const character of line) {
-    columns += character <= '\x7f' ? 1 : 2
-    if (columns > room && length > 0) return length
-    length += character.length
-  }
-  return length
 }
