@@ -510,7 +510,7 @@ describe('the committed experiment on the demo model', () => {
     }
     const shards = [1, 2, 3].map((index) => join(out, `results.${index}-of-3.jsonl`))
     const table = hogwild('experiment', 'merge', ...shards, '--out', out)
-    expect(table).toContain('95 % Wilson interval')
+    expect(table).toContain('Wilson interval of accuracy over items · 60 cells\n')
     expect(await linesOf(out)).toEqual(await linesOf(committed))
     const csv = readFileSync(join(out, 'summary.csv'), 'utf8')
     expect(csv).toBe(readFileSync(join(committed, 'summary.csv'), 'utf8'))

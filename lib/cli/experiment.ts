@@ -72,7 +72,9 @@ async function tell(
   for (const line of formatTable(HEADER.concat(metricNames(rows)), cellsOf(rows))) {
     print(escapeUnsafe(line))
   }
-  print(colors.dim(`± 95 % Wilson interval over items · ${results.cells.length} cells`))
+  const { length } = results.cells
+  const count = `${length} cell${length === 1 ? '' : 's'}`
+  print(colors.dim(`95 %: Wilson interval of accuracy over items · ${count}`))
   print(colors.dim(`results.jsonl, summary.csv and summary.json are in ${escapeUnsafe(out)}`))
 }
 
