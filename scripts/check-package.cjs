@@ -134,6 +134,8 @@ check(
 )
 const scheme = path.join(installed, 'examples', 'schemes', 'group-think.mjs')
 check('an example', /tokens in \d+ steps/.test(run(0, 'node', scheme).stdout))
+const experiment = path.join(installed, 'examples', 'experiments', 'demo.mjs')
+check('an experiment', / 60 cells\n/.test(npx(0, 'experiment', experiment, '--out', 'out').stdout))
 const use = `await using model = await loadModel(demoModelPath)
   await using cache = model.createCache({ capacity: 64 })
   const block = cache.createBlock()
@@ -153,7 +155,10 @@ check(
 fs.writeFileSync(path.join(folder, 'package.json'), '{ "private": true, "type": "module" }\n')
 fs.writeFileSync(
   path.join(folder, 'use.ts'),
-  `declare const console: { log(value: unknown): void }\n${module_}`,
+  `declare const console: { log(value: unknown): void }
+import { type Experiment, wilson } from 'hogwild/experiment'
+export const experiment: Partial<Experiment> = { budgets: [wilson(1, 1).low] }
+${module_}`,
 )
 const tsc = path.join(root, 'node_modules', 'typescript', 'bin', 'tsc')
 for (const [module, moduleResolution] of [

@@ -20,6 +20,7 @@ import {
   names,
   number,
   probability,
+  shard,
   text,
   texts,
 } from './options'
@@ -98,6 +99,8 @@ const program = new Command('hogwild')
   .version(packageVersion)
   .showHelpAfterError('(hogwild --help, or --help behind a command, lists what there is)')
   .exitOverride()
+  // `experiment` and its `merge` have options of the same names.
+  .enablePositionalOptions()
   // Messages repeat what was typed; scripts may have it from elsewhere.
   .configureOutput({ writeErr: (message) => process.stderr.write(printable(message)) })
 
@@ -232,6 +235,42 @@ program
   .action(async (script, options) => {
     const { replayScript } = await import('./replay.js')
     await replayScript(script, options)
+  })
+
+const experiment = program
+  .command('experiment')
+  .enablePositionalOptions()
+  .description('run an experiment: data, models, settings, graders (docs/experiments.md)')
+  .argument('<file>', 'its definition: JSON, or a JavaScript module', text)
+  .addOption(
+    new Option(
+      '--out <folder>',
+      'of the results; default: FILE without its end, .results',
+    ).argParser(text),
+  )
+  .addOption(new Option('--shard <i/n>', 'only every n-th cell, from the i-th on').argParser(shard))
+  .option('--traces', "also a trace of each cell (docs/replay.md), in the results' folder")
+  .addOption(device())
+  .addOption(threads())
+  .addOption(quiet())
+  .addOption(json())
+  .addHelpText('after', '\nCells that are in the results already are not computed again.')
+  .action(async (file, options) => {
+    const { runExperimentFile } = await import('./experiment.js')
+    await runExperimentFile(file, options)
+  })
+
+experiment
+  .command('merge')
+  .description('join the results of shards')
+  .argument('<files...>', 'results of all shards')
+  .addOption(
+    new Option('--out <folder>', 'of the results of all').argParser(text).makeOptionMandatory(),
+  )
+  .addOption(json())
+  .action(async (files, options) => {
+    const { mergeExperiment } = await import('./experiment.js')
+    await mergeExperiment(files, options)
   })
 
 program

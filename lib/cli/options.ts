@@ -54,6 +54,15 @@ export function budgets(text: string): number[] {
   return integers(1)(text).sort((a, b) => a - b)
 }
 
+/** A part of several: i/n, with i from 1 to n. */
+export function shard(text: string): { index: number; count: number } {
+  const [index, count] = /^(\d{1,6})\/(\d{1,6})$/.exec(text)?.slice(1).map(Number) ?? []
+  if (index === undefined || count === undefined || index < 1 || index > count) {
+    throw new InvalidArgumentError('Expected i/n with i from 1 to n, as 2/5.')
+  }
+  return { index, count }
+}
+
 /** Names between commas, each once, at most `most` of them. They are printed, so that nothing in them may be unsafe. */
 export function names(most: number): (text: string) => string[] {
   return (text) => {

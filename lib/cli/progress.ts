@@ -15,7 +15,7 @@ const FALLBACK_COLUMNS = 80
 const CLEAR_LINE = '\r\x1b[K'
 
 /** 'bytes', or what is counted. */
-export type Unit = 'bytes' | 'tokens' | 'runs'
+export type Unit = 'bytes' | 'tokens' | 'runs' | 'cells'
 
 /** Runs `work` and shows how far it says it is; with `quiet` nothing is shown. */
 export async function withProgress<T>(
@@ -77,7 +77,8 @@ class ProgressLine {
       this.unit === 'bytes' ? inBytes(value) : `${Math.round(value)} ${this.unit}`
     const first = this.#first as { done: number; at: number }
     const rate = ((done - first.done) / (now - first.at)) * 1000
-    const speed = rate > 0 && this.unit !== 'runs' ? `, ${amount(rate)}/s` : ''
+    const hasSpeed = this.unit === 'bytes' || this.unit === 'tokens'
+    const speed = rate > 0 && hasSpeed ? `, ${amount(rate)}/s` : ''
     const left = rate > 0 && done < total ? `, ${duration((total - done) / rate)} left` : ''
     const percent = String(Math.floor(100 * share))
     return `${percent} % of ${amount(total)}${speed}${left}`

@@ -1,30 +1,8 @@
 // Lists of words and disturbances of the evaluation, drawn with fixed seeds.
 
+import { between, random, sample } from '../../experiment/random'
 import { createTask, type DemoTask, LABELS } from '../demo/task'
 import type { Disturbances } from '../demo/team'
-
-/** mulberry32: uniform in [0, 1). */
-function random(seed: number): () => number {
-  let state = seed >>> 0
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-}
-
-function sample<T>(values: readonly T[], count: number, next: () => number): T[] {
-  const rest = [...values]
-  return Array.from(
-    { length: count },
-    () => rest.splice(Math.floor(next() * rest.length), 1)[0] as T,
-  )
-}
-
-function between(least: number, most: number, next: () => number): number {
-  return least + Math.floor(next() * (most - least + 1))
-}
 
 export function wordTasks(
   words: readonly string[],
