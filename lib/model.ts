@@ -199,8 +199,11 @@ export interface TokenLogprob {
 
 /** A token that a step has chosen, as in StepOutput. */
 export interface ChosenToken {
+  /** Its id. */
   token: number
+  /** Its log-probability, as `StepOutput.logprob` has it; undefined where not asked for. */
   logprob: number | undefined
+  /** The most probable tokens there, as `StepOutput.topLogprobs` has them; undefined where not asked for. */
   topLogprobs: TokenLogprob[] | undefined
 }
 

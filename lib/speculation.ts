@@ -25,6 +25,7 @@ export interface DraftContext {
 /** Guesses what comes next. Called once for each step at most. */
 export type DraftTokens = (context: DraftContext) => ArrayLike<number>
 
+/** Who guesses, and how many tokens. */
 export interface SpeculateOptions {
   /**
    * - `lookup`: what followed the last time that the view's last tokens (three, else two, else one) stood in it: prompt

@@ -21,8 +21,9 @@ export interface PrefixMetrics {
   hits: number
   /** Their tokens. */
   reusedTokens: number
-  /** Pages that came from the folder, and that went there. */
+  /** Pages that came from the folder. */
   loadedPages: number
+  /** Pages that went there. */
   savedPages: number
   /** Files in it that were damaged, and are removed. */
   damagedFiles: number

@@ -52,7 +52,9 @@ import { Worker, type WorkerBlocks, type WorkerState } from './worker'
 
 /** What a worker of a saved run had and a file cannot hold. */
 export interface RestoredWorker {
+  /** As WorkerOptions has it. */
   processLogits?: ProcessLogits | undefined
+  /** As WorkerOptions has it, of the same text. */
   grammar?: Grammar | undefined
 }
 
@@ -113,7 +115,9 @@ const RESTORE_KEYS = optionKeys<RestoreOptions>()({
 
 const WORKER_KEYS = optionKeys<RestoredWorker>()({ processLogits: true, grammar: true })
 
+/** What `restoreRun` has read. */
 export interface RestoredRun {
+  /** It goes on when its events are asked for. */
   run: WorkerRun
   /** What was given to `save` to go with the run. */
   data: unknown

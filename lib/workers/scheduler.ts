@@ -54,6 +54,7 @@ export interface SchedulerOptions {
   prefixes?: PrefixOptions | undefined
 }
 
+/** What is kept of prompts and headers, and where. */
 export interface PrefixOptions {
   /** Tokens, rounded up to pages, that are kept while no group uses them, those used last; default 32768. */
   capacity?: number | undefined
@@ -305,6 +306,7 @@ export class Scheduler {
     )
   }
 
+  /** As `close`. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
   }
