@@ -81,7 +81,8 @@ const DTYPES: CacheDtype[] = ['f32', 'f16', 'bf16', 'int8', { keys: 'bf16', valu
 test.each(DTYPES)('blocks of a cache of %j come back to the bit, and go on so', async (dtype) => {
   const [one, other] = [openCache({ dtype }), openCache({ dtype })]
   const blocks = await fill(one)
-  await model.prefill(other.createBlock(), [1, 2, 3]) // other pages
+  const first = other.createBlock() // takes other pages, and is there to the end
+  await model.prefill(first, [1, 2, 3])
   const length = await one.export(blocks, file(), { data: { names: ['a', 'b'] } })
   expect(readFileSync(file())).toHaveLength(length)
   const free = other.stats.freePages
@@ -89,6 +90,7 @@ test.each(DTYPES)('blocks of a cache of %j come back to the bit, and go on so', 
   expect(imported.data).toEqual({ names: ['a', 'b'] })
   expect(imported.blocks.map(contents)).toEqual(blocks.map(contents))
   expect(free - other.stats.freePages).toBe(one.stats.pages - one.stats.freePages)
+  expect(first.length).toBe(3)
 
   const step = async (list: readonly Block[]) => {
     const [prompt, fork, third, fourth] = list as [Block, Block, Block, Block]

@@ -24,7 +24,7 @@ const OF_REQUEST = ['HOGWILD_INVALID_ARGUMENT', 'HOGWILD_UNSUPPORTED', 'HOGWILD_
  */
 export function createChatServer(options) {
   const { model, tokenizer, name, capacity = 65_536, maxTokens = 512 } = options
-  const scheduler = createScheduler({ model, capacity })
+  const scheduler = createScheduler({ model, capacity, prefixes: {} })
   const context = { model, tokenizer, name, capacity, maxTokens, scheduler }
   const server = createServer((request, response) => {
     const abort = new AbortController()
@@ -90,13 +90,14 @@ function failure(error) {
 async function main([path, port = '8080']) {
   if (path === undefined) throw new Error('usage: node server.mjs MODEL [PORT]')
   const [model, tokenizer] = await Promise.all([loadModel(path), loadTokenizer(path)])
-  const { server } = createChatServer({ model, tokenizer, name: path })
+  const { server, scheduler } = createChatServer({ model, tokenizer, name: path })
   server.listen(Number(port), '127.0.0.1', () => {
     console.log(`${path} listens on http://127.0.0.1:${server.address().port}/v1`)
   })
   process.once('SIGINT', async () => {
     server.close()
     server.closeAllConnections()
+    await scheduler.close()
     await model.close()
     await tokenizer.close()
   })

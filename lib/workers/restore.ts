@@ -52,9 +52,9 @@ import { Worker, type WorkerBlocks, type WorkerState } from './worker'
 
 /** What a worker of a saved run had and a file cannot hold. */
 export interface RestoredWorker {
-  /** As WorkerOptions has it. */
+  /** As WorkerSpec has it. */
   processLogits?: ProcessLogits | undefined
-  /** As WorkerOptions has it, of the same text. */
+  /** As WorkerSpec has it, of the same text. */
   grammar?: Grammar | undefined
 }
 

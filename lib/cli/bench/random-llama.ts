@@ -1,6 +1,6 @@
 // A Llama of random weights, of the shape of SmolLM2-135M: for timing, where no model is given.
 
-import { mkdtemp } from 'node:fs/promises'
+import { mkdtempSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { removedAfterwards } from '../clean-up'
@@ -28,7 +28,8 @@ const CONFIG = {
 
 /** Calls `use` with the folder of the model, 269 MB, which exists until that has settled. */
 export async function withRandomLlama<T>(use: (folder: string) => Promise<T>): Promise<T> {
-  const folder = await mkdtemp(join(tmpdir(), 'hogwild-bench-'))
+  // At once, so that no signal comes between the folder and what removes it.
+  const folder = mkdtempSync(join(tmpdir(), 'hogwild-bench-'))
   return await removedAfterwards(folder, async () => {
     await writeRandomModel(folder, CONFIG, { seed: 1 })
     return await use(folder)
