@@ -261,9 +261,12 @@ class StepTask : public PromiseTask {
       edits_.reset();
     }
     if (!run_->advance(cancelled)) return;
-    for (std::size_t w = 0; w < run_->wanted.size(); w++) waiting_.push_back(run_->step->waits_for(w));
     waits_ = run_->step->waits();
-    if (waits_) return;
+    if (waits_) {
+      for (std::size_t w = 0; w < run_->wanted.size(); w++) waiting_.push_back(run_->step->waits_for(w));
+      return;
+    }
+    // The step has been committed: nothing may fail any more.
     results_.fill(std::move(run_->step->result()));
     run_->end();
   } catch (...) {
