@@ -13,11 +13,10 @@ import {
   readSessionFile,
   type SessionContents,
   type SessionFile,
-  type SessionProgress,
-  type TransferOptions,
   writeSessionFile,
 } from './session-file'
 import { onAbort, throwIfAborted } from './tasks'
+import type { SessionProgress, TransferOptions } from './transfer'
 import { checkObject, describe } from './validate'
 
 /** What keys and values of a cache mean: equal in the cache that wrote a file and in the one that reads it. */

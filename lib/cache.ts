@@ -12,9 +12,9 @@ import { checkMemory } from './memory'
 import { type CacheHandle, type NativeBudgetStats, native } from './native'
 import { beginPass, type Pass, type PassWorker } from './pass'
 import type { Rope, RopeOptions } from './rope'
-import type { TransferOptions } from './session-file'
 import { checkPath } from './sources/files'
 import { Tasks } from './tasks'
+import type { TransferOptions } from './transfer'
 import {
   checkArray,
   checkInstance,

@@ -158,7 +158,6 @@ export {
   type YarnRope,
 } from './rope'
 export { type PenaltyScope, Sampler, type SamplerOptions, type SamplerState } from './sampler'
-export type { SessionProgress, TransferOptions } from './session-file'
 export type {
   DraftContext,
   DraftTokens,
@@ -180,9 +179,11 @@ export {
   type ThreadOptions,
   type Tokenizer,
 } from './tokenizer/tokenizer'
+export type { SessionProgress, TransferOptions } from './transfer'
 export type { View, ViewEntry } from './view'
 export type { EntryFields } from './view-entry'
 export type { Warning, WarningHandler } from './warnings'
+export type { Admission } from './workers/admission'
 export type * from './workers/events'
 export type { GroupBlocks } from './workers/group'
 export {
@@ -203,8 +204,7 @@ export {
   type QueuedGroup,
 } from './workers/order'
 export type { ParkWork } from './workers/park'
-export type { Admission } from './workers/pool'
-export type { PrefixMetrics } from './workers/prefix-store'
+export type { PrefixMetrics } from './workers/prefix-metrics'
 export type { ProbeResult } from './workers/probe'
 export {
   type RestoredRun,

@@ -17,6 +17,7 @@ import { dirname } from 'node:path'
 import { HogwildError } from './errors'
 import { damaged, type RegularFile, withFile } from './sources/files'
 import { throwIfAborted } from './tasks'
+import type { TransferOptions } from './transfer'
 
 /** As of PNG: a first byte that no text has, and line ends that a transfer as text would change. */
 const MAGIC = Buffer.from([0x89, 0x48, 0x4f, 0x47, 0x0d, 0x0a, 0x1a, 0x0a])
@@ -26,22 +27,6 @@ const PREFIX_BYTES = 40
 const HASH_BYTES = 32
 /** Of the header. */
 const MAX_HEADER_BYTES = 64 * 2 ** 20
-
-/** Bytes of the data that are in the file. */
-export interface SessionProgress {
-  /** So far. */
-  bytes: number
-  /** Of all of them. */
-  totalBytes: number
-}
-
-/** What files of blocks have in common. */
-export interface TransferOptions {
-  /** Rejects with HOGWILD_ABORTED, and nothing has changed. */
-  signal?: AbortSignal | undefined
-  /** Called behind each piece of 4 MiB. What it throws ends the transfer. */
-  onProgress?: ((progress: SessionProgress) => void) | undefined
-}
 
 /** `isDurable`: the file is on the disk when the call returns; default true. A system that fails may lose others. */
 export interface WriteOptions extends TransferOptions {

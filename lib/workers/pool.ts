@@ -6,18 +6,12 @@ import type { CacheDtype } from '../formats'
 import { DEFAULT_CAPACITY, PAGE_TOKENS } from '../limits'
 import { availableMemory } from '../memory'
 import type { Model } from '../model'
+import type { Admission } from './admission'
 import { type Claim, isSafe } from './banker'
 import type { Batcher, PageGuard } from './batcher'
 import type { Group } from './group'
 import type { PrefixStore } from './prefix-store'
 import { Seat } from './seat'
-
-/**
- * - `reserve`: a group begins once all pages of its budget are free, and finds them whenever it wants them
- * - `park`: a group begins at once. Where the pages that it takes next could leave no order in which all groups can
- *   finish, it is parked: it keeps what it has and is in no step until others have given pages back
- */
-export type Admission = 'reserve' | 'park'
 
 export class Pool {
   readonly cache: Cache

@@ -14,28 +14,7 @@ import { errorCode } from '../errors'
 import { PAGE_TOKENS } from '../limits'
 import { throwIfAborted } from '../tasks'
 import type { PrefixFolder } from './prefix-folder'
-
-/** What a scheduler's `prefixes` have saved so far. */
-export interface PrefixMetrics {
-  /** How often pages were taken that had been kept. */
-  hits: number
-  /** Their tokens. */
-  reusedTokens: number
-  /** Pages that came from the folder. */
-  loadedPages: number
-  /** Pages that went there. */
-  savedPages: number
-  /** Files in it that were damaged, and are removed. */
-  damagedFiles: number
-}
-
-export const noPrefixes = (): PrefixMetrics => ({
-  hits: 0,
-  reusedTokens: 0,
-  loadedPages: 0,
-  savedPages: 0,
-  damagedFiles: 0,
-})
+import type { PrefixMetrics } from './prefix-metrics'
 
 /** A page of tokens, the store's own. */
 interface StoredPage {

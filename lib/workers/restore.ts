@@ -8,17 +8,13 @@ import { Grammar, type GrammarMatcher } from '../grammar/grammar'
 import { Model } from '../model'
 import type { PrefillProgress } from '../prefill'
 import { Sampler } from '../sampler'
-import {
-  invalidSession,
-  readSessionFile,
-  type SessionFile,
-  type SessionProgress,
-} from '../session-file'
+import { invalidSession, readSessionFile, type SessionFile } from '../session-file'
 import { checkPath } from '../sources/files'
 import { checkSpeculation, type SpeculateOptions, type Speculation } from '../speculation'
 import type { ProcessLogits } from '../step-hooks'
 import { onAbort, throwIfAborted } from '../tasks'
 import { Tokenizer } from '../tokenizer/tokenizer'
+import type { SessionProgress } from '../transfer'
 import {
   checkArray,
   checkInstance,

@@ -54,7 +54,7 @@ export interface ProbeOptions {
   answers?: readonly ArrayLike<number>[] | undefined
 }
 
-/** What a restored run goes on with. */
+/** @internal What a restored run goes on with. */
 export interface Continuation {
   /** Codes of warnings that were told. */
   warned: readonly string[]

@@ -5,9 +5,9 @@ import type { Block } from '../block'
 import { checkTransfer } from '../cache'
 import { exportBlocks } from '../cache-file'
 import { HogwildError } from '../errors'
-import type { TransferOptions } from '../session-file'
 import { checkPath } from '../sources/files'
 import type { Tokenizer } from '../tokenizer/tokenizer'
+import type { TransferOptions } from '../transfer'
 import { checkJson, optionKeys } from '../validate'
 import type { Group } from './group'
 import type { RunSettings } from './options'
@@ -40,7 +40,7 @@ export function checkSave(path: string, options: SaveOptions): SaveSettings {
 }
 
 /**
- * Writes a group as it is now; nobody uses its cache meanwhile. `waiting`: for whom work is under way. Returns the file's
+ * @internal Writes a group as it is now; nobody uses its cache meanwhile. `waiting`: for whom work is under way. Returns the file's
  * length.
  */
 export async function saveGroup(

@@ -16,13 +16,15 @@ import {
   optionKeys,
 } from '../validate'
 import type { Warning } from '../warnings'
+import type { Admission } from './admission'
 import { Batcher, type StepReport } from './batcher'
 import { type GroupMessage, publish } from './channels'
 import type { Group } from './group'
 import { firstCome, type OrderPolicy, type QueuedGroup } from './order'
-import { type Admission, Pool, poolCapacity } from './pool'
+import { Pool, poolCapacity } from './pool'
 import { PrefixFiles } from './prefix-folder'
-import { noPrefixes, type PrefixMetrics, PrefixStore } from './prefix-store'
+import { noPrefixes, type PrefixMetrics } from './prefix-metrics'
+import { PrefixStore } from './prefix-store'
 import { Seat } from './seat'
 
 /** Options of `createScheduler`. */
