@@ -14,8 +14,8 @@ import {
   type RunOptions,
   runWorkers,
 } from 'hogwild'
-import { withRandomLlama } from '../lib/cli/bench/random-llama'
 import { machine, round, spread } from './machine'
+import { withRandomLlama } from './random-llama'
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,

@@ -16,8 +16,8 @@ import {
   restoreRun,
   runWorkers,
 } from 'hogwild'
-import { withRandomLlama } from '../lib/cli/bench/random-llama'
 import { machine, round, spread } from './machine'
+import { withRandomLlama } from './random-llama'
 
 const WORKERS = 4
 /** Bytes that the disk is given at once. */
