@@ -41,6 +41,12 @@ function peers(report, name, folder) {
       .filter((run) => (run.engine === 'hogwild') === isOurs && run.workers === count)
       .map((run) => run.decode_tokens_per_s.median)
       .reduce((one, other) => Math.max(one, other))
+  const load = (runs, isOurs) =>
+    Math.min(
+      ...runs
+        .filter((run) => (run.engine === 'hogwild') === isOurs)
+        .map((run) => run.load_s.median),
+    )
   const list = (figures) => figures.join(' / ')
   const rows = formats.map((one) => [
     FORMAT_NAMES[one.format] ?? one.format,
@@ -50,6 +56,7 @@ function peers(report, name, folder) {
     one.prefill_ratio.toFixed(1),
     percent(one.read_share),
     one.step_4_over_1.toFixed(2),
+    `${load(one.runs, true).toFixed(2)} / ${load(one.runs, false).toFixed(2)}`,
   ])
   const bandwidths = formats.flatMap((one) => one.bandwidth_gb_per_s)
   const workers = list(counts)
@@ -69,6 +76,7 @@ function peers(report, name, folder) {
         `prefill of ${report.prompt}, ratio`,
         'read bandwidth used by 1 worker',
         'a step of 4 / of 1',
+        'load, s (ours / theirs)',
       ],
       rows,
     ),

@@ -12,7 +12,9 @@ const PAGE_TOKENS = 64
 
 async function measure(task: Task): Promise<Measurement> {
   const { workers, prompt, generate, threads } = task
+  const loadBegin = performance.now()
   await using model = await loadModel(task.path, { threads })
+  const loadSeconds = (performance.now() - loadBegin) / 1e3
   const { vocabSize } = model.config
 
   async function run(prompt: number[], steps: number) {
@@ -49,6 +51,7 @@ async function measure(task: Task): Promise<Measurement> {
   // Half way, when each worker has written half of its tokens.
   const visible = prompt.length + (workers * generate) / 2
   return {
+    loadSeconds,
     prefillSeconds,
     decodeSeconds,
     peakBytes,

@@ -180,6 +180,7 @@ async function readBandwidth(): Promise<number> {
 interface Run {
   engine: Engine
   workers: number
+  load_s: Spread
   prefill_tokens_per_s: Spread
   decode_tokens_per_s: Spread
   step_ms: Spread
@@ -196,6 +197,7 @@ function summary(engine: Engine, workers: number, samples: readonly Sample[]): R
   return {
     engine,
     workers,
+    load_s: over((sample) => sample.loadSeconds, 3),
     prefill_tokens_per_s: over((sample) => promptLength / sample.prefillSeconds, 1),
     decode_tokens_per_s: over((sample) => workers / stepSeconds(sample), 1),
     step_ms: over((sample) => stepSeconds(sample) * 1e3, 2),

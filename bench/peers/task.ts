@@ -17,6 +17,8 @@ export interface Task {
 }
 
 export interface Measurement {
+  /** From a file in the page cache to a model that can step, without tokenizer. */
+  loadSeconds: number
   /** One prompt. */
   prefillSeconds: number
   /** All workers' tokens. */

@@ -16,21 +16,24 @@ async function createContext({ path, prompt, generate, workers, threads, flashAt
     maxThreads: threads,
     logLevel: LlamaLogLevel.error,
   })
+  const loadBegin = performance.now()
   const model = await llama.loadModel({ modelPath: path })
+  const loadSeconds = (performance.now() - loadBegin) / 1e3
   // Of each sequence: a context of several has one part for each.
   const contextSize = prompt.length + generate + 1
-  return model.createContext({
+  const context = await model.createContext({
     sequences: workers,
     contextSize,
     batchSize: Math.max(512, workers),
     threads: { ideal: threads, min: threads },
     flashAttention,
   })
+  return { context, loadSeconds }
 }
 
 /** @param {import('../task').Task} task */
 async function measure(task) {
-  const context = await createContext(task)
+  const { context, loadSeconds } = await createContext(task)
   const sequences = Array.from({ length: task.workers }, () => context.getSequence())
   const baselineBytes = peakMemory()
 
@@ -58,12 +61,13 @@ async function measure(task) {
   }
 
   await run(task.prompt.slice(0, WARM_UP), WARM_UP)
-  return { ...(await run(task.prompt, task.generate)), peakBytes: peakMemory(), baselineBytes }
+  const times = await run(task.prompt, task.generate)
+  return { loadSeconds, ...times, peakBytes: peakMemory(), baselineBytes }
 }
 
 /** @param {import('../task').Task} task */
 async function answer(task) {
-  const context = await createContext(task)
+  const { context } = await createContext(task)
   const last = [task.prompt.at(-1), { generateNext: { logits: true } }]
   const outputs = await context
     .getSequence()
