@@ -6,7 +6,7 @@
 const { isExternal } = require('node:util').types
 const { setImmediate: tick } = require('node:timers/promises')
 const { at, functionOf, openBinding, put } = require('./calls.cjs')
-const { loadAddon, random, randomModel } = require('../lifetime/random-model.cjs')
+const { choices, loadAddon, random, randomModel } = require('../lifetime/random-model.cjs')
 
 /** Formats of keys and values, one pair after the other with the seeds. */
 const CACHES = [
@@ -30,8 +30,7 @@ function* pathsIn(value, path = '') {
 
 /** A source of hostile values; `handles`: all that there are, open, busy and closed ones. */
 function hostileValues(native, next, handles) {
-  const below = (n) => Math.floor(next() * n)
-  const pick = (items) => items[below(items.length)]
+  const { below, pick } = choices(next)
   const numbers = [
     0,
     -0,

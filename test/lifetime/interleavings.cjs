@@ -8,6 +8,7 @@ const { Worker, isMainThread, parentPort, workerData } = require('node:worker_th
 const {
   attendOptions,
   cacheShape,
+  choices,
   loadAddon,
   random,
   randomModel,
@@ -38,8 +39,7 @@ function check(condition, message) {
 
 /** One interleaving. `pause` lets other things happen for a moment. */
 async function interleave(native, model, next) {
-  const below = (n) => Math.floor(next() * n)
-  const pick = (items) => items[below(items.length)]
+  const { below, pick } = choices(next)
   const tokens = (n) => Array.from({ length: n }, () => below(model.config.vocabSize))
   const { config } = model
   const pending = []

@@ -23,6 +23,18 @@ function random(seed) {
   }
 }
 
+/** What random cases are drawn with; `next` as `random` gives it. Tokens are `vocabulary` ids, from `first` on. */
+function choices(next, vocabulary, first = 0) {
+  const below = (n) => Math.floor(next() * n)
+  return {
+    below,
+    chance: (share) => next() < share,
+    pick: (values) => values[below(values.length)],
+    tokens: (most, least = 0) =>
+      Array.from({ length: least + below(most - least + 1) }, () => first + below(vocabulary)),
+  }
+}
+
 /**
  * Arguments of createModel: `config`, and `tensors` whose weights (f32, deviation 1 / sqrt(cols), norms
  * 1) lie in a new file; `remove` deletes it.
@@ -159,4 +171,4 @@ function attendOptions(scale, wantLse) {
   return { scale, softcap: null, window: null, sinks: null, wantLse, out: null, lse: null }
 }
 
-module.exports = { attendOptions, cacheShape, loadAddon, random, randomModel, stepWorker }
+module.exports = { attendOptions, cacheShape, choices, loadAddon, random, randomModel, stepWorker }

@@ -4,7 +4,7 @@
 const { mkdtempSync, rmSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const path = require('node:path')
-const { random } = require('../lifetime/random-model.cjs')
+const { choices, random } = require('../lifetime/random-model.cjs')
 
 const root = path.join(__dirname, '..', '..')
 const MODEL = path.join(root, 'models', 'demo')
@@ -44,11 +44,7 @@ async function play(hogwild, seeds) {
 
 async function playOne(hogwild, tokenizer, seed, report, folder) {
   const next = random(seed)
-  const below = (n) => Math.floor(next() * n)
-  const chance = (share) => next() < share
-  const pick = (values) => values[below(values.length)]
-  const tokens = (most, least = 0) =>
-    Array.from({ length: least + below(most - least + 1) }, () => below(68))
+  const { below, chance, pick, tokens } = choices(next, 68)
   const speculates = seed % 3 === 1
   const drafts = speculates && {
     speculate: { by: seed % 2 === 0 ? 'lookup' : 'jacobi', tokens: 4 },

@@ -5,7 +5,7 @@ const { mkdtempSync, rmSync, writeFileSync } = require('node:fs')
 const { tmpdir } = require('node:os')
 const path = require('node:path')
 const { isDeepStrictEqual } = require('node:util')
-const { random } = require('../lifetime/random-model.cjs')
+const { choices, random } = require('../lifetime/random-model.cjs')
 
 const root = path.join(__dirname, '..', '..')
 const DEMO = path.join(root, 'models', 'demo')
@@ -107,17 +107,8 @@ async function play(hogwild, seeds) {
   return report
 }
 
-function toolsOf(next) {
-  const below = (n) => Math.floor(next() * n)
-  return {
-    below,
-    chance: (share) => next() < share,
-    pick: (values) => values[below(values.length)],
-    // Few different ones, so that text repeats.
-    tokens: (most, least = 0) =>
-      Array.from({ length: least + below(most - least + 1) }, () => 32 + below(4)),
-  }
-}
+// Few different ones, so that text repeats.
+const toolsOf = (next) => choices(next, 4, 32)
 
 /** What only one way of playing a case may tell. */
 function same(world, one, other, what) {

@@ -7,24 +7,12 @@
 const { readFileSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
 const hogwild = require('../../dist/index.js')
-const { random } = require('../lifetime/random-model.cjs')
+const { choices, random } = require('../lifetime/random-model.cjs')
 
 const MODEL = path.join(__dirname, '..', '..', 'models', 'demo')
 const VOCABULARY = 68
 /** A run that takes longer than this hangs. */
 const HANG_MS = 30_000
-
-const dice = (seed) => {
-  const next = random(Math.imul(seed + 1, 0x9e3779b1))
-  const below = (n) => Math.floor(next() * n)
-  return {
-    below,
-    chance: (share) => next() < share,
-    pick: (values) => values[below(values.length)],
-    tokens: (most, least = 0) =>
-      Array.from({ length: least + below(most - least + 1) }, () => below(VOCABULARY)),
-  }
-}
 
 /** FNV-1a of the bits of logits. */
 function hash(logits) {
@@ -36,7 +24,10 @@ function hash(logits) {
 
 /** All that a seed says of a run: its options, and what is asked of it at which event. The same each time. */
 function scenario(seed) {
-  const { below, chance, pick, tokens } = dice(seed)
+  const { below, chance, pick, tokens } = choices(
+    random(Math.imul(seed + 1, 0x9e3779b1)),
+    VOCABULARY,
+  )
   const layout = ['contiguous', 'interleaved', 'combined'][seed % 3]
   const turns = layout !== 'contiguous' && chance(0.7)
   const worker = (name) => ({
