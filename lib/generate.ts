@@ -1,10 +1,8 @@
 // One worker alone: a prompt or a conversation, and what the model writes after it.
 
-import type { Block } from './block'
 import { findToolCalls, type ToolCall } from './chat/tool-calls'
 import { errorCode } from './errors'
 import type { CacheDtype } from './formats'
-import { PAGE_TOKENS } from './limits'
 import { type BeyondContext, Model, type StepOutput, type TokenLogprob } from './model'
 import { type PrefillProgress, prefillInPieces } from './prefill'
 import { withinVocabulary } from './sources/eos'
@@ -18,6 +16,7 @@ import {
   tokensOf,
 } from './speculation'
 import { onAbort, throwIfAborted } from './tasks'
+import { openPlace, type Place } from './text-place'
 import { checkTokenOptions, type TokenOptions } from './token-options'
 import { StopMatcher } from './tokenizer/stop-strings'
 import { type ChatMessage, type ChatOptions, Tokenizer } from './tokenizer/tokenizer'
@@ -30,7 +29,8 @@ import {
   invalid,
   optionKeys,
 } from './validate'
-import { checkMaxTokens, checkStop } from './workers/options'
+import { checkMaxTokens, checkScheduler, checkStop } from './workers/options'
+import type { Scheduler } from './workers/scheduler'
 
 export type { ToolCall }
 
@@ -60,6 +60,13 @@ export interface GenerateOptions extends TokenOptions {
    * same. Default: no guesses.
    */
   speculate?: SpeculateOptions | undefined
+  /**
+   * In whose pool it writes (`createScheduler({ model, ... })`), beside runs and other texts: it waits there until its pages
+   * (of the prompt and `maxTokens`) are free, and its steps come between those of the others. With
+   * `SchedulerOptions.prefixes`, prompts that begin as others did, as those of a conversation do, are not computed again;
+   * on a CPU the text is the same to the last bit. Default: it has a cache of its own.
+   */
+  scheduler?: Scheduler | undefined
   /** In which keys and values are stored; default: as `model.createCache` has it. */
   cacheDtype?: CacheDtype | undefined
   /** What happens when the text is longer than the model's context; default: as the model was loaded with. */
@@ -86,6 +93,7 @@ const KEYS = optionKeys<GenerateOptions>()({
   logprobs: true,
   topLogprobs: true,
   speculate: true,
+  scheduler: true,
   cacheDtype: true,
   beyondContext: true,
   onPrefill: true,
@@ -120,6 +128,8 @@ export type GenerateReason = 'stop-token' | 'stop-string' | 'max-tokens' | 'stop
 export interface GenerateUsage {
   /** Of the prompt. */
   promptTokens: number
+  /** Of these, those that the scheduler had in store, so that they were not computed (`SchedulerOptions.prefixes`). */
+  reusedTokens: number
   /** That were chosen, a stop token included. */
   completionTokens: number
   /** With `speculate`. Without, each token would have taken a pass, a stop token too. */
@@ -160,6 +170,7 @@ function checkGenerate(options: GenerateOptions) {
   const { tokenizer, prompt, messages, chat, stopTokens, onPrefill } = options
   const model = checkInstance(options.model, 'options.model', Model)
   const { vocabSize } = model.config
+  checkScheduler(options.scheduler, model)
   if (tokenizer !== undefined) checkInstance(tokenizer, 'options.tokenizer', Tokenizer)
   if ((prompt === undefined) === (messages === undefined)) {
     throw invalid('options', 'either a prompt or messages', { prompt, messages })
@@ -183,6 +194,7 @@ function checkGenerate(options: GenerateOptions) {
     stopTokens: stopIds,
     stop: checkStop(options.stop ?? [], 'options.stop', tokenizer),
     speculate: checkSpeculation(options.speculate, 'options.speculate'),
+    scheduler: options.scheduler,
     cacheDtype: options.cacheDtype,
     beyondContext: options.beyondContext,
     onPrefill: checkOptionalFunction(onPrefill, 'options.onPrefill'),
@@ -251,21 +263,20 @@ export class Generation implements AsyncIterable<GeneratedToken> {
   }
 
   async #run(settings: Settings): Promise<GenerateResult> {
-    const { model, signal, cacheDtype: dtype } = settings
+    const { signal } = settings
     const forget = onAbort(signal, () => this.#abort.abort())
     const writing = new Writing(settings)
-    let promptTokens = 0
+    let [promptTokens, reusedTokens] = [0, 0]
     try {
       throwIfAborted(signal)
       const prompt = await encodePrompt(settings, this.#abort.signal)
       promptTokens = prompt.length
-      const longest = prompt.length + settings.maxTokens
-      const pages = Math.ceil(longest / PAGE_TOKENS)
-      const cache = model.createCache({ capacity: pages * PAGE_TOKENS, context: longest, dtype })
+      const place = await openPlace(settings, prompt, this.#abort.signal)
+      reusedTokens = place.reusedTokens
       try {
-        await this.#write(settings, cache.createBlock(), prompt, writing)
+        await this.#write(settings, place, prompt, writing)
       } finally {
-        await cache.close()
+        await place.close()
       }
     } catch (error) {
       const isAborted = errorCode(error) === 'HOGWILD_ABORTED'
@@ -274,12 +285,12 @@ export class Generation implements AsyncIterable<GeneratedToken> {
     } finally {
       forget()
     }
-    return writing.result(promptTokens)
+    return writing.result(promptTokens, reusedTokens)
   }
 
   async #write(
     settings: Settings,
-    block: Block,
+    { block, reusedTokens, prefill }: Place,
     prompt: Int32Array,
     writing: Writing,
   ): Promise<void> {
@@ -297,7 +308,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
       beyondContext,
       signal: this.#abort.signal,
     }
-    let output = await prefillInPieces(model, block, prompt, options, onPrefill)
+    let output = await prefillInPieces(prefill, prompt, reusedTokens, options, onPrefill)
     for (;;) {
       writing.count(output)
       const stages = stagesOf(output)
@@ -309,7 +320,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
       if (writing.reason !== undefined) return
       const token = output.token as number
       const drafts = drafter && writing.drafts(drafter, tokensOf([block], [token]))
-      output = await model.prefill(block, [token], { ...options, drafts })
+      output = await prefill([token], { ...options, drafts })
       drafter?.learn(output)
     }
   }
@@ -398,7 +409,7 @@ class Writing {
   }
 
   /** Where it was stopped, `reason` is not known. */
-  result(promptTokens: number): GenerateResult {
+  result(promptTokens: number, reusedTokens: number): GenerateResult {
     this.#end()
     const tools = this.#settings.chat.tools ?? []
     return {
@@ -407,6 +418,7 @@ class Writing {
       reason: this.reason ?? 'stopped',
       usage: {
         promptTokens,
+        reusedTokens,
         completionTokens: this.#tokens.length,
         speculation: this.#speculation,
       },

@@ -1,7 +1,6 @@
 // Long inputs in pieces, so that one can be told how far they are.
 
-import type { Block } from './block'
-import type { Model, PrefillOptions, StepOutput } from './model'
+import type { PrefillOptions, StepOutput } from './model'
 
 /** Tokens that are computed before the next news; a step's own chunks are no smaller. */
 const PIECE = 512
@@ -15,19 +14,16 @@ export interface PrefillProgress {
 }
 
 /**
- * Puts `tokens`, at least one, behind the block, which is in `model`'s cache. What the last piece gave comes back;
- * those before it choose no token. Throws as `Model.prefill`; where there is no room for all, none is computed.
+ * Hands `tokens` to `prefill`, which puts them behind a block, but for the first `done`, fewer than all, which are there. What
+ * the last piece gave comes back; those before it choose no token. Throws what `prefill` and `onProgress` throw.
  */
 export async function prefillInPieces(
-  model: Model,
-  block: Block,
+  prefill: (tokens: Int32Array, options: PrefillOptions) => Promise<StepOutput>,
   tokens: Int32Array,
+  done: number,
   options: PrefillOptions,
   onProgress?: (progress: PrefillProgress) => void,
 ): Promise<StepOutput> {
-  if (tokens.length > PIECE) {
-    block.cache.beginPass([{ view: { blocks: [block] }, tokens: tokens.length }]).abort()
-  }
   const silent = {
     ...options,
     drafts: undefined,
@@ -41,14 +37,10 @@ export async function prefillInPieces(
     hidden: false,
     attentionMass: false,
   } as const
-  for (let begin = 0; ; begin += PIECE) {
+  for (let begin = done; ; begin += PIECE) {
     const end = Math.min(begin + PIECE, tokens.length)
     const isLast = end === tokens.length
-    const output = await model.prefill(
-      block,
-      tokens.subarray(begin, end),
-      isLast ? options : silent,
-    )
+    const output = await prefill(tokens.subarray(begin, end), isLast ? options : silent)
     onProgress?.({ tokens: end, totalTokens: tokens.length })
     if (isLast) return output
   }

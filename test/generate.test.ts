@@ -64,7 +64,11 @@ test('tokens, log-probabilities and text are those of a loop of steps', async ()
     text: tokenizer.decode(ids, { skipSpecialTokens: true }),
     tokens: ids,
     reason: 'max-tokens',
-    usage: { promptTokens: (await tokenizer.encode(prompt)).length, completionTokens: 20 },
+    usage: {
+      promptTokens: (await tokenizer.encode(prompt)).length,
+      reusedTokens: 0,
+      completionTokens: 20,
+    },
     toolCalls: [],
   })
   expect(tokens.map(({ text }) => text).join('')).toBe(result.text)

@@ -2,6 +2,7 @@
 // writes what it writes alone, to the last bit of its logits, and ends where it would have ended; what is kept gives way.
 
 import { execFile } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import {
   copyFileSync,
@@ -19,6 +20,8 @@ import * as hogwild from '../lib'
 import {
   type CacheDtype,
   createScheduler,
+  type GenerateOptions,
+  generate,
   loadModel,
   type Model,
   type PrefixOptions,
@@ -618,6 +621,131 @@ describe('a folder', () => {
       groups: { waiting: 0, running: 0 },
       pages: { used: 0, reserved: 0 },
     })
+  })
+})
+
+// ---- generate ---------------------------------------------------------------------------------------------
+
+/** What a text is, with a hash of the logits that its tokens were chosen from. */
+async function textOf(options: Omit<GenerateOptions, 'model'>) {
+  const hash = createHash('sha256')
+  const processLogits = (logits: Float32Array) => {
+    hash.update(new Uint8Array(logits.buffer, logits.byteOffset, logits.byteLength))
+  }
+  const answer = generate({ stopTokens: [], maxTokens: 6, ...options, model, processLogits })
+  const { usage, ...written } = await answer.result
+  const { reusedTokens, ...counted } = usage
+  return { written: { ...written, usage: counted, logits: hash.digest('hex') }, reusedTokens }
+}
+
+/** Prompts that begin alike, of whole pages and others. */
+function randomTextOptions(seed: number, count: number): Omit<GenerateOptions, 'model'>[] {
+  const random = new Random(seed)
+  const texts = randomTexts(random, 6, VOCAB)
+  texts.push(texts[0]!.slice(0, 2 * PAGE), texts[0]!.slice(0, PAGE), texts[0]!.slice(0, 65))
+  return Array.from({ length: count }, (_, i) => ({
+    prompt: random.pick(texts.filter(({ length }) => length > 0)),
+    maxTokens: random.int(1, 80),
+    ...(random.chance(0.5) && { sampler: { seed: 10 * seed + i, temperature: 1.2 } }),
+    ...(random.chance(0.5) && { speculate: { by: 'lookup' as const, tokens: random.int(1, 5) } }),
+  }))
+}
+
+describe('texts of generate', () => {
+  test.each(DTYPES)('are the same to the last bit in a pool of %j', async (cacheDtype) => {
+    const scheduler = schedule()
+    for (const options of randomTextOptions(5, 16)) {
+      const alone = await textOf({ ...options, cacheDtype })
+      expect(alone.reusedTokens).toBe(0)
+      const { written } = await textOf({ ...options, cacheDtype, scheduler })
+      expect(written).toEqual(alone.written)
+    }
+    const { prefixes, pages, groups } = scheduler.metrics
+    expect(prefixes.hits).toBeGreaterThan(5)
+    expect(prefixes.reusedTokens).toBeGreaterThanOrEqual(PAGE * prefixes.hits)
+    expect(pages).toMatchObject({ used: 0, reserved: 0 })
+    expect(groups).toEqual({ waiting: 0, running: 0 })
+  })
+
+  test.each<[string, Partial<SchedulerOptions>]>([
+    ['as many as like', {}],
+    ['in few pages, reserved', { capacity: PAGE * 40 }],
+    ['in few pages, lent', { capacity: PAGE * 40, admission: 'park' }],
+    ['two at a time', { maxGroups: 2, prefixes: { capacity: 3 * PAGE } }],
+    ['without a store', { prefixes: undefined }],
+  ])('beside runs, %s', async (_, options) => {
+    const scheduler = schedule(options)
+    const texts = randomTextOptions(6, 8)
+    const runs = randomRuns(6, 6)
+    const [written, outcomes] = await Promise.all([
+      Promise.all(texts.map((text) => textOf({ ...text, scheduler }))),
+      Promise.all(runs.map((run) => outcome({ ...run, model, scheduler }))),
+    ])
+    await expectAsAlone(runs, outcomes)
+    for (const [i, text] of texts.entries()) {
+      expect({ i, ...written[i]?.written }).toEqual({ i, ...(await textOf(text)).written })
+    }
+    expect(scheduler.metrics).toMatchObject({
+      groups: { waiting: 0, running: 0 },
+      pages: { used: 0, reserved: 0 },
+    })
+  })
+
+  test('what is reused: whole pages but for the last token, of texts, runs and turns before', async () => {
+    const scheduler = schedule()
+    const prompt = tokens(9, 300)
+    const seen: number[] = []
+    const reused = async (options: Omit<GenerateOptions, 'model'>) => {
+      return (await textOf({ ...options, scheduler })).reusedTokens
+    }
+    expect(await reused({ prompt })).toBe(0)
+    expect(await reused({ prompt, onPrefill: ({ tokens: done }) => seen.push(done) })).toBe(256)
+    expect(seen).toEqual([300])
+    expect(await reused({ prompt: prompt.slice(0, 256) })).toBe(192)
+    expect(await reused({ prompt: prompt.slice(0, 257) })).toBe(256)
+    expect(await reused({ prompt: [...prompt, ...tokens(10, 100)] })).toBe(256)
+    expect(await reused({ prompt: [...prompt, ...tokens(10, 101)] })).toBe(384)
+    expect(await reusedBy(small({ scheduler, prompt: [...prompt, ...tokens(10, 100)] }))).toBe(384)
+    await recordOf(small({ scheduler, prompt: tokens(11, 130) }))
+    expect(await reused({ prompt: tokens(11, 130) })).toBe(128)
+    expect(scheduler.metrics.prefixes).toMatchObject({ hits: 7 })
+  })
+
+  test('a folder keeps them for other schedulers', async () => {
+    const folder = temporaryFolder()
+    const prompt = tokens(9, 300)
+    const one = schedule({ prefixes: { folder } })
+    const first = await textOf({ prompt, scheduler: one })
+    await one.close()
+    expect(one.metrics.prefixes.savedPages).toBe(4)
+    const other = schedule({ prefixes: { folder } })
+    expect(await textOf({ prompt, scheduler: other })).toEqual({ ...first, reusedTokens: 256 })
+    expect(other.metrics.prefixes).toMatchObject({ loadedPages: 4, hits: 1, reusedTokens: 256 })
+  })
+
+  test('one that waits for pages or writes can be left, and a scheduler must be able to hold it', async () => {
+    const scheduler = schedule({ capacity: 4 * PAGE })
+    const long = { model, scheduler, prompt: tokens(1, 100), maxTokens: 150, stopTokens: [] }
+    await using running = generate(long)
+    const waiting = generate(long)
+    for await (const _ of running) break
+    await waiting.close()
+    expect(await waiting.result).toMatchObject({ reason: 'stopped', tokens: [] })
+    expect(await running.result).toMatchObject({ reason: 'stopped' })
+    expect(scheduler.metrics).toMatchObject({
+      groups: { waiting: 0, running: 0 },
+      pages: { used: 0, reserved: 0 },
+    })
+    const tooLong = generate({ ...long, maxTokens: 157 }).result
+    await expect(tooLong).rejects.toMatchObject({
+      code: 'HOGWILD_INVALID_ARGUMENT',
+      message: expect.stringContaining('at most the 256 tokens of the scheduler'),
+    })
+    const other = await open(modelPath)
+    const call = () => generate({ ...long, scheduler: schedule({ model: other }) })
+    expect(call).toThrow('options.scheduler')
+    await scheduler.close()
+    expect(await codeOf(() => generate(long).result)).toBe('HOGWILD_CLOSED')
   })
 })
 

@@ -4,7 +4,7 @@
 import { Block } from '../block'
 import type { CacheDtype } from '../formats'
 import { PAGE_TOKENS } from '../limits'
-import { type BeyondContext, Model } from '../model'
+import { type BeyondContext, Model, type PrefillOptions } from '../model'
 import { prefillInPieces } from '../prefill'
 import { withinVocabulary } from '../sources/eos'
 import { Tokenizer } from '../tokenizer/tokenizer'
@@ -148,7 +148,8 @@ export async function finish(options: FinishOptions): Promise<EarlyAnswer> {
   const cache = model.createCache({ capacity, context, dtype: cacheDtype })
   try {
     const block = cache.createBlock()
-    await prefillInPieces(model, block, tokens, { ...step, sampler: null })
+    const prefill = (piece: Int32Array, how: PrefillOptions) => model.prefill(block, piece, how)
+    await prefillInPieces(prefill, tokens, 0, { ...step, sampler: null })
     return await extractAnswer({ model, blocks: [block], maxTokens, ...extract, ...step })
   } finally {
     await cache.close()

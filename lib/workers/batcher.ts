@@ -6,15 +6,15 @@ import type { StepOutput, StepWorker, WorkerSet } from '../model'
 import { onAbort, throwIfAborted } from '../tasks'
 import type { StepMessage } from './channels'
 import type { WorkerEvent } from './events'
-import { type Group, isOutOfPages, type Prefill } from './group'
+import { type Group, isOutOfPages, type Prefill, type Tenant } from './group'
 
 export type StepReport = StepMessage
 
 /** Asked before each step: whether a group may take at most so many pages in it, beside those asked for before. */
-export type PageGuard = () => (group: Group, pages: number) => boolean
+export type PageGuard = () => (group: Tenant, pages: number) => boolean
 
 interface Waiting {
-  group: Group
+  group: Tenant
   signal: AbortSignal | undefined
   reject: (error: unknown) => void
 }
@@ -22,12 +22,14 @@ interface Waiting {
 /** A group whose consumer waits for events. */
 interface Advance extends Waiting {
   type: 'advance'
+  group: Group
   resolve: (hasEvents: boolean) => void
 }
 
 /** A question about a group's blocks as they are between two of its steps. */
 interface Probe extends Waiting {
   type: 'probe'
+  group: Group
   parts: () => StepWorker[]
   resolve: (outputs: StepOutput[]) => void
 }
@@ -87,7 +89,7 @@ export class Batcher {
    * aborted before it begins.
    */
   async hold<T>(
-    group: Group,
+    group: Tenant,
     signal: AbortSignal | undefined,
     pages: number,
     work: () => Promise<T>,

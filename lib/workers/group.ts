@@ -106,6 +106,17 @@ export interface GroupState {
   peakPages: number
 }
 
+/** Who may live in a pool and take turns with others on its cache: a group, or a text of `generate`. */
+export interface Tenant {
+  readonly settings: Pick<
+    RunSettings,
+    'model' | 'prompt' | 'maxTokens' | 'priority' | 'cache' | 'capacity' | 'context' | 'cacheDtype'
+  >
+  /** How many write. */
+  readonly workers: { readonly length: number }
+  readonly warnings: Pick<Warnings, 'warn'>
+}
+
 export class Group {
   readonly settings: RunSettings
   readonly warnings: Warnings

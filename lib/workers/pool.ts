@@ -9,7 +9,7 @@ import type { Model } from '../model'
 import type { Admission } from './admission'
 import { type Claim, isSafe } from './banker'
 import type { Batcher, PageGuard } from './batcher'
-import type { Group } from './group'
+import type { Tenant } from './group'
 import type { PrefixStore } from './prefix-store'
 import { Seat } from './seat'
 
@@ -20,9 +20,9 @@ export class Pool {
   /** What is kept in it of groups that have ended. Their pages are free for whoever wants them. */
   readonly prefixes: PrefixStore | undefined
   readonly #admission: Admission
-  readonly #seats = new Map<Seat, Group>()
+  readonly #seats = new Map<Seat, Tenant>()
   /** Where pages are lent, those of the groups when the next step is put together. */
-  #claims = new Map<Group, Claim>()
+  #claims = new Map<Tenant, Claim>()
   #reserved = 0
 
   constructor(
@@ -51,7 +51,7 @@ export class Pool {
     return pages <= this.pages - this.#reserved
   }
 
-  enter(group: Group, pages: number): Seat {
+  enter(group: Tenant, pages: number): Seat {
     const seat = new Seat(this.cache, this.batcher, pages, {
       isLent: this.#admission === 'park',
       prefixes: this.prefixes,
@@ -88,7 +88,7 @@ export class Pool {
   }
 
   /** Whether a group may take so many pages more, beside what was granted before in the same step. */
-  #grant(group: Group, pages: number): boolean {
+  #grant(group: Tenant, pages: number): boolean {
     if (this.#admission === 'reserve') return true
     const claim = this.#claims.get(group) as Claim
     const before = claim.used

@@ -19,7 +19,7 @@ import type { Warning } from '../warnings'
 import type { Admission } from './admission'
 import { Batcher, type StepReport } from './batcher'
 import { type GroupMessage, publish } from './channels'
-import type { Group } from './group'
+import type { Tenant } from './group'
 import { firstCome, type OrderPolicy, type QueuedGroup } from './order'
 import { Pool, poolCapacity } from './pool'
 import { PrefixFiles } from './prefix-folder'
@@ -132,7 +132,7 @@ export interface ScheduledPages {
 const RECENT = 64
 
 interface Waiting {
-  group: Group
+  group: Tenant
   queued: QueuedGroup
   resolve: (seat: Seat) => void
   reject: (error: unknown) => void
@@ -235,20 +235,20 @@ export class Scheduler {
     return typeof value === 'object' && value !== null && #capacity in value
   }
 
-  /** @internal Pages of a budget. Throws HOGWILD_INVALID_ARGUMENT where the pool can never have so many. */
-  pagesFor(capacity: number | undefined): number {
+  /** @internal Pages of a budget. Throws HOGWILD_INVALID_ARGUMENT, of `name`, where the pool can never have so many. */
+  pagesFor(capacity: number | undefined, name = 'options.capacity'): number {
     const most = this.#capacity ?? Number.POSITIVE_INFINITY
     const tokens = capacity ?? Math.min(DEFAULT_CAPACITY, most)
     const pages = pagesFor(tokens)
     if (pages <= pagesFor(most)) return pages
-    throw invalid('options.capacity', `at most the ${most} tokens of the scheduler`, capacity)
+    throw invalid(name, `at most the ${most} tokens of the scheduler`, capacity)
   }
 
   /**
    * @internal A seat for the group, once it may begin. Rejects with HOGWILD_ABORTED, with what making a pool throws, and
    * with what the order throws.
    */
-  async enter(group: Group, signal: AbortSignal): Promise<Seat> {
+  async enter(group: Tenant, signal: AbortSignal): Promise<Seat> {
     const { cache, capacity } = group.settings
     if (cache !== undefined) {
       const pages = capacity === undefined ? undefined : pagesFor(capacity)
@@ -371,7 +371,7 @@ export class Scheduler {
     return true
   }
 
-  #poolFor(key: string, group: Group, pages: number): Pool | undefined {
+  #poolFor(key: string, group: Tenant, pages: number): Pool | undefined {
     const pools = this.#poolsOf(key)
     const fitting = pools.find((pool) => pool.fits(pages))
     if (fitting !== undefined || (this.#capacity !== undefined && pools.length > 0)) return fitting
@@ -402,7 +402,7 @@ export class Scheduler {
     return (this.#pools.get(key) ?? []).filter(({ cache }) => !cache.closed)
   }
 
-  #createCache({ settings, warnings }: Group, pages: number): Cache {
+  #createCache({ settings, warnings }: Tenant, pages: number): Cache {
     const { context, cacheDtype: dtype } = settings
     const onWarning = ({ code, message }: Warning) => warnings.warn(code, message)
     const options = { context, dtype, onWarning }
@@ -440,12 +440,12 @@ export class Scheduler {
 const batchers = new WeakMap<Cache, Batcher>()
 
 /** Groups with the same key may live in one cache. */
-function cacheKey({ settings: { model, context, cacheDtype } }: Group): string {
+function cacheKey({ settings: { model, context, cacheDtype } }: Tenant): string {
   const dtypes = cacheDtype === undefined ? 'default' : JSON.stringify(kvDtypes(cacheDtype))
   return `${dtypes} ${model.rotatesForLongViews(context)}`
 }
 
-function queuedGroup({ settings, workers }: Group, pages: number): QueuedGroup {
+function queuedGroup({ settings, workers }: Tenant, pages: number): QueuedGroup {
   const { prompt, maxTokens, priority } = settings
   return { prompt, workers: workers.length, maxTokens, pages, priority }
 }

@@ -17,6 +17,9 @@ export interface SeatPool {
   grant(pages: number): boolean
 }
 
+/** A block that is filled with tokens, of which it has `done`. */
+type Filling = Pick<Prefill, 'block' | 'tokens' | 'done'>
+
 export class Seat implements BlockStore {
   readonly cache: Cache
   readonly batcher: Batcher
@@ -76,7 +79,7 @@ export class Seat implements BlockStore {
     )
   }
 
-  reuse({ block, tokens, done }: Prefill): number {
+  reuse({ block, tokens, done }: Filling): number {
     const { prefixes, grant } = this.#pool ?? {}
     if (prefixes === undefined || this.#budget === undefined) return 0
     const pages = prefixes.find(block, tokens, done)
@@ -88,7 +91,7 @@ export class Seat implements BlockStore {
     return pages * PAGE_TOKENS
   }
 
-  offer({ block, tokens, done }: Prefill): void {
+  offer({ block, tokens, done }: Filling): void {
     this.#pool?.prefixes?.offer(block, tokens, done, this)
   }
 
