@@ -27,6 +27,8 @@ const PREFIX_BYTES = 40
 const HASH_BYTES = 32
 /** Of the header. */
 const MAX_HEADER_BYTES = 64 * 2 ** 20
+/** Bytes that are sent to the disk while those behind them are computed. */
+const FLUSH_BYTES = 32 * 2 ** 20
 
 /** `isDurable`: the file is on the disk when the call returns; default true. A system that fails may lose others. */
 export interface WriteOptions extends TransferOptions {
@@ -63,8 +65,9 @@ export async function writeSessionFile(
   let file: FileHandle | undefined
   try {
     file = await open(partial, 'wx')
-    const length = await writeContents(file, contents, options)
-    if (isDurable) await file.sync()
+    const flusher = isDurable ? new Flusher(file) : undefined
+    const length = await writeContents(file, contents, flusher, options)
+    await flusher?.end()
     await file.close()
     throwIfAborted(options.signal)
     await rename(partial, path)
@@ -85,6 +88,7 @@ export async function writeSessionFile(
 async function writeContents(
   file: FileHandle,
   { header, index, pieces, readPiece }: SessionContents,
+  flusher: Flusher | undefined,
   { signal, onProgress }: TransferOptions,
 ): Promise<number> {
   const json = Buffer.from(JSON.stringify(header))
@@ -110,6 +114,7 @@ async function writeContents(
   const finish = async (piece: number, data: Uint8Array, at: number) => {
     const [hash] = await Promise.all([sha256(data), writeAll(file, data, begin + at)])
     hashes[piece] = hash
+    flusher?.wrote(begin + at + data.length)
     onProgress?.({ bytes: at + data.length, totalBytes })
   }
   let bytes = 0
@@ -138,6 +143,39 @@ async function inTurns<T>(
     }
   } finally {
     await before
+  }
+}
+
+/**
+ * Sends a file to the disk while it is written: the system would begin with that at the end, and the disk rest until
+ * then.
+ */
+class Flusher {
+  readonly #file: FileHandle
+  #bytes = 0
+  #isBusy = false
+  #flushed: Promise<void> = Promise.resolve()
+
+  constructor(file: FileHandle) {
+    this.#file = file
+  }
+
+  /** So many bytes of the file are written. */
+  wrote(bytes: number): void {
+    if (this.#isBusy || bytes - this.#bytes < FLUSH_BYTES) return
+    this.#bytes = bytes
+    this.#isBusy = true
+    // After an error nothing is flushed any more, and `end` throws it: the system tells it once.
+    this.#flushed = this.#file.datasync().then(() => {
+      this.#isBusy = false
+    })
+    this.#flushed.catch(() => {})
+  }
+
+  /** Resolves when all of the file is on the disk. */
+  async end(): Promise<void> {
+    await this.#flushed
+    await this.#file.sync()
   }
 }
 

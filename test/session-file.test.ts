@@ -3,6 +3,7 @@
 
 import { createHash } from 'node:crypto'
 import { chmodSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 import {
   type Block,
@@ -13,6 +14,7 @@ import {
   type Model,
   ropeFrequencies,
 } from '../lib'
+import { writeSessionFile } from '../lib/session-file'
 import { codeOf, expectSameBits, Random, temporaryFolder, writeModel } from './fixtures'
 
 const tiny = {
@@ -510,4 +512,58 @@ test('where the folder cannot be written to, nothing is lost', async () => {
   expect(await codeOf(async () => one.export(await fill(one), file('locked/blocks')))).toBe(
     'HOGWILD_NOT_WRITTEN',
   )
+})
+
+// ---- on the disk ----------------------------------------------------------------------------------
+
+describe('a file goes to the disk while it is written', () => {
+  const PIECE = 4 * 2 ** 20
+  /** `flushed` is called where the system is asked for it. */
+  async function write(flushed: () => void, isDurable?: boolean) {
+    const handle = await open(__filename, 'r')
+    const calls = jest.spyOn(Object.getPrototypeOf(handle), 'datasync')
+    await handle.close()
+    calls.mockImplementation(async () => flushed())
+    const pieces = new Array<number>(20).fill(PIECE)
+    const read: number[] = []
+    const contents = {
+      header: null,
+      index: new Uint8Array(0),
+      pieces,
+      readPiece: (piece: number) => {
+        read.push(piece)
+        return Promise.resolve(new Uint8Array(PIECE).fill(piece))
+      },
+    }
+    try {
+      const length = await writeSessionFile(file(), contents, { isDurable })
+      return { length, read, flushes: calls.mock.calls.length }
+    } finally {
+      calls.mockRestore()
+    }
+  }
+
+  test('and is whole', async () => {
+    let begun = 0
+    const { length, read, flushes } = await write(() => begun++)
+    expect(read).toHaveLength(20)
+    expect(flushes).toBe(2)
+    expect(begun).toBe(2)
+    const bytes = readFileSync(file())
+    expect(bytes).toHaveLength(length)
+    for (const piece of read) expect(bytes.at(length - 32 - (20 - piece) * PIECE)).toBe(piece)
+  })
+
+  test('what the disk refuses is not lost', async () => {
+    const error = Object.assign(new Error('EIO: i/o error'), { syscall: 'fdatasync' })
+    const writing = write(() => {
+      throw error
+    })
+    await expect(writing).rejects.toMatchObject({ code: 'HOGWILD_NOT_WRITTEN', cause: error })
+    expect(readdirSync(folder)).toEqual([])
+  })
+
+  test('unless it need not survive the system', async () => {
+    expect((await write(() => {}, false)).flushes).toBe(0)
+  })
 })
