@@ -124,6 +124,7 @@ describe('usage', () => {
     [['run', 'x', '--model', '.', '--budget', '8,8'], 'Expected each number once'],
     [['run', 'x', '--model', '.', '--finish', '-1'], 'Expected an integer of at least 0'],
     [['run', 'x', '--model', '.', '--check-every', 'x'], 'Expected an integer of at least 0'],
+    [['run', 'x', '--model', '.', '--speculate', 'tree'], 'Allowed choices are lookup, jacobi'],
     [['run', 'x', '--model', ''], 'Expected a text that is not empty'],
     [['run', '', '--model', '.'], 'Expected a text that is not empty'],
     [['run', 'x', '--model', '.', '--dtype', 'f8'], 'Allowed choices are auto, f32'],

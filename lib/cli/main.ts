@@ -179,6 +179,12 @@ addSampling(
         'at most so many of an early answer, after each budget and at the end, where no worker has given one; 0: none; default: 32, without a chat template 0',
       ).argParser(integer(0)),
     )
+    .addOption(
+      new Option(
+        '--speculate <how>',
+        'guess the next tokens, so that one step may bring several: what followed before (lookup), or Jacobi iteration',
+      ).choices(['lookup', 'jacobi']),
+    )
     .addOption(device())
     .addOption(dtype())
     .addOption(threads())

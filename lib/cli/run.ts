@@ -22,6 +22,7 @@ export interface RunCommandOptions extends ModelOptions, SamplingOptions {
   checkEvery?: number
   budget?: number[]
   finish?: number
+  speculate?: 'lookup' | 'jacobi'
   maxTokens: number
   device: DeviceName
   capacity?: number
@@ -55,6 +56,7 @@ export async function run(prompt: string, options: RunCommandOptions): Promise<v
     cacheDtype,
     onPrefill: ({ tokens, totalTokens }) => showPrefill(tokens, totalTokens),
     context,
+    ...(options.speculate && { speculate: { by: options.speculate } }),
   })
   const report = new RunReport(model, team, session, {
     json: options.json ?? false,

@@ -4,6 +4,7 @@ import { errorCode } from '../../errors'
 import {
   type Block,
   type Collaboration,
+  type EndEvent,
   extractAnswer,
   type Model,
   type Tokenizer,
@@ -70,8 +71,7 @@ export class RunReport {
       printer.flush(event.worker)
       printer.remark(event.worker, `stopped: ${event.reason}`)
     } else if (event.type === 'end') {
-      const { steps, tokens, milliseconds } = event
-      print(colors.dim(`${tokens} tokens in ${steps} steps, ${(milliseconds / 1e3).toFixed(1)} s`))
+      print(colors.dim(summaryOf(event)))
     }
   }
 
@@ -156,4 +156,13 @@ export class RunReport {
     if (answer.worker === undefined) print(colors.bold(line))
     else this.#printer.remark(answer.worker, line)
   }
+}
+
+function summaryOf({ steps, tokens, milliseconds, usage }: EndEvent): string {
+  const seconds = `${(milliseconds / 1e3).toFixed(1)} s`
+  if (usage.speculation === undefined) return `${tokens} tokens in ${steps} steps, ${seconds}`
+  const { passes, drafted, accepted } = usage.speculation
+  const share = drafted === 0 ? '' : ` (${Math.round((100 * accepted) / drafted)} %)`
+  const guesses = `${accepted} of ${drafted} guesses were right${share}`
+  return `${tokens} tokens in ${steps} steps of ${passes} passes, ${seconds}; ${guesses}`
 }
