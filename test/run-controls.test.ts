@@ -8,19 +8,21 @@ const { play } = require('./long/controls.cjs') as {
     seeds: readonly number[],
   ): Promise<{
     runs: number
-    restored: number
+    calls: { save: number; restore: number; tool: number; probe: number; generate: number }
     events: Record<string, number>
     faults: string[]
   }>
 }
 
-test('120 random runs, with controls and saves from events, callbacks, warnings and timers', async () => {
+test('120 random runs, with controls, saves, tools and probes from events, callbacks, warnings and timers', async () => {
   const seeds = Array.from({ length: 120 }, (_, i) => i + 1)
-  const { runs, restored, events, faults } = await play(hogwild, seeds)
+  const { runs, calls, events, faults } = await play(hogwild, seeds)
   expect(faults).toEqual([])
   expect(runs).toBe(120)
-  expect(restored).toBeGreaterThan(20)
+  expect(calls.restore).toBeGreaterThan(20)
+  for (const times of Object.values(calls)) expect(times).toBeGreaterThan(10)
   // The runs come to every kind of event.
-  const kinds = ['join', 'pause', 'resume', 'token', 'turn', 'stop', 'warning', 'step', 'end']
+  const controls = ['join', 'pause', 'resume', 'append', 'stop']
+  const kinds = [...controls, 'token', 'turn', 'warning', 'step', 'end']
   expect(Object.keys(events).sort()).toEqual(kinds.sort())
 })

@@ -1,5 +1,6 @@
-// Random runs whose controls are called at every moment: from each kind of event, from turnEnds and turnHeader,
-// from a warning, from timers. Saves are among them; what they have written goes on at the end. `npm run test:long` plays many; test/run-controls.test.ts plays a few.
+// Random runs whose controls are called at every moment: from each kind of event, from turnEnds and turnHeader, from a
+// trigger, a warning, timers. Saves, tools, probes and texts beside the run are among them; what was saved goes on at the end,
+// when all pages have to be back. `npm run test:long` plays many; test/run-controls.test.ts plays a few.
 'use strict'
 const { mkdtempSync, rmSync } = require('node:fs')
 const { tmpdir } = require('node:os')
@@ -11,6 +12,7 @@ const MODEL = path.join(root, 'models', 'demo')
 
 /** A run that takes longer than this, paused workers resumed meanwhile, hangs. */
 const HANG_MS = 20_000
+const TOOL_FAILS = 'the tool fails'
 /** Workers that are paused for longer are resumed by the test. */
 const PAUSE_MS = 30
 
@@ -26,7 +28,8 @@ const AFTER = {
 
 /** Plays the runs of these seeds on a built package or on the sources. Resolves to what happened. */
 async function play(hogwild, seeds) {
-  const report = { runs: 0, saved: 0, restored: 0, events: {}, errors: {}, faults: [] }
+  const calls = { save: 0, restore: 0, tool: 0, probe: 0, generate: 0 }
+  const report = { runs: 0, calls, events: {}, errors: {}, faults: [] }
   const tokenizer = await hogwild.loadTokenizer(MODEL)
   const folder = mkdtempSync(path.join(tmpdir(), 'hogwild-controls-'))
   try {
@@ -54,18 +57,39 @@ async function playOne(hogwild, tokenizer, seed, report, folder) {
   let run
   let left = false
   const controller = new AbortController()
-  const saves = []
+  /** Calls whose results come later. */
+  const pending = []
+  const wait = (call, then = () => {}) => {
+    pending.push(
+      call.then(
+        (value) => then(value),
+        (error) => noteError(report, fault, error),
+      ),
+    )
+  }
   const file = path.join(folder, 'saved.run')
   let hasFile = false
   const save = () => {
-    const saving = run.save(file).then(
-      () => {
-        hasFile = true
-        report.saved++
-      },
-      (error) => noteError(report, fault, error),
-    )
-    saves.push(saving)
+    wait(run.save(file), () => {
+      hasFile = true
+      report.calls.save++
+    })
+  }
+  /** Takes its time, now and then for ever, and may fail. */
+  const tool = async (signal) => {
+    report.calls.tool++
+    if (chance(0.05)) {
+      await new Promise((resolve) => onceAborted(signal, resolve))
+    } else {
+      await new Promise((resolve) => setTimeout(resolve, below(6)))
+    }
+    if (chance(0.03)) throw new Error(TOOL_FAILS)
+    return tokens(3)
+  }
+  let scheduler
+  const write = () => {
+    const options = { model, scheduler, prompt: tokens(80, 1), maxTokens: 1 + below(8) }
+    wait(hogwild.generate(options).result, () => report.calls.generate++)
   }
   const names = ['a', 'b', 'c', 'd'].slice(0, below(5))
   let joined = 0
@@ -97,6 +121,11 @@ async function playOne(hogwild, tokenizer, seed, report, folder) {
       () => chance(0.05) && void run.close(),
       () => run.workers,
       () => chance(0.4) && save(),
+      () => chance(0.7) && run.park(name, tool, { timeoutMs: 20, data: { name } }),
+      () => chance(0.5) && run.append(tokens(3, 1)),
+      () => chance(0.5) && wait(run.probe(name, tokens(3, 1)), () => report.calls.probe++),
+      () => chance(0.2) && wait(run.betweenSteps(({ common }) => common?.fork().close())),
+      () => scheduler && chance(0.3) && write(),
     ]
     try {
       pick(calls)()
@@ -128,8 +157,20 @@ async function playOne(hogwild, tokenizer, seed, report, folder) {
       return tokens(2)
     },
   }
+  const triggers = chance(0.3) && {
+    triggers: [{ text: pick(['e', 'A', 'th']), limit: 3, action: () => maybe(0.3) }],
+  }
+  if (chance(0.5)) {
+    scheduler = hogwild.createScheduler({
+      model,
+      capacity: 4096,
+      admission: pick(['reserve', 'park']),
+      ...(chance(0.5) && { prefixes: { capacity: pick([128, 1024]) } }),
+    })
+  }
   run = hogwild.runWorkers({
     model,
+    scheduler,
     tokenizer,
     layout,
     share: chance(0.8),
@@ -140,6 +181,7 @@ async function playOne(hogwild, tokenizer, seed, report, folder) {
     ...(layout === 'combined' && chance(0.5) && { sharedHeader: tokens(3) }),
     ...(chance(0.5) && { stopTokens: tokens(2) }),
     ...turns,
+    ...triggers,
     ...drafts,
   })
 
@@ -212,17 +254,20 @@ async function playOne(hogwild, tokenizer, seed, report, folder) {
   await timed(consume())
   left = true
   await timed(run.close())
-  await timed(Promise.all(saves))
+  await timed(Promise.all(pending))
   if (run.workers.some(({ state }) => state !== 'stopped')) fault('a worker outlives its run')
   const goOn = async () => {
     const { run: restored } = await hogwild.restoreRun(file, {
       model,
       tokenizer,
+      scheduler,
+      park: () => tool,
       ...turns,
+      ...triggers,
       ...drafts,
     })
     patient = restored
-    report.restored++
+    report.calls.restore++
     if (chance(0.1)) return await restored.close()
     let last
     for await (const event of restored) last = event
@@ -230,11 +275,27 @@ async function playOne(hogwild, tokenizer, seed, report, folder) {
   }
   if (hasFile) await timed(goOn())
   clearInterval(patience)
+  if (scheduler !== undefined) {
+    const { groups, pages } = scheduler.metrics
+    if (groups.waiting + groups.running + pages.used + pages.reserved > 0) {
+      fault(`somebody has not left: ${JSON.stringify({ groups, pages })}`)
+    }
+    await scheduler.close()
+  }
   if (caches.some(({ closed }) => !closed)) fault('the cache outlives its run')
   await model.close()
 }
 
+function onceAborted(signal, then) {
+  if (signal.aborted) then()
+  else signal.addEventListener('abort', then)
+}
+
 function noteError(report, fault, error) {
+  if (error?.message === TOOL_FAILS) {
+    report.errors.ofTool = (report.errors.ofTool ?? 0) + 1
+    return
+  }
   const code = error?.code
   if (error?.name !== 'HogwildError' || code === 'HOGWILD_INTERNAL') fault(`${error?.stack}`)
   report.errors[code] = (report.errors[code] ?? 0) + 1
