@@ -13,6 +13,8 @@ const root = path.join(__dirname, '..')
 const [BEGIN, END] = ['<!-- measured:begin -->', '<!-- measured:end -->']
 /** Results of bench:peers, the one that the README shows first. */
 const PEERS = ['peers-0.6b', 'peers-135m', 'peers-SmolLM2-135M-Instruct.Q4_1']
+/** What runs of many workers cost beside what they compute. */
+const RUNS = ['groups', 'hooks-SmolLM2-135M-Instruct.Q4_1', 'sessions']
 /** Results of bench:kl. */
 const ROUNDING = ['kl-random', 'kl-SmolLM2-135M-Instruct.Q4_1']
 
@@ -168,9 +170,57 @@ function roundingByFormat(report, name, folder) {
   ]
 }
 
+const machineOf = ({ machine, threads, simd }) =>
+  `${machine.processor}, ${threads} threads, ${simd}, ${machine.date}`
+
+function groups(report, name, folder) {
+  const { throughput, latency, model, dtype } = report
+  return [
+    '### Groups, hooks, sessions',
+    `${throughput.groups} groups of ${throughput.workers} workers on a ${model}, ${dtype} (${machineOf(report)}, ` +
+      `\`${report.command}\`, [result](${folder}bench/results/${name}.json)): together ` +
+      `${Math.round(throughput.together_tokens_per_s)} tokens/s, one group after another ` +
+      `${Math.round(throughput.apart_tokens_per_s)}, ${throughput.times_as_fast} times as fast with the same tokens. While a ` +
+      `prompt of ${latency.prompt} tokens is computed in chunks of ${latency.chunk}, a running group waits for its next token ` +
+      `at most ${latency.longest_wait_over_longest_step} times as long as the longest step with a chunk takes.`,
+  ]
+}
+
+function hooks(report, name, folder) {
+  const { runs, parked, model, workers, prompt, rounds } = report
+  const rows = runs.map(({ hook, step_ms, over_none }) => [
+    hook,
+    step_ms.median.toFixed(2),
+    over_none.toFixed(3),
+  ])
+  return [
+    `What each hook costs in a step of ${workers} workers that see each other behind ${prompt} tokens, ${model} ` +
+      `(${machineOf(report)}, medians of ${rounds} rounds in turn, \`${report.command}\`, ` +
+      `[result](${folder}bench/results/${name}.json)). The grammar's tokens are those of long JSON strings.`,
+    table(['hook', 'a step, ms', 'over none'], rows),
+    `Beside a parked worker ${parked.active} others write ${parked.with_over_without} of the tokens per second that they write ` +
+      `without it (${parked.with_tokens_per_s.median} and ${parked.without_tokens_per_s.median}, medians of ` +
+      `${parked.rounds} runs each, in turn).`,
+  ]
+}
+
+function sessions(report, name, folder) {
+  const { run_save_gb_per_s: save, run_restore_gb_per_s: restore } = report
+  return [
+    `A run of ${report.tokens} tokens in a bf16 cache of SmolLM2-135M's shape, ${Math.round(report.run_bytes / 1e6)} MB ` +
+      `(${machineOf(report)}, \`${report.command}\`, [result](${folder}bench/results/${name}.json)): saved at ` +
+      `${save.median} GB/s (${save.min} to ${save.max}), until it is on the disk, restored at ${restore.median}. The disk ` +
+      `itself took ${report.disk_write_gb_per_s.median} GB/s in turn with them.`,
+  ]
+}
+
 /** What a document shows, from the results that are there. */
 function sections(names, folder) {
-  const write = (name) => (name.startsWith('peers-') ? peers : (WRITERS[name] ?? rounding))
+  const write = (name) => {
+    if (name.startsWith('peers-')) return peers
+    if (name.startsWith('hooks-')) return hooks
+    return WRITERS[name] ?? rounding
+  }
   return names.flatMap((name) => {
     const report = result(name)
     return report === undefined ? [] : write(name)(report, name, folder)
@@ -181,6 +231,8 @@ const WRITERS = {
   'bench-cpu': bench,
   'attention-cpu': attention,
   'kl-random': roundingByFormat,
+  groups,
+  sessions,
 }
 
 function fill(file, parts) {
@@ -202,4 +254,7 @@ function fill(file, parts) {
 }
 
 fill('README.md', sections(['bench-cpu', ...PEERS.slice(0, 1)], ''))
-fill('docs/performance.md', sections(['bench-cpu', ...PEERS, 'attention-cpu', ...ROUNDING], '../'))
+fill(
+  'docs/performance.md',
+  sections(['bench-cpu', ...PEERS, 'attention-cpu', ...RUNS, ...ROUNDING], '../'),
+)
