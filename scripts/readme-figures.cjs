@@ -224,4 +224,7 @@ function fill(file, parts) {
 }
 
 fill('README.md', sections(['bench-cpu', ...PEERS.slice(0, 1)], ''))
-fill('docs/performance.md', sections(['bench-cpu', ...PEERS, 'attention-cpu', 'attention-cpu-int8', ...ROUNDING], '../'))
+fill(
+  'docs/performance.md',
+  sections(['bench-cpu', ...PEERS, 'attention-cpu', 'attention-cpu-int8', ...ROUNDING], '../'),
+)

@@ -13,7 +13,13 @@ import { formatTable } from '../../lib/cli/table'
 import { machine, root, round, type Spread, spread } from '../machine'
 import { barChart } from './chart'
 import { installPeer, peerFolder, peerVersion } from './peer'
-import { BENCH_FORMATS, type BenchFormat, checkFormat, SHAPES, writeRandomGguf } from './random-gguf'
+import {
+  BENCH_FORMATS,
+  type BenchFormat,
+  checkFormat,
+  SHAPES,
+  writeRandomGguf,
+} from './random-gguf'
 import type { Measurement, Task } from './task'
 
 /** What is measured. Flash attention is on in some cases and off in others the faster: both are run. */
