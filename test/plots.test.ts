@@ -315,6 +315,8 @@ describe('the commands', () => {
     const unmeasured = () => readBenchmarks([join(empty, 'gpu')])
     await expect(unmeasured()).rejects.toThrow('none has been measured')
     expect(await codeOf(unmeasured)).toBe('HOGWILD_INVALID_ARGUMENT')
+    await expect(readBenchmarks([join(empty, 'none')])).rejects.toThrow('none has been measured')
+    await expect(readBenchmarks([join(empty, 'none.json')])).rejects.toThrow('cannot read')
     writeFileSync(join(empty, 'x.json'), '{"runs":[{"tokens":1}]}')
     await expect(readBenchmarks([join(empty, 'x.json')])).rejects.toThrow('is none of the results')
     writeFileSync(join(empty, 'x.json'), '{"runs":[{"read_share":"much"}]}')

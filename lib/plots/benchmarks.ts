@@ -31,7 +31,7 @@ export function benchmarkPlots(benchmark: Benchmark): Plot[] {
 
 /**
  * The results in files; of a folder, all that cards have measured (.jsonl of `scripts/gpu.sh`). Throws
- * HOGWILD_INVALID_ARGUMENT for other files, and for a folder without any: nothing that was not measured is drawn.
+ * HOGWILD_INVALID_ARGUMENT for other files, and for a folder without any or that is not there: nothing that was not measured is drawn.
  */
 export async function readBenchmarks(paths: readonly string[]): Promise<Benchmark[]> {
   const files: string[] = []
@@ -41,8 +41,10 @@ export async function readBenchmarks(paths: readonly string[]): Promise<Benchmar
 
 async function filesOf(path: string): Promise<string[]> {
   const found = await stat(path).catch(() => undefined)
-  if (found?.isDirectory() !== true) return [path]
-  const names = (await readdir(path)).filter((name) => name.endsWith('.jsonl')).sort()
+  const isFile = found === undefined ? extname(path) !== '' : !found.isDirectory()
+  if (isFile) return [path]
+  const all = found === undefined ? [] : await readdir(path)
+  const names = all.filter((name) => name.endsWith('.jsonl')).sort()
   if (names.length > 0) return names.map((name) => join(path, name))
   throw nothing(
     `${path} has no results of a GPU (.jsonl of scripts/gpu.sh): none has been measured`,
