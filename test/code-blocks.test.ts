@@ -263,8 +263,9 @@ describe('examples', () => {
 
     const plain = { model, messages: [{ role: 'user', content: 'What is 6 x 7?' }] }
     const answer = await fetch(url, { method: 'POST', body: JSON.stringify(plain) })
-    const { choices } = (await answer.json()) as { choices: { message: { content: string } }[] }
-    expect(choices[0]?.message.content).not.toBe('')
+    expect(await answer.json()).toMatchObject({
+      choices: [{ finish_reason: expect.stringMatching(/^(stop|length)$/) }],
+    })
 
     const refusals: [string[], RegExp][] = [
       [[model, port], /^listen EADDRINUSE.*\n$/],
