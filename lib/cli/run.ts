@@ -28,6 +28,8 @@ export interface RunCommandOptions extends ModelOptions, SamplingOptions {
   context?: number
   cacheDtype?: CacheDtype
   stop?: string[]
+  trace?: string
+  attention?: boolean
 }
 
 /** Tokens of an early answer, of models that follow instructions. */
@@ -48,6 +50,7 @@ export async function run(prompt: string, options: RunCommandOptions): Promise<v
     workers: team.run.workers.map((worker, index) => ({
       ...worker,
       sampler: samplerOptions(options, index),
+      attentionMass: options.attention,
     })),
     stop: options.stop,
     maxTokens,
@@ -55,6 +58,7 @@ export async function run(prompt: string, options: RunCommandOptions): Promise<v
     cacheDtype,
     onPrefill: ({ tokens, totalTokens }) => showPrefill(tokens, totalTokens),
     context,
+    trace: options.trace,
   })
   const report = new RunReport(model, team, session, {
     json: options.json ?? false,
