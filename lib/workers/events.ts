@@ -32,8 +32,13 @@ export interface JoinEvent extends OfWorker {
 export interface PauseEvent extends OfWorker {
   /** Tells events apart. */
   type: 'pause'
-  /** Of a worker that waits for work (`WorkerRun.park`): its ParkOptions.data. */
-  parked?: { data: unknown } | undefined
+  /** Of a worker that waits for work (`WorkerRun.park`); undefined: it was paused. */
+  parked?:
+    | {
+        /** As ParkOptions has it. */
+        data: unknown
+      }
+    | undefined
 }
 
 /** A paused worker takes part again from this step on. */

@@ -171,7 +171,7 @@ export class Blocks {
   }
 }
 
-export function lengthOf(pieces: readonly Piece[]): number {
+function lengthOf(pieces: readonly Piece[]): number {
   return pieces.reduce((sum, { begin, end }) => sum + end - begin, 0)
 }
 

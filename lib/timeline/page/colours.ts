@@ -11,13 +11,12 @@ export interface Colours {
   givenLine: string
   mark: string
   current: string
-  /** By worker: of boxes, their edges, of what stands out, and of text on the ground. */
+  /** By worker: of boxes, their edges, and of what stands out. */
   fill: string[]
   edge: string[]
   strong: string[]
-  name: string[]
   /** The same for what everybody sees. */
-  common: { fill: string; edge: string; strong: string }
+  common: { fill: string; strong: string }
 }
 
 /** Degrees between the hues of neighbours: the golden angle, so that no two of a few are close. */
@@ -44,7 +43,7 @@ export function coloursOf(workers: number): Colours {
     givenLine: of('given-line'),
     mark: of('mark'),
     current: of('current'),
-    ...{ fill: each('fill'), edge: each('edge'), strong: each('strong'), name: each('name') },
-    common: { fill: of('common'), edge: of('common-line'), strong: of('common-strong') },
+    ...{ fill: each('fill'), edge: each('edge'), strong: each('strong') },
+    common: { fill: of('common'), strong: of('common-strong') },
   }
 }

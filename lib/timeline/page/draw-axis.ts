@@ -18,7 +18,7 @@ export function drawAxis(context: Context, scene: Scene): void {
 }
 
 /** 1, 2 or 5 times a power of ten. */
-export function tickStep(range: number, ticks: number): number {
+function tickStep(range: number, ticks: number): number {
   const least = range / Math.max(1, ticks)
   const power = 10 ** Math.floor(Math.log10(least))
   return power * ([1, 2, 5, 10].find((factor) => factor * power >= least) ?? 10)

@@ -8,7 +8,7 @@ const MARGIN = 10
 const LEAST_PIXELS = 0.4
 
 /** The means that are shown, [workers, lanes]. */
-export function flowOf(scene: Scene): Float64Array {
+function flowOf(scene: Scene): Float64Array {
   const { attention, step, flowOfSight } = scene
   return flowOfSight ? attention.mean(...stepsInSight(scene)) : attention.mean(step, step + 1)
 }

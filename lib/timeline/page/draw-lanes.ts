@@ -35,7 +35,7 @@ export function drawLanes(context: Context, scene: Scene): void {
 }
 
 /** Rows that are in sight, the last one excluded. */
-export function rowsInSight({ rowHeight, scrollTop, height, timeline }: Scene): [number, number] {
+function rowsInSight({ rowHeight, scrollTop, height, timeline }: Scene): [number, number] {
   const last = Math.ceil((scrollTop + height) / rowHeight)
   return [Math.floor(scrollTop / rowHeight), Math.min(timeline.workers + 1, last)]
 }

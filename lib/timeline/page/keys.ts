@@ -4,7 +4,7 @@ import { byId } from './chart'
 import type { Axis } from './timeline'
 
 /** What keys do. */
-export interface Keyed {
+interface Keyed {
   readonly step: number
   chooseStep(step: number): void
   moveWorker(by: number): void

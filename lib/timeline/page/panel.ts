@@ -18,7 +18,7 @@ import type { Timeline } from './timeline'
 /** Characters of a block's end that are shown until more is asked for. */
 const SHOWN = 600
 
-export interface PanelState {
+interface PanelState {
   step: number
   worker: number
   query: string

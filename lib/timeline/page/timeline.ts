@@ -20,8 +20,6 @@ export class Timeline {
   readonly hasTimes: boolean
   /** Milliseconds. */
   readonly duration: number
-  /** Most that a step took. */
-  readonly longestStep: number
 
   constructor(data: TimelineData) {
     const { sizes, counts, workers, ends, milliseconds } = data.steps
@@ -42,7 +40,6 @@ export class Timeline {
     this.cellsOf = cellsOf
     this.hasTimes = data.head !== null && this.steps > 0
     this.duration = Math.max(ends.at(-1) ?? 0, data.events.at(-1)?.time ?? 0)
-    this.longestStep = milliseconds.reduce((most, one) => Math.max(most, one), 0)
   }
 
   /** The worker's cell in a step; -1: it takes no part. */
