@@ -22,7 +22,7 @@ export class Timeline {
   readonly duration: number
 
   constructor(data: TimelineData) {
-    const { sizes, counts, workers, ends, milliseconds } = data.steps
+    const { sizes, counts, workers, ends } = data.steps
     this.data = data
     this.steps = sizes.length
     this.cells = counts.length
