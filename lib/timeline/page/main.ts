@@ -53,6 +53,7 @@ export class Page {
     this.#step = Math.max(0, timeline.steps - 1)
     showSummary(timeline, this.#lives)
     byId('time').toggleAttribute('disabled', !timeline.hasTimes)
+    byId('strip-name').hidden = !timeline.hasTimes
     byId('flow-tools').hidden = !this.#hasFlow
     byId('flow-head').hidden = !this.#hasFlow
     this.#listen()

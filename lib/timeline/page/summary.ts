@@ -11,7 +11,7 @@ export function showSummary(timeline: Timeline, { end }: Lives): void {
   const tokens = steps.counts.reduce((sum, count) => sum + count, 0)
   const computing = steps.milliseconds.reduce((sum, one) => sum + one, 0)
   const facts: [string, string][] = []
-  if (head === null) facts.push(['what', 'a script'])
+  if (head === null) facts.push(['kind', 'script'])
   else {
     facts.push(['model', head.architecture.replace(/ForCausalLM$/, '')])
     facts.push(['layout', head.share ? head.layout : `${head.layout}, not shared`])
