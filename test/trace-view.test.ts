@@ -263,6 +263,14 @@ test('texts and times of cells', async () => {
   }
 })
 
+test('without a tokenizer ids take the place of texts', async () => {
+  const workers = [{ name: 'a', prompt: [5, 6] }]
+  const { timeline } = await traced({ tokenizer: undefined, workers, maxTokens: 3 })
+  const [first] = timeline.cellsOf[0]!
+  expect([timeline.data.byIds, timeline.textOf(first!)]).toEqual([true, '5 6'])
+  expect(search(timeline, '1 16 3 56')).toMatchObject([{ lane: 1, from: -1 }])
+})
+
 describe('scripts', () => {
   const script = (ops: object[]) => timelineOf(JSON.stringify({ ops }))
   const names = (list: string) => [...list].map((name) => ({ op: 'block', name }))

@@ -82,12 +82,14 @@ export interface TimelineHead {
 
 export interface TimelineData {
   title: string
-  /** null: a script, which has no times and no texts. */
+  /** null: a script, which has no times. */
   head: TimelineHead | null
   workers: string[]
   blocks: TimelineBlock[]
   /** Texts that cells and prefills name by number; the first is ''. */
   texts: string[]
+  /** Texts are token ids: of a script, and of a run without a tokenizer. */
+  byIds: boolean
   events: TimelineEvent[]
   steps: TimelineSteps
 }

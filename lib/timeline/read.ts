@@ -96,9 +96,24 @@ class Reader {
   }
 
   timeline(head: TimelineHead | null): Omit<TimelineData, 'title'> {
+    const byIds = this.#texts.list.length === 1
+    if (byIds) this.#writeIds()
     const blocks = this.#blocks.list.map((name, i) => this.#block(name, i))
     const [workers, texts] = [this.#workers.list, this.#texts.list]
-    return { head, workers, blocks, texts, events: this.#events, steps: this.#steps }
+    return { head, workers, blocks, texts, byIds, events: this.#events, steps: this.#steps }
+  }
+
+  /** In the place of texts, where there are none. */
+  #writeIds(): void {
+    const { counts, ids, texts } = this.#steps
+    let begin = 0
+    for (const [cell, count] of counts.entries()) {
+      texts[cell] = this.#texts.add(ids.slice(begin, begin + count).join(' '))
+      begin += count
+    }
+    for (const event of this.#events) {
+      if (event.type === 'prefill') event.text = this.#texts.add(event.ids.join(' '))
+    }
   }
 
   op(op: ReplayOp, told: Told | undefined): void {
@@ -126,7 +141,7 @@ class Reader {
         return { type: 'fork', block: block(op.name), from: block(op.block) }
       case 'prefill': {
         const { tokens: ids } = op
-        const text = this.#text(told?.line.text, ids, `${told?.name}: text`)
+        const text = this.#text(told?.line.text, `${told?.name}: text`)
         return { type: 'prefill', block: block(op.block), ids, text }
       }
       case 'append_from': {
@@ -181,7 +196,7 @@ class Reader {
       steps.workers.push(worker)
       steps.counts.push(ids.length)
       steps.forced.push(forced ? given(forced[i], ids, `${name}: forced[${i}]`) : ids.length)
-      steps.texts.push(this.#text(texts?.[i], ids, `${name}: texts[${i}]`))
+      steps.texts.push(this.#text(texts?.[i], `${name}: texts[${i}]`))
       for (const id of ids) steps.ids.push(id)
     }
   }
@@ -194,10 +209,8 @@ class Reader {
     )
   }
 
-  /** Of a script and of a run without a tokenizer: the ids. */
-  #text(text: unknown, ids: readonly number[], name: string): number {
-    if (text === undefined) return this.#texts.add(ids.join(' '))
-    return this.#texts.add(checkString(text, name))
+  #text(text: unknown, name: string): number {
+    return text === undefined ? 0 : this.#texts.add(checkString(text, name))
   }
 
   #noteOf(line: TraceRecord, of: (field: string) => string): TimelineNote {

@@ -202,7 +202,7 @@ export function textOf(piece: Piece, timeline: Timeline): string {
   return event?.type === 'prefill' ? timeline.data.texts[event.text]! : timeline.textOf(source)
 }
 
-/** What stands between the texts of two pieces: ids of a script are apart. */
-export function separatorOf(timeline: Timeline): string {
-  return timeline.data.head === null ? ' ' : ''
+/** What stands between the texts of two pieces: ids are apart. */
+export function separatorOf({ data }: Timeline): string {
+  return data.byIds ? ' ' : ''
 }

@@ -1,5 +1,6 @@
 // Looks for a string in what workers wrote and in what was given, across tokens and without regard to case.
 
+import { separatorOf } from './blocks'
 import { firstAtLeast, type Timeline } from './timeline'
 
 /** A place where the string stands. */
@@ -50,8 +51,9 @@ function inCells(
   pattern: RegExp,
 ): Match[] {
   const texts = cells.map((cell) => timeline.textOf(cell))
-  const joined = texts.join(timeline.data.head === null ? ' ' : '')
-  const gap = timeline.data.head === null ? 1 : 0
+  const separator = separatorOf(timeline)
+  const joined = texts.join(separator)
+  const gap = separator.length
   const matches: Match[] = []
   let [i, begin] = [0, 0]
   for (const { index, 0: found } of joined.matchAll(pattern)) {
