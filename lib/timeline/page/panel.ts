@@ -82,6 +82,8 @@ export class Panel {
     } else parts.push(this.#strip(seen), this.#list(seen, state))
     this.#root.style.setProperty('--hue', hueOf(worker).toFixed(1))
     this.#root.replaceChildren(...parts)
+    // What came last is what one wants to see.
+    for (const text of this.#root.querySelectorAll('pre')) text.scrollTop = text.scrollHeight
   }
 
   #facts(step: number, worker: number, seen: Seen | undefined): HTMLElement {
