@@ -1,12 +1,12 @@
 #!/usr/bin/env node
-// Fills the parts of README.md (what comes first) and docs/performance.md (all of them) between the `measured` markers from
-// bench/results/*.json.
+// Fills the parts of README.md (what comes first) and docs/performance.md (all of them, with the plots) between the `measured`
+// markers from bench/results/*.json and bench/results/plots.
 //
 //   node scripts/readme-figures.cjs [--check]
 //
 // --check: changes nothing and fails where a document is not in step with the results.
 'use strict'
-const { existsSync, readFileSync, writeFileSync } = require('node:fs')
+const { existsSync, readdirSync, readFileSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
 
 const root = path.join(__dirname, '..')
@@ -66,7 +66,6 @@ function peers(report, name, folder) {
       `take turns (medians of ${report.rounds} rounds; [every sample](${folder}bench/results/${name}.json)). hogwild: workers ` +
       'that share a prompt and see each other; node-llama-cpp: as many independent sequences in a batch, flash attention on ' +
       `or off, whichever is faster. Read bandwidth meanwhile: ${Math.min(...bandwidths)} to ${Math.max(...bandwidths)} GB/s.`,
-    `![Tokens per second of both engines](${folder}bench/results/${name}.svg)`,
     table(
       [
         'format',
@@ -189,12 +188,28 @@ function roundingByFormat(report, name, folder) {
   ]
 }
 
+/** The plots of a result (npm run plots). */
+function plots(name, folder) {
+  const drawn = path.join(root, 'bench', 'results', 'plots')
+  return readdirSync(drawn)
+    .filter((file) => file.endsWith('.svg'))
+    .filter((file) => file === `${name}.svg` || file.startsWith(`${name}.`))
+    .map((file) => {
+      const spec = readFileSync(path.join(drawn, file.replace(/svg$/, 'vl.json')), 'utf8')
+      const { text, subtitle } = JSON.parse(spec).title
+      return `![${text}: ${subtitle.join(', ')}](${folder}bench/results/plots/${file})`
+    })
+    .join('\n')
+}
+
 /** What a document shows, from the results that are there. */
-function sections(names, folder) {
+function sections(names, folder, withPlots) {
   const write = (name) => (name.startsWith('peers-') ? peers : (WRITERS[name] ?? rounding))
   return names.flatMap((name) => {
     const report = result(name)
-    return report === undefined ? [] : write(name)(report, name, folder)
+    if (report === undefined) return []
+    const drawn = withPlots ? plots(name, folder) : ''
+    return [...write(name)(report, name, folder), ...(drawn === '' ? [] : [drawn])]
   })
 }
 
@@ -223,8 +238,9 @@ function fill(file, parts) {
   }
 }
 
-fill('README.md', sections(['bench-cpu', ...PEERS.slice(0, 1)], ''))
+fill('README.md', sections(['bench-cpu', ...PEERS.slice(0, 1)], '', false))
+const attentions = ['attention-cpu', 'attention-cpu-int8']
 fill(
   'docs/performance.md',
-  sections(['bench-cpu', ...PEERS, 'attention-cpu', 'attention-cpu-int8', ...ROUNDING], '../'),
+  sections(['bench-cpu', ...PEERS, ...attentions, ...ROUNDING], '../', true),
 )

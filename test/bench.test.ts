@@ -4,7 +4,6 @@ import { execFileSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, readFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { barChart } from '../bench/peers/chart'
 import { BENCH_FORMATS, writeRandomGguf } from '../bench/peers/random-gguf'
 import { createCache, createDevice, loadModel, ropeFrequencies, type View } from '../lib'
 import { median } from '../lib/cli/median'
@@ -118,31 +117,6 @@ test('a profile counts keys and values that somebody sees through a window, once
   // The first token of `a` has the 2 of `b` and 17 of the prompt before it; those of `b` have 50 of `a`.
   expect(await seen(20)).toBe(17 + 2 + 50)
   expect(await seen(4000)).toBe(3000 + 50 + 2)
-})
-
-test('the chart draws a bar, its spread and its figure for each value, and escapes text', () => {
-  const spread = (median: number) => ({ median, min: median - 1, max: median + 1 })
-  const svg = barChart({
-    title: 'a < b',
-    subtitle: 'c & d',
-    groups: ['one', 'two'],
-    series: [
-      { name: 'x', color: '#123456', values: [spread(10), spread(20)] },
-      { name: 'y', color: '#654321', values: [spread(5), spread(40)] },
-    ],
-  })
-  expect(svg).toContain('a &lt; b')
-  expect(svg).toContain('c &amp; d')
-  const height = (figure: number) => {
-    // The first two are the legend's.
-    const bars = [...svg.matchAll(/<rect x=.*? height="([^"]*)"/g)].slice(2)
-    const figures = [...svg.matchAll(/text-anchor="middle">(\d+)</g)].map((match) =>
-      Number(match[1]),
-    )
-    return Number(bars[figures.indexOf(figure)]?.[1])
-  }
-  expect(height(40) / height(10)).toBeCloseTo(4, 1)
-  expect(height(20) / height(5)).toBeCloseTo(4, 1)
 })
 
 describe('the committed results', () => {
