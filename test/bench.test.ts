@@ -198,5 +198,18 @@ describe('the committed results', () => {
 
   test('are the figures of README.md and docs/performance.md', () => {
     execFileSync('node', ['scripts/readme-figures.cjs', '--check'], { cwd: root })
+    const gpu = ['scripts/gpu-figures.cjs', '--check', 'docs/performance.md']
+    execFileSync('node', gpu, { cwd: root })
+  })
+
+  test('are all in docs/performance.md, and nothing else is a table there but goals and stages', () => {
+    const text = readFileSync(join(root, 'docs', 'performance.md'), 'utf8')
+    const names = readdirSync(join(root, 'bench', 'results')).filter((name) =>
+      /^(?!gpu).*\.json$/.test(name),
+    )
+    expect(names.filter((name) => !text.includes(`bench/results/${name}`))).toEqual([])
+    const byHand = text.replace(/<!-- ([\w-]+):begin -->[\s\S]*?<!-- \1:end -->/g, '')
+    const tables = byHand.match(/(^\|.*\n)+/gm)?.map((table) => table.split('\n')[0])
+    expect(tables).toEqual(['| what | goal | measured by |', '| stage | shows |'])
   })
 })

@@ -160,7 +160,7 @@ addSampling(
   program
     .command('run')
     .description('workers solve a problem together, on a model of your own')
-    .argument('<prompt>', 'the problem; -: from stdin', text)
+    .argument('<prompt...>', 'the problem; -: from stdin', texts)
     .addOption(model().makeOptionMandatory())
     .addOption(ignoreField())
     .addOption(
@@ -224,7 +224,7 @@ addSampling(
   program
     .command('generate')
     .description('one worker answers a prompt')
-    .argument('<prompt>', 'the text; -: from stdin', text)
+    .argument('<prompt...>', 'the text; -: from stdin', texts)
     .addOption(model().makeOptionMandatory())
     .addOption(ignoreField())
     .addOption(new Option('--system <text>', 'a message before the prompt').argParser(text))

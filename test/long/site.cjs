@@ -26,6 +26,32 @@ const SEARCHES = [
 const site = path.join(__dirname, '..', '..', 'build', 'docs')
 if (!existsSync(site)) throw new Error(`no ${site}: npm run docs makes it`)
 
+/** In a page: drawings whose lines are broken, and blocks and tables that reach out of the text. */
+function faultsOfText() {
+  return [...document.querySelectorAll('.tsd-typography pre, .tsd-typography table')].flatMap(
+    (one) => {
+      const text = one.closest('.tsd-typography').getBoundingClientRect()
+      const what = `${one.tagName} "${one.textContent.trim().slice(0, 30)}"`
+      const faults = []
+      if (one.getBoundingClientRect().right > text.right + 1)
+        faults.push(`${what} reaches out of the text`)
+      if (one.tagName === 'PRE' && getComputedStyle(one).whiteSpace !== 'pre') {
+        faults.push(`${what} breaks its lines`)
+      }
+      return faults
+    },
+  )
+}
+
+/** In a page on a phone: whether the navigation comes where its button is pressed. */
+async function opensMenu() {
+  document.querySelector('#tsd-toolbar-menu-trigger').click()
+  await new Promise((resolve) => setTimeout(resolve, 600)) // it slides in
+  const link = document.querySelector('.tsd-navigation a, #tsd-nav-container a')
+  const { left, right } = link?.getBoundingClientRect() ?? { left: 0, right: 0 }
+  return right > left && left >= 0 && right <= innerWidth
+}
+
 async function main(page) {
   const documents = readdirSync(path.join(site, 'documents')).map((file) => `documents/${file}`)
   const pages = [...REFERENCE, ...documents]
@@ -40,6 +66,8 @@ async function main(page) {
       )
       if (!/hogwild/.test(title)) page.fault(`the title is ${title}`)
       if (wide > 0) page.fault(`wider than the window by ${wide} pixels`)
+      for (const fault of await page.evaluate(`(${faultsOfText})()`)) page.fault(fault)
+      if (mobile && !(await page.evaluate(`(${opensMenu})()`))) page.fault('no menu opens')
     }
     for (const [text, expected] of SEARCHES) {
       page.current = `search for ${text} at ${width}x${height}`

@@ -1,13 +1,16 @@
 // What happened between steps: turns that move to what everybody sees, branches and their joins, stops, tokens that came.
 
 import type { TimelineEvent } from '../data'
+import type { Arrival } from './lives'
 import { LABEL_FONT, rowOf, type Scene, topOf, xOf } from './scene'
-import { clipped, inDigits } from './text'
+import { clipped, inDigits, inOneLine } from './text'
 
 type Context = CanvasRenderingContext2D
 
 /** With more of a kind in sight lines between lanes would hide everything. */
-const MOST_LINES = 150
+const MOST_LINES = 60
+/** Pixels. */
+const LEAST_LABEL = 28
 
 export function drawEvents(context: Context, scene: Scene): void {
   drawArrivals(context, scene)
@@ -22,15 +25,14 @@ function middleOf(scene: Scene, row: number): number {
 }
 
 function drawArrivals(context: Context, scene: Scene): void {
-  const { lives, timeline, axis, colours, rowHeight } = scene
+  const { lives, timeline, axis, colours, rowHeight, width } = scene
   const shown = lives.arrivals
     .filter(({ event, worker }) => event.at > 0 || worker >= 0)
     .map((arrival) => ({ ...arrival, x: xOf(scene, timeline.placeOf(arrival.event, axis)) }))
     .filter(({ x }) => inSight(scene, x))
   const withLines = shown.length <= MOST_LINES
-  let lastLabel = Number.NEGATIVE_INFINITY
   context.font = LABEL_FONT
-  for (const { event, worker, x } of shown) {
+  for (const [i, { event, worker, x }] of shown.entries()) {
     const colour = worker < 0 ? colours.common.strong : colours.strong[worker]!
     const top = topOf(scene, 0)
     if (withLines && worker >= 0) {
@@ -43,15 +45,19 @@ function drawArrivals(context: Context, scene: Scene): void {
     }
     context.fillStyle = colour
     context.fillRect(x - 1, top + 4, 2, rowHeight - 9)
-    const { workers } = timeline.data
-    const label =
-      worker < 0 ? `+${inDigits((event as { ids?: number[] }).ids?.length ?? 0)}` : workers[worker]!
-    if (x < 0 || x - lastLabel < 64) continue
-    lastLabel = x
+    const room = (shown[i + 1]?.x ?? width) - x - 8
+    if (x < 0 || room < LEAST_LABEL) continue
     context.textAlign = 'left'
     context.fillStyle = colours.dim
-    context.fillText(clipped(label, 9), x + 5, top + rowHeight / 2, 56)
+    const label = clipped(arrivalLabel(scene, event, worker), Math.floor(room / 6))
+    context.fillText(label, x + 5, top + rowHeight / 2, room)
   }
+}
+
+/** Whose turn it was or, where it was given, how many tokens. */
+function arrivalLabel({ timeline }: Scene, event: Arrival['event'], worker: number): string {
+  if (worker >= 0) return inOneLine(timeline.data.workers[worker]!).replaceAll('·', ' ')
+  return event.type === 'prefill' ? `+${inDigits(event.ids.length)}` : '+'
 }
 
 /** From the parent to the branch and, where the parent waited for it, back from the branch's end. */
