@@ -165,6 +165,7 @@ export type {
   SpeculationUsage,
 } from './speculation'
 export type { LogitBias, LogitsInfo, ProcessLogits } from './step-hooks'
+export { type TraceToHtmlOptions, traceToHtml } from './timeline/html'
 export type { TokenOptions } from './token-options'
 export type { TokenizerKind } from './tokenizer/models/parse'
 export type { TextStream } from './tokenizer/text-stream'

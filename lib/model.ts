@@ -25,6 +25,7 @@ import {
   native,
   type ProgressHandle,
 } from './native'
+import { type BlockGrowth, endOf, placeEntries } from './places'
 import { type Rope, ropeFrequencies } from './rope'
 import { GREEDY, Sampler } from './sampler'
 import { openSource } from './sources/source'
@@ -54,7 +55,6 @@ import {
   optionKeys,
 } from './validate'
 import { type CheckedView, checkView, nativeView, type View } from './view'
-import { type BlockGrowth, endOf, placeEntries } from './view-entry'
 import { type WarningHandler, Warnings } from './warnings'
 
 const PROGRESS_INTERVAL_MS = 100

@@ -1,4 +1,4 @@
-// What an entry of a view may say beside its block, and where the entries of a view stand.
+// What an entry of a view may say beside its block.
 
 import { checkInteger, checkNumber, invalid } from './validate'
 
@@ -69,42 +69,4 @@ function checkBias(bias: unknown, name: string): number {
     throw invalid(name, 'a finite number or -Infinity', bias)
   }
   return Math.min(Math.max(bias, -MAX_BIAS), MAX_BIAS)
-}
-
-/** Where an entry stands in a step. */
-export interface Place {
-  /** View position of its first token. */
-  start: number
-  /** Tokens that it shows. */
-  shown: number
-}
-
-/** Tokens of a block: before a step, and what the step appends. */
-export interface BlockGrowth {
-  before: number
-  appended: number
-}
-
-/** The places of the entries up to the one that is written, `entries[written]`: nothing behind it is seen. */
-export function placeEntries<E extends Pick<EntryFields, 'at' | 'lag'>>(
-  entries: readonly E[],
-  written: number,
-  growthOf: (entry: E) => BlockGrowth,
-): Place[] {
-  let end = 0
-  return entries.slice(0, written + 1).map((entry, i) => {
-    const { before, appended } = growthOf(entry)
-    const start = entry.at ?? end
-    const shown = entry.lag === 1 && i !== written ? before : before + appended
-    end = start + shown
-    return { start, shown }
-  })
-}
-
-/** The view position behind the last token that is shown; 0 where none is. */
-export function endOf(places: readonly Place[]): number {
-  return places.reduce(
-    (end, { start, shown }) => (shown > 0 ? Math.max(end, start + shown) : end),
-    0,
-  )
 }

@@ -132,6 +132,8 @@ check(
   'random-model, and run on it',
   /^Bob {3}\| /m.test(npx(0, 'run', '--model', 'tiny', '--max-tokens', '16', 'Hello').stdout),
 )
+npx(0, 'run', '--model', 'tiny', '--max-tokens', '16', '--trace', 'run.jsonl', 'Hello')
+check('view of a trace', npx(0, 'view', 'run.jsonl').stdout === 'run.jsonl.html\n')
 const scheme = path.join(installed, 'examples', 'schemes', 'group-think.mjs')
 check('an example', /tokens in \d+ steps/.test(run(0, 'node', scheme).stdout))
 const experiment = path.join(installed, 'examples', 'experiments', 'demo.mjs')

@@ -30,6 +30,7 @@ const native = files.filter((file) => /\.(cc|h|cu|cuh)$/.test(file))
 run('biome', 'biome', ['check', ...(fix ? ['--write'] : []), '.'])
 run('clang-format', 'clang-format', [...(fix ? ['-i'] : ['--dry-run', '-Werror']), ...native])
 if (!fix) run('tsc', 'tsc', ['--noEmit'])
+if (!fix) run('tsc of the page of a trace', 'tsc', ['-p', 'lib/timeline/page'])
 if (!fix) run('tsc of the benchmarks', 'tsc', ['-p', 'bench', '--noEmit'])
 
 // The README's tables are written from bench/results.

@@ -353,7 +353,7 @@ describe('runs', () => {
   test('traces, and the place of an error', async () => {
     const out = temporaryFolder()
     await run(PARAGRAPHS, {}, { out, traces: true })
-    expect(readFileSync(join(out, 'traces', '1.jsonl'), 'utf8')).toMatch(/^{"trace":1,/)
+    expect(readFileSync(join(out, 'traces', '1.jsonl'), 'utf8')).toMatch(/^{"trace":2,/)
     const failing = () => run(PARAGRAPHS, { capacity: 64 })
     await expect(failing()).rejects.toThrow('cell 0 (m, 2 workers, item 0): ')
     expect(await codeOf(failing)).toBe('HOGWILD_OUT_OF_PAGES')

@@ -5,8 +5,8 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type * as hogwild from '../lib'
-import type { ReplayOp } from '../lib/cli/replay/script'
 import type { Dtype, SimdLevel } from '../lib/native'
+import type { ReplayOp } from '../lib/replay/script'
 import {
   type Block,
   type HuggingFaceConfig,

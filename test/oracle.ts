@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import type { Model } from '../lib'
 import { largest } from '../lib/cli/replay'
 import { type ReplayResult, replay } from '../lib/cli/replay/replay'
-import { parseScript, type ReplayOp } from '../lib/cli/replay/script'
+import { parseScript, type ReplayOp } from '../lib/replay/script'
 import { difference, readScenario } from './fixtures'
 import { argmax } from './reference'
 

@@ -13,8 +13,8 @@ import { join } from 'node:path'
 import { HogwildError, type HogwildErrorCode, loadModel } from '../lib'
 import { largest, replayScript, tensorShapes } from '../lib/cli/replay'
 import { replay } from '../lib/cli/replay/replay'
-import { parseScript, type ReplayOp } from '../lib/cli/replay/script'
 import { writeSafetensors } from '../lib/cli/replay/write-safetensors'
+import { parseScript, type ReplayOp } from '../lib/replay/script'
 import {
   codeOf,
   expectClose,

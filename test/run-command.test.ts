@@ -1,6 +1,7 @@
 // `hogwild run` on a model whose text is known beforehand: names, checks, answers, budgets, the finisher.
 
 import { execFile } from 'node:child_process'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import {
@@ -12,6 +13,8 @@ import {
   type SpeculationUsage,
 } from '../lib'
 import { RunReport } from '../lib/cli/run/report'
+import { readTimeline } from '../lib/timeline/read'
+import { temporaryFolder } from './fixtures'
 import { type Script, writeScriptedModel } from './scripted-model'
 
 const main = join(__dirname, '..', 'dist', 'cli', 'main.js')
@@ -65,6 +68,18 @@ test.each([
   const { steps } = list.at(-1) as { steps: number }
   expect([answer, more]).toEqual([{ type: 'answer', step: steps, early: true, answer: '42' }, []])
   expect(list.at(-1)).toMatchObject({ type: 'end' })
+})
+
+test('a trace, and where workers look', async () => {
+  const model = writeScriptedModel({ follows: PARAGRAPHS })
+  const trace = join(temporaryFolder(), 'run.jsonl')
+  const list = await events(model, '--max-tokens', '12', '--trace', trace, '--attention')
+  const steps = readTimeline(readFileSync(trace, 'utf8')).steps
+  expect(steps.numbers).toHaveLength(ofType(list, 'step').length)
+  expect(steps.attention).toHaveLength(
+    ofType(list, 'token').filter((event) => 'attentionMass' in event).length,
+  )
+  expect(steps.attention).toHaveLength(steps.workers.length)
 })
 
 test('budgets: answers on the way, and the same tokens as without', async () => {

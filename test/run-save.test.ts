@@ -148,6 +148,16 @@ test('log-probabilities that JSON does not know come back', async () => {
   expect(await restored()).toEqual(left)
 })
 
+test('where tokens look is told on; not beside drafts', async () => {
+  const workers = ['a', 'b'].map((name) => ({ name, prompt: [4], attentionMass: name === 'a' }))
+  const { left } = await saved(runWorkers(options({ workers })), 4)
+  expect(left.filter((event) => 'attentionMass' in event).length).toBeGreaterThan(5)
+  expect(await restored()).toEqual(left)
+  expect(await message(restored({ speculate: { by: 'lookup' } }))).toMatch(
+    /HOGWILD_INVALID_ARGUMENT: expected options\.speculate to be absent beside attentionMass of 'a'/,
+  )
+})
+
 // ---- what a file cannot hold ----------------------------------------------------------------------
 
 test('functions, tokenizer, cache and grammar are asked for by name', async () => {
@@ -242,6 +252,8 @@ test('work that a worker waits for begins anew, with what was said of it', async
   })
   expect(asked).toEqual([['b', { tool: 'search', query: 'x' }]])
   expect(calls).toBe(1)
+  const parked = { data: { tool: 'search', query: 'x' } }
+  expect(left).toContainEqual({ type: 'pause', worker: 'b', step: expect.any(Number), parked })
   const given = left.flatMap((event) =>
     event.type === 'token' && event.worker === 'b' && event.forced ? [event.token] : [],
   )

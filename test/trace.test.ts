@@ -6,8 +6,8 @@ import { join } from 'node:path'
 import Ajv from 'ajv/dist/2020'
 import { loadModel, type Model, type RunOptions, runWorkers, type WorkerEvent } from '../lib'
 import { replay } from '../lib/cli/replay/replay'
-import { parseScript } from '../lib/cli/replay/script'
-import { scriptOfTrace } from '../lib/cli/replay/trace'
+import { parseScript } from '../lib/replay/script'
+import { scriptOfTrace } from '../lib/replay/trace'
 import { readText } from '../lib/sources/files'
 import { codeOf, temporaryFolder, writeModel } from './fixtures'
 import { argmax } from './reference'
@@ -126,7 +126,10 @@ describe.each(layouts)('layout %s', (layout) => {
     )
     expectValid(trace)
     const lines = linesOf(trace)
-    expect(lines[0]).toMatchObject({ trace: 1, layout, share, model: await model.fingerprint() })
+    expect(lines[0]).toMatchObject({
+      ...{ trace: 2, layout, share, model: await model.fingerprint() },
+      architecture: 'LlamaForCausalLM',
+    })
     expect(lines.at(-1)).toMatchObject({ event: 'end' })
     for (const type of ['join', 'pause', 'resume', 'stop']) {
       const told = events.filter((event) => event.type === type)
@@ -159,6 +162,75 @@ test('stops, marks and a full cache are in it', async () => {
   expect(await expectSameTokens(trace, { events })).toBeGreaterThan(2)
 })
 
+test.each([true, false])('branches, what is appended, and work, share: %p', async (share) => {
+  const { events, trace } = await traced(
+    {
+      ...{ share, layout: 'combined', maxTokens: 12, prompt: [] },
+      workers: [
+        { name: 'root', prompt: [5, 6] },
+        { name: 'other', prompt: [7], header: [20] },
+      ],
+    },
+    (event, run) => {
+      if (event.type !== 'step') return
+      if (event.step === 2) {
+        run.join({ name: 'branch', from: 'root', prompt: [9], maxTokens: 3 })
+        run.park('root', () => run.stopped(['branch']).then(() => [40, 41]), { data: { tool: 1 } })
+      }
+      if (event.step === 4) run.append([30, 31, 32])
+    },
+  )
+  expectValid(trace)
+  const lines = linesOf(trace)
+  expect(lines).toContainEqual(
+    expect.objectContaining({ op: 'fork', block: 'own root', name: 'own branch' }),
+  )
+  expect(lines).toContainEqual(
+    expect.objectContaining({ event: 'pause', worker: 'root', parked: { data: { tool: 1 } } }),
+  )
+  const filled = lines.filter(({ op, tokens }) => op === 'prefill' && `${tokens}` === '30,31,32')
+  const commons = ['root', 'other', 'branch'].map((name) => `common ${name}`)
+  expect(filled.map(({ block }) => block)).toEqual(share ? ['common'] : ['common', ...commons])
+  expect(await expectSameTokens(trace, { events })).toBe(12 + 12 + 3)
+})
+
+test('where tokens look: the same as the step tells it, of those that ask', async () => {
+  const { events, trace } = await traced({
+    maxTokens: 5,
+    workers: [
+      { name: 'a', prompt: [5, 6], attentionMass: true },
+      { name: 'b', prompt: [6], header: [20] },
+    ],
+  })
+  expectValid(trace)
+  const told = events.flatMap((event) =>
+    event.type === 'token' && event.attentionMass !== undefined ? [event] : [],
+  )
+  expect(told.map(({ worker, token }) => [worker, token])).toEqual(
+    linesOf(trace).flatMap(({ inputs }) =>
+      inputs ? [['a', (inputs as number[][])[0]!.at(-1)]] : [],
+    ),
+  )
+  const steps = linesOf(trace).filter(({ op }) => op === 'step')
+  steps.forEach(({ attention }, i) => {
+    const [ofA, ofB] = attention as (number[] | null)[]
+    expect(ofB).toBeNull()
+    expect(ofA).toHaveLength(3) // common, own b, own a
+    expect(ofA!.reduce((sum, share) => sum + share, 0)).toBeCloseTo(1, 4)
+    ofA!.forEach((share, block) => {
+      expect(Math.abs(share - told[i]!.attentionMass![block]!)).toBeLessThanOrEqual(5e-7)
+    })
+  })
+  expect(steps.length).toBeGreaterThan(4)
+  const one = { name: 'a', prompt: [5], attentionMass: true }
+  expect(await codeOf(() => traced({ workers: [{ ...one, attentionMass: 1 as never }] }))).toBe(
+    'HOGWILD_INVALID_ARGUMENT',
+  )
+  expect(await codeOf(() => traced({ workers: [one], speculate: { by: 'lookup' } }))).toBe(
+    'HOGWILD_INVALID_ARGUMENT',
+  )
+})
+
 test('what a line must not be', () => {
   const good = { time: 1, op: 'prefill', block: 'common', tokens: [1] }
   expect(validate(good)).toBe(true)
@@ -182,8 +254,8 @@ test('other files, and a trace that was cut', async () => {
   expect(scriptOfTrace(text.slice(0, text.indexOf('"op":"step"')))!.ops.length).toBeLessThan(whole)
   expect(scriptOfTrace('{"ops": []}\n')).toBeUndefined()
   expect(scriptOfTrace('')).toBeUndefined()
-  expect(() => scriptOfTrace('{"trace":2}\n')).toThrow(/version 2.*reads version 1/)
-  expect(() => scriptOfTrace('{"trace":1}\n5\n')).toThrow(/line 2/)
+  expect(() => scriptOfTrace('{"trace":1}\n')).toThrow(/version 1.*reads version 2/)
+  expect(() => scriptOfTrace('{"trace":2}\n5\n')).toThrow(/line 2/)
 })
 
 test('a trace that cannot be written ends the run', async () => {

@@ -212,6 +212,12 @@ addSampling(
       ).argParser(integer(1, MAX_CAPACITY)),
     )
     .addOption(cacheDtype())
+    .addOption(
+      new Option('--trace <file>', 'write a trace, for view and replay (docs/replay.md)').argParser(
+        text,
+      ),
+    )
+    .option('--attention', 'tell where workers look, in the trace and with --json; on the CPU')
     .addOption(quiet())
     .addOption(new Option('--json', 'print every event as a line of JSON')),
   ' per worker',
@@ -257,6 +263,19 @@ program
   .action(async (script, options) => {
     const { replayScript } = await import('./replay.js')
     await replayScript(script, options)
+  })
+
+program
+  .command('view')
+  .description('a page that shows a run: who wrote, saw and attended to what (docs/trace-view.md)')
+  .argument('<trace>', 'a trace (runWorkers, experiment --traces), or a script of replay', text)
+  .addOption(
+    new Option('--out <file>', 'the HTML file; -: to stdout; default: TRACE.html').argParser(text),
+  )
+  .addOption(new Option('--open', 'open it in the browser'))
+  .action(async (trace, options) => {
+    const { viewTrace } = await import('./view.js')
+    await viewTrace(trace, options)
   })
 
 const experiment = program

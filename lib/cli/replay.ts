@@ -1,14 +1,12 @@
 // `hogwild replay`: runs the script of an experiment (docs/replay.md) and prints the logits' largest.
 
-import { HogwildError } from '../errors'
 import type { CacheDtype, DeviceName } from '../index'
-import { parseJson, readText } from '../sources/files'
+import { readReplayText, scriptIn } from '../replay/read'
+import { rehearse } from '../replay/rehearsal'
+import { parseScript, type ReplayOp } from '../replay/script'
 import { findWithProgress, loadWithProgress, type ModelOptions } from './model'
 import { checkOutput } from './replay/output'
-import { rehearse } from './replay/rehearsal'
 import { type ReplayResult, replay } from './replay/replay'
-import { parseScript, type ReplayOp } from './replay/script'
-import { scriptOfTrace } from './replay/trace'
 import { type TensorShape, writeSafetensors } from './replay/write-safetensors'
 import { printJson } from './terminal'
 
@@ -21,10 +19,9 @@ export interface ReplayOptions extends ModelOptions {
 }
 
 const TOP = 8
-const MAX_SCRIPT_BYTES = 64 * 2 ** 20
 
 export async function replayScript(path: string, options: ReplayOptions): Promise<void> {
-  const ops = parseScript(await readScript(path))
+  const ops = parseScript(scriptIn(await readReplayText(path), path))
   // Once more, with the vocabulary, when the model is there: most mistakes need not wait for it.
   rehearse(ops)
   const { device } = options
@@ -40,18 +37,6 @@ export async function replayScript(path: string, options: ReplayOptions): Promis
     else await writeSafetensors(out, tensorShapes(ops, model.config.vocabSize), logits)
   } finally {
     await model.close()
-  }
-}
-
-async function readScript(path: string): Promise<unknown> {
-  try {
-    const text = await readText(path, { maxBytes: MAX_SCRIPT_BYTES })
-    return scriptOfTrace(text) ?? parseJson(text, path)
-  } catch (cause) {
-    if ((cause as HogwildError).code !== 'HOGWILD_INVALID_MODEL') throw cause
-    // The reader speaks of models.
-    const message = `expected a JSON file with a script, or a trace: ${(cause as Error).message}`
-    throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT', { cause })
   }
 }
 

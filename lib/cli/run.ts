@@ -29,6 +29,8 @@ export interface RunCommandOptions extends ModelOptions, SamplingOptions {
   context?: number
   cacheDtype?: CacheDtype
   stop?: string[]
+  trace?: string
+  attention?: boolean
 }
 
 /** Tokens of an early answer, of models that follow instructions. */
@@ -49,6 +51,7 @@ export async function run(prompt: readonly string[], options: RunCommandOptions)
     workers: team.run.workers.map((worker, index) => ({
       ...worker,
       sampler: samplerOptions(options, index),
+      attentionMass: options.attention,
     })),
     stop: options.stop,
     maxTokens,
@@ -57,6 +60,7 @@ export async function run(prompt: readonly string[], options: RunCommandOptions)
     onPrefill: ({ tokens, totalTokens }) => showPrefill(tokens, totalTokens),
     context,
     ...(options.speculate && { speculate: { by: options.speculate } }),
+    trace: options.trace,
   })
   const report = new RunReport(model, team, session, {
     json: options.json ?? false,

@@ -6,12 +6,12 @@ import type { Pending, Worker, WorkerBlocks } from './worker'
 /**
  * - `stop`: `mark` takes the place of what is pending, and the worker stops once that is written. It stops at once
  *   where there is no mark, or where it has written nothing yet.
- * - `pause`, `resume`: it sits out, with its pending tokens; it takes part again
+ * - `pause`, `resume`: it sits out, with its pending tokens, for the work that it is parked for, if any; it takes part again
  * - `inject`: `tokens` enter its block before what is pending
  */
 export type Control =
   | { type: 'stop'; worker: string; mark: readonly Pending[] }
-  | { type: 'pause'; worker: string }
+  | { type: 'pause'; worker: string; parked?: { data: unknown } | undefined }
   | { type: 'resume'; worker: string }
   | { type: 'inject'; worker: string; tokens: readonly Pending[] }
 
@@ -29,7 +29,7 @@ export function applyControl(worker: Worker, control: Control, step: number): Wo
     case 'stop':
       return stop(worker, blocks, control.mark, step)
     case 'pause':
-      return pause(worker, blocks, step)
+      return pause(worker, blocks, step, control.parked)
     case 'resume':
       return resume(worker, step)
     case 'inject':
@@ -51,12 +51,18 @@ function stop(
   return events
 }
 
-function pause(worker: Worker, blocks: WorkerBlocks, step: number): WorkerEvent[] {
+function pause(
+  worker: Worker,
+  blocks: WorkerBlocks,
+  step: number,
+  parked: { data: unknown } | undefined,
+): WorkerEvent[] {
   const { state } = worker
   if (state.name === 'paused') return []
   const ending = state.name === 'stopping' ? state.reason : undefined
   worker.state = { name: 'paused', blocks, ending }
-  return [{ type: 'pause', worker: worker.name, step }]
+  const event = { type: 'pause', worker: worker.name, step } as const
+  return [parked === undefined ? event : { ...event, parked }]
 }
 
 function resume(worker: Worker, step: number): WorkerEvent[] {

@@ -32,6 +32,13 @@ export interface JoinEvent extends OfWorker {
 export interface PauseEvent extends OfWorker {
   /** Tells events apart. */
   type: 'pause'
+  /** Of a worker that waits for work (`WorkerRun.park`); undefined: it was paused. */
+  parked?:
+    | {
+        /** As ParkOptions has it. */
+        data: unknown
+      }
+    | undefined
 }
 
 /** A paused worker takes part again from this step on. */
@@ -57,6 +64,11 @@ export interface TokenEvent extends OfWorker {
   logprob?: number | undefined
   /** Of a sampled token, where `topLogprobs` asks for them: the most likely tokens at its place, the most likely first. */
   topLogprobs?: TokenLogprob[] | undefined
+  /**
+   * Of the last token that the worker brings to a step, where `WorkerSpec.attentionMass` asks for it: which share of its
+   * attention each block of the view gets, in the view's order (docs/hooks.md).
+   */
+  attentionMass?: readonly number[] | undefined
 }
 
 /** Tokens have come into the common block (`WorkerRun.append`): workers see them from this step on. */

@@ -258,13 +258,21 @@ export class Group {
     const milliseconds = seconds * 1e3
     let tokens = 0
     participants.forEach(({ worker, state }, i) => {
-      tokens += worker.pending.length
+      const output = outputs[i] as StepOutput
+      const { attentionMass } = output
+      let left = worker.pending.length
+      tokens += left
       for (const written of worker.write()) {
         if (written.forced) this.state.promptTokens++
         this.triggers.look(worker.name, written.text, written.forced)
-        events.push({ type: 'token', worker: worker.name, step: this.state.steps, ...written })
+        const event = { type: 'token', worker: worker.name, step: this.state.steps } as const
+        left--
+        const mass =
+          left === 0 && attentionMass !== undefined
+            ? { attentionMass: Array.from(attentionMass) }
+            : {}
+        events.push({ ...event, ...written, ...mass })
       }
-      const output = outputs[i] as StepOutput
       if (isLast) events.push(...this.#proceed(worker, state, output))
       else worker.sampled(output)
     })
@@ -438,6 +446,7 @@ export class Group {
       view: { blocks: this.#view(state.blocks) },
       tokens: worker.pending.map(({ token }) => token),
       drafts: drafts?.[i],
+      attentionMass: worker.settings.attentionMass,
       ...(state.name === 'active'
         ? worker.choice(this.workers.indexOf(worker))
         : { sampler: null }),

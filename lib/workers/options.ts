@@ -53,6 +53,11 @@ export interface WorkerSpec extends TokenOptions {
   maxTokens?: number | undefined
   /** Its stop strings (see RunOptions); default: the run's. */
   stop?: readonly string[] | undefined
+  /**
+   * Whether events tell where its tokens look: which share of attention each block of its view gets. On the CPU; not with
+   * `speculate`. Default false.
+   */
+  attentionMass?: boolean | undefined
 }
 
 /** Options of `runWorkers`. */
@@ -188,6 +193,7 @@ const WORKER_KEYS = optionKeys<WorkerSpec>()({
   topLogprobs: true,
   maxTokens: true,
   stop: true,
+  attentionMass: true,
 })
 
 /** RunOptions that were checked and copied, but for the workers' specs. */
@@ -222,6 +228,7 @@ export interface WorkerSettings extends TokenSettings {
   from: string | undefined
   maxTokens: number
   stop: readonly string[]
+  attentionMass: boolean
 }
 
 /** Throws HOGWILD_INVALID_ARGUMENT. */
@@ -347,6 +354,10 @@ export function checkWorkerSpec(value: unknown, name: string, run: RunSettings):
   const spec = checkOptions(value as WorkerSpec, name, WORKER_KEYS)
   const { vocabSize } = run.model.config
   const { maxTokens, stop } = spec
+  const attentionMass = checkBoolean(spec.attentionMass ?? false, `${name}.attentionMass`)
+  if (attentionMass && run.speculate !== undefined) {
+    throw invalid(`${name}.attentionMass`, 'absent beside options.speculate', attentionMass)
+  }
   return {
     ...checkTokenOptions(spec, name, run.model, run.tokenizer, run.stopTokens),
     name: checkString(spec.name, `${name}.name`),
@@ -363,6 +374,7 @@ export function checkWorkerSpec(value: unknown, name: string, run: RunSettings):
     maxTokens:
       maxTokens === undefined ? run.maxTokens : checkMaxTokens(maxTokens, `${name}.maxTokens`),
     stop: stop === undefined ? run.stop : checkStop(stop, `${name}.stop`, run.tokenizer),
+    attentionMass,
   }
 }
 

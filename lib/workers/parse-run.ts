@@ -283,7 +283,10 @@ class RunParser {
         return { type, worker, mark: pending(control.mark, `${name}.mark`) }
       case 'inject':
         return { type, worker, tokens: pending(control.tokens, `${name}.tokens`) }
-      case 'pause':
+      case 'pause': {
+        const parked = optional(checkObject)(control.parked, `${name}.parked`)
+        return { type, worker, ...(parked && { parked: { data: parked.data ?? null } }) }
+      }
       case 'resume':
         return { type, worker }
     }
@@ -343,6 +346,7 @@ class RunParser {
       logitBias: optional(this.logitBias)(worker.logitBias, of('logitBias')),
       logprob: flag(worker.logprob, of('logprob')),
       topLogprobs: checkInteger(worker.topLogprobs, of('topLogprobs'), 0, 1024),
+      attentionMass: flag(worker.attentionMass, of('attentionMass')),
       processLogits: flag(worker.processLogits, of('processLogits')),
       grammar: optional(this.tokens)(worker.grammar, of('grammar')),
       tokens,

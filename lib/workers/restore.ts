@@ -301,10 +301,15 @@ async function restoreWorkers({ workers }: SavedRun, given: Given): Promise<Work
 /** All of a worker but its blocks and its state. */
 async function restoreWorker(saved: SavedWorker, given: Given): Promise<Worker> {
   const { name, from, maxTokens, stop, logprob, topLogprobs, logitBias, tokens, forced } = saved
+  const { attentionMass } = saved
+  if (attentionMass && given.speculate !== undefined) {
+    throw invalid('options.speculate', `absent beside attentionMass of '${name}'`, 'drafts')
+  }
   const { tokenizer } = given
   const { processLogits, grammar } = given.workers.get(name) ?? {}
   const settings: WorkerSettings = {
     ...{ name, from, maxTokens, stop, logitBias, logprob, topLogprobs, processLogits, grammar },
+    attentionMass,
     prompt: new Int32Array(0),
     header: new Int32Array(0),
     own: undefined,

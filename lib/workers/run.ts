@@ -116,6 +116,8 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
   #seat: Seat | undefined
   /** Takes the listener of the user's signal away. */
   #forget: () => void = () => {}
+  /** Tokens of `append`, until the trace has them. */
+  readonly #appended: Int32Array[] = []
   /** What ended the run from outside the loop. */
   #failure: { error: unknown } | undefined
   #state: 'open' | 'closing' | 'ended' = 'open'
@@ -192,8 +194,10 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
    */
   append(tokens: ArrayLike<number>): void {
     this.#open()
-    const { vocabSize } = this.#group.settings.model.config
-    this.#group.control({ type: 'append', tokens: checkTokens(tokens, 'tokens', vocabSize, 1) })
+    const { model, trace } = this.#group.settings
+    const checked = checkTokens(tokens, 'tokens', model.config.vocabSize, 1)
+    this.#group.control({ type: 'append', tokens: checked })
+    if (trace !== undefined) this.#appended.push(checked)
     this.#wake()
   }
 
@@ -207,7 +211,7 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
     if (timeoutMs !== undefined) checkInteger(timeoutMs, 'options.timeoutMs', 1, 2 ** 31 - 1)
     if (typeof work !== 'function') throw invalid('work', 'a function', work)
     const parked = { worker: name, timeoutMs, data: checkJson(data, 'options.data') }
-    this.pause(name)
+    this.#control({ type: 'pause', worker: name, parked: { data: parked.data } })
     this.#waitFor(parked, work)
   }
 
@@ -418,14 +422,18 @@ export class WorkerRun implements AsyncIterable<WorkerEvent> {
 
   async #openTrace(): Promise<TraceFile | undefined> {
     const { settings, workers } = this.#group
-    const { trace, model, layout, share, prompt, sharedHeader } = settings
+    const { trace, model, tokenizer, layout, share, prompt, sharedHeader } = settings
     if (trace === undefined) return undefined
+    const workerOf = (name: string) => workers.find((worker) => worker.name === name) as Worker
     return await TraceFile.open(trace, {
       ...{ layout, share, prompt, model: await model.fingerprint() },
+      architecture: model.config.architecture,
       // Without a cache of the user's, headers are tokens.
       sharedHeader: sharedHeader as Int32Array,
-      headerOf: (name) =>
-        (workers.find((worker) => worker.name === name) as Worker).header as Int32Array,
+      headerOf: (name) => workerOf(name).header as Int32Array,
+      parentOf: (name) => workerOf(name).from,
+      nextAppended: () => this.#appended.shift() as Int32Array,
+      textOf: tokenizer && ((tokens) => tokenizer.decode(tokens)),
     })
   }
 

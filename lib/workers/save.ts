@@ -124,10 +124,11 @@ function savedSettings(settings: RunSettings): SavedSettings {
 
 function describeWorker(worker: Worker, tokenizer: Tokenizer | undefined) {
   const { state, header, own, tokens, forced, written, turn, turnIds, pending } = worker
-  const { name, from, maxTokens, stop, logprob, topLogprobs, ...choice } = worker.settings
+  const { name, from, maxTokens, stop, logprob, topLogprobs, attentionMass, ...choice } =
+    worker.settings
   const isJoining = state.name === 'joining'
   return {
-    ...{ name, from, maxTokens, stop, logprob, topLogprobs },
+    ...{ name, from, maxTokens, stop, logprob, topLogprobs, attentionMass },
     header: isJoining ? header : [],
     own: isJoining ? own : undefined,
     sampler: choice.sampler.state,

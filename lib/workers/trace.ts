@@ -7,7 +7,7 @@ import { HogwildError } from '../errors'
 import type { StepEvent, TokenEvent, WorkerEvent } from './events'
 import { type LayoutName, orderBlocks } from './layout'
 
-export const TRACE_VERSION = 1
+export const TRACE_VERSION = 2
 
 /** What a trace needs to know beside the events. */
 export interface TracedRun {
@@ -17,8 +17,16 @@ export interface TracedRun {
   sharedHeader: ArrayLike<number>
   /** Tokens of the header block of a worker that has joined. */
   headerOf(worker: string): ArrayLike<number>
+  /** The worker that it branches off; undefined: none. */
+  parentOf(worker: string): string | undefined
+  /** What the next append event is about. */
+  nextAppended(): ArrayLike<number>
+  /** undefined: there is no tokenizer. */
+  textOf: ((tokens: ArrayLike<number>) => string) | undefined
   /** The model's fingerprint. */
   model: string
+  /** The model's family. */
+  architecture: string
 }
 
 /** The first line. */
@@ -29,6 +37,8 @@ export interface TraceHead {
   began: string
   /** The model's fingerprint. */
   model: string
+  /** Its `config.architecture`. */
+  architecture: string
   /** Of the run. */
   layout: LayoutName
   /** Whether its workers see one another. */
@@ -46,7 +56,7 @@ export interface TraceBlock {
   name: string
 }
 
-/** A copy of a block. */
+/** A block that begins as a copy: of a worker that branches off another one, or where workers do not share. */
 export interface TraceFork {
   /** As in a script. */
   op: 'fork'
@@ -64,6 +74,8 @@ export interface TracePrefill {
   block: string
   /** Their ids. */
   tokens: number[]
+  /** Their text; undefined without a tokenizer. */
+  text?: string | undefined
 }
 
 /** A worker, or what it sees from now on. */
@@ -102,6 +114,11 @@ export interface TraceStep {
   forced: boolean[][]
   /** What the inputs brought to the events' text. */
   texts: string[]
+  /**
+   * Of those that ask for it (`WorkerSpec.attentionMass`), else null: the share of attention that each block of the view gets
+   * from the last input, in the view's order, to six decimals. Absent where nobody asks.
+   */
+  attention?: (number[] | null)[] | undefined
   /** What the forward pass took. */
   milliseconds: number
 }
@@ -145,12 +162,12 @@ class TraceRecorder {
 
   /** What comes before all events. */
   begin(): [TraceHead, ...TraceLine[]] {
-    const { model, layout, share, prompt, sharedHeader } = this.#run
+    const { model, architecture, layout, share, prompt, sharedHeader } = this.#run
     const began = new Date().toISOString()
     return [
-      { trace: TRACE_VERSION, began, model, layout, share },
-      ...this.#timed(filled(COMMON, prompt)),
-      ...(sharedHeader.length > 0 ? this.#timed(filled(SHARED, sharedHeader)) : []),
+      { trace: TRACE_VERSION, began, model, architecture, layout, share },
+      ...this.#timed(this.#filled(COMMON, prompt)),
+      ...(sharedHeader.length > 0 ? this.#timed(this.#filled(SHARED, sharedHeader)) : []),
     ]
   }
 
@@ -164,6 +181,8 @@ class TraceRecorder {
         return this.#timed(this.#step(event))
       case 'join':
         return this.#timed([note(event), ...this.#join(event.worker)])
+      case 'append':
+        return this.#timed([note(event), ...this.#append()])
       case 'turn': {
         const [target, source] = [this.#common(event.worker), own(event.worker)]
         this.#afterStep.push(note(event), { op: 'append_from', target, source, clear_source: true })
@@ -179,8 +198,20 @@ class TraceRecorder {
 
   #join(worker: string): TraceOp[] {
     this.#views.set(worker, '')
-    const fork = { op: 'fork', block: COMMON, name: ownCommon(worker) } as const
-    return [{ op: 'block', name: own(worker) }, ...(this.#run.share ? [] : [fork])]
+    const parent = this.#run.parentOf(worker)
+    const name = own(worker)
+    const common = { op: 'fork', block: COMMON, name: ownCommon(worker) } as const
+    return [
+      parent === undefined ? { op: 'block', name } : { op: 'fork', block: own(parent), name },
+      ...(this.#run.share ? [] : [common]),
+    ]
+  }
+
+  /** Where each worker has a common block of its own, all of them get the tokens. */
+  #append(): TraceOp[] {
+    const tokens = this.#run.nextAppended()
+    const blocks = [COMMON, ...(this.#run.share ? [] : [...this.#views.keys()].map(ownCommon))]
+    return blocks.map((block) => this.#prefill(block, tokens))
   }
 
   #step({ step, milliseconds }: StepEvent): (TraceOp | TraceStep | TraceNote)[] {
@@ -197,6 +228,9 @@ class TraceRecorder {
       inputs: lists.map((events) => events.map(({ token }) => token)),
       forced: lists.map((events) => events.map(({ forced }) => forced)),
       texts: lists.map((events) => events.map(({ text }) => text).join('')),
+      ...(lists.some((events) => events.at(-1)?.attentionMass !== undefined) && {
+        attention: lists.map((events) => events.at(-1)?.attentionMass?.map(sixDecimals) ?? null),
+      }),
       milliseconds,
     }
     const lines = [...workers.flatMap((worker) => this.#see(worker)), taken, ...this.#afterStep]
@@ -209,7 +243,7 @@ class TraceRecorder {
   #see(worker: string): TraceOp[] {
     const ops: TraceOp[] = []
     if (this.#hasHeader(worker) && !this.#headers.has(worker)) {
-      ops.push(...filled(header(worker), this.#run.headerOf(worker)))
+      ops.push(...this.#filled(header(worker), this.#run.headerOf(worker)))
       this.#headers.add(worker)
     }
     const view = this.#viewOf(worker)
@@ -242,17 +276,23 @@ class TraceRecorder {
     return this.#run.share ? COMMON : ownCommon(worker)
   }
 
+  #filled(name: string, tokens: ArrayLike<number>): TraceOp[] {
+    const block = { op: 'block', name } as const
+    return tokens.length === 0 ? [block] : [block, this.#prefill(name, tokens)]
+  }
+
+  #prefill(block: string, tokens: ArrayLike<number>): TracePrefill {
+    const text = this.#run.textOf?.(tokens)
+    return { op: 'prefill', block, tokens: Array.from(tokens), ...(text !== undefined && { text }) }
+  }
+
   #timed<T extends object>(lines: readonly T[]): ({ time: number } & T)[] {
     const time = Math.round((performance.now() - this.#began) * 1e3) / 1e3
     return lines.map((line) => ({ time, ...line }))
   }
 }
 
-function filled(name: string, tokens: ArrayLike<number>): TraceOp[] {
-  const block = { op: 'block', name } as const
-  if (tokens.length === 0) return [block]
-  return [block, { op: 'prefill', block: name, tokens: Array.from(tokens) }]
-}
+const sixDecimals = (value: number) => Math.round(value * 1e6) / 1e6
 
 function note({ type, ...rest }: Exclude<WorkerEvent, TokenEvent | StepEvent>): TraceNote {
   return { event: type, ...rest } as TraceNote

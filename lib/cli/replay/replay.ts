@@ -2,9 +2,9 @@
 
 import { HogwildError } from '../../errors'
 import type { Block, Cache, CacheDtype, Model, View } from '../../index'
+import { type Demand, rehearse } from '../../replay/rehearsal'
+import { type ReplayOp, refusal } from '../../replay/script'
 import { pageSizeOf } from '../page-size'
-import { type Demand, rehearse } from './rehearsal'
-import { type ReplayOp, refusal } from './script'
 
 export interface ReplayResult {
   /** Index of the op in the script. */

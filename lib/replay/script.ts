@@ -1,9 +1,9 @@
 // The script of an experiment (docs/replay.md): its form. Whether the names in it exist and the numbers fit is
 // the rehearsal's question (rehearsal.ts).
 
-import { HogwildError, type HogwildErrorCode } from '../../errors'
-import { checkOptions, invalid, optionKeys } from '../../validate'
-import { checkEntryFields, type EntryFields } from '../../view-entry'
+import { HogwildError, type HogwildErrorCode } from '../errors'
+import { checkOptions, invalid, optionKeys } from '../validate'
+import { checkEntryFields, type EntryFields } from '../view-entry'
 
 /** A block of a view: its name alone, or with how it is seen. */
 export type ReplayEntry = string | ({ block: string } & EntryFields)

@@ -1,8 +1,9 @@
 // Goes through a script without computing anything: do the names exist, do the numbers fit. Lengths of
 // blocks follow from the script alone, so all of this is known before the first op.
 
-import { HogwildError } from '../../errors'
-import { type BlockGrowth, endOf, MAX_VIEW_POSITION, placeEntries } from '../../view-entry'
+import { HogwildError } from '../errors'
+import { type BlockGrowth, endOf, placeEntries } from '../places'
+import { MAX_VIEW_POSITION } from '../view-entry'
 import { blockOf, type ReplayEntry, type ReplayOp, refusal, show, wrong } from './script'
 
 /**
