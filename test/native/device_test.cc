@@ -219,6 +219,64 @@ TEST(matmul_is_batch_invariant) {
   }
 }
 
+// Whatever a level does for few rows and for many must round alike, at the limits of f32 too.
+TEST(matmul_of_bf16_is_batch_invariant_at_the_limits) {
+  // Exponents of weights and of x: products of ordinary size, around the least normal number, around the greatest, and
+  // of any size; with subnormal factors where the lowest is 0.
+  struct Exponents {
+    int low, high;
+  };
+  constexpr Exponents kExponents[] = {{120, 134}, {56, 70}, {0, 72}, {183, 193}, {0, 254}};
+  const auto random_values = [](std::int64_t n, Exponents exponents, int bits_left_out) {
+    std::vector<float> values(n);
+    for (float& value : values) {
+      const auto exponent = static_cast<std::uint32_t>(random_int(exponents.low, exponents.high));
+      const auto rest = static_cast<std::uint32_t>(rng()) & 0x807fffff;
+      value = std::bit_cast<float>((rest | exponent << 23) >> bits_left_out << bits_left_out);
+    }
+    return values;
+  };
+  on_every_level([&](const CpuKernels& kernels) {
+    for (const Exponents exponents : kExponents) {
+      for (const std::int64_t k : {1, 2, 31, 32, 33, 100, 576}) {
+        const std::int64_t n = random_int(1, 100), rows = 40;
+        std::vector<float> w = random_values(n * k, exponents, 16), x = random_values(rows * k, exponents, 0);
+        const std::vector<float> bias = random_values(n, exponents, 0);
+        const std::vector<float> before = random_values(rows * n, exponents, 0);
+        for (std::int64_t i = 1; i < n * k; i += 3) w[i] = -w[i - 1];  // sums that cancel
+        for (std::int64_t i = 1; i < rows * k; i += 2) x[i] = x[i - 1];
+        const Typed weight(w, Dtype::kBF16);
+        const auto run = [&](std::int64_t first, std::int64_t count) {
+          std::vector<float> y(before.begin() + first * n, before.begin() + (first + count) * n);
+          std::vector<std::byte> packed(packed_bf16_bytes(count, k));
+          const void* input = x.data() + first * k;
+          if (kernels.packs_x(Format::kBF16)) {
+            kernels.pack_x(x.data() + first * k, count, k, 0, count, packed.data());
+            input = packed.data();
+          }
+          MatmulParams::Output output = {
+              .weight = {weight.data(), Format::kBF16, n, k}, .bias = bias.data(), .y = y.data(), .accumulate = true};
+          kernels.matmul({.x = input, .rows = count, .k = k, .output = &output, .begin = 0, .end = n});
+          return y;
+        };
+        const std::vector<float> all = run(0, rows);
+        for (const std::int64_t count : {1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 17}) {
+          const std::int64_t first = random_int(0, rows - count);
+          const std::vector<float> some = run(first, count);
+          std::int64_t differ = 0;
+          for (std::int64_t i = 0; i < count * n; i++) {
+            const float a = some[i], b = all[first * n + i];
+            const bool same = std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b);
+            differ += !same && !(std::isnan(a) && std::isnan(b));
+          }
+          CHECK_MESSAGE(differ == 0, std::to_string(differ) + " of " + std::to_string(count * n) + " outputs of " +
+                                         std::to_string(k) + " columns");
+        }
+      }
+    }
+  });
+}
+
 TEST(matmul_refuses_wrong_shapes) {
   const std::shared_ptr<Device> device = create_cpu_device({.threads = 1});
   const float w[6] = {};

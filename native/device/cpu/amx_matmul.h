@@ -112,16 +112,21 @@ HOGWILD_INLINE void put_sums(const MatmulParams::Output& output, const float* su
   }
 }
 
-// A x B tiles. Where `prefetches`, the weights behind these are brought into the cache meanwhile.
+// Weights are brought into the second-level cache in the order in which they are used, this far ahead: some KB, so that
+// even of a single block most are on their way before they are needed. Nothing behind the slice is: at the end of a
+// matrix slices are a block each, and what is behind goes to another core.
+constexpr int64_t kColumnsAhead = 4 * kTileColumns;
+
+// A x B tiles. `prefetched`: up to which column weights are brought into the cache; 0: none, k: these, 2 * k: the tiles
+// behind these too.
 template <int A, int B>
-void multiply_tiles(const MatmulSlice& slice, const TileBlock& block, bool prefetches) {
+void multiply_tiles(const MatmulSlice& slice, const TileBlock& block, int64_t prefetched) {
   const int64_t k = slice.k, w_stride = k * (int64_t)sizeof(Bf16);
   const Bf16* w0 = (const Bf16*)slice.output->weight.data + block.output * k;
   const Bf16* w1 = w0 + kTileRows * k;
   const Bf16* x0 = (const Bf16*)slice.x + block.row * tiled_columns(k);
   const Bf16* x1 = x0 + kTileRows * tiled_columns(k);
   const int64_t x0_stride = block.rows[0] * kPairBytes, x1_stride = block.rows[1] * kPairBytes;
-  const char* ahead = (const char*)(w0 + A * kTileRows * k);
 
   _tile_zero(0);
   if constexpr (B == 2) _tile_zero(1);
@@ -129,9 +134,10 @@ void multiply_tiles(const MatmulSlice& slice, const TileBlock& block, bool prefe
   if constexpr (A == 2 && B == 2) _tile_zero(3);
   int64_t i = 0;
   for (; i + kTileColumns <= k; i += kTileColumns) {
-    if (prefetches) {
-      for (int line = 0; line < A * kTileRows; line++) __builtin_prefetch(ahead + line * 64, 0, 2);
-      ahead += A * kTileRows * 64;
+    const int64_t j = i + kColumnsAhead;
+    if (j < prefetched) {
+      const Bf16* ahead = w0 + j + (j < k ? 0 : (A * kTileRows - 1) * k);
+      for (int r = 0; r < A * kTileRows; r++) __builtin_prefetch(ahead + r * k, 0, 2);
     }
     add_tiles<A, B>(w0 + i, w1 + i, w_stride, x0 + i * block.rows[0], x0_stride, x1 + i * block.rows[1], x1_stride);
   }
@@ -181,14 +187,13 @@ void matmul_tiles(const MatmulSlice& slice) {
                                  .row = row,
                                  .outputs = {part(end - output, 0), part(end - output, 1)},
                                  .rows = {part(slice.rows - row, 0), part(slice.rows - row, 1)}};
+        const int64_t ahead = row > 0 ? 0 : output + 2 * kTileRows < slice.end ? 2 * slice.k : slice.k;
         if (!block.has_shape_of(shape)) shape_tiles(block);
         shape = block;
         if (block.outputs[1] == 0) {
-          block.rows[1] == 0 ? multiply_tiles<1, 1>(slice, block, row == 0)
-                             : multiply_tiles<1, 2>(slice, block, row == 0);
+          block.rows[1] == 0 ? multiply_tiles<1, 1>(slice, block, ahead) : multiply_tiles<1, 2>(slice, block, ahead);
         } else {
-          block.rows[1] == 0 ? multiply_tiles<2, 1>(slice, block, row == 0)
-                             : multiply_tiles<2, 2>(slice, block, row == 0);
+          block.rows[1] == 0 ? multiply_tiles<2, 1>(slice, block, ahead) : multiply_tiles<2, 2>(slice, block, ahead);
         }
       }
     }
