@@ -277,8 +277,13 @@ TEST(append_writes_rotated_keys_and_values) {
     }
     const std::int64_t head_dim = c.shape.head_dim;
     std::vector<float> k(slots.size() * c.shape.kv_heads * head_dim), v(k.size());
-    for (float& x : k) x = rounded(dtype, c.number());
-    for (float& x : v) x = rounded(dtype, c.number());
+    for (std::vector<float>* rows : {&k, &v}) {
+      float factor = 1;  // some rows are next to nothing
+      for (std::size_t i = 0; i < rows->size(); ++i) {
+        if (i % static_cast<std::size_t>(head_dim) == 0) factor = c.random(0, 9) > 0 ? 1 : 1e-36f;
+        (*rows)[i] = rounded(dtype, factor * c.number());
+      }
+    }
 
     const Pools result = run_on_pools(c, [&](const KvLayer& layer, const RopeTable& rope) {
       // Rows of the step before those that are appended: slots of no page, to be left alone.

@@ -414,12 +414,6 @@ export default {
       '    __syncthreads();\n    load_query_fragments',
       '    load_query_fragments',
     ],
-    [
-      'what rows see lies over the exchange',
-      general,
-      'shared + Tile::kSharedBytes - Tile::kMaskBytes',
-      'shared + Tile::kSharedBytes - 2 * Tile::kMaskBytes',
-    ],
     ['rows 8 on see what these see', general, '{own[0], own[8]}', '{own[0], own[0]}'],
     // soft caps, temperatures
     ['soft cap in units of log 2', general, 'softcap * kLog2E;', 'softcap;'],
