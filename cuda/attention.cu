@@ -142,7 +142,7 @@ struct PlainAttention {
   RowMask row_mask = {};
   int segment_start = 0;  // first slot of the segment's first tile
 
-  SIMT_DEVICE PlainAttention(const AttentionArguments&, unsigned char*, const WorkCursor&, int) {}
+  SIMT_DEVICE explicit PlainAttention(unsigned char*) {}
 
   SIMT_DEVICE void load(const AttentionArguments& p, const WorkCursor& at, int segments, uint4* stage) const {
     load_tile<Tile>(p, at, segments, stage);

@@ -377,7 +377,7 @@ SIMT_DEVICE void write_rows(const AttentionArguments& p, const Place& place, int
 
 // The main kernel but for what is done with a tile, which an Attention does:
 //   Tile                                   sizes, and the arrangement of shared memory
-//   Attention(p, shared, at, n_tiles)      `at`: the first tile of the share
+//   Attention(shared)                      all of the CTA's shared memory
 //   load(p, at, segments, stage)           begins to copy a tile: called for each, in order
 //   open(p, at, ...)                       before the first tile of a (row tile, segment): turns its queries
 //   attend(p, stage, place, tile, state)   a tile that has arrived, for one warp
@@ -408,7 +408,7 @@ SIMT_DEVICE void walk_share(const AttentionArguments& p, unsigned char* shared) 
   WorkCursor at = {share.x, share.y, share.z, p.tiles_before[share.y + 1] - p.tiles_before[share.y]};
   WorkCursor loading = at;  // the last tile whose copy was begun
   int begun = 0;
-  Attention attention(p, shared, at, n_tiles);
+  Attention attention(shared);
 #pragma unroll
   for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
     if (begun < n_tiles) {

@@ -92,10 +92,8 @@ SIMT_DEVICE void load_rows(const AttentionArguments& p, const void* pool, KvForm
   if (format == KvFormat::kInt8) {
     constexpr int kChunks = Tile::kChunks / 2;  // of a row of codes, each of two operands
     const uint4* const from = reinterpret_cast<const uint4*>(head) + tile.slot * kChunks;
-#pragma unroll
-    for (int first = 0; first < kOperands / 2; first += kThreads) {
-      const int chunk = first + tid;
-      if (chunk >= kOperands / 2) break;
+#pragma unroll 2
+    for (int chunk = tid; chunk < kOperands / 2; chunk += kThreads) {
       const int row = chunk / kChunks;
       const uint4 codes = tile.is_token(row) ? simt::load_once(from + chunk) : zero;
       operands[swizzled_chunk(Tile::kChunks, row, chunk % kChunks * 2, 0)] = widen_codes(codes.x, codes.y);
@@ -137,15 +135,11 @@ struct GeneralAttention {
   using Tile = TileSizes;
 
   std::uint32_t query_fragments[Tile::kWidth / 16][4];
-  RowSight* sights;  // [kRows]
-  WorkCursor ahead;  // the last tile that was asked for
-  int not_asked;     // tiles of the share behind it
-  int segment_start = 0;
+  RowSight* sights;       // [kRows]
+  int segment_start = 0;  // first slot of the segment's first tile that is seen
 
-  SIMT_DEVICE GeneralAttention(const AttentionArguments&, unsigned char* shared, const WorkCursor& at, int n_tiles)
-      : sights(reinterpret_cast<RowSight*>(shared + Tile::kSharedBytes - Tile::kMaskBytes)),
-        ahead(at),
-        not_asked(n_tiles - 1) {}
+  SIMT_DEVICE explicit GeneralAttention(unsigned char* shared)
+      : sights(reinterpret_cast<RowSight*>(shared + Tile::kSharedBytes - Tile::kMaskBytes)) {}
 
   SIMT_DEVICE static float* key_scales(uint4* stage) {
     return reinterpret_cast<float*>(stage + 2 * Tile::kOperandBytes / static_cast<int>(sizeof(uint4)));
@@ -155,14 +149,13 @@ struct GeneralAttention {
     return stage + Tile::kOperandBytes / static_cast<int>(sizeof(uint4));
   }
 
-  SIMT_DEVICE void load(const AttentionArguments& p, const WorkCursor& at, int segments, uint4* stage) {
+  SIMT_DEVICE void load(const AttentionArguments& p, const WorkCursor& at, int segments, uint4* stage) const {
     const TilePlace tile = place_of<Tile>(p, at, segments);
     load_rows<Tile>(p, p.layer.keys, p.shape.key_format, tile, stage, key_scales(stage));
     load_rows<Tile>(p, p.layer.values, p.shape.value_format, tile, values_of(stage), value_scales(stage));
-    if (not_asked == 0) return;
-    --not_asked;
-    const int row_tiles = ceil_div(simt::load_constant(p.plan.counts) * p.group, Tile::kRows);
-    ahead.next(p.tiles_before, row_tiles * segments);
+    if (at.tile + 1 == at.tiles) return;
+    WorkCursor ahead = at;
+    ++ahead.tile;
     const TilePlace next = place_of<Tile>(p, ahead, segments);
     prefetch_rows<Tile>(p, p.layer.keys, p.shape.key_format, next);
     prefetch_rows<Tile>(p, p.layer.values, p.shape.value_format, next);

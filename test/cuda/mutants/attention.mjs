@@ -493,10 +493,15 @@ export default {
     [
       'the last codes of a tile are left out',
       general,
-      'if (chunk >= kOperands / 2) break;',
-      'if (chunk >= kOperands / 2 - 1) break;',
+      'chunk < kOperands / 2; chunk',
+      'chunk < kOperands / 2 - 1; chunk',
     ],
-    ['codes behind the tile are written', general, 'if (chunk >= kOperands / 2) break;', ''],
+    [
+      'codes behind the tile are written',
+      general,
+      'chunk < kOperands / 2; chunk',
+      'chunk < kOperands / 2 + kThreads; chunk',
+    ],
     [
       'codes of slots that are not the segment’s',
       general,

@@ -110,7 +110,12 @@ export default {
       'is_key && p.rope.rotary_dim > 0',
     ],
     ['keys at rope row 0 are kept', kernels, 'move.rope_row >= 0', 'move.rope_row > 0'],
-    ['values are turned', kernels, 'is_key && move.rope_row >= 0', 'move.rope_row >= 0'],
+    [
+      'values are turned',
+      kernels,
+      'p.from[blockIdx.z].is_key && move.rope_row >= 0',
+      'move.rope_row >= 0',
+    ],
     ['turned from another slot', kernels, 'move.from_slot + i / units', 'move.to_slot + i / units'],
     [
       'turned to another slot',
