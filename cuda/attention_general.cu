@@ -134,12 +134,13 @@ template <typename TileSizes>
 struct GeneralAttention {
   using Tile = TileSizes;
 
-  std::uint32_t query_fragments[Tile::kWidth / 16][4];
+  const uint4* queries;   // [kRows][kChunks]: registers for them are left to what a tile needs
   RowSight* sights;       // [kRows]
   int segment_start = 0;  // first slot of the segment's first tile that is seen
 
   SIMT_DEVICE explicit GeneralAttention(unsigned char* shared)
-      : sights(reinterpret_cast<RowSight*>(shared + Tile::kSharedBytes - Tile::kMaskBytes)) {}
+      : queries(reinterpret_cast<const uint4*>(shared)),
+        sights(reinterpret_cast<RowSight*>(shared + Tile::kSharedBytes - Tile::kMaskBytes)) {}
 
   SIMT_DEVICE static float* key_scales(uint4* stage) {
     return reinterpret_cast<float*>(stage + 2 * Tile::kOperandBytes / static_cast<int>(sizeof(uint4)));
@@ -162,13 +163,13 @@ struct GeneralAttention {
   }
 
   SIMT_DEVICE void open(const AttentionArguments& p, const WorkCursor& at, int tokens, int segments, int rows,
-                        int first_row, uint4* queries, const Place& place) {
+                        int first_row, uint4* rotated, const Place&) {
     const int index = at.pair % segments;
     const std::size_t first_range = static_cast<std::size_t>(index) * tokens;
     const DeviceQueryRange* query_ranges = p.plan.query_ranges + first_range;
     const Segment segment = load_constant_16(p.plan.segments + index);
     const bool in_f16 = p.shape.key_format == KvFormat::kF16;
-    rotate_queries<Tile>(p, query_ranges, rows, first_row, at.kv_head, queries, [&](const float (&x)[8], float factor) {
+    rotate_queries<Tile>(p, query_ranges, rows, first_row, at.kv_head, rotated, [&](const float (&x)[8], float factor) {
       return in_f16 ? pack8<simt::f16>(x, factor) : pack8<simt::bf16>(x, factor);
     });
     const int row = first_row + static_cast<int>(threadIdx.x);
@@ -190,7 +191,6 @@ struct GeneralAttention {
       sights[threadIdx.x] = sight;
     }
     __syncthreads();
-    load_query_fragments<Tile>(queries, place, query_fragments);
     segment_start = simt::load_constant(p.first_tiles + at.pair) * Tile::kKeys;
   }
 
@@ -213,6 +213,8 @@ struct GeneralAttention {
   SIMT_DEVICE void attend(const AttentionArguments& p, uint4* stage, const Place& place, int tile,
                           typename Tile::State& state) const {
     constexpr int kWarpKeys = Tile::kWarpKeys;
+    std::uint32_t query_fragments[Tile::kWidth / 16][4];
+    load_query_fragments<Tile>(queries, place, query_fragments);
     float scores[kWarpKeys / 8][4] = {};
     if (p.shape.key_format == KvFormat::kF16) {
       add_scores<simt::f16, Tile>(stage, query_fragments, place, scores);

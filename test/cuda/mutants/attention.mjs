@@ -411,8 +411,8 @@ export default {
     [
       'what rows see is written behind the barrier',
       general,
-      '    __syncthreads();\n    load_query_fragments',
-      '    load_query_fragments',
+      '    __syncthreads();\n    segment_start',
+      '    segment_start',
     ],
     ['rows 8 on see what these see', general, '{own[0], own[8]}', '{own[0], own[0]}'],
     // soft caps, temperatures
