@@ -20,15 +20,6 @@ cudaError_t dispatch_dtype(Dtype dtype, Body&& body) {
   return cudaErrorInvalidValue;
 }
 
-// The same with the type of a cache's keys and values.
-template <typename Body>
-cudaError_t dispatch_format(const KvShape& shape, Body&& body) {
-  if (shape.key_format != shape.value_format) return cudaErrorInvalidValue;
-  if (shape.key_format == KvFormat::kBF16) return body.template operator()<simt::bf16>();
-  if (shape.key_format == KvFormat::kF16) return body.template operator()<simt::f16>();
-  return cudaErrorInvalidValue;
-}
-
 // Calls `body.template operator()<kValue>()` with the listed value that equals `value`.
 template <int... kValues, typename Body>
 cudaError_t dispatch_int(std::int64_t value, Body&& body) {

@@ -34,7 +34,7 @@ cudaError_t launch_read(const void* data, std::size_t bytes, int multiprocessors
 
 // ---- the KV cache (kv.cu) ---------------------------------------------------------------------------
 //
-// Pages lie as page.cuh describes. Keys and values have one format, bf16 or f16; shape.row_elements() is one of
+// Pages lie as page.cuh describes. Keys and values have a format each; shape.row_elements() is one of
 // RowWidths (plan.h: 32, 64, 80, 96, 112, 128, 192, 256); head_dim is any multiple of 8 up to that. rope.rotary_dim is
 // even. Pools, rope tables, q, k, v and out are aligned to 16 bytes.
 
@@ -59,22 +59,28 @@ struct AttentionLaunch {
   StepArrays step;
   std::int32_t max_ctas = 0;   // CTAs of the main kernel: a small multiple of the multiprocessors
   std::int32_t min_tiles = 1;  // fewest tiles that are worth a CTA of its own
-  void* workspace = nullptr;   // attention_workspace_bytes(), aligned to 256
+  void* shares = nullptr;      // attention_shares_bytes(), aligned to 256: of the step, shape and window
+  void* workspace = nullptr;   // attention_workspace_bytes(), aligned to 256: of one launch after the other
 };
 
 // Sets *ctas to how many CTAs of the main kernel a multiprocessor of the current device holds at once: with
-// pages of this shape and so many rows. Pointers, max_ctas and min_tiles are not looked at.
+// pages of this shape and so many rows. Pointers, max_ctas and min_tiles are not looked at, but for which is null.
 cudaError_t attention_ctas_per_multiprocessor(const AttentionLaunch& launch, int* ctas);
 
-// Scratch memory for these bounds, whatever the plan; 0 where the shape is not supported.
+// Memory for these bounds, whatever the plan; 0 where the shape is not supported.
+std::size_t attention_shares_bytes(const AttentionLaunch& launch);
 std::size_t attention_workspace_bytes(const AttentionLaunch& launch);
 
-// Once per step, after the plan is in device memory: shares the work out, for all layers.
+// Once per step and window, after the plan is in device memory: shares the work out, for all layers of this shape.
 cudaError_t launch_attention_plan(const AttentionLaunch& launch, cudaStream_t stream);
 
 // Once per layer, after the step's keys have been appended. A value that is not finite also reaches tokens of the step
 // that do not see it, if they share a tile of the work with one that does: 0 * inf is NaN.
+// What is not bf16 or f16 is multiplied in bf16: codes of int8 are exact there, f32 is rounded.
 cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream);
+
+// params.ranges in device memory, like the others.
+cudaError_t launch_attention_mass(const AttentionMassParams& params, cudaStream_t stream);
 
 // ---- matrix products (matmul.cu) --------------------------------------------------------------------
 

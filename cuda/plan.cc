@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <limits>
 #include <string>
 
@@ -11,6 +12,8 @@ FlatPlan flatten(const AttentionPlanView& plan) {
   const auto tokens = static_cast<std::size_t>(plan.n_tokens);
   FlatPlan flat;
   flat.pages.assign(plan.pages.begin(), plan.pages.end());
+  const bool warm = std::any_of(plan.query_ranges.begin(), plan.query_ranges.end(),
+                                [](const QueryRange& range) { return range.temperature != 1; });
   for (const PlanSegment& segment : plan.segments) {
     if (segment.length > std::numeric_limits<std::int32_t>::max() - kPageSize) {
       throw Error(code::kUnsupported, "a segment of " + std::to_string(segment.length) +
@@ -25,9 +28,14 @@ FlatPlan flatten(const AttentionPlanView& plan) {
                                  .first_slot = segment.first_slot,
                                  .length = static_cast<std::int32_t>(segment.length)});
         flat.query_ranges.resize(flat.query_ranges.size() + tokens);
+        if (warm) flat.temperatures.resize(flat.query_ranges.size(), 1);
       }
-      flat.query_ranges[copy * tokens + range.token] = {
-          .rope_row = range.rope_row, .limit = static_cast<std::int32_t>(range.limit), .bias = range.bias, .unused = 0};
+      const std::size_t at = copy * tokens + range.token;
+      flat.query_ranges[at] = {.rope_row = range.rope_row,
+                               .limit = static_cast<std::int32_t>(range.limit),
+                               .bias = range.bias,
+                               .distance = static_cast<std::int32_t>(range.distance)};
+      if (warm) flat.temperatures[at] = range.temperature;
     }
   }
   flat.counts = {static_cast<std::int32_t>(tokens), static_cast<std::int32_t>(flat.segments.size())};

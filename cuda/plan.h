@@ -25,18 +25,13 @@ constexpr std::int64_t kv_row_elements(std::int64_t head_dim) {
   }(RowWidths());
 }
 
-// Whether the kernels take keys and values of these formats.
-constexpr bool is_supported(KvFormat keys, KvFormat values) {
-  return keys == values && (keys == KvFormat::kBF16 || keys == KvFormat::kF16);
-}
-
 // Whether the kernels take a cache of this shape, its rows rotated by a table of this size.
 constexpr bool is_supported(const KvShape& shape, std::int64_t rotary_dim) {
   constexpr std::int64_t kMaxHeads = 65535;  // a dimension of a grid
   const std::int64_t width = shape.head_dim + shape.padding;
-  return is_supported(shape.key_format, shape.value_format) && 1 <= shape.kv_heads && shape.kv_heads <= kMaxHeads &&
-         kv_row_elements(shape.head_dim) != 0 && shape.padding >= 0 && kv_row_elements(width) == width &&
-         0 <= rotary_dim && rotary_dim <= shape.head_dim && rotary_dim % 2 == 0;
+  return 1 <= shape.kv_heads && shape.kv_heads <= kMaxHeads && kv_row_elements(shape.head_dim) != 0 &&
+         shape.padding >= 0 && kv_row_elements(width) == width && 0 <= rotary_dim && rotary_dim <= shape.head_dim &&
+         rotary_dim % 2 == 0;
 }
 
 // ---- the plan of a step -----------------------------------------------------------------------------
@@ -53,7 +48,7 @@ struct alignas(16) DeviceQueryRange {
   std::int32_t rope_row = 0;  // row of the rope table
   std::int32_t limit = 0;     // it sees the first `limit` tokens; 0: none
   float bias = 0;             // added to its scores
-  std::int32_t unused = 0;
+  std::int32_t distance = 0;  // view positions from the segment's first token to it
 };
 
 // In device memory.
@@ -61,6 +56,7 @@ struct DevicePlan {
   const std::int32_t* counts = nullptr;            // [2]: tokens T, segments S
   const Segment* segments = nullptr;               // [S]
   const DeviceQueryRange* query_ranges = nullptr;  // [S, T]
+  const float* temperatures = nullptr;             // [S, T], or null where all are 1
   const std::int64_t* pages = nullptr;
   std::int32_t max_tokens = 0;  // upper bounds of counts, which the host knows
   std::int32_t max_segments = 0;
@@ -79,6 +75,7 @@ struct FlatPlan {
   std::vector<std::int32_t> counts;
   std::vector<Segment> segments;
   std::vector<DeviceQueryRange> query_ranges;
+  std::vector<float> temperatures;  // empty where all are 1
   std::vector<std::int64_t> pages;
 };
 

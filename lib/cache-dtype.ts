@@ -21,7 +21,7 @@ export function checkCacheDtype(value: unknown, name: string): CacheDtype {
   return keys === values ? keys : { keys, values }
 }
 
-/** Where none is asked for: the model's (f16 beside quantised weights: Model.dtype). A CUDA device has no f32. */
+/** Where none is asked for: the model's (f16 beside quantised weights: Model.dtype). A CUDA device multiplies f32 in bf16. */
 export function defaultCacheDtype(device: Device, dtype: Dtype): Dtype {
   return device.info.type === 'cuda' && dtype === 'f32' ? 'bf16' : dtype
 }

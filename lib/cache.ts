@@ -52,7 +52,7 @@ export interface CacheOptions extends Omit<CacheShape, 'dtype'> {
   capacity?: number | undefined
   /**
    * Of keys and values as stored, 'f32', 'f16', 'bf16' or 'int8', or `{ keys, values }` for a dtype each; default
-   * 'f32', on a CUDA device, which has no f32, 'bf16'. A CUDA device has bf16 and f16, one for both.
+   * 'f32', on a CUDA device 'bf16'. There f32 is kept to the last digit, but multiplied in bf16.
    *
    * 'int8' takes headDim + 4 bytes for each row: about half of a 16-bit cache, in memory and in what attention reads.
    * Keys and values are rounded once, when they are written, to multiples of max |x| / 127 of their (token, kv head);
@@ -334,8 +334,7 @@ export class Cache {
    * Begins one step of an engine's own model: reserves room for the new tokens of all workers and works
    * out which keys each of them sees. The cache is busy until the pass is committed or aborted.
    *
-   * Throws HOGWILD_WRITE_CONFLICT, HOGWILD_OUT_OF_PAGES, HOGWILD_BUSY, HOGWILD_INVALID_ARGUMENT;
-   * HOGWILD_UNSUPPORTED: a temperature in a view, on a CUDA device.
+   * Throws HOGWILD_WRITE_CONFLICT, HOGWILD_OUT_OF_PAGES, HOGWILD_BUSY, HOGWILD_INVALID_ARGUMENT.
    */
   beginPass(workers: readonly PassWorker[]): Pass {
     this.#pass = beginPass(this, workers)

@@ -169,7 +169,7 @@ export interface StepWorker {
   hidden?: boolean | undefined
   /**
    * Whether it comes back how the last new token's attention is spread over the view; default false. The layers attend
-   * once more for it, for this token alone. On the CPU: elsewhere it is refused with HOGWILD_UNSUPPORTED.
+   * once more for it, for this token alone.
    */
   attentionMass?: boolean | undefined
 }
@@ -276,7 +276,7 @@ export interface ModelCacheOptions {
   context?: number | undefined
   /**
    * Of keys and values as stored (see CacheOptions); default: the model's or, where its weights are quantised, 'f16'.
-   * On a CUDA device, which has no f32, 'bf16' for it.
+   * On a CUDA device 'bf16' in the place of 'f32', which it multiplies in bf16.
    */
   dtype?: CacheDtype | undefined
   /** Takes the cache's warnings (see CacheOptions); default: the model's. */
@@ -589,7 +589,7 @@ export class Model {
    * Rejects and leaves the cache as it was: HOGWILD_INVALID_ARGUMENT, HOGWILD_WRITE_CONFLICT (two workers
    * write to one block), HOGWILD_OUT_OF_PAGES, HOGWILD_BUSY (the cache or a sampler is in use),
    * HOGWILD_CLOSED, HOGWILD_ABORTED, HOGWILD_INVALID_MODEL (the model computes NaN or infinity, or its files
-   * changed), HOGWILD_UNSUPPORTED (a temperature in a view, on a CUDA device); and with what a `processLogits` threw.
+   * changed); and with what a `processLogits` threw.
    *
    * From the logits to a token: `logitBias`, `processLogits`, `grammar`, then the sampler (see there).
    *

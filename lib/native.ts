@@ -221,11 +221,15 @@ export interface NativePassWorker extends NativeWorkerView {
   drafts?: number | undefined
 }
 
-/** null: off, or not wanted. */
-export interface NativeAttendOptions {
+/** null: off. */
+export interface NativeScoreOptions {
   scale: number
   softcap: number | null
   window: number | null
+}
+
+/** null: off, or not wanted. */
+export interface NativeAttendOptions extends NativeScoreOptions {
   /** [Hq], finite or -Infinity. */
   sinks: Float32Array | null
   wantLse: boolean
@@ -376,13 +380,20 @@ export interface NativeBinding {
     layer: number,
     buffers: { k: bigint; v: bigint; dtype: Dtype; stream: bigint | null },
   ): Promise<void>
-  /** `lse`: 0n where it is not wanted. */
+  /** `lse`, `sinks`: 0n where there is none. */
   passAttendDevice(
     pass: PassHandle,
     layer: number,
-    buffers: { q: bigint; out: bigint; lse: bigint; dtype: Dtype; stream: bigint | null },
+    buffers: {
+      q: bigint
+      out: bigint
+      lse: bigint
+      sinks: bigint
+      dtype: Dtype
+      stream: bigint | null
+    },
     queryHeads: number,
-    scale: number,
+    options: NativeScoreOptions,
   ): Promise<void>
   /** `kept`: how many tokens of each worker; default: all. Refused with HOGWILD_BUSY while calls of the pass are under way. */
   passCommit(pass: PassHandle, kept?: Int32Array): void

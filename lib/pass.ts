@@ -5,7 +5,13 @@ import { HogwildError } from './errors'
 import { DTYPES } from './formats'
 import { pagesFor } from './limits'
 import type { AttentionState } from './merge-states'
-import { type Dtype, type NativeAttendOptions, native, type PassHandle } from './native'
+import {
+  type Dtype,
+  type NativeAttendOptions,
+  type NativeScoreOptions,
+  native,
+  type PassHandle,
+} from './native'
 import {
   checkArray,
   checkFloats,
@@ -55,8 +61,8 @@ export interface DeviceKeys extends DeviceCaller {
 }
 
 /**
- * Addresses in device memory, multiples of 16: q before RoPE, out [T, Hq, D]; lse [T, Hq], f32. None overlaps
- * another: queries are read while results are written.
+ * Addresses in device memory, multiples of 16: q before RoPE, out [T, Hq, D]; lse [T, Hq] and sinks [Hq], f32. Neither
+ * out nor lse overlaps another: queries are read while results are written.
  */
 export interface DeviceQueries extends DeviceCaller {
   /** Address of the queries, before RoPE. */
@@ -65,6 +71,8 @@ export interface DeviceQueries extends DeviceCaller {
   out: bigint
   /** Address that takes the log-sum-exp of the scores, in f32. Default: it is not wanted. */
   lse?: bigint | undefined
+  /** Address of the sinks, in f32 (see AttendOptions). Default: none. */
+  sinks?: bigint | undefined
 }
 
 /** Options of `Pass.attend`. T: new tokens of all workers; Hq: query heads; D: dimensions of a head. */
@@ -107,7 +115,7 @@ export interface Attended {
 }
 
 /** How `attendDevice` computes: results go to the buffers of DeviceQueries. */
-export interface AttendDeviceOptions extends Pick<AttendOptions, 'scale'> {
+export interface AttendDeviceOptions extends Pick<AttendOptions, 'scale' | 'window' | 'softcap'> {
   /** Hq, a multiple of kvHeads. */
   queryHeads: number
 }
@@ -121,12 +129,18 @@ const ATTEND_KEYS = optionKeys<AttendOptions>()({
   out: true,
   lse: true,
 })
-const ATTEND_DEVICE_KEYS = optionKeys<AttendDeviceOptions>()({ scale: true, queryHeads: true })
+const ATTEND_DEVICE_KEYS = optionKeys<AttendDeviceOptions>()({
+  scale: true,
+  window: true,
+  softcap: true,
+  queryHeads: true,
+})
 const KEYS_BUFFERS = optionKeys<DeviceKeys>()({ k: true, v: true, dtype: true, stream: true })
 const QUERIES_BUFFERS = optionKeys<DeviceQueries>()({
   q: true,
   out: true,
   lse: true,
+  sinks: true,
   dtype: true,
   stream: true,
 })
@@ -192,7 +206,7 @@ export class Pass {
    * before it in the view included). q: [T, Hq, D] of one layer, before RoPE; Hq, a multiple of Hkv,
    * follows from its length. Leaves the pass as it was, so what failed may be tried again. Throws
    * HOGWILD_INVALID_ARGUMENT: an option out of its range, a layer before its `append`, an array of the caller's that was
-   * transferred meanwhile; HOGWILD_UNSUPPORTED: `window`, `softcap` or `sinks` on a CUDA device.
+   * transferred meanwhile.
    */
   attend(
     layer: number,
@@ -217,9 +231,7 @@ export class Pass {
     const floats = (array: Float32Array | undefined, name: string, size: number, shape: string) =>
       array === undefined ? null : checkFloats(array, `options.${name}`, size, shape)
     const natives: NativeAttendOptions = {
-      scale: this.#checkScale(scale),
-      window: window === undefined ? null : checkInteger(window, 'options.window', 1),
-      softcap: softcap === undefined ? null : checkSoftcap(softcap),
+      ...this.#checkScores({ scale, window, softcap }),
       sinks: floats(sinks, 'sinks', queryHeads, `[Hq] = [${queryHeads}]`),
       wantLse: lse !== false,
       out: floats(
@@ -263,17 +275,23 @@ export class Pass {
     buffers: DeviceQueries,
     options: AttendDeviceOptions,
   ): Promise<void> {
-    const { q, out, lse = 0n, ...caller } = checkOptions(buffers, 'buffers', QUERIES_BUFFERS)
-    const { queryHeads, scale } = checkOptions(options, 'options', ATTEND_DEVICE_KEYS)
+    const {
+      q,
+      out,
+      lse = 0n,
+      sinks = 0n,
+      ...caller
+    } = checkOptions(buffers, 'buffers', QUERIES_BUFFERS)
+    const { queryHeads, ...scores } = checkOptions(options, 'options', ATTEND_DEVICE_KEYS)
     this.#check(layer)
     this.#checkAppended(layer)
     const { kvHeads } = this.cache.shape
     if (checkInteger(queryHeads, 'options.queryHeads', 1, 2 ** 16) % kvHeads !== 0) {
       throw invalid('options.queryHeads', `a multiple of ${kvHeads} (kvHeads)`, queryHeads)
     }
-    const queries = { q, out, lse, ...checkCaller(caller) }
+    const queries = { q, out, lse, sinks, ...checkCaller(caller) }
     await this.#run(
-      native.passAttendDevice(this.#handle, layer, queries, queryHeads, this.#checkScale(scale)),
+      native.passAttendDevice(this.#handle, layer, queries, queryHeads, this.#checkScores(scores)),
     )
   }
 
@@ -315,9 +333,14 @@ export class Pass {
     checkInteger(layer, 'layer', 0, this.cache.shape.layers - 1)
   }
 
-  #checkScale(scale: number | undefined): number {
+  #checkScores(scores: Omit<AttendDeviceOptions, 'queryHeads'>): NativeScoreOptions {
+    const { scale, window, softcap } = scores
     const byDefault = 1 / Math.sqrt(this.cache.shape.headDim)
-    return checkNumber(scale ?? byDefault, 'options.scale', 'a number > 0', (x) => x > 0)
+    return {
+      scale: checkNumber(scale ?? byDefault, 'options.scale', 'a number > 0', (x) => x > 0),
+      window: window === undefined ? null : checkInteger(window, 'options.window', 1),
+      softcap: softcap === undefined ? null : checkSoftcap(softcap),
+    }
   }
 
   #checkAppended(layer: number): void {

@@ -111,8 +111,9 @@ test('addresses of device memory are refused where there is no CUDA device', asy
   const pass = newPass()
   const append = native.passAppendDevice(pass, 1, { k: 16n, v: 16n, ...memory })
   await expect(append).rejects.toMatchObject({ code: 'HOGWILD_UNSUPPORTED' })
-  const queries = { q: 16n, out: 16n, lse: 0n, ...memory }
-  const attend = native.passAttendDevice(pass, 1, queries, config.queryHeads, 1)
+  const queries = { q: 16n, out: 16n, lse: 0n, sinks: 0n, ...memory }
+  const scores = { scale: 1, window: null, softcap: null }
+  const attend = native.passAttendDevice(pass, 1, queries, config.queryHeads, scores)
   await expect(attend).rejects.toMatchObject({ code: 'HOGWILD_UNSUPPORTED' })
 })
 

@@ -46,6 +46,7 @@ struct Stats {
   std::uint64_t ldmatrix_conflicts = 0;  // additional shared memory wavefronts
   std::uint64_t bytes_copied = 0;        // by cp.async, from global memory
   std::uint64_t bytes_zero_filled = 0;   // by cp.async
+  std::uint64_t bytes_loaded = 0;        // by load_once, from global memory
 };
 
 extern constinit thread_local Options options;

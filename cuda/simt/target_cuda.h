@@ -64,6 +64,12 @@ SIMT_DEVICE float log2_approx(float x) {
   asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// 1 / x, relative error about 2^-23.
+SIMT_DEVICE float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // Two values rounded to nearest even, `low` in the lower half.
 template <typename T>
@@ -97,6 +103,20 @@ SIMT_DEVICE float2 unpack2<f16>(std::uint32_t packed) {
   return pair;
 }
 
+// Sums of pairs of bf16, rounded to nearest even; sums whose addends are normal numbers.
+SIMT_DEVICE std::uint32_t add_bf16x2(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t sum;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3f803f80u), "r"(b));
+  return sum;
+}
+
+// Byte i is that of (high, low), counted from the lowest of `low`, which nibble i of `selectors` names, each below 8.
+SIMT_DEVICE std::uint32_t select_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t selectors) {
+  std::uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(selectors));
+  return bytes;
+}
+
 // ---- loads ------------------------------------------------------------------------------------------
 
 // ld.global.nc: only for data that no thread of the launch writes.
@@ -104,6 +124,17 @@ template <typename T>
 SIMT_DEVICE T load_constant(const T* from) {
   return __ldg(from);
 }
+
+// The same for data that is read once: 16 bytes that leave the first-level cache alone.
+SIMT_DEVICE uint4 load_once(const uint4* from) {
+  uint4 value;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from));
+  return value;
+}
+// Asks for the line of 128 bytes that holds this address: it will be read soon.
+SIMT_DEVICE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" : : "l"(at)); }
 
 // ---- warp matrix operations -------------------------------------------------------------------------
 

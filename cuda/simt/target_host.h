@@ -198,6 +198,7 @@ struct f16 {
 
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
+inline float reciprocal_approx(float x) { return 1 / x; }
 
 template <typename T>
 std::uint32_t pack2(float low, float high) {
@@ -220,12 +221,36 @@ float2 unpack2(std::uint32_t packed) {
   return {widen(static_cast<std::uint16_t>(packed)), widen(static_cast<std::uint16_t>(packed >> 16))};
 }
 
+inline std::uint32_t add_bf16x2(std::uint32_t a, std::uint32_t b) {
+  const float2 x = unpack2<bf16>(a), y = unpack2<bf16>(b);
+  return pack2<bf16>(x.x + y.x, x.y + y.y);
+}
+
+inline std::uint32_t select_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t selectors) {
+  const std::uint64_t all = low | static_cast<std::uint64_t>(high) << 32;
+  std::uint32_t bytes = 0;
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t selector = selectors >> 4 * i & 15;
+    const auto byte = static_cast<std::uint8_t>(all >> 8 * (selector & 7));
+    // Above 7: the byte's sign, as the hardware has it.
+    bytes |= static_cast<std::uint32_t>(selector < 8 ? byte : byte < 128 ? 0 : 255) << 8 * i;
+  }
+  return bytes;
+}
+
 // ---- loads, warp matrix operations, asynchronous copies ---------------------------------------------
 
 template <typename T>
 T load_constant(const T* from) {
   return *from;
 }
+
+inline uint4 load_once(const uint4* from) {
+  stats.bytes_loaded += sizeof *from;
+  return *from;
+}
+// Touches the byte, so that sanitizers see what does not exist.
+inline void prefetch(const void* at) { static_cast<void>(*static_cast<const volatile unsigned char*>(at)); }
 
 // Only the addresses are exchanged. Each lane then loads its own words, so that sanitizers see who reads.
 inline void ldmatrix_x4(std::uint32_t (&fragment)[4], const void* row, Site site = Site::current()) {

@@ -144,6 +144,17 @@ class AppendTask : public PromiseTask {
   std::vector<float> k_, v_;
 };
 
+// NativeScoreOptions of lib/native.ts.
+void read_scores(const Argument& options, AttentionParams& params) {
+  // Where a soft cap and its inverse, and scores over it, are ordinary numbers.
+  constexpr double kMinSoftcap = 1e-6, kMaxSoftcap = 1e6;
+  params.scale = static_cast<float>(options.property("scale").number());
+  if (const Argument cap = options.property("softcap"); !cap.is_null()) {
+    params.softcap = static_cast<float>(cap.number(kMinSoftcap, kMaxSoftcap));
+  }
+  if (const Argument window = options.property("window"); !window.is_null()) params.window = window.size();
+}
+
 // NativeAttendOptions of lib/native.ts.
 struct AttendArguments {
   std::vector<float> q;
@@ -153,8 +164,6 @@ struct AttendArguments {
   std::optional<Napi::Float32Array> out, lse;  // the caller's, or none: new ones
 
   AttendArguments(const Argument& queries, const Argument& heads, const Argument& options, const OpenPass& pass) {
-    // Where a soft cap and its inverse, and scores over it, are ordinary numbers.
-    constexpr double kMinSoftcap = 1e-6, kMaxSoftcap = 1e6;
     params.shape = pass.cache->shape();
     params.query_heads = heads.integer(1, 1 << 16);
     if (params.query_heads % params.shape.kv_heads != 0) {
@@ -162,11 +171,7 @@ struct AttendArguments {
     }
     const std::int64_t rows = pass.reservation->n_tokens() * params.query_heads;
     q = queries.floats(rows * params.shape.head_dim);
-    params.scale = static_cast<float>(options.property("scale").number());
-    if (const Argument cap = options.property("softcap"); !cap.is_null()) {
-      params.softcap = static_cast<float>(cap.number(kMinSoftcap, kMaxSoftcap));
-    }
-    if (const Argument window = options.property("window"); !window.is_null()) params.window = window.size();
+    read_scores(options, params);
     if (const Argument given = options.property("sinks"); !given.is_null()) {
       sinks = given.floats(params.query_heads);
       for (const float sink : sinks) {
@@ -178,10 +183,6 @@ struct AttendArguments {
       out = array.float32_array(rows * params.shape.head_dim);
     }
     if (const Argument array = options.property("lse"); !array.is_null()) lse = array.float32_array(rows);
-    // What the device cannot do is refused before anything is scheduled.
-    AttentionParams wanted = params;
-    wanted.sinks = sinks.empty() ? nullptr : sinks.data();
-    pass.cache->device().check_attention(wanted);
   }
 };
 
@@ -337,11 +338,16 @@ struct ExternalArguments {
     return reinterpret_cast<void*>(static_cast<std::uintptr_t>(buffers.property(name).uint64()));
   }
   // Kernels read 16 bytes at a time.
-  static void* buffer(const Argument& buffers, const char* name) {
+  static void* buffer_or_null(const Argument& buffers, const char* name) {
     void* data = address(buffers, name);
-    if (data == nullptr || reinterpret_cast<std::uintptr_t>(data) % 16 != 0) {
+    if (reinterpret_cast<std::uintptr_t>(data) % 16 != 0) {
       buffers.property(name).refuse("an address that is a multiple of 16");
     }
+    return data;
+  }
+  static void* buffer(const Argument& buffers, const char* name) {
+    void* data = buffer_or_null(buffers, name);
+    if (data == nullptr) buffers.property(name).refuse("an address that is a multiple of 16");
     return data;
   }
 
@@ -420,15 +426,16 @@ Napi::Value pass_attend_device(const Napi::CallbackInfo& info) {
     heads.refuse("a multiple of " + std::to_string(cache->shape().kv_heads) + " (kvHeads)");
   }
   const ExternalBuffers external = ExternalArguments(buffers, *pass->open()).external;
-  const AttentionParams params{.shape = cache->shape(),
-                               .layer = {},
-                               .query_heads = query_heads,
-                               .scale = static_cast<float>(Argument(info, 4, "scale").number()),
-                               .q = ExternalArguments::buffer(buffers, "q"),
-                               .out = ExternalArguments::buffer(buffers, "out"),
-                               .lse = static_cast<float*>(ExternalArguments::address(buffers, "lse")),
-                               .buffers = external,
-                               .out_dtype = external.dtype};
+  AttentionParams params{.shape = cache->shape(),
+                         .layer = {},
+                         .query_heads = query_heads,
+                         .sinks = static_cast<const float*>(ExternalArguments::buffer_or_null(buffers, "sinks")),
+                         .q = ExternalArguments::buffer(buffers, "q"),
+                         .out = ExternalArguments::buffer(buffers, "out"),
+                         .lse = static_cast<float*>(ExternalArguments::buffer_or_null(buffers, "lse")),
+                         .buffers = external,
+                         .out_dtype = external.dtype};
+  read_scores(Argument(info, 4, "options"), params);
   const auto attend = [params](Device& device, const DeviceStep& step, const KvLayer& storage,
                                const ChunkedPlan::Chunk& chunk) {
     const std::int64_t first = chunk.first * params.query_heads * params.shape.head_dim;

@@ -32,11 +32,6 @@ void check_entry(const ViewEntry& entry, KvCache& cache, const std::string& work
   if (std::isnan(entry.bias) || entry.bias == std::numeric_limits<float>::infinity()) {
     refuse_entry("must have a bias that is finite or -Infinity, received " + std::to_string(entry.bias));
   }
-  if (entry.temperature != 1 && !cache.device().has(Feature::kTemperature)) {
-    throw Error(code::kUnsupported, entry_of(worker, index) +
-                                        " has a temperature: this device has no kernel for it, the CPU device (device "
-                                        "'cpu') does");
-  }
 }
 
 void check_worker(const WorkerView& worker, KvCache& cache, const std::string& name) {

@@ -72,27 +72,24 @@ struct DeviceInfo {
   int threads = 0;   // cpu: threads that compute, the calling one included
 };
 
-// What a model, a view or a step may need beyond what every device computes.
+// What a model may need beyond what every device computes.
 enum class Feature : std::uint8_t {
-  kAdd,           // AddParams
-  kSoftcap,       // SoftcapParams
-  kSeveralRopes,  // rope tables that differ between layers, or layers without one
-  kExperts,       // ExpertsParams
-  kTemperature,   // QueryRange::temperature
-  kListening,     // attention of some tokens once more between the ops of a step (model/attention_mass.h)
+  kAdd,      // AddParams
+  kSoftcap,  // SoftcapParams
+  kExperts,  // ExpertsParams
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`, `has`,
-// `kv_padding`, `check_attention`, `check_sampler`, `product_input`, `own_memory`, `free_memory` and, where
-// `own_memory` is 0, `allocate`: these may come from any thread. Ops may be asynchronous on the device; `synchronize`
-// waits for all of them. `download` waits by itself.
+// `kv_padding`, `check_sampler`, `product_input`, `own_memory`, `free_memory` and, where `own_memory` is 0, `allocate`:
+// these may come from any thread. Ops may be asynchronous on the device; `synchronize` waits for all of them.
+// `download` waits by itself.
 class Device {
  public:
   virtual ~Device() = default;
 
   virtual DeviceInfo info() const = 0;
 
-  // What it lacks is refused by name when a model is loaded, a cache is made or a step begins.
+  // What it lacks is refused by name when a model is loaded.
   virtual bool has(Feature) const { return true; }
 
   // Throws kUnsupported, naming what is supported, where the device cannot sample so. For whoever begins a step;
@@ -102,10 +99,6 @@ class Device {
   // Elements to be added to each row of a cache of this shape (KvShape::padding). Throws kUnsupported, naming
   // what is supported, where the device cannot keep such a cache.
   virtual std::int64_t kv_padding(const KvShape&) const { return 0; }
-
-  // Throws kUnsupported, naming what is supported, where the device cannot attend so: a soft cap, a window or sinks.
-  // For whoever loads a model; `attention` refuses the same. Pointers are compared with null, no more.
-  virtual void check_attention(const AttentionParams&) const {}
 
   // Bytes of memory of its own, in all; 0: it computes in the host's. Allocating its own takes a device time and must
   // not come between the ops of a step, and engines may have buffers of theirs in it.
@@ -118,6 +111,8 @@ class Device {
   virtual Buffer allocate(std::size_t bytes, const char* purpose) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
+  // Inside the device's memory, as an op.
+  virtual void copy(void* to, const void* from, std::size_t bytes) = 0;
   virtual void synchronize() = 0;
 
   // Makes a weight readable by ops. Where the result points to `source.data`, that stays mapped and unchanged while the
@@ -160,6 +155,7 @@ class Device {
   virtual void experts(const ExpertsParams& params) = 0;
   virtual void kv_append(const DeviceStep& step, const KvAppendParams& params) = 0;
   virtual void attention(const DeviceStep& step, const AttentionParams& params) = 0;
+  virtual void attention_mass(const AttentionMassParams& params) = 0;
   virtual void kv_move(const KvMoveParams& params) = 0;
   virtual void kv_read(const KvReadParams& params) = 0;
   // Pages to host memory, and back. The copy is complete when they return.

@@ -229,10 +229,12 @@ struct StepView {
   std::span<const AppendSlot> slots;     // [T]
   std::span<const std::int32_t> tokens;  // [T], each in [0, V); empty where nobody asks for embeddings
 
+  bool has_rope(const KvLayer& layer) const {
+    return layer.rope >= 0 && layer.rope < static_cast<std::int64_t>(ropes.size());
+  }
   // The table that turns keys and queries of a layer.
   RopeTable rope(const KvLayer& layer) const {
-    const bool has_rope = layer.rope >= 0 && layer.rope < static_cast<std::int64_t>(ropes.size());
-    return has_rope ? ropes[static_cast<std::size_t>(layer.rope)] : RopeTable();
+    return has_rope(layer) ? ropes[static_cast<std::size_t>(layer.rope)] : RopeTable();
   }
 };
 
@@ -292,6 +294,21 @@ struct AttentionParams {
   float* lse = nullptr;          // [T, Hq] or null: f32
   ExternalBuffers buffers = {};  // of q and out
   Dtype out_dtype = Dtype::kF32;
+};
+
+// Of attention over some query ranges alone, each as a token of its own, what a range's share of its token's attention
+// is, summed over the query heads: sums[range.sum] += sum over h of exp(range_lse[i, h] - lse[range.token, h]) for the
+// i-th range. No two ranges have one sum.
+struct AttentionMassParams {
+  struct Range {
+    std::int32_t token = 0;
+    std::int32_t sum = 0;
+  };
+  std::int64_t query_heads = 0;      // Hq
+  std::span<const Range> ranges;     // [n], host memory
+  const float* range_lse = nullptr;  // [n, Hq]
+  const float* lse = nullptr;        // [T, Hq]
+  float* sums = nullptr;
 };
 
 // Copies runs of tokens inside one layer's pool; keys are turned on the way by row `rope_row` of the

@@ -125,6 +125,10 @@ void ProfileDevice::attention(const DeviceStep& step, const AttentionParams& p) 
   measure({"attention", 0, 0}, tokens * p.shape.token_bytes(), [&] { device_->attention(step, p); });
 }
 
+void ProfileDevice::attention_mass(const AttentionMassParams& p) {
+  measure({"attention_mass", 0, 0}, 0, [&] { device_->attention_mass(p); });
+}
+
 void ProfileDevice::kv_move(const KvMoveParams& p) {
   std::int64_t tokens = 0;
   for (const KvMoveParams::Move& move : p.moves) tokens += move.length;

@@ -37,13 +37,13 @@ class ProfileDevice final : public Device {
   Buffer allocate(std::size_t bytes, const char* purpose) override { return device_->allocate(bytes, purpose); }
   void download(void* host, const void* device, std::size_t bytes) override { device_->download(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { device_->upload(device, host, bytes); }
+  void copy(void* to, const void* from, std::size_t bytes) override { device_->copy(to, from, bytes); }
   void synchronize() override { device_->synchronize(); }
   Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override {
     return device_->upload_weight(source, storage);
   }
   std::int64_t kv_padding(const KvShape& shape) const override { return device_->kv_padding(shape); }
   void check_sampler(const SampleParams::Row& row) const override { device_->check_sampler(row); }
-  void check_attention(const AttentionParams& params) const override { device_->check_attention(params); }
   std::unique_ptr<DeviceStep> upload(const StepView& step) override { return device_->upload(step); }
   Dtype product_input(Format weights) const override { return device_->product_input(weights); }
   double measure_read_bandwidth(std::size_t bytes) override { return device_->measure_read_bandwidth(bytes); }
@@ -57,6 +57,7 @@ class ProfileDevice final : public Device {
   void experts(const ExpertsParams& params) override;
   void kv_append(const DeviceStep& step, const KvAppendParams& params) override;
   void attention(const DeviceStep& step, const AttentionParams& params) override;
+  void attention_mass(const AttentionMassParams& params) override;
   void kv_move(const KvMoveParams& params) override;
   void kv_read(const KvReadParams& params) override;
   void kv_save(const KvCopyParams& params) override;

@@ -1,9 +1,9 @@
 #include "model/attention_mass.h"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <unordered_map>
+#include <utility>
 
 namespace hogwild {
 
@@ -64,47 +64,47 @@ float* AttentionMass::reserve(Device& device, Buffer& buffer, std::int64_t float
   return buffer.as<float>();
 }
 
+AttentionMass::AttentionMass(std::vector<std::vector<std::int32_t>> entries) : entries_(std::move(entries)) {
+  for (const std::vector<std::int32_t>& of_listener : entries_) {
+    first_sum_.push_back(n_sums_);
+    n_sums_ += static_cast<std::int32_t>(of_listener.size());
+  }
+}
+
 void AttentionMass::add(Device& device, const DeviceStep& step, const AttentionParams& attention,
                         std::span<const Listener> listeners) {
   const Plan plan(step.view(), listeners);
   const std::int64_t n = plan.view.plan.n_tokens, heads = attention.query_heads;
   const std::int64_t size = heads * attention.shape.head_dim;
-
-  queries_.resize(static_cast<std::size_t>(n * size));
-  float* to = queries_.data();
-  for (const Listener& listener : listeners) {
-    const float* query = to;
-    for (std::size_t i = 0; i < listener.entries.size(); ++i, to += size) {
-      if (i == 0) {
-        device.download(to, static_cast<const float*>(attention.q) + listener.token * size,
-                        static_cast<std::size_t>(size) * sizeof(float));
-      } else {
-        std::copy_n(query, size, to);
-      }
-    }
-  }
+  if (sums_.bytes() == 0) reserve(device, sums_, n_sums_);  // zeros
   AttentionParams each = attention;
   each.sinks = nullptr;
-  each.q = reserve(device, q_, n * size);
+  float* queries = reserve(device, q_, n * size);
+  each.q = queries;
   each.out = reserve(device, out_, n * size);
   each.lse = reserve(device, lse_, n * heads);
   each.out_dtype = Dtype::kF32;
-  device.upload(q_.data(), queries_.data(), queries_.size() * sizeof(float));
-  const std::unique_ptr<DeviceStep> on_device = device.upload(plan.view);
-  device.attention(*on_device, each);
-  range_lse_.resize(static_cast<std::size_t>(n * heads));
-  device.download(range_lse_.data(), lse_.data(), range_lse_.size() * sizeof(float));
-
-  token_lse_.resize(static_cast<std::size_t>(heads));
-  const float* range_lse = range_lse_.data();
-  for (const Listener& listener : listeners) {
-    device.download(token_lse_.data(), attention.lse + listener.token * heads, token_lse_.size() * sizeof(float));
-    for (const std::int32_t entry : listener.entries) {
-      for (std::int64_t head = 0; head < heads; ++head) {
-        listener.mass[entry] += std::exp(*range_lse++ - token_lse_[static_cast<std::size_t>(head)]);
-      }
+  std::vector<AttentionMassParams::Range> ranges;
+  for (const auto& [token, listener] : listeners) {
+    for (std::size_t i = 0; i < entries_[listener].size(); ++i, queries += size) {
+      device.copy(queries, static_cast<const float*>(attention.q) + token * size,
+                  static_cast<std::size_t>(size) * sizeof(float));
+      ranges.push_back(
+          {.token = static_cast<std::int32_t>(token), .sum = first_sum_[listener] + static_cast<std::int32_t>(i)});
     }
   }
+  const std::unique_ptr<DeviceStep> on_device = device.upload(plan.view);
+  device.attention(*on_device, each);
+  device.attention_mass(
+      {.query_heads = heads, .ranges = ranges, .range_lse = each.lse, .lse = attention.lse, .sums = sums_.as<float>()});
+}
+
+void AttentionMass::add_to(Device& device, std::size_t listener, std::span<float> mass) const {
+  const std::vector<std::int32_t>& entries = entries_[listener];
+  std::vector<float> sums(entries.size());
+  if (sums.empty() || sums_.bytes() == 0) return;
+  device.download(sums.data(), sums_.as<float>() + first_sum_[listener], sums.size() * sizeof(float));
+  for (std::size_t i = 0; i < sums.size(); ++i) mass[static_cast<std::size_t>(entries[i])] += sums[i];
 }
 
 }  // namespace hogwild

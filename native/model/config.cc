@@ -119,7 +119,6 @@ void check_config(const ModelConfig& config, const Device& device) {
     check_layer(config, layer);
     features.require(!layer.attention_output_norm, Feature::kAdd, "attention_output_norm");
     features.require(!layer.mlp_output_norm, Feature::kAdd, "mlp_output_norm");
-    features.require(layer.rope == 0, Feature::kSeveralRopes, "rope other than 0");
     features.require(layer.experts.count == 0, Feature::kExperts, "experts");
   }
 }

@@ -21,14 +21,6 @@ Decoder::Decoder(std::shared_ptr<Device> device, ModelConfig config, std::unique
     : id_(next_id++), device_(std::move(device)), config_(std::move(config)), weights_(std::move(weights)) {
   check_config(config_, *device_);
   layers_ = load_layers(*device_, config_, *weights_);
-  for (std::size_t i = 0; i < layers_.layers.size(); ++i) {
-    const LayerSpec& spec = config_.layers[i];
-    AttentionParams attention;
-    attention.softcap = spec.softcap;
-    attention.window = spec.window;
-    attention.sinks = layers_.layers[i].sinks;
-    device_->check_attention(attention);
-  }
 }
 
 std::int64_t Decoder::weight_bytes() const {

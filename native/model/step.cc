@@ -223,7 +223,7 @@ struct Step::State {
   SeenByStage seen;                  // empty lists where nobody asks
   std::vector<std::int32_t> tokens;  // of all workers; 0 where an embedding stands in the place of an id
   bool has_embeddings = false;
-  AttentionMass attention_mass;
+  std::optional<AttentionMass> attention_mass;
   Buffer lse;  // [chunk, Hq], where somebody listens
   std::vector<EditedLogits> edited;
   std::int64_t stage = 0;       // whose tokens are chosen
@@ -254,10 +254,6 @@ void Step::State::prepare_results() {
     seen[w].resize(out.choices.size());
     out.logits.resize(n_logits * static_cast<std::size_t>(decoder.config().vocab_size));
     if (worker.hidden) out.hidden.resize(static_cast<std::size_t>(decoder.config().hidden_size));
-    if (worker.attention_mass && !device.has(Feature::kListening)) {
-      throw Error(code::kUnsupported, "workers[" + std::to_string(w) + "].attentionMass: the " + device.info().type +
-                                          " device does not tell it; the CPU device (device 'cpu') does");
-    }
     if (worker.attention_mass) out.attention_mass.resize(worker.view.entries.size());
     if (!worker.sampler) continue;
     const SampleParams::Row& sampler = *worker.sampler;
@@ -330,19 +326,22 @@ void Step::State::put_embeddings() {
 
 void Step::State::attend(const std::atomic<bool>& cancel) {
   std::vector<AttentionMass::Listener> listening;
-  std::vector<std::vector<std::int32_t>> entries;
-  for (const auto& [row, worker] : listeners) {
+  for (std::size_t i = 0; i < listeners.size(); ++i) {
+    const std::int64_t row = listeners[i].row;
     if (row < chunk().first || row >= chunk().first + chunk().n) continue;
-    entries.push_back(reservation.entries_of_last_token(worker));
-    listening.push_back({.token = row - chunk().first, .mass = result.workers[worker].attention_mass});
+    listening.push_back({.token = row - chunk().first, .listener = i});
   }
   if (listening.empty()) return decoder.attend(pass->layer, rows(cancel));
-  for (std::size_t i = 0; i < listening.size(); ++i) listening[i].entries = entries[i];
+  if (!attention_mass) {
+    std::vector<std::vector<std::int32_t>> entries;
+    for (const auto& [row, worker] : listeners) entries.push_back(reservation.entries_of_last_token(worker));
+    attention_mass.emplace(std::move(entries));
+  }
   const std::size_t bytes =
       static_cast<std::size_t>(pass->rows[pass->chunk] * decoder.config().query_heads) * sizeof(float);
   if (lse.bytes() < bytes) lse = device.allocate(bytes, "attention mass");
   decoder.attend(pass->layer, rows(cancel), lse.as<float>());
-  attention_mass.add(device, *pass->step, decoder.attention(pass->layer, rows(cancel), lse.as<float>()), listening);
+  attention_mass->add(device, *pass->step, decoder.attention(pass->layer, rows(cancel), lse.as<float>()), listening);
 }
 
 // To the next part: the projections of all chunks, then for each chunk attention and output.
@@ -550,8 +549,10 @@ bool Step::State::finish() {
   if (waits()) return true;
   device.synchronize();
   const auto values = static_cast<float>(layers() * decoder.config().query_heads);
-  for (const auto& [row, worker] : listeners) {
-    for (float& mass : result.workers[worker].attention_mass) mass /= values;
+  for (std::size_t i = 0; i < listeners.size(); ++i) {
+    std::vector<float>& shares = result.workers[listeners[i].worker].attention_mass;
+    attention_mass->add_to(device, i, shares);
+    for (float& mass : shares) mass /= values;
   }
   std::vector<std::int64_t> kept;
   for (std::size_t w = 0; w < workers.size(); ++w) {

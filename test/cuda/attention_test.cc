@@ -1,7 +1,7 @@
 // The attention kernels against float64, on random plans: any number of tokens, heads and segments,
 // pages full and partial, hidden and half seen segments, biases, heads narrower than the rows of their pages,
-// any rotary dim and dtype. Under g++ each case also runs under three schedules, which must agree bit for bit,
-// and the bytes read are counted.
+// any rotary dim and dtype; windows, soft caps, sinks, temperatures, and any format of keys and of values. Under g++
+// each case also runs under three schedules, which must agree bit for bit, and the bytes read are counted.
 //
 // Also compiles for a GPU (nvcc -x cu).
 #include <algorithm>
@@ -39,6 +39,7 @@ struct Limits {
   int max_kv_heads = 3;
   int max_segments = 8;
   int max_length = 300;
+  bool general = false;  // one or more of: window, soft cap, temperatures, any format
 };
 
 struct Case {
@@ -57,8 +58,11 @@ struct Case {
   std::vector<QueryRange> query_ranges;
   std::vector<std::int64_t> token_query_ranges, token_query_ranges_at;
   std::vector<float> cos, sin;
-  std::vector<std::uint16_t> keys, values;
+  Pool keys, values;
   std::vector<float> q;  // as `dtype` holds it
+  std::int64_t window = 0;
+  float softcap = 0;
+  std::vector<float> sinks;  // none: without
 
   std::int64_t query_heads() const { return shape.kv_heads * group; }
   AttentionPlanView plan() const {
@@ -71,12 +75,31 @@ struct Case {
     view.token_query_ranges_at = token_query_ranges_at;
     return view;
   }
-  std::int64_t element(const PlanSegment& segment, std::int64_t token, std::int64_t kv_head, std::int64_t dim) const {
+  // Page and slot of a token.
+  std::pair<std::int64_t, std::int64_t> place(const PlanSegment& segment, std::int64_t token) const {
     const std::int64_t slot = segment.first_slot + token;
-    return pages[segment.first_page + slot / kPageSize] * shape.page_elements() +
-           element_in_page(shape.row_elements(), kv_head, slot % kPageSize, dim);
+    return {pages[segment.first_page + slot / kPageSize], slot % kPageSize};
+  }
+  float value_of(const Pool& pool, const PlanSegment& segment, std::int64_t token, std::int64_t kv_head,
+                 std::int64_t dim) const {
+    const auto [page, slot] = place(segment, token);
+    return pool.number(pool.at(page, kv_head, slot, dim));
+  }
+  double scale_of(const Pool& pool, const PlanSegment& segment, std::int64_t token, std::int64_t kv_head) const {
+    const auto [page, slot] = place(segment, token);
+    return pool.scale(page, kv_head, slot);
   }
 };
+
+// A token as a cache of this format holds it.
+void fill_row(Pool& pool, std::int64_t page, std::int64_t kv_head, std::int64_t slot, Rng& rng) {
+  std::normal_distribution<float> normal;
+  if (pool.has_scales()) pool.set_scale(page, kv_head, slot, 0.004f + 0.01f * std::abs(normal(rng)));
+  for (std::int64_t d = 0; d < pool.shape.row_elements(); ++d) {
+    const float x = pool.has_scales() ? static_cast<float>(static_cast<int>(rng() % 255) - 127) : normal(rng);
+    pool.set_number(pool.at(page, kv_head, slot, d), d < pool.shape.head_dim ? x : 0);
+  }
+}
 
 Case random_case(std::uint64_t seed, std::int64_t width, KvFormat format, const Limits& limits) {
   Rng rng(seed * 1000 + width);
@@ -92,6 +115,15 @@ Case random_case(std::uint64_t seed, std::int64_t width, KvFormat format, const 
              .key_format = format,
              .value_format = format,
              .padding = width - head_dim};
+  bool has_temperatures = false;
+  if (limits.general) {
+    constexpr KvFormat kFormats[] = {KvFormat::kF32, KvFormat::kF16, KvFormat::kBF16, KvFormat::kInt8};
+    if (random(0, 2) > 0) c.shape.key_format = kFormats[random(0, 3)];
+    if (random(0, 2) > 0) c.shape.value_format = kFormats[random(0, 3)];
+    if (random(0, 1) > 0) c.window = random(1, random(0, 1) > 0 ? 40 : 300);
+    if (random(0, 3) == 0) c.softcap = random(0, 1) > 0 ? 1.5f : 30.f;
+    has_temperatures = random(0, 2) == 0;
+  }
   c.group = random(1, limits.max_group);
   c.tokens = random(limits.min_tokens, limits.max_tokens);
   c.rotary_dim = random(0, 2) > 0 ? head_dim : 2 * random(0, head_dim / 2);
@@ -102,8 +134,10 @@ Case random_case(std::uint64_t seed, std::int64_t width, KvFormat format, const 
   c.more_segments = static_cast<std::int32_t>(random(0, 1) * random(0, 20));
   c.name = "seed " + std::to_string(seed) + ", head dim " + std::to_string(head_dim) + " of " + std::to_string(width) +
            ", rotary dim " + std::to_string(c.rotary_dim) + ", " + dtype_name(c.dtype) + " on " +
-           kv_format_name(format) + ", " + std::to_string(c.tokens) + " tokens, " + std::to_string(c.shape.kv_heads) +
-           " kv heads of " + std::to_string(c.group) + ", " + std::to_string(c.ctas) + " CTAs";
+           kv_format_name(c.shape.key_format) + " and " + kv_format_name(c.shape.value_format) + ", window " +
+           std::to_string(c.window) + ", soft cap " + std::to_string(c.softcap) + ", " + std::to_string(c.tokens) +
+           " tokens, " + std::to_string(c.shape.kv_heads) + " kv heads of " + std::to_string(c.group) + ", " +
+           std::to_string(c.ctas) + " CTAs";
 
   const std::int64_t angles = random(1, 40);
   for (std::int64_t i = 0; i < angles; ++i) {
@@ -128,10 +162,13 @@ Case random_case(std::uint64_t seed, std::int64_t width, KvFormat format, const 
       // Hidden, seen once, or, with the block twice in the view, seen twice.
       for (std::int64_t n = random(0, 9) < 2 ? 0 : random(0, 9) < 1 ? 2 : 1; n > 0; --n) {
         ranges_of[t].push_back(static_cast<std::int64_t>(c.query_ranges.size()));
-        c.query_ranges.push_back({.token = static_cast<std::int32_t>(t),
-                                  .rope_row = static_cast<std::int32_t>(random(0, angles - 1)),
-                                  .limit = random(0, 2) > 0 ? segment.length : random(1, segment.length),
-                                  .bias = random(0, 2) > 0 ? 0 : normal(rng)});
+        c.query_ranges.push_back(
+            {.token = static_cast<std::int32_t>(t),
+             .rope_row = static_cast<std::int32_t>(random(0, angles - 1)),
+             .limit = random(0, 2) > 0 ? segment.length : random(1, segment.length),
+             .distance = random(-20, segment.length + 60),
+             .temperature = has_temperatures && random(0, 3) > 0 ? 0.5f + std::abs(normal(rng)) : 1,
+             .bias = random(0, 2) > 0 ? 0 : normal(rng)});
       }
     }
     segment.n_query_ranges = static_cast<std::int64_t>(c.query_ranges.size()) - segment.first_query_range;
@@ -146,21 +183,38 @@ Case random_case(std::uint64_t seed, std::int64_t width, KvFormat format, const 
     c.token_query_ranges_at.push_back(static_cast<std::int64_t>(c.token_query_ranges.size()));
   }
 
-  // Pages in any order in the pool, and NaN wherever there is no token. A token's padding is zero.
+  // Pages in any order in the pool, and NaN, or the greatest codes, wherever there is no token. A token's padding is
+  // zero.
   std::vector<std::int64_t> order(used_pages + 2);
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), rng);
   for (std::int64_t& page : c.pages) page = order[page];
-  c.keys.assign(order.size() * c.shape.page_elements(), 0x7fff);
-  c.values = c.keys;
-  for (const PlanSegment& segment : c.segments) {
-    for (std::int64_t t = 0; t < segment.length; ++t) {
-      for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
-        for (std::int64_t d = 0; d < width; ++d) {
-          c.keys[c.element(segment, t, h, d)] = d < head_dim ? narrow(dtype_of(c.shape), normal(rng)) : 0;
-          c.values[c.element(segment, t, h, d)] = d < head_dim ? narrow(dtype_of(c.shape), normal(rng)) : 0;
+  c.keys = Pool(c.shape, c.shape.key_format, std::ssize(order), 0x7f);
+  c.values = Pool(c.shape, c.shape.value_format, std::ssize(order), 0x7f);
+  for (Pool* pool : {&c.keys, &c.values}) {
+    if (pool->size() == 1) {  // their scales NaN
+      for (std::size_t page = 0; page < order.size(); ++page) {
+        for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
+          for (std::int64_t slot = 0; slot < kPageSize; ++slot) {
+            pool->set_scale(static_cast<std::int64_t>(page), h, slot, std::numeric_limits<float>::quiet_NaN());
+          }
         }
       }
+    } else {
+      for (std::size_t i = 0; i < pool->bytes.size(); i += static_cast<std::size_t>(pool->size())) {
+        pool->set_bits(static_cast<std::int64_t>(i), pool->size() == 2 ? 0x7fff : 0x7fffffff);
+      }
+    }
+    for (const PlanSegment& segment : c.segments) {
+      for (std::int64_t t = 0; t < segment.length; ++t) {
+        const auto [page, slot] = c.place(segment, t);
+        for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) fill_row(*pool, page, h, slot, rng);
+      }
+    }
+  }
+  if (random(0, 3) == 0) {
+    for (std::int64_t h = 0; h < c.query_heads(); ++h) {
+      c.sinks.push_back(random(0, 3) > 0 ? 2 * normal(rng) : -std::numeric_limits<float>::infinity());
     }
   }
   c.q.resize(c.tokens * c.query_heads() * head_dim);
@@ -179,13 +233,18 @@ float scale_log2(const Case& c) {
   return static_cast<float>(1 / std::sqrt(static_cast<double>(c.shape.head_dim))) * static_cast<float>(kLog2E);
 }
 
-// In float64, but for the one rounding of the rotated queries, which is part of what is computed.
+// As products take it: what is not 16 bits is multiplied in bf16, where codes are exact.
+float operand(KvFormat format, float x) { return format == KvFormat::kF32 ? rounded(Dtype::kBF16, x) : x; }
+
+// In float64, but for the one rounding of the rotated queries, and of keys and values of f32, which is part of what is
+// computed.
 Expected expect(const Case& c) {
   const std::int64_t d = c.shape.head_dim;
   const std::int64_t half = c.rotary_dim / 2;
   // Probabilities are rounded to the 16-bit type, and the result to its own; a query's element may fall to the
   // other side of a tie.
-  const double probability_error = rounding_error(dtype_of(c.shape));
+  const Dtype key_dtype = c.shape.key_format == KvFormat::kF16 ? Dtype::kF16 : Dtype::kBF16;
+  const double probability_error = rounding_error(c.shape.value_format == KvFormat::kF16 ? Dtype::kF16 : Dtype::kBF16);
   const double out_error = rounding_error(c.dtype);
   Expected expected;
   for (std::int64_t t = 0; t < c.tokens; ++t) {
@@ -203,33 +262,39 @@ Expected expect(const Case& c) {
             rotated[u] = q[u] * cos - q[u + half] * sin;
             rotated[u + half] = q[u + half] * cos + q[u] * sin;
           }
-          for (float& x : rotated) x = rounded(dtype_of(c.shape), x * scale_log2(c));
-          for (std::int64_t j = 0; j < range.limit; ++j) {
-            double score = range.bias * kLog2E;
+          for (float& x : rotated) x = rounded(key_dtype, x * scale_log2(c));
+          for (std::int64_t j = range.first_seen(c.window); j < range.limit; ++j) {
+            double score = 0;
             for (std::int64_t i = 0; i < d; ++i) {
               score += static_cast<double>(rotated[i]) *
-                       widen(dtype_of(c.shape), c.keys[c.element(segment, j, head / c.group, i)]);
+                       operand(c.shape.key_format, c.value_of(c.keys, segment, j, head / c.group, i));
             }
+            score *= c.scale_of(c.keys, segment, j, head / c.group);
+            if (c.softcap != 0) score = c.softcap * kLog2E * std::tanh(score / kLog2E / c.softcap);
+            score = score / range.temperature + range.bias * kLog2E;
             scores.push_back(score);
             at.emplace_back(&segment, j);
           }
         }
       }
-      const double greatest = scores.empty() ? 0 : *std::max_element(scores.begin(), scores.end());
-      double total = 0;
+      const double infinity = std::numeric_limits<double>::infinity();
+      const double sink = c.sinks.empty() ? -infinity : c.sinks[static_cast<std::size_t>(head)] * kLog2E;
+      double greatest = scores.empty() ? 0 : *std::max_element(scores.begin(), scores.end());
+      if (sink > -infinity) greatest = std::max(greatest, sink);
+      double total = sink > -infinity ? std::exp2(sink - greatest) : 0;
       std::vector<double> mean(d), magnitude(d);
       for (std::size_t i = 0; i < scores.size(); ++i) {
         const double weight = std::exp2(scores[i] - greatest);
         total += weight;
         for (std::int64_t j = 0; j < d; ++j) {
           const double value =
-              widen(dtype_of(c.shape), c.values[c.element(*at[i].first, at[i].second, head / c.group, j)]);
+              operand(c.shape.value_format, c.value_of(c.values, *at[i].first, at[i].second, head / c.group, j)) *
+              c.scale_of(c.values, *at[i].first, at[i].second, head / c.group);
           mean[j] += weight * value;
           magnitude[j] += weight * std::abs(value);
         }
       }
-      expected.lse.push_back(scores.empty() ? -std::numeric_limits<double>::infinity()
-                                            : (greatest + std::log2(total)) / kLog2E);
+      expected.lse.push_back(total == 0 ? -infinity : (greatest + std::log2(total)) / kLog2E);
       for (std::int64_t j = 0; j < d; ++j) {
         const double out = scores.empty() ? 0 : mean[j] / total;
         expected.out.push_back(out);
@@ -253,16 +318,24 @@ Expected expect(const Case& c) {
   std::int64_t tokens_read = 0;
   for (std::int64_t first = 0; first < rows; first += tile_rows) {
     for (std::size_t s = 0; s < flat.segments.size(); ++s) {
-      std::int64_t limit = 0;
+      std::int64_t limit = 0, seen = flat.segments[s].length;
       for (std::int64_t t = first / c.group; t < c.tokens && t * c.group < first + tile_rows; ++t) {
-        limit = std::max<std::int64_t>(limit, flat.query_ranges[s * c.tokens + t].limit);
+        const DeviceQueryRange& range = flat.query_ranges[s * c.tokens + t];
+        const std::int64_t from = QueryRange{.distance = range.distance}.first_seen(c.window);
+        if (from >= range.limit) continue;
+        limit = std::max<std::int64_t>(limit, range.limit);
+        seen = std::min(seen, from);
       }
+      if (limit == 0) continue;
       const std::int64_t begin = flat.segments[s].first_slot;
+      const std::int64_t first_slot = std::max(begin, (begin + seen) / tile_keys * tile_keys);
       const std::int64_t whole_tiles = (begin + limit + tile_keys - 1) / tile_keys * tile_keys;
-      if (limit > 0) tokens_read += std::min<std::int64_t>(whole_tiles, begin + flat.segments[s].length) - begin;
+      tokens_read += std::min<std::int64_t>(whole_tiles, begin + flat.segments[s].length) - first_slot;
     }
   }
-  return static_cast<std::uint64_t>(tokens_read * c.shape.kv_heads * c.shape.row_elements() * 2 * 2);
+  const std::int64_t token_bytes =
+      c.shape.row_elements() * (kv_element_bytes(c.shape.key_format) + kv_element_bytes(c.shape.value_format));
+  return static_cast<std::uint64_t>(tokens_read * c.shape.kv_heads * token_bytes);
 }
 
 // ---- running ----------------------------------------------------------------------------------------
@@ -276,10 +349,11 @@ Result run(const Case& c) {
   const simt::DeviceArray<std::int32_t> counts(flat.counts);
   const simt::DeviceArray<Segment> segments(flat.segments);
   const simt::DeviceArray<DeviceQueryRange> query_ranges(flat.query_ranges);
+  const simt::DeviceArray<float> temperatures(flat.temperatures), sinks(c.sinks);
   const simt::DeviceArray<std::int64_t> pages(flat.pages);
   const simt::DeviceArray<float> cos(c.cos), sin(c.sin);
   const simt::DeviceArray<std::uint8_t> q(to_bytes(c.dtype, c.q));
-  const simt::DeviceArray<std::uint16_t> keys(c.keys), values(c.values);
+  const simt::DeviceArray<std::uint8_t> keys(c.keys.bytes), values(c.values.bytes);
   const float nan = std::numeric_limits<float>::quiet_NaN();  // whatever is read must have been written
   const simt::DeviceArray<std::uint8_t> out(to_bytes(c.dtype, std::vector<float>(c.q.size(), nan)));
   const simt::DeviceArray<float> lse(std::vector<float>(c.tokens * c.query_heads(), nan));
@@ -289,6 +363,9 @@ Result run(const Case& c) {
                    .layer = {.keys = keys.data(), .values = values.data()},
                    .query_heads = c.query_heads(),
                    .scale = static_cast<float>(1 / std::sqrt(static_cast<double>(c.shape.head_dim))),
+                   .softcap = c.softcap,
+                   .window = c.window,
+                   .sinks = c.sinks.empty() ? nullptr : sinks.data(),
                    .q = q.data(),
                    .out = out.data(),
                    .lse = lse.data(),
@@ -298,12 +375,15 @@ Result run(const Case& c) {
   launch.step.plan = {.counts = counts.data(),
                       .segments = segments.data(),
                       .query_ranges = query_ranges.data(),
+                      .temperatures = flat.temperatures.empty() ? nullptr : temperatures.data(),
                       .pages = pages.data(),
                       .max_tokens = flat.counts[0] + c.more_tokens,
                       .max_segments = flat.counts[1] + c.more_segments};
   launch.max_ctas = c.ctas;
   launch.min_tiles = c.min_tiles;
+  const simt::DeviceArray<std::uint8_t> shares(std::vector<std::uint8_t>(attention_shares_bytes(launch), 0xff));
   const simt::DeviceArray<std::uint8_t> workspace(std::vector<std::uint8_t>(attention_workspace_bytes(launch), 0xff));
+  launch.shares = shares.data();
   launch.workspace = workspace.data();
   simt::check_launch(launch_attention_plan(launch, nullptr));
   simt::check_launch(launch_attention(launch, nullptr));
@@ -322,7 +402,7 @@ void check_case(const Case& c) {
 #endif
   const Result result = run(c);
 #if SIMT_HOST
-  CHECK_MESSAGE(simt::stats.bytes_copied == expected_bytes(c), c.name);
+  CHECK_MESSAGE(simt::stats.bytes_copied + simt::stats.bytes_loaded == expected_bytes(c), c.name);
   CHECK_MESSAGE(simt::stats.ldmatrix_conflicts == 0, c.name);
   const simt::Options schedules[] = {{.order = simt::Order::kReverse, .copies = simt::CopyTiming::kEager},
                                      {.order = simt::Order::kRandom, .copies = simt::CopyTiming::kLazy, .seed = 5}};
@@ -406,10 +486,71 @@ TEST(plans_of_several_rounds_equal_the_definition) {
   }
 }
 
+TEST(general_steps_equal_the_definition) { check_random({.max_length = 200, .general = true}, 600); }
+
+TEST(general_single_tokens_equal_the_definition) {
+  check_random({.max_tokens = 3, .max_group = 5, .max_kv_heads = 2, .max_segments = 6, .general = true}, 700);
+}
+
+// Each feature alone, so that none hides behind another.
+TEST(each_feature_alone_equals_the_definition) {
+  const auto check = [](std::uint64_t seed, const auto& change) {
+    Case c = random_case(seed, tested_widths().front(), KvFormat::kBF16, {.max_tokens = 6, .max_length = 150});
+    c.sinks.clear();
+    change(c);
+    check_case(c);
+  };
+  for (std::uint64_t seed = 800; seed < 803; ++seed) {
+    check(seed, [](Case& c) { c.window = 25; });
+    check(seed, [](Case& c) { c.window = std::int64_t{1} << 40; });
+    check(seed, [](Case& c) { c.softcap = 2; });
+    check(seed, [](Case& c) { c.softcap = 1e6f; });
+    check(seed, [](Case& c) { c.sinks.assign(static_cast<std::size_t>(c.query_heads()), 1.f); });
+    check(seed, [](Case& c) {
+      for (QueryRange& range : c.query_ranges) range.temperature = 0.25f * static_cast<float>(1 + range.token);
+    });
+  }
+}
+
+TEST(mass_is_what_ranges_have_of_their_tokens) {
+  Rng rng(5);
+  std::normal_distribution<float> normal;
+  for (const std::int64_t heads : {1, 7, 32, 70}) {
+    constexpr std::int64_t kTokens = 5;
+    std::vector<AttentionMassParams::Range> ranges;
+    for (std::int32_t i = 0; i < 11; ++i) ranges.push_back({.token = i * 3 % 5, .sum = 12 - i});
+    std::vector<float> range_lse(ranges.size() * heads), lse(kTokens * heads), sums(14);
+    for (float& x : range_lse) x = normal(rng);
+    for (float& x : lse) x = 3 + normal(rng);
+    range_lse[0] = -std::numeric_limits<float>::infinity();
+    for (float& x : sums) x = normal(rng);
+    const simt::DeviceArray<AttentionMassParams::Range> device_ranges(ranges);
+    const simt::DeviceArray<float> device_range_lse(range_lse), device_lse(lse), device_sums(sums);
+    simt::check_launch(launch_attention_mass({.query_heads = heads,
+                                              .ranges = {device_ranges.data(), ranges.size()},
+                                              .range_lse = device_range_lse.data(),
+                                              .lse = device_lse.data(),
+                                              .sums = device_sums.data()},
+                                             nullptr));
+    std::vector<double> expected(sums.begin(), sums.end());
+    for (std::size_t i = 0; i < ranges.size(); ++i) {
+      for (std::int64_t h = 0; h < heads; ++h) {
+        const double share = range_lse[i * heads + h] - static_cast<double>(lse[ranges[i].token * heads + h]);
+        expected[ranges[i].sum] += std::exp(share);
+      }
+    }
+    const std::vector<float> got = device_sums.to_host();
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      CHECK(std::abs(got[i] - expected[i]) < 1e-5 * (1 + std::abs(expected[i])));
+    }
+  }
+}
+
 // What goes wrong in one worker is not hidden, and does not reach others.
 TEST(a_query_that_is_not_a_number_stays_alone) {
   for (std::uint64_t seed = 500; seed < 504; ++seed) {
     Case c = random_case(seed, tested_widths().front(), KvFormat::kF16, {.min_tokens = 2, .max_length = 100});
+    c.sinks.clear();  // so that lse tells what sees nothing
     const Result before = run(c);
     const std::int64_t row = c.query_heads() * c.shape.head_dim;
     const std::int64_t token = static_cast<std::int64_t>(seed) % c.tokens;
@@ -439,12 +580,11 @@ TEST(what_is_not_supported_is_refused) {
     AttentionLaunch changed = launch;
     change(changed);
     std::vector<std::uint8_t> memory(1 << 20);
-    changed.workspace = memory.data();
+    changed.shares = changed.workspace = memory.data();
     CHECK(launch_attention(changed, nullptr) == cudaErrorInvalidValue);
   };
-  refused([](AttentionLaunch& l) { l.params.shape.value_format = KvFormat::kF16; });
-  refused([](AttentionLaunch& l) { l.params.shape.key_format = l.params.shape.value_format = KvFormat::kInt8; });
-  refused([](AttentionLaunch& l) { l.params.shape.key_format = l.params.shape.value_format = KvFormat::kF32; });
+  refused([](AttentionLaunch& l) { l.params.window = -1; });
+  refused([](AttentionLaunch& l) { l.params.softcap = -1; });
   refused([](AttentionLaunch& l) { l.params.shape.padding = 16; });
   refused([](AttentionLaunch& l) { l.params.shape.padding = -16; });
   refused([](AttentionLaunch& l) {

@@ -146,27 +146,6 @@ TEST(an_error_that_loses_the_context_says_so) {
 TEST(what_has_no_kernel_is_refused_by_its_name) {
   const Fresh fresh;
   const Attention attention(create_cuda_device(0));
-  const auto step = attention.upload();
-  const std::vector<float> before = attention.results();
-  const float sinks[kQueryHeads] = {};
-  const auto refused = [&](const char* name, const auto& change) {
-    AttentionParams params = attention.params();
-    change(params);
-    for (const bool at_once : {true, false}) {
-      const auto call = [&] {
-        if (at_once) return attention.device->check_attention(params);
-        attention.device->attention(*step, params);
-      };
-      CHECK_CODE(std::string(code::kUnsupported), call());
-      CHECK(contains(message_of(call), name) && contains(message_of(call), "the CPU device"));
-    }
-  };
-  refused("a sliding window", [](AttentionParams& p) { p.window = 1 << 20; });
-  refused("a soft cap", [](AttentionParams& p) { p.softcap = 50; });
-  refused("sinks", [&](AttentionParams& p) { p.sinks = sinks; });
-  CHECK(attention.results() == before);
-  attention.device->check_attention(attention.params());
-
   const Buffer logits = attention.device->allocate(8 * sizeof(float), "a test");
   for (const SampleParams::Row& row : {SampleParams::Row{.presence_penalty = 1}, {.frequency_penalty = -1}}) {
     std::int32_t token = -1;
@@ -178,6 +157,106 @@ TEST(what_has_no_kernel_is_refused_by_its_name) {
     CHECK(contains(message_of(sample), "presence and frequency penalties") && token == -1);
   }
   attention.device->check_sampler({.repetition_penalty = 2});
+}
+
+// ---- layers that differ -------------------------------------------------------------------------------
+
+// Layers of two kinds in turn, as many models have them: the work of a step is shared out once for each kind.
+TEST(layers_of_different_windows_take_turns) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  AttentionParams plain = attention.params(), windowed = plain;
+  windowed.window = 30;
+  const auto alone = [&](const AttentionParams& params) {
+    attention.device->attention(*attention.upload(), params);
+    return attention.results();
+  };
+  const std::vector<float> all = alone(plain), seen = alone(windowed);
+  CHECK(all != seen);
+
+  const auto step = attention.upload();
+  const std::size_t launches = simt::card.kernel_launches;
+  for (int layer = 0; layer < 6; ++layer) {
+    attention.device->attention(*step, layer % 2 == 0 ? plain : windowed);
+    CHECK(attention.results() == (layer % 2 == 0 ? all : seen));
+  }
+  CHECK(simt::card.kernel_launches - launches == 6 * 2 + 2);  // attention, combination; a plan for each kind
+
+  simt::card.checks_graphs = true;
+  for (int i = 0; i < 4; ++i) {
+    attention.replay({.model = 1, .cache = 1, .buffers = 1, .rows = 4}, [&](const DeviceStep& on_device) {
+      for (int layer = 0; layer < 4; ++layer) {
+        attention.device->attention(on_device, layer % 2 == 0 ? windowed : plain);
+      }
+    });
+    CHECK(attention.results() == all);
+  }
+  CHECK(simt::card.graph_launches == 3);
+}
+
+// More kinds of layers than there is room for.
+TEST(any_number_of_windows_in_a_step) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  const auto step = attention.upload();
+  std::vector<std::vector<float>> first;
+  for (int i = 0; i < 22; ++i) {
+    AttentionParams params = attention.params();
+    params.window = 1 + 9 * (i % 11);
+    attention.device->attention(*step, params);
+    if (i < 11) {
+      first.push_back(attention.results());
+    } else {
+      CHECK(attention.results() == first[static_cast<std::size_t>(i % 11)]);
+    }
+  }
+}
+
+// A step whose views have temperatures is another graph than one without: it takes another kernel.
+TEST(temperatures_come_and_go_between_replays) {
+  const Fresh fresh;
+  simt::card.checks_graphs = true;
+  Attention attention(create_cuda_device(0));
+  attention.run(*attention.upload());
+  const std::vector<float> cold = attention.results();
+  const auto set_temperature = [&](float temperature) {
+    for (QueryRange& range : attention.step.query_ranges) range.temperature = temperature;
+  };
+  set_temperature(3);
+  attention.run(*attention.upload());
+  const std::vector<float> warm = attention.results();
+  CHECK(warm != cold);
+  for (int i = 0; i < 8; ++i) {
+    set_temperature(i / 2 % 2 == 0 ? 3 : 1);
+    attention.replay({.model = 1, .cache = 1, .buffers = 1, .rows = 4},
+                     [&](const DeviceStep& step) { attention.run(step); });
+    CHECK(attention.results() == (i / 2 % 2 == 0 ? warm : cold));
+  }
+}
+
+// Each layer turns queries by its own table, or not at all.
+TEST(layers_of_different_ropes_take_turns) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  const WorkerStep& step = attention.step;
+  const WorkerStep other(3, 100, 20, 0, 32);
+  StepView view = step.view();
+  const RopeTable first = view.ropes[0], second = other.view().ropes[0];
+  const auto result = [&](std::span<const RopeTable> ropes, std::int32_t rope) {
+    StepView with = view;
+    with.ropes = ropes;
+    const auto on_device = attention.device->upload(with);
+    AttentionParams params = attention.params();
+    params.layer.rope = rope;
+    attention.device->attention(*on_device, params);
+    return attention.results();
+  };
+  const RopeTable both[] = {first, second};
+  const std::vector<float> by_first = result({&first, 1}, 0), by_second = result({&second, 1}, 0);
+  const std::vector<float> unturned = result({&first, 1}, -1);
+  CHECK(by_first != by_second && by_first != unturned && by_second != unturned);
+  CHECK(result(both, 0) == by_first && result(both, 1) == by_second && result(both, -1) == unturned);
+  CHECK(result({}, 0) == unturned);
 }
 
 // ---- graphs ---------------------------------------------------------------------------------------------
@@ -370,9 +449,13 @@ TEST(steps_keep_their_memory_while_they_are_in_use) {
     attention.run(*other);
     CHECK(attention.results() == others);
   }
-  // Memory of ended steps is used again.
+  // Memory of ended steps is used again, and so is that in which their work is shared out.
+  const auto run_some = [&] {
+    for (int i = 0; i < 8; ++i) attention.run(*attention.device->upload(other_step.view()));
+  };
+  run_some();
   const std::size_t allocated = simt::card.allocated;
-  for (int i = 0; i < 5; ++i) attention.run(*attention.device->upload(other_step.view()));
+  run_some();
   CHECK(simt::card.allocated == allocated);
   attention.run(*one);
   CHECK(attention.results() == expected);
@@ -634,6 +717,33 @@ TEST(staging_grows_geometrically) {
   cuda::PinnedBuffer buffer;
   for (std::size_t bytes = 1; bytes <= 10'000; ++bytes) buffer.reserve(bytes);
   CHECK_MESSAGE(simt::card.pinned_allocations <= 15, std::to_string(simt::card.pinned_allocations));
+}
+
+// Rows of int8 and f32, with what belongs to them, come back bit for bit.
+TEST(pages_of_any_format_are_saved_and_loaded) {
+  const Fresh fresh;
+  const auto device = create_cuda_device(0);
+  constexpr KvFormat kFormats[] = {KvFormat::kF32, KvFormat::kF16, KvFormat::kBF16, KvFormat::kInt8};
+  for (const KvFormat key_format : kFormats) {
+    for (const KvFormat value_format : kFormats) {
+      KvShape shape = {
+          .layers = 1, .kv_heads = kHeads, .head_dim = 72, .key_format = key_format, .value_format = value_format};
+      shape.padding = device->kv_padding(shape);
+      const Buffer keys = device->allocate(static_cast<std::size_t>(3 * shape.page_bytes(key_format)), "a test");
+      const Buffer values = device->allocate(static_cast<std::size_t>(3 * shape.page_bytes(value_format)), "a test");
+      const KvCopyParams::Page marked[] = {{.page = 2, .slots = ~std::uint64_t{0}}, {.page = 0, .slots = 0x106}};
+      std::vector<std::byte> rows(static_cast<std::size_t>((64 + 3) * shape.token_bytes())), back(rows.size());
+      for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<std::byte>(i * 7 % 251);
+      KvCopyParams params = {.shape = shape,
+                             .layer = {.keys = keys.data(), .values = values.data()},
+                             .pages = marked,
+                             .rows = rows.data()};
+      device->kv_load(params);
+      params.rows = back.data();
+      device->kv_save(params);
+      CHECK(back == rows);
+    }
+  }
 }
 
 TEST(partial_results_do_not_grow_with_the_tokens) {

@@ -120,15 +120,31 @@ test('a processor that throws leaves no trace', async () => {
   expect(block.length).toBe(1)
 })
 
-test('attention mass is refused by name', async () => {
-  await using cache = models[1]!.createCache({ capacity: 256 })
-  const block = cache.createBlock()
-  const worker = { view: { blocks: [block] }, tokens: [3], attentionMass: true }
-  await expect(models[1]!.step([worker])).rejects.toMatchObject({
-    code: 'HOGWILD_UNSUPPORTED',
-    message: expect.stringMatching(/workers\[0\]\.attentionMass: the cuda device .*'cpu'/),
-  })
-  expect([block.length, cache.stats.freePages]).toEqual([0, 4])
+test('attention mass: the shares of the CPU, a hidden block and one that occurs twice among them', async () => {
+  const outputs = await onBoth(
+    ([a, b, c]) => [
+      {
+        view: {
+          blocks: [{ block: a!, bias: -Infinity }, b!, { block: b!, bias: 1 }, c!],
+          writeTo: c!,
+        },
+        tokens: [3, 4, 5],
+        attentionMass: true,
+      },
+      { view: { blocks: [b!, a!], writeTo: a! }, tokens: [4], attentionMass: true },
+      { view: { blocks: [b!] }, tokens: [6] },
+    ],
+    3,
+  )
+  const [cpu, cuda] = outputs as [StepOutput[], StepOutput[]]
+  expect(cuda[2]!.attentionMass).toBeUndefined()
+  for (const worker of [0, 1]) {
+    const [mass, wanted] = [cuda[worker]!.attentionMass!, cpu[worker]!.attentionMass!]
+    expect(difference(mass, wanted).max).toBeLessThan(0.02)
+    expect(mass.reduce((sum, share) => sum + share, 0)).toBeCloseTo(1, 3)
+  }
+  expect(cuda[0]!.attentionMass![0]).toBe(0)
+  for (const place of [1, 2, 3]) expect(cuda[0]!.attentionMass![place]).toBeGreaterThan(0)
 })
 
 test('hidden states', async () => {

@@ -1,5 +1,5 @@
 // Append, move and read against float64 and a second description of the pages, on random shapes: any head
-// dim, rotary dim, padding and dtype, slots left out, values that are not finite. Whole pools are compared, so
+// dim, rotary dim, padding, dtype and formats, slots left out, values that are not finite. Whole pools are compared, so
 // that nothing else may be written. Under g++ each case runs under three schedules, which must agree bit for
 // bit, and rotation must give the bits of the same formula in f32.
 //
@@ -36,7 +36,7 @@ int n_cases() {
 // ---- a random cache ---------------------------------------------------------------------------------
 
 struct Pools {
-  std::vector<std::uint16_t> keys, values;
+  Pool keys, values;
   bool operator==(const Pools&) const = default;
 };
 
@@ -52,9 +52,6 @@ struct Case {
 
   std::int64_t random(std::int64_t low, std::int64_t high) {
     return low + static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(high - low + 1));
-  }
-  std::int64_t element(std::int64_t page, std::int64_t kv_head, std::int64_t slot, std::int64_t dim) const {
-    return page * shape.page_elements() + element_in_page(shape.row_elements(), kv_head, slot, dim);
   }
   // Normal, now and then one that f16 or nobody can hold.
   float number() {
@@ -76,12 +73,13 @@ Case random_case(std::uint64_t seed) {
   const std::int64_t width =
       c.random(0, 3) > 0 ? least : widths[c.random(0, static_cast<std::int64_t>(widths.size()) - 1)];
   const std::int64_t kv_heads = c.random(1, 4);
-  const KvFormat format = c.random(0, 1) > 0 ? KvFormat::kBF16 : KvFormat::kF16;
+  constexpr KvFormat kFormats[] = {KvFormat::kF32, KvFormat::kF16, KvFormat::kBF16, KvFormat::kInt8};
+  const KvFormat key_format = kFormats[c.random(0, 3)];
   c.shape = {.layers = 1,
              .kv_heads = kv_heads,
              .head_dim = head_dim,
-             .key_format = format,
-             .value_format = format,
+             .key_format = key_format,
+             .value_format = c.random(0, 1) > 0 ? key_format : kFormats[c.random(0, 3)],
              .padding = width - head_dim};
   c.pages = c.random(2, 5);
   c.angles = c.random(1, 20);
@@ -95,13 +93,13 @@ Case random_case(std::uint64_t seed) {
     }
   }
   // Each element has its own bits, so that one that is written or moved by mistake shows.
-  c.pools.keys.resize(c.pages * c.shape.page_elements());
-  for (std::uint16_t& bits : c.pools.keys) bits = static_cast<std::uint16_t>(c.rng());
-  c.pools.values.resize(c.pools.keys.size());
-  for (std::uint16_t& bits : c.pools.values) bits = static_cast<std::uint16_t>(c.rng());
+  c.pools = {Pool(c.shape, c.shape.key_format, c.pages), Pool(c.shape, c.shape.value_format, c.pages)};
+  for (Pool* pool : {&c.pools.keys, &c.pools.values}) {
+    for (std::uint8_t& byte : pool->bytes) byte = static_cast<std::uint8_t>(c.rng());
+  }
   c.name = "seed " + std::to_string(seed) + ", head dim " + std::to_string(head_dim) + " of " + std::to_string(width) +
-           ", rotary dim " + std::to_string(c.rotary_dim) + ", " + dtype_name(dtype_of(c.shape)) + ", " +
-           std::to_string(c.shape.kv_heads) + " kv heads";
+           ", rotary dim " + std::to_string(c.rotary_dim) + ", " + kv_format_name(c.shape.key_format) + " and " +
+           kv_format_name(c.shape.value_format) + ", " + std::to_string(c.shape.kv_heads) + " kv heads";
   return c;
 }
 
@@ -109,7 +107,7 @@ Case random_case(std::uint64_t seed) {
 
 // An element that was converted to the cache's type, rounded once.
 struct Converted {
-  std::int64_t element = 0;
+  std::int64_t at = 0;  // byte of the pool
   double exact = 0;
   double magnitude = 0;  // of what was added: how far f32 may be off, in units of its own rounding
 };
@@ -132,43 +130,99 @@ Real rotated(const Case& c, const float* row, std::int64_t angle, std::int64_t d
   return d < half ? x * cos - partner * sin : x * cos + partner * sin;
 }
 
-void expect_key(const Case& c, const float* row, std::int64_t angle, std::int64_t page, std::int64_t kv_head,
-                std::int64_t slot, Expected& expected) {
+// The codes and the scale of a row, as core/kv_format.h has them.
+void expect_codes(const Case& c, const std::vector<float>& row, std::int64_t page, std::int64_t kv_head,
+                  std::int64_t slot, Pool& pool) {
+  float greatest = 0;
+  bool is_finite = true;
+  for (const float x : row) {
+    is_finite &= std::isfinite(x);
+    greatest = std::max(greatest, std::abs(x));
+  }
+  const bool is_zero = !is_finite || greatest < 0x1p-100f;
+  const float scale = !is_finite ? std::numeric_limits<float>::quiet_NaN() : is_zero ? 0.f : greatest / 127;
+  pool.set_scale(page, kv_head, slot, scale);
   for (std::int64_t d = 0; d < c.shape.row_elements(); ++d) {
-    const std::int64_t at = c.element(page, kv_head, slot, d);
-    expected.pools.keys[at] = 0;
-    if (d >= c.shape.head_dim) continue;
-    expected.pools.keys[at] = narrow(dtype_of(c.shape), rotated<float>(c, row, angle, d));
-    const std::int64_t half = c.rotary_dim / 2;
-    const double partner = d >= 2 * half ? 0 : row[d < half ? d + half : d - half];
-    expected.keys.push_back({at, rotated<double>(c, row, angle, d), std::abs(row[d]) + std::abs(partner)});
+    const bool has_code = d < c.shape.head_dim && !is_zero;
+    pool.set_number(pool.at(page, kv_head, slot, d), has_code ? std::nearbyint(row[d] / scale) : 0);
   }
 }
 
-void check_converted(const Case& c, const std::vector<Converted>& all, const std::vector<std::uint16_t>& expected,
-                     std::vector<std::uint16_t>& result) {
-  const Dtype dtype = dtype_of(c.shape);
-  const double least = dtype == Dtype::kF16 ? 0x1p-25 : 0x1p-134;  // half of the least subnormal
+// A row as it goes into a pool: `exact` and `magnitude` of each element (Converted), and the same in f32.
+struct NewRow {
+  std::vector<float> in_f32;
+  std::vector<double> exact, magnitude;
+};
+
+void expect_row(const Case& c, const NewRow& row, std::int64_t page, std::int64_t kv_head, std::int64_t slot,
+                Pool& pool, std::vector<Converted>& converted) {
+  if (pool.has_scales()) return expect_codes(c, row.in_f32, page, kv_head, slot, pool);
+  for (std::int64_t d = 0; d < c.shape.row_elements(); ++d) {
+    const std::int64_t at = pool.at(page, kv_head, slot, d);
+    pool.set_number(at, d < c.shape.head_dim ? row.in_f32[d] : 0);
+    if (d < c.shape.head_dim) converted.push_back({at, row.exact[d], row.magnitude[d]});
+  }
+}
+
+NewRow rotated_row(const Case& c, const float* row, std::int64_t angle) {
+  NewRow result;
+  const std::int64_t half = c.rotary_dim / 2;
+  for (std::int64_t d = 0; d < c.shape.head_dim; ++d) {
+    const double partner = d >= 2 * half ? 0 : row[d < half ? d + half : d - half];
+    result.in_f32.push_back(rotated<float>(c, row, angle, d));
+    result.exact.push_back(rotated<double>(c, row, angle, d));
+    result.magnitude.push_back(std::abs(row[d]) + std::abs(partner));
+  }
+  return result;
+}
+
+// Compares what was converted, and puts the expected bits in its place.
+void check_converted(const Case& c, const std::vector<Converted>& all, const Pool& expected, Pool& result) {
+  const Dtype dtype = dtype_of(expected.format);
+  // Half of the least subnormal.
+  const double least = dtype == Dtype::kF16 ? 0x1p-25 : dtype == Dtype::kBF16 ? 0x1p-134 : 0x1p-150;
   std::int64_t wrong = 0;
   for (const Converted& one : all) {
-    const double got = widen(dtype, result[one.element]);
+    const double got = result.number(one.at);
     const double tolerance = rounding_error(dtype) * std::abs(one.exact) + 0x1p-22 * one.magnitude + least;
     const bool close = std::abs(one.exact) < 65'000 ? std::abs(got - one.exact) <= tolerance
                                                     : !(std::abs(got) < 64'000);  // large, infinite or not a number
     bool same = true;
 #if SIMT_HOST
-    const double in_f32 = widen(dtype, expected[one.element]);
-    same = result[one.element] == expected[one.element] || (std::isnan(got) && std::isnan(in_f32));
+    same = result.bits(one.at) == expected.bits(one.at) || (std::isnan(got) && std::isnan(expected.number(one.at)));
 #endif
     wrong += !close || !same;
-    result[one.element] = expected[one.element];
+    result.copy_element_of(expected, one.at);
   }
   CHECK_MESSAGE(wrong == 0, c.name + ": " + std::to_string(wrong) + " of " + std::to_string(all.size()));
+}
+
+// Codes and scales that a GPU may round to the other side: a code is one off, a scale a few units in its last place.
+void check_codes(const Case& c, const Pool& expected, Pool& result) {
+#if !SIMT_HOST
+  if (!expected.has_scales()) return;
+  for (std::int64_t page = 0; page < c.pages; ++page) {
+    for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
+      for (std::int64_t slot = 0; slot < kPageSize; ++slot) {
+        const float wanted = expected.scale(page, h, slot), got = result.scale(page, h, slot);
+        if (std::abs(got - wanted) <= 1e-6f * std::abs(wanted)) result.set_scale(page, h, slot, wanted);
+        for (std::int64_t d = 0; d < c.shape.head_dim; ++d) {
+          const std::int64_t at = expected.at(page, h, slot, d);
+          if (std::abs(result.number(at) - expected.number(at)) <= 1) result.copy_element_of(expected, at);
+        }
+      }
+    }
+  }
+#else
+  static_cast<void>(c), static_cast<void>(expected), static_cast<void>(result);
+#endif
 }
 
 void check_pools(const Case& c, const Expected& expected, Pools result) {
   check_converted(c, expected.keys, expected.pools.keys, result.keys);
   check_converted(c, expected.values, expected.pools.values, result.values);
+  check_codes(c, expected.pools.keys, result.keys);
+  check_codes(c, expected.pools.values, result.values);
   CHECK_MESSAGE(result.keys == expected.pools.keys, c.name);
   CHECK_MESSAGE(result.values == expected.pools.values, c.name);
 }
@@ -197,11 +251,14 @@ auto run_all_schedules(const Case& c, const Run& run) {
 template <typename Launch>
 Pools run_on_pools(const Case& c, const Launch& launch) {
   return run_all_schedules(c, [&] {
-    const simt::DeviceArray<std::uint16_t> keys(c.pools.keys), values(c.pools.values);
+    const simt::DeviceArray<std::uint8_t> keys(c.pools.keys.bytes), values(c.pools.values.bytes);
     const simt::DeviceArray<float> cos(c.cos), sin(c.sin);
     simt::check_launch(launch(KvLayer{.keys = keys.data(), .values = values.data()},
                               RopeTable{.cos = cos.data(), .sin = sin.data(), .rotary_dim = c.rotary_dim}));
-    return Pools{keys.to_host(), values.to_host()};
+    Pools result = c.pools;
+    result.keys.bytes = keys.to_host();
+    result.values.bytes = values.to_host();
+    return result;
   });
 }
 
@@ -220,8 +277,13 @@ TEST(append_writes_rotated_keys_and_values) {
     }
     const std::int64_t head_dim = c.shape.head_dim;
     std::vector<float> k(slots.size() * c.shape.kv_heads * head_dim), v(k.size());
-    for (float& x : k) x = rounded(dtype, c.number());
-    for (float& x : v) x = rounded(dtype, c.number());
+    for (std::vector<float>* rows : {&k, &v}) {
+      float factor = 1;  // some rows are next to nothing
+      for (std::size_t i = 0; i < rows->size(); ++i) {
+        if (i % static_cast<std::size_t>(head_dim) == 0) factor = c.random(0, 9) > 0 ? 1 : 1e-36f;
+        (*rows)[i] = rounded(dtype, factor * c.number());
+      }
+    }
 
     const Pools result = run_on_pools(c, [&](const KvLayer& layer, const RopeTable& rope) {
       // Rows of the step before those that are appended: slots of no page, to be left alone.
@@ -249,12 +311,12 @@ TEST(append_writes_rotated_keys_and_values) {
       if (slot.page < 0) continue;
       for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
         const std::int64_t row = (static_cast<std::int64_t>(t) * c.shape.kv_heads + h) * head_dim;
-        expect_key(c, k.data() + row, slot.rope_row, slot.page, h, slot.slot, expected);
-        for (std::int64_t d = 0; d < c.shape.row_elements(); ++d) {
-          const std::int64_t at = c.element(slot.page, h, slot.slot, d);
-          expected.pools.values[at] = d < head_dim ? narrow(dtype_of(c.shape), v[row + d]) : 0;
-          if (d < head_dim) expected.values.push_back({at, v[row + d], 0});
-        }
+        expect_row(c, rotated_row(c, k.data() + row, slot.rope_row), slot.page, h, slot.slot, expected.pools.keys,
+                   expected.keys);
+        const std::vector<float> value(v.begin() + row, v.begin() + row + head_dim);
+        const NewRow new_value = {value, std::vector<double>(value.begin(), value.end()),
+                                  std::vector<double>(value.size())};
+        expect_row(c, new_value, slot.page, h, slot.slot, expected.pools.values, expected.values);
       }
     }
     check_pools(c, expected, result);
@@ -264,17 +326,19 @@ TEST(append_writes_rotated_keys_and_values) {
 TEST(rebase_moves_tokens_and_turns_keys) {
   for (int seed = 1000; seed < 1000 + n_cases(); ++seed) {
     Case c = random_case(seed);
+    const bool can_turn = kv_can_turn(c.shape.key_format);
     const std::int64_t first_target = c.random(1, c.pages - 1);  // pages before it are read, the others written
     std::vector<KvMoveParams::Move> moves;
     for (std::int64_t page = first_target; page < c.pages; ++page) {
       for (std::int64_t slot = c.random(0, 9); slot < kPageSize;) {
         const std::int64_t length = c.random(0, 3) > 0 ? c.random(0, kPageSize - slot) : kPageSize - slot;
-        moves.push_back({.from_page = c.random(0, first_target - 1),
-                         .to_page = page,
-                         .from_slot = static_cast<std::int32_t>(c.random(0, kPageSize - length)),
-                         .to_slot = static_cast<std::int32_t>(slot),
-                         .length = static_cast<std::int32_t>(length),
-                         .rope_row = static_cast<std::int32_t>(c.random(0, 2) > 0 ? c.random(0, c.angles - 1) : -1)});
+        moves.push_back(
+            {.from_page = c.random(0, first_target - 1),
+             .to_page = page,
+             .from_slot = static_cast<std::int32_t>(c.random(0, kPageSize - length)),
+             .to_slot = static_cast<std::int32_t>(slot),
+             .length = static_cast<std::int32_t>(length),
+             .rope_row = static_cast<std::int32_t>(can_turn && c.random(0, 2) > 0 ? c.random(0, c.angles - 1) : -1)});
         slot += length + c.random(0, 2);
       }
     }
@@ -291,16 +355,21 @@ TEST(rebase_moves_tokens_and_turns_keys) {
     for (const KvMoveParams::Move& move : moves) {
       for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
         for (std::int64_t i = 0; i < move.length; ++i) {
+          const std::int64_t from_slot = move.from_slot + i, to_slot = move.to_slot + i;
           std::vector<float> key;
-          for (std::int64_t d = 0; d < c.shape.row_elements(); ++d) {
-            const std::int64_t from = c.element(move.from_page, h, move.from_slot + i, d);
-            const std::int64_t to = c.element(move.to_page, h, move.to_slot + i, d);
-            expected.pools.keys[to] = c.pools.keys[from];
-            expected.pools.values[to] = c.pools.values[from];
-            key.push_back(widen(dtype_of(c.shape), c.pools.keys[from]));
+          for (Pool* pool : {&expected.pools.keys, &expected.pools.values}) {
+            for (std::int64_t d = 0; d < c.shape.row_elements(); ++d) {
+              const std::int64_t from = pool->at(move.from_page, h, from_slot, d);
+              pool->copy_element(pool->at(move.to_page, h, to_slot, d), from);
+              if (pool == &expected.pools.keys) key.push_back(pool->number(from));
+            }
+            if (pool->has_scales()) {
+              pool->set_scale(move.to_page, h, to_slot, pool->scale(move.from_page, h, from_slot));
+            }
           }
           if (move.rope_row >= 0) {
-            expect_key(c, key.data(), move.rope_row, move.to_page, h, move.to_slot + i, expected);
+            expect_row(c, rotated_row(c, key.data(), move.rope_row), move.to_page, h, to_slot, expected.pools.keys,
+                       expected.keys);
           }
         }
       }
@@ -322,9 +391,10 @@ TEST(read_gives_what_is_stored) {
     for (std::size_t t = 0; t < slots.size(); ++t) {
       for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
         for (std::int64_t d = 0; d < head_dim; ++d) {
-          const std::int64_t at = c.element(slots[t].page, h, slots[t].slot, d);
-          k.push_back(widen(dtype_of(c.shape), c.pools.keys[at]));
-          v.push_back(widen(dtype_of(c.shape), c.pools.values[at]));
+          for (const auto& [pool, rows] : {std::pair(&c.pools.keys, &k), {&c.pools.values, &v}}) {
+            rows->push_back(pool->number(pool->at(slots[t].page, h, slots[t].slot, d)) *
+                            pool->scale(slots[t].page, h, slots[t].slot));
+          }
         }
       }
     }
@@ -355,32 +425,32 @@ TEST(rows_are_gathered_and_scattered_on_the_host) {
     const std::int64_t page = c.random(0, c.pages - 1);
     const std::uint64_t slots =
         c.random(0, 3) == 0 ? ~std::uint64_t{0} : static_cast<std::uint64_t>(c.random(1, INT64_MAX));
-    std::vector<std::uint16_t> rows;
+    const Pool& pool = c.pools.keys;
+    const auto page_bytes = static_cast<std::size_t>(c.shape.page_bytes(pool.format));
+    const std::uint8_t* stored = pool.bytes.data() + static_cast<std::size_t>(page) * page_bytes;
+    Pool expected(c.shape, pool.format, 1, 7);  // what is not marked stays
+    std::vector<std::uint8_t> rows, scales;
+    const auto append = [&](std::vector<std::uint8_t>& to, std::int64_t at, std::int64_t size) {
+      const std::int64_t in_page = at - page * static_cast<std::int64_t>(page_bytes);
+      to.insert(to.end(), stored + in_page, stored + in_page + size);
+      std::copy_n(stored + in_page, size, expected.bytes.begin() + in_page);
+    };
     for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
       for (std::int64_t slot = 0; slot < kPageSize; ++slot) {
         if ((slots >> slot & 1) == 0) continue;
-        for (std::int64_t d = 0; d < c.shape.head_dim; ++d) rows.push_back(c.pools.keys[c.element(page, h, slot, d)]);
+        for (std::int64_t d = 0; d < c.shape.head_dim; ++d) append(rows, pool.at(page, h, slot, d), pool.size());
+        if (pool.has_scales()) append(scales, pool.scale_at(page, h, slot), 4);
       }
     }
-    const std::size_t page_elements = c.shape.page_elements();
-    const std::uint16_t* stored = c.pools.keys.data() + page * page_elements;
-    std::vector<std::uint16_t> gathered(rows.size(), 7);
-    gather_rows(c.shape, c.shape.key_format, reinterpret_cast<const std::byte*>(stored), slots,
+    rows.insert(rows.end(), scales.begin(), scales.end());
+    std::vector<std::uint8_t> gathered(rows.size(), 9);
+    gather_rows(c.shape, pool.format, reinterpret_cast<const std::byte*>(stored), slots,
                 reinterpret_cast<std::byte*>(gathered.data()));
     CHECK_MESSAGE(gathered == rows, c.name);
-    std::vector<std::uint16_t> scattered(page_elements, 7), expected(page_elements, 7);
-    for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
-      for (std::int64_t slot = 0; slot < kPageSize; ++slot) {
-        if ((slots >> slot & 1) == 0) continue;
-        for (std::int64_t d = 0; d < c.shape.head_dim; ++d) {
-          const std::int64_t at = c.element(0, h, slot, d);
-          expected[at] = stored[at];
-        }
-      }
-    }
-    scatter_rows(c.shape, c.shape.key_format, reinterpret_cast<std::byte*>(scattered.data()), slots,
+    std::vector<std::uint8_t> scattered(page_bytes, 7);
+    scatter_rows(c.shape, pool.format, reinterpret_cast<std::byte*>(scattered.data()), slots,
                  reinterpret_cast<const std::byte*>(rows.data()));
-    CHECK_MESSAGE(scattered == expected, c.name);
+    CHECK_MESSAGE(scattered == expected.bytes, c.name);
   }
 }
 
@@ -421,9 +491,6 @@ TEST(what_is_not_supported_is_refused) {
     CHECK(launch_kv_move(changed_rebase, nullptr) == cudaErrorInvalidValue);
     CHECK(launch_kv_read(changed_read, nullptr) == cudaErrorInvalidValue);
   };
-  refused([](auto& launch) { launch.shape.value_format = KvFormat::kF16; });
-  refused([](auto& launch) { launch.shape.key_format = launch.shape.value_format = KvFormat::kInt8; });
-  refused([](auto& launch) { launch.shape.key_format = launch.shape.value_format = KvFormat::kF32; });
   refused([](auto& launch) { launch.shape.padding = 0; });
   refused([](auto& launch) { launch.shape.padding = 16; });
   refused([](auto& launch) { launch.shape.padding = -8; });

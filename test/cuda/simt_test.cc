@@ -186,6 +186,54 @@ TEST(exp2_and_log2) {
   CHECK(out[14] == 0);  // 2^-inf, on which masks rely
 }
 
+__global__ void reciprocals(const float* in, float* out) {
+  out[threadIdx.x] = simt::reciprocal_approx(in[threadIdx.x]);
+}
+
+TEST(reciprocals_and_their_limits) {
+  const std::vector<float> in = {0.5f, 1.f, -3.25f, 20.f, 1e-30f, 1e30f, INFINITY, -INFINITY};
+  const DeviceArray<float> from(in), to(std::vector<float>(8));
+  simt::check_launch(SIMT_LAUNCH(reciprocals, dim3(1), dim3(8), 0, nullptr, from.data(), to.data()));
+  const std::vector<float> out = to.to_host();
+  for (std::size_t i = 0; i < 6; ++i) CHECK(std::abs(out[i] * in[i] - 1) < 1e-6);
+  CHECK(out[6] == 0 && out[7] == 0);  // on which soft caps rely
+}
+
+// Bytes of the pairs (i, i + 1), and the sum of the bf16s in words i and i + 1; words 4 t on by one load each.
+__global__ void shuffle_bits(const std::uint32_t* in, std::uint32_t* bytes, std::uint32_t* sums, uint4* loaded) {
+  const int i = static_cast<int>(threadIdx.x);
+  simt::prefetch(in + 4 * i);
+  bytes[i] = simt::select_bytes(in[i], in[i + 1], 0x4172);
+  sums[i] = simt::add_bf16x2(in[i], in[i + 1]);
+  if (i < 8) loaded[i] = simt::load_once(reinterpret_cast<const uint4*>(in) + i);
+}
+
+TEST(bytes_sums_and_words_of_16_bytes) {
+  std::vector<std::uint32_t> in;
+  for (std::uint32_t i = 0; i < 132; ++i) {  // whole numbers up to 255, whose sums are exact
+    const auto bits = [&](std::uint32_t x) { return std::uint32_t{hogwild::f32_to_bf16(static_cast<float>(x))}; };
+    in.push_back(bits(1 + 37 * i % 127) | bits(1 + 29 * i % 127) << 16);
+  }
+  const DeviceArray<std::uint32_t> from(in), bytes(std::vector<std::uint32_t>(32)),
+      sums(std::vector<std::uint32_t>(32)), loaded(std::vector<std::uint32_t>(32));
+  simt::check_launch(SIMT_LAUNCH(shuffle_bits, dim3(1), dim3(32), 0, nullptr, from.data(), bytes.data(),
+                                 sums.data(), reinterpret_cast<uint4*>(loaded.data())));
+  const std::vector<std::uint32_t> got = bytes.to_host(), sum = sums.to_host();
+  bool good = true;
+  for (std::size_t i = 0; i < 32; ++i) {
+    const std::uint32_t a = in[i], b = in[i + 1];
+    good &= got[i] == ((a >> 16 & 0xff) | (b >> 24) << 8 | (a >> 8 & 0xff) << 16 | (b & 0xff) << 24);
+    for (const int half : {0, 16}) {
+      const auto number = [half](std::uint32_t pair) {
+        return hogwild::bf16_to_f32(static_cast<std::uint16_t>(pair >> half));
+      };
+      good &= number(sum[i]) == number(a) + number(b);
+    }
+  }
+  CHECK(good);
+  CHECK(loaded.to_host() == std::vector<std::uint32_t>(in.begin(), in.begin() + 32));
+}
+
 // ---- matrices ---------------------------------------------------------------------------------------
 
 // d = a b + c with fragments taken from their documented places.

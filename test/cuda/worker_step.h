@@ -38,6 +38,7 @@ struct WorkerStep {
         query_ranges.push_back({.token = static_cast<std::int32_t>(w),
                                 .rope_row = static_cast<std::int32_t>((w + index + 1) % kRopeRows),
                                 .limit = length,
+                                .distance = length,
                                 .bias = w == 0 ? 0.25f : 0});
       }
     };

@@ -994,26 +994,6 @@ TEST(shared_storage_is_read_once) {
   CHECK(plan.pages.size() == 4 + 5);
 }
 
-// A device that cannot divide scores is not asked to.
-TEST(temperature_where_the_device_has_none) {
-  const auto device = plain_device();
-  device->has_temperature = false;
-  World world(device, 4 * kPageSize);
-  world.create();
-  world.append(0, 10);
-  const BlockPtr block = world.blocks[0];
-  const auto with = [&](float temperature) {
-    return [=, &world] {
-      const StepReservation step(*world.cache,
-                                 {{.entries = {{.block = block, .at = 5, .temperature = temperature, .bias = 2}},
-                                   .target = block,
-                                   .tokens = kThree}});
-    };
-  };
-  with(1)();
-  world.rejects(code::kUnsupported, with(2));
-}
-
 // The example of docs/semantics.md: two branches that see each other, and one that is a step behind.
 TEST(entries_of_branches) {
   World world(plain_device(), 20 * kPageSize);

@@ -18,9 +18,6 @@ class PlainDevice : public Device {
  public:
   std::int64_t rebases_until_failure = -1;  // that many kv_move succeed, the next one throws; -1: none does
 
-  bool has_temperature = true;
-
-  bool has(Feature feature) const override { return feature != Feature::kTemperature || has_temperature; }
   DeviceInfo info() const override { return {.type = "plain", .name = "plain", .index = 0, .simd = "", .threads = 1}; }
 
   Buffer allocate(std::size_t bytes, const char* purpose) override {
@@ -32,6 +29,7 @@ class PlainDevice : public Device {
   using Device::upload;
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
+  void copy(void* to, const void* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }
   void synchronize() override {}
 
   void kv_append(const DeviceStep& step, const KvAppendParams& p) override {
@@ -119,6 +117,7 @@ class PlainDevice : public Device {
   void add(const AddParams&) override { refuse(); }
   void softcap(const SoftcapParams&) override { refuse(); }
   void experts(const ExpertsParams&) override { refuse(); }
+  void attention_mass(const AttentionMassParams&) override { refuse(); }
   void sample(const SampleParams&) override { refuse(); }
   double measure_read_bandwidth(std::size_t) override { refuse(); }
 

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <bit>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -72,6 +73,7 @@ class CpuDevice final : public Device {
   Buffer allocate(std::size_t bytes, const char* purpose) override { return map_memory(bytes, purpose); }
   using Device::upload;
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
+  void copy(void* to, const void* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { std::memcpy(device, host, bytes); }
   void synchronize() override {}
   Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override;
@@ -117,6 +119,14 @@ class CpuDevice final : public Device {
       const AppendSlot* slots = view.slots.data() + p.first + begin;
       kernels_.kv_append(p.shape, p.layer, rope, slots, end - begin, k + begin * cols, v + begin * cols);
     });
+  }
+
+  void attention_mass(const AttentionMassParams& p) override {
+    const float* range_lse = p.range_lse;
+    for (const AttentionMassParams::Range& range : p.ranges) {
+      const float* lse = p.lse + range.token * p.query_heads;
+      for (std::int64_t h = 0; h < p.query_heads; ++h) p.sums[range.sum] += std::exp(*range_lse++ - lse[h]);
+    }
   }
 
   void kv_move(const KvMoveParams& p) override {

@@ -77,12 +77,6 @@ std::int64_t CudaDevice::free_memory() const {
 }
 
 std::int64_t CudaDevice::kv_padding(const KvShape& shape) const {
-  if (!is_supported(shape.key_format, shape.value_format)) {
-    throw Error(code::kUnsupported, std::string("keys in ") + kv_format_name(shape.key_format) + " and values in " +
-                                        kv_format_name(shape.value_format) +
-                                        ": the CUDA device keeps both in bf16 or both in f16; the CPU device also "
-                                        "has f32 and int8, and a format for each");
-  }
   const std::int64_t row = kv_row_elements(shape.head_dim);
   if (row == 0) {
     throw Error(code::kUnsupported,
@@ -107,6 +101,11 @@ void CudaDevice::upload(void* device, const void* host, std::size_t bytes) {
   use();
   copy(device, host, bytes, cudaMemcpyHostToDevice);
   synchronize();  // `host` may end with the caller
+}
+
+void CudaDevice::copy(void* to, const void* from, std::size_t bytes) {
+  use();
+  copy(to, from, bytes, cudaMemcpyDeviceToDevice);
 }
 
 void CudaDevice::synchronize() {
@@ -178,11 +177,11 @@ void CudaDevice::replay(const Device::GraphKey& key, const DeviceStep& device_st
   use();
   const CudaStep& step = on_card(device_step);
   if (step.layout.rows > kMaxGraphRows) return ops();
-  // A graph shares out the work of the steps that it is replayed for: which ones lie in the workspace is not known.
+  // A graph shares out the work of the steps that it is replayed for: what lies in attention_shares_ is not known.
   const struct Forget {
-    std::optional<AttentionShares>& shares;
-    explicit Forget(std::optional<AttentionShares>& those) : shares(those) { shares.reset(); }
-    ~Forget() { shares.reset(); }
+    std::vector<AttentionShares>& shares;
+    explicit Forget(std::vector<AttentionShares>& those) : shares(those) { shares.clear(); }
+    ~Forget() { shares.clear(); }
   } forget(shares_);
   graphs_.replay(
       [&] {
@@ -300,10 +299,7 @@ bool CudaDevice::has(Feature feature) const {
   switch (feature) {
     case Feature::kAdd:
     case Feature::kSoftcap:
-    case Feature::kSeveralRopes:
     case Feature::kExperts:
-    case Feature::kTemperature:
-    case Feature::kListening:
       return false;
   }
   return true;
@@ -326,72 +322,78 @@ void CudaDevice::kv_append(const DeviceStep& device_step, const KvAppendParams& 
   const std::size_t bytes =
       static_cast<std::size_t>(p.rows * p.shape.kv_heads * p.shape.head_dim) * dtype_size(p.buffers.dtype);
   check_external(p.buffers, {{{"k", p.k, bytes}, {"v", p.v, bytes}}});
-  on_stream_of(p.buffers,
-               [&](cudaStream_t stream) { check_launch(launch_kv_append(p, step.arrays, stream), "append"); });
+  on_stream_of(p.buffers, [&](cudaStream_t stream) {
+    check_launch(launch_kv_append(p, step.arrays_of(p.layer), stream), "append");
+  });
 }
 
-bool CudaDevice::AttentionShares::is_for(const CudaStep& of, const AttentionParams& p) const {
-  return step == of.id && kv_heads == p.shape.kv_heads && query_heads == p.query_heads &&
-         row_elements == p.shape.row_elements() && format == p.shape.key_format;
+CudaDevice::AttentionShares& CudaDevice::shares_of(const CudaStep& step, const AttentionParams& p) {
+  const AttentionShares::MadeFor made_for = {.step = step.id,
+                                             .kv_heads = p.shape.kv_heads,
+                                             .query_heads = p.query_heads,
+                                             .row_elements = p.shape.row_elements(),
+                                             .window = p.window,
+                                             .has_softcap = p.softcap != 0,
+                                             .key_format = p.shape.key_format,
+                                             .value_format = p.shape.value_format};
+  for (AttentionShares& shares : shares_) {
+    if (shares.made_for == made_for) return shares;
+  }
+  if (shares_.size() == kMaxShares) shares_.clear();
+  AttentionShares wanted = {.made_for = made_for, .max_ctas = 0, .index = shares_.size()};
+  int ctas = 0;
+  check_launch(attention_ctas_per_multiprocessor(attention_launch(step, p, wanted), &ctas), "attention");
+  wanted.max_ctas = multiprocessors_ * std::clamp(ctas, 1, kMaxAttentionCtasPerMultiprocessor);
+  const AttentionLaunch sizes = attention_launch(step, p, wanted);
+  memory_.reserve(attention_shares_[wanted.index], attention_shares_bytes(sizes), "attention's shares of work");
+  memory_.reserve(attention_workspace_, attention_workspace_bytes(sizes), "partial attention results");
+  check_launch(launch_attention_plan(attention_launch(step, p, wanted), stream_), "attention");
+  return shares_.emplace_back(wanted);
 }
 
-AttentionLaunch CudaDevice::attention_launch(const CudaStep& step, const AttentionParams& p) const {
+AttentionLaunch CudaDevice::attention_launch(const CudaStep& step, const AttentionParams& p,
+                                             const AttentionShares& shares) const {
   return {.params = p,
-          .step = step.arrays,
-          .max_ctas = shares_ ? shares_->max_ctas : 0,
+          .step = step.arrays_of(p.layer),
+          .max_ctas = shares.max_ctas,
           .min_tiles = kMinTiles,
+          .shares = attention_shares_[shares.index].data(),
           .workspace = attention_workspace_.data()};
-}
-
-void CudaDevice::check_attention(const AttentionParams& p) const {
-  const auto refuse_where = [](bool wanted, const char* what) {
-    if (!wanted) return;
-    throw Error(code::kUnsupported, std::string("attention with ") + what +
-                                        ": the CUDA device has no kernel for it, the CPU device (device 'cpu') does");
-  };
-  refuse_where(p.window != 0, "a sliding window");
-  refuse_where(p.softcap != 0, "a soft cap");
-  refuse_where(p.sinks != nullptr, "sinks");
 }
 
 void CudaDevice::attention(const DeviceStep& device_step, const AttentionParams& p) {
   use();
   const CudaStep& step = on_card(device_step);
-  check_attention(p);
   require(p.query_heads > 0 && p.query_heads % p.shape.kv_heads == 0, "query heads must be a multiple of kv heads");
   const std::int64_t rows = step.view().plan.n_tokens * p.query_heads;
   if (rows == 0) return;
   const auto elements = static_cast<std::size_t>(rows * p.shape.head_dim);
   const std::size_t q_bytes = elements * dtype_size(p.buffers.dtype), bytes = elements * dtype_size(p.out_dtype);
   const std::size_t lse_bytes = p.lse == nullptr ? 0 : static_cast<std::size_t>(rows) * sizeof(float);
-  require(!overlap(p.q, q_bytes, p.out, bytes) && !overlap(p.q, q_bytes, p.lse, lse_bytes) &&
-              !overlap(p.out, bytes, p.lse, lse_bytes),
-          "q, out and lse: expected memory of their own: queries are read while results are written");
-  check_external(p.buffers, {{{"q", p.q, q_bytes}, {"out", p.out, bytes}, {"lse", p.lse, lse_bytes}}});
-
-  // The shares of the work lie in the workspace: all layers of the step take them from there.
-  if (!shares_ || !shares_->is_for(step, p)) {
-    shares_.reset();
-    int ctas = 0;
-    check_launch(attention_ctas_per_multiprocessor(attention_launch(step, p), &ctas), "attention");
-    shares_ = {.step = step.id,
-               .kv_heads = p.shape.kv_heads,
-               .query_heads = p.query_heads,
-               .row_elements = p.shape.row_elements(),
-               .format = p.shape.key_format,
-               .max_ctas = multiprocessors_ * std::clamp(ctas, 1, kMaxAttentionCtasPerMultiprocessor)};
-    try {
-      memory_.reserve(attention_workspace_, attention_workspace_bytes(attention_launch(step, p)),
-                      "partial attention results");
-      check_launch(launch_attention_plan(attention_launch(step, p), stream_), "attention");
-    } catch (...) {
-      shares_.reset();
-      throw;
-    }
+  const std::size_t sink_bytes = p.sinks == nullptr ? 0 : static_cast<std::size_t>(p.query_heads) * sizeof(float);
+  for (const auto& [read, read_bytes] : {std::pair(p.q, q_bytes), {p.sinks, sink_bytes}}) {
+    require(!overlap(read, read_bytes, p.out, bytes) && !overlap(read, read_bytes, p.lse, lse_bytes),
+            "q, sinks, out and lse: expected memory of their own: queries are read while results are written");
   }
-  on_stream_of(p.buffers, [&](cudaStream_t stream) {
-    check_launch(launch_attention(attention_launch(step, p), stream), "attention");
-  });
+  require(!overlap(p.out, bytes, p.lse, lse_bytes), "out and lse: expected memory of their own");
+  check_external(
+      p.buffers,
+      {{{"q", p.q, q_bytes}, {"sinks", p.sinks, sink_bytes}, {"out", p.out, bytes}, {"lse", p.lse, lse_bytes}}});
+
+  const AttentionLaunch launch = attention_launch(step, p, shares_of(step, p));
+  on_stream_of(p.buffers, [&](cudaStream_t stream) { check_launch(launch_attention(launch, stream), "attention"); });
+}
+
+void CudaDevice::attention_mass(const AttentionMassParams& p) {
+  use();
+  if (p.ranges.empty()) return;
+  ArrayLayout arrays;
+  const std::size_t ranges = arrays.place<AttentionMassParams::Range>(p.ranges.size());
+  open_arguments(arrays);
+  argument_staging_.put(ranges, p.ranges);
+  AttentionMassParams uploaded = p;
+  uploaded.ranges = {reinterpret_cast<const AttentionMassParams::Range*>(upload_arguments() + ranges), p.ranges.size()};
+  check_launch(launch_attention_mass(uploaded, stream_), "attention mass");
 }
 
 void CudaDevice::kv_move(const KvMoveParams& p) {

@@ -4,8 +4,8 @@
 // Also compiled by the host compiler against cuda/simt, where the same code runs on an emulated card.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,13 +30,13 @@ class CudaDevice final : public Device {
 
   bool has(Feature feature) const override;
   std::int64_t kv_padding(const KvShape& shape) const override;
-  void check_attention(const AttentionParams& params) const override;
   void check_sampler(const SampleParams::Row& row) const override;
   std::int64_t own_memory() const override { return own_memory_; }
   std::int64_t free_memory() const override;
   Buffer allocate(std::size_t bytes, const char* purpose) override;
   void download(void* host, const void* device, std::size_t bytes) override;
   void upload(void* device, const void* host, std::size_t bytes) override;
+  void copy(void* to, const void* from, std::size_t bytes) override;
   void synchronize() override;
   Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override;
 
@@ -55,6 +55,7 @@ class CudaDevice final : public Device {
   void experts(const ExpertsParams& params) override;
   void kv_append(const DeviceStep& step, const KvAppendParams& params) override;
   void attention(const DeviceStep& step, const AttentionParams& params) override;
+  void attention_mass(const AttentionMassParams& params) override;
   void kv_move(const KvMoveParams& params) override;
   void kv_read(const KvReadParams& params) override;
   void kv_save(const KvCopyParams& params) override;
@@ -63,14 +64,20 @@ class CudaDevice final : public Device {
   double measure_read_bandwidth(std::size_t bytes) override;
 
  private:
-  // What a plan of the work was made for, and over how many CTAs.
+  // What the work was shared out for, over how many CTAs, and where in attention_shares_ the result lies.
   struct AttentionShares {
-    std::uint64_t step = 0;  // id
-    std::int64_t kv_heads = 0, query_heads = 0, row_elements = 0;
-    KvFormat format = KvFormat::kF32;
+    struct MadeFor {
+      std::uint64_t step = 0;  // id
+      std::int64_t kv_heads = 0, query_heads = 0, row_elements = 0, window = 0;
+      bool has_softcap = false;  // it and the formats say which kernel
+      KvFormat key_format = KvFormat::kF32, value_format = KvFormat::kF32;
+      bool operator==(const MadeFor&) const = default;
+    } made_for;
     std::int32_t max_ctas = 0;
-    bool is_for(const CudaStep& of, const AttentionParams& params) const;
+    std::size_t index = 0;
   };
+  // All layers of a step that are alike take theirs from one place; few models have more than two kinds.
+  static constexpr std::size_t kMaxShares = 8;
 
   // The runtime's current device belongs to the calling thread.
   void use() const { check_cuda(cudaSetDevice(index_), "choosing the GPU"); }
@@ -94,7 +101,9 @@ class CudaDevice final : public Device {
   void on_stream_of(const ExternalBuffers& buffers, Launch&& launch);
 
   void round_x(MatmulParams& params, Dtype dtype);
-  AttentionLaunch attention_launch(const CudaStep& step, const AttentionParams& params) const;
+  AttentionShares& shares_of(const CudaStep& step, const AttentionParams& params);
+  AttentionLaunch attention_launch(const CudaStep& step, const AttentionParams& params,
+                                   const AttentionShares& shares) const;
 
   int index_;
   std::string name_;
@@ -104,11 +113,12 @@ class CudaDevice final : public Device {
   DeviceMemory memory_;
   StepMemory steps_;
   GraphCache graphs_;
-  std::optional<AttentionShares> shares_;  // that lie in attention_workspace_
+  std::vector<AttentionShares> shares_;  // that lie in attention_shares_
 
   StagedArrays argument_staging_;
   Buffer arguments_;  // of ops that are given host arrays
   PinnedBuffer results_;
+  std::array<Buffer, kMaxShares> attention_shares_;
   Buffer attention_workspace_, matmul_workspace_, sample_workspace_, rounded_x_;
   PinnedBuffer weight_staging_, page_staging_;
   Event weight_staged_[2], external_event_;
