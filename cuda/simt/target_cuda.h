@@ -97,6 +97,20 @@ SIMT_DEVICE float2 unpack2<f16>(std::uint32_t packed) {
   return pair;
 }
 
+// Sums of pairs of bf16, rounded to nearest even; sums whose addends are normal numbers.
+SIMT_DEVICE std::uint32_t add_bf16x2(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t sum;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3f803f80u), "r"(b));
+  return sum;
+}
+
+// Byte i is that of (high, low), counted from the lowest of `low`, which nibble i of `selectors` names, each below 8.
+SIMT_DEVICE std::uint32_t select_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t selectors) {
+  std::uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(selectors));
+  return bytes;
+}
+
 // ---- loads ------------------------------------------------------------------------------------------
 
 // ld.global.nc: only for data that no thread of the launch writes.

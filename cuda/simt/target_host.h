@@ -220,6 +220,23 @@ float2 unpack2(std::uint32_t packed) {
   return {widen(static_cast<std::uint16_t>(packed)), widen(static_cast<std::uint16_t>(packed >> 16))};
 }
 
+inline std::uint32_t add_bf16x2(std::uint32_t a, std::uint32_t b) {
+  const float2 x = unpack2<bf16>(a), y = unpack2<bf16>(b);
+  return pack2<bf16>(x.x + y.x, x.y + y.y);
+}
+
+inline std::uint32_t select_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t selectors) {
+  const std::uint64_t all = low | static_cast<std::uint64_t>(high) << 32;
+  std::uint32_t bytes = 0;
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t selector = selectors >> 4 * i & 15;
+    const auto byte = static_cast<std::uint8_t>(all >> 8 * (selector & 7));
+    // Above 7: the byte's sign, as the hardware has it.
+    bytes |= static_cast<std::uint32_t>(selector < 8 ? byte : byte < 128 ? 0 : 255) << 8 * i;
+  }
+  return bytes;
+}
+
 // ---- loads, warp matrix operations, asynchronous copies ---------------------------------------------
 
 template <typename T>

@@ -49,7 +49,7 @@ void check_rope(const RopeSpec& rope, const KvShape& shape) {
   }
 }
 
-void check_ropes(const LayerRopes& ropes, const KvShape& shape, const Device& device) {
+void check_ropes(const LayerRopes& ropes, const KvShape& shape) {
   for (const RopeSpec& rope : ropes.specs) check_rope(rope, shape);
   if (!ropes.layers.empty() && std::ssize(ropes.layers) != shape.layers) {
     refuse("ropes: expected one for each of " + std::to_string(shape.layers) + " layers, received " +
@@ -61,10 +61,6 @@ void check_ropes(const LayerRopes& ropes, const KvShape& shape, const Device& de
     if (ropes.of(layer) >= -1 && ropes.of(layer) < std::ssize(ropes.specs)) continue;
     refuse("ropes: layer " + std::to_string(layer) + " has number " + std::to_string(ropes.of(layer)) + " of " +
            std::to_string(ropes.specs.size()));
-  }
-  if (ropes.differ() && !device.has(Feature::kSeveralRopes)) {
-    throw Error(code::kUnsupported,
-                "ropes: the " + device.info().type + " device turns all layers alike; the cpu device can differ");
   }
 }
 
@@ -97,7 +93,7 @@ KvCache::Lease::Lease(KvCache& cache) : cache_(cache) {
 std::shared_ptr<KvCache> KvCache::create(std::shared_ptr<Device> device, KvShape shape, LayerRopes ropes,
                                          std::int64_t capacity, Dispose dispose) {
   check_shape(shape);
-  check_ropes(ropes, shape, *device);
+  check_ropes(ropes, shape);
   if (capacity < 1) refuse("capacity must be at least 1 token, received " + std::to_string(capacity));
   shape.padding = device->kv_padding(shape);
   const std::int64_t pages = pages_for(capacity);

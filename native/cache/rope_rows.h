@@ -1,7 +1,6 @@
 // Rows of RoPE's cos and sin for the positions that a step needs.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <utility>
@@ -28,9 +27,6 @@ class LayerRopes {
 
   // Index of `specs`, or -1: its keys are not turned.
   std::int32_t of(std::int64_t layer) const { return layers.empty() ? 0 : layers[static_cast<std::size_t>(layer)]; }
-  bool differ() const {
-    return specs.size() != 1 || std::any_of(layers.begin(), layers.end(), [](std::int32_t rope) { return rope != 0; });
-  }
   // Whether `n_layers` layers are turned alike.
   bool same(const LayerRopes& other, std::int64_t n_layers) const {
     if (specs != other.specs) return false;

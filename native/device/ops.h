@@ -94,6 +94,8 @@ struct SoftcapParams {
   float softcap = 0;
 };
 
+class DeviceStep;
+
 // ---- mixture of experts ---------------------------------------------------------------------------
 
 // down(activation(gate(x), up(x))). H hidden size, F intermediate size.
@@ -120,6 +122,8 @@ struct ExpertsParams {
   std::int64_t hidden = 0;               // H
   std::int64_t intermediate = 0;         // F
   std::span<const FeedForward> experts;  // [E], host memory
+  const void* device_experts = nullptr;  // what Device::upload_experts made of them
+  const DeviceStep* step = nullptr;      // rows beyond its tokens may be left out; null: none are
   std::int64_t used = 0;                 // in [1, E]
   bool normalized = false;
   Activation activation = Activation::kSilu;
@@ -229,10 +233,12 @@ struct StepView {
   std::span<const AppendSlot> slots;     // [T]
   std::span<const std::int32_t> tokens;  // [T], each in [0, V); empty where nobody asks for embeddings
 
+  bool has_rope(const KvLayer& layer) const {
+    return layer.rope >= 0 && layer.rope < static_cast<std::int64_t>(ropes.size());
+  }
   // The table that turns keys and queries of a layer.
   RopeTable rope(const KvLayer& layer) const {
-    const bool has_rope = layer.rope >= 0 && layer.rope < static_cast<std::int64_t>(ropes.size());
-    return has_rope ? ropes[static_cast<std::size_t>(layer.rope)] : RopeTable();
+    return has_rope(layer) ? ropes[static_cast<std::size_t>(layer.rope)] : RopeTable();
   }
 };
 

@@ -39,10 +39,11 @@ class CudaDevice final : public Device {
   void upload(void* device, const void* host, std::size_t bytes) override;
   void synchronize() override;
   Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override;
+  Buffer upload_experts(std::span<const FeedForward> experts) override;
 
   std::unique_ptr<DeviceStep> upload(const StepView& step) override;
   std::int64_t bucket_rows(std::int64_t rows) const override;
-  Dtype product_input(Format weights) const override;
+  Dtype product_input(const Matrix& weight) const override;
   bool prefers_whole_passes() const override { return true; }
   void replay(const Device::GraphKey& key, const DeviceStep& step, const std::function<void()>& ops) override;
 
@@ -79,6 +80,11 @@ class CudaDevice final : public Device {
   // and the values of all pages.
   template <typename Visit>
   void for_each_staged_page(const KvCopyParams& params, Visit&& visit);
+  // Fills `count` units of `unit_bytes` each at `to`, piece by piece: fill(first, n, where) makes some of them in host
+  // memory.
+  template <typename Fill>
+  void upload_in_pieces(std::byte* to, std::int64_t count, std::size_t unit_bytes, Fill&& fill);
+  Matrix upload_quantised(const WeightSource& source, WeightStorage& storage);
   // Host arrays of an op: room for them in argument_staging_; once they are filled, where they lie on the device.
   void open_arguments(const ArrayLayout& arrays);
   std::byte* upload_arguments();
@@ -94,6 +100,8 @@ class CudaDevice final : public Device {
   void on_stream_of(const ExternalBuffers& buffers, Launch&& launch);
 
   void round_x(MatmulParams& params, Dtype dtype);
+  void permute_x(MatmulParams& params, const std::int32_t* columns);
+  void multiply(MatmulLaunch launch);
   AttentionLaunch attention_launch(const CudaStep& step, const AttentionParams& params) const;
 
   int index_;
@@ -109,7 +117,7 @@ class CudaDevice final : public Device {
   StagedArrays argument_staging_;
   Buffer arguments_;  // of ops that are given host arrays
   PinnedBuffer results_;
-  Buffer attention_workspace_, matmul_workspace_, sample_workspace_, rounded_x_;
+  Buffer attention_workspace_, matmul_workspace_, experts_workspace_, sample_workspace_, rounded_x_, permuted_x_;
   PinnedBuffer weight_staging_, page_staging_;
   Event weight_staged_[2], external_event_;
 };

@@ -43,13 +43,13 @@ std::unique_ptr<CudaStep> StepMemory::upload(const StepView& step) {
   }
   for (const AppendSlot& slot : step.slots) rope_rows = std::max<std::int64_t>(rope_rows, slot.rope_row + 1);
 
-  const RopeTable rope =
-      step.ropes.empty() ? RopeTable() : step.ropes.front();  // of all layers (Feature::kSeveralRopes)
+  std::int64_t rope_pairs = 0;
+  for (const RopeTable& rope : step.ropes) rope_pairs += rope.rotary_dim / 2;
   StepLayout layout{.rows = bucket_rows(rows),
                     .segments = std::ssize(flat.segments),
                     .pages = std::ssize(flat.pages),
                     .rope_rows = rope_rows,
-                    .rotary_half = rope.rotary_dim / 2};
+                    .rope_pairs = rope_pairs};
   if (rows <= kMaxGraphRows) {
     layout.segments = round_up_to_power(layout.segments, 16);
     layout.pages = round_up_to_power(layout.pages, 64);
@@ -63,8 +63,14 @@ std::unique_ptr<CudaStep> StepMemory::upload(const StepView& step) {
   const std::size_t segments = arrays.place<Segment>(size(layout.segments));
   const std::size_t query_ranges = arrays.place<DeviceQueryRange>(size(layout.segments * layout.rows));
   const std::size_t pages = arrays.place<std::int64_t>(size(layout.pages));
-  const std::size_t cos = arrays.place<float>(size(layout.rope_rows * layout.rotary_half));
-  const std::size_t sin = arrays.place<float>(size(layout.rope_rows * layout.rotary_half));
+  struct RopeAt {
+    std::size_t cos, sin;
+  };
+  std::vector<RopeAt> ropes_at;
+  for (const RopeTable& rope : step.ropes) {
+    const std::size_t values = size(layout.rope_rows * (rope.rotary_dim / 2));
+    ropes_at.push_back({.cos = arrays.place<float>(values), .sin = arrays.place<float>(values)});
+  }
   auto result = std::make_unique<CudaStep>(step);
   const std::shared_ptr<Buffer> buffer = take(arrays.bytes());
   staged_.open(arrays.bytes());
@@ -79,18 +85,23 @@ std::unique_ptr<CudaStep> StepMemory::upload(const StepView& step) {
   staged_.put(segments, std::span<const Segment>(flat.segments));
   staged_.put(query_ranges, std::span<const DeviceQueryRange>(flat.query_ranges));
   staged_.put(pages, std::span<const std::int64_t>(flat.pages));
-  staged_.put(cos, std::span(rope.cos, size(rope_rows * layout.rotary_half)));
-  staged_.put(sin, std::span(rope.sin, size(rope_rows * layout.rotary_half)));
   std::byte* memory = buffer->as<std::byte>();
+  for (std::size_t i = 0; i < step.ropes.size(); ++i) {
+    const RopeTable& rope = step.ropes[i];
+    const std::size_t values = size(rope_rows * (rope.rotary_dim / 2));
+    staged_.put(ropes_at[i].cos, std::span(rope.cos, values));
+    staged_.put(ropes_at[i].sin, std::span(rope.sin, values));
+    result->ropes.push_back({.cos = reinterpret_cast<const float*>(memory + ropes_at[i].cos),
+                             .sin = reinterpret_cast<const float*>(memory + ropes_at[i].sin),
+                             .rotary_dim = rope.rotary_dim});
+  }
   staged_.copy_to(memory);
 
   result->id = ++last_id_;
   result->layout = layout;
   result->arrays = {.tokens = reinterpret_cast<const std::int32_t*>(memory + tokens),
                     .slots = reinterpret_cast<const AppendSlot*>(memory + slots),
-                    .rope = {.cos = reinterpret_cast<const float*>(memory + cos),
-                             .sin = reinterpret_cast<const float*>(memory + sin),
-                             .rotary_dim = rope.rotary_dim},
+                    .rope = {},
                     .plan = {.counts = reinterpret_cast<const std::int32_t*>(memory + counts),
                              .segments = reinterpret_cast<const Segment*>(memory + segments),
                              .query_ranges = reinterpret_cast<const DeviceQueryRange*>(memory + query_ranges),

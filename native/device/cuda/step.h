@@ -21,7 +21,8 @@ std::int64_t bucket_rows(std::int64_t rows);
 // Numbers of the parts of a step, which say where each lies in the memory that one copy fills. Steps that are
 // captured have theirs rounded up, so that few layouts serve all.
 struct StepLayout {
-  std::int64_t rows = 0, segments = 0, pages = 0, rope_rows = 0, rotary_half = 0;
+  std::int64_t rows = 0, segments = 0, pages = 0, rope_rows = 0;
+  std::int64_t rope_pairs = 0;  // of a row of all rope tables
   auto operator<=>(const StepLayout&) const = default;
 };
 
@@ -30,8 +31,16 @@ struct CudaStep final : DeviceStep {
 
   std::uint64_t id = 0;  // of all steps of the device
   StepLayout layout;
-  StepArrays arrays;  // in `memory`
+  StepArrays arrays;             // in `memory`; without a rope table
+  std::vector<RopeTable> ropes;  // StepView::ropes in `memory`
   std::shared_ptr<const Buffer> memory;
+
+  // For the ops of a layer, which turn by its table.
+  StepArrays arrays_of(const KvLayer& layer) const {
+    StepArrays result = arrays;
+    if (view().has_rope(layer)) result.rope = ropes[static_cast<std::size_t>(layer.rope)];
+    return result;
+  }
 };
 
 // The memory of steps: that of an ended step is used again, the same one first, so that graphs which refer to it can be
