@@ -15,6 +15,8 @@ namespace hogwild::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 // ---- choice -----------------------------------------------------------------------------------------
 
@@ -35,7 +37,6 @@ SIMT_DEVICE std::int64_t rows_of(const RoutingLaunch& p) {
 
 // A warp per row.
 __global__ void __launch_bounds__(kThreads) choose_experts(const __grid_constant__ RoutingLaunch p, int n_experts) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (row >= rows_of(p)) return;  // whole warps
