@@ -189,6 +189,11 @@ export interface LayerRopes {
 }
 
 function checkRopes(rope: CacheOptions['rope'], layers: number, headDim: number): LayerRopes {
+  if (rope === undefined || rope === null) {
+    const form =
+      'RopeOptions (of ropeFrequencies), or a list of them, null where nothing turns, for each layer'
+    throw invalid('options.rope', form, rope)
+  }
   if (!readable('options.rope', undefined, () => Array.isArray(rope))) {
     const everywhere = checkRope(rope as RopeOptions, 'options.rope', headDim)
     return { ropes: [everywhere], layerRopes: new Int32Array(layers) }

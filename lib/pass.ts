@@ -208,7 +208,8 @@ export class Pass {
     const group = this.tokens * kvHeads * headDim
     const length = isFloat32Array(q) ? q.length : 0
     if (length === 0 || length % group !== 0) {
-      throw invalid('q', `a Float32Array of [T, Hq, D], a multiple of ${group} elements`, q)
+      const shape = `[T, Hq, D] = [${this.tokens}, Hq, ${headDim}], Hq a multiple of ${kvHeads}`
+      throw invalid('q', `a Float32Array of a multiple of ${group} elements (${shape})`, q)
     }
     const queryHeads = length / (this.tokens * headDim)
     const rows = this.tokens * queryHeads

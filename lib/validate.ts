@@ -38,10 +38,10 @@ export function describe(value: unknown): string {
       return 'a function'
     case 'object':
       if (value === null) return 'null'
-      return attempt(
-        () => (Array.isArray(value) ? describeArray(value) : describeObject(value)),
-        'an object',
-      )
+      return attempt(() => {
+        if (Array.isArray(value)) return describeArray(value)
+        return types.isTypedArray(value) ? describeTypedArray(value) : describeObject(value)
+      }, 'an object')
     default:
       return String(value)
   }
@@ -54,6 +54,16 @@ function describeArray(value: readonly unknown[]): string {
     shown.push(typeof element === 'object' && element !== null ? '…' : describe(element))
   }
   return shorten(`[${shown.join(',')}${value.length > shown.length ? ',…' : ''}]`)
+}
+
+const typedArray = Object.getPrototypeOf(Uint8Array.prototype)
+const own = (name: string | symbol) => Object.getOwnPropertyDescriptor(typedArray, name)?.get
+const [tagOf, lengthOf] = [own(Symbol.toStringTag), own('length')]
+
+/** By what it is, whatever properties it was given. */
+function describeTypedArray(value: object): string {
+  const length: number = lengthOf?.call(value)
+  return `a ${tagOf?.call(value)} of ${length} element${length === 1 ? '' : 's'}`
 }
 
 function describeObject(value: object): string {
@@ -283,7 +293,7 @@ export function checkTokens(
     }
     const tokens = new Int32Array(checkLength(list, name))
     if (tokens.length < minLength) {
-      throw invalid(name, `at least ${minLength} token${minLength === 1 ? '' : 's'}`, 'none')
+      throw invalid(name, `at least ${minLength} token${minLength === 1 ? '' : 's'}`, value)
     }
     for (let i = 0; i < tokens.length; i++) {
       const token = list[i]
@@ -337,11 +347,7 @@ export function checkFloats(
   shape: string,
 ): Float32Array {
   if (!isFloat32Array(value) || value.length !== length) {
-    throw invalid(
-      name,
-      `a Float32Array of ${length} elements (${shape})`,
-      isFloat32Array(value) ? `${value.length} elements` : value,
-    )
+    throw invalid(name, `a Float32Array of ${length} elements (${shape})`, value)
   }
   return value
 }

@@ -135,7 +135,13 @@ check(
 const scheme = path.join(installed, 'examples', 'schemes', 'group-think.mjs')
 check('an example', /tokens in \d+ steps/.test(run(0, 'node', scheme).stdout))
 const experiment = path.join(installed, 'examples', 'experiments', 'demo.mjs')
-check('an experiment', / 60 cells\n/.test(npx(0, 'experiment', experiment, '--out', 'out').stdout))
+const finished = npx(0, 'experiment', experiment, '--out', 'out').stdout
+check('an experiment', / 60 cells\n/.test(finished))
+check(
+  'an experiment: data of its plots, and what draws them',
+  finished.includes('npm install vega vega-lite') &&
+    fs.existsSync(path.join(folder, 'out', 'plots', 'speedup.vl.json')),
+)
 const use = `await using model = await loadModel(demoModelPath)
   await using cache = model.createCache({ capacity: 64 })
   const block = cache.createBlock()

@@ -1,12 +1,12 @@
 #!/usr/bin/env node
-// Fills the parts of README.md (what comes first) and docs/performance.md (all of them) between the `measured` markers from
-// bench/results/*.json.
+// Fills the parts of README.md (what comes first) and docs/performance.md (all of them, with the plots) between the `measured`
+// markers from bench/results/*.json and bench/results/plots.
 //
 //   node scripts/readme-figures.cjs [--check]
 //
 // --check: changes nothing and fails where a document is not in step with the results.
 'use strict'
-const { existsSync, readFileSync, writeFileSync } = require('node:fs')
+const { existsSync, readdirSync, readFileSync, writeFileSync } = require('node:fs')
 const path = require('node:path')
 
 const root = path.join(__dirname, '..')
@@ -27,6 +27,7 @@ function table(header, rows) {
   return [line(header), line(rule), ...rows.map(line)].join('\n')
 }
 
+const isFile = (model) => model.endsWith('.gguf')
 const percent = (share) => `${Math.round(100 * share)} %`
 const workersOf = (count) => (count === 1 ? '1 worker' : `${count} workers`)
 
@@ -61,12 +62,11 @@ function peers(report, name, folder) {
   const bandwidths = formats.flatMap((one) => one.bandwidth_gb_per_s)
   const workers = list(counts)
   return [
-    `Decoding with a ${report.model} beside node-llama-cpp ${version}: ${report.threads} threads of ` +
+    `Decoding with ${isFile(report.model) ? '' : 'a '}${report.model} beside node-llama-cpp ${version}: ${report.threads} threads of ` +
       `${machine.processor} (${report.simd}), ${machine.date}, \`${report.command}\`. Both engines read the same file and ` +
       `take turns (medians of ${report.rounds} rounds; [every sample](${folder}bench/results/${name}.json)). hogwild: workers ` +
       'that share a prompt and see each other; node-llama-cpp: as many independent sequences in a batch, flash attention on ' +
       `or off, whichever is faster. Read bandwidth meanwhile: ${Math.min(...bandwidths)} to ${Math.max(...bandwidths)} GB/s.`,
-    `![Tokens per second of both engines](${folder}bench/results/${name}.svg)`,
     table(
       [
         'format',
@@ -83,7 +83,7 @@ function peers(report, name, folder) {
   ]
 }
 
-function attention(report) {
+function attention(report, name, folder) {
   const tokens = [...new Set(report.runs.map((run) => run.cached_tokens))]
   const counts = [1, 4]
   const shapes = [...new Set(report.runs.map((run) => run.shape))]
@@ -99,14 +99,37 @@ function attention(report) {
     ]),
   )
   return [
-    `Attention alone, one layer, ${report.dtype} cache, ${report.threads} threads (\`npm run bench:attention\`): ` +
+    `Attention alone, one layer, ${report.dtype} cache, ${report.threads} threads (\`npm run bench:attention\`, ` +
+      `[result](${folder}bench/results/${name}.json)): ` +
       'time, and bytes of keys and values per second as a share of the read bandwidth. 7/8 of the cached ' +
       'tokens are shared, the rest is what the workers have written; everyone sees all.',
     table(['cached tokens', ...tokens.map((length) => `${length / 1024}k`)], rows),
   ]
 }
 
-function bench(report) {
+const nameOf = (run) => `${run.shape}, ${workersOf(run.workers)}`
+
+/** An int8 cache beside the bf16 cache of the same run. */
+function attentionOfInt8(report, name, folder) {
+  const { runs } = result('attention-cpu')
+  const tokens = [...new Set(report.runs.map((run) => run.cached_tokens))]
+  const names = [...new Set(report.runs.map(nameOf))]
+  const ratio = (one) => {
+    const same = (run) =>
+      ['shape', 'workers', 'cached_tokens'].every((field) => run[field] === one[field])
+    return (runs.find(same).ms.median / one.ms.median).toFixed(2)
+  }
+  return [
+    'An int8 cache in turn with that bf16 cache, time of bf16 / time of int8 ' +
+      `([result](${folder}bench/results/${name}.json)):`,
+    table(
+      ['cached tokens', ...tokens.map((length) => `${length / 1024}k`)],
+      names.map((row) => [row, ...report.runs.filter((run) => nameOf(run) === row).map(ratio)]),
+    ),
+  ]
+}
+
+function bench(report, name, folder) {
   const { runs, model, dtype, prompt, generate, processor, threads, simd, date } = report
   const rows = [
     ['a step, ms', ...runs.map((run) => run.step_ms.toFixed(1))],
@@ -118,7 +141,7 @@ function bench(report) {
   return [
     `A ${model}, ${dtype}, workers that share a prompt of ${prompt} tokens and write ${generate} each: ` +
       `${processor}, ${threads} threads, ${simd}, ${date}, \`npm run bench -- --workers ` +
-      `${runs.map((run) => run.workers).join(',')} --threads ${threads}\` (medians). Read bandwidth, measured ` +
+      `${runs.map((run) => run.workers).join(',')} --threads ${threads}\` (medians, [result](${folder}bench/results/${name}.json)). Read bandwidth, measured ` +
       `in the same run: ${report.read_gb_per_s} GB/s.`,
     table(['', ...runs.map((run) => workersOf(run.workers))], rows),
   ]
@@ -168,19 +191,97 @@ function roundingByFormat(report, name, folder) {
   ]
 }
 
+/** The plots of a result (npm run plots). */
+function plots(name, folder) {
+  const drawn = path.join(root, 'bench', 'results', 'plots')
+  return readdirSync(drawn)
+    .filter((file) => file.endsWith('.svg'))
+    .filter((file) => file === `${name}.svg` || file.startsWith(`${name}.`))
+    .map((file) => {
+      const spec = readFileSync(path.join(drawn, file.replace(/svg$/, 'vl.json')), 'utf8')
+      const { text, subtitle } = JSON.parse(spec).title
+      return `![${text}: ${subtitle.join(', ')}](${folder}bench/results/plots/${file})`
+    })
+    .join('\n')
+}
+
+function groups(report, name, folder) {
+  const { throughput, latency, model, dtype, simd, threads, machine, command } = report
+  const {
+    groups: count,
+    workers,
+    prompt,
+    generate,
+    together_seconds: together,
+    apart_seconds: apart,
+  } = throughput
+  const { step_ms_alone: alone, step_with_chunk_ms: withChunk, wait_ms: wait } = latency
+  const each = ({ median, min, max }, digits) =>
+    [median, min, max].map((figure) => figure.toFixed(digits))
+  return [
+    '### Groups',
+    `A ${model}, ${dtype}, ${threads} threads of ${machine.processor} (${simd}), ${machine.date}, \`${command}\` ` +
+      `([result](${folder}bench/results/${name}.json)). ${count} groups of ${workers} workers with a prompt of ${prompt} tokens, ` +
+      `each of which writes ${generate}: together on one scheduler, ${times(throughput.times_as_fast)} as fast as one group after ` +
+      `another (${throughput.together_tokens_per_s.toFixed(0)} tokens/s for ${throughput.apart_tokens_per_s.toFixed(0)})` +
+      `${throughput.same_tokens ? ', with the same tokens' : ''}. Then one group writes while a prompt of ${latency.prompt} ` +
+      `tokens is computed beside it, ${latency.chunk} tokens in a step: its next token comes with the step that brings the chunk.`,
+    table(
+      ['', 'median', 'least', 'most'],
+      [
+        [`${count} groups together, s`, ...each(together, 1)],
+        [`${count} groups one after another, s`, ...each(apart, 1)],
+        ['a step of the group alone, ms', ...each(alone, 1)],
+        ['a step with a chunk beside it, ms', ...each(withChunk, 1)],
+        ['wait for its next token meanwhile, ms', ...each(wait, 1)],
+      ],
+    ),
+  ]
+}
+
+function sessions(report, name, folder) {
+  const { tokens, bytes, run_bytes, machine, command } = report
+  const row = (what, size, { median, min, max }) => [
+    what,
+    `${(size / 1e6).toFixed(0)} MB`,
+    ...[median, min, max].map((figure) => figure.toFixed(2)),
+  ]
+  return [
+    '### Sessions',
+    `${tokens} tokens of the shape of SmolLM2-135M, bf16, to a file and back, GB/s: ${machine.processor}, ${machine.date}, ` +
+      `\`${command}\` ([result](${folder}bench/results/${name}.json)). The disk, written in the same run without a hash, is the ` +
+      'last row.',
+    table(
+      ['', 'file', 'median', 'least', 'most'],
+      [
+        row('blocks: `cache.export`', bytes, report.save_gb_per_s),
+        row('blocks: `cache.import`', bytes, report.load_gb_per_s),
+        row('a run: `run.save`', run_bytes, report.run_save_gb_per_s),
+        row('a run: `restoreRun`', run_bytes, report.run_restore_gb_per_s),
+        row('the disk alone, writing', bytes, report.disk_write_gb_per_s),
+      ],
+    ),
+  ]
+}
+
 /** What a document shows, from the results that are there. */
-function sections(names, folder) {
+function sections(names, folder, withPlots) {
   const write = (name) => (name.startsWith('peers-') ? peers : (WRITERS[name] ?? rounding))
   return names.flatMap((name) => {
     const report = result(name)
-    return report === undefined ? [] : write(name)(report, name, folder)
+    if (report === undefined) return []
+    const drawn = withPlots ? plots(name, folder) : ''
+    return [...write(name)(report, name, folder), ...(drawn === '' ? [] : [drawn])]
   })
 }
 
 const WRITERS = {
   'bench-cpu': bench,
   'attention-cpu': attention,
+  'attention-cpu-int8': attentionOfInt8,
   'kl-random': roundingByFormat,
+  groups,
+  sessions,
 }
 
 function fill(file, parts) {
@@ -201,5 +302,9 @@ function fill(file, parts) {
   }
 }
 
-fill('README.md', sections(['bench-cpu', ...PEERS.slice(0, 1)], ''))
-fill('docs/performance.md', sections(['bench-cpu', ...PEERS, 'attention-cpu', ...ROUNDING], '../'))
+fill('README.md', sections(['bench-cpu', ...PEERS.slice(0, 1)], '', false))
+const attentions = ['attention-cpu', 'attention-cpu-int8']
+fill(
+  'docs/performance.md',
+  sections(['bench-cpu', ...PEERS, ...attentions, ...ROUNDING, 'groups', 'sessions'], '../', true),
+)

@@ -20,6 +20,7 @@ export function load(app) {
       const at = order.indexOf(page.name)
       rank.set(page, at < 0 ? order.length : at)
       plainHeadings(page.content)
+      plainDrawings(page.content)
       const [first] = page.content
       const [, heading] = /^# ([^:\n]*)/m.exec(first.text) ?? []
       page.name = heading ?? page.name
@@ -34,6 +35,7 @@ export function load(app) {
   app.converter.on(Converter.EVENT_RESOLVE_END, ({ project }) => {
     const [first] = project.readme ?? []
     if (first !== undefined) first.text = first.text.replace(/^# .*\n/, '')
+    plainDrawings(project.readme ?? [])
   })
   // The address of the first page is given as that of its folder, which only a server makes a page of. Icons are looked up in
   // a file of their own, which browsers refuse to pages from the disk; assets/icons.js puts them into each page anyway.
@@ -42,6 +44,13 @@ export function load(app) {
       ?.replace(/href="((?:\.\.?\/)+)(#[^"]*)?"/g, 'href="$1index.html$2"')
       .replace(/<use href="[^"#]*icons\.svg#/g, '<use href="#')
   })
+}
+
+/** Blocks that name no language are drawings and output: typedoc would colour them as TypeScript. */
+function plainDrawings(parts) {
+  for (const part of parts) {
+    if (part.kind === 'code') part.text = part.text.replace(/^```\n/, '```text\n')
+  }
 }
 
 /** Code in a heading becomes text, since typedoc leaves it out of the heading's anchor. */

@@ -4,7 +4,6 @@ import { execFileSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, readFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { barChart } from '../bench/peers/chart'
 import { BENCH_FORMATS, writeRandomGguf } from '../bench/peers/random-gguf'
 import { createCache, createDevice, loadModel, ropeFrequencies, type View } from '../lib'
 import { median } from '../lib/cli/median'
@@ -120,31 +119,6 @@ test('a profile counts keys and values that somebody sees through a window, once
   expect(await seen(4000)).toBe(3000 + 50 + 2)
 })
 
-test('the chart draws a bar, its spread and its figure for each value, and escapes text', () => {
-  const spread = (median: number) => ({ median, min: median - 1, max: median + 1 })
-  const svg = barChart({
-    title: 'a < b',
-    subtitle: 'c & d',
-    groups: ['one', 'two'],
-    series: [
-      { name: 'x', color: '#123456', values: [spread(10), spread(20)] },
-      { name: 'y', color: '#654321', values: [spread(5), spread(40)] },
-    ],
-  })
-  expect(svg).toContain('a &lt; b')
-  expect(svg).toContain('c &amp; d')
-  const height = (figure: number) => {
-    // The first two are the legend's.
-    const bars = [...svg.matchAll(/<rect x=.*? height="([^"]*)"/g)].slice(2)
-    const figures = [...svg.matchAll(/text-anchor="middle">(\d+)</g)].map((match) =>
-      Number(match[1]),
-    )
-    return Number(bars[figures.indexOf(figure)]?.[1])
-  }
-  expect(height(40) / height(10)).toBeCloseTo(4, 1)
-  expect(height(20) / height(5)).toBeCloseTo(4, 1)
-})
-
 describe('the committed results', () => {
   const read = (name: string) =>
     JSON.parse(readFileSync(join(root, `bench/results/${name}.json`), 'utf8'))
@@ -209,7 +183,7 @@ describe('the committed results', () => {
   })
 
   test('of bench:attention name shape, tokens and workers of each run', () => {
-    for (const run of read('attention-cpu').runs) {
+    for (const run of ['attention-cpu', 'attention-cpu-int8'].flatMap((name) => read(name).runs)) {
       expect(run).toEqual({
         shape: expect.any(String),
         cached_tokens: expect.any(Number),
@@ -224,5 +198,18 @@ describe('the committed results', () => {
 
   test('are the figures of README.md and docs/performance.md', () => {
     execFileSync('node', ['scripts/readme-figures.cjs', '--check'], { cwd: root })
+    const gpu = ['scripts/gpu-figures.cjs', '--check', 'docs/performance.md']
+    execFileSync('node', gpu, { cwd: root })
+  })
+
+  test('are all in docs/performance.md, and nothing else is a table there but goals and stages', () => {
+    const text = readFileSync(join(root, 'docs', 'performance.md'), 'utf8')
+    const names = readdirSync(join(root, 'bench', 'results')).filter((name) =>
+      /^(?!gpu).*\.json$/.test(name),
+    )
+    expect(names.filter((name) => !text.includes(`bench/results/${name}`))).toEqual([])
+    const byHand = text.replace(/<!-- ([\w-]+):begin -->[\s\S]*?<!-- \1:end -->/g, '')
+    const tables = byHand.match(/(^\|.*\n)+/gm)?.map((table) => table.split('\n')[0])
+    expect(tables).toEqual(['| what | goal | measured by |', '| stage | shows |'])
   })
 })

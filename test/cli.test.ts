@@ -825,6 +825,14 @@ describe('generate', () => {
     expect(stdout).toBe(`${result.text}\n`)
   })
 
+  test('a prompt of several words, which nobody has put in quotes', async () => {
+    for (const command of [['generate'], ['run', '--workers', '1']]) {
+      expect(await hogwild(...command, 'ab', 'cd', ...args)).toEqual(
+        await hogwild(...command, 'ab cd', ...args),
+      )
+    }
+  })
+
   test('-: the prompt from stdin, also of run', async () => {
     const given = await hogwild('generate', 'A:ynam', ...args)
     expect(await withInput('A:ynam\n', 'generate', '-', ...args)).toEqual(given)

@@ -1,7 +1,8 @@
 // All code of the README, of docs/ and of examples/ runs as it stands, from an installed package. Models of the hub are tiny
 // ones, which a local hub has under the names that the documents use.
 
-import { type ExecFileException, execFile } from 'node:child_process'
+import { type ExecFileException, execFile, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import * as ts from 'typescript'
@@ -45,7 +46,7 @@ const of = (language: string) => blocks.filter((block) => block.language === lan
 
 /** Programs: a block without imports goes on with the one before it in its document. */
 const programs: CodeBlock[] = []
-for (const block of of('ts')) {
+for (const block of blocks.filter(({ language }) => ['ts', 'js'].includes(language))) {
   const last = programs.at(-1)
   if (block.code.includes('import ')) programs.push({ ...block })
   else if (last?.document === block.document) last.code += block.code
@@ -79,16 +80,20 @@ interface Outcome {
   stderr: string
 }
 
-/** Runs a program in the user's folder. Not to be waited for in this thread, in which the hub answers. */
-function run(program: string, args: readonly string[], input = ''): Promise<Outcome> {
+function environment(): NodeJS.ProcessEnv {
   const { HOGWILD_PREBUILD: _, ...inherited } = process.env
-  const env = {
+  return {
     ...inherited,
     PATH: `${join(folder, 'node_modules', '.bin')}:${process.env.PATH}`,
     HF_ENDPOINT: hub.endpoint,
     HF_HUB_CACHE: join(folder, 'hub'),
     HF_TOKEN: '',
   }
+}
+
+/** Runs a program in the user's folder. Not to be waited for in this thread, in which the hub answers. */
+function run(program: string, args: readonly string[], input = ''): Promise<Outcome> {
+  const env = environment()
   return new Promise((resolve) => {
     const ended = (error: ExecFileException | null, stdout: string, stderr: string) =>
       resolve({ status: error === null ? 0 : Number(error.code), stdout, stderr })
@@ -137,18 +142,20 @@ beforeAll(async () => {
 afterAll(() => hub.close())
 
 test('blocks have a language that is known here, or none where they are drawings and output', () => {
-  const known = ['', 'ts', 'sh', 'json']
+  const known = ['', 'ts', 'js', 'sh', 'json']
   expect(blocks.filter(({ language }) => !known.includes(language))).toEqual([])
   expect(programs.length).toBeGreaterThan(10)
   expect(commands.length).toBeGreaterThan(10)
 })
 
 test('types of the programs, against the declarations that users get', () => {
-  const files = programs.map((program) => {
-    const file = join(folder, fileOf(program, 'mts'))
-    writeFileSync(file, program.code)
-    return file
-  })
+  const files = programs
+    .filter(({ language }) => language === 'ts')
+    .map((program) => {
+      const file = join(folder, fileOf(program, 'mts'))
+      writeFileSync(file, program.code)
+      return file
+    })
   const options: ts.CompilerOptions = {
     strict: true,
     noUncheckedIndexedAccess: true,
@@ -173,7 +180,8 @@ test.each(
 )('the program in %s', async (_where, program) => {
   const compilerOptions = { module: ts.ModuleKind.ESNext, target: ts.ScriptTarget.ES2022 }
   const file = join(folder, fileOf(program, 'mjs'))
-  writeFileSync(file, ts.transpileModule(program.code, { compilerOptions }).outputText)
+  const javascript = () => ts.transpileModule(program.code, { compilerOptions }).outputText
+  writeFileSync(file, program.language === 'js' ? program.code : javascript())
   const { status, stdout, stderr } = await node(file)
   expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
   if (program.code.includes('console.log')) expect(stdout).not.toBe('')
@@ -231,6 +239,48 @@ describe('examples', () => {
     const [, differ, steps] = /in (\d+) of (\d+) steps/.exec(said) ?? []
     expect(Number(differ)).toBeGreaterThan(0)
     expect(Number(differ)).toBeLessThan(Number(steps))
+  })
+
+  test('server.mjs: what it says to try works; why it cannot start is one line', async () => {
+    const model = 'HuggingFaceTB/SmolLM2-135M-Instruct'
+    const script = example(join('server', 'server.mjs'))
+    const server = spawn(process.execPath, [script, model, '0'], {
+      ...{ cwd: folder, env: environment() },
+      stdio: ['ignore', 'pipe', 'inherit'],
+    })
+    let said = ''
+    for await (const piece of server.stdout as AsyncIterable<Buffer>) {
+      said += piece
+      if (said.endsWith("'\n")) break
+    }
+    const [, port = ''] = / listens on http:\/\/127\.0\.0\.1:(\d+)\/v1\n/.exec(said) ?? []
+    const [, url = '', body = ''] = /\ntry: curl -N (\S+) -d '(.*)'\n$/.exec(said) ?? []
+    const streamed = await (await fetch(url, { method: 'POST', body })).text()
+    for (const worker of ['Alice', 'Bob', 'Carol']) {
+      expect(streamed).toContain(`"worker":"${worker}"`)
+    }
+    expect(streamed).toMatch(/\n\ndata: \[DONE\]\n\n$/)
+
+    const plain = { model, messages: [{ role: 'user', content: 'What is 6 x 7?' }] }
+    const answer = await fetch(url, { method: 'POST', body: JSON.stringify(plain) })
+    expect(await answer.json()).toMatchObject({
+      choices: [{ finish_reason: expect.stringMatching(/^(stop|length)$/) }],
+    })
+
+    const refusals: [string[], RegExp][] = [
+      [[model, port], /^listen EADDRINUSE.*\n$/],
+      [[model, '65536'], /^.*65536.*\n$/],
+      [['./nowhere.gguf'], /^no model at .*\n$/],
+      [[], /^usage: node server\.mjs MODEL \[PORT\]\n$/],
+    ]
+    for (const [args, message] of refusals) {
+      expect(await node(script, args)).toEqual({
+        ...{ status: 1, stdout: '' },
+        stderr: expect.stringMatching(message),
+      })
+    }
+    server.kill('SIGINT')
+    expect(await once(server, 'exit')).toEqual([0, null])
   })
 
   test.each(readdirSync(join(root, 'examples', 'schemes')))('schemes/%s', async (name) => {

@@ -14,7 +14,7 @@ import type { Grader } from '../lib/experiment/item'
 import { type CellResult, type Results, readResults } from '../lib/experiment/results-file'
 import { mergeResults, runExperiment, writeSummary } from '../lib/experiment/run'
 import { vote } from '../lib/experiment/schemes'
-import { formatCsv, summarise } from '../lib/experiment/summary'
+import { summarise, summaryCsv } from '../lib/experiment/summary'
 import { codeOf, temporaryFolder } from './fixtures'
 import { type Script, writeScriptedModel } from './scripted-model'
 
@@ -478,7 +478,7 @@ describe('results', () => {
         high: expect.closeTo(0.802133, 5),
       },
     ])
-    expect(formatCsv(rows)).toMatch(
+    expect(summaryCsv(rows)).toMatch(
       /^model,scheme,layout,workers,share,budget,items,accuracy,low,high,answered,steps,tokens,twice\nm,collaborate,,1,false,9,2,0\.25,0\.026.*,0\.80.*,0\.5,3,5,1\.5\n$/,
     )
   })

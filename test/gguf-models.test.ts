@@ -1,7 +1,7 @@
 import { copyFileSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { createDevice, loadModel } from '../lib'
+import { createDevice, inspectModel, loadModel, loadTokenizer } from '../lib'
 import { FAMILIES } from '../lib/families'
 import { ropeFrequencies } from '../lib/rope'
 import { readGguf } from '../lib/sources/gguf'
@@ -329,6 +329,17 @@ test('keys may be ignored', async () => {
   await expect(loadModel(path, { ignoreFields: ['llama.block_count'] })).rejects.toThrow(
     /"block_count" of .*, which the model is computed from/,
   )
+})
+
+test('a folder of GGUF files is no model, and the message names one of them', async () => {
+  const folder = temporaryFolder()
+  const code = 'HOGWILD_INVALID_MODEL'
+  const refusal = (message: RegExp) => ({ code, message: expect.stringMatching(message) })
+  await expect(loadModel(folder)).rejects.toMatchObject(refusal(/there is no config.json in this/))
+  for (const name of ['two.gguf', 'one.GGUF']) writeFileSync(join(folder, name), '')
+  for (const open of [loadModel, loadTokenizer, inspectModel]) {
+    await expect(open(folder)).rejects.toMatchObject(refusal(/, but "one.GGUF" and 1 more: give/))
+  }
 })
 
 test('a file that is not named .gguf is no model', async () => {

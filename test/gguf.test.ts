@@ -152,6 +152,7 @@ describe('refused', () => {
   test.each<[string, () => Promise<Buffer>, RegExp, string?]>([
     ['an empty file', async () => Buffer.alloc(0), /ends at byte 0, within its header/],
     ['another format', async () => Buffer.from('PK\x03\x04'.padEnd(64)), /is not a GGUF file/],
+    ['a short text', async () => Buffer.from('hello\n'), /is not a GGUF file/],
     [
       'version 1',
       bytesOf([], [], (b) => b.writeUInt32LE(1, 4)),

@@ -16,7 +16,7 @@ import {
   type Tokenizer,
 } from '../lib'
 import { TextMasks, type TextState } from '../lib/grammar/text-masks'
-import { findPackage } from '../lib/grammar/xgrammar'
+import { findPackage } from '../lib/optional-package'
 import { codeOf, Random, temporaryFolder, writeModel } from './fixtures'
 import { byteLevelFolder } from './tokenizer-fixtures'
 
@@ -251,7 +251,7 @@ describe('refuses', () => {
   })
 
   test('where the package is not there, naming it', async () => {
-    const missing = () => findPackage('@mlc-ai/not-there')
+    const missing = () => findPackage('@mlc-ai/not-there', 'grammars need')
     expect(missing).toThrow(/grammars need the package @mlc-ai\/not-there.*npm install/)
     expect(await codeOf(missing)).toBe('HOGWILD_UNSUPPORTED')
   })

@@ -23,8 +23,8 @@ export function installPackage(): string {
 
   const { bin, peerDependencies } = manifest(installed)
   for (const name of dependenciesOf(installed)) copy(name, modules)
-  // Optional, for grammars: docs/hooks.md says to install it.
-  for (const name of Object.keys(peerDependencies ?? {})) copy(name, modules)
+  // Optional, for grammars and plots: the documents say to install them.
+  for (const name of Object.keys(peerDependencies ?? {})) link(name, modules)
   mkdirSync(join(modules, '.bin'))
   const main = bin?.hogwild as string
   chmodSync(join(installed, main), 0o755)
@@ -53,4 +53,10 @@ function dependenciesOf(folder: string, known = new Set<string>()): Set<string> 
 
 function copy(name: string, modules: string): void {
   cpSync(join(root, 'node_modules', name), join(modules, name), { recursive: true })
+}
+
+/** With the packages that it needs itself. */
+function link(name: string, modules: string): void {
+  mkdirSync(dirname(join(modules, name)), { recursive: true })
+  symlinkSync(join(root, 'node_modules', name), join(modules, name))
 }

@@ -10,6 +10,7 @@ import {
   createDevice,
   type Device,
   type Pass,
+  ropeFrequencies,
   type View,
   type ViewEntry,
 } from '../lib'
@@ -755,6 +756,37 @@ describe('rules', () => {
       ],
     ]
     for (const [code, call] of workers) expect(await codeOf(call)).toBe(code)
+  })
+
+  it('says in its terms what is expected and what came', async () => {
+    const { cache, block, pass } = await started()
+    const messageOf = (call: () => unknown): Promise<string> =>
+      Promise.resolve()
+        .then(call)
+        .then(
+          () => 'nothing is refused',
+          ({ message }) => message,
+        )
+    expect(await messageOf(() => pass.append(0, rows(2), rows(3)))).toBe(
+      'expected k to be a Float32Array of 96 elements ([T, Hkv, D] = [3, 2, 16]), received a Float32Array of 64 elements',
+    )
+    await pass.append(0, rows(3), rows(3))
+    expect(await messageOf(() => pass.attend(0, new Float32Array(3 * 3 * 16)))).toBe(
+      'expected q to be a Float32Array of a multiple of 96 elements ([T, Hq, D] = [3, Hq, 16], Hq a multiple of 2), received a Float32Array of 144 elements',
+    )
+    pass.abort()
+    const long = { view: { blocks: [block] }, tokens: 4096 }
+    expect(await messageOf(() => cache.beginPass([long]))).toMatch(
+      /^workers\[0\]\.tokens: 4096 new/,
+    )
+    const shape = { layers: 2, kvHeads: 2, headDim: 16 }
+    const rope = ropeFrequencies({ type: 'default', theta: 1e4, rotaryDim: 32 })
+    expect(await messageOf(() => createCache({ ...shape, rope }))).toMatch(
+      /1 to headDim \/ 2 = 8 finite numbers, received a Float64Array of 16 elements$/,
+    )
+    expect(await messageOf(() => createCache(shape as never))).toMatch(
+      /expected options.rope to be RopeOptions .*, received undefined$/,
+    )
   })
 
   it('refuses to attend to, or to commit, keys that were not appended', async () => {

@@ -1,6 +1,5 @@
 // examples/server: many clients on one model, each answered as if it were alone, in the form of OpenAI's API.
 
-import { spawn } from 'node:child_process'
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { once } from 'node:events'
 import { writeFileSync } from 'node:fs'
@@ -358,21 +357,6 @@ describe('on a text that is known beforehand', () => {
     ])
     expect(choices[0]?.message.content).toMatch(/Alice here.*\\boxed\{4\}z?$/)
     expect(choices[1]?.message.content).toMatch(/Bob here\. I will?l{1,5}$/)
-  })
-
-  test('as a program', async () => {
-    const path = writeScriptedModel({ follows: TEXT })
-    const script = join(__dirname, '../examples/server/server.mjs')
-    const child = spawn(process.execPath, [script, path, '0'], {
-      stdio: ['ignore', 'pipe', 'inherit'],
-    })
-    const [line] = (await once(child.stdout, 'data')) as [Buffer]
-    const [, url] = /listens on (\S+)/.exec(line.toString()) ?? []
-    const body = JSON.stringify({ model: path, messages, temperature: 0 })
-    const response = await fetch(`${url}/chat/completions`, { method: 'POST', body })
-    expect(((await response.json()) as Answer).choices[0]?.message.content).toBe('abcdé')
-    child.kill('SIGINT')
-    expect(await once(child, 'exit')).toEqual([0, null])
   })
 })
 

@@ -128,6 +128,7 @@ test('messages are those that come', async () => {
   await expectRefusal(() => loadModel('./nothing-here'))
   writeFileSync(join(folder, 'model.gguf'), 'GGUF')
   await expectRefusal(() => loadModel(join(folder, 'model.gguf')))
+  await expectRefusal(() => loadModel(folder))
   await expectRefusal(() =>
     withConfig(JSON.stringify({ ...config, architectures: ['MambaForCausalLM'] })),
   )

@@ -1,5 +1,6 @@
 // `npm run bench:peers`: hogwild and node-llama-cpp on the same GGUF files, in alternating rounds, each measurement in a
-// process of its own. Writes bench/results/peers-NAME.json and .svg, NAME that of the shape or of the model file.
+// process of its own. Writes bench/results/peers-NAME.json and draws it in bench/results/plots, NAME that of the shape or of the
+// model file.
 
 import { execFile } from 'node:child_process'
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
@@ -10,10 +11,17 @@ import { createDevice } from 'hogwild'
 import { removedAfterwards } from '../../lib/cli/clean-up'
 import { median } from '../../lib/cli/median'
 import { formatTable } from '../../lib/cli/table'
+import { benchmarkPlots, readBenchmarks } from '../../lib/plots/benchmarks'
+import { writePlots } from '../../lib/plots/write'
 import { machine, root, round, type Spread, spread } from '../machine'
-import { barChart } from './chart'
 import { installPeer, peerFolder, peerVersion } from './peer'
-import { BENCH_FORMATS, type BenchFormat, SHAPES, writeRandomGguf } from './random-gguf'
+import {
+  BENCH_FORMATS,
+  type BenchFormat,
+  checkFormat,
+  SHAPES,
+  writeRandomGguf,
+} from './random-gguf'
 import type { Measurement, Task } from './task'
 
 /** What is measured. Flash attention is on in some cases and off in others the faster: both are run. */
@@ -75,6 +83,10 @@ async function main(): Promise<void> {
   const unknown = formats.find((format) => !BENCH_FORMATS.includes(format as BenchFormat))
   if (shape === undefined) throw new Error(`--shape: one of ${Object.keys(SHAPES).join(', ')}`)
   if (unknown !== undefined) throw new Error(`--format: some of ${BENCH_FORMATS.join(', ')}`)
+  // Before anything is measured: a run of several formats takes long.
+  if (values.model === undefined) {
+    for (const format of formats as BenchFormat[]) checkFormat(shape, format)
+  }
   const about = machine()
   installPeer()
   const folder = await mkdtemp(join(tmpdir(), 'hogwild-peers-'))
@@ -102,11 +114,12 @@ async function main(): Promise<void> {
   })
 }
 
-async function write(name: string, report: Parameters<typeof chartOf>[0]): Promise<void> {
+async function write(name: string, report: Report): Promise<void> {
   await mkdir(values.out, { recursive: true })
-  const path = join(values.out, `peers-${name}`)
-  await writeFile(`${path}.json`, `${JSON.stringify(report, null, 1)}\n`)
-  await writeFile(`${path}.svg`, chartOf(report))
+  const path = join(values.out, `peers-${name}.json`)
+  await writeFile(path, `${JSON.stringify(report, null, 1)}\n`)
+  const benchmarks = await readBenchmarks([path])
+  await writePlots(benchmarks.flatMap(benchmarkPlots), join(values.out, 'plots'))
 }
 
 async function compare({ format, path }: Candidate) {
@@ -293,30 +306,6 @@ type Report = ReturnType<typeof describe> & {
   model: string
   machine: ReturnType<typeof machine>
   formats: Awaited<ReturnType<typeof compare>>[]
-}
-
-/** One worker and the most workers, for each format. */
-function chartOf({ model, formats, machine: { processor } }: Report): string {
-  const most = Math.max(...counts)
-  const groups = formats.flatMap(({ format, runs }) =>
-    [...new Set([1, most])].map((workers) => {
-      const of = (isOurs: boolean) =>
-        runs
-          .filter((run) => (run.engine === 'hogwild') === isOurs && run.workers === workers)
-          .map((run) => run.decode_tokens_per_s)
-          .reduce((one, other) => (one.median >= other.median ? one : other))
-      return { name: `${format}, ${workers}`, own: of(true), best: of(false) }
-    }),
-  )
-  return barChart({
-    title: 'Decoding, tokens per second, by format and workers',
-    subtitle: `${model}, ${threads} threads, ${processor}`,
-    groups: groups.map(({ name }) => name),
-    series: [
-      { name: 'hogwild', color: '#2f6feb', values: groups.map(({ own }) => own) },
-      { name: 'node-llama-cpp', color: '#9aa4b2', values: groups.map(({ best }) => best) },
-    ],
-  })
 }
 
 function print({ formats }: Report): void {

@@ -3,11 +3,12 @@
 //
 //   node examples/server/server.mjs MODEL [PORT]
 //
-//   curl http://127.0.0.1:8080/v1/chat/completions -d '{ "model": "MODEL", "workers": 3, "stream": true,
+//   curl -N http://127.0.0.1:8080/v1/chat/completions -d '{ "model": "MODEL", "workers": 3, "stream": true,
 //     "messages": [{ "role": "user", "content": "What is 1 + 2 + … + 100?" }] }'
 //
 // It asks nobody who he is: let it listen to your own machine, or stand behind a proxy that does.
 
+import { once } from 'node:events'
 import { createServer } from 'node:http'
 import { createScheduler, loadModel, loadTokenizer, runWorkers } from 'hogwild'
 import { reply, sendJson } from './reply.mjs'
@@ -91,21 +92,30 @@ async function main([path, port = '8080']) {
   if (path === undefined) throw new Error('usage: node server.mjs MODEL [PORT]')
   const [model, tokenizer] = await Promise.all([loadModel(path), loadTokenizer(path)])
   const { server, scheduler } = createChatServer({ model, tokenizer, name: path })
-  server.listen(Number(port), '127.0.0.1', () => {
-    console.log(`${path} listens on http://127.0.0.1:${server.address().port}/v1`)
-  })
-  process.once('SIGINT', async () => {
+  const close = async () => {
     server.close()
     server.closeAllConnections()
     await scheduler.close()
     await model.close()
     await tokenizer.close()
-  })
+  }
+  try {
+    await once(server.listen(Number(port), '127.0.0.1'), 'listening')
+  } catch (error) {
+    await close()
+    throw error
+  }
+  process.once('SIGINT', close)
+  const url = `http://127.0.0.1:${server.address().port}/v1`
+  const messages = [{ role: 'user', content: 'What is 1 + 2 + … + 100?' }]
+  const body = JSON.stringify({ model: path, workers: 3, stream: true, messages })
+  console.log(`${path} listens on ${url}`)
+  console.log(`try: curl -N ${url}/chat/completions -d '${body.replaceAll("'", "'\\''")}'`)
 }
 
 if (process.argv[1]?.endsWith('server.mjs')) {
   main(process.argv.slice(2)).catch((error) => {
-    console.error(error)
+    console.error(error.message)
     process.exitCode = 1
   })
 }

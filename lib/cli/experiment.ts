@@ -9,6 +9,7 @@ import type { DeviceName } from '../index'
 import { escapeUnsafe } from '../printable'
 import { findWithProgress, loadWithProgress } from './model'
 import { packageVersion } from './package'
+import { plotResults } from './plot'
 import { type ShowProgress, withProgress } from './progress'
 import { formatTable } from './table'
 import { colors, print, printJson } from './terminal'
@@ -65,6 +66,7 @@ async function tell(
   json: boolean | undefined,
 ): Promise<void> {
   const rows = await writeSummary(results, out, whole)
+  const plots = await plotResults(results, out)
   if (json) {
     printJson(rows)
     return
@@ -76,6 +78,7 @@ async function tell(
   const count = `${length} cell${length === 1 ? '' : 's'}`
   print(colors.dim(`95 %: Wilson interval of accuracy over items · ${count}`))
   print(colors.dim(`results.jsonl, summary.csv and summary.json are in ${escapeUnsafe(out)}`))
+  print(colors.dim(escapeUnsafe(plots)))
 }
 
 const HEADER = [

@@ -24,7 +24,7 @@ export interface GenerateOptions extends ModelOptions, SamplingOptions {
   cacheDtype?: CacheDtype
 }
 
-export async function generate(prompt: string, options: GenerateOptions): Promise<void> {
+export async function generate(prompt: readonly string[], options: GenerateOptions): Promise<void> {
   const { device, maxTokens, cacheDtype, stop, json, quiet } = options
   const text = await readPrompt(prompt)
   const path = await findWithProgress(options.model, options)

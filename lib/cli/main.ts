@@ -6,6 +6,7 @@
 import { Command, CommanderError, Option } from 'commander'
 import { BUILD_NEEDS } from '../addon-file'
 import { WORKER_NAMES as RUN_WORKERS } from '../collaboration/names'
+import { DIMENSIONS } from '../experiment/plots/series'
 import { DTYPES, KV_DTYPES } from '../formats'
 import { DEFAULT_CAPACITY, MAX_CAPACITY, MAX_LAYERS, MAX_THREADS } from '../limits'
 import { escapeUnsafe, printable } from '../printable'
@@ -53,6 +54,21 @@ const cacheDtype = () =>
     `store keys and values as ${KV_DTYPES.join(', ')}, or as two of them: keys,values; default: the weights' own, f16 beside quantised ones`,
   ).argParser(cacheDtypes)
 const json = () => new Option('--json', 'print figures as JSON')
+
+/** Of `plot`, whose place beside the results is `beside`. */
+const addPlotting = (command: Command, beside: string) =>
+  command
+    .addOption(
+      new Option('--out <folder>', `of the plots; default: plots ${beside}`).argParser(text),
+    )
+    .option('--png', 'PNG too, in light and in dark; needs @resvg/resvg-js')
+    .option('--json', 'print the names of the drawings as JSON')
+    .addHelpText(
+      'after',
+      `
+Drawings (.svg) need the packages vega and vega-lite: npm install vega vega-lite. Beside each is what it shows, as .csv and
+as a specification of Vega-Lite (.vl.json), which need none.`,
+    )
 
 const quiet = () => new Option('-q, --quiet', 'no progress on stderr')
 const model = () =>
@@ -144,7 +160,7 @@ addSampling(
   program
     .command('run')
     .description('workers solve a problem together, on a model of your own')
-    .argument('<prompt>', 'the problem; -: from stdin', text)
+    .argument('<prompt...>', 'the problem; -: from stdin', texts)
     .addOption(model().makeOptionMandatory())
     .addOption(ignoreField())
     .addOption(
@@ -202,7 +218,7 @@ addSampling(
   program
     .command('generate')
     .description('one worker answers a prompt')
-    .argument('<prompt>', 'the text; -: from stdin', text)
+    .argument('<prompt...>', 'the text; -: from stdin', texts)
     .addOption(model().makeOptionMandatory())
     .addOption(ignoreField())
     .addOption(new Option('--system <text>', 'a message before the prompt').argParser(text))
@@ -273,8 +289,26 @@ experiment
     await mergeExperiment(files, options)
   })
 
-program
+addPlotting(
+  experiment
+    .command('plot')
+    .description('draw results: accuracy and tokens against steps, speed-up against workers')
+    .argument('<results>', "the results' folder, or a .jsonl file in it", text)
+    .addOption(
+      new Option(
+        '--by <setting>',
+        'that colours tell apart; what else differs gets plots of its own; default: the first of these that differs',
+      ).choices(DIMENSIONS),
+    ),
+  'beside them',
+).action(async (results, options) => {
+  const { plotExperiment } = await import('./plot.js')
+  await plotExperiment(results, options)
+})
+
+const benchCommand = program
   .command('bench')
+  .enablePositionalOptions()
   .description(
     'measure prefill and decoding; without --model on a random Llama of 135 M parameters',
   )
@@ -305,6 +339,17 @@ program
     const { bench } = await import('./bench.js')
     await bench(options)
   })
+
+addPlotting(
+  benchCommand
+    .command('plot')
+    .description('draw figures of bench --json: tokens/s, and the share of the bandwidth')
+    .argument('<files...>', 'with the figures'),
+  'beside the first',
+).action(async (files, options) => {
+  const { plotBenchmarks } = await import('./plot.js')
+  await plotBenchmarks(files, options)
+})
 
 program
   .command('download')

@@ -4,8 +4,9 @@ import { HogwildError } from '../errors'
 
 const MAX_BYTES = 16 * 2 ** 20
 
-/** Throws HOGWILD_INVALID_ARGUMENT for nothing, too much, or what is no UTF-8. */
-export async function readPrompt(prompt: string): Promise<string> {
+/** Of the words that were typed. Throws HOGWILD_INVALID_ARGUMENT for nothing, too much, or what is no UTF-8. */
+export async function readPrompt(words: readonly string[]): Promise<string> {
+  const prompt = words.join(' ')
   if (prompt !== '-') return prompt
   if (process.stdin.isTTY) process.stderr.write('The prompt, then Ctrl-D:\n')
   const pieces: Buffer[] = []

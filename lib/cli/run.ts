@@ -33,7 +33,7 @@ export interface RunCommandOptions extends ModelOptions, SamplingOptions {
 /** Tokens of an early answer, of models that follow instructions. */
 const FINISH_TOKENS = 32
 
-export async function run(prompt: string, options: RunCommandOptions): Promise<void> {
+export async function run(prompt: readonly string[], options: RunCommandOptions): Promise<void> {
   const problem = await readPrompt(prompt)
   const { device, layout, share, checkEvery, maxTokens, capacity, cacheDtype, context } = options
   const path = await findWithProgress(options.model, options)

@@ -1,4 +1,4 @@
-// CSV as RFC 4180 has it, read strictly: what is not in it is refused with the line, never guessed.
+// CSV as RFC 4180 has it. It is read strictly: what is not in it is refused with the line, never guessed.
 
 import { HogwildError } from '../errors'
 
@@ -50,6 +50,17 @@ function readRows(text: string, where: string): Row[] {
     begin = line
   }
   return rows
+}
+
+/** The text of rows; of nothing, undefined or null, is an empty field. */
+export function formatCsv(rows: readonly (readonly unknown[])[]): string {
+  return rows
+    .map((row) => `${row.map((value) => formatField(String(value ?? ''))).join(',')}\n`)
+    .join('')
+}
+
+function formatField(text: string): string {
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text
 }
 
 function refused(where: string, line: number, expected: string): HogwildError {

@@ -45,11 +45,11 @@ export async function makeFolder(path: string): Promise<void> {
 }
 
 /** The file has its new content or the old one, never a part. Throws HOGWILD_NOT_WRITTEN. */
-export async function replaceFile(path: string, text: string): Promise<void> {
+export async function replaceFile(path: string, content: string | Uint8Array): Promise<void> {
   await written(path, async () => {
     const partial = `${path}.${randomUUID().slice(0, 8)}.partial`
     try {
-      await writeFile(partial, text, { flag: 'wx' })
+      await writeFile(partial, content, { flag: 'wx' })
       await rename(partial, path)
     } finally {
       await rm(partial, { force: true })

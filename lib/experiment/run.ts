@@ -19,7 +19,7 @@ import {
   readResults,
 } from './results-file'
 import { runCell } from './run-cell'
-import { formatCsv, type SummaryRow, summarise } from './summary'
+import { type SummaryRow, summarise, summaryCsv } from './summary'
 
 export interface RunExperimentOptions {
   /** Folder of the results; made where it is not there. */
@@ -200,7 +200,7 @@ export async function writeSummary(
   const interval = 'of accuracy: 95 %, Wilson score, n = items; seeds of an item are averaged first'
   const json = { name, identity, hogwild, interval, rows }
   await replaceFile(join(out, 'summary.json'), `${JSON.stringify(json, undefined, 2)}\n`)
-  await replaceFile(join(out, 'summary.csv'), formatCsv(rows))
+  await replaceFile(join(out, 'summary.csv'), summaryCsv(rows))
   return rows
 }
 

@@ -1,5 +1,7 @@
 // Means and what they are worth.
 
+import { random } from './random'
+
 /** The standard normal quantile of 97.5 %. */
 const Z = 1.959963984540054
 
@@ -27,4 +29,25 @@ export function wilson(share: number, n: number): Interval {
     low: share === 0 ? 0 : Math.max(0, middle - half),
     high: share === 1 ? 1 : Math.min(1, middle + half),
   }
+}
+
+const DRAWS = 1000
+const SEED = 1
+
+/**
+ * The 95 % interval of what `statistic` says of `count` items: percentiles over as many items, drawn with replacement, 1000
+ * times. It is given their places; of the same items it gives the same interval. Draws of which it says nothing (NaN) do
+ * not count.
+ */
+export function resampled(
+  count: number,
+  statistic: (places: readonly number[]) => number,
+): Interval {
+  const next = random(SEED)
+  const draw = () => Array.from({ length: count }, () => Math.floor(next() * count))
+  const values = Array.from({ length: DRAWS }, () => statistic(draw()))
+    .filter((value) => !Number.isNaN(value))
+    .sort((a, b) => a - b)
+  const at = (share: number) => values[Math.round(share * (values.length - 1))] as number
+  return { low: at(0.025), high: at(0.975) }
 }

@@ -2,6 +2,7 @@
 
 import type { Setting } from './cells'
 import { listSettings } from './cells'
+import { formatCsv } from './csv'
 import type { CellResult, Results } from './results-file'
 import type { Point } from './run-cell'
 import { mean, wilson } from './statistics'
@@ -80,20 +81,14 @@ const COLUMNS = [
   ...['accuracy', 'low', 'high', 'answered', 'steps', 'tokens'],
 ] as const
 
-/** As CSV, RFC 4180; metrics are the last columns. */
-export function formatCsv(rows: readonly SummaryRow[]): string {
+/** As CSV; metrics are the last columns. */
+export function summaryCsv(rows: readonly SummaryRow[]): string {
   const metrics = metricNames(rows)
   const lines = rows.map((row) => [
-    ...COLUMNS.map((column) => row[column as keyof SummaryRow] ?? ''),
-    ...metrics.map((name) => row.metrics[name] ?? ''),
+    ...COLUMNS.map((column) => row[column as keyof SummaryRow]),
+    ...metrics.map((name) => row.metrics[name]),
   ])
-  return [[...COLUMNS, ...metrics], ...lines]
-    .map((line) => `${line.map((value) => csvField(String(value))).join(',')}\n`)
-    .join('')
-}
-
-function csvField(text: string): string {
-  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text
+  return formatCsv([[...COLUMNS, ...metrics], ...lines])
 }
 
 export function metricNames(rows: readonly SummaryRow[]): string[] {

@@ -8,6 +8,7 @@ import { readFileSync } from 'node:fs'
 import Module from 'node:module'
 import { dirname } from 'node:path'
 import { HogwildError } from '../errors'
+import { findPackage } from '../optional-package'
 
 export const PACKAGE = '@mlc-ai/web-xgrammar'
 
@@ -78,21 +79,8 @@ export function loadXGrammar(): XGrammar {
   return { TokenizerInfo, GrammarCompiler, GrammarMatcher, takeMessages }
 }
 
-/** The file of a package, as this package or the program sees it. Throws HOGWILD_UNSUPPORTED. */
-export function findPackage(name: string): string {
-  try {
-    return require.resolve(name, { paths: [__dirname, process.cwd()] })
-  } catch (cause) {
-    throw new HogwildError(
-      `grammars need the package ${name}, which is not installed: npm install ${name}`,
-      'HOGWILD_UNSUPPORTED',
-      { cause },
-    )
-  }
-}
-
 function readFactory(): Factory {
-  const file = findPackage(PACKAGE)
+  const file = findPackage(PACKAGE, 'grammars need')
   const source = readFileSync(file, 'utf8')
   try {
     const module = new Module(file) as Module & { _compile(source: string, file: string): void }

@@ -239,8 +239,9 @@ function partPaths({ path, metadata }: Gguf): string[] {
 async function readPart(path: string, { signal }: Options): Promise<Gguf> {
   return await withFile(path, async (file) => {
     const cursor = new Cursor(file, signal)
-    await cursor.need(8)
+    await cursor.need(4)
     if (cursor.bytes(4).toString('latin1') !== 'GGUF') throw damaged(path, 'is not a GGUF file')
+    await cursor.need(4)
     checkVersion(cursor.uint32(), path)
     await cursor.need(16)
     const tensorCount = cursor.count(MAX_COUNT, 'tensors', 25)

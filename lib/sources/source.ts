@@ -1,7 +1,7 @@
 // Where a model comes from: a Hugging Face folder or a GGUF file. Both say the same in the end: a configuration, tensors
 // by role, and what a tokenizer is made of.
 
-import { stat } from 'node:fs/promises'
+import { readdir, stat } from 'node:fs/promises'
 import { HogwildError } from '../errors'
 import type { ModelConfig } from '../families'
 import type { NativeTensor } from '../native'
@@ -37,21 +37,42 @@ export interface ModelSource {
 export async function openSource(path: string): Promise<ModelSource> {
   const found = await stat(path).catch(() => undefined)
   if (found?.isDirectory()) {
+    await checkHoldsModel(path)
     return {
       path,
       model: (options) => readFolder(path, options),
       tokenizer: (options) => readFolderTokenizer(path, options),
     }
   }
-  if (found?.isFile() && path.toLowerCase().endsWith('.gguf')) {
+  if (found?.isFile() && isGguf(path)) {
     return {
       path,
       model: async (options) => readGgufModel(await readGguf(path, options), options),
       tokenizer: async (options) => readGgufTokenizer(await readGguf(path, options), options),
     }
   }
-  throw new HogwildError(
-    `no model at ${describe(path)}: expected a Hugging Face folder or a .gguf file`,
-    'HOGWILD_INVALID_MODEL',
+  throw noModel(path, 'expected a Hugging Face folder or a .gguf file')
+}
+
+/** A folder with nothing of a model or its tokenizer: maybe GGUF files lie in it, of which one was meant. */
+async function checkHoldsModel(folder: string): Promise<void> {
+  const names = await readdir(folder).catch(() => undefined)
+  if (names === undefined || ['config.json', 'tokenizer.json'].some((one) => names.includes(one))) {
+    return
+  }
+  const files = names.filter(isGguf).sort()
+  const [first] = files
+  const others = files.length > 1 ? ` and ${files.length - 1} more` : ''
+  throw noModel(
+    folder,
+    first === undefined
+      ? 'expected a Hugging Face folder or a .gguf file, and there is no config.json in this folder'
+      : `there is no config.json in this folder, but ${describe(first)}${others}: give the path of the file`,
   )
+}
+
+const isGguf = (path: string) => path.toLowerCase().endsWith('.gguf')
+
+function noModel(path: string, why: string): HogwildError {
+  return new HogwildError(`no model at ${describe(path)}: ${why}`, 'HOGWILD_INVALID_MODEL')
 }

@@ -343,6 +343,7 @@ function checkHeader(
 
 /** `name` is what messages call the spec. Throws HOGWILD_INVALID_ARGUMENT. */
 export function checkWorkerSpec(value: unknown, name: string, run: RunSettings): WorkerSettings {
+  if (typeof value === 'string') throw invalid(name, 'an object { name, prompt, … }', value)
   const spec = checkOptions(value as WorkerSpec, name, WORKER_KEYS)
   const { vocabSize } = run.model.config
   const { maxTokens, stop } = spec

@@ -39,7 +39,7 @@ struct OpenPass {
     std::vector<WorkerView> workers;
     for (std::size_t i = 0; i < views.size(); i++) {
       if (n_tokens[i] > stats.pages * kPageSize) {
-        throw Error(code::kOutOfPages, "workers[" + std::to_string(i) + "].nTokens: " + std::to_string(n_tokens[i]) +
+        throw Error(code::kOutOfPages, "workers[" + std::to_string(i) + "].tokens: " + std::to_string(n_tokens[i]) +
                                            " new tokens do not fit into a cache of " + std::to_string(stats.pages) +
                                            " pages of " + std::to_string(kPageSize) + " tokens");
       }

@@ -96,6 +96,32 @@ function faultOf({ method, params }) {
   return undefined
 }
 
+/** In a page: drawings whose lines are broken, and blocks and tables that reach out of the text. */
+function faultsOfText() {
+  return [...document.querySelectorAll('.tsd-typography pre, .tsd-typography table')].flatMap(
+    (one) => {
+      const text = one.closest('.tsd-typography').getBoundingClientRect()
+      const what = `${one.tagName} "${one.textContent.trim().slice(0, 30)}"`
+      const faults = []
+      if (one.getBoundingClientRect().right > text.right + 1)
+        faults.push(`${what} reaches out of the text`)
+      if (one.tagName === 'PRE' && getComputedStyle(one).whiteSpace !== 'pre') {
+        faults.push(`${what} breaks its lines`)
+      }
+      return faults
+    },
+  )
+}
+
+/** In a page on a phone: whether the navigation comes where its button is pressed. */
+async function opensMenu() {
+  document.querySelector('#tsd-toolbar-menu-trigger').click()
+  await new Promise((resolve) => setTimeout(resolve, 600)) // it slides in
+  const link = document.querySelector('.tsd-navigation a, #tsd-nav-container a')
+  const { left, right } = link?.getBoundingClientRect() ?? { left: 0, right: 0 }
+  return right > left && left >= 0 && right <= innerWidth
+}
+
 async function main() {
   const { targetId } = await call('Target.createTarget', { url: 'about:blank' })
   const { sessionId } = await call('Target.attachToTarget', { targetId, flatten: true })
@@ -132,6 +158,8 @@ async function main() {
       )
       if (!/hogwild/.test(title)) faults.push(`${current}: the title is ${title}`)
       if (wide > 0) faults.push(`${current}: wider than the window by ${wide} pixels`)
+      for (const fault of await evaluate(`(${faultsOfText})()`)) faults.push(`${current}: ${fault}`)
+      if (mobile && !(await evaluate(`(${opensMenu})()`))) faults.push(`${current}: no menu opens`)
     }
     for (const [text, expected] of SEARCHES) {
       current = `search for ${text} at ${width}x${height}`

@@ -120,7 +120,8 @@ void on_every_device(const std::function<void(Device&)>& body, const std::vector
 }
 
 // HOGWILD_TEST_CASES: how many of them, chosen at random (default all).
-std::vector<std::int64_t> some_of(std::vector<std::int64_t> values) {
+template <class T = std::int64_t>
+std::vector<T> some_of(std::vector<T> values) {
   const char* text = std::getenv("HOGWILD_TEST_CASES");
   if (text == nullptr) return values;
   std::shuffle(values.begin(), values.end(), rng);
@@ -872,8 +873,8 @@ TEST(attention_does_not_depend_on_company) {
   on_every_device([](Device& device) {
     const std::shared_ptr<Device> other = create_cpu_device({.threads = 2, .simd = device.info().simd});
     for (const KvFormats& formats : kKvFormats) {
-      constexpr std::pair<int, int> kCases[] = {{1, 0}, {3, 0}, {8, 0}, {1, 100}, {3, 33}, {3, 300}, {8, 5}};
-      for (const auto& [group, window] : kCases) {
+      const std::vector<std::pair<int, int>> cases = {{1, 0}, {3, 0}, {8, 0}, {1, 100}, {3, 33}, {3, 300}, {8, 5}};
+      for (const auto& [group, window] : some_of(cases)) {
         const std::int64_t head_dim = group == 3 ? 64 : 72;  // in pairs of bf16, and not
         AttentionCase c = random_case(device, {1, 2, head_dim, formats.keys, formats.values}, group, 9, 4, 700);
         if (window > 0) add_features(c, window);
@@ -940,7 +941,7 @@ TEST(attention_of_a_large_step_equals_single_tokens) {
     std::vector<float> out, lse, out_one, lse_one;
     // Windows that begin among the short segments, in the first one's last span, and in its first: of none are the
     // states of all tokens within 16 MB.
-    for (const std::int64_t window : {0, 150, 220, 300}) {
+    for (const std::int64_t window : some_of({0, 150, 220, 300})) {
       if (window > 0) add_features(c, window);
       c.attend(device, out, lse);
       for (const std::int64_t token : {0, 1, 23, 24, 40, 71}) {
@@ -959,7 +960,7 @@ TEST(attention_does_not_touch_what_a_token_does_not_see) {
   on_every_device(
       [](Device& device) {
         for (const KvFormats& formats : kKvFormats) {
-          for (const std::int64_t window : {0, 1, 20, 70, 300}) {
+          for (const std::int64_t window : some_of({0, 1, 20, 70, 300})) {
             const std::int64_t head_dim = 64, tokens = 5;
             AttentionCase c = random_case(device, {1, 1, head_dim, formats.keys, formats.values}, 2, tokens, 3, 400);
             add_features(c, window);
@@ -994,7 +995,7 @@ TEST(attention_does_not_read_pages_outside_all_windows) {
   on_every_device(
       [](Device& device) {
         for (const KvFormats& formats : kKvFormats) {
-          for (const std::int64_t window : {1, 64, 100, 300}) {
+          for (const std::int64_t window : some_of({1, 64, 100, 300})) {
             AttentionCase c = random_case(device, {1, 1, 32, formats.keys, formats.values}, 2, 3, 3, 3000);
             add_features(c, window);
             std::vector<float> out, lse, out_without, lse_without;
