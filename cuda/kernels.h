@@ -15,6 +15,7 @@
 #include <driver_types.h>
 #endif
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -82,12 +83,49 @@ cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream)
 // params.ranges in device memory, like the others.
 cudaError_t launch_attention_mass(const AttentionMassParams& params, cudaStream_t stream);
 
+// Elements of a row of a plain matrix on the device, and of what it is multiplied with: zeros behind its own, so that
+// rows are read 16 bytes at a time.
+#if defined(__CUDACC__)
+__host__ __device__
+#endif
+    constexpr std::int64_t padded_cols(std::int64_t cols) {
+  return (cols + 7) / 8 * 8;
+}
+
 // ---- matrix products (matmul.cu) --------------------------------------------------------------------
 
+// Matrices of experts, as their kernels find them: for each expert gate, up and down.
+struct alignas(16) ExpertMatrix {
+  const void* data = nullptr;
+  const float* bias = nullptr;            // null: none
+  const std::int32_t* columns = nullptr;  // Matrix::columns
+  const void* unused = nullptr;
+};
+inline constexpr int kExpertMatrices = 3;
+
+// Neighbouring rows that go to one expert, at most as many as a tile of the products has.
+struct alignas(16) ExpertRun {
+  std::int32_t expert = 0;
+  std::int32_t first = 0, rows = 0;      // of all (row, choice) pairs, expert after expert
+  std::int32_t first_run = 0, runs = 0;  // of this expert
+  std::int32_t unused[3] = {};
+};
+
+// Products with each expert's own matrices, of the rows that go to it.
+struct ExpertProducts {
+  const ExpertRun* runs = nullptr;         // null: no experts
+  const std::int32_t* n_runs = nullptr;    // [1]
+  const ExpertMatrix* matrices = nullptr;  // [E, kExpertMatrices]
+  std::int32_t first_matrix = 0;           // which of the three is the first output
+  std::int32_t max_runs = 0;               // upper bound of n_runs
+};
+
 // Weights bf16 or f16 (all matrices alike) and x in their dtype, all aligned to 16 bytes, k a multiple of 8; sums are
-// f32.
+// f32. Of experts: `params.rows` is the most that a run has, at most 64; x and y hold the rows of all runs, and the
+// matrices' data and biases are those of `experts`.
 struct MatmulLaunch {
   MatmulParams params;
+  ExpertProducts experts = {};
   std::int32_t multiprocessors = 0;  // of the device: the work is shared out over a multiple of these
   void* workspace = nullptr;         // matmul_workspace_bytes(), aligned to 256; zero at first, and left so
 };
@@ -96,17 +134,68 @@ struct MatmulLaunch {
 std::size_t matmul_workspace_bytes(const MatmulLaunch& launch);
 cudaError_t launch_matmul(const MatmulLaunch& launch, cudaStream_t stream);
 
+// The same with quantised weights in fragments (core/fragments.h), all matrices of one format, and x in bf16
+// (quant_matmul.cu).
+std::size_t quantised_matmul_workspace_bytes(const MatmulLaunch& launch);
+cudaError_t launch_quantised_matmul(const MatmulLaunch& launch, cudaStream_t stream);
+
+// ---- experts (routing.cu) -----------------------------------------------------------------------------
+//
+// ExpertsParams in parts: each row's choice, its copies side by side expert after expert, three products (above), and
+// the sum of what they give. params.experts gives the number of experts; of pointers only router_logits and out are
+// looked at.
+
+struct RoutingLaunch {
+  ExpertsParams params;
+  const std::int32_t* n_rows = nullptr;  // [1]: rows beyond so many are left out; null: none are
+  std::int32_t run_rows = 0;             // most rows of a run
+  std::int32_t* experts = nullptr;       // [rows, used]: in descending order of the logits
+  float* weights = nullptr;              // [rows, used]
+  std::int32_t* places = nullptr;        // [rows, used]: of the pairs, expert after expert
+  ExpertRun* runs = nullptr;             // [max_expert_runs(...)]
+  std::int32_t* n_runs = nullptr;        // [1]
+};
+constexpr std::int64_t max_expert_runs(std::int64_t pairs, std::int64_t experts, std::int64_t run_rows) {
+  return std::min(pairs, experts) + pairs / run_rows;
+}
+cudaError_t launch_routing(const RoutingLaunch& launch, cudaStream_t stream);
+
+// Rows for the pairs, at their places and rounded to bf16 or f16: out [rows * used, padded_cols(cols)].
+struct GatherParams {
+  const float* x = nullptr;  // [rows, cols], or, with at_places, [rows * used, cols]
+  bool at_places = false;    // a pair's row is at its place already
+  std::int64_t cols = 0;
+  const ExpertMatrix* matrices = nullptr;  // [E, kExpertMatrices]: puts the columns in the order of one of the three;
+  std::int32_t matrix = 0;                 // null: they stay as they are
+  Dtype dtype = Dtype::kBF16;
+  void* out = nullptr;
+};
+cudaError_t launch_gather(const RoutingLaunch& launch, const GatherParams& params, cudaStream_t stream);
+
+// params.out[r] += sum over r's pairs of weight * y[place]; y [rows * used, H].
+cudaError_t launch_combine(const RoutingLaunch& launch, const float* y, cudaStream_t stream);
+
 // ---- row by row (pointwise.cu) ----------------------------------------------------------------------
 
-// The table: f32, bf16 or f16.
+// The table: f32, bf16 or f16, its rows padded.
 cudaError_t launch_embedding(const EmbeddingParams& params, const StepArrays& step, cudaStream_t stream);
+
+// The table: quantised, in fragments (quant_rows.cu).
+cudaError_t launch_quantised_embedding(const EmbeddingParams& params, const StepArrays& step, cudaStream_t stream);
+
+// out[r][i] = x[r][columns[i]], elements of 16 bits, x [rows, k], k even; all are aligned to 16 bytes (quant_rows.cu).
+cudaError_t launch_permute(const void* x, const std::int32_t* columns, std::int64_t rows, std::int64_t k, void* out,
+                           cudaStream_t stream);
 
 cudaError_t launch_rms_norm(const RmsNormParams& params, cudaStream_t stream);
 cudaError_t launch_gated_activation(const GatedActivationParams& params, cudaStream_t stream);
+cudaError_t launch_add(const AddParams& params, cudaStream_t stream);
+cudaError_t launch_softcap(const SoftcapParams& params, cudaStream_t stream);
 
-// The n elements of x, a multiple of 4, rounded to bf16 or f16 as operands of a product; f16: held within its range, as
-// where the two ops above write f16. Both are aligned to 16 bytes.
-cudaError_t launch_round(const float* x, std::int64_t n, Dtype dtype, void* out, cudaStream_t stream);
+// x [rows, cols] rounded to bf16 or f16 as operands of a product, [rows, padded_cols(cols)]; f16: held within its
+// range, as where the two ops above write f16.
+cudaError_t launch_round(const float* x, std::int64_t rows, std::int64_t cols, Dtype dtype, void* out,
+                         cudaStream_t stream);
 
 // ---- sampling (sample.cu) ---------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-// What is done row by row or element by element between the products: embedding, RMSNorm, gated activation.
+// What is done row by row or element by element between the products: embedding, RMSNorm, gated activation, scaled
+// sums, soft caps.
 #include <climits>
 #include <cmath>
 
@@ -22,7 +23,7 @@ __global__ void __launch_bounds__(kThreads)
     gather_embedding(const __grid_constant__ EmbeddingParams p, const std::int32_t* tokens, Dtype dtype) {
   const std::int64_t row = blockIdx.x;
   const std::int64_t cols = p.table.cols;
-  const std::size_t from = static_cast<std::size_t>(simt::load_constant(tokens + row)) * cols;
+  const std::size_t from = static_cast<std::size_t>(simt::load_constant(tokens + row)) * padded_cols(cols);
   float* out = p.out + row * cols;
   if constexpr (kWide) {
     for (std::int64_t i = 8 * static_cast<std::int64_t>(threadIdx.x); i < cols; i += 8 * kThreads) {
@@ -82,13 +83,19 @@ __global__ void __launch_bounds__(kThreads) normalize_rows(const __grid_constant
 // ---- gated activation -----------------------------------------------------------------------------
 
 template <Activation kActivation>
-SIMT_DEVICE float activate(float x) {
+SIMT_DEVICE float gated(float gate, float up) {
   if constexpr (kActivation == Activation::kSilu) {
-    return x / (1.f + expf(-x));
-  } else {
+    return gate / (1.f + expf(-gate)) * up;
+  } else if constexpr (kActivation == Activation::kGeluTanh) {
     // 0.5 x (1 + tanh(u)) = x sigmoid(2 u) (Hendrycks and Gimpel 2016, arXiv 1606.08415)
-    const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-    return x / (1.f + expf(-2.f * u));
+    const float u = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate);
+    return gate / (1.f + expf(-2.f * u)) * up;
+  } else {
+    static_assert(kActivation == Activation::kClampedSwiglu);
+    // NaN stays NaN: comparisons with it are false.
+    gate = gate > kSwigluLimit ? kSwigluLimit : gate;
+    up = up > kSwigluLimit ? kSwigluLimit : up < -kSwigluLimit ? -kSwigluLimit : up;
+    return gate / (1.f + expf(-kSwigluAlpha * gate)) * (up + 1.f);
   }
 }
 
@@ -100,11 +107,48 @@ __global__ void __launch_bounds__(kThreads) gate_elements(const __grid_constant_
   if constexpr (kWide) {
     const float4 gate = *reinterpret_cast<const float4*>(p.gate + i);
     const float4 up = simt::load_constant(reinterpret_cast<const float4*>(p.up + i));
-    const float4 y = make_float4(activate<kActivation>(gate.x) * up.x, activate<kActivation>(gate.y) * up.y,
-                                 activate<kActivation>(gate.z) * up.z, activate<kActivation>(gate.w) * up.w);
+    const float4 y = make_float4(gated<kActivation>(gate.x, up.x), gated<kActivation>(gate.y, up.y),
+                                 gated<kActivation>(gate.z, up.z), gated<kActivation>(gate.w, up.w));
     visit_array(p.out, p.out_dtype, [&](auto* out) { store_operands(out + i, y); });
   } else {
-    static_cast<float*>(p.out)[i] = activate<kActivation>(p.gate[i]) * simt::load_constant(p.up + i);
+    static_cast<float*>(p.out)[i] = gated<kActivation>(p.gate[i], simt::load_constant(p.up + i));
+  }
+}
+
+// ---- scaled sums and soft caps ----------------------------------------------------------------------
+
+// A thread per element, or per four of them (kWide).
+template <bool kWide>
+__global__ void __launch_bounds__(kThreads) add_scaled(const __grid_constant__ AddParams p) {
+  const std::int64_t i = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * (kWide ? 4 : 1);
+  if (i >= p.n) return;
+  if constexpr (kWide) {
+    float4* to = reinterpret_cast<float4*>(p.x + i);
+    const float4 x = *to;
+    const float4 y = simt::load_constant(reinterpret_cast<const float4*>(p.y + i));
+    *to = make_float4(x.x + p.scale * y.x, x.y + p.scale * y.y, x.z + p.scale * y.z, x.w + p.scale * y.w);
+  } else {
+    p.x[i] += p.scale * simt::load_constant(p.y + i);
+  }
+}
+
+// `by`: scale / softcap, or scale where there is no cap.
+template <bool kCapped>
+SIMT_DEVICE float capped(float x, float by, float softcap) {
+  return kCapped ? tanhf(x * by) * softcap : x * by;
+}
+
+template <bool kCapped, bool kWide>
+__global__ void __launch_bounds__(kThreads) cap_elements(float* values, std::int64_t n, float by, float softcap) {
+  const std::int64_t i = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * (kWide ? 4 : 1);
+  if (i >= n) return;
+  if constexpr (kWide) {
+    float4* at = reinterpret_cast<float4*>(values + i);
+    const float4 x = *at;
+    *at = make_float4(capped<kCapped>(x.x, by, softcap), capped<kCapped>(x.y, by, softcap),
+                      capped<kCapped>(x.z, by, softcap), capped<kCapped>(x.w, by, softcap));
+  } else {
+    values[i] = capped<kCapped>(values[i], by, softcap);
   }
 }
 
@@ -115,6 +159,17 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) round_elements(const float* x, std::int64_t n, T* out) {
   const std::int64_t i = 4 * (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
   if (i < n) store_operands(out + i, simt::load_constant(reinterpret_cast<const float4*>(x + i)));
+}
+
+// Grid: (rows; groups of kThreads pairs of elements). What lies behind a row becomes zero.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) round_and_pad(const float* x, std::int64_t cols, T* out) {
+  const std::int64_t i = 2 * (static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x);
+  if (i >= padded_cols(cols)) return;
+  const float* row = x + blockIdx.x * cols;
+  const float first = i < cols ? simt::load_constant(row + i) : 0.f;
+  const float second = i + 1 < cols ? simt::load_constant(row + i + 1) : 0.f;
+  *reinterpret_cast<std::uint32_t*>(out + blockIdx.x * padded_cols(cols) + i) = round2<T>(first, second);
 }
 
 }  // namespace
@@ -129,6 +184,12 @@ constexpr std::int64_t kLongRow = 1024;
 template <typename Body>
 cudaError_t dispatch_wide(bool wide, Body&& body) {
   return wide ? body.template operator()<true>() : body.template operator()<false>();
+}
+
+constexpr int elements_of(bool wide) { return kThreads * (wide ? 4 : 1); }  // of a CTA
+bool is_count(std::int64_t n) { return 0 <= n && n <= std::int64_t{INT_MAX} * kThreads; }
+dim3 grid_for(std::int64_t n, bool wide) {
+  return dim3(static_cast<unsigned>((n + elements_of(wide) - 1) / elements_of(wide)));
 }
 
 }  // namespace
@@ -162,34 +223,60 @@ cudaError_t launch_rms_norm(const RmsNormParams& params, cudaStream_t stream) {
 }
 
 cudaError_t launch_gated_activation(const GatedActivationParams& params, cudaStream_t stream) {
-  if (params.n < 0 || params.n > std::int64_t{INT_MAX} * kThreads) return cudaErrorInvalidValue;
+  if (!is_count(params.n)) return cudaErrorInvalidValue;
   if (params.n == 0) return cudaSuccess;
   const bool wide = params.n % 4 == 0 && are_aligned({params.gate, params.up, params.out});
   if (!wide && params.out_dtype != Dtype::kF32) return cudaErrorInvalidValue;
+  const dim3 grid = grid_for(params.n, wide);
   return dispatch_wide(wide, [&]<bool kWide>() {
-    constexpr int kElements = kThreads * (kWide ? 4 : 1);
-    const dim3 grid(static_cast<unsigned>((params.n + kElements - 1) / kElements));
     switch (params.activation) {
       case Activation::kSilu:
         return SIMT_LAUNCH((gate_elements<Activation::kSilu, kWide>), grid, dim3(kThreads), 0, stream, params);
       case Activation::kGeluTanh:
         return SIMT_LAUNCH((gate_elements<Activation::kGeluTanh, kWide>), grid, dim3(kThreads), 0, stream, params);
       case Activation::kClampedSwiglu:
-        break;
+        return SIMT_LAUNCH((gate_elements<Activation::kClampedSwiglu, kWide>), grid, dim3(kThreads), 0, stream, params);
     }
     return cudaErrorInvalidValue;
   });
 }
 
-cudaError_t launch_round(const float* x, std::int64_t n, Dtype dtype, void* out, cudaStream_t stream) {
-  constexpr int kElements = 4 * kThreads;
-  if (n < 0 || n > std::int64_t{INT_MAX} * kElements || n % 4 != 0 || !are_aligned({x, out})) {
-    return cudaErrorInvalidValue;
-  }
-  if (n == 0) return cudaSuccess;
+cudaError_t launch_add(const AddParams& params, cudaStream_t stream) {
+  if (!is_count(params.n)) return cudaErrorInvalidValue;
+  if (params.n == 0) return cudaSuccess;
+  const bool wide = params.n % 4 == 0 && are_aligned({params.x, params.y});
+  return dispatch_wide(wide, [&]<bool kWide>() {
+    return SIMT_LAUNCH(add_scaled<kWide>, grid_for(params.n, wide), dim3(kThreads), 0, stream, params);
+  });
+}
+
+cudaError_t launch_softcap(const SoftcapParams& params, cudaStream_t stream) {
+  if (!is_count(params.n) || !(params.softcap >= 0)) return cudaErrorInvalidValue;
+  if (params.n == 0) return cudaSuccess;
+  const bool wide = params.n % 4 == 0 && are_aligned({params.x});
+  const auto launch = [&]<bool kCapped, bool kWide>(float by) {
+    return SIMT_LAUNCH((cap_elements<kCapped, kWide>), grid_for(params.n, wide), dim3(kThreads), 0, stream, params.x,
+                       params.n, by, params.softcap);
+  };
+  return dispatch_wide(wide, [&]<bool kWide>() {
+    return params.softcap == 0 ? launch.template operator()<false, kWide>(params.scale)
+                               : launch.template operator()<true, kWide>(params.scale / params.softcap);
+  });
+}
+
+cudaError_t launch_round(const float* x, std::int64_t rows, std::int64_t cols, Dtype dtype, void* out,
+                         cudaStream_t stream) {
+  if (rows < 0 || rows > INT_MAX || cols < 1 || cols > INT_MAX || !is_count(rows * cols)) return cudaErrorInvalidValue;
+  if (rows == 0) return cudaSuccess;
+  const bool wide = cols % 8 == 0 && are_aligned({x, out});
   return dispatch_dtype(dtype, [&]<typename T>() {
-    return SIMT_LAUNCH(round_elements<T>, dim3(static_cast<unsigned>((n + kElements - 1) / kElements)), dim3(kThreads),
-                       0, stream, x, n, static_cast<T*>(out));
+    if (wide) {
+      return SIMT_LAUNCH(round_elements<T>, grid_for(rows * cols, true), dim3(kThreads), 0, stream, x, rows * cols,
+                         static_cast<T*>(out));
+    }
+    const auto pairs = static_cast<unsigned>((padded_cols(cols) / 2 + kThreads - 1) / kThreads);
+    return SIMT_LAUNCH(round_and_pad<T>, dim3(static_cast<unsigned>(rows), pairs), dim3(kThreads), 0, stream, x, cols,
+                       static_cast<T*>(out));
   });
 }
 

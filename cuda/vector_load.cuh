@@ -20,6 +20,17 @@ SIMT_DEVICE T load_constant_16(const T* from) {
   return value;
 }
 
+// The same of 32 bytes, in two loads.
+template <typename T>
+SIMT_DEVICE T load_constant_32(const T* from) {
+  static_assert(sizeof(T) == 2 * sizeof(uint4) && alignof(T) == alignof(uint4));
+  const uint4* halves = reinterpret_cast<const uint4*>(from);
+  const uint4 raw[2] = {simt::load_constant(halves), simt::load_constant(halves + 1)};
+  T value;
+  memcpy(static_cast<void*>(&value), raw, sizeof value);
+  return value;
+}
+
 // Eight floats that no thread of the launch writes, aligned to 16 bytes.
 SIMT_DEVICE void load8(const float* from, float (&to)[8]) {
   const float4 low = simt::load_constant(reinterpret_cast<const float4*>(from));

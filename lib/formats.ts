@@ -62,6 +62,16 @@ export const FORMATS: Readonly<
   int4_g128: { elements: 128, bytes: 69 },
 }
 
+/**
+ * Bytes of 64 elements of a row on a CUDA card, which keeps codes of up to 4 bits in 4 and larger ones in 8
+ * (native/core/fragments.h). 0: as they are stored.
+ */
+export const CARD_BYTES: Readonly<Record<Format, number>> = {
+  ...{ f32: 0, f16: 0, bf16: 0, q8_0: 68, q4_0: 36, q4_1: 40, q5_0: 68, q5_1: 72, q2_k: 44 },
+  ...{ q3_k: 38, q4_k: 40, q5_k: 72, q6_k: 70, iq4_nl: 36, iq4_xs: 36, mxfp4: 34 },
+  ...{ int4_g32: 42, int4_g64: 37, int4_g128: 37 },
+}
+
 /** Those of GGUF files. */
 export type GgufFormat = Exclude<Format, `int4_${string}`>
 
@@ -72,6 +82,11 @@ export const GGUF_FORMATS = Object.keys(FORMATS).filter(
 /** Whether it stores blocks of integers with scales. */
 export function isQuantised(format: Format): boolean {
   return FORMATS[format].elements > 1
+}
+
+/** Bytes of a matrix of a quantised format on a CUDA card, which has whole blocks of 16 rows and 64 columns. */
+export function cardBytes(format: Format, rows: number, cols: number): number {
+  return Math.ceil(rows / 16) * 16 * Math.ceil(cols / 64) * CARD_BYTES[format]
 }
 
 /** Bytes of `rows` rows of `cols` elements in a file; `cols` is a multiple of the format's block. */

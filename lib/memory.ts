@@ -6,7 +6,7 @@ import { freemem, totalmem } from 'node:os'
 import { join } from 'node:path'
 import type { Device } from './device'
 import { HogwildError } from './errors'
-import { type Dtype, FORMATS, type Format, storedBytes } from './formats'
+import { cardBytes, type Dtype, FORMATS, type Format, storedBytes } from './formats'
 import { inBytes } from './printable'
 import type { Warnings } from './warnings'
 
@@ -55,7 +55,8 @@ export function weightMemory(tensors: readonly StoredTensor[], place: WeightPlac
     const isInOrder = !interleaved && !strides && !exponents && !integers
     const inPlace = kept === format && stays && isInOrder
     const where = inPlace && place.mapped && place.device === 'cpu' ? 'mapped' : 'own'
-    memory[where] += storedBytes(kept, rows, cols)
+    const isRepacked = place.device === 'cuda' && !isPlain
+    memory[where] += isRepacked ? cardBytes(kept, rows, cols) : storedBytes(kept, rows, cols)
   }
   return memory
 }

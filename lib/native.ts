@@ -241,8 +241,8 @@ export interface NativeAttendOptions extends NativeScoreOptions {
 export interface NativeBinding {
   setErrorClass(errorClass: new (message: string, code: never) => Error): void
   probe(): Probe
-  /** The table of native/core/format.h. */
-  formats(): { name: string; elements: number; bytes: number }[]
+  /** The table of native/core/format.h, and bytes of 64 elements on a card (native/core/fragments.h). */
+  formats(): { name: string; elements: number; bytes: number; cardBytes: number }[]
 
   /** profile: the device measures its ops, for `deviceProfile`. */
   createDevice(options: {

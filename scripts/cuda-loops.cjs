@@ -5,7 +5,7 @@
 //   node scripts/cuda-loops.cjs FOLDER [--write]
 //
 // FOLDER: of cubins as nvcc --keep leaves them, e.g. matmul.compute_80.cubin. A trip copies and multiplies 8 KB of
-// weights (matmul: 64 outputs x 64) or a tile of keys and values (attention: 32 KB in rows of 128). Counted is the
+// weights (matmul: 64 outputs x 64; quantised ones are fewer bytes) or a tile of keys and values (attention: 32 KB in rows of 128). Counted is the
 // shortest way round the loop that passes all of its copies (LDGSTS) and matrix products (HMMA), for one warp. Fails
 // where a trip takes more instructions than the table allows, or is not in it, and where sampling adds to shared memory
 // by compare-and-swap, which is what 64-bit additions become. --write: makes the table.
@@ -138,7 +138,9 @@ const [folder, write] = process.argv.slice(2)
 const found = {}
 const problems = []
 for (const file of readdirSync(folder).sort()) {
-  const named = /^(?:matmul|attention|sample)\.compute_(\w+?)(?:\.sm_\w+)?\.cubin$/.exec(file)
+  const named = /^(?:(?:quant_)?matmul|attention|sample)\.compute_(\w+?)(?:\.sm_\w+)?\.cubin$/.exec(
+    file,
+  )
   if (!named) continue
   const kernels = kernelsOf(path.join(folder, file))
   const names = readable([...kernels.keys()])

@@ -163,6 +163,12 @@ function counts() {
     'what a product reads is written in 16 bits by the op before it. In brackets: registers of a thread.',
     ...table(['rows', ...heads], rows(/^multiply<bf16, Tile<\d+, 64,/)),
     '',
+    'Quantised products: instructions of a warp for 16 outputs x 64 columns, with minima and groups of 16, the dearest way,',
+    'by rows; codes of 4 bits, of 4 bits with a table, of 8 bits.',
+    ...['Affine4', 'Table4', 'Signed8'].flatMap((codes) => [
+      ...table([codes, ...heads], rows(new RegExp(`^multiply<${codes},`))),
+      '',
+    ]),
     'Attention, bf16, head_dim 128: instructions of a warp for a tile of 32 KB of keys and values, by rows (new tokens x',
     'query heads of a kv head).',
     ...table(['rows', ...heads], rows(/^attend<bf16, Tile<128,/)),

@@ -58,7 +58,8 @@ build_all() {
   architecture=${capability:-9.0}
   architecture=${architecture/./}
   mkdir -p "$build"
-  local source program job rc=0 jobs=() library=() sources=(cuda/*.cu cuda/plan.cc native/device/{backends,sampling}.cc native/device/cuda/*.cc)
+  local source program job rc=0 jobs=() library=() sources=(cuda/*.cu cuda/plan.cc native/core/{fragments,quant}.cc native/device/{backends,sampling}.cc
+    native/device/cuda/*.cc)
   local programs=(bench/gpu/bench.cc)
   for program in "${all_tests[@]}"; do programs+=("test/cuda/${program}_test.cc"); done
   for source in "${sources[@]}"; do library+=("$build/$(basename "$source").sm_$architecture.o"); done

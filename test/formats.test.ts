@@ -1,8 +1,19 @@
-import { DTYPE_BYTES, FORMATS, type Format, storedBytes } from '../lib/formats'
+import {
+  CARD_BYTES,
+  cardBytes,
+  DTYPE_BYTES,
+  FORMATS,
+  type Format,
+  storedBytes,
+} from '../lib/formats'
 import { native } from '../lib/native'
 
 test('JavaScript and native code have one table of formats', () => {
-  const table = Object.entries(FORMATS).map(([name, block]) => ({ name, ...block }))
+  const table = Object.entries(FORMATS).map(([name, block]) => ({
+    name,
+    ...block,
+    cardBytes: CARD_BYTES[name as Format],
+  }))
   expect(native.formats()).toEqual(table)
 })
 
@@ -15,4 +26,5 @@ test('every dtype is a plain format', () => {
 test('bytes of a matrix', () => {
   expect(storedBytes('bf16', 3, 5)).toBe(30)
   expect(storedBytes('q4_k', 2, 512)).toBe(2 * 2 * 144)
+  expect(cardBytes('q4_0', 17, 96)).toBe(32 * 2 * 36)
 })

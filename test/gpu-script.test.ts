@@ -8,7 +8,17 @@ import { temporaryFolder } from './fixtures'
 
 const script = join(__dirname, '..', 'scripts', 'gpu.sh')
 const figures = join(__dirname, '..', 'scripts', 'gpu-figures.cjs')
-const programs = ['simt', 'attention', 'kv', 'matmul', 'pointwise', 'sample', 'stress']
+const programs = [
+  'simt',
+  'attention',
+  'kv',
+  'matmul',
+  'pointwise',
+  'quantised',
+  'routing',
+  'sample',
+  'stress',
+]
 
 interface Line {
   stage?: string

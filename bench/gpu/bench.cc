@@ -29,6 +29,7 @@
 
 #include "core/error.h"
 #include "core/float16.h"
+#include "core/fragments.h"
 #include "device/device.h"
 #include "kernels.h"
 #include "kv_shape.h"
@@ -343,46 +344,65 @@ class Bench {
       const char* name;
       std::vector<std::int64_t> outputs;
       std::int64_t k;
+      Format format = Format::kBF16;
     };
     const ModelShape& m = kEmulated ? kSmall : kQwq;
     const Case cases[] = {{"gate_up", {m.intermediate, m.intermediate}, m.hidden},
                           {"down", {m.hidden}, m.intermediate},
                           {"qkv", {m.hidden, m.hidden / 5 / 8 * 8, m.hidden / 5 / 8 * 8}, m.hidden},
                           {"o", {m.hidden}, m.hidden},
-                          {"head", {m.vocab}, m.hidden}};
+                          {"head", {m.vocab}, m.hidden},
+                          {"gate_up q4_k", {m.intermediate, m.intermediate}, m.hidden, Format::kQ4_K},
+                          {"gate_up q4_0", {m.intermediate, m.intermediate}, m.hidden, Format::kQ4_0},
+                          {"gate_up mxfp4", {m.intermediate, m.intermediate}, m.hidden, Format::kMXFP4},
+                          {"gate_up int4_g128", {m.intermediate, m.intermediate}, m.hidden, Format::kInt4G128},
+                          {"gate_up q6_k", {m.intermediate, m.intermediate}, m.hidden, Format::kQ6_K},
+                          {"gate_up q8_0", {m.intermediate, m.intermediate}, m.hidden, Format::kQ8_0}};
     for (const Case& c : cases) {
-      std::int64_t n = 0;
-      for (const std::int64_t outputs : c.outputs) n += outputs;
-      const std::int64_t bytes = n * c.k * 2, copies = copies_beyond_l2(bytes, 2);
-      std::vector<const std::uint16_t*> weights;
+      const bool plain = is_plain(c.format);
+      const auto matrix_of = [&](std::int64_t outputs) {
+        return Matrix{nullptr, c.format, outputs, c.k, plain ? Order::kRows : Order::kFragments};
+      };
+      std::int64_t n = 0, bytes = 0;
+      for (const std::int64_t outputs : c.outputs) {
+        n += outputs;
+        bytes += matrix_bytes(matrix_of(outputs));
+      }
+      const std::int64_t copies = copies_beyond_l2(bytes, 2);
+      std::vector<const std::byte*> weights;
       for (const std::int64_t rows : {1, 4, 8, 16, 32, 64}) {
         if (kEmulated && rows > 4) continue;
         if (is_late()) continue;
-        while (std::ssize(weights) < copies) weights.push_back(random_bf16(n * c.k));
+        while (std::ssize(weights) < copies) {
+          weights.push_back(reinterpret_cast<const std::byte*>(random_bf16(bytes / 2)));
+        }
         const std::uint16_t* x = random_bf16(rows * c.k);
         float* y = allocate<float>(rows * n);
         cuda::MatmulLaunch launch{.multiprocessors = card_.multiProcessorCount};
         launch.params = {
             .x = x, .x_dtype = Dtype::kBF16, .rows = rows, .k = c.k, .n_outputs = static_cast<int>(c.outputs.size())};
         for (std::size_t i = 0; i < c.outputs.size(); ++i) {
-          launch.params.outputs[i].weight = {nullptr, Format::kBF16, c.outputs[i], c.k};
+          launch.params.outputs[i].weight = matrix_of(c.outputs[i]);
         }
-        launch.workspace = allocate<std::byte>(static_cast<std::int64_t>(cuda::matmul_workspace_bytes(launch)));
+        launch.workspace = allocate<std::byte>(static_cast<std::int64_t>(
+            plain ? cuda::matmul_workspace_bytes(launch) : cuda::quantised_matmul_workspace_bytes(launch)));
         const std::int64_t launches = std::max<std::int64_t>(copies, kEmulated ? 1 : 8);
-        const double seconds = time([&] {
-                                 for (std::int64_t i = 0; i < launches; ++i) {
-                                   const std::uint16_t* at = weights[static_cast<std::size_t>(i % copies)];
-                                   float* to = y;
-                                   for (std::size_t o = 0; o < c.outputs.size(); ++o) {
-                                     launch.params.outputs[o].weight.data = at;
-                                     launch.params.outputs[o].y = to;
-                                     at += c.outputs[o] * c.k;
-                                     to += rows * c.outputs[o];
-                                   }
-                                   check(cuda::launch_matmul(launch, stream_), "matmul");
-                                 }
-                               }) /
-                               static_cast<double>(launches);
+        const double seconds =
+            time([&] {
+              for (std::int64_t i = 0; i < launches; ++i) {
+                const std::byte* at = weights[static_cast<std::size_t>(i % copies)];
+                float* to = y;
+                for (std::size_t o = 0; o < c.outputs.size(); ++o) {
+                  launch.params.outputs[o].weight.data = at;
+                  launch.params.outputs[o].y = to;
+                  at += matrix_bytes(launch.params.outputs[o].weight);
+                  to += rows * c.outputs[o];
+                }
+                check(plain ? cuda::launch_matmul(launch, stream_) : cuda::launch_quantised_matmul(launch, stream_),
+                      "matmul");
+              }
+            }) /
+            static_cast<double>(launches);
         print("\"name\": \"%s\", \"rows\": %lld, \"us\": %.2f, \"gb_s\": %.0f, \"copy_share\": %.3f", c.name,
               static_cast<long long>(rows), seconds * 1e6, static_cast<double>(bytes) / seconds * 1e-9,
               share(static_cast<double>(bytes), seconds));

@@ -9,6 +9,7 @@
 #include "addon/exports.h"
 #include "addon/handles.h"
 #include "core/format.h"
+#include "core/fragments.h"
 #include "device/profile_device.h"
 
 namespace hogwild::addon {
@@ -62,6 +63,9 @@ Napi::Value formats(const Napi::CallbackInfo& info) {
     format.Set("name", kFormats[i].name);
     format.Set("elements", static_cast<double>(kFormats[i].block_elements));
     format.Set("bytes", static_cast<double>(kFormats[i].block_bytes));
+    const bool is_plain_format = is_plain(kFormats[i].format);
+    const std::int64_t record = is_plain_format ? 0 : fragment_bytes(code_info(kFormats[i].format));
+    format.Set("cardBytes", static_cast<double>(record / kFragmentOutputs));
     table.Set(i, format);
   }
   return table;

@@ -71,12 +71,6 @@ static constexpr std::int64_t panel_bytes(const CodeInfo& info, std::int64_t col
 
 static constexpr std::int64_t panel_count(std::int64_t rows) { return (rows + kPanelOutputs - 1) / kPanelOutputs; }
 
-// What a product reads of a matrix.
-static constexpr std::int64_t matrix_bytes(const Matrix& matrix) {
-  if (matrix.order == Order::kRows) return matrix.rows * row_bytes(matrix.format, matrix.cols);
-  return panel_count(matrix.rows) * panel_bytes(code_info(matrix.format), matrix.cols);
-}
-
 // The rows of a matrix as its file has them.
 struct FileRows {
   const std::byte* data = nullptr;

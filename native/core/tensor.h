@@ -49,9 +49,9 @@ enum class Format : std::uint8_t {
   kInt4G128,
 };
 
-// How a matrix lies: as in a file, row after row, or in panels of 16 rows (panels.h), which quantised formats alone
-// have.
-enum class Order : std::uint8_t { kRows, kPanels };
+// How a matrix lies: as in a file, row after row, or, of quantised formats, in panels of 16 rows (panels.h) or in
+// operands of a card's products (fragments.h).
+enum class Order : std::uint8_t { kRows, kPanels, kFragments };
 
 // A weight matrix [rows, cols] where it lies; `data` of plain formats is aligned to their elements.
 struct Matrix {

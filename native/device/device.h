@@ -7,7 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -62,6 +64,8 @@ struct WeightSource {
 struct WeightStorage {
   std::vector<Buffer> buffers;
   std::size_t used = 0;  // bytes of the last buffer
+  // Copies of WeightSource::columns, where a device has memory of its own: those that are the same array are one.
+  std::map<const std::int32_t*, const std::int32_t*> columns;
 };
 
 struct DeviceInfo {
@@ -72,14 +76,7 @@ struct DeviceInfo {
   int threads = 0;   // cpu: threads that compute, the calling one included
 };
 
-// What a model may need beyond what every device computes.
-enum class Feature : std::uint8_t {
-  kAdd,      // AddParams
-  kSoftcap,  // SoftcapParams
-  kExperts,  // ExpertsParams
-};
-
-// Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`, `has`,
+// Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
 // `kv_padding`, `check_sampler`, `product_input`, `own_memory`, `free_memory` and, where `own_memory` is 0, `allocate`:
 // these may come from any thread. Ops may be asynchronous on the device; `synchronize` waits for all of them.
 // `download` waits by itself.
@@ -88,9 +85,6 @@ class Device {
   virtual ~Device() = default;
 
   virtual DeviceInfo info() const = 0;
-
-  // What it lacks is refused by name when a model is loaded.
-  virtual bool has(Feature) const { return true; }
 
   // Throws kUnsupported, naming what is supported, where the device cannot sample so. For whoever begins a step;
   // `sample` refuses the same.
@@ -120,9 +114,13 @@ class Device {
   // is supported, for formats that the device does not have.
   virtual Matrix upload_weight(const WeightSource& source, WeightStorage& storage) = 0;
 
-  // What ops before a product with these weights write for it (`out_dtype`, `x_dtype`): where the device rounds x, it
+  // What the device needs beside the matrices of a layer's experts; empty where that is nothing. Throws kUnsupported,
+  // naming what is supported, for experts that the device cannot compute.
+  virtual Buffer upload_experts(std::span<const FeedForward>) { return {}; }
+
+  // What ops before a product with this matrix write for it (`out_dtype`, `x_dtype`): where the device rounds x, it
   // is rounded there, once, and read in its 16 bits. A product takes x in f32 too.
-  virtual Dtype product_input(Format) const { return Dtype::kF32; }
+  virtual Dtype product_input(const Matrix&) const { return Dtype::kF32; }
 
   // Makes a step readable by ops. What `step` points to stays where it is and unchanged while the result is in use;
   // a device with memory of its own copies it. Any number of steps may be in use, of this device only.

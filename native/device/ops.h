@@ -94,6 +94,8 @@ struct SoftcapParams {
   float softcap = 0;
 };
 
+class DeviceStep;
+
 // ---- mixture of experts ---------------------------------------------------------------------------
 
 // down(activation(gate(x), up(x))). H hidden size, F intermediate size.
@@ -120,6 +122,8 @@ struct ExpertsParams {
   std::int64_t hidden = 0;               // H
   std::int64_t intermediate = 0;         // F
   std::span<const FeedForward> experts;  // [E], host memory
+  const void* device_experts = nullptr;  // what Device::upload_experts made of them
+  const DeviceStep* step = nullptr;      // rows beyond its tokens may be left out; null: none are
   std::int64_t used = 0;                 // in [1, E]
   bool normalized = false;
   Activation activation = Activation::kSilu;

@@ -5,7 +5,7 @@
 #include <chrono>
 #include <utility>
 
-#include "core/panels.h"
+#include "core/fragments.h"
 #include "device/experts.h"
 
 namespace hogwild {

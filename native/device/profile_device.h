@@ -31,7 +31,6 @@ class ProfileDevice final : public Device {
   std::vector<OpProfile> take_profile();
 
   DeviceInfo info() const override { return device_->info(); }
-  bool has(Feature feature) const override { return device_->has(feature); }
   std::int64_t own_memory() const override { return device_->own_memory(); }
   std::int64_t free_memory() const override { return device_->free_memory(); }
   Buffer allocate(std::size_t bytes, const char* purpose) override { return device_->allocate(bytes, purpose); }
@@ -42,10 +41,11 @@ class ProfileDevice final : public Device {
   Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override {
     return device_->upload_weight(source, storage);
   }
+  Buffer upload_experts(std::span<const FeedForward> experts) override { return device_->upload_experts(experts); }
   std::int64_t kv_padding(const KvShape& shape) const override { return device_->kv_padding(shape); }
   void check_sampler(const SampleParams::Row& row) const override { device_->check_sampler(row); }
   std::unique_ptr<DeviceStep> upload(const StepView& step) override { return device_->upload(step); }
-  Dtype product_input(Format weights) const override { return device_->product_input(weights); }
+  Dtype product_input(const Matrix& weight) const override { return device_->product_input(weight); }
   double measure_read_bandwidth(std::size_t bytes) override { return device_->measure_read_bandwidth(bytes); }
 
   void embedding(const DeviceStep& step, const EmbeddingParams& params) override;

@@ -38,21 +38,6 @@ void check_ropes(const ModelConfig& config, const std::vector<RopeSpec>& ropes) 
   }
 }
 
-// Refuses what only other devices compute.
-class Features {
- public:
-  explicit Features(const Device& device) : device_(device) {}
-
-  void require(bool is_unused, Feature feature, const char* field) const {
-    if (is_unused || device_.has(feature)) return;
-    throw Error(code::kUnsupported, std::string(field) + ": the " + device_.info().type +
-                                        " device does not compute it; the cpu device does");
-  }
-
- private:
-  const Device& device_;
-};
-
 // A router of one row would be taken for a vector.
 constexpr std::int64_t kMinExperts = 2;
 
@@ -89,7 +74,7 @@ void check_layer(const ModelConfig& config, const LayerSpec& layer) {
 
 }  // namespace
 
-void check_config(const ModelConfig& config, const Device& device) {
+void check_config(const ModelConfig& config) {
   check_size("vocab_size", config.vocab_size);
   check_size("hidden_size", config.hidden_size);
   check_size("layers", config.n_layers());
@@ -111,16 +96,7 @@ void check_config(const ModelConfig& config, const Device& device) {
   check_positive("residual_scale", config.residual_scale);
   check_positive("logit_scale", config.logit_scale);
   check_not_negative("logit_softcap", config.logit_softcap);
-  const Features features(device);
-  features.require(config.residual_scale == 1, Feature::kAdd, "residual_scale other than 1");
-  features.require(config.logit_scale == 1, Feature::kSoftcap, "logit_scale other than 1");
-  features.require(config.logit_softcap == 0, Feature::kSoftcap, "logit_softcap");
-  for (const LayerSpec& layer : config.layers) {
-    check_layer(config, layer);
-    features.require(!layer.attention_output_norm, Feature::kAdd, "attention_output_norm");
-    features.require(!layer.mlp_output_norm, Feature::kAdd, "mlp_output_norm");
-    features.require(layer.experts.count == 0, Feature::kExperts, "experts");
-  }
+  for (const LayerSpec& layer : config.layers) check_layer(config, layer);
 }
 
 }  // namespace hogwild

@@ -60,7 +60,7 @@ struct ModelConfig {
   std::int64_t n_layers() const { return static_cast<std::int64_t>(layers.size()); }
 };
 
-// Throws kInvalidModel, or kUnsupported where the engine or this device lacks something, naming the field.
-void check_config(const ModelConfig& config, const Device& device);
+// Throws kInvalidModel, or kUnsupported where the engine lacks something, naming the field.
+void check_config(const ModelConfig& config);
 
 }  // namespace hogwild

@@ -4,12 +4,18 @@
 #include <utility>
 
 #include "core/error.h"
-#include "core/panels.h"
+#include "core/fragments.h"
 
 namespace hogwild {
 namespace {
 
 std::atomic<std::uint64_t> next_id = 1;
+
+// In whole cache lines: devices read what lies behind them in wide words.
+std::int64_t router_logits_floats(std::int64_t rows, const ExpertsSpec& experts) {
+  constexpr std::int64_t kLine = 16;
+  return (rows * experts.count + kLine - 1) / kLine * kLine;
+}
 
 }  // namespace
 
@@ -19,7 +25,7 @@ void check_cancelled(const std::atomic<bool>& cancel) {
 
 Decoder::Decoder(std::shared_ptr<Device> device, ModelConfig config, std::unique_ptr<Weights> weights)
     : id_(next_id++), device_(std::move(device)), config_(std::move(config)), weights_(std::move(weights)) {
-  check_config(config_, *device_);
+  check_config(config_);
   layers_ = load_layers(*device_, config_, *weights_);
 }
 
@@ -76,7 +82,7 @@ std::int64_t Decoder::mlp_scratch_floats(std::int64_t rows) const {
     const ExpertsSpec& experts = layer.experts;
     // The activated gate: over the gate itself, or in 16 bits behind gate and up.
     floats = std::max(floats, experts.count == 0 ? rows * ((5 * layer.intermediate_size + 1) / 2)
-                                                 : rows * experts.count +
+                                                 : router_logits_floats(rows, experts) +
                                                        experts_scratch_floats(rows, experts.used, config_.hidden_size,
                                                                               layer.intermediate_size));
   }
@@ -96,9 +102,9 @@ void Decoder::rms_norm(const float* in, const float* weight, std::int64_t rows, 
 
 // f32 where they differ.
 Dtype Decoder::input_of(std::initializer_list<const Matrix*> weights) const {
-  const Dtype first = device_->product_input((*weights.begin())->format);
+  const Dtype first = device_->product_input(**weights.begin());
   const bool same = std::all_of(weights.begin(), weights.end(),
-                                [&](const Matrix* weight) { return device_->product_input(weight->format) == first; });
+                                [&](const Matrix* weight) { return device_->product_input(*weight) == first; });
   return same ? first : Dtype::kF32;
 }
 
@@ -215,10 +221,12 @@ void Decoder::experts(std::int64_t index, const Rows& rows) {
                     .hidden = config_.hidden_size,
                     .intermediate = spec.intermediate_size,
                     .experts = layer.experts,
+                    .device_experts = layer.device_experts.data(),
+                    .step = &rows.step,
                     .used = spec.experts.used,
                     .normalized = spec.experts.normalized,
                     .activation = config_.activation,
-                    .scratch = router_logits + rows.n * spec.experts.count,
+                    .scratch = router_logits + router_logits_floats(rows.n, spec.experts),
                     .out = x(rows)});
 }
 

@@ -89,6 +89,7 @@ class Loader {
     for (std::int64_t e = 0; e < spec.experts.count; ++e) {
       layer.experts.push_back(feed_forward(prefix + "experts." + std::to_string(e) + ".", spec));
     }
+    layer.device_experts = device_.upload_experts(layer.experts);
     return layer;
   }
 

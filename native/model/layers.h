@@ -27,6 +27,7 @@ struct Layer {
   Matrix router;                       // [E, hidden]
   const float* router_bias = nullptr;  // [E]
   std::vector<FeedForward> experts;    // [E]
+  Buffer device_experts;               // of Device::upload_experts
 };
 
 struct Layers {

@@ -13,6 +13,7 @@
 #include "core/finite.h"
 #include "core/float16.h"
 #include "core/format.h"
+#include "core/fragments.h"
 #include "core/panels.h"
 #include "core/quant.h"
 #include "model/joined_tensors.h"

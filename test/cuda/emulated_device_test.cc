@@ -492,7 +492,6 @@ TEST(products_round_as_what_comes_before_them) {
   const Buffer y = attention.allocate(kRows * kOutputs * 4);
   const auto step = attention.upload();
   for (const Format format : {Format::kBF16, Format::kF16}) {
-    CHECK(device.product_input(format) == dtype_of(format));
     std::vector<std::uint16_t> bits(static_cast<std::size_t>(kOutputs * kCols));
     for (std::size_t i = 0; i < bits.size(); ++i) {
       const float weight = 0.01f * static_cast<float>(i % 89) - 0.4f;
@@ -502,6 +501,7 @@ TEST(products_round_as_what_comes_before_them) {
     const Matrix weight = device.upload_weight(
         {.data = reinterpret_cast<const std::byte*>(bits.data()), .format = format, .rows = kOutputs, .cols = kCols},
         storage);
+    CHECK(device.product_input(weight) == dtype_of(format));
     const auto product_after = [&](const auto& op, Dtype dtype) {
       op(between.data(), dtype);
       device.matmul({.x = between.data(),

@@ -10,6 +10,7 @@
 // A table:
 //   sources      files of cuda/ that are compiled with the bug
 //   test         file of test/cuda/
+//   host         files of native/ that the test needs
 //   edits        [file, text, replacement]: what every mutant shares, the control too (to compile less)
 //   environment  of the test
 //   threads      {environment, test}: what to run under ThreadSanitizer, where there are barriers
@@ -24,9 +25,11 @@ import attention from './mutants/attention.mjs'
 import kv from './mutants/kv.mjs'
 import matmul from './mutants/matmul.mjs'
 import pointwise from './mutants/pointwise.mjs'
+import quantised from './mutants/quantised.mjs'
+import routing from './mutants/routing.mjs'
 import sample from './mutants/sample.mjs'
 
-const tables = { attention, kv, matmul, pointwise, sample }
+const tables = { attention, kv, matmul, pointwise, quantised, routing, sample }
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const work = mkdtempSync(join(tmpdir(), 'hogwild-mutants-'))
@@ -63,6 +66,7 @@ function runTest(table, cuda, kind, runtimeFlags, kernelFlags, environment, args
     '-x',
     'none',
     objectOf(`test/cuda/${table.test}`, kind, kernelFlags),
+    ...(table.host ?? []).map((file) => objectOf(`native/${file}`, kind, kernelFlags)),
     ...runtime.map((name) => objectOf(`cuda/simt/${name}.cc`, kind, runtimeFlags)),
     '-o',
     program,

@@ -1,4 +1,5 @@
-// Embedding, RMSNorm and the gated activations against float64: any sizes, aligned or not, in place or not.
+// Embedding, RMSNorm, gated activations, scaled sums and soft caps against float64: any sizes, aligned or not, in place
+// or not.
 // Also compiles for a GPU (nvcc -x cu).
 #include <algorithm>
 #include <cmath>
@@ -62,15 +63,17 @@ TEST(embedding_gathers_and_scales) {
     const std::int64_t vocab = random_int(1, 50), rows = random_int(1, 20);
     const std::int64_t cols = i % 2 ? 8 * random_int(1, 300) : random_int(1, 700);
     const float scale = i % 5 ? 1 : 11.5f;
-    std::vector<std::uint8_t> table(vocab * cols * dtype_size(dtype));
     std::vector<float> values = random_floats(vocab * cols);
-    for (std::size_t at = 0; at < values.size(); ++at) {
+    std::vector<std::uint8_t> table(vocab * padded_cols(cols) * dtype_size(dtype), 0xff);
+    for (std::int64_t i = 0; i < vocab * cols; ++i) {
+      const auto at = static_cast<std::size_t>(i),
+                 to = static_cast<std::size_t>(i / cols * padded_cols(cols) + i % cols);
       const std::uint16_t bits = dtype == Dtype::kF16 ? f32_to_f16(values[at]) : f32_to_bf16(values[at]);
       if (dtype == Dtype::kF32) {
-        std::memcpy(&table[4 * at], &values[at], 4);
+        std::memcpy(&table[4 * to], &values[at], 4);
       } else {
         values[at] = dtype == Dtype::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
-        std::memcpy(&table[2 * at], &bits, 2);
+        std::memcpy(&table[2 * to], &bits, 2);
       }
     }
     std::vector<std::int32_t> tokens(rows);
@@ -131,19 +134,30 @@ TEST(rms_norm_equals_the_definition) {
   }
 }
 
-double activate(double x, Activation activation) {
-  if (activation == Activation::kSilu) return x / (1 + std::exp(-x));
-  return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+constexpr Activation kActivations[] = {Activation::kSilu, Activation::kGeluTanh, Activation::kClampedSwiglu};
+
+double gated(double gate, double up, Activation activation) {
+  switch (activation) {
+    case Activation::kSilu:
+      return gate / (1 + std::exp(-gate)) * up;
+    case Activation::kGeluTanh:
+      return 0.5 * gate *
+             (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (gate + 0.044715 * gate * gate * gate))) * up;
+    case Activation::kClampedSwiglu:
+      gate = std::min(gate, 7.);
+      return gate / (1 + std::exp(-1.702 * gate)) * (std::clamp(up, -7., 7.) + 1);
+  }
+  return 0;
 }
 
 TEST(gated_activations_equal_the_definition) {
-  for (int i = 0; i < 40; ++i) {
-    const Activation activation = i % 2 ? Activation::kSilu : Activation::kGeluTanh;
+  for (int i = 0; i < 60; ++i) {
+    const Activation activation = kActivations[i % 3];
     const std::int64_t n = i % 4 ? random_int(1, 3000) : 4 * random_int(1, 800);
-    std::vector<float> gate = random_floats(n, 3), up = random_floats(n);
+    std::vector<float> gate = random_floats(n, 3), up = random_floats(n, i % 2 ? 1 : 5);
     const float special[] = {0, -0.f, 30, -30, 200, -200, 1e20f, -1e20f};
     std::copy_n(special, std::min<std::int64_t>(n, 8), gate.begin());
-    const bool in_place = i % 3 == 0;
+    const bool in_place = i % 5 == 0;
     const simt::DeviceArray<float> device_up(up);
     const std::string name = std::to_string(n) + " elements";
     const std::vector<float> out = under_every_schedule(name, [&] {
@@ -155,12 +169,92 @@ TEST(gated_activations_equal_the_definition) {
     });
     double worst = 0;
     for (std::int64_t at = 0; at < n; ++at) {
-      const double exact = activate(gate[at], activation) * up[at];
+      const double exact = gated(gate[at], up[at], activation);
       // Behind -10 the activation itself is next to nothing: an absolute bound.
-      const double error = std::abs(out[at] - exact) / (4e-6 * std::abs(exact) + 1e-6 * std::abs(up[at]));
+      const double error = std::abs(out[at] - exact) / (4e-6 * std::abs(exact) + 1e-6 * (std::abs(up[at]) + 1));
       worst = std::max(worst, std::isnan(error) ? 1e9 : error);
     }
     CHECK_MESSAGE(worst <= 1, name + ": " + std::to_string(worst));
+  }
+}
+
+TEST(what_is_not_a_number_stays_so_in_a_clamped_activation) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const std::int64_t n : {7, 8}) {
+    std::vector<float> gate(n, 1), up(n, 1);
+    gate[0] = up[1] = nan;
+    const simt::DeviceArray<float> device_gate(gate), device_up(up);
+    simt::check_launch(launch_gated_activation({.gate = device_gate.data(),
+                                                .up = device_up.data(),
+                                                .n = n,
+                                                .activation = Activation::kClampedSwiglu,
+                                                .out = device_gate.data()},
+                                               nullptr));
+    const std::vector<float> out = device_gate.to_host();
+    for (std::int64_t i = 0; i < n; ++i) CHECK(std::isnan(out[i]) == (i < 2));
+  }
+}
+
+TEST(scaled_sums_equal_the_definition) {
+  for (int i = 0; i < 40; ++i) {
+    const std::int64_t n = i % 4 ? random_int(1, 3000) : 4 * random_int(1, 800);
+    const std::vector<float> x = random_floats(n), y = random_floats(n);
+    const float scale = i % 3 ? 0.22f : 1;
+    const simt::DeviceArray<float> device_y(y);
+    const std::string name = std::to_string(n) + " elements";
+    const std::vector<float> out = under_every_schedule(name, [&] {
+      const simt::DeviceArray<float> device_x(x);
+      simt::check_launch(launch_add({.x = device_x.data(), .y = device_y.data(), .n = n, .scale = scale}, nullptr));
+      return device_x.to_host();
+    });
+    double worst = 0;
+    for (std::int64_t at = 0; at < n; ++at) {
+      const double exact = x[at] + static_cast<double>(scale) * y[at];
+      const double tolerance = 0x1p-23 * (std::abs(x[at]) + std::abs(scale * y[at]));
+      worst = std::max(worst, std::abs(out[at] - exact) / tolerance);
+    }
+    CHECK_MESSAGE(worst <= 1, name + ": " + std::to_string(worst));
+  }
+}
+
+TEST(soft_caps_equal_the_definition) {
+  for (int i = 0; i < 40; ++i) {
+    const std::int64_t n = i % 4 ? random_int(1, 3000) : 4 * random_int(1, 800);
+    std::vector<float> x = random_floats(n, 40);
+    const float special[] = {0, -0.f, 1e-20f, 1e20f, -1e20f, 1e-3f, -3e-3f};
+    std::copy_n(special, std::min<std::int64_t>(n, std::ssize(special)), x.begin());
+    const float scale = i % 3 ? 1 : 0.3f, softcap = i % 2 ? 30 : 0;
+    const std::string name = std::to_string(n) + " elements, cap " + std::to_string(softcap);
+    const std::vector<float> out = under_every_schedule(name, [&] {
+      const simt::DeviceArray<float> device_x(x);
+      simt::check_launch(launch_softcap({.x = device_x.data(), .n = n, .scale = scale, .softcap = softcap}, nullptr));
+      return device_x.to_host();
+    });
+    double worst = 0;
+    for (std::int64_t at = 0; at < n; ++at) {
+      const double scaled = static_cast<double>(scale) * x[at];
+      const double exact = softcap == 0 ? scaled : softcap * std::tanh(scaled / softcap);
+      const double error = std::abs(out[at] - exact) / (4e-7 * std::abs(exact) + 1e-30);
+      worst = std::max(worst, std::isnan(error) ? 1e9 : error);
+    }
+    CHECK_MESSAGE(worst <= 1, name + ": " + std::to_string(worst));
+  }
+}
+
+TEST(rows_of_operands_are_padded) {
+  for (int i = 0; i < 20; ++i) {
+    const std::int64_t rows = random_int(1, 6), cols = random_int(1, i % 2 ? 40 : 1200), padded = padded_cols(cols);
+    const std::vector<float> x = random_floats(rows * cols);
+    const simt::DeviceArray<float> device_x(x);
+    const simt::DeviceArray<std::uint16_t> out(std::vector<std::uint16_t>(rows * padded, 0x1234));
+    simt::check_launch(launch_round(device_x.data(), rows, cols, Dtype::kBF16, out.data(), nullptr));
+    const std::vector<std::uint16_t> found = out.to_host();
+    bool right = true;
+    for (std::int64_t at = 0; at < rows * padded; ++at) {
+      const std::int64_t c = at % padded;
+      right &= found[at] == (c < cols ? f32_to_bf16(x[at / padded * cols + c]) : 0);
+    }
+    CHECK_MESSAGE(right, "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]");
   }
 }
 
@@ -168,9 +262,13 @@ TEST(gated_activations_equal_the_definition) {
 TEST(operands_are_rounded_once) {
   const auto rounded = [](const std::vector<float>& values, Dtype dtype) {
     const simt::DeviceArray<float> from(values);
-    const simt::DeviceArray<std::uint16_t> to(std::vector<std::uint16_t>(values.size(), 0x1234));
-    simt::check_launch(launch_round(from.data(), std::ssize(values), dtype, to.data(), nullptr));
-    return to.to_host();
+    const auto n = static_cast<std::size_t>(padded_cols(std::ssize(values)));
+    const simt::DeviceArray<std::uint16_t> to(std::vector<std::uint16_t>(n, 0x1234));
+    simt::check_launch(launch_round(from.data(), 1, std::ssize(values), dtype, to.data(), nullptr));
+    std::vector<std::uint16_t> all = to.to_host();
+    for (std::size_t at = values.size(); at < n; ++at) CHECK(all[at] == 0);
+    all.resize(values.size());
+    return all;
   };
   for (int i = 0; i < 24; ++i) {
     const Dtype dtype = i % 2 ? Dtype::kBF16 : Dtype::kF16;
@@ -204,7 +302,7 @@ TEST(operands_are_rounded_once) {
       return launch_gated_activation({.gate = device_x.data(),
                                       .up = device_up.data(),
                                       .n = n,
-                                      .activation = i % 4 ? Activation::kSilu : Activation::kGeluTanh,
+                                      .activation = kActivations[i % 3],
                                       .out = out,
                                       .out_dtype = out_dtype},
                                      nullptr);
@@ -222,9 +320,9 @@ TEST(operands_are_rounded_once) {
 TEST(what_is_not_supported_is_refused) {
   const simt::DeviceArray<float> values(std::vector<float>(8));
   const simt::DeviceArray<std::uint16_t> narrow(std::vector<std::uint16_t>(8));
-  CHECK(launch_round(values.data(), 6, Dtype::kBF16, narrow.data(), nullptr) == cudaErrorInvalidValue);
-  CHECK(launch_round(values.data() + 1, 4, Dtype::kBF16, narrow.data(), nullptr) == cudaErrorInvalidValue);
-  CHECK(launch_round(values.data(), 4, Dtype::kF32, narrow.data(), nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_round(values.data(), 1, 0, Dtype::kBF16, narrow.data(), nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_round(values.data(), -1, 8, Dtype::kBF16, narrow.data(), nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_round(values.data(), 1, 4, Dtype::kF32, narrow.data(), nullptr) == cudaErrorInvalidValue);
   CHECK(launch_rms_norm({.x = values.data(),
                          .weight = values.data(),
                          .rows = 1,
@@ -239,7 +337,9 @@ TEST(what_is_not_supported_is_refused) {
   CHECK(launch_rms_norm({.rows = -1, .cols = 8}, nullptr) == cudaErrorInvalidValue);
   CHECK(launch_embedding({.rows = 1}, {}, nullptr) == cudaErrorInvalidValue);
   CHECK(launch_gated_activation({.n = -1}, nullptr) == cudaErrorInvalidValue);
-  CHECK(launch_gated_activation({.n = 1, .activation = Activation::kClampedSwiglu}, nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_add({.n = -1}, nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_softcap({.n = -1}, nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_softcap({.x = values.data(), .n = 4, .softcap = -1}, nullptr) == cudaErrorInvalidValue);
   CHECK(launch_rms_norm({.rows = 0, .cols = 8}, nullptr) == cudaSuccess);
 }
 

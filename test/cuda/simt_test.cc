@@ -169,6 +169,41 @@ TEST(pairs_of_16_bit_floats) {
   check_conversion<simt::f16>(hogwild::f32_to_f16, hogwild::f16_to_f32);
 }
 
+__global__ void compute_on_bits(const std::uint32_t* a, const std::uint32_t* b, std::uint32_t* sums,
+                                std::uint32_t* bytes) {
+  const unsigned i = threadIdx.x;
+  sums[i] = simt::add_bf16x2(a[i], b[i]);
+  bytes[i] = simt::select_bytes(a[i], b[i], (i * 0x1357u ^ i * 0x2461u) & 0x7777u);
+}
+
+TEST(sums_of_pairs_and_bytes_that_are_selected) {
+  std::vector<std::uint32_t> a(256), b(256);
+  std::mt19937 rng(4);
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const auto number = [&](float size) { return size * (static_cast<float>(rng() % 511) - 255); };
+    a[i] = hogwild::f32_to_bf16(number(1)) | static_cast<std::uint32_t>(hogwild::f32_to_bf16(number(1))) << 16;
+    b[i] = hogwild::f32_to_bf16(number(1)) | static_cast<std::uint32_t>(hogwild::f32_to_bf16(number(0.25f))) << 16;
+  }
+  const DeviceArray<std::uint32_t> device_a(a), device_b(b);
+  const DeviceArray<std::uint32_t> device_sums(std::vector<std::uint32_t>(256)), device_bytes(a);
+  simt::check_launch(SIMT_LAUNCH(compute_on_bits, dim3(1), dim3(256), 0, nullptr, device_a.data(), device_b.data(),
+                                 device_sums.data(), device_bytes.data()));
+  const std::vector<std::uint32_t> sums = device_sums.to_host(), bytes = device_bytes.to_host();
+  bool good = true;
+  for (unsigned i = 0; i < 256; ++i) {
+    const auto sum = [&](int shift) {
+      return hogwild::f32_to_bf16(hogwild::bf16_to_f32(static_cast<std::uint16_t>(a[i] >> shift)) +
+                                  hogwild::bf16_to_f32(static_cast<std::uint16_t>(b[i] >> shift)));
+    };
+    good &= static_cast<std::uint16_t>(sums[i]) == sum(0) && static_cast<std::uint16_t>(sums[i] >> 16) == sum(16);
+    for (unsigned byte = 0; byte < 4; ++byte) {
+      const unsigned from = (i * 0x1357u ^ i * 0x2461u) >> 4 * byte & 7;
+      good &= (bytes[i] >> 8 * byte & 0xff) == ((from < 4 ? a[i] : b[i]) >> 8 * (from % 4) & 0xff);
+    }
+  }
+  CHECK(good);
+}
+
 __global__ void powers(const float* in, float* out) {
   out[2 * threadIdx.x] = simt::exp2_approx(in[threadIdx.x]);
   out[2 * threadIdx.x + 1] = simt::log2_approx(simt::load_constant(in + threadIdx.x));

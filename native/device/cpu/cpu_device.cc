@@ -16,6 +16,7 @@
 
 #include "core/error.h"
 #include "core/format.h"
+#include "core/fragments.h"
 #include "core/limits.h"
 #include "core/panels.h"
 #include "device/cpu/attention_schedule.h"

@@ -6,10 +6,12 @@
 #include <cstring>
 #include <string>
 #include <string_view>
+#include <thread>
 
 #include "core/error.h"
 #include "core/float16.h"
 #include "core/format.h"
+#include "core/fragments.h"
 #include "device/sampling.h"
 
 namespace hogwild::cuda {
@@ -39,6 +41,9 @@ int choose_card(int index) {
 }
 
 const CudaStep& on_card(const DeviceStep& step) { return static_cast<const CudaStep&>(step); }
+
+// What weights of a format on the card are multiplied with.
+Dtype operand_dtype(Format format) { return is_plain(format) ? dtype_of(format) : Dtype::kBF16; }
 
 bool overlap(const void* a, std::size_t a_bytes, const void* b, std::size_t b_bytes) {
   const auto first = reinterpret_cast<std::uintptr_t>(a), second = reinterpret_cast<std::uintptr_t>(b);
@@ -113,43 +118,103 @@ void CudaDevice::synchronize() {
   check_cuda(cudaStreamSynchronize(stream_), "its work");
 }
 
-// Kernels multiply in 16 bits: f32 weights are rounded to bf16 once, here.
-Matrix CudaDevice::upload_weight(const WeightSource& host, WeightStorage& storage) {
-  if (!is_plain(host.format)) {
-    throw Error(code::kUnsupported, std::string("weights in ") + format_name(host.format) +
-                                        ": the CUDA device takes f32, f16 and bf16; the CPU device takes this format");
-  }
-  if (host.cols % 8 != 0) {
-    throw Error(code::kUnsupported, "a weight matrix with rows of " + std::to_string(host.cols) +
-                                        " elements: the CUDA device needs a multiple of 8");
-  }
-  Matrix matrix = {.data = nullptr, .format = host.format, .rows = host.rows, .cols = host.cols};
-  if (host.format == Format::kF32) matrix.format = Format::kBF16;
-  const std::int64_t n = host.rows * host.cols;
-  const std::size_t size = dtype_size(dtype_of(matrix.format));
-  storage.buffers.push_back(allocate(static_cast<std::size_t>(n) * size, "weights"));
-  std::byte* to = storage.buffers.back().as<std::byte>();
-  matrix.data = to;
-
-  // Two halves in turn: one is filled by the host while the other is being copied.
-  constexpr std::size_t kHalf = kStagingBytes / 2;
-  std::byte* staging = weight_staging_.reserve(kStagingBytes);
-  const std::int64_t piece = static_cast<std::int64_t>(kHalf / size);
+// Two halves in turn: one is filled by the host while the other is being copied.
+template <typename Fill>
+void CudaDevice::upload_in_pieces(std::byte* to, std::int64_t count, std::size_t unit_bytes, Fill&& fill) {
+  const std::size_t half_bytes = std::max(kStagingBytes / 2, unit_bytes);
+  std::byte* staging = weight_staging_.reserve(2 * half_bytes);
+  const auto piece = static_cast<std::int64_t>(half_bytes / unit_bytes);
   int half = 0;
-  for (std::int64_t first = 0; first < n; first += piece, half ^= 1) {
-    const std::int64_t count = std::min(piece, n - first);
-    std::byte* from = staging + half * kHalf;
+  for (std::int64_t first = 0; first < count; first += piece, half ^= 1) {
+    const std::int64_t n = std::min(piece, count - first);
+    std::byte* from = staging + static_cast<std::size_t>(half) * half_bytes;
     check_cuda(cudaEventSynchronize(weight_staged_[half]), "a copy of weights");
-    if (host.format == Format::kF32) {
-      const float* values = reinterpret_cast<const float*>(host.data) + first;
-      auto* rounded = reinterpret_cast<std::uint16_t*>(from);
-      for (std::int64_t i = 0; i < count; ++i) rounded[i] = f32_to_bf16(values[i]);
-    } else {
-      std::memcpy(from, host.data + first * static_cast<std::int64_t>(size), static_cast<std::size_t>(count) * size);
-    }
-    copy(to + first * static_cast<std::int64_t>(size), from, static_cast<std::size_t>(count) * size,
+    fill(first, n, from);
+    copy(to + static_cast<std::size_t>(first) * unit_bytes, from, static_cast<std::size_t>(n) * unit_bytes,
          cudaMemcpyHostToDevice);
     check_cuda(cudaEventRecord(weight_staged_[half], stream_), "a copy of weights");
+  }
+}
+
+// Kernels multiply in 16 bits: f32 weights are rounded to bf16 once, here.
+Matrix CudaDevice::upload_weight(const WeightSource& host, WeightStorage& storage) {
+  use();
+  if (!is_plain(host.format)) return upload_quantised(host, storage);
+  Matrix matrix = {.data = nullptr, .format = host.format, .rows = host.rows, .cols = host.cols};
+  if (host.format == Format::kF32) matrix.format = Format::kBF16;
+  const std::size_t row = static_cast<std::size_t>(padded_cols(host.cols)) * sizeof(std::uint16_t);
+  storage.buffers.push_back(allocate(static_cast<std::size_t>(host.rows) * row, "weights"));
+  std::byte* to = storage.buffers.back().as<std::byte>();
+  matrix.data = to;
+  const std::int64_t file_row = row_bytes(host.format, host.cols);
+  upload_in_pieces(to, host.rows, row, [&](std::int64_t first, std::int64_t count, std::byte* where) {
+    const std::byte* from = host.data + first * file_row;
+    if (host.format != Format::kF32 && host.cols == padded_cols(host.cols)) {
+      std::memcpy(where, from, static_cast<std::size_t>(count * file_row));
+      return;
+    }
+    std::memset(where, 0, static_cast<std::size_t>(count) * row);
+    for (std::int64_t r = 0; r < count; ++r, from += file_row, where += row) {
+      if (host.format != Format::kF32) {
+        std::memcpy(where, from, static_cast<std::size_t>(file_row));
+        continue;
+      }
+      const float* values = reinterpret_cast<const float*>(from);
+      auto* rounded = reinterpret_cast<std::uint16_t*>(where);
+      for (std::int64_t i = 0; i < host.cols; ++i) rounded[i] = f32_to_bf16(values[i]);
+    }
+  });
+  return matrix;
+}
+
+namespace {
+
+// Calls body(begin, end) for parts of [0, n), each in a thread of its own, of at least `least` units.
+template <typename Body>
+void in_threads(std::int64_t n, std::int64_t least, Body&& body) {
+  const auto processors = static_cast<std::int64_t>(std::thread::hardware_concurrency());
+  const std::int64_t parts = std::clamp<std::int64_t>(n / least, 1, std::max<std::int64_t>(processors, 1));
+  std::vector<std::jthread> threads;
+  for (std::int64_t i = 1; i < parts; ++i) {
+    threads.emplace_back([&body, n, parts, i] { body(n * i / parts, n * (i + 1) / parts); });
+  }
+  body(0, n / parts);
+}
+
+}  // namespace
+
+Matrix CudaDevice::upload_quantised(const WeightSource& host, WeightStorage& storage) {
+  constexpr std::int64_t kLeastBytes = std::int64_t{1} << 17;  // that are worth a thread
+  Matrix matrix = {.data = nullptr,
+                   .format = host.format,
+                   .rows = host.rows,
+                   .cols = host.cols,
+                   .order = Order::kFragments,
+                   .columns = nullptr};
+  const auto bytes = static_cast<std::size_t>(matrix_bytes(matrix));
+  storage.buffers.push_back(allocate(bytes, "weights"));
+  std::byte* to = storage.buffers.back().as<std::byte>();
+  matrix.data = to;
+  const std::int64_t blocks = (host.rows + kFragmentOutputs - 1) / kFragmentOutputs;
+  const std::int64_t block_bytes = static_cast<std::int64_t>(bytes) / blocks;
+  const FileRows rows = {host.data, host.cols, host.interleaved};
+  upload_in_pieces(
+      to, blocks, static_cast<std::size_t>(block_bytes), [&](std::int64_t first, std::int64_t count, std::byte* from) {
+        in_threads(count, std::max<std::int64_t>(kLeastBytes / block_bytes, 1),
+                   [&](std::int64_t begin, std::int64_t end) {
+                     write_fragments(host.format, rows, (first + begin) * kFragmentOutputs,
+                                     std::min((first + end) * kFragmentOutputs, host.rows), from + begin * block_bytes);
+                   });
+      });
+  if (host.columns != nullptr) {
+    const std::int32_t*& columns = storage.columns[host.columns];
+    if (columns == nullptr) {
+      const std::size_t size = static_cast<std::size_t>(host.cols) * sizeof(std::int32_t);
+      storage.buffers.push_back(allocate(size, "the order of columns"));
+      upload(storage.buffers.back().data(), host.columns, size);
+      columns = storage.buffers.back().as<const std::int32_t>();
+    }
+    matrix.columns = columns;
   }
   return matrix;
 }
@@ -202,7 +267,9 @@ void CudaDevice::embedding(const DeviceStep& device_step, const EmbeddingParams&
     throw Error(code::kInvalidArgument,
                 "token id " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(p.table.rows));
   }
-  check_launch(launch_embedding(p, step.arrays, stream_), "embedding");
+  check_launch(is_plain(p.table.format) ? launch_embedding(p, step.arrays, stream_)
+                                        : launch_quantised_embedding(p, step.arrays, stream_),
+               "embedding");
 }
 
 void CudaDevice::rms_norm(const RmsNormParams& p) {
@@ -212,21 +279,31 @@ void CudaDevice::rms_norm(const RmsNormParams& p) {
 
 void CudaDevice::gated_activation(const GatedActivationParams& p) {
   use();
-  require(p.activation == Activation::kSilu || p.activation == Activation::kGeluTanh,
-          "the CUDA device has the activations silu and gelu_tanh");
   if (p.n > 0) check_launch(launch_gated_activation(p, stream_), "the gated activation");
 }
 
-Dtype CudaDevice::product_input(Format weights) const {
-  return weights == Format::kBF16 || weights == Format::kF16 ? dtype_of(weights) : Dtype::kF32;
+void CudaDevice::add(const AddParams& p) {
+  use();
+  check_launch(launch_add(p, stream_), "a sum");
 }
 
-// Products read x in the dtype of their weights: what is not yet is rounded first.
+void CudaDevice::softcap(const SoftcapParams& p) {
+  use();
+  check_launch(launch_softcap(p, stream_), "the soft cap");
+}
+
+Dtype CudaDevice::product_input(const Matrix& weight) const {
+  // Rows that are padded are rounded by launch_round.
+  return weight.cols == padded_cols(weight.cols) ? operand_dtype(weight.format) : Dtype::kF32;
+}
+
+// Products read x in the dtype of their weights, its rows padded: what is not so yet is rounded first.
 void CudaDevice::round_x(MatmulParams& p, Dtype dtype) {
   if (p.x_dtype == dtype || p.x_dtype != Dtype::kF32) return;
-  const std::int64_t n = p.rows * p.k;
-  memory_.reserve(rounded_x_, static_cast<std::size_t>(n) * dtype_size(dtype), "rounded activations");
-  check_launch(launch_round(static_cast<const float*>(p.x), n, dtype, rounded_x_.data(), stream_), "rounding");
+  const std::int64_t k = padded_cols(p.k);
+  memory_.reserve(rounded_x_, static_cast<std::size_t>(p.rows * k) * dtype_size(dtype), "rounded activations");
+  check_launch(launch_round(static_cast<const float*>(p.x), p.rows, p.k, dtype, rounded_x_.data(), stream_),
+               "rounding");
   p.x = rounded_x_.data();
   p.x_dtype = dtype;
 }
@@ -236,19 +313,184 @@ void CudaDevice::matmul(const MatmulParams& p) {
   require(p.n_outputs >= 1 && p.n_outputs <= MatmulParams::kMaxOutputs, "matmul takes 1 to 3 matrices");
   for (int i = 0; i < p.n_outputs; ++i) require(p.outputs[i].weight.cols == p.k, "a weight matrix needs k columns");
   if (p.rows == 0) return;
-  // Matrices of one format go together; a model that mixes formats takes a launch for each run of them.
+  multiply({.params = p});
+}
+
+// The columns of x in the order of a matrix.
+void CudaDevice::permute_x(MatmulParams& p, const std::int32_t* columns) {
+  memory_.reserve(permuted_x_, static_cast<std::size_t>(p.rows * p.k) * dtype_size(p.x_dtype), "activations in order");
+  check_launch(launch_permute(p.x, columns, p.rows, p.k, permuted_x_.data(), stream_), "ordering activations");
+  p.x = permuted_x_.data();
+}
+
+// Matrices of one format and one order of columns go together; others take a launch for each run of those that do.
+// Rows of experts are in the order of their matrices.
+void CudaDevice::multiply(MatmulLaunch launch) {
+  const MatmulParams p = launch.params;
+  const std::int32_t first_matrix = launch.experts.first_matrix;
+  launch.multiprocessors = multiprocessors_;
   for (int first = 0, last = 0; first < p.n_outputs; first = last) {
-    const Format format = p.outputs[first].weight.format;
-    for (last = first + 1; last < p.n_outputs && p.outputs[last].weight.format == format; ++last) {
+    const Matrix& weight = p.outputs[first].weight;
+    for (last = first + 1; last < p.n_outputs; ++last) {
+      const Matrix& other = p.outputs[last].weight;
+      if (other.format != weight.format || other.columns != weight.columns) break;
     }
-    MatmulLaunch launch{.params = p, .multiprocessors = multiprocessors_};
+    launch.params = p;
     launch.params.n_outputs = last - first;
-    round_x(launch.params, product_input(format));
+    launch.experts.first_matrix = first_matrix + first;
+    round_x(launch.params, operand_dtype(weight.format));
+    launch.params.k = padded_cols(p.k);
+    if (weight.columns != nullptr && launch.experts.runs == nullptr) permute_x(launch.params, weight.columns);
     std::copy(p.outputs + first, p.outputs + last, launch.params.outputs);
-    memory_.reserve(matmul_workspace_, matmul_workspace_bytes(launch), "partial products");
+    for (MatmulParams::Output& output : launch.params.outputs) output.weight.cols = launch.params.k;
+    const bool plain = is_plain(weight.format);
+    memory_.reserve(matmul_workspace_,
+                    plain ? matmul_workspace_bytes(launch) : quantised_matmul_workspace_bytes(launch),
+                    "partial products");
     launch.workspace = matmul_workspace_.data();
-    check_launch(launch_matmul(launch, stream_), "matmul");
+    check_launch(plain ? launch_matmul(launch, stream_) : launch_quantised_matmul(launch, stream_), "matmul");
   }
+}
+
+Buffer CudaDevice::upload_experts(std::span<const FeedForward> experts) {
+  std::vector<ExpertMatrix> matrices;
+  const auto refuse_where = [](bool refused, const Matrix& a, const Matrix& b) {
+    if (!refused) return;
+    throw Error(code::kUnsupported, std::string("experts of one layer in ") + format_name(a.format) + " and " +
+                                        format_name(b.format) +
+                                        ": the CUDA device takes those whose matrices of one kind have one format, and "
+                                        "not bf16 or a quantised one beside f16");
+  };
+  const FeedForward& first = experts.front();
+  refuse_where(operand_dtype(first.gate_proj.format) != operand_dtype(first.up_proj.format), first.gate_proj,
+               first.up_proj);
+  for (const FeedForward& expert : experts) {
+    const auto add = [&](const Matrix& matrix, const float* bias, const Matrix& alike) {
+      refuse_where(matrix.format != alike.format, alike, matrix);
+      matrices.push_back({matrix.data, bias, matrix.columns});
+    };
+    add(expert.gate_proj, expert.gate_bias, first.gate_proj);
+    add(expert.up_proj, expert.up_bias, first.up_proj);
+    add(expert.down_proj, expert.down_bias, first.down_proj);
+  }
+  Buffer buffer = allocate(matrices.size() * sizeof(ExpertMatrix), "the addresses of experts");
+  upload(buffer.data(), matrices.data(), matrices.size() * sizeof(ExpertMatrix));
+  return buffer;
+}
+
+namespace {
+
+// Rows of a run: as few as hold all rows of a step; of many rows about twice as many as an expert gets of them.
+std::int32_t rows_of_a_run(const ExpertsParams& p) {
+  constexpr std::int64_t kMaxRows = 64;
+  const std::int64_t most = p.rows <= kMaxRows ? p.rows : 2 * p.rows * p.used / std::ssize(p.experts);
+  return static_cast<std::int32_t>(
+      std::clamp<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(most)), 8, kMaxRows));
+}
+
+}  // namespace
+
+void CudaDevice::experts(const ExpertsParams& p) {
+  use();
+  require(p.used >= 1 && p.used <= std::ssize(p.experts), "a row uses 1 to all of the experts");
+  require(p.device_experts != nullptr, "the experts have not been uploaded");
+  if (p.rows == 0) return;
+  const FeedForward& any = p.experts.front();
+  const auto pairs = static_cast<std::size_t>(p.rows * p.used);
+  RoutingLaunch routing{.params = p,
+                        .n_rows = p.step == nullptr ? nullptr : on_card(*p.step).arrays.plan.counts,
+                        .run_rows = rows_of_a_run(p)};
+  routing.params.step = nullptr;
+  const std::int64_t max_runs = max_expert_runs(p.rows * p.used, std::ssize(p.experts), routing.run_rows);
+  const Dtype in = operand_dtype(any.gate_proj.format), activated = operand_dtype(any.down_proj.format);
+
+  ArrayLayout arrays;
+  const std::size_t experts = arrays.place<std::int32_t>(pairs);
+  const std::size_t weights = arrays.place<float>(pairs);
+  const std::size_t places = arrays.place<std::int32_t>(pairs);
+  const std::size_t runs = arrays.place<ExpertRun>(static_cast<std::size_t>(max_runs));
+  const std::size_t n_runs = arrays.place<std::int32_t>(1);
+  const auto padded_size = [&](std::int64_t cols) { return pairs * static_cast<std::size_t>(padded_cols(cols)); };
+  const std::size_t inputs = arrays.place<std::uint16_t>(padded_size(p.hidden));
+  const std::size_t hidden = arrays.place<std::uint16_t>(padded_size(p.intermediate));
+  memory_.reserve(experts_workspace_, arrays.bytes(), "routing to experts");
+  std::byte* memory = experts_workspace_.as<std::byte>();
+  routing.experts = reinterpret_cast<std::int32_t*>(memory + experts);
+  routing.weights = reinterpret_cast<float*>(memory + weights);
+  routing.places = reinterpret_cast<std::int32_t*>(memory + places);
+  routing.runs = reinterpret_cast<ExpertRun*>(memory + runs);
+  routing.n_runs = reinterpret_cast<std::int32_t*>(memory + n_runs);
+  const ExpertProducts products{.runs = routing.runs,
+                                .n_runs = routing.n_runs,
+                                .matrices = static_cast<const ExpertMatrix*>(p.device_experts),
+                                .first_matrix = 0,
+                                .max_runs = static_cast<std::int32_t>(max_runs)};
+
+  const auto n = static_cast<std::int64_t>(pairs);
+  float* y = p.scratch;  // [pairs, H]
+  float* gate = y + n * p.hidden;
+  float* up = gate + n * p.intermediate;
+  const bool sorted = std::any_of(p.experts.begin(), p.experts.end(), [](const FeedForward& expert) {
+    return expert.gate_proj.columns != nullptr || expert.up_proj.columns != nullptr ||
+           expert.down_proj.columns != nullptr;
+  });
+  const auto gather = [&](const GatherParams& rows) {
+    check_launch(launch_gather(routing, rows, stream_), "routing to experts");
+  };
+  const auto multiply_experts = [&](const void* x, Dtype dtype, std::int64_t k, int first, int count) {
+    const Matrix matrices[] = {any.gate_proj, any.up_proj, any.down_proj};
+    float* const to[] = {gate, up, y};
+    MatmulLaunch launch;
+    launch.params.x = x;
+    launch.params.x_dtype = dtype;
+    launch.params.rows = routing.run_rows;
+    launch.params.k = k;
+    launch.params.n_outputs = count;
+    launch.experts = products;
+    launch.experts.first_matrix = first;
+    for (int i = 0; i < count; ++i) {
+      launch.params.outputs[i].weight = matrices[first + i];
+      launch.params.outputs[i].weight.columns = nullptr;  // as the rows are
+      launch.params.outputs[i].y = to[first + i];
+    }
+    multiply(launch);
+  };
+  const GatedActivationParams activation{
+      .gate = gate, .up = up, .n = n * p.intermediate, .activation = p.activation, .out = gate};
+
+  check_launch(launch_routing(routing, stream_), "routing to experts");
+  if (!sorted) {
+    gather({.x = p.x, .cols = p.hidden, .dtype = in, .out = memory + inputs});
+    multiply_experts(memory + inputs, in, p.hidden, 0, 2);
+  } else {
+    for (const int matrix : {0, 1}) {
+      gather({.x = p.x,
+              .cols = p.hidden,
+              .matrices = products.matrices,
+              .matrix = matrix,
+              .dtype = in,
+              .out = memory + inputs});
+      multiply_experts(memory + inputs, in, p.hidden, matrix, 1);
+    }
+  }
+  // Operands of 16 bits are written by fours, from aligned addresses.
+  if (!sorted && p.intermediate == padded_cols(p.intermediate) && p.hidden == padded_cols(p.hidden)) {
+    GatedActivationParams rounding = activation;
+    rounding.out = memory + hidden;
+    rounding.out_dtype = activated;
+    gated_activation(rounding);
+  } else {
+    gated_activation(activation);
+    gather({.x = gate,
+            .at_places = true,
+            .cols = p.intermediate,
+            .matrices = sorted ? products.matrices : nullptr,
+            .matrix = kExpertMatrices - 1,
+            .dtype = activated,
+            .out = memory + hidden});
+  }
+  multiply_experts(memory + hidden, activated, p.intermediate, kExpertMatrices - 1, 1);
+  check_launch(launch_combine(routing, y, stream_), "experts");
 }
 
 void CudaDevice::check_external(const ExternalBuffers& buffers, std::span<const ExternalArray> arrays) const {
@@ -293,25 +535,6 @@ void CudaDevice::on_stream_of(const ExternalBuffers& buffers, Launch&& launch) {
   order(stream_, stream);
   launch(stream);
   order(stream, stream_);
-}
-
-bool CudaDevice::has(Feature feature) const {
-  switch (feature) {
-    case Feature::kAdd:
-    case Feature::kSoftcap:
-    case Feature::kExperts:
-      return false;
-  }
-  return true;
-}
-
-// Models that need these are refused when they are loaded.
-void CudaDevice::add(const AddParams&) { throw Error(code::kUnsupported, "add: the CPU device computes it"); }
-void CudaDevice::softcap(const SoftcapParams&) {
-  throw Error(code::kUnsupported, "softcap: the CPU device computes it");
-}
-void CudaDevice::experts(const ExpertsParams&) {
-  throw Error(code::kUnsupported, "experts: the CPU device computes them");
 }
 
 void CudaDevice::kv_append(const DeviceStep& device_step, const KvAppendParams& p) {

@@ -28,7 +28,6 @@ class CudaDevice final : public Device {
     return {.type = "cuda", .name = name_, .index = index_, .simd = "", .threads = 0};
   }
 
-  bool has(Feature feature) const override;
   std::int64_t kv_padding(const KvShape& shape) const override;
   void check_sampler(const SampleParams::Row& row) const override;
   std::int64_t own_memory() const override { return own_memory_; }
@@ -39,10 +38,11 @@ class CudaDevice final : public Device {
   void copy(void* to, const void* from, std::size_t bytes) override;
   void synchronize() override;
   Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override;
+  Buffer upload_experts(std::span<const FeedForward> experts) override;
 
   std::unique_ptr<DeviceStep> upload(const StepView& step) override;
   std::int64_t bucket_rows(std::int64_t rows) const override;
-  Dtype product_input(Format weights) const override;
+  Dtype product_input(const Matrix& weight) const override;
   bool prefers_whole_passes() const override { return true; }
   void replay(const Device::GraphKey& key, const DeviceStep& step, const std::function<void()>& ops) override;
 
@@ -86,6 +86,11 @@ class CudaDevice final : public Device {
   // and the values of all pages.
   template <typename Visit>
   void for_each_staged_page(const KvCopyParams& params, Visit&& visit);
+  // Fills `count` units of `unit_bytes` each at `to`, piece by piece: fill(first, n, where) makes some of them in host
+  // memory.
+  template <typename Fill>
+  void upload_in_pieces(std::byte* to, std::int64_t count, std::size_t unit_bytes, Fill&& fill);
+  Matrix upload_quantised(const WeightSource& source, WeightStorage& storage);
   // Host arrays of an op: room for them in argument_staging_; once they are filled, where they lie on the device.
   void open_arguments(const ArrayLayout& arrays);
   std::byte* upload_arguments();
@@ -101,6 +106,8 @@ class CudaDevice final : public Device {
   void on_stream_of(const ExternalBuffers& buffers, Launch&& launch);
 
   void round_x(MatmulParams& params, Dtype dtype);
+  void permute_x(MatmulParams& params, const std::int32_t* columns);
+  void multiply(MatmulLaunch launch);
   AttentionShares& shares_of(const CudaStep& step, const AttentionParams& params);
   AttentionLaunch attention_launch(const CudaStep& step, const AttentionParams& params,
                                    const AttentionShares& shares) const;
@@ -119,7 +126,7 @@ class CudaDevice final : public Device {
   Buffer arguments_;  // of ops that are given host arrays
   PinnedBuffer results_;
   std::array<Buffer, kMaxShares> attention_shares_;
-  Buffer attention_workspace_, matmul_workspace_, sample_workspace_, rounded_x_;
+  Buffer attention_workspace_, matmul_workspace_, experts_workspace_, sample_workspace_, rounded_x_, permuted_x_;
   PinnedBuffer weight_staging_, page_staging_;
   Event weight_staged_[2], external_event_;
 };

@@ -1,0 +1,129 @@
+// Every family on the CUDA device: the tiny models of fixtures/families and fixtures/quantised beside what transformers
+// computes in float64, and their greedy tokens beside the CPU device's. Then every format of GGUF files.
+
+import { readdirSync, readFileSync } from 'node:fs'
+import { basename, join } from 'node:path'
+import { BENCH_FORMATS, writeRandomGguf } from '../../bench/peers/random-gguf'
+import { createDevice, type Device, loadModel, type Model } from '../../lib'
+import { largest } from '../../lib/cli/replay'
+import { codeOf, difference, Random, temporaryFolder } from '../fixtures'
+
+const fixtures = join(__dirname, '..', 'fixtures')
+
+/** Models whose layers have windows, soft caps or sinks, which the attention kernels lack. */
+const REFUSED = [
+  ...['gemma2', 'gemma2_bias_untied', 'gemma2_caps', 'gemma2_defaults', 'gemma2_uncapped_v4'],
+  ...['gemma3_text', 'gemma3_text_capped', 'gemma3_text_linear', 'gemma3_text_v4'],
+  ...['gpt_oss', 'gpt_oss_layer_types_v4', 'gpt_oss_long', 'gpt_oss_mxfp4', 'gpt_oss_odd'],
+  ...['mistral_window', 'mixtral_window', 'phi3_longrope', 'phi3_window', 'qwen2_window'],
+  ...['qwen3_window', 'smollm3_window', 'compressed_g32_zeros', 'gptq_g64_v2'],
+]
+const folders = [
+  ...readdirSync(join(fixtures, 'families')).map((name) => join(fixtures, 'families', name)),
+  ...readdirSync(join(fixtures, 'quantised')).map((name) => join(fixtures, 'quantised', name)),
+].map((folder): [string, string] => [basename(folder), folder])
+
+/**
+ * Mean square error of logits over their mean square. Weights in f32 are rounded to bf16, and so are activations, keys
+ * and values.
+ */
+const NMSE = 2.2e-3
+/** Margins between the two largest logits above which both devices choose alike, if they exceed twice the error. */
+const MARGIN = 0.1
+/** Tokens at the end that come one by one. */
+const STEPS = 5
+
+let cuda: Device
+let cpu: Device
+
+beforeAll(() => {
+  cuda = createDevice({ type: 'cuda' })
+  cpu = createDevice({ type: 'cpu', threads: 1 })
+})
+
+afterAll(() => {
+  cuda.close()
+  cpu.close()
+})
+
+interface Expected {
+  tokens: number[]
+  logits: number[][]
+}
+
+/** Logits of all tokens, of which the last come one by one. */
+async function logitsOf(model: Model, tokens: number[]): Promise<Float32Array[]> {
+  const { length } = tokens
+  await using cache = model.createCache({ dtype: 'bf16', capacity: length, context: length })
+  const block = cache.createBlock()
+  const { vocabSize } = model.config
+  const begun = await model.prefill(block, tokens.slice(0, length - STEPS), { logits: 'all' })
+  const rows = Array.from({ length: length - STEPS }, (_, i) =>
+    (begun.logits as Float32Array).subarray(i * vocabSize, (i + 1) * vocabSize),
+  )
+  for (const token of tokens.slice(length - STEPS)) {
+    const { logits } = await model.prefill(block, [token], { logits: 'last' })
+    rows.push(logits as Float32Array)
+  }
+  return rows
+}
+
+/** Both devices on one model: greedy tokens, and logits beside those expected of every tenth token, else the CPU's. */
+async function compare(path: string, tokens: number[], expected?: number[][]) {
+  await using onCpu = await loadModel(path, { device: cpu })
+  await using onCuda = await loadModel(path, { device: cuda })
+  expect(onCuda.weights).toEqual(onCpu.weights)
+  const there = await logitsOf(onCpu, tokens)
+  const here = await logitsOf(onCuda, tokens)
+  let closeCalls = 0
+  there.forEach((row, i) => {
+    const [first, second] = largest(row, 2)
+    const margin = row[first!]! - row[second!]!
+    if (margin <= Math.max(MARGIN, 2 * difference(here[i]!, row).max)) closeCalls += 1
+    else expect([i, ...largest(here[i]!, 1)]).toEqual([i, first])
+  })
+  const exact = expected ?? there.map((row) => [...row])
+  const found = exact.map((_, i) => [...here[expected === undefined ? i : 10 * i]!])
+  const { nmse, max } = difference(found.flat(), exact.flat())
+  process.stdout.write(
+    `${basename(path)}: NMSE ${nmse.toExponential(1)}, largest error ${max.toFixed(3)}; ${closeCalls} of ` +
+      `${there.length} margins are within ${MARGIN} or twice the error\n`,
+  )
+  expect(nmse).toBeLessThan(NMSE)
+}
+
+const isRefused = (name: string) => REFUSED.includes(name)
+
+test.each(folders.filter(([name]) => !isRefused(name)))('%s', async (_, folder) => {
+  const { tokens, logits } = JSON.parse(
+    readFileSync(join(folder, 'expected.json'), 'utf8'),
+  ) as Expected
+  await compare(folder, tokens, logits)
+})
+
+test.each(folders.filter(([name]) => isRefused(name)))(
+  '%s is refused by name',
+  async (_, folder) => {
+    const load = () => loadModel(folder, { device: cuda })
+    await expect(load()).rejects.toThrow(/attention with .*the CPU device/)
+    expect(await codeOf(load)).toBe('HOGWILD_UNSUPPORTED')
+  },
+)
+
+/** Matrices of 256 columns make whole blocks of every format. */
+const SHAPE = {
+  name: 'a small Llama',
+  layers: 2,
+  hiddenSize: 256,
+  intermediateSize: 256,
+  queryHeads: 4,
+  kvHeads: 2,
+  headDim: 64,
+  vocabSize: 300,
+}
+
+test.each(BENCH_FORMATS)('all matrices in %s, in GGUF', async (format) => {
+  const path = join(temporaryFolder(), 'model.gguf')
+  await writeRandomGguf(path, SHAPE, format, { repeated: false })
+  await compare(path, new Random(4).tokens(20, SHAPE.vocabSize))
+})
