@@ -1,4 +1,4 @@
-"""Training batches: random traces of the task and the arrays that shared-cache attention needs for them. NumPy only."""
+"""Training batches: traces of a task and the arrays that shared-cache attention needs for them. NumPy only."""
 
 from __future__ import annotations
 
@@ -10,62 +10,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from task import MAX_ITEMS, NAMES, Disturbances, Trace, random_task, simulate
+from tasks import TASKS
+from traces import NO_TARGET, Trace
 
 FINAL_STAGE = 2
 _NEVER = 10**6
 
 
 class Batch(NamedTuple):
-    """B traces with W workers each. All workers' tokens of a trace lie side by side (N), whoever wrote them: padding
-    each block on its own to the longest one would make four times the work. Arrays here, tensors in the model."""
+    """B traces with at most S segments each: texts that stay together in every view, which are a worker's block or, in
+    layouts with turns, its lines. All workers' tokens of a trace lie side by side (N), whoever wrote them: padding each
+    segment on its own to the longest one would make several times the work. Arrays here, tensors in the model."""
 
     prompt: Any  # [B, P] token ids
-    tokens: Any  # [B, N] token ids of all blocks of the trace
-    block: Any  # [B, N] number of the block that the token is in, 0..W-1
-    index: Any  # [B, N] its index inside this block
-    distance: Any  # [B, N, 1+W] from the start of the prompt, of block 0, ... to this token, in its own worker's view
-    visible: Any  # [B, N, P+N] which prompt tokens and which block tokens it sees
+    tokens: Any  # [B, N] token ids of all segments of the trace
+    segment: Any  # [B, N] number of the segment that the token is in, 0..S-1
+    index: Any  # [B, N] its index inside this segment
+    distance: Any  # [B, N, 1+S] from the start of the prompt, of segment 0, ... to this token, in its own worker's view
+    visible: Any  # [B, N, P+N] which prompt tokens and which segments' tokens it sees
     target: Any  # [B, N] the token that has to follow, NO_TARGET for no loss
 
 
-def random_trace(rng: random.Random, items: int, workers: list[int], *, stops: bool = True) -> Trace:
-    task = random_task(rng, items)
-    alone = len(workers) == 1
-    duration = 8 * items / len(workers)  # about; for the times of the disturbances
-    disturb = Disturbances(taken_claim=0.04, other_claim=0.1 if rng.random() < 0.6 else 0.0)
-    if not alone and rng.random() < 0.45:
-        start = {worker: int(rng.random() * duration * 1.2) for worker in workers}
-        if rng.random() < 0.5:
-            start[rng.choice(workers)] = 0
-        first = min(start.values())
-        disturb.start = {worker: step - first for worker, step in start.items()}
-    if not alone and rng.random() < 0.35:
-        disturb.pause = {worker: rng.choice((0.0, 0.0, 0.2, 0.5)) for worker in workers}
-    if not alone and stops and rng.random() < 0.25:
-        removed = rng.sample(workers, rng.randint(1, len(workers) - 1))
-        disturb.stop = {worker: int(2 + rng.random() * duration * 1.2) for worker in removed}
-    return simulate(rng, task, workers, disturb)
-
-
-def random_batches(rng: random.Random, stage: int, tokens: int) -> list[Batch]:
-    """A few batches of about `tokens` worker tokens each, all with the same number of workers."""
-    worker_counts, fewest, most = (
-        ((1, 2), 1, 4),
-        ((1, 2, 2, 3, 4), 2, 8),
-        ((1, 2, 2, 3, 3, 4, 4), 3, MAX_ITEMS),
-    )[stage]
-    count = rng.choice(worker_counts)
-    size = rng.randint(fewest, most)
-    traces = []
-    for _ in range(4 * max(8, tokens // (size * 8 + count * 2))):
-        items = min(MAX_ITEMS, max(1, size + rng.choice((-1, 0, 0, 1))))
-        if count >= 3 and rng.random() < 0.17:  # 10 % of all traces: fewer items than workers
-            items = rng.randint(1, 2)
-        workers = list(range(count))
-        if rng.random() < 0.3:
-            workers = sorted(rng.sample(range(len(NAMES)), count))
-        traces.append(random_trace(rng, items, workers, stops=stage > 0))
+def random_batches(rng: random.Random, task: str, stage: int, tokens: int) -> list[Batch]:
+    """A few batches of about `tokens` worker tokens each."""
+    traces = TASKS[task].random_traces(rng, stage, tokens)
     # Similar lengths together: little padding.
     traces.sort(key=lambda trace: sum(map(len, trace.tokens.values())) + 0.5 * len(trace.prompt))
     # Cut into equal parts. A small last batch would be one of the longest traces only, at the full learning rate.
@@ -94,49 +62,77 @@ def view_orders(rng: random.Random, workers: int, order: str = "mixed") -> list[
     return views
 
 
+def segments_of(trace: Trace, worker: int) -> list[tuple[int, int]]:
+    """Where each of a worker's segments begins and ends."""
+    tokens = trace.tokens[worker]
+    if trace.layout == "contiguous":
+        return [(0, len(tokens))]
+    begins = [index for index, token in enumerate(tokens) if token == tokens[0]]
+    return list(zip(begins, [*begins[1:], len(tokens)], strict=True))
+
+
 def collate(rng: random.Random, traces: list[Trace], order: str = "mixed") -> Batch:
     batch_size = len(traces)
     workers = len(traces[0].tokens)
     prompt_length = np.array([len(trace.prompt) for trace in traces])
     longest_prompt = int(prompt_length.max())
     longest = max(sum(map(len, trace.tokens.values())) for trace in traces)
+    most = max(sum(len(segments_of(trace, worker)) for worker in trace.tokens) for trace in traces)
     prompt = np.zeros((batch_size, longest_prompt), np.int64)
-    tokens, block, index = (np.zeros((batch_size, longest), np.int64) for _ in range(3))
+    tokens, segment, index, writer = (np.zeros((batch_size, longest), np.int64) for _ in range(4))
     step = np.full((batch_size, longest), _NEVER, np.int64)
-    target = np.full((batch_size, longest), -1, np.int64)
+    target = np.full((batch_size, longest), NO_TARGET, np.int64)
+    owner = np.full((batch_size, most), -1, np.int64)  # who writes a segment
+    moved = np.full((batch_size, most), _NEVER, np.int64)  # the step before which it moves into the common block
     rank = np.zeros((batch_size, workers, workers), np.int64)  # [b, w, u]: place of block u in the view of worker w
+    open_hidden = np.zeros((batch_size, 1, 1), bool)  # whether the others' unfinished segments are not seen
     for b, trace in enumerate(traces):
         prompt[b, : len(trace.prompt)] = trace.prompt
-        begin = 0
+        open_hidden[b] = trace.layout == "interleaved"
+        begin = number = 0
         for w, name in enumerate(sorted(trace.tokens)):
-            end = begin + len(trace.tokens[name])
-            tokens[b, begin:end] = trace.tokens[name]
-            step[b, begin:end] = trace.steps[name]
-            target[b, begin:end] = trace.targets[name]
-            block[b, begin:end] = w
-            index[b, begin:end] = np.arange(end - begin)
-            begin = end
+            for first, last in segments_of(trace, name):
+                end = begin + last - first
+                tokens[b, begin:end] = trace.tokens[name][first:last]
+                step[b, begin:end] = trace.steps[name][first:last]
+                target[b, begin:end] = trace.targets[name][first:last]
+                segment[b, begin:end] = number
+                writer[b, begin:end] = w
+                index[b, begin:end] = np.arange(last - first)
+                owner[b, number] = w
+                if last < len(trace.tokens[name]):
+                    moved[b, number] = trace.steps[name][last - 1] + 1
+                begin = end
+                number += 1
         for w, view in enumerate(view_orders(rng, workers, order)):
             rank[b, w, view] = np.arange(workers)
 
-    # A token sees everything appended in its own step or earlier, by anybody. Inside a block that is the causal order.
+    batch = np.arange(batch_size)[:, None]
+    is_common = moved[:, None, :] <= step[:, :, None]  # [B, N, S]: at that moment
+    is_own = owner[:, None, :] == writer[:, :, None]
+    shown = is_common | is_own | ~open_hidden
+    # A token sees what was appended in its own step or earlier, by anybody whose text its view shows. Inside a segment
+    # that is the causal order.
     sees = (step[:, None, :] <= step[:, :, None]) & (step != _NEVER)[:, None, :]  # [B, N, N]
-    owner = block[:, :, None] == np.arange(workers)  # [B, N, W]
-    lengths = (sees.astype(np.float32) @ owner.astype(np.float32)).astype(np.int64)  # of each block, at that moment
-    lengths *= ~owner  # of one's own block only what lies before the token counts, and that is `index`
-    ranks = rank[np.arange(batch_size)[:, None], block]  # [B, N, W]
-    distance = np.empty((batch_size, longest, 1 + workers), np.int64)
+    sees &= np.take_along_axis(shown, np.broadcast_to(segment[:, None, :], sees.shape), 2)
+    within = segment[:, :, None] == np.arange(most)  # [B, N, S]
+    lengths = (sees.astype(np.float32) @ within.astype(np.float32)).astype(np.int64)  # at that moment
+    lengths *= ~within  # of one's own segment only what lies before the token counts, and that is `index`
+    # Order of the view: common segments as they moved, of one step in the workers' order; then the others' open ones.
+    moves = np.argsort(np.argsort(moved * workers + owner, axis=1, kind="stable"), axis=1, kind="stable")
+    open_rank = np.take_along_axis(rank[batch, writer], np.broadcast_to(np.maximum(owner, 0)[:, None, :], within.shape), 2)
+    place = np.where(is_common, moves[:, None, :], most + open_rank)  # the own open segment is last in `rank`
+    distance = np.empty((batch_size, longest, 1 + most), np.int64)
     distance[:, :, 0] = prompt_length[:, None] + lengths.sum(-1) + index
-    for u in range(workers):
-        # Negative for no block: the own block is last in the view, so `index` is always part of the way.
-        distance[:, :, 1 + u] = (lengths * (ranks >= ranks[:, :, u : u + 1])).sum(-1) + index
+    for s in range(most):
+        distance[:, :, 1 + s] = (lengths * (place >= place[:, :, s : s + 1])).sum(-1) + index
     visible = np.empty((batch_size, longest, longest_prompt + longest), bool)
     visible[:, :, :longest_prompt] = np.arange(longest_prompt) < prompt_length[:, None, None]
     visible[:, :, longest_prompt:] = sees
-    return Batch(prompt, tokens, block, index, distance, visible, target)
+    return Batch(prompt, tokens, segment, index, distance, visible, target)
 
 
-def produce(out: mp.Queue, stage: Any, tokens: int, seed: int) -> None:
+def produce(out: mp.Queue, task: str, stage: Any, tokens: int, seed: int) -> None:
     """Body of a producer process: fills `out` for as long as the process that started it lives."""
     os.nice(5)  # the trainer is the one that must not wait for the processor
     parent = os.getppid()
@@ -144,7 +140,7 @@ def produce(out: mp.Queue, stage: Any, tokens: int, seed: int) -> None:
     pool: list[Batch] = []
     while True:
         while len(pool) < 24:  # neighbours of one call are alike: mix several calls
-            pool += random_batches(rng, stage.value, tokens)
+            pool += random_batches(rng, task, stage.value, tokens)
         rng.shuffle(pool)
         while len(pool) > 12:
             try:

@@ -3,11 +3,11 @@
 Parameters have the names and shapes of transformers' LlamaForCausalLM, so the state dicts are interchangeable.
 
 Training needs the attention of every token of a finished trace as it was in the step in which the token was written.
-The view positions of the keys differ from query to query then (other blocks grow), but a score depends on distances
-only: key j of block u, rotated once by its index j, meets the query rotated by D[u], the query's distance to the start
-of block u in its own view at its own step. With W blocks a query has W + 1 rotated copies, one of them for the prompt.
-They are concatenated, and each key is lifted to the same width, zero outside of its own block's slot: that makes one
-ordinary product and one mask of it.
+The view positions of the keys differ from query to query then (other blocks grow and move), but a score depends on distances
+only: key j of segment s (batch.py), rotated once by its index j, meets the query rotated by D[s], the query's distance
+to the start of segment s in its own view at its own step. With S segments a query has S + 1 rotated copies, one of them
+for the prompt. They are concatenated, and each key is lifted to the same width, zero outside of its own segment's slot:
+that makes one ordinary product and one mask of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from batch import Batch
 
 @dataclass
 class LlamaConfig:
-    vocab_size: int = 68
+    vocab_size: int
     hidden_size: int = 128
     intermediate_size: int = 256
     layers: int = 4
@@ -124,15 +124,15 @@ class SharedCacheLlama(nn.Module):
         groups = heads // kv_heads
         batch_size, prompt_length = batch.prompt.shape  # B, P
         length = batch.tokens.shape[1]  # N
-        total = prompt_length + length  # S
-        blocks = batch.distance.shape[2] - 1  # W
+        total = prompt_length + length  # T
+        segments = batch.distance.shape[2] - 1  # S
         device = batch.tokens.device
 
-        # Keys, and the queries of the prompt, at their index in their block. Tables are [B, 1, S, head_dim/2].
+        # Keys, and the queries of the prompt, at their index in their segment. Tables are [B, 1, T, head_dim/2].
         prompt_index = torch.arange(prompt_length, device=device).expand(batch_size, -1)
         local = torch.cat((prompt_index, batch.index), 1)
         cos, sin = self.cos[local][:, None], self.sin[local][:, None]
-        # The workers' queries, once for the prompt and once for each block: [B, 1, 1+W, N, head_dim/2].
+        # The workers' queries, once for the prompt and once for each segment: [B, 1, 1+S, N, head_dim/2].
         query_cos = self.cos[batch.distance].transpose(1, 2)[:, None]
         query_sin = self.sin[batch.distance].transpose(1, 2)[:, None]
 
@@ -141,7 +141,7 @@ class SharedCacheLlama(nn.Module):
         bias = torch.zeros(batch_size, 1, length, total, device=device)
         bias = bias.masked_fill_(~batch.visible[:, None], minus_infinity).repeat(1, 1, groups, 1)
         causal = torch.full((prompt_length, prompt_length), minus_infinity, device=device).triu(1).repeat(groups, 1)
-        slot = F.one_hot(batch.block, blocks).float()[:, None, :, :, None]  # [B, 1, N, W, 1]
+        slot = F.one_hot(batch.segment, segments).float()[:, None, :, :, None]  # [B, 1, N, S, 1]
 
         x = self.model.embed_tokens(torch.cat((batch.prompt, batch.tokens), 1))
         for number, layer in enumerate(self.model.layers):
@@ -162,14 +162,14 @@ class SharedCacheLlama(nn.Module):
                 batch_size, heads, prompt_length, head_dim
             )
 
-            # The workers: the prompt's keys and all blocks' keys in one softmax.
-            views = rotate(q[:, :, None, prompt_length:], query_cos, query_sin)  # [B, heads, 1+W, N, head_dim]
+            # The workers: the prompt's keys and all segments' keys in one softmax.
+            views = rotate(q[:, :, None, prompt_length:], query_cos, query_sin)  # [B, heads, 1+S, N, head_dim]
             to_prompt = views[:, :, 0].reshape(batch_size, kv_heads, groups * length, head_dim)
-            to_blocks = (
-                views[:, :, 1:].transpose(2, 3).reshape(batch_size, kv_heads, groups * length, blocks * head_dim)
+            to_segments = (
+                views[:, :, 1:].transpose(2, 3).reshape(batch_size, kv_heads, groups * length, segments * head_dim)
             )
-            lifted = (k[:, :, prompt_length:, None] * slot).view(batch_size, kv_heads, length, blocks * head_dim)
-            scores = torch.cat((to_prompt @ prompt_k, to_blocks @ lifted.transpose(-1, -2)), -1) + bias
+            lifted = (k[:, :, prompt_length:, None] * slot).view(batch_size, kv_heads, length, segments * head_dim)
+            scores = torch.cat((to_prompt @ prompt_k, to_segments @ lifted.transpose(-1, -2)), -1) + bias
             worker_out = (scores.softmax(-1) @ v).view(batch_size, heads, length, head_dim)
 
             out = torch.cat((prompt_out, worker_out), 2).transpose(1, 2).reshape(batch_size, total, heads * head_dim)
