@@ -13,21 +13,22 @@ import numpy as np
 from tasks import TASKS
 from traces import NO_TARGET, Trace
 
-FINAL_STAGE = 2
 _NEVER = 10**6
 
 
 class Batch(NamedTuple):
-    """B traces with at most S segments each: texts that stay together in every view, which are a worker's block or, in
-    layouts with turns, its lines. All workers' tokens of a trace lie side by side (N), whoever wrote them: padding each
-    segment on its own to the longest one would make several times the work. Arrays here, tensors in the model."""
+    """B traces with W workers each. All workers' tokens of a trace lie side by side (N), whoever wrote them: padding
+    each block on its own to the longest one would make four times the work. In layouts with turns a token is a key in
+    two places: in its worker's block, where it was written, and in the common block, where it moves; a query sees it in
+    one of them. C is N there, and 0 in the contiguous layout. Arrays here, tensors in the model."""
 
     prompt: Any  # [B, P] token ids
-    tokens: Any  # [B, N] token ids of all segments of the trace
-    segment: Any  # [B, N] number of the segment that the token is in, 0..S-1
-    index: Any  # [B, N] its index inside this segment
-    distance: Any  # [B, N, 1+S] from the start of the prompt, of segment 0, ... to this token, in its own worker's view
-    visible: Any  # [B, N, P+N] which prompt tokens and which segments' tokens it sees
+    tokens: Any  # [B, N] token ids of all blocks of the trace
+    block: Any  # [B, N] number of the block that the token is written in, 0..W-1
+    index: Any  # [B, N] its index inside this block when it is written
+    common: Any  # [B, C] its index inside the common block, behind the prompt, once it has moved there
+    distance: Any  # [B, N, 1+W] from the start of the common block, of block 0, ... to this token, in its own worker's view
+    visible: Any  # [B, N, P+C+N] which tokens it sees: of the prompt, moved ones, those in the workers' blocks
     target: Any  # [B, N] the token that has to follow, NO_TARGET for no loss
 
 
@@ -62,8 +63,8 @@ def view_orders(rng: random.Random, workers: int, order: str = "mixed") -> list[
     return views
 
 
-def segments_of(trace: Trace, worker: int) -> list[tuple[int, int]]:
-    """Where each of a worker's segments begins and ends."""
+def lines_of(trace: Trace, worker: int) -> list[tuple[int, int]]:
+    """Where each of a worker's turns begins and ends; the contiguous layout has one, which does not end."""
     tokens = trace.tokens[worker]
     if trace.layout == "contiguous":
         return [(0, len(tokens))]
@@ -72,64 +73,64 @@ def segments_of(trace: Trace, worker: int) -> list[tuple[int, int]]:
 
 
 def collate(rng: random.Random, traces: list[Trace], order: str = "mixed") -> Batch:
+    """The traces have equally many workers, and the contiguous layout all or none."""
     batch_size = len(traces)
     workers = len(traces[0].tokens)
     prompt_length = np.array([len(trace.prompt) for trace in traces])
     longest_prompt = int(prompt_length.max())
     longest = max(sum(map(len, trace.tokens.values())) for trace in traces)
-    most = max(sum(len(segments_of(trace, worker)) for worker in trace.tokens) for trace in traces)
     prompt = np.zeros((batch_size, longest_prompt), np.int64)
-    tokens, segment, index, writer = (np.zeros((batch_size, longest), np.int64) for _ in range(4))
-    step = np.full((batch_size, longest), _NEVER, np.int64)
+    tokens, block, index, common = (np.zeros((batch_size, longest), np.int64) for _ in range(4))
+    step, moved = (np.full((batch_size, longest), _NEVER, np.int64) for _ in range(2))  # `moved`: before which step
     target = np.full((batch_size, longest), NO_TARGET, np.int64)
-    owner = np.full((batch_size, most), -1, np.int64)  # who writes a segment
-    moved = np.full((batch_size, most), _NEVER, np.int64)  # the step before which it moves into the common block
     rank = np.zeros((batch_size, workers, workers), np.int64)  # [b, w, u]: place of block u in the view of worker w
-    open_hidden = np.zeros((batch_size, 1, 1), bool)  # whether the others' unfinished segments are not seen
+    hidden = np.zeros((batch_size, 1, 1), bool)  # whether the others' blocks are not seen
     for b, trace in enumerate(traces):
         prompt[b, : len(trace.prompt)] = trace.prompt
-        open_hidden[b] = trace.layout == "interleaved"
-        begin = number = 0
+        hidden[b] = trace.layout == "interleaved"
+        begin = 0
+        turns: list[tuple[int, int, int, int]] = []  # (before which step it moves, worker, begin, end)
         for w, name in enumerate(sorted(trace.tokens)):
-            for first, last in segments_of(trace, name):
+            for first, last in lines_of(trace, name):
                 end = begin + last - first
                 tokens[b, begin:end] = trace.tokens[name][first:last]
                 step[b, begin:end] = trace.steps[name][first:last]
                 target[b, begin:end] = trace.targets[name][first:last]
-                segment[b, begin:end] = number
-                writer[b, begin:end] = w
+                block[b, begin:end] = w
                 index[b, begin:end] = np.arange(last - first)
-                owner[b, number] = w
                 if last < len(trace.tokens[name]):
-                    moved[b, number] = trace.steps[name][last - 1] + 1
+                    turns.append((trace.steps[name][last - 1] + 1, w, begin, end))
                 begin = end
-                number += 1
+        place = len(trace.prompt)
+        for before, _, first, last in sorted(turns):
+            moved[b, first:last] = before
+            common[b, first:last] = np.arange(place, place + last - first)
+            place += last - first
         for w, view in enumerate(view_orders(rng, workers, order)):
             rank[b, w, view] = np.arange(workers)
 
-    batch = np.arange(batch_size)[:, None]
-    is_common = moved[:, None, :] <= step[:, :, None]  # [B, N, S]: at that moment
-    is_own = owner[:, None, :] == writer[:, :, None]
-    shown = is_common | is_own | ~open_hidden
-    # A token sees what was appended in its own step or earlier, by anybody whose text its view shows. Inside a segment
+    # A token sees what was appended in its own step or earlier, by anybody whose text its view shows. Inside a block
     # that is the causal order.
-    sees = (step[:, None, :] <= step[:, :, None]) & (step != _NEVER)[:, None, :]  # [B, N, N]
-    sees &= np.take_along_axis(shown, np.broadcast_to(segment[:, None, :], sees.shape), 2)
-    within = segment[:, :, None] == np.arange(most)  # [B, N, S]
-    lengths = (sees.astype(np.float32) @ within.astype(np.float32)).astype(np.int64)  # at that moment
-    lengths *= ~within  # of one's own segment only what lies before the token counts, and that is `index`
-    # Order of the view: common segments as they moved, of one step in the workers' order; then the others' open ones.
-    moves = np.argsort(np.argsort(moved * workers + owner, axis=1, kind="stable"), axis=1, kind="stable")
-    open_rank = np.take_along_axis(rank[batch, writer], np.broadcast_to(np.maximum(owner, 0)[:, None, :], within.shape), 2)
-    place = np.where(is_common, moves[:, None, :], most + open_rank)  # the own open segment is last in `rank`
-    distance = np.empty((batch_size, longest, 1 + most), np.int64)
-    distance[:, :, 0] = prompt_length[:, None] + lengths.sum(-1) + index
-    for s in range(most):
-        distance[:, :, 1 + s] = (lengths * (place >= place[:, :, s : s + 1])).sum(-1) + index
-    visible = np.empty((batch_size, longest, longest_prompt + longest), bool)
-    visible[:, :, :longest_prompt] = np.arange(longest_prompt) < prompt_length[:, None, None]
-    visible[:, :, longest_prompt:] = sees
-    return Batch(prompt, tokens, segment, index, distance, visible, target)
+    written = (step[:, None, :] <= step[:, :, None]) & (step != _NEVER)[:, None, :]  # [B, N, N]
+    has_moved = moved[:, None, :] <= step[:, :, None]
+    sees_moved = written & has_moved
+    sees_blocks = written & ~has_moved & ~(hidden & (block[:, None, :] != block[:, :, None]))
+    owner = block[:, :, None] == np.arange(workers)  # [B, N, W]
+    lengths = (sees_blocks.astype(np.float32) @ owner.astype(np.float32)).astype(np.int64)  # of blocks, at that moment
+    lengths *= ~owner  # of one's own block only what lies before the token counts, and that is `index`
+    ranks = rank[np.arange(batch_size)[:, None], block]  # [B, N, W]
+    distance = np.empty((batch_size, longest, 1 + workers), np.int64)
+    distance[:, :, 0] = prompt_length[:, None] + sees_moved.sum(-1) + lengths.sum(-1) + index
+    for u in range(workers):
+        # Negative for no block: the own block is last in the view, so `index` is always part of the way.
+        distance[:, :, 1 + u] = (lengths * (ranks >= ranks[:, :, u : u + 1])).sum(-1) + index
+    sees_prompt = np.broadcast_to(
+        np.arange(longest_prompt) < prompt_length[:, None, None], (batch_size, longest, longest_prompt)
+    )
+    if all(trace.layout == "contiguous" for trace in traces):
+        common, sees_moved = common[:, :0], sees_moved[:, :, :0]
+    visible = np.concatenate((sees_prompt, sees_moved, sees_blocks), 2)
+    return Batch(prompt, tokens, block, index, common, distance, visible, target)
 
 
 def produce(out: mp.Queue, task: str, stage: Any, tokens: int, seed: int) -> None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from batch import collate, segments_of, view_orders
+from batch import collate, lines_of, view_orders
 from model import LlamaConfig, SharedCacheLlama, load_checkpoint, rope_tables, rotate, to_tensors
 from tasks import TASKS
 from traces import Trace
@@ -206,7 +206,7 @@ def cross_check(model: SharedCacheLlama, trace: Trace, order: str) -> tuple[floa
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     workers = sorted(trace.tokens)
     orders = view_orders(random.Random(), len(workers), order)
-    segments = {worker: segments_of(trace, worker) for worker in workers}
+    segments = {worker: lines_of(trace, worker) for worker in workers}
     decoder = SegmentDecoder(model.config, weights, [trace.prompt], sum(map(len, segments.values())))
     first_row = {}  # of each worker's tokens in the batch
     first_segment = {}

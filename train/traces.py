@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NO_TARGET = -1
+FINAL_STAGE = 2  # of the curriculum
 LAYOUTS = ("contiguous", "interleaved", "combined")
 
 

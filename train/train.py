@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from batch import FINAL_STAGE, Batch, produce
+from batch import Batch, produce
 from model import LlamaConfig, SharedCacheLlama, load_checkpoint, save_checkpoint, to_tensors
 from tasks import TASKS
-from traces import NO_TARGET
+from traces import FINAL_STAGE, NO_TARGET
 
 LOG_EVERY = 50
 
