@@ -84,6 +84,9 @@ describe('definitions', () => {
     [true, { collaborate: { checkEvery: 0, rulesAs: 'system', chat: {}, texts: {} } }],
     [true, { plain: { opening: '', answer: 'text', stop: ['\n'] }, keepTexts: true }],
     [true, { plain: { answer: { opening: '<', closing: '>' } }, capacity: 100 }],
+    [true, { plain: { turnEnds: ['\n', 'x'] } }],
+    [false, { plain: { turnEnds: [''] } }],
+    [false, { plain: { turnEnds: 'x' } }],
     [true, { grader: { type: 'regex', pattern: 'a', flags: 'i', of: 'texts' } }],
     [true, { grader: { type: 'choice', choices: 'list' } }],
     [true, { grader: { type: 'numeric', tolerance: 0, all: true } }],
@@ -297,6 +300,34 @@ describe('runs', () => {
     const given = await run(PARAGRAPHS, { ...change, data, plain: format })
     expect(given.cells[0]?.points[2]).toMatchObject({ answer: 'o', early: false })
     expect(given.cells[0]?.points[2]?.steps).toBeLessThan(6)
+  })
+
+  test('plain: turns that end with a text, in layouts that have turns', async () => {
+    const out = temporaryFolder()
+    const change = {
+      ...{ schemes: ['plain'], workers: [2], share: [true, false], budgets: [12] },
+      ...{
+        layouts: ['contiguous', 'interleaved', 'combined'],
+        data: { items: [SMALL.data.items[0]] },
+      },
+    } as const
+    const plain = { opening: 'e', turnEnds: ['o.', 'never'] }
+    const { cells } = await run(PARAGRAPHS, { ...change, plain }, { out, traces: true })
+    const turns = cells.map(({ cell, layout }) => {
+      const trace = readFileSync(join(out, 'traces', `${cell}.jsonl`), 'utf8')
+      const lines = trace
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line))
+      return [layout, lines.filter(({ event }) => event === 'turn').map(({ step }) => step)]
+    })
+    // Both write " no", ".", a blank line and again; a turn ends with each full stop.
+    expect(turns).toEqual([
+      ['contiguous', []],
+      [null, []],
+      ['interleaved', [1, 1, 4, 4, 7, 7, 10, 10]],
+      ['combined', [1, 1, 4, 4, 7, 7, 10, 10]],
+    ])
   })
 
   test('seeds: the same again, others with another seed, whatever else is in the experiment', async () => {

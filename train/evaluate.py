@@ -218,7 +218,7 @@ def reverse_tables(evaluation: Evaluation, quick: bool) -> None:
 def graph_tables(evaluation: Evaluation, quick: bool) -> None:
     for references in (0.35,) if quick else (0.2, 0.35, 0.5):
         print_header(f"{100 * references:.0f} % of the operands are references", "of ideal")
-        for items in (8, 16) if quick else (4, 8, 12, 16):
+        for items in (8, 12) if quick else (4, 8, 12):
             problems = evaluation.graphs(1, items, references)
             alone = None
             for workers in (1, 4) if quick else (1, 2, 3, 4):
