@@ -106,6 +106,27 @@ function attention(report) {
   ]
 }
 
+const nameOf = (run) => `${run.shape}, ${workersOf(run.workers)}`
+
+/** An int8 cache beside the bf16 cache of the same run. */
+function attentionOfInt8(report) {
+  const { runs } = result('attention-cpu')
+  const tokens = [...new Set(report.runs.map((run) => run.cached_tokens))]
+  const names = [...new Set(report.runs.map(nameOf))]
+  const ratio = (one) => {
+    const same = (run) =>
+      ['shape', 'workers', 'cached_tokens'].every((field) => run[field] === one[field])
+    return (runs.find(same).ms.median / one.ms.median).toFixed(2)
+  }
+  return [
+    'An int8 cache in turn with that bf16 cache, time of bf16 / time of int8:',
+    table(
+      ['cached tokens', ...tokens.map((length) => `${length / 1024}k`)],
+      names.map((name) => [name, ...report.runs.filter((run) => nameOf(run) === name).map(ratio)]),
+    ),
+  ]
+}
+
 function bench(report) {
   const { runs, model, dtype, prompt, generate, processor, threads, simd, date } = report
   const rows = [
@@ -180,6 +201,7 @@ function sections(names, folder) {
 const WRITERS = {
   'bench-cpu': bench,
   'attention-cpu': attention,
+  'attention-cpu-int8': attentionOfInt8,
   'kl-random': roundingByFormat,
 }
 
@@ -202,4 +224,7 @@ function fill(file, parts) {
 }
 
 fill('README.md', sections(['bench-cpu', ...PEERS.slice(0, 1)], ''))
-fill('docs/performance.md', sections(['bench-cpu', ...PEERS, 'attention-cpu', ...ROUNDING], '../'))
+fill(
+  'docs/performance.md',
+  sections(['bench-cpu', ...PEERS, 'attention-cpu', 'attention-cpu-int8', ...ROUNDING], '../'),
+)

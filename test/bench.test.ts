@@ -209,7 +209,7 @@ describe('the committed results', () => {
   })
 
   test('of bench:attention name shape, tokens and workers of each run', () => {
-    for (const run of read('attention-cpu').runs) {
+    for (const run of ['attention-cpu', 'attention-cpu-int8'].flatMap((name) => read(name).runs)) {
       expect(run).toEqual({
         shape: expect.any(String),
         cached_tokens: expect.any(Number),

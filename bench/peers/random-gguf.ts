@@ -83,6 +83,11 @@ export async function writeRandomGguf(
   await writeGgufFile(path, metadataOf(shape), tensorsOf(shape, format, fill))
 }
 
+/** Throws where rows of the shape are no whole blocks of the format. */
+export function checkFormat(shape: Shape, format: BenchFormat): void {
+  tensorsOf(shape, format, () => Buffer.alloc(0))
+}
+
 type FillTensor = (format: GgufFormat, bytes: number) => Buffer
 
 function tensorsOf(shape: Shape, format: BenchFormat, fill: FillTensor): GgufWriterTensor[] {

@@ -13,7 +13,13 @@ import { formatTable } from '../../lib/cli/table'
 import { machine, root, round, type Spread, spread } from '../machine'
 import { barChart } from './chart'
 import { installPeer, peerFolder, peerVersion } from './peer'
-import { BENCH_FORMATS, type BenchFormat, SHAPES, writeRandomGguf } from './random-gguf'
+import {
+  BENCH_FORMATS,
+  type BenchFormat,
+  checkFormat,
+  SHAPES,
+  writeRandomGguf,
+} from './random-gguf'
 import type { Measurement, Task } from './task'
 
 /** What is measured. Flash attention is on in some cases and off in others the faster: both are run. */
@@ -75,6 +81,10 @@ async function main(): Promise<void> {
   const unknown = formats.find((format) => !BENCH_FORMATS.includes(format as BenchFormat))
   if (shape === undefined) throw new Error(`--shape: one of ${Object.keys(SHAPES).join(', ')}`)
   if (unknown !== undefined) throw new Error(`--format: some of ${BENCH_FORMATS.join(', ')}`)
+  // Before anything is measured: a run of several formats takes long.
+  if (values.model === undefined) {
+    for (const format of formats as BenchFormat[]) checkFormat(shape, format)
+  }
   const about = machine()
   installPeer()
   const folder = await mkdtemp(join(tmpdir(), 'hogwild-peers-'))
