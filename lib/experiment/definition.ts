@@ -176,7 +176,7 @@ export interface CheckedExperiment {
   sampler: Omit<SamplerOptions, 'seed'> | undefined
   finish: number
   collaborate: NonNullable<Experiment['collaborate']>
-  plain: { opening: string; answer?: AnswerFormat | 'text'; stop: string[]; turnEnds: string[] }
+  plain: Omit<PlainOptions, 'opening' | 'stop'> & { opening: string; stop: string[] }
   capacity: number | undefined
   keepTexts: boolean
 }
@@ -283,12 +283,16 @@ function checkPlain(value: PlainOptions): CheckedExperiment['plain'] {
     stop: checkArray(stop ?? [], 'plain.stop').map((one, i) =>
       checkString(one, `plain.stop[${i}]`),
     ),
-    turnEnds: checkArray(turnEnds ?? [], 'plain.turnEnds').map((one, i) => {
-      const name = `plain.turnEnds[${i}]`
-      if (one === '') throw invalid(name, 'a text that is not empty', one)
-      return checkString(one, name)
-    }),
+    ...(turnEnds !== undefined && { turnEnds: checkTurnEnds(turnEnds) }),
   }
+}
+
+function checkTurnEnds(value: unknown): string[] {
+  return checkArray(value, 'plain.turnEnds').map((one, i) => {
+    const name = `plain.turnEnds[${i}]`
+    if (one === '') throw invalid(name, 'a text that is not empty', one)
+    return checkString(one, name)
+  })
 }
 
 function checkAnswer(value: AnswerFormat | 'text'): AnswerFormat | 'text' {
