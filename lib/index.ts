@@ -59,7 +59,6 @@ export {
   Transcript,
 } from './collaboration/transcript'
 export { endsParagraph, paragraphEnds } from './collaboration/turns'
-export { demoModelPath } from './demo-model'
 export {
   type CudaCard,
   createDevice,
@@ -158,6 +157,7 @@ export {
   type YarnRope,
 } from './rope'
 export { type PenaltyScope, Sampler, type SamplerOptions, type SamplerState } from './sampler'
+export { demoModelPath, graphModelPath } from './shipped-models'
 export type {
   DraftContext,
   DraftTokens,

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-// Fills the parts of README.md (what comes first) and docs/performance.md (all of them, with the plots) between the `measured`
-// markers from bench/results/*.json and bench/results/plots.
+// Fills the parts between the `measured` markers: of README.md (what comes first) and docs/performance.md (all of them, with
+// the plots) from bench/results, of docs/experiments.md and the card of models/graph from examples/experiments/graph.results.
 //
 //   node scripts/readme-figures.cjs [--check]
 //
@@ -306,6 +306,40 @@ const WRITERS = {
   sessions,
 }
 
+const LAYOUTS = ['contiguous', 'combined', 'interleaved']
+
+/** Dependent work: what the committed experiment came to, at its largest budget. */
+function dependentWork() {
+  const folder = path.join(root, 'examples', 'experiments', 'graph.results')
+  if (!existsSync(folder)) return []
+  const { rows } = JSON.parse(readFileSync(path.join(folder, 'summary.json'), 'utf8'))
+  const last = Math.max(...rows.map(({ budget }) => budget))
+  const final = rows.filter(({ budget }) => budget === last)
+  const alone = final.find(({ workers }) => workers === 1)
+  const places = [null, ...LAYOUTS]
+  const inOrder = final.toSorted(
+    (one, other) =>
+      one.workers - other.workers || places.indexOf(one.layout) - places.indexOf(other.layout),
+  )
+  const share = (number) => `${(100 * number).toFixed(1)} %`
+  return [
+    table(
+      ['', 'steps', 'speed-up', 'of ideal', 'tokens', 'waits', 'yields', 'done twice', 'right'],
+      inOrder.map(({ workers, layout, steps, tokens, accuracy, metrics }) => [
+        `${workersOf(workers)}${workers === 1 ? '' : `, ${layout ?? 'not shared, by vote'}`}`,
+        steps.toFixed(1),
+        workers === 1 ? '' : `${(alone.steps / steps).toFixed(2)}x`,
+        metrics.ofIdeal.toFixed(3),
+        tokens.toFixed(0),
+        metrics.waits.toFixed(1),
+        metrics.yields.toFixed(2),
+        share(metrics.twice),
+        share(accuracy),
+      ]),
+    ),
+  ]
+}
+
 function fill(file, parts) {
   const document = path.join(root, file)
   const text = readFileSync(document, 'utf8')
@@ -319,7 +353,7 @@ function fill(file, parts) {
   if (!process.argv.includes('--check')) {
     writeFileSync(document, filled)
   } else if (filled !== text) {
-    console.error(`${file} is not in step with bench/results: run \`npm run readme:figures\``)
+    console.error(`${file} is not in step with the results: run \`npm run readme:figures\``)
     process.exit(1)
   }
 }
@@ -334,3 +368,5 @@ fill(
     true,
   ),
 )
+fill('docs/experiments.md', dependentWork())
+fill('models/graph/README.md', dependentWork())

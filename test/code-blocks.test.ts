@@ -61,6 +61,7 @@ const ELSEWHERE: readonly [RegExp, string][] = [
   [/^npm (ci|start|test)( |$)/, '.ci/run'],
   [/^npx hogwild build$/, 'npm run test:long -- package'],
   [/^npx hogwild bench$/, 'test/bench.test.ts, with a smaller model'],
+  [/^npx hogwild experiment .*\/graph\.mjs /, 'test/experiment.test.ts, a part of it'],
 ]
 const commands = of('sh').flatMap(({ document, line, code }) =>
   code
@@ -281,6 +282,15 @@ describe('examples', () => {
     }
     server.kill('SIGINT')
     expect(await once(server, 'exit')).toEqual([0, null])
+  })
+
+  test('visibility.mjs: the sooner others are seen, the fewer steps', async () => {
+    const said = await succeeded(node(example('visibility.mjs'), ['3']))
+    const steps = [...said.matchAll(/^(?:in|one|once) [^\d]*([\d.]+)/gm)].map(([, number]) =>
+      Number(number),
+    )
+    expect(steps).toHaveLength(3)
+    expect(steps).toEqual(steps.toSorted((one, other) => one - other))
   })
 
   test.each(readdirSync(join(root, 'examples', 'schemes')))('schemes/%s', async (name) => {

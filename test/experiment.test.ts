@@ -84,6 +84,9 @@ describe('definitions', () => {
     [true, { collaborate: { checkEvery: 0, rulesAs: 'system', chat: {}, texts: {} } }],
     [true, { plain: { opening: '', answer: 'text', stop: ['\n'] }, keepTexts: true }],
     [true, { plain: { answer: { opening: '<', closing: '>' } }, capacity: 100 }],
+    [true, { plain: { turnEnds: ['\n', 'x'] } }],
+    [false, { plain: { turnEnds: [''] } }],
+    [false, { plain: { turnEnds: 'x' } }],
     [true, { grader: { type: 'regex', pattern: 'a', flags: 'i', of: 'texts' } }],
     [true, { grader: { type: 'choice', choices: 'list' } }],
     [true, { grader: { type: 'numeric', tolerance: 0, all: true } }],
@@ -299,6 +302,32 @@ describe('runs', () => {
     expect(given.cells[0]?.points[2]?.steps).toBeLessThan(6)
   })
 
+  test('plain: turns that end with a text, in layouts that have turns', async () => {
+    const out = temporaryFolder()
+    const change: Partial<Experiment> = {
+      ...{ schemes: ['plain'], workers: [2], share: [true, false], budgets: [12] },
+      layouts: ['contiguous', 'interleaved', 'combined'],
+      data: { items: SMALL.data.items.slice(0, 1) },
+    }
+    const plain = { opening: 'e', turnEnds: ['o.', 'never'] }
+    const { cells } = await run(PARAGRAPHS, { ...change, plain }, { out, traces: true })
+    const turns = cells.map(({ cell, layout }) => {
+      const trace = readFileSync(join(out, 'traces', `${cell}.jsonl`), 'utf8')
+      const lines = trace
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line))
+      return [layout, lines.filter(({ event }) => event === 'turn').map(({ step }) => step)]
+    })
+    // Both write " no", ".", a blank line and again; a turn ends with each full stop.
+    expect(turns).toEqual([
+      ['contiguous', []],
+      [null, []],
+      ['interleaved', [1, 1, 4, 4, 7, 7, 10, 10]],
+      ['combined', [1, 1, 4, 4, 7, 7, 10, 10]],
+    ])
+  })
+
   test('seeds: the same again, others with another seed, whatever else is in the experiment', async () => {
     const change = { sampler: { temperature: 30 }, schemes: ['plain'], keepTexts: true } as const
     const textsOf = ({ cells }: Results, seed: number) =>
@@ -484,19 +513,20 @@ describe('results', () => {
   })
 })
 
+const hogwild = (...args: string[]) => {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [main, ...args], {
+    encoding: 'utf8',
+  })
+  expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
+  return stdout
+}
+const cpu = ['--device', 'cpu', '--threads', '1', '--quiet']
+const linesOf = async (folder: string, file = 'results.jsonl') =>
+  numbersOf((await readResults(join(folder, file))).cells)
+
 describe('the committed experiment on the demo model', () => {
   const experiment = join(root, 'examples', 'experiments', 'demo.mjs')
   const committed = join(root, 'examples', 'experiments', 'demo.results')
-  const hogwild = (...args: string[]) => {
-    const { status, stdout, stderr } = spawnSync(process.execPath, [main, ...args], {
-      encoding: 'utf8',
-    })
-    expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
-    return stdout
-  }
-  const cpu = ['--device', 'cpu', '--threads', '1', '--quiet']
-  const linesOf = async (folder: string) =>
-    numbersOf((await readResults(join(folder, 'results.jsonl'))).cells)
 
   test('three shards, one of them cut and resumed, give the committed numbers', async () => {
     if (!existsSync(main)) throw new Error('npm run build:ts first')
@@ -531,6 +561,41 @@ describe('the committed experiment on the demo model', () => {
     expect(at(4, true, 30).accuracy).toBeGreaterThan(at(1, false, 30).high)
     expect(at(4, true, 80).metrics.twice).toBeLessThan(0.5)
     expect(at(4, false, 80).metrics.twice).toBeGreaterThan(7)
+  })
+})
+
+describe('the committed experiment on dependent work', () => {
+  const experiment = join(root, 'examples', 'experiments', 'graph.mjs')
+  const committed = join(root, 'examples', 'experiments', 'graph.results')
+
+  test('an eleventh of it gives the committed numbers', async () => {
+    const out = temporaryFolder()
+    hogwild('experiment', experiment, '--out', out, ...cpu, '--shard', '1/11')
+    const cells = await linesOf(out, 'results.1-of-11.jsonl')
+    expect(cells.length).toBeGreaterThan(15)
+    const all = await linesOf(committed)
+    expect(cells).toEqual(all.filter(({ cell }) => cell % 11 === 0))
+  })
+
+  test('what it shows: four workers near the ideal, token by token better than turn by turn', () => {
+    const { rows } = readJson(join(committed, 'summary.json')) as {
+      rows: ReturnType<typeof summarise>
+    }
+    const last = Math.max(...rows.map(({ budget }) => budget))
+    const at = (workers: number, layout: string | null, share = true) =>
+      rows.find(
+        (row) =>
+          row.workers === workers &&
+          row.layout === layout &&
+          row.share === share &&
+          row.budget === last,
+      )!
+    for (const layout of ['contiguous', 'combined']) {
+      expect(at(4, layout).accuracy).toBeGreaterThanOrEqual(0.98)
+      expect(at(4, layout).metrics.ofIdeal).toBeGreaterThanOrEqual(0.8)
+      expect(at(4, layout).steps).toBeLessThan(0.9 * at(4, 'interleaved').steps)
+    }
+    expect(at(4, null, false).steps).toBeGreaterThan(3 * at(4, 'contiguous').steps)
   })
 })
 

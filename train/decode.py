@@ -1,9 +1,10 @@
-"""A small decoder with one cache block per worker, written apart from the training forward: the two check each other.
+"""A small decoder with explicit views, written apart from the training forward: the two check each other.
 
-Keys are rotated once, at their index in their own block, and never touched again. In a step the tokens of all active
-workers are appended first; then each of them attends to its whole view, with its query rotated once per block.
+Keys are rotated once, at their index in their own segment, and never touched again. In a step the tokens of all active
+workers are appended first; then each of them attends to its whole view, with its query rotated once per segment.
 
-    python decode.py [checkpoint.pt]      compares it with the training forward (random weights without a checkpoint)
+    python decode.py                        compares it with the training forward, in all layouts, with random weights
+    python decode.py graph checkpoint.pt    the same with a checkpoint of the task
 """
 
 from __future__ import annotations
@@ -12,42 +13,38 @@ import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from batch import collate, view_orders
+from batch import collate, lines_of, view_orders
 from model import LlamaConfig, SharedCacheLlama, load_checkpoint, rope_tables, rotate, to_tensors
-from task import REMOVED, STOP, VOCABULARY, Disturbances, Task, name_token, random_task, simulate
+from tasks import TASKS
+from traces import Trace
 
 
-class BlockDecoder:
-    """B prompts at once, each with its own prompt block and W worker blocks."""
+class SegmentDecoder:
+    """B prompts at once, each with its own prompt and `segments` segments of at most `capacity` tokens."""
 
     def __init__(
         self,
         config: LlamaConfig,
         weights: dict[str, Tensor],
         prompts: list[list[int]],
-        workers: int,
-        *,
-        shared: bool = True,
-        order: str = "ascending",
+        segments: int,
         capacity: int = 400,
     ) -> None:
-        self.config, self.weights, self.workers, self.shared = config, weights, workers, shared
+        self.config, self.weights, self.segments = config, weights, segments
         self.cos, self.sin = rope_tables(config)
         count = len(prompts)
         self.prompt_length = torch.tensor([len(prompt) for prompt in prompts])
-        shape = (count, workers, config.kv_heads, capacity, config.head_dim)
+        shape = (count, segments, config.kv_heads, capacity, config.head_dim)
         self.keys = [torch.zeros(shape) for _ in range(config.layers)]
         self.values = [torch.zeros(shape) for _ in range(config.layers)]
-        self.length = torch.zeros(count, workers, dtype=torch.long)
-        # rank[w, u]: the place of block u in the view of worker w.
-        self.rank = torch.zeros(workers, workers, dtype=torch.long)
-        for worker, view in enumerate(view_orders(random.Random(), workers, order)):
-            self.rank[worker, view] = torch.arange(workers)
+        self.length = torch.zeros(count, segments, dtype=torch.long)
         self.prompt_keys: list[Tensor] = []
         self.prompt_values: list[Tensor] = []
         self._prefill(prompts)
@@ -70,33 +67,37 @@ class BlockDecoder:
             x = self._finish(layer, x, out.transpose(1, 2).flatten(2))
 
     @torch.inference_mode()
-    def step(self, row: Tensor, worker: Tensor, token: Tensor) -> Tensor:
-        """One step of n workers: worker[i] of prompt row[i] brings token[i]. Returns their logits [n, V]."""
+    def step(self, row: Tensor, token: Tensor, views: list[list[int]]) -> Tensor:
+        """One step of n workers: in prompt row[i], token[i] comes behind the last segment of views[i], which lists the
+        segments that its worker sees, in order. Returns their logits [n, V]."""
         config = self.config
         n = len(row)
         groups = config.heads // config.kv_heads
-        index = self.length[row, worker]
-        self.length[row, worker] += 1
-        length = self.length[row]  # [n, W], the tokens of this step included
-        own = F.one_hot(worker, self.workers)
-        if not self.shared:
-            length = length * own
-        others = length * (1 - own)
-        rank = self.rank[worker]
-        # Distance from the start of each block of the view to the new token.
-        distance = [self.prompt_length[row] + others.sum(1) + index]
-        for u in range(self.workers):
-            distance.append((others * (rank >= rank[:, u : u + 1])).sum(1) + index)
+        written = torch.tensor([view[-1] for view in views])
+        index = self.length[row, written]
+        self.length[row, written] += 1
+        length = torch.zeros(n, self.segments, dtype=torch.long)  # of what is seen, the tokens of this step included
+        # Distance from the start of the prompt and of each segment of the view to the new token.
+        distance = torch.zeros(1 + self.segments, n, dtype=torch.long)
+        for i, view in enumerate(views):
+            far = int(index[i])
+            length[i, view[-1]] = far + 1
+            distance[1 + view[-1], i] = far
+            for segment in reversed(view[:-1]):
+                length[i, segment] = self.length[row[i], segment]
+                far += int(length[i, segment])
+                distance[1 + segment, i] = far
+            distance[0, i] = far + self.prompt_length[row[i]]
         longest = int(self.length.max())
         visible = [torch.arange(self.prompt_keys[0].shape[2])[None] < self.prompt_length[row][:, None]]
-        visible += [torch.arange(longest)[None] < length[:, u : u + 1] for u in range(self.workers)]
+        visible += [torch.arange(longest)[None] < length[:, s : s + 1] for s in range(self.segments)]
         hidden = ~torch.cat(visible, 1)[:, None, None]
 
         x = self._embed(token)
         for layer in range(config.layers):
             q, k, v = self._project(layer, x)  # [n, heads, head_dim]
-            self.keys[layer][row, worker, :, index] = rotate(k, self.cos[index][:, None], self.sin[index][:, None])
-            self.values[layer][row, worker, :, index] = v
+            self.keys[layer][row, written, :, index] = rotate(k, self.cos[index][:, None], self.sin[index][:, None])
+            self.values[layer][row, written, :, index] = v
             keys = [self.prompt_keys[layer][row], *self.keys[layer][row, :, :, :longest].unbind(1)]
             values = [self.prompt_values[layer][row], *self.values[layer][row, :, :, :longest].unbind(1)]
             scores = []
@@ -141,8 +142,9 @@ class Run:
 
 
 def decode(
+    task: ModuleType,
     model: SharedCacheLlama,
-    tasks: list[Task],
+    problems: list[Any],
     names: list[int],
     *,
     shared: bool = True,
@@ -150,17 +152,18 @@ def decode(
     stop: list[dict[int, int]] | None = None,
     mark: bool = True,
 ) -> list[Run]:
-    """Greedy decoding in lock step. `names` are the workers' numbers (0 Alice); `start` and `stop` give, per prompt,
-    the steps at which a worker (an index into `names`) begins and is taken away, with a '#' unless `mark` is false."""
+    """Greedy decoding in lock step, in the contiguous layout. `names` are the workers' numbers (0 Alice); `start` and
+    `stop` give, per prompt, the steps at which a worker (an index into `names`) begins and is taken away, with a '#'
+    unless `mark` is false."""
     workers = range(len(names))
-    # Enough for one worker that does the whole list, and a half more: who needs longer than that has failed.
-    limit = max(int(1.5 * (len(task.prompt) + sum(map(len, task.answers.values())))) + 60 for task in tasks)
+    limit = max(task.longest_run(problem) for problem in problems)
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    prompts = [task.prompt for task in tasks]
-    decoder = BlockDecoder(model.config, weights, prompts, len(names), shared=shared, capacity=limit)
-    runs = [Run([[] for _ in workers], [[] for _ in workers], False) for _ in tasks]
-    following = [[name_token(name) for name in names] for _ in tasks]
-    active = [set(workers) for _ in tasks]
+    decoder = SegmentDecoder(model.config, weights, [problem.prompt for problem in problems], len(names), limit)
+    orders = view_orders(random.Random(), len(names), "ascending")
+    views = orders if shared else [[worker] for worker in workers]
+    runs = [Run([[] for _ in workers], [[] for _ in workers], False) for _ in problems]
+    following = [[task.name_token(name) for name in names] for _ in problems]
+    active = [set(workers) for _ in problems]
     for step in range(limit):
         rows: list[int] = []
         movers: list[int] = []
@@ -174,7 +177,7 @@ def decode(
                     active[row].discard(worker)
                     if not mark:
                         continue
-                    token = REMOVED
+                    token = task.REMOVED
                 rows.append(row)
                 movers.append(worker)
                 tokens.append(token)
@@ -184,9 +187,9 @@ def decode(
             break
         if not rows:
             continue
-        logits = decoder.step(torch.tensor(rows), torch.tensor(movers), torch.tensor(tokens))
+        logits = decoder.step(torch.tensor(rows), torch.tensor(tokens), [views[worker] for worker in movers])
         for row, worker, token, chosen in zip(rows, movers, tokens, logits.argmax(-1).tolist(), strict=True):
-            if token == STOP:
+            if token == task.STOP:
                 active[row].discard(worker)
             following[row][worker] = chosen
     for run, still_active in zip(runs, active, strict=True):
@@ -195,41 +198,66 @@ def decode(
 
 
 @torch.inference_mode()
-def cross_check(model: SharedCacheLlama, order: str) -> tuple[float, float]:
-    """Teacher forced over a trace with late starts, pauses, yields and a removed worker: the largest difference between
-    the training forward and the decoder, and the largest logit."""
-    rng = random.Random(1)
-    disturb = Disturbances(start={1: 3, 2: 9}, pause={1: 0.4, 3: 0.2}, stop={3: 17}, taken_claim=0.1)
-    trace = simulate(rng, random_task(rng, 7), [0, 1, 2, 3], disturb)
-    batch = to_tensors(collate(rng, [trace], order))
+def cross_check(model: SharedCacheLlama, trace: Trace, order: str) -> tuple[float, float]:
+    """Teacher forced over a trace: the largest difference between the training forward and the decoder, and the largest
+    logit."""
+    batch = to_tensors(collate(random.Random(1), [trace], order))
     expected = model.logits(model(batch))[0]
-    begin = {worker: int((batch.block[0] == worker).nonzero()[0]) for worker in trace.tokens}
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    decoder = BlockDecoder(model.config, weights, [trace.prompt], 4, order=order)
+    workers = sorted(trace.tokens)
+    orders = view_orders(random.Random(), len(workers), order)
+    segments = {worker: lines_of(trace, worker) for worker in workers}
+    decoder = SegmentDecoder(model.config, weights, [trace.prompt], sum(map(len, segments.values())))
+    first_row = {}  # of each worker's tokens in the batch
+    first_segment = {}
+    rows = segment = 0
+    for worker in workers:
+        first_row[worker], first_segment[worker] = rows, segment
+        rows += len(trace.tokens[worker])
+        segment += len(segments[worker])
+    common: list[int] = []
+    open_segment = dict(first_segment)
+    position = dict.fromkeys(workers, 0)
     difference = 0.0
     for step in range(max(map(max, trace.steps.values())) + 1):
-        movers = [worker for worker, steps in trace.steps.items() if step in steps]
+        movers = [worker for worker in workers if step in trace.steps[worker]]
+        tokens: list[int] = []
+        views: list[list[int]] = []
+        for worker in movers:
+            tokens.append(trace.tokens[worker][position[worker]])
+        for worker in movers:
+            others = [workers[w] for w in orders[workers.index(worker)][:-1]]
+            seen = [] if trace.layout == "interleaved" else [open_segment[other] for other in others]
+            views.append([*common, *seen, open_segment[worker]])
         if not movers:
             continue
-        index = [trace.steps[worker].index(step) for worker in movers]
-        tokens = torch.tensor([trace.tokens[worker][i] for worker, i in zip(movers, index, strict=True)])
-        logits = decoder.step(torch.zeros(len(movers), dtype=torch.long), torch.tensor(movers), tokens)
-        rows = torch.tensor([begin[worker] + i for worker, i in zip(movers, index, strict=True)])
-        difference = max(difference, float((logits - expected[rows]).abs().max()))
+        logits = decoder.step(torch.zeros(len(movers), dtype=torch.long), torch.tensor(tokens), views)
+        wanted = torch.tensor([first_row[worker] + position[worker] for worker in movers])
+        difference = max(difference, float((logits - expected[wanted]).abs().max()))
+        for worker in movers:
+            position[worker] += 1
+            mine = open_segment[worker] - first_segment[worker]
+            if position[worker] == segments[worker][mine][1] < len(trace.tokens[worker]):
+                common.append(open_segment[worker])
+                open_segment[worker] += 1
     return difference, float(expected.abs().max())
 
 
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if len(sys.argv) > 1:
-        model, _ = load_checkpoint(Path(sys.argv[1]))
-    else:
-        model = SharedCacheLlama(LlamaConfig(vocab_size=len(VOCABULARY)))
-    for order in ("ascending", "cyclic"):
-        difference, largest = cross_check(model, order)
-        print(f"{order}: training forward and decoder differ by {difference:.2g} of {largest:.1f}")
-        assert difference < 1e-5 * max(largest, 1), "training forward and decoder disagree"
+    for name in sys.argv[1:2] or TASKS:
+        task = TASKS[name]
+        if len(sys.argv) > 2:
+            model, _ = load_checkpoint(Path(sys.argv[2]))
+        else:
+            model = SharedCacheLlama(LlamaConfig(vocab_size=len(task.VOCABULARY)))
+        for layout in task.LAYOUTS:
+            trace = task.checked_trace(random.Random(1), [0, 1, 2, 3], layout)
+            for order in ("ascending", "cyclic"):
+                difference, largest = cross_check(model, trace, order)
+                print(f"{name}, {layout}, {order}: training forward and decoder differ by {difference:.2g} of {largest:.1f}")
+                assert difference < 1e-5 * max(largest, 1), "training forward and decoder disagree"
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 Parameters have the names and shapes of transformers' LlamaForCausalLM, so the state dicts are interchangeable.
 
 Training needs the attention of every token of a finished trace as it was in the step in which the token was written.
-The view positions of the keys differ from query to query then (other blocks grow), but a score depends on distances
-only: key j of block u, rotated once by its index j, meets the query rotated by D[u], the query's distance to the start
-of block u in its own view at its own step. With W blocks a query has W + 1 rotated copies, one of them for the prompt.
-They are concatenated, and each key is lifted to the same width, zero outside of its own block's slot: that makes one
-ordinary product and one mask of it.
+The view positions of the keys differ from query to query then (other blocks grow, and turns move), but a score depends on
+distances only: key j of block u, rotated once by its index j, meets the query rotated by D[u], the query's distance to the
+start of block u in its own view at its own step. With W blocks a query has W + 1 rotated copies, one of them for the common
+block, which begins with the prompt. They are concatenated, and each key is lifted to the same width, zero outside of its
+own block's slot: that makes one ordinary product and one mask of it. A token that moves into the common block is a key
+twice, at its index in either block (batch.py), and the mask says where a query sees it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from batch import Batch
 
 @dataclass
 class LlamaConfig:
-    vocab_size: int = 68
+    vocab_size: int
     hidden_size: int = 128
     intermediate_size: int = 256
     layers: int = 4
@@ -124,21 +125,23 @@ class SharedCacheLlama(nn.Module):
         groups = heads // kv_heads
         batch_size, prompt_length = batch.prompt.shape  # B, P
         length = batch.tokens.shape[1]  # N
-        total = prompt_length + length  # S
+        moved = batch.common.shape[1]  # C
+        total = prompt_length + length
         blocks = batch.distance.shape[2] - 1  # W
         device = batch.tokens.device
 
-        # Keys, and the queries of the prompt, at their index in their block. Tables are [B, 1, S, head_dim/2].
+        # Keys, and the queries of the prompt, at their index in their block. Tables are [B, 1, P+N, head_dim/2].
         prompt_index = torch.arange(prompt_length, device=device).expand(batch_size, -1)
         local = torch.cat((prompt_index, batch.index), 1)
         cos, sin = self.cos[local][:, None], self.sin[local][:, None]
-        # The workers' queries, once for the prompt and once for each block: [B, 1, 1+W, N, head_dim/2].
+        moved_cos, moved_sin = self.cos[batch.common][:, None], self.sin[batch.common][:, None]
+        # The workers' queries, once for the common block and once for each worker's: [B, 1, 1+W, N, head_dim/2].
         query_cos = self.cos[batch.distance].transpose(1, 2)[:, None]
         query_sin = self.sin[batch.distance].transpose(1, 2)[:, None]
 
         # Rows of the scores are (group, token), so the masks are repeated per group.
         minus_infinity = float("-inf")
-        bias = torch.zeros(batch_size, 1, length, total, device=device)
+        bias = torch.zeros(batch_size, 1, length, prompt_length + moved + length, device=device)
         bias = bias.masked_fill_(~batch.visible[:, None], minus_infinity).repeat(1, 1, groups, 1)
         causal = torch.full((prompt_length, prompt_length), minus_infinity, device=device).triu(1).repeat(groups, 1)
         slot = F.one_hot(batch.block, blocks).float()[:, None, :, :, None]  # [B, 1, N, W, 1]
@@ -149,28 +152,34 @@ class SharedCacheLlama(nn.Module):
             h = layer.input_layernorm(x)
             weight = torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
             qkv = (h @ weight.t()).view(batch_size, total, heads + 2 * kv_heads, head_dim).transpose(1, 2)
-            q, k, v = qkv.split((heads, kv_heads, kv_heads), 1)
+            q, plain_k, v = qkv.split((heads, kv_heads, kv_heads), 1)
             q = q * head_dim**-0.5
-            k = rotate(k, cos, sin)
-            v = v.contiguous()
+            k = rotate(plain_k, cos, sin)
+            prompt_k, block_k = k.split((prompt_length, length), 2)
+            prompt_v, block_v = v.split((prompt_length, length), 2)
 
             # The prompt: ordinary causal attention.
             prompt_q = rotate(q[:, :, :prompt_length], cos[:, :, :prompt_length], sin[:, :, :prompt_length])
             prompt_q = prompt_q.reshape(batch_size, kv_heads, groups * prompt_length, head_dim)
-            prompt_k = k[:, :, :prompt_length].transpose(-1, -2)
-            prompt_out = ((prompt_q @ prompt_k + causal).softmax(-1) @ v[:, :, :prompt_length]).view(
+            prompt_out = ((prompt_q @ prompt_k.transpose(-1, -2) + causal).softmax(-1) @ prompt_v).view(
                 batch_size, heads, prompt_length, head_dim
             )
 
-            # The workers: the prompt's keys and all blocks' keys in one softmax.
+            # The workers: the common block's keys and all workers' keys in one softmax.
             views = rotate(q[:, :, None, prompt_length:], query_cos, query_sin)  # [B, heads, 1+W, N, head_dim]
-            to_prompt = views[:, :, 0].reshape(batch_size, kv_heads, groups * length, head_dim)
+            to_common = views[:, :, 0].reshape(batch_size, kv_heads, groups * length, head_dim)
             to_blocks = (
                 views[:, :, 1:].transpose(2, 3).reshape(batch_size, kv_heads, groups * length, blocks * head_dim)
             )
-            lifted = (k[:, :, prompt_length:, None] * slot).view(batch_size, kv_heads, length, blocks * head_dim)
-            scores = torch.cat((to_prompt @ prompt_k, to_blocks @ lifted.transpose(-1, -2)), -1) + bias
-            worker_out = (scores.softmax(-1) @ v).view(batch_size, heads, length, head_dim)
+            common_k, common_v = prompt_k, prompt_v
+            if moved > 0:
+                common_k = torch.cat((prompt_k, rotate(plain_k[:, :, prompt_length:], moved_cos, moved_sin)), 2)
+                common_v = v
+            lifted = (block_k[:, :, :, None] * slot).view(batch_size, kv_heads, length, blocks * head_dim)
+            scores = torch.cat((to_common @ common_k.transpose(-1, -2), to_blocks @ lifted.transpose(-1, -2)), -1) + bias
+            worker_out = (scores.softmax(-1) @ torch.cat((common_v, block_v), 2)).view(
+                batch_size, heads, length, head_dim
+            )
 
             out = torch.cat((prompt_out, worker_out), 2).transpose(1, 2).reshape(batch_size, total, heads * head_dim)
             x = x + attention.o_proj(out)

@@ -1,4 +1,4 @@
-"""Trains the demo model from scratch: `python train.py --out runs/demo --minutes 100` is the whole recipe (README.md).
+"""Trains a model from scratch: `python train.py --task reverse --out runs/demo` is the whole recipe of models/demo (README.md).
 
 The schedule (curriculum and learning rate) follows the clock, not the step count, because the machine may be shared. A
 run is therefore not reproducible bit by bit; the seed fixes the initial weights and the stream of traces.
@@ -12,20 +12,23 @@ import multiprocessing as mp
 import time
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from batch import FINAL_STAGE, Batch, produce
+from batch import Batch, produce
 from model import LlamaConfig, SharedCacheLlama, load_checkpoint, save_checkpoint, to_tensors
-from task import EQUALS, FIRST_LABEL, FIRST_LETTER, FIRST_NAME, MAX_ITEMS, NAMES, NO_TARGET, VOCABULARY, YIELD
+from tasks import TASKS
+from traces import FINAL_STAGE, NO_TARGET
 
 LOG_EVERY = 50
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, default="reverse")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--minutes", type=float, default=100, help="wall-clock time of the whole run")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -40,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
         type=float,
         nargs=FINAL_STAGE,
         default=(0.10, 0.35),
-        help="parts of the time at which the stages end: 1-4 items and 1-2 workers; 2-8 items and 1-4 workers",
+        help="parts of the time at which the first stages end: few items, then more",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-every", type=float, default=3, help="minutes between checkpoints")
@@ -66,25 +69,18 @@ def make_optimizer(model: SharedCacheLlama, lr: float, weight_decay: float) -> t
 
 
 class Accuracy:
-    """Teacher-forced accuracy by kind of decision. `claim` counts exact agreement with the policy, which is far
-    stricter than success: another free item does no harm."""
+    """Teacher-forced accuracy by kind of decision."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: ModuleType) -> None:
+        self.task = task
         self.right: Counter[str] = Counter()
         self.total: Counter[str] = Counter()
         self.losses: list[float] = []
 
     def add(self, loss: Tensor, previous: Tensor, predicted: Tensor, target: Tensor) -> None:
         self.losses.append(loss.item())
-        label = (previous >= FIRST_LABEL) & (previous < FIRST_LABEL + MAX_ITEMS)
-        kinds = {
-            "claim": (previous >= FIRST_NAME) & (previous < FIRST_NAME + len(NAMES)),
-            "keep": label & (target == EQUALS),
-            "yield": label & (target == YIELD),
-            "answer": (previous == EQUALS) | (previous >= FIRST_LETTER),
-        }
         right = predicted == target
-        for kind, mask in kinds.items():
+        for kind, mask in self.task.decision_kinds(previous, target).items():
             self.right[kind] += int((right & mask).sum())
             self.total[kind] += int(mask.sum())
 
@@ -114,7 +110,8 @@ def main() -> None:
     path = arguments.out / "checkpoint.pt"
     step = traces = 0
     elapsed = 0.0  # seconds, of earlier parts of a resumed run as well
-    model = SharedCacheLlama(LlamaConfig(vocab_size=len(VOCABULARY)))
+    task = TASKS[arguments.task]
+    model = SharedCacheLlama(LlamaConfig(vocab_size=len(task.VOCABULARY)))
     state = None
     if arguments.resume:
         model, state = load_checkpoint(path)
@@ -135,7 +132,9 @@ def main() -> None:
     producers = [
         # Another stream after each resumption, the old one is used up to an unknown point.
         context.Process(
-            target=produce, args=(batches, stage, arguments.tokens, hash((arguments.seed, step, number))), daemon=True
+            target=produce,
+            args=(batches, arguments.task, stage, arguments.tokens, hash((arguments.seed, step, number))),
+            daemon=True,
         )
         for number in range(arguments.producers)
     ]
@@ -146,7 +145,7 @@ def main() -> None:
 
     clock = last_save = time.monotonic()
     begin = clock - elapsed
-    accuracy = Accuracy()
+    accuracy = Accuracy(task)
     stage.value = sum(elapsed / 60 / arguments.minutes >= end for end in arguments.curriculum)
     for producer in producers:
         producer.start()
@@ -164,7 +163,7 @@ def main() -> None:
         traces += batch.prompt.shape[0]
         if step % LOG_EVERY == 0:
             print(f"{step:6d}  {elapsed:5.0f} s  stage {stage.value}  {traces:7d} traces  {accuracy}", flush=True)
-            accuracy = Accuracy()
+            accuracy = Accuracy(task)
         if time.monotonic() - last_save > 60 * arguments.save_every:
             save()
             last_save = time.monotonic()

@@ -101,6 +101,8 @@ export interface PlainOptions {
   answer?: AnswerFormat | 'text' | undefined
   /** Strings before which a worker stops; default: none. */
   stop?: readonly string[] | undefined
+  /** Texts with which a turn ends, in layouts with turns and where workers see one another; default: none does. */
+  turnEnds?: readonly string[] | undefined
 }
 
 const EXPERIMENT_KEYS = optionKeys<Experiment>()({
@@ -136,7 +138,12 @@ const COLLABORATE_KEYS = optionKeys<NonNullable<Experiment['collaborate']>>()({
   rulesAs: true,
   chat: true,
 })
-const PLAIN_KEYS = optionKeys<PlainOptions>()({ opening: true, answer: true, stop: true })
+const PLAIN_KEYS = optionKeys<PlainOptions>()({
+  opening: true,
+  answer: true,
+  stop: true,
+  turnEnds: true,
+})
 const ANSWER_KEYS = ['opening', 'closing'] as const
 
 const MAX_WORKERS = 16
@@ -169,7 +176,7 @@ export interface CheckedExperiment {
   sampler: Omit<SamplerOptions, 'seed'> | undefined
   finish: number
   collaborate: NonNullable<Experiment['collaborate']>
-  plain: { opening: string; answer?: AnswerFormat | 'text'; stop: string[] }
+  plain: Omit<PlainOptions, 'opening' | 'stop'> & { opening: string; stop: string[] }
   capacity: number | undefined
   keepTexts: boolean
 }
@@ -269,14 +276,23 @@ function checkModels(value: unknown): CheckedModel[] {
 }
 
 function checkPlain(value: PlainOptions): CheckedExperiment['plain'] {
-  const { opening, answer, stop } = checkOptions(value, 'plain', PLAIN_KEYS)
+  const { opening, answer, stop, turnEnds } = checkOptions(value, 'plain', PLAIN_KEYS)
   return {
     opening: checkString(opening ?? '\n\n{{worker}}:', 'plain.opening'),
     ...(answer !== undefined && { answer: checkAnswer(answer) }),
     stop: checkArray(stop ?? [], 'plain.stop').map((one, i) =>
       checkString(one, `plain.stop[${i}]`),
     ),
+    ...(turnEnds !== undefined && { turnEnds: checkTurnEnds(turnEnds) }),
   }
+}
+
+function checkTurnEnds(value: unknown): string[] {
+  return checkArray(value, 'plain.turnEnds').map((one, i) => {
+    const name = `plain.turnEnds[${i}]`
+    if (one === '') throw invalid(name, 'a text that is not empty', one)
+    return checkString(one, name)
+  })
 }
 
 function checkAnswer(value: AnswerFormat | 'text'): AnswerFormat | 'text' {

@@ -15,6 +15,7 @@ import {
   type WorkerEvent,
   type WorkerSpec,
 } from '../index'
+import { commitsTurns } from '../workers/layout'
 import type { CheckedExperiment } from './definition'
 import type { Item } from './item'
 import { fillTemplate } from './template'
@@ -107,7 +108,8 @@ async function answerOf(
 /** Without a word of its own. */
 function startPlain(task: Task): Attempt {
   const { tokenizer, experiment, item, problem, workers, layout, share } = task
-  const { opening, answer: format, stop } = experiment.plain
+  const { opening, answer: format, stop, turnEnds = [] } = experiment.plain
+  const hasTurns = share && commitsTurns(layout) && turnEnds.length > 0
   const names = WORKER_NAMES.slice(0, workers)
   /** What each has sampled. */
   const texts = new Map(names.map((name) => [name, '']))
@@ -118,6 +120,7 @@ function startPlain(task: Task): Attempt {
     names,
     run: {
       ...{ layout, share, stop },
+      ...(hasTurns && { turnEnds: endsWith(tokenizer, turnEnds) }),
       prompt: tokenizer.encodeSync(problem),
       workers: names.map((name, index) => {
         const text = fillTemplate(opening, { ...item, worker: name, index }, 'the item')
@@ -138,6 +141,19 @@ function startPlain(task: Task): Attempt {
       const answers = share ? [ofTeam] : all
       return Promise.resolve(answers.map((answer) => ({ answer, early: false })))
     },
+  }
+}
+
+/** Whether the text of tokens ends with one of these, of which there is one at least, and none empty. */
+function endsWith(
+  tokenizer: Tokenizer,
+  ends: readonly string[],
+): (ids: readonly number[]) => boolean {
+  // A token of a byte has no character of its own: as many tokens as bytes hold the longest text.
+  const most = Math.max(...ends.map((end) => Buffer.byteLength(end)))
+  return (ids) => {
+    const text = tokenizer.decode(ids.slice(-most))
+    return ends.some((end) => text.endsWith(end))
   }
 }
 

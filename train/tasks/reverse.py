@@ -1,4 +1,4 @@
-"""The demo task: vocabulary, prompt format, claim policy and the simulator that writes the training traces.
+"""The task of models/demo: vocabulary, prompt format, claim policy and the simulator of its traces.
 
 A list of K words is given; the workers give back each word written backwards, together, each word once.
 
@@ -18,13 +18,19 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+from traces import NO_TARGET, Trace, Writer, trace_of
+
+LAYOUTS = ("contiguous",)
 
 MAX_ITEMS = 16
 LONGEST_WORD = 9
 NAMES = ("Alice", "Bob", "Carol", "Dave")
 LABELS = string.ascii_uppercase[:MAX_ITEMS]
-# '+', '-', '<', '>' and the digits are not used by this task. They keep the ids stable if another one is added.
+# '+', '-', '<', '>' and the digits are not used. The shipped weights have rows for them.
 _SIGNS = ("<pad>", "<s>", "\n", ":", "=", "~", ".", "#", "+", "-", "<", ">")
 VOCABULARY = [*_SIGNS, *NAMES, *LABELS, *string.ascii_lowercase, *string.digits]
 TOKEN_ID = {token: index for index, token in enumerate(VOCABULARY)}
@@ -34,8 +40,8 @@ PAD, BOS, NEWLINE, COLON, EQUALS, YIELD, STOP, REMOVED = (
 FIRST_NAME = TOKEN_ID["Alice"]
 FIRST_LABEL = TOKEN_ID["A"]
 FIRST_LETTER = TOKEN_ID["a"]
-
-NO_TARGET = -1
+# Texts that the exported tokenizer has to read and write.
+TEXTS = ("<s>A:ynam\nB:sdnah\n", "AliceA=manyAliceE~Alice.", "BobD=pu#", "CarolDave")
 
 
 def name_token(worker: int) -> int:
@@ -60,7 +66,7 @@ def to_text(tokens: list[int]) -> str:
 
 
 @dataclass
-class Task:
+class Problem:
     """A prompt and its answers. Labels are numbers (A = 0), in the order of the list."""
 
     labels: list[int]
@@ -68,7 +74,7 @@ class Task:
     answers: dict[int, list[int]]
 
     @staticmethod
-    def from_words(words: list[str], labels: list[int] | None = None) -> Task:
+    def from_words(words: list[str], labels: list[int] | None = None) -> Problem:
         """The words as they stand in the prompt; the answers are their reversals."""
         labels = list(range(len(words))) if labels is None else labels
         prompt = [BOS]
@@ -77,7 +83,7 @@ class Task:
             letters = encode_word(word)
             prompt += [FIRST_LABEL + label, COLON, *letters, NEWLINE]
             answers[label] = letters[::-1]
-        return Task(labels, prompt, answers)
+        return Problem(labels, prompt, answers)
 
 
 # Weights of the lengths 1..9, roughly those of English text.
@@ -115,13 +121,13 @@ def random_words(rng: random.Random, count: int) -> list[str]:
     return words
 
 
-def random_task(rng: random.Random, count: int) -> Task:
+def random_problem(rng: random.Random, count: int) -> Problem:
     labels = list(range(count))
     if rng.random() < 0.3:
         labels = sorted(rng.sample(range(MAX_ITEMS), count))
     if rng.random() < 0.15:
         rng.shuffle(labels)
-    return Task.from_words(random_words(rng, count), labels)
+    return Problem.from_words(random_words(rng, count), labels)
 
 
 @dataclass
@@ -135,45 +141,22 @@ class Disturbances:
     other_claim: float = 0.0  # share of the claims replaced by any free item: other states, more ties
 
 
-@dataclass
-class Trace:
-    """What each worker wrote, in which step each token was an input, and which token had to follow it."""
-
-    prompt: list[int]
-    tokens: dict[int, list[int]]
-    steps: dict[int, list[int]]
-    targets: dict[int, list[int]]
-
-
 def policy_claim(worker: int, free: list[int]) -> int:
     return free[min(worker, len(free) - 1)]
 
 
-class _Writer:
-    """One worker of the simulator."""
-
+class _Worker(Writer):
     def __init__(self, worker: int) -> None:
-        self.name = name_token(worker)
-        self.next_token = self.name
-        self.tokens: list[int] = []
-        self.steps: list[int] = []
-        self.targets: list[int] = []
-        self.label: int | None = None  # the claim of the current line
-        self.claimed_at = -1
+        super().__init__(name_token(worker))
         self.written: int | None = None  # letters of the answer decided so far; None outside of an answer
 
-    def append(self, token: int, step: int) -> None:
-        self.tokens.append(token)
-        self.steps.append(step)
-        self.targets.append(NO_TARGET)
 
-
-def simulate(rng: random.Random, task: Task, workers: list[int], disturb: Disturbances) -> Trace:
+def simulate(rng: random.Random, problem: Problem, workers: list[int], disturb: Disturbances) -> Trace:
     """Runs the policy in lock step: first everybody's token of the step is appended, then everybody decides."""
-    writers = {worker: _Writer(worker) for worker in sorted(workers)}
+    writers = {worker: _Worker(worker) for worker in sorted(workers)}
     running = dict(writers)
     # Claims by label, as (step, worker). Finished ones stay, yielded and abandoned ones go. The smallest holds.
-    claims: dict[int, list[tuple[int, int]]] = {label: [] for label in task.labels}
+    claims: dict[int, list[tuple[int, int]]] = {label: [] for label in problem.labels}
     step = 0
     while running:
         moved: list[int] = []
@@ -205,21 +188,16 @@ def simulate(rng: random.Random, task: Task, workers: list[int], disturb: Distur
             elif token == STOP:
                 del running[worker]
         for worker in moved:
-            _decide(rng, task, worker, writers[worker], claims, disturb)
+            _decide(rng, problem, worker, writers[worker], claims, disturb)
         step += 1
-    return Trace(
-        task.prompt,
-        {worker: writer.tokens for worker, writer in writers.items()},
-        {worker: writer.steps for worker, writer in writers.items()},
-        {worker: writer.targets for worker, writer in writers.items()},
-    )
+    return trace_of(problem.prompt, dict(writers))
 
 
 def _decide(
     rng: random.Random,
-    task: Task,
+    problem: Problem,
     worker: int,
-    writer: _Writer,
+    writer: _Worker,
     claims: dict[int, list[tuple[int, int]]],
     disturb: Disturbances,
 ) -> None:
@@ -229,11 +207,11 @@ def _decide(
         return
     replaced = False
     if token == writer.name:
-        free = [label for label in task.labels if not claims[label]]
+        free = [label for label in problem.labels if not claims[label]]
         following = FIRST_LABEL + policy_claim(worker, free) if free else STOP
         chance = rng.random()
         if chance < disturb.taken_claim:
-            taken = [label for label in task.labels if claims[label]]
+            taken = [label for label in problem.labels if claims[label]]
             if taken:
                 following, replaced = FIRST_LABEL + rng.choice(taken), True
         elif chance < disturb.taken_claim + disturb.other_claim and free:
@@ -245,8 +223,89 @@ def _decide(
         following = writer.name
     else:
         writer.written = 0 if writer.written is None else writer.written + 1
-        answer = task.answers[writer.label]
+        answer = problem.answers[writer.label]
         following = answer[writer.written] if writer.written < len(answer) else writer.name
     writer.next_token = following
     if not replaced:
         writer.targets[-1] = following
+
+
+def random_trace(rng: random.Random, items: int, workers: list[int], *, stops: bool = True) -> Trace:
+    problem = random_problem(rng, items)
+    alone = len(workers) == 1
+    duration = 8 * items / len(workers)  # about; for the times of the disturbances
+    disturb = Disturbances(taken_claim=0.04, other_claim=0.1 if rng.random() < 0.6 else 0.0)
+    if not alone and rng.random() < 0.45:
+        start = {worker: int(rng.random() * duration * 1.2) for worker in workers}
+        if rng.random() < 0.5:
+            start[rng.choice(workers)] = 0
+        first = min(start.values())
+        disturb.start = {worker: step - first for worker, step in start.items()}
+    if not alone and rng.random() < 0.35:
+        disturb.pause = {worker: rng.choice((0.0, 0.0, 0.2, 0.5)) for worker in workers}
+    if not alone and stops and rng.random() < 0.25:
+        removed = rng.sample(workers, rng.randint(1, len(workers) - 1))
+        disturb.stop = {worker: int(2 + rng.random() * duration * 1.2) for worker in removed}
+    return simulate(rng, problem, workers, disturb)
+
+
+# The numbers of workers, and the fewest and most items, of each stage of the curriculum.
+_STAGES = (
+    ((1, 2), 1, 4),
+    ((1, 2, 2, 3, 4), 2, 8),
+    ((1, 2, 2, 3, 3, 4, 4), 3, MAX_ITEMS),
+)
+
+
+def random_traces(rng: random.Random, stage: int, tokens: int) -> list[Trace]:
+    """Traces of about four batches of `tokens` worker tokens, all with the same number of workers."""
+    counts, fewest, most = _STAGES[stage]
+    count = rng.choice(counts)
+    size = rng.randint(fewest, most)
+    traces = []
+    for _ in range(4 * max(8, tokens // (size * 8 + count * 2))):
+        items = min(MAX_ITEMS, max(1, size + rng.choice((-1, 0, 0, 1))))
+        if count >= 3 and rng.random() < 0.17:  # 10 % of all traces: fewer items than workers
+            items = rng.randint(1, 2)
+        workers = list(range(count))
+        if rng.random() < 0.3:
+            workers = sorted(rng.sample(range(len(NAMES)), count))
+        traces.append(random_trace(rng, items, workers, stops=stage > 0))
+    return traces
+
+
+def longest_run(problem: Problem) -> int:
+    """Steps that one worker needs for the whole list, and a half more: who needs longer than that has failed."""
+    return int(1.5 * (len(problem.prompt) + sum(map(len, problem.answers.values())))) + 60
+
+
+def read_answers(tokens: list[int], name: int) -> Iterator[tuple[int, int, list[int]]]:
+    """(index of the last letter, label, letters) of every line that was finished, which is: closed by the own name."""
+    for begin in range(len(tokens) - 1):
+        if not (is_label(tokens[begin]) and tokens[begin + 1] == EQUALS):
+            continue
+        end = begin + 2
+        while end < len(tokens) and is_letter(tokens[end]):
+            end += 1
+        if end < len(tokens) and tokens[end] == name:
+            yield end - 1, tokens[begin] - FIRST_LABEL, tokens[begin + 2 : end]
+
+
+def checked_trace(rng: random.Random, workers: list[int], layout: str = "contiguous") -> Trace:
+    """With all that can happen, for comparisons of decoders."""
+    disturb = Disturbances()
+    if len(workers) > 1:
+        disturb = Disturbances(start={1: 3, 2: 9}, pause={1: 0.4, 3: 0.2}, stop={3: 17}, taken_claim=0.1)
+    return simulate(rng, random_problem(rng, 9), workers, disturb)
+
+
+def decision_kinds(previous: Any, target: Any) -> dict[str, Any]:
+    """Masks of the kinds of decisions, for the log. `claim` counts exact agreement with the policy, which is far
+    stricter than success: another free item does no harm."""
+    label = (previous >= FIRST_LABEL) & (previous < FIRST_LABEL + MAX_ITEMS)
+    return {
+        "claim": (previous >= FIRST_NAME) & (previous < FIRST_NAME + len(NAMES)),
+        "keep": label & (target == EQUALS),
+        "yield": label & (target == YIELD),
+        "answer": (previous == EQUALS) | (previous >= FIRST_LETTER),
+    }
