@@ -54,20 +54,17 @@ const one = async (worker: Partial<StepWorker>, in_ = model): Promise<StepOutput
 
 /** Fails unless the call leaves blocks, pages and the sampler as they were. */
 async function leavesNoTrace(block: Block, sampler: Sampler, call: () => Promise<unknown>) {
-  const state = () => [
-    block.length,
-    [...block.tokens()],
-    cache.stats.freePages,
-    sampler.draws,
-    sampler.state,
-  ]
+  const state = () => [block.length, [...block.tokens()], sampler.draws, sampler.state]
   const before = state()
+  const { freePages } = cache.stats
   const error = await call().then(
     () => undefined,
     (thrown: unknown) => thrown,
   )
   expect(error).toBeDefined()
   expect(state()).toEqual(before)
+  // Blocks of earlier tests may give theirs back meanwhile.
+  expect(cache.stats.freePages).toBeGreaterThanOrEqual(freePages)
   return error as Error
 }
 

@@ -15,6 +15,7 @@ import {
   Sampler,
   type Warning,
 } from '../lib'
+import { findPackage } from '../lib/optional-package'
 
 const root = join(__dirname, '..')
 const read = (...path: string[]) => readFileSync(join(root, ...path), 'utf8')
@@ -193,6 +194,11 @@ test('messages are those that come', async () => {
   await expectRefusal(() => importing('version.blocks', later))
   const wide = model.createCache({ capacity: 128, dtype: 'f32' })
   await expectRefusal(() => importing('prefix.blocks', bytes, wide))
+
+  // Packages that are not there.
+  for (const needs of ['grammars need', 'plots need']) {
+    await expectRefusal(() => findPackage('no-such-package', needs))
+  }
 
   // What is closed.
   await cache.close()

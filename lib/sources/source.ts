@@ -66,7 +66,7 @@ async function checkHoldsModel(folder: string): Promise<void> {
   throw noModel(
     folder,
     first === undefined
-      ? 'expected a Hugging Face folder or a .gguf file, and there is no config.json in this folder'
+      ? 'expected a Hugging Face folder or a .gguf file, and there is no config.json and no tokenizer.json in this folder'
       : `there is no config.json in this folder, but ${describe(first)}${others}: give the path of the file`,
   )
 }
