@@ -355,6 +355,7 @@ class WatchedDevice : public Device {
   using Device::upload;
   void download(void* host, const void* device, std::size_t bytes) override { cpu_->download(host, device, bytes); }
   void upload(void* device, const void* host, std::size_t bytes) override { cpu_->upload(device, host, bytes); }
+  void copy(void* to, const void* from, std::size_t bytes) override { cpu_->copy(to, from, bytes); }
   void synchronize() override { cpu_->synchronize(); }
   Matrix upload_weight(const WeightSource& source, WeightStorage& storage) override {
     return cpu_->upload_weight(source, storage);
@@ -368,6 +369,7 @@ class WatchedDevice : public Device {
   void experts(const ExpertsParams& p) override { run(&Device::experts, p); }
   void kv_append(const DeviceStep& s, const KvAppendParams& p) override { run(&Device::kv_append, s, p); }
   void attention(const DeviceStep& s, const AttentionParams& p) override { run(&Device::attention, s, p); }
+  void attention_mass(const AttentionMassParams& p) override { run(&Device::attention_mass, p); }
   void kv_move(const KvMoveParams& p) override { run(&Device::kv_move, p); }
   void kv_read(const KvReadParams& p) override { cpu_->kv_read(p); }
   void kv_save(const KvCopyParams& p) override { cpu_->kv_save(p); }
