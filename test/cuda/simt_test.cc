@@ -251,8 +251,8 @@ TEST(bytes_sums_and_words_of_16_bytes) {
   }
   const DeviceArray<std::uint32_t> from(in), bytes(std::vector<std::uint32_t>(32)),
       sums(std::vector<std::uint32_t>(32)), loaded(std::vector<std::uint32_t>(32));
-  simt::check_launch(SIMT_LAUNCH(shuffle_bits, dim3(1), dim3(32), 0, nullptr, from.data(), bytes.data(),
-                                 sums.data(), reinterpret_cast<uint4*>(loaded.data())));
+  simt::check_launch(SIMT_LAUNCH(shuffle_bits, dim3(1), dim3(32), 0, nullptr, from.data(), bytes.data(), sums.data(),
+                                 reinterpret_cast<uint4*>(loaded.data())));
   const std::vector<std::uint32_t> got = bytes.to_host(), sum = sums.to_host();
   bool good = true;
   for (std::size_t i = 0; i < 32; ++i) {

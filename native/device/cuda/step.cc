@@ -103,18 +103,18 @@ std::unique_ptr<CudaStep> StepMemory::upload(const StepView& step) {
 
   result->id = ++last_id_;
   result->layout = layout;
-  result->arrays = {.tokens = reinterpret_cast<const std::int32_t*>(memory + tokens),
-                    .slots = reinterpret_cast<const AppendSlot*>(memory + slots),
-                    .rope = {},
-                    .plan = {.counts = reinterpret_cast<const std::int32_t*>(memory + counts),
-                             .segments = reinterpret_cast<const Segment*>(memory + segments),
-                             .query_ranges = reinterpret_cast<const DeviceQueryRange*>(memory + query_ranges),
-                             .temperatures = layout.has_temperatures
-                                                 ? reinterpret_cast<const float*>(memory + temperatures)
-                                                 : nullptr,
-                             .pages = reinterpret_cast<const std::int64_t*>(memory + pages),
-                             .max_tokens = static_cast<std::int32_t>(layout.rows),
-                             .max_segments = static_cast<std::int32_t>(layout.segments)}};
+  result->arrays = {
+      .tokens = reinterpret_cast<const std::int32_t*>(memory + tokens),
+      .slots = reinterpret_cast<const AppendSlot*>(memory + slots),
+      .rope = {},
+      .plan = {
+          .counts = reinterpret_cast<const std::int32_t*>(memory + counts),
+          .segments = reinterpret_cast<const Segment*>(memory + segments),
+          .query_ranges = reinterpret_cast<const DeviceQueryRange*>(memory + query_ranges),
+          .temperatures = layout.has_temperatures ? reinterpret_cast<const float*>(memory + temperatures) : nullptr,
+          .pages = reinterpret_cast<const std::int64_t*>(memory + pages),
+          .max_tokens = static_cast<std::int32_t>(layout.rows),
+          .max_segments = static_cast<std::int32_t>(layout.segments)}};
   result->memory = buffer;
   return result;
 }
