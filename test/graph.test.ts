@@ -22,7 +22,7 @@ const NAMES = ['Alice', 'Bob', 'Carol', 'Dave']
 const { makeLists } = loadExample<{ makeLists(seed: number, count: number): List[] }>(
   'experiments/graph.mjs',
 )
-const lists = makeLists(7, 4)
+const lists = makeLists(7, 7)
 
 let model: Model
 let tokenizer: Tokenizer
