@@ -67,7 +67,8 @@ __global__ void __launch_bounds__(kThreads) plan_attention(const __grid_constant
   if (tid == 0) p.tiles_before[pairs] = before;
 
   const long long total = before * static_cast<long long>(p.shape.kv_heads);
-  const int ctas = static_cast<int>(max(1ll, min(total / p.min_tiles, static_cast<long long>(p.max_ctas))));
+  const long long enough = p.min_tiles * static_cast<long long>(p.max_ctas);
+  const int ctas = total >= enough ? p.max_ctas : max(1, static_cast<int>(total) / p.min_tiles);
   if (tid == 0) p.shares[0] = make_int4(ctas, before, 0, 0);
   for (int cta = tid; cta < p.max_ctas; cta += kThreads) {
     int4 share = make_int4(0, 0, 0, 0);

@@ -162,12 +162,13 @@ __global__ void __launch_bounds__(kThreads) append_kv(const __grid_constant__ Ap
   const int units = units_of(p.shape);
   const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   const int row = i / units;  // of (token, kv head)
-  if (row >= p.rows * kv_heads) return;
-  const AppendSlot slot = p.slots[row / kv_heads];
+  const int token = row / kv_heads;
+  if (token >= p.rows) return;
+  const AppendSlot slot = p.slots[token];
   if (slot.page < 0) return;
 
-  const RotatedUnit unit = load_new_unit(p, from, row, i % units, slot);
-  const PageHead<T> head = page_head<T>(from.pool, p.shape, slot.page, row % kv_heads);
+  const PageHead<T> head = page_head<T>(from.pool, p.shape, slot.page, row - token * kv_heads);
+  const RotatedUnit unit = load_new_unit(p, from, row, i - row * units, slot);
   head.chunk(slot.slot, unit.chunk[0]) = from_floats<T>(unit.first);
   head.chunk(slot.slot, unit.chunk[1]) = from_floats<T>(unit.second);
 }

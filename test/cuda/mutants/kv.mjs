@@ -74,26 +74,26 @@ export default {
     [
       'appended to another kv head',
       kernels,
-      'page_head<T>(from.pool, p.shape, slot.page, row % kv_heads)',
+      'page_head<T>(from.pool, p.shape, slot.page, row - token * kv_heads)',
       'page_head<T>(from.pool, p.shape, slot.page, 0)',
     ],
     [
       'slot of the first token for all',
       kernels,
-      'p.slots[row / kv_heads];\n  if',
+      'p.slots[token];\n  if',
       'p.slots[0];\n  if',
     ],
     [
       'rows without a page are written',
       kernels,
-      'const AppendSlot slot = p.slots[row / kv_heads];\n  if (slot.page < 0) return;',
-      'AppendSlot slot = p.slots[row / kv_heads];\n  slot.page = max<std::int64_t>(slot.page, 0);',
+      'const AppendSlot slot = p.slots[token];\n  if (slot.page < 0) return;',
+      'AppendSlot slot = p.slots[token];\n  slot.page = max<std::int64_t>(slot.page, 0);',
     ],
     ['slots from the first row of the step', kernels, 'step.slots + params.first', 'step.slots'],
     [
       'last row left out',
       kernels,
-      'if (row >= p.rows * kv_heads) return;',
+      'if (token >= p.rows) return;',
       'if (row >= p.rows * kv_heads - 1) return;',
     ],
     [
