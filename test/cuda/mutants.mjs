@@ -42,7 +42,10 @@ function compile(...args) {
   if (status !== 0) throw new Error(`g++ ${args.join(' ')}\n${stderr}`)
 }
 
-// Compiles an unmodified file once per kind of build: plain, or for ThreadSanitizer.
+const output = (program, ...args) =>
+  execFileSync(program, args, { cwd: root, encoding: 'utf8', maxBuffer: Infinity })
+
+// Compiles a file once per kind of build: plain, or for ThreadSanitizer.
 const objects = new Map()
 function objectOf(file, kind, kindFlags) {
   const key = `${kind}/${file}`
@@ -53,18 +56,26 @@ function objectOf(file, kind, kindFlags) {
   return objects.get(key)
 }
 
+// Compiles a file of the folder `cuda`, unless it is, with all that it includes, what it was the first time.
+const firstTexts = new Map()
+function kernelObject(cuda, file, kind, kernelFlags) {
+  const source = [...flags, ...kernelFlags, `-I${cuda}`, '-x', 'c++', join(cuda, file)]
+  const text = output('g++', '-E', ...source)
+  const name = `${kind}-${file}`
+  const object = join(work, `${name}.o`)
+  if (firstTexts.get(name) === text) return object
+  const changed = firstTexts.has(name) ? join(work, `${name}-changed.o`) : object
+  compile('-c', ...source, '-o', changed)
+  if (changed === object) firstTexts.set(name, text)
+  return changed
+}
+
 // Runs the table's test on the kernels in the folder `cuda`. Returns what saw a bug, '' if nothing did.
 function runTest(table, cuda, kind, runtimeFlags, kernelFlags, environment, args) {
   const program = join(work, 'test')
   compile(
-    ...flags,
     ...kernelFlags,
-    `-I${cuda}`,
-    '-x',
-    'c++',
-    ...table.sources.map((file) => join(cuda, file)),
-    '-x',
-    'none',
+    ...table.sources.map((file) => kernelObject(cuda, file, kind, kernelFlags)),
     objectOf(`test/cuda/${table.test}`, kind, kernelFlags),
     ...(table.host ?? []).map((file) => objectOf(`native/${file}`, kind, kernelFlags)),
     ...runtime.map((name) => objectOf(`cuda/simt/${name}.cc`, kind, runtimeFlags)),
@@ -77,7 +88,7 @@ function runTest(table, cuda, kind, runtimeFlags, kernelFlags, environment, args
     cwd: work,
     encoding: 'utf8',
     maxBuffer: Infinity,
-    env: { ...process.env, TSAN_OPTIONS: 'exitcode=66', ...environment },
+    env: { ...process.env, TSAN_OPTIONS: 'exitcode=66', HOGWILD_TEST_STOP: '1', ...environment },
   })
   if (error) throw error
   if (signal === 'SIGXCPU') return 'hangs'
@@ -111,8 +122,6 @@ function inject(cuda, table, name, change) {
   for (const edit of table.edits ?? []) mutate(cuda, name, ...edit)
   if (change.length > 0) mutate(cuda, name, ...change)
 }
-
-const output = (program, ...args) => execFileSync(program, args, { cwd: root, encoding: 'utf8' })
 
 function readme(rows, bugs, unseen, minutes) {
   const date = new Date().toISOString().slice(0, 10)
