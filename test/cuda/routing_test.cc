@@ -331,11 +331,11 @@ TEST(a_row_does_not_depend_on_its_company) {
   }
 }
 
-// Columns in the order of each expert's own matrix, of rows in their order or at their places.
+// Columns in the order of each expert's own matrix, of rows in their order or at their places; zeros behind them.
 TEST(rows_are_gathered_in_the_order_of_columns) {
   for (const bool at_places : {false, true}) {
     const Case c = random_case(2, 9, 4, 2);
-    const std::int64_t pairs = c.rows * c.used, cols = 40;
+    const std::int64_t pairs = c.rows * c.used, cols = 37, k = padded_cols(cols);
     const Result routed = run(c);
     const std::vector<FeedForward> experts(4);
     const Array<std::int32_t> chosen(routed.experts), places(routed.places);
@@ -357,7 +357,7 @@ TEST(rows_are_gathered_in_the_order_of_columns) {
     const std::vector<float> x = random_floats((at_places ? pairs : c.rows) * cols);
     const Array<float> device_x(x);
     const Array<ExpertMatrix> device_table(table);
-    const Array<std::uint16_t> out(std::vector<std::uint16_t>(pairs * cols, 0xffff));
+    const Array<std::uint16_t> out(std::vector<std::uint16_t>(pairs * k, 0xffff));
     simt::check_launch(launch_gather(routing,
                                      {.x = device_x.data(),
                                       .at_places = at_places,
@@ -371,9 +371,11 @@ TEST(rows_are_gathered_in_the_order_of_columns) {
     for (std::int64_t pair = 0; pair < pairs; ++pair) {
       const std::int64_t place = routed.places[static_cast<std::size_t>(pair)];
       const auto& order = columns[static_cast<std::size_t>(routed.experts[static_cast<std::size_t>(pair)])];
-      for (std::int64_t i = 0; i < cols; ++i) {
-        const std::int64_t from = (at_places ? place : pair / c.used) * cols + order[static_cast<std::size_t>(i)];
-        right &= found[static_cast<std::size_t>(place * cols + i)] == f32_to_bf16(x[static_cast<std::size_t>(from)]);
+      const std::int64_t row = at_places ? place : pair / c.used;
+      for (std::int64_t i = 0; i < k; ++i) {
+        const std::uint16_t value =
+            i < cols ? f32_to_bf16(x[static_cast<std::size_t>(row * cols + order[static_cast<std::size_t>(i)])]) : std::uint16_t{0};
+        right &= found[static_cast<std::size_t>(place * k + i)] == value;
       }
     }
     CHECK(right);
@@ -409,24 +411,27 @@ TEST(equal_logits_go_to_the_lower_index) {
 }
 
 TEST(logits_that_are_not_finite_stay_in_their_row) {
-  Case c = random_case(1, 6, 9, 3);
-  const Result before = run(c);
-  const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
-  c.logits[1 * 9 + 4] = nan;
-  std::fill_n(c.logits.begin() + 2 * 9, 9, nan);
-  c.logits[3 * 9 + 8] = inf;
-  c.logits[4 * 9 + 2] = -inf;
-  const Result after = run(c);
-  check_places(c, after);
-  for (std::int64_t row = 0; row < c.rows; ++row) {
-    const std::vector<float> out(after.out.begin() + row * c.hidden, after.out.begin() + (row + 1) * c.hidden);
-    const std::vector<float> was(before.out.begin() + row * c.hidden, before.out.begin() + (row + 1) * c.hidden);
-    if (row >= 1 && row <= 3) {
-      CHECK(std::all_of(out.begin(), out.end(), [](float value) { return std::isnan(value); }));
-    } else if (row == 4) {
-      CHECK(std::none_of(out.begin(), out.end(), [](float value) { return std::isnan(value); }));
-    } else {
-      CHECK(same_bits(out, was));
+  for (const bool normalized : {false, true}) {
+    Case c = random_case(1, 6, 9, 3);
+    c.normalized = normalized;
+    const Result before = run(c);
+    const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+    c.logits[1 * 9 + 4] = nan;
+    std::fill_n(c.logits.begin() + 2 * 9, 9, nan);
+    c.logits[3 * 9 + 8] = inf;
+    c.logits[4 * 9 + 2] = -inf;
+    const Result after = run(c);
+    check_places(c, after);
+    for (std::int64_t row = 0; row < c.rows; ++row) {
+      const std::vector<float> out(after.out.begin() + row * c.hidden, after.out.begin() + (row + 1) * c.hidden);
+      const std::vector<float> was(before.out.begin() + row * c.hidden, before.out.begin() + (row + 1) * c.hidden);
+      if (row >= 1 && row <= 3) {
+        CHECK(std::all_of(out.begin(), out.end(), [](float value) { return std::isnan(value); }));
+      } else if (row == 4) {
+        CHECK(std::none_of(out.begin(), out.end(), [](float value) { return std::isnan(value); }));
+      } else {
+        CHECK(same_bits(out, was));
+      }
     }
   }
 }

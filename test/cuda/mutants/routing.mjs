@@ -42,10 +42,10 @@ export default {
     ['weights are not divided', routing, ' - max) / sum;', ' - max);'],
     ['a row that is not finite gets weights', routing, 'good ? weight', 'true ? weight'],
     [
-      'infinity is a good logit',
+      'each lane judges by the logits that it has read',
       routing,
-      'good && logit < kInfinity',
-      'good && logit <= kInfinity',
+      '  good = __all_sync(0xffffffffu, good);\n',
+      '',
     ],
     [
       'no barrier before pairs are counted',
