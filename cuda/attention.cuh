@@ -333,7 +333,7 @@ SIMT_DEVICE float finish_row(const AttentionArguments& p, std::size_t at, int he
     sum = sum * kept + simt::exp2_approx(sink - reference);
     max = raised;
   }
-  if (writes_lse && p.lse != nullptr) p.lse[at] = sum == 0.f ? -INFINITY : (max + simt::log2_approx(sum)) * kLn2;
+  if (writes_lse && p.lse != nullptr) p.lse[at] = (max + simt::log2_approx(sum)) * kLn2;  // without keys -inf
   return sum == 0.f ? 0.f : kept / sum;
 }
 

@@ -23,7 +23,8 @@ struct GeneralTile : Tile<kRowWidth, kRowsPerTile> {
   static_assert(kSharedBytes <= kSharedLimit, "does not fit");
 };
 
-// What a row sees of a segment, in slots from the segment's first page, and what becomes of its scores.
+// What a row sees of a segment, in slots from the segment's first page (nothing where end <= begin), and what becomes
+// of its scores.
 struct alignas(16) RowSight {
   int begin, end;
   float inverse_temperature;
@@ -178,11 +179,8 @@ struct GeneralAttention {
       if (row < rows) {
         const int token = row / p.group;
         const DeviceQueryRange range = load_constant_16(query_ranges + token);
-        const int from = first_seen(range, p.window);
-        if (from < range.limit) {
-          sight.begin = segment.first_slot + from;
-          sight.end = segment.first_slot + min(range.limit, segment.length);
-        }
+        sight.begin = segment.first_slot + first_seen(range, p.window);
+        sight.end = segment.first_slot + min(range.limit, segment.length);
         sight.bias = range.bias * kLog2E;
         if (p.plan.temperatures != nullptr) {
           sight.inverse_temperature = 1.f / simt::load_constant(p.plan.temperatures + first_range + token);

@@ -505,7 +505,9 @@ TEST(each_feature_alone_equals_the_definition) {
     check(seed, [](Case& c) { c.window = std::int64_t{1} << 40; });
     check(seed, [](Case& c) { c.softcap = 2; });
     check(seed, [](Case& c) { c.softcap = 1e6f; });
-    check(seed, [](Case& c) { c.sinks.assign(static_cast<std::size_t>(c.query_heads()), 1.f); });
+    for (const float sink : {1.f, 9.f}) {  // 9: above all scores
+      check(seed, [=](Case& c) { c.sinks.assign(static_cast<std::size_t>(c.query_heads()), sink); });
+    }
     check(seed, [](Case& c) {
       for (QueryRange& range : c.query_ranges) range.temperature = 0.25f * static_cast<float>(1 + range.token);
     });

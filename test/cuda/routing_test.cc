@@ -374,7 +374,8 @@ TEST(rows_are_gathered_in_the_order_of_columns) {
       const std::int64_t row = at_places ? place : pair / c.used;
       for (std::int64_t i = 0; i < k; ++i) {
         const std::uint16_t value =
-            i < cols ? f32_to_bf16(x[static_cast<std::size_t>(row * cols + order[static_cast<std::size_t>(i)])]) : std::uint16_t{0};
+            i < cols ? f32_to_bf16(x[static_cast<std::size_t>(row * cols + order[static_cast<std::size_t>(i)])])
+                     : std::uint16_t{0};
         right &= found[static_cast<std::size_t>(place * k + i)] == value;
       }
     }

@@ -288,12 +288,6 @@ export default {
       'return sum == 0.f ? 0.f : kept / sum;',
       'return kept / sum;',
     ],
-    [
-      'outputs without keys have a logarithm',
-      shared,
-      'p.lse[at] = sum == 0.f ? -INFINITY : ',
-      'p.lse[at] = ',
-    ],
     // results
     ['padding is written', shared, 'if (column < columns)', 'if (true)'],
     [
@@ -407,7 +401,7 @@ export default {
       'min(sight[0].end, sight[1].end)',
       'sight[1].end',
     ],
-    ['rows that see nothing see all', general, 'if (from < range.limit) {', 'if (true) {'],
+    ['rows see behind their limit', general, 'min(range.limit, segment.length)', 'segment.length'],
     [
       'what rows see is written behind the barrier',
       general,
