@@ -508,9 +508,12 @@ TEST(each_feature_alone_equals_the_definition) {
     for (const float sink : {1.f, 9.f}) {  // 9: above all scores
       check(seed, [=](Case& c) { c.sinks.assign(static_cast<std::size_t>(c.query_heads()), sink); });
     }
-    check(seed, [](Case& c) {
-      for (QueryRange& range : c.query_ranges) range.temperature = 0.25f * static_cast<float>(1 + range.token);
-    });
+    for (const float softcap : {0.f, 2.f}) {  // which comes before temperatures
+      check(seed, [=](Case& c) {
+        c.softcap = softcap;
+        for (QueryRange& range : c.query_ranges) range.temperature = 0.25f * static_cast<float>(1 + range.token);
+      });
+    }
   }
 }
 

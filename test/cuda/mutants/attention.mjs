@@ -386,8 +386,8 @@ export default {
     [
       'the window masks one key more',
       general,
-      'sight.begin = segment.first_slot + from;',
-      'sight.begin = segment.first_slot + from + 1;',
+      'first_seen(range, p.window);',
+      'first_seen(range, p.window) + 1;',
     ],
     [
       'the mask looks at the window of one row only',
