@@ -446,9 +446,10 @@ std::vector<std::int64_t> tested_widths() {
   return widths;
 }
 
-void check_random(const Limits& limits, std::uint64_t first_seed) {
+void check_random(const Limits& limits, std::uint64_t first_seed,
+                  const std::vector<KvFormat>& formats = {KvFormat::kBF16, KvFormat::kF16}) {
   for (const std::int64_t width : tested_widths()) {
-    for (const KvFormat format : {KvFormat::kBF16, KvFormat::kF16}) {
+    for (const KvFormat format : formats) {
       for (int i = 0; i < cases_per_shape(); ++i) check_case(random_case(first_seed + i, width, format, limits));
     }
   }
@@ -490,6 +491,12 @@ TEST(general_steps_equal_the_definition) { check_random({.max_length = 200, .gen
 
 TEST(general_single_tokens_equal_the_definition) {
   check_random({.max_tokens = 3, .max_group = 5, .max_kv_heads = 2, .max_segments = 6, .general = true}, 700);
+}
+
+// What becomes 16 bits on its way, in keys and values alike.
+TEST(other_formats_equal_the_definition) {
+  check_random({.max_tokens = 3, .max_group = 5, .max_kv_heads = 2, .max_segments = 6, .max_length = 150}, 900,
+               {KvFormat::kF32, KvFormat::kInt8});
 }
 
 // Each feature alone, so that none hides behind another.
