@@ -77,12 +77,7 @@ export default {
       'page_head<T>(from.pool, p.shape, slot.page, row - token * kv_heads)',
       'page_head<T>(from.pool, p.shape, slot.page, 0)',
     ],
-    [
-      'slot of the first token for all',
-      kernels,
-      'p.slots[token];\n  if',
-      'p.slots[0];\n  if',
-    ],
+    ['slot of the first token for all', kernels, 'p.slots[token];\n  if', 'p.slots[0];\n  if'],
     [
       'rows without a page are written',
       kernels,
