@@ -156,7 +156,7 @@ describe('speed-up', () => {
 
   test('a team keeps its name and colour where another one does not get there', () => {
     const change = { workers: [1, 2], layouts: ['combined', 'contiguous'], share: [true, false] }
-    const score = ({ workers, layout }: { workers: number; layout?: string | undefined }) =>
+    const score = ({ workers, layout }: CellResult) =>
       workers === 1 || layout === 'contiguous' ? 1 : 0
     expect(seriesOf(resultsOf(change, score), 'speedup')).toEqual(['contiguous'])
   })
