@@ -140,10 +140,9 @@ describe('definitions', () => {
     )
 
   test('those of docs/experiments.md', async () => {
-    const [json = '', ...more] = blocks('json')
-    expect(more).toEqual([])
-    expect(schema(JSON.parse(json))).toBe(true)
-    checkExperiment(JSON.parse(json), 'x')
+    const definitions = blocks('json').map((json) => JSON.parse(json))
+    expect(definitions.map((definition) => schema(definition))).toEqual([true, true])
+    for (const { $schema, ...definition } of definitions) checkExperiment(definition, 'x')
     const [module = ''] = blocks('js')
     const { outputText } = transpileModule(module, {
       compilerOptions: { module: ModuleKind.CommonJS, target: ScriptTarget.ES2022 },
@@ -455,7 +454,7 @@ describe('results', () => {
     await expect(mergeResults([paths[0] as string, main])).rejects.toThrow('main.js, line 1')
   })
 
-  test('results of something else are refused, and stay as they are', async () => {
+  test('results of something else are refused, and stay as they are, but for those without a cell', async () => {
     const path = join(folder, 'results.jsonl')
     const before = readFileSync(path)
     const refused = async (message: string, ...args: Parameters<typeof run>) => {
@@ -466,6 +465,9 @@ describe('results', () => {
     await refused('differs in: hogwild', PARAGRAPHS, change, { out: folder, version: '2' })
     const cut = temporaryFolder()
     const text = readFileSync(path, 'utf8').split('\n')
+    writeFileSync(join(cut, 'results.jsonl'), `${text[0]}\n{"cell":0`)
+    const begun = await run(PARAGRAPHS, { ...change, finish: 3 }, { out: cut })
+    expect(await readResults(join(cut, 'results.jsonl'))).toEqual(begun)
     writeFileSync(join(cut, 'results.jsonl'), `${text.slice(0, 3).join('\n')}\n`)
     await expect(run(ANSWERS, change, { out: cut })).rejects.toThrow(
       'another model of the name "m"',

@@ -335,7 +335,9 @@ test('a folder of GGUF files is no model, and the message names one of them', as
   const folder = temporaryFolder()
   const code = 'HOGWILD_INVALID_MODEL'
   const refusal = (message: RegExp) => ({ code, message: expect.stringMatching(message) })
-  await expect(loadModel(folder)).rejects.toMatchObject(refusal(/no config.json and no tokenizer.json in this/))
+  await expect(loadModel(folder)).rejects.toMatchObject(
+    refusal(/no config.json and no tokenizer.json in this/),
+  )
   for (const name of ['two.gguf', 'one.GGUF']) writeFileSync(join(folder, name), '')
   for (const open of [loadModel, loadTokenizer, inspectModel]) {
     await expect(open(folder)).rejects.toMatchObject(refusal(/, but "one.GGUF" and 1 more: give/))

@@ -115,6 +115,7 @@ test.each([
   ['choice', '(C)', {}, 2, true],
   [{ type: 'choice', choices: 'colours' }, 'C', { colours: COLOURS }, 'blue', true],
   [{ type: 'choice', choices: 'colours' }, 'green', { colours: COLOURS }, 'blue', false],
+  [{ type: 'choice', choices: 'colours' }, 'C', { colours: COLOURS.join('|') }, 'blue', true],
   [{ type: 'regex', pattern: '^4+$' }, '444', {}, undefined, true],
   [{ type: 'regex', pattern: '^4+$' }, '445', {}, undefined, false],
   [{ type: 'regex', pattern: 'is (\\d+)' }, 'is 3, no, is 4', {}, '4', true],
@@ -149,8 +150,8 @@ test.each([
 test.each([
   ['numeric', '1', 'none', 'a number'],
   ['exact', '1', undefined, 'a text or a number'],
-  ['choice', 'A', 'what', 'a choice'],
-  [{ type: 'choice', choices: 'x' }, 'A', 'A', 'a list of texts in its field "x"'],
+  ['choice', 'A', 'what', 'its text where the grader\'s "choices" names the field'],
+  [{ type: 'choice', choices: 'x' }, 'A', 'A', 'in its field "x" a list of texts'],
 ])('%j refuses an item that expects %j', (options, answer, expected, message) => {
   expect(() => createGrader(options, 'grader')(outcome(answer), {}, expected)).toThrow(message)
 })

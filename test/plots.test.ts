@@ -154,6 +154,13 @@ describe('speed-up', () => {
     expect(namesOf(resultsOf({ workers: [1, 2] }, () => 0))).toEqual(['accuracy', 'tokens'])
   })
 
+  test('a team keeps its name and colour where another one does not get there', () => {
+    const change = { workers: [1, 2], layouts: ['combined', 'contiguous'], share: [true, false] }
+    const score = ({ workers, layout }: CellResult) =>
+      workers === 1 || layout === 'contiguous' ? 1 : 0
+    expect(seriesOf(resultsOf(change, score), 'speedup')).toEqual(['contiguous'])
+  })
+
   test('the ideal is the number of workers, or what a grader says', () => {
     const guideOf = (results: Results) => {
       const { spec } = experimentPlots(results).find(({ name }) => name === 'speedup')!

@@ -7,6 +7,7 @@ import { mergeResults, runExperiment, writeSummary } from '../experiment/run'
 import { metricNames, type SummaryRow } from '../experiment/summary'
 import type { DeviceName } from '../index'
 import { escapeUnsafe } from '../printable'
+import { onEnd } from './clean-up'
 import { findWithProgress, loadWithProgress } from './model'
 import { packageVersion } from './package'
 import { plotResults } from './plot'
@@ -33,6 +34,13 @@ export async function runExperimentFile(
   const out = options.out ?? path.replace(/\.[^./\\]+$/, '.results')
   const silence = { quiet: quiet ?? false, json: json ?? false }
   const label = shard === undefined ? 'experiment' : `shard ${shard.index}/${shard.count}`
+  const forget = onEnd(() => {
+    if (quiet || json) return
+    const lineBreak = process.stderr.isTTY ? '\n' : ''
+    process.stderr.write(
+      `${lineBreak}${label}: cut. Finished cells are in ${escapeUnsafe(out)}; the same command goes on\n`,
+    )
+  })
   const results = await withProgress(label, 'cells', quiet || json, (show: ShowProgress) =>
     runExperiment(loaded, {
       ...{ out, shard, traces, version: packageVersion, onProgress: show },
@@ -43,7 +51,7 @@ export async function runExperimentFile(
           ...(threads !== undefined && { threads }),
         }),
     }),
-  )
+  ).finally(forget)
   if (shard === undefined) await tell(results, out, false, json)
   else if (json) printJson({ shard, cells: results.cells.length, of: results.head.cells, out })
   else {

@@ -49,7 +49,12 @@ async function draw(
 ): Promise<void> {
   const drawings = await writePlots(plots, out, { png })
   if (json) printJson({ out, drawings })
-  else print(`${drawings.join(', ')}: in ${escapeUnsafe(out)}`)
+  else print(escapeUnsafe(placeOf(drawings, out)))
+}
+
+function placeOf(drawings: readonly string[], folder: string): string {
+  const { length } = drawings.filter((name) => name.endsWith('.svg'))
+  return `${length === 1 ? '1 plot is' : `${length} plots are`} in ${folder}`
 }
 
 /**
@@ -60,7 +65,7 @@ export async function plotResults(results: Results, out: string): Promise<string
   const folder = join(out, 'plots')
   try {
     const drawings = await writePlots(experimentPlots(results), folder)
-    return `${drawings.length} plots are in ${folder}`
+    return placeOf(drawings, folder)
   } catch (error) {
     if ((error as HogwildError).code !== 'HOGWILD_UNSUPPORTED') throw error
     return `the data of plots, as .csv and .vl.json, are in ${folder}; ${(error as Error).message}`

@@ -112,20 +112,22 @@ export class ResultsFile {
   ) {}
 
   /**
-   * Goes on with the file where there is one. Throws HOGWILD_INVALID_ARGUMENT where it holds the results of another
-   * experiment, HOGWILD_NOT_WRITTEN.
+   * Goes on with the file where there is one; one without a finished cell is begun anew. Throws HOGWILD_INVALID_ARGUMENT
+   * where it holds the results of another experiment, HOGWILD_NOT_WRITTEN.
    */
   static async open(path: string, head: ResultsHead): Promise<ResultsFile> {
     const file = await written(path, () => open(path, 'a+'))
     try {
       const content = await readWhole(path)
       const lines = parseLines(content, path)
-      if (lines.head !== undefined && lines.head.identity !== head.identity) {
+      const isOther = lines.head !== undefined && lines.head.identity !== head.identity
+      if (lines.head !== undefined && isOther && lines.cells.length > 0) {
         throw otherExperiment(path, lines.head, head)
       }
-      if (lines.bytes < content.length) await written(path, () => file.truncate(lines.bytes))
+      const kept = isOther ? 0 : lines.bytes
+      if (kept < content.length) await written(path, () => file.truncate(kept))
       const results = new ResultsFile(path, file, lines.cells)
-      if (lines.head === undefined) await results.#write(head)
+      if (kept === 0) await results.#write(head)
       return results
     } catch (error) {
       await file.close()

@@ -132,7 +132,8 @@ class Work {
     } catch (cause) {
       if (!(cause instanceof HogwildError)) throw cause
       const { workers, model: name, item } = cell
-      const what = `cell ${cell.cell} (${name}, ${workers} workers, item ${item})`
+      const team = `${workers} worker${workers === 1 ? '' : 's'}`
+      const what = `cell ${cell.cell} (${name}, ${team}, item ${item})`
       throw new HogwildError(`${what}: ${cause.message}`, cause.code, { cause })
     }
   }

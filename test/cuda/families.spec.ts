@@ -6,18 +6,10 @@ import { basename, join } from 'node:path'
 import { BENCH_FORMATS, writeRandomGguf } from '../../bench/peers/random-gguf'
 import { createDevice, type Device, loadModel, type Model } from '../../lib'
 import { largest } from '../../lib/cli/replay'
-import { codeOf, difference, Random, temporaryFolder } from '../fixtures'
+import { difference, Random, temporaryFolder } from '../fixtures'
 
 const fixtures = join(__dirname, '..', 'fixtures')
 
-/** Models whose layers have windows, soft caps or sinks, which the attention kernels lack. */
-const REFUSED = [
-  ...['gemma2', 'gemma2_bias_untied', 'gemma2_caps', 'gemma2_defaults', 'gemma2_uncapped_v4'],
-  ...['gemma3_text', 'gemma3_text_capped', 'gemma3_text_linear', 'gemma3_text_v4'],
-  ...['gpt_oss', 'gpt_oss_layer_types_v4', 'gpt_oss_long', 'gpt_oss_mxfp4', 'gpt_oss_odd'],
-  ...['mistral_window', 'mixtral_window', 'phi3_longrope', 'phi3_window', 'qwen2_window'],
-  ...['qwen3_window', 'smollm3_window', 'compressed_g32_zeros', 'gptq_g64_v2'],
-]
 const folders = [
   ...readdirSync(join(fixtures, 'families')).map((name) => join(fixtures, 'families', name)),
   ...readdirSync(join(fixtures, 'quantised')).map((name) => join(fixtures, 'quantised', name)),
@@ -92,23 +84,12 @@ async function compare(path: string, tokens: number[], expected?: number[][]) {
   expect(nmse).toBeLessThan(NMSE)
 }
 
-const isRefused = (name: string) => REFUSED.includes(name)
-
-test.each(folders.filter(([name]) => !isRefused(name)))('%s', async (_, folder) => {
+test.each(folders)('%s', async (_, folder) => {
   const { tokens, logits } = JSON.parse(
     readFileSync(join(folder, 'expected.json'), 'utf8'),
   ) as Expected
   await compare(folder, tokens, logits)
 })
-
-test.each(folders.filter(([name]) => isRefused(name)))(
-  '%s is refused by name',
-  async (_, folder) => {
-    const load = () => loadModel(folder, { device: cuda })
-    await expect(load()).rejects.toThrow(/attention with .*the CPU device/)
-    expect(await codeOf(load)).toBe('HOGWILD_UNSUPPORTED')
-  },
-)
 
 /** Matrices of 256 columns make whole blocks of every format. */
 const SHAPE = {

@@ -17,7 +17,7 @@ export function expectedText(expected: unknown): string {
 
 export function unsuitable(expected: string, received: unknown): HogwildError {
   const json = JSON.stringify(received) ?? 'nothing'
-  const message = `expected what an item expects to be ${expected}, received ${json.slice(0, 60)}`
+  const message = `an item must expect ${expected}, and not ${json.slice(0, 60)}`
   return new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT')
 }
 
@@ -121,7 +121,13 @@ export function multipleChoice(
 ): boolean {
   const right =
     typeof expected === 'number' ? letterOf(expected) : choiceOf(expectedText(expected), choices)
-  if (right === undefined) throw unsuitable('the letter or the text of a choice', expected)
+  if (right === undefined) {
+    const known =
+      choices.length === 0
+        ? 'the letter of a choice, or its text where the grader\'s "choices" names the field with all texts'
+        : `the letter or the text of a choice (${choices.join(', ')})`
+    throw unsuitable(known, expected)
+  }
   return answer !== undefined && choiceOf(answer, choices) === right
 }
 
@@ -142,10 +148,12 @@ export function regularExpression(
   return match.length === 1 || exact(match[1], expected)
 }
 
-/** The texts of an item's choices: a list, or an object whose values they are. */
+/** The texts of an item's choices: a list or, since fields of CSV are texts, one text with | between them. */
 export function choicesOf(item: Item, field: string): string[] {
   const choices = item[field]
-  const texts = Array.isArray(choices) ? choices : undefined
-  if (texts?.every((text) => typeof text === 'string')) return texts as string[]
-  throw unsuitable(`a list of texts in its field "${field}"`, choices)
+  const texts = typeof choices === 'string' ? choices.split('|') : choices
+  if (Array.isArray(texts) && texts.every((text) => typeof text === 'string')) return texts
+  const json = JSON.stringify(choices) ?? 'nothing'
+  const message = `an item must have in its field "${field}" a list of texts, or a text with | between them, and not ${json.slice(0, 60)}`
+  throw new HogwildError(message, 'HOGWILD_INVALID_ARGUMENT')
 }

@@ -123,10 +123,12 @@ export interface SpeedUpOptions {
 
 /** A plot for each panel, of the teams that get there; none where there is no worker alone to compare with. */
 export function speedUpPlots(results: Results, { by }: SpeedUpOptions): Plot[] {
-  const teams = placesOf(speedUps(results).filter(({ speedUp }) => speedUp > 0))
+  // Names and colours are those of all teams, also of the ones that do not get there.
+  const all = placesOf(speedUps(results))
+  const teams = all.filter(({ speedUp }) => speedUp > 0)
   if (teams.length === 0) return []
-  const dimension = by ?? firstVarying(teams, ['layout', 'scheme', 'model'])
-  const colors = allSeries(teams, dimension)
+  const dimension = by ?? firstVarying(all, ['layout', 'scheme', 'model'])
+  const colors = allSeries(all, dimension)
   const counts = [...new Set([1, ...teams.map(({ workers }) => workers)])].sort((a, b) => a - b)
   const most = counts.at(-1) as number
   const guide = guideOf(results, counts)

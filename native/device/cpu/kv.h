@@ -214,8 +214,8 @@ template <typename Rows, bool kToPage>
 HOGWILD_INLINE void copy_plain_rows(char* head, int64_t head_dim, const uint8_t* slots, int64_t n, char* rows,
                                     char* scales) {
   typename Rows::Element* in_page = (typename Rows::Element*)head;
-  for (int64_t d = 0; d < head_dim; d++) {
-    for (int64_t i = 0; i < n; i++) {
+  for (int64_t i = 0; i < n; i++) {
+    for (int64_t d = 0; d < head_dim; d++) {
       typename Rows::Element* element = in_page + Rows::at(slots[i], d, head_dim);
       char* plain = rows + (i * head_dim + d) * (int64_t)sizeof *element;
       if (kToPage) {
