@@ -29,6 +29,8 @@ const HASH_BYTES = 32
 const MAX_HEADER_BYTES = 64 * 2 ** 20
 /** Bytes that are sent to the disk while those behind them are computed. */
 const FLUSH_BYTES = 32 * 2 ** 20
+/** Pieces that are hashed and written at once: a write waits for the disk now and then. */
+const PIECES_AT_ONCE = 3
 
 /** `isDurable`: the file is on the disk when the call returns; default true. A system that fails may lose others. */
 export interface WriteOptions extends TransferOptions {
@@ -111,39 +113,46 @@ async function writeContents(
   await writeAll(file, Buffer.concat([head, await sha256(head)]), 0)
 
   const hashes: Buffer[] = []
+  let [begun, written] = [0, 0]
   const finish = async (piece: number, data: Uint8Array, at: number) => {
     const [hash] = await Promise.all([sha256(data), writeAll(file, data, begin + at)])
     hashes[piece] = hash
-    flusher?.wrote(begin + at + data.length)
-    onProgress?.({ bytes: at + data.length, totalBytes })
+    written += data.length
+    flusher?.wrote(begin + written)
+    onProgress?.({ bytes: written, totalBytes })
   }
-  let bytes = 0
-  await inTurns(pieces.length, readPiece, (piece, data) => {
+  await inTurns(pieces.length, PIECES_AT_ONCE, readPiece, (piece, data) => {
     throwIfAborted(signal)
-    bytes += data.length
-    return finish(piece, data, bytes - data.length)
+    begun += data.length
+    return finish(piece, data, begun - data.length)
   })
   await writeAll(file, await sha256(Buffer.concat(hashes)), begin + totalBytes)
   return begin + totalBytes + HASH_BYTES
 }
 
-/** Produces pieces one after the other, and consumes each while the next is produced. After an error nothing goes on. */
+/**
+ * Produces pieces one after the other, while up to `atOnce` earlier ones are consumed. After an error nothing more is
+ * begun, and what was begun has ended when the error is thrown.
+ */
 async function inTurns<T>(
   count: number,
+  atOnce: number,
   produce: (piece: number) => Promise<T>,
   consume: (piece: number, produced: T) => Promise<void>,
 ): Promise<void> {
-  let before = Promise.resolve()
+  const begun: Promise<void>[] = []
   try {
     for (let piece = 0; piece < count; piece++) {
       const produced = await produce(piece)
-      await before
-      before = consume(piece, produced)
-      before.catch(() => {}) // it is awaited later
+      if (begun.length === atOnce) await begun.shift()
+      const consumed = consume(piece, produced)
+      consumed.catch(() => {}) // it is awaited later
+      begun.push(consumed)
     }
   } finally {
-    await before
+    await Promise.allSettled(begun)
   }
+  await Promise.all(begun)
 }
 
 /**
@@ -319,7 +328,7 @@ async function readData(
     asked += sizes[piece] as number
     return file.read(at, sizes[piece] as number, signal)
   }
-  await inTurns(sizes.length, produce, (piece, data) => {
+  await inTurns(sizes.length, 1, produce, (piece, data) => {
     taken += data.length
     return finish(piece, data, taken)
   })
