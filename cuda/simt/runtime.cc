@@ -13,6 +13,8 @@ constinit thread_local Options options;
 constinit thread_local Stats stats;
 thread_local ThreadContext* current = nullptr;
 
+void count_loaded(std::size_t bytes) { stats.bytes_loaded += bytes; }
+
 Machine& machine() {
   static thread_local Machine instance;
   return instance;

@@ -52,6 +52,10 @@ struct Stats {
 extern constinit thread_local Options options;
 extern constinit thread_local Stats stats;
 
+// Adds to stats.bytes_loaded. Not inline: to ThreadSanitizer, which does not watch the runtime, threads of a kernel would
+// race for the counter.
+void count_loaded(std::size_t bytes);
+
 // ---- launching --------------------------------------------------------------------------------------
 
 // Runs `body(argument)` once per thread of the grid. Throws std::runtime_error with the first error that

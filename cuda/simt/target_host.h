@@ -246,7 +246,7 @@ T load_constant(const T* from) {
 }
 
 inline uint4 load_once(const uint4* from) {
-  stats.bytes_loaded += sizeof *from;
+  count_loaded(sizeof *from);
   return *from;
 }
 // Touches the byte, so that sanitizers see what does not exist.
