@@ -52,8 +52,8 @@ struct Stats {
 extern constinit thread_local Options options;
 extern constinit thread_local Stats stats;
 
-// Adds to stats.bytes_loaded. Not inline: to ThreadSanitizer, which does not watch the runtime, threads of a kernel would
-// race for the counter.
+// Adds to stats.bytes_loaded. Not inline: to ThreadSanitizer, which does not watch the runtime, threads of a kernel
+// would race for the counter.
 void count_loaded(std::size_t bytes);
 
 // ---- launching --------------------------------------------------------------------------------------
