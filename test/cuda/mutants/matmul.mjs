@@ -170,7 +170,7 @@ export default {
       'rows beyond the step are read',
       product,
       'rows = static_cast<int>(max(min(end_row - row, std::int64_t{kRows})',
-      'rows = static_cast<int>(max(min(row < end_row ? kRows : 0, std::int64_t{kRows})',
+      'rows = static_cast<int>(max(min(row < end_row ? std::int64_t{kRows} : std::int64_t{0}, std::int64_t{kRows})',
     ],
     ['the column stays where it is', product, '    column += Tile::kDepth;\n', ''],
     ['the loader stays in its tile', product, 'seek(p, {tile + 1, 0});', 'chunk = 0;'],
