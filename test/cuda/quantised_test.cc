@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../native/check.h"
+#include "../native/random_blocks.h"
 #include "core/float16.h"
 #include "core/fragments.h"
 #include "device_array.h"
@@ -31,55 +32,6 @@ constexpr Format kQuantised[] = {Format::kQ8_0,  Format::kQ4_0,    Format::kQ4_1
                                  Format::kQ5_K,  Format::kQ6_K,    Format::kIQ4_NL,  Format::kIQ4_XS,
                                  Format::kMXFP4, Format::kInt4G32, Format::kInt4G64, Format::kInt4G128};
 
-// Where a block has its numbers in f16.
-std::vector<std::int64_t> halves_of(Format format) {
-  switch (format) {
-    case Format::kQ4_1:
-    case Format::kQ5_1:
-    case Format::kQ4_K:
-    case Format::kQ5_K:
-      return {0, 2};
-    case Format::kQ2_K:
-      return {80, 82};
-    case Format::kQ3_K:
-      return {108};
-    case Format::kQ6_K:
-      return {208};
-    case Format::kMXFP4:
-    case Format::kInt4G32:
-    case Format::kInt4G64:
-    case Format::kInt4G128:
-      return {};
-    default:
-      return {0};
-  }
-}
-
-// Rows of random blocks whose weights are of size 1 or so.
-std::vector<std::byte> random_rows(Rng& rng, Format format, std::int64_t rows, std::int64_t cols) {
-  const FormatInfo& info = format_info(format);
-  std::vector<std::byte> bytes(static_cast<std::size_t>(rows * row_bytes(format, cols)));
-  for (std::byte& byte : bytes) byte = static_cast<std::byte>(rng());
-  const auto uniform = [&] { return static_cast<float>(rng() % 1024) / 1024; };
-  const auto scale = [&] {
-    const float size = info.block_elements == 256 ? 0.001f : 0.02f;
-    return size * (0.5f + uniform()) * (rng() % 2 ? 1.f : -1.f);
-  };
-  for (std::size_t at = 0; at < bytes.size(); at += static_cast<std::size_t>(info.block_bytes)) {
-    for (const std::int64_t half : halves_of(format)) {
-      const std::uint16_t bits = f32_to_f16(scale());
-      std::memcpy(&bytes[at + static_cast<std::size_t>(half)], &bits, sizeof bits);
-    }
-    if (format == Format::kMXFP4) bytes[at] = static_cast<std::byte>(rng() % 16 == 0 ? rng() % 3 : 120 + rng() % 8);
-    if (code_info(format).scales == Scales::kF32Zero) {
-      const float d = scale() + 1e-6f * uniform();  // not a number of 16 bits
-      std::memcpy(&bytes[at], &d, sizeof d);
-      if (rng() % 4 != 0) bytes[at + 4] &= std::byte{15};
-    }
-  }
-  return bytes;
-}
-
 struct Weight {
   std::int64_t rows = 0;
   std::vector<float> values;  // [rows, k], as the format means them
@@ -89,7 +41,7 @@ struct Weight {
 
 Weight random_weight(Rng& rng, Format format, std::int64_t rows, std::int64_t k, std::int64_t tokens) {
   Weight weight{.rows = rows, .values = std::vector<float>(static_cast<std::size_t>(rows * k))};
-  const std::vector<std::byte> file = random_rows(rng, format, rows, k);
+  const std::vector<std::byte> file = random_blocks(rng, format, rows, k);
   for (std::int64_t row = 0; row < rows; ++row) {
     dequantise_row(format, file.data() + row * row_bytes(format, k), k, weight.values.data() + row * k);
   }

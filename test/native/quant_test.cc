@@ -19,6 +19,7 @@
 #include "core/format.h"
 #include "core/panels.h"
 #include "device/device.h"
+#include "random_blocks.h"
 
 namespace hogwild {
 namespace {
@@ -40,31 +41,6 @@ bool same_bits(std::span<const float> a, std::span<const float> b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
 }
 
-// Where a block has its f16 numbers. MXFP4 has none: its first byte is an exponent; nor has int4, which begins with a
-// scale in f32 and a zero.
-std::vector<std::size_t> halves_of(Format format) {
-  switch (format) {
-    case Format::kQ4_1:
-    case Format::kQ5_1:
-    case Format::kQ4_K:
-    case Format::kQ5_K:
-      return {0, 2};
-    case Format::kQ2_K:
-      return {80, 82};
-    case Format::kQ3_K:
-      return {108};
-    case Format::kQ6_K:
-      return {208};
-    case Format::kMXFP4:
-    case Format::kInt4G32:
-    case Format::kInt4G64:
-    case Format::kInt4G128:
-      return {};
-    default:
-      return {0};
-  }
-}
-
 // A matrix of random blocks as a file has it, whose weights are of size 1 or so.
 struct QuantMatrix {
   Format format;
@@ -76,26 +52,9 @@ struct QuantMatrix {
       : format(format),
         rows(rows),
         cols(cols),
-        file(static_cast<std::size_t>(rows * row_bytes(format, cols))),
+        file(random_blocks(rng, format, rows, cols)),
         values(static_cast<std::size_t>(rows * cols)),
         bias(random_floats(rows)) {
-    const FormatInfo& info = format_info(format);
-    for (std::byte& byte : file) byte = static_cast<std::byte>(rng());
-    for (std::size_t block = 0; block < file.size(); block += static_cast<std::size_t>(info.block_bytes)) {
-      for (const std::size_t at : halves_of(format)) {
-        // Codes with two levels of scales reach to a thousand and more.
-        const float size = info.block_elements == 256 ? 0.001f : 0.02f;
-        const float value = size * std::uniform_real_distribution<float>(0.5f, 1.5f)(rng);
-        const std::uint16_t bits = f32_to_f16(random_int(0, 1) == 0 ? value : -value);
-        std::memcpy(file.data() + block + at, &bits, sizeof bits);
-      }
-      if (format == Format::kMXFP4) file[block] = static_cast<std::byte>(random_int(123, 127));
-      if (code_info(format).scales == Scales::kF32Zero) {
-        const float scale = std::uniform_real_distribution<float>(0.01f, 0.03f)(rng);
-        std::memcpy(file.data() + block, &scale, sizeof scale);
-        file[block + sizeof scale] = static_cast<std::byte>(random_int(0, 15));
-      }
-    }
     for (std::int64_t row = 0; row < rows; ++row) {
       dequantise_row(format, file.data() + row * row_bytes(format, cols), cols, values.data() + row * cols);
     }
