@@ -69,6 +69,13 @@ static constexpr std::int64_t panel_bytes(const CodeInfo& info, std::int64_t col
   return panel_codes_at(info, cols) + cols / kPanelColumns * code_lines(info.bits) * kPanelLine;
 }
 
+// Lines of codes and scales of a panel per 32 columns, rounded up.
+static constexpr std::int64_t lines_per_group(const CodeInfo& info) {
+  const std::int64_t columns = has_super_scales(info.scales) ? 256 : info.group;
+  return code_lines(info.bits) +
+         (scale_bytes(info) * kPanelColumns + columns * kPanelLine - 1) / (columns * kPanelLine);
+}
+
 static constexpr std::int64_t panel_count(std::int64_t rows) { return (rows + kPanelOutputs - 1) / kPanelOutputs; }
 
 // The rows of a matrix as its file has them.

@@ -136,8 +136,8 @@ TEST(products_equal_double) {
         }
       }
       for (const std::string& simd : available_simd_levels()) {
-        for (const std::int64_t rows :
-             {std::int64_t{1}, std::int64_t{2}, std::int64_t{3}, std::int64_t{4}, kMostRows}) {
+        for (const std::int64_t rows : {std::int64_t{1}, std::int64_t{2}, std::int64_t{3}, std::int64_t{4},
+                                        std::int64_t{7}, std::int64_t{14}, kMostRows}) {
           const std::vector<float> out = multiply(*cpu(simd, rows == 3 ? 3 : 1), x, rows, {&matrix, 1})[0];
           double worst = 0;
           for (std::size_t i = 0; i < out.size(); ++i) {
@@ -177,12 +177,32 @@ TEST(rows_threads_and_orders_change_no_bit_of_a_row) {
         CHECK_MESSAGE(different == 0, name_of(matrices[0], simd) + ", rows " + std::to_string(count) +
                                           (repack ? "" : " as the file has them") + ": " + std::to_string(different));
       };
-      for (const std::int64_t count : {2, 3, 4, 5, 8, 17, 48, 53}) {
+      for (const std::int64_t count : {2, 3, 4, 5, 8, 9, 12, 13, 16, 17, 23, 28, 53}) {
         check(*one, random_int(0, kRows - count), count, true);
         check(*three, random_int(0, kRows - count), count, true);
       }
       check(*three, 0, 5, false);
+      check(*three, 0, 10, false);
       check(*three, 0, kRows, false);
+    }
+  }
+}
+
+// Rows so long that a level with tiles keeps few panels ready for them.
+TEST(long_rows_in_any_company_have_the_same_bits) {
+  constexpr std::int64_t kRows = 20, kCols = 8192;
+  for (const Format format : {Format::kQ8_0, Format::kQ4_K, Format::kQ6_K}) {
+    const QuantMatrix matrix(format, 70, kCols);
+    const std::vector<float> x = random_floats(kRows * kCols);
+    for (const std::string& simd : available_simd_levels()) {
+      const std::shared_ptr<Device> device = cpu(simd, 1);
+      const std::vector<float> together = multiply(*device, x, kRows, {&matrix, 1})[0];
+      for (const std::int64_t row : {std::int64_t{0}, kRows - 1}) {
+        const std::span<const float> part = std::span(x).subspan(static_cast<std::size_t>(row * kCols), kCols);
+        CHECK_MESSAGE(same_bits(multiply(*device, part, 1, {&matrix, 1})[0],
+                                std::span(together).subspan(static_cast<std::size_t>(row * 70), 70)),
+                      name_of(matrix, simd) + ", row " + std::to_string(row));
+      }
     }
   }
 }

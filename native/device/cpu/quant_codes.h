@@ -67,6 +67,15 @@ struct Lines {
     if constexpr (kBits % 2 == 1) codes |= move_bits<J, 1, kLastBitAt>(line<kNibbles + kTwoBits>());
     return codes;
   }
+
+  // Of 4 bits: the first and third codes of quad J, or the second and fourth, as words side by side.
+  template <int J, int kWord>
+  HOGWILD_INLINE BitVec words() const {
+    static_assert(kBits == 4);
+    constexpr int kFrom = (J < 4 ? 0 : 4) + 8 * kWord;
+    const ShortBits words = (ShortBits)line<J % 4>() >> kFrom;
+    return kFrom == 12 ? (BitVec)words : (BitVec)words & 0x000f000fu;
+  }
 };
 
 // A vector of 8-bit integers or f16 numbers, one per output.

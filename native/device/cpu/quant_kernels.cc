@@ -22,16 +22,14 @@ namespace {
 #if defined(__AMX_INT8__)
 void pack_x(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t group, int64_t begin, int64_t end,
             void* packed) {
-  if (uses_tiles(rows, group)) return pack_x_for_tiles(x, rows, k, columns, begin, end, packed);
+  if (uses_tiles(rows)) return pack_x_for_tiles(x, rows, k, columns, group, begin, end, packed);
   pack_x_for_vectors(x, rows, k, columns, group, begin, end, packed);
 }
 
 template <Format kFormat>
 void quant_matmul(const QuantSlice& slice) {
   using F = Quantised<kFormat>;
-  if constexpr (F::kDot == 32) {
-    if (uses_tiles(slice.rows, F::kDot)) return quant_matmul_tiles<F>(slice);
-  }
+  if (uses_tiles(slice.rows)) return quant_matmul_tiles<F>(slice);
   quant_matmul_vectors<F>(slice);
 }
 #else

@@ -23,10 +23,8 @@ HOGWILD_INLINE float round_group(const float* x, const int32_t* columns, int64_t
     const IntVec bits = (IntVec)values[i] & 0x7fffffff;
     magnitudes = bits > magnitudes ? bits : magnitudes;
   }
-  int32_t largest = 0;
-  for (int i = 0; i < kLanes; i++) largest = magnitudes[i] > largest ? magnitudes[i] : largest;
-  float magnitude;
-  memcpy(&magnitude, &largest, sizeof magnitude);
+  const uint32_t largest = max_lane((BitVec)magnitudes);
+  const float magnitude = magnitude_of(largest);
 
   const bool is_finite = largest < 0x7f800000;
   const bool is_zero = !is_finite || magnitude < 0x1p-100f;
@@ -41,25 +39,26 @@ HOGWILD_INLINE float round_group(const float* x, const int32_t* columns, int64_t
 
 // Of the s-th group.
 HOGWILD_INLINE int32_t sum_of_codes(const int32_t* codes, int64_t s, int64_t group) {
-  int32_t sum = 0;
-  for (int64_t i = s * group; i < (s + 1) * group; i++) sum += codes[i];
-  return sum;
-}
-
-HOGWILD_INLINE float scaled_sum(const int32_t* codes, int64_t s, int64_t group, float scale) {
-  return (float)sum_of_codes(codes, s, group) * scale;
+  constexpr int kVectors = 16 / kLanes;
+  IntVec sums = {};
+  for (int64_t i = s * group; i < (s + 1) * group; i += 16) {
+    for (int v = 0; v < kVectors; v++) sums += load(codes + i + v * kLanes);
+  }
+  return sum(sums);
 }
 
 // 32 columns of one row; `words` is this row's first word among those of a block of `stride` rows.
 HOGWILD_INLINE void pack_group(const int32_t* codes, float scale, int64_t group, int64_t stride, uint32_t* words) {
-  for (int j = 0; j < 8; j++) pack_quad(codes + 4 * j, words + 2 * j * stride, words + (2 * j + 1) * stride);
+  uint32_t quads[16];
+  pack_quads(codes, quads);
+  for (int j = 0; j < 16; j++) words[j * stride] = quads[j];
   words += 16 * stride;
   memcpy(words, &scale, sizeof scale);
   words += stride;
   const int64_t sums = 32 / group;
   for (int64_t s = 0; s < sums; s++) {
     const int32_t sum = sum_of_codes(codes, s, group);
-    const float scaled = scaled_sum(codes, s, group, scale);
+    const float scaled = (float)sum * scale;
     memcpy(words + s * stride, &sum, sizeof sum);
     memcpy(words + (sums + s) * stride, &scaled, sizeof scaled);
   }
@@ -106,6 +105,16 @@ struct Quantised {
     return quad;
   }
 
+  // What of quad J meets the first (0) or second (1) word of x.
+  template <int J, int kWord>
+  static HOGWILD_INLINE BitVec factor(const Codes& codes, const uint8_t* table) {
+    if constexpr (!kMultipliesBytes && kInfo.bits == 4 && kInfo.values == CodeValues::kItself) {
+      return codes.template words<J, kWord>();
+    } else {
+      return DotSum::factor<kWord>(quad<J>(codes, table));
+    }
+  }
+
   static HOGWILD_INLINE void make_table(uint8_t* table) {
     if constexpr (kInfo.values != CodeValues::kItself) {
       const int8_t* values = kInfo.values == CodeValues::kIq4 ? kIq4Values : kE2M1Values;
@@ -114,13 +123,14 @@ struct Quantised {
   }
 };
 
-// Products of quads with the first (0) or second (1) word of each row's x.
-template <int kWord, int R, int N>
-HOGWILD_INLINE void add_word(const BitVec (&quads)[N], const uint32_t* x, DotSum (&dots)[R][N]) {
+// Products of quad J with the first (0) or second (1) word of each row's x.
+template <typename F, int J, int kWord, int R, int N>
+HOGWILD_INLINE void add_word(const typename F::Codes (&codes)[N], const uint8_t* table, const uint32_t* x,
+                             DotSum (&dots)[R][N]) {
   BitVec factors[N];
-  for (int n = 0; n < N; n++) factors[n] = DotSum::factor<kWord>(quads[n]);
+  for (int n = 0; n < N; n++) factors[n] = F::template factor<J, kWord>(codes[n], table);
   for (int r = 0; r < R; r++) {
-    const BitVec word = broadcast_word(x + r);
+    const BitVec word = broadcast_word(x + (2 * J + kWord) * R + r);
     for (int n = 0; n < N; n++) dots[r][n].template add<kWord>(factors[n], word);
   }
 }
@@ -133,10 +143,8 @@ HOGWILD_INLINE void add_quads(const typename F::Codes (&codes)[N], const uint8_t
   if constexpr (I < kQuads) {
     // Quads j and j + 4, which often lie in one line, one after the other: few lines are in registers then.
     constexpr int J = kQuads == 8 ? I % 2 * 4 + I / 2 : S * kQuads + I;
-    BitVec quads[N];
-    for (int n = 0; n < N; n++) quads[n] = F::template quad<J>(codes[n], table);
-    add_word<0>(quads, x + 2 * J * R, dots);
-    add_word<1>(quads, x + (2 * J + 1) * R, dots);
+    add_word<F, J, 0>(codes, table, x, dots);
+    add_word<F, J, 1>(codes, table, x, dots);
     add_quads<F, S, I + 1>(codes, table, x, dots);
   }
 }

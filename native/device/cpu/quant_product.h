@@ -12,6 +12,11 @@ constexpr int32_t kMaxXCode = 16319;
 #if defined(__AVX512VNNI__) || (defined(__ARM_NEON) && defined(__ARM_FEATURE_DOTPROD))
 #define HOGWILD_MULTIPLIES_BYTES 1
 #endif
+#if defined(HOGWILD_MULTIPLIES_BYTES)
+constexpr bool kMultipliesBytes = true;
+#else
+constexpr bool kMultipliesBytes = false;
+#endif
 #if defined(HOGWILD_MULTIPLIES_BYTES) && defined(__ARM_NEON)
 constexpr bool kSignedCodes = true;  // both factors are: 8-bit codes stand for themselves less 128
 #else
@@ -30,16 +35,29 @@ HOGWILD_INLINE BitVec broadcast_word(const uint32_t* from) {
 
 #if defined(HOGWILD_MULTIPLIES_BYTES)
 
-// Where the four codes of a quad go in its two words.
-HOGWILD_INLINE void pack_quad(const int32_t* codes, uint32_t* first, uint32_t* second) {
-  uint32_t high = 0, low = 0;
-  for (int i = 0; i < 4; i++) {
-    const int32_t hi = (codes[i] + 64) >> 7;
-    high |= (uint32_t)(hi & 255) << 8 * i;
-    low |= (uint32_t)((codes[i] - hi * 128) & 255) << 8 * i;
+// The two words of each of 8 quads, one behind the other: four high bytes, four low ones.
+HOGWILD_INLINE void pack_quads(const int32_t* codes, uint32_t* words) {
+#if defined(__AVX512VNNI__)
+  for (int half = 0; half < 2; half++) {
+    const IntVec integers = load(codes + 16 * half);
+    const IntVec high = (integers + 64) >> 7;
+    const __m128i high_bytes = _mm512_cvtepi32_epi8((__m512i)high);
+    const __m128i low_bytes = _mm512_cvtepi32_epi8((__m512i)(integers - (high << 7)));
+    _mm_storeu_si128((__m128i*)(words + 8 * half), _mm_unpacklo_epi32(high_bytes, low_bytes));
+    _mm_storeu_si128((__m128i*)(words + 8 * half + 4), _mm_unpackhi_epi32(high_bytes, low_bytes));
   }
-  *first = high;
-  *second = low;
+#else
+  for (int j = 0; j < 8; j++) {
+    uint32_t high = 0, low = 0;
+    for (int i = 0; i < 4; i++) {
+      const int32_t hi = (codes[4 * j + i] + 64) >> 7;
+      high |= (uint32_t)(hi & 255) << 8 * i;
+      low |= (uint32_t)((codes[4 * j + i] - hi * 128) & 255) << 8 * i;
+    }
+    words[2 * j] = high;
+    words[2 * j + 1] = low;
+  }
+#endif
 }
 
 // Adds the four products of bytes to each lane.
@@ -71,10 +89,23 @@ struct DotSum {
 
 #else
 
-// Columns 0 and 2, and 1 and 3, as words side by side: the codes' even and odd bytes.
-HOGWILD_INLINE void pack_quad(const int32_t* codes, uint32_t* first, uint32_t* second) {
-  *first = ((uint32_t)codes[0] & 0xffff) | (uint32_t)codes[2] << 16;
-  *second = ((uint32_t)codes[1] & 0xffff) | (uint32_t)codes[3] << 16;
+// The two words of each of 8 quads, one behind the other: columns 0 and 2, and 1 and 3, of 16 bits side by side. They
+// meet the codes' even and odd bytes.
+HOGWILD_INLINE void pack_quads(const int32_t* codes, uint32_t* words) {
+#if defined(__AVX2__)
+  for (int half = 0; half < 2; half++) {
+    const __m256i* from = (const __m256i*)(codes + 16 * half);
+    // Quads 0, 2, 1, 3.
+    const __m256i quads = _mm256_packs_epi32(_mm256_loadu_si256(from), _mm256_loadu_si256(from + 1));
+    const __m256i pairs = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(quads, 0xd8), 0xd8);
+    _mm256_storeu_si256((__m256i*)(words + 8 * half), _mm256_permute4x64_epi64(pairs, 0xd8));
+  }
+#else
+  for (int j = 0; j < 8; j++, codes += 4) {
+    words[2 * j] = ((uint32_t)codes[0] & 0xffff) | (uint32_t)codes[2] << 16;
+    words[2 * j + 1] = ((uint32_t)codes[1] & 0xffff) | (uint32_t)codes[3] << 16;
+  }
+#endif
 }
 
 // Adds the two products of words to each lane.
@@ -101,7 +132,7 @@ struct DotSum {
   HOGWILD_INLINE void start(IntVec value) { sum = value; }
   template <int kWord>
   static HOGWILD_INLINE BitVec factor(BitVec quad) {
-    return (kWord == 0 ? quad : quad >> 8) & 0x00ff00ffu;
+    return kWord == 0 ? quad & 0x00ff00ffu : (BitVec)((ShortBits)quad >> 8);
   }
   template <int kWord>
   HOGWILD_INLINE void add(BitVec codes, BitVec x) {

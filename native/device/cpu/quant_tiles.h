@@ -1,36 +1,33 @@
-// y = x W^T for many rows, by tiles of AMX. Part of quant_kernels.cc.
+// y = x W^T for several rows, by tiles of AMX. Part of quant_kernels.cc.
 //
-// A tile of x is the high or the low bytes of up to 16 rows x 32 columns, one of weights the codes, less their zero, of
-// 32 columns x 16 outputs. Sums are the same exact integers as elsewhere, and what follows them are the same operations
-// in f32: so are the results, to the last bit.
+// A tile of weights is the codes, less their zero, of a group of 32 (or 16) columns x 16 outputs; one of x the bytes of
+// the rows there: the high ones and, behind them, the low ones, which are a tile of their own where rows are more than
+// 8. Sums are the same exact integers as elsewhere, and what follows them are the same operations in f32: so are the
+// results, to the last bit.
 #pragma once
 
 namespace hogwild {
 namespace {
 
-// Fewer rows are multiplied before a panel's codes are ready for tiles. Of groups of 16 columns a tile would hold too
-// few.
-constexpr bool uses_tiles(int64_t rows, int64_t dot_columns) { return rows >= 48 && dot_columns == 32; }
+constexpr int64_t kLeastTileRows = 11;  // fewer are done sooner by vectors
+constexpr bool uses_tiles(int64_t rows) { return rows >= kLeastTileRows; }
 
-// Of decoded panels, while all rows meet them: they stay in the second-level cache.
-constexpr int64_t kDecodedBytes = 512 << 10;
-
-// Rows in tiles, of which a group's sums are finished together: whole vectors of loads, zeros behind the last row.
+// Rows in tiles: whole vectors of loads, zeros behind the last row.
 constexpr int64_t padded_rows(int64_t rows) { return (rows + 3) / 4 * 4; }
 
 // 32-bit words of packed x per row and 32 columns: bytes [rows][32] high, then low, scales [rows], scaled sums of codes
-// [rows].
-constexpr int64_t kTiledWords = 18;
-static_assert(kTiledWords <= packed_words(32));
+// [32 / group][rows].
+constexpr int64_t tiled_words(int64_t group) { return 17 + 32 / group; }
+static_assert(tiled_words(32) <= packed_words(32) && tiled_words(16) <= packed_words(16));
 
-void pack_x_for_tiles(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t begin, int64_t end,
-                      void* packed) {
+void pack_x_for_tiles(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t group, int64_t begin,
+                      int64_t end, void* packed) {
   for (int64_t row = begin; row < end; row++) {
     const int64_t first = row / kTileRows * kTileRows, r = row - first;
     const int64_t n = rows - first < kTileRows ? rows - first : kTileRows;
     const int64_t stride = padded_rows(n);
-    uint32_t* words = (uint32_t*)packed + first * (k / 32) * kTiledWords;
-    for (int64_t i = 0; i < k; i += 32, words += stride * kTiledWords) {
+    uint32_t* words = (uint32_t*)packed + first * (k / 32) * tiled_words(group);
+    for (int64_t i = 0; i < k; i += 32, words += stride * tiled_words(group)) {
       int32_t codes[32];
       const float scale = round_group(x + row * k, columns, i, codes);
       uint8_t* bytes = (uint8_t*)words + 32 * r;
@@ -42,158 +39,240 @@ void pack_x_for_tiles(const float* x, int64_t rows, int64_t k, const int32_t* co
                          _mm512_cvtepi32_epi8((__m512i)(integers - (high << 7))));
       }
       float* scales = (float*)words + 16 * stride;
+      float* sums = scales + stride;
       scales[r] = scale;
-      scales[stride + r] = scaled_sum(codes, 0, 32, scale);
+      for (int64_t s = 0; s < 32 / group; s++) sums[s * stride + r] = (float)sum_of_codes(codes, s, group) * scale;
       if (r < n - 1) continue;
       for (int64_t behind = n; behind < stride; behind++) {
         memset((uint8_t*)words + 32 * behind, 0, 32);
         memset((uint8_t*)words + 32 * (stride + behind), 0, 32);
-        scales[behind] = scales[stride + behind] = 0;
+        scales[behind] = 0;
+        for (int64_t s = 0; s < 32 / group; s++) sums[s * stride + behind] = 0;
       }
     }
   }
 }
 
-// ---- panels -----------------------------------------------------------------------------------------
+// ---- weights ----------------------------------------------------------------------------------------
 
-// Of 32 columns: quads of signed codes, then d and m in f32.
-constexpr int64_t kGroupBytes = 10 * kPanelLine;
+// The codes of 32 columns of a panel, one signed byte each.
+constexpr int64_t kTileGroupBytes = 8 * kPanelLine;
 
-int64_t decoded_panels(int64_t k) {
-  const int64_t panels = kDecodedBytes / (k / 32 * kGroupBytes);
-  return panels > 1 ? panels : 1;
+// Codes are made ready this many groups before they are multiplied: a tile cannot be loaded from stores under way.
+constexpr int64_t kGroupsAhead = 2;
+constexpr int64_t kReadyGroups = 4;  // that are kept, where they are needed once
+
+// Of a few panels, while all rows meet them: they stay in the second-level cache.
+constexpr int64_t kReadyBytes = 512 << 10;
+
+// Panels that a block of rows works on at once.
+constexpr int panels_per_block(int64_t rows) { return rows <= 8 ? 2 : 1; }
+
+// How many panels are kept ready, and how many groups of each.
+struct Ready {
+  int64_t panels, groups;
+};
+
+constexpr Ready ready_for(int64_t rows, int64_t k) {
+  if (rows <= kTileRows) return {2, kReadyGroups};
+  const int64_t groups = k / 32, pairs = kReadyBytes / (2 * groups * kTileGroupBytes);
+  return {pairs > 1 ? 2 * pairs : 2, groups};
 }
 
 int64_t scratch_bytes(int64_t rows, int64_t k) {
-  return uses_tiles(rows, 32) ? decoded_panels(k) * (k / 32) * kGroupBytes : 0;
+  if (!uses_tiles(rows)) return 0;
+  const Ready ready = ready_for(rows, k);
+  return ready.panels * ready.groups * kTileGroupBytes;
 }
 
 template <typename F, int J>
-HOGWILD_INLINE void decode_quads(const typename F::Codes& codes, const uint8_t* table, uint8_t* to) {
+HOGWILD_INLINE void ready_quads(const typename F::Codes& codes, const uint8_t* table, uint8_t* to) {
   if constexpr (J < 8) {
     const __m512i quad = (__m512i)F::template quad<J>(codes, table);
     _mm512_store_si512(to + J * kPanelLine, _mm512_sub_epi8(quad, _mm512_set1_epi8((char)F::kZero)));
-    decode_quads<F, J + 1>(codes, table, to);
+    ready_quads<F, J + 1>(codes, table, to);
   }
 }
 
-template <typename F>
-void decode_panel(const uint8_t* panel, int64_t k, const uint8_t* table, uint8_t* to) {
-  constexpr int64_t kStep = F::Scales::kSuperColumns > 0 ? F::Scales::kSuperColumns / 32 : 1;
-  typename F::Codes codes;
-  typename F::Scales scales;
-  codes.from = panel + panel_codes_at(F::kInfo, k);
-  scales.from = panel;
-  scales.lane = 0;
-  const int64_t ahead = panel_bytes(F::kInfo, k);
-  for (int64_t i = 0; i < k / 32; i++, to += kGroupBytes) {
-    if constexpr (F::Scales::kSuperColumns > 0) {
-      if (i % kStep == 0) scales.begin_super(i);
+// N panels, read from the first group to the last.
+template <typename F, int N>
+struct TilePanels {
+  const uint8_t* table;
+  typename F::Codes codes[N];
+  typename F::Scales scales[N];
+  uint8_t* ready;  // [N][ready_groups][kTileGroupBytes]
+  int64_t ready_groups;
+  int64_t ready_at = 0;
+  const uint8_t* ahead;  // what is prefetched next
+
+  // `first` and those behind it of a slice of `panels`; those behind its end are its last one.
+  HOGWILD_INLINE TilePanels(const QuantSlice& slice, const uint8_t* table, int64_t first, int64_t panels,
+                            uint8_t* ready, int64_t ready_groups)
+      : table(table), ready(ready), ready_groups(ready_groups) {
+    const int64_t size = panel_bytes(F::kInfo, slice.k);
+    for (int n = 0; n < N; n++) {
+      const int64_t panel = first + n < panels ? first + n : panels - 1;
+      scales[n].from = (const uint8_t*)slice.panels + panel * size;
+      scales[n].lane = 0;
+      codes[n].from = scales[n].from + panel_codes_at(F::kInfo, slice.k);
     }
-    for (int line = 0; line < F::Codes::kLines; line++) prefetch(codes.from + ahead + line * kPanelLine);
-    decode_quads<F, 0>(codes, table, to);
-    codes.from += F::Codes::kLines * kPanelLine;
-    store((float*)(to + 8 * kPanelLine), scales.d(i));
-    if constexpr (F::Scales::kHasMin) store((float*)(to + 9 * kPanelLine), scales.m(i));
+    ahead = scales[0].from + N * size;
   }
-}
+
+  HOGWILD_INLINE void make_ready() {
+    constexpr int kLines = N * (int)lines_per_group(F::kInfo);
+    for (int line = 0; line < kLines; line++) prefetch(ahead + line * kPanelLine);
+    ahead += kLines * kPanelLine;
+    for (int n = 0; n < N; n++) {
+      ready_quads<F, 0>(codes[n], table, ready + (n * ready_groups + ready_at) * kTileGroupBytes);
+      codes[n].from += F::Codes::kLines * kPanelLine;
+    }
+    if (++ready_at == ready_groups) ready_at = 0;
+  }
+};
 
 // ---- products ---------------------------------------------------------------------------------------
 
-void shape_tiles(int64_t rows) {
+// Tiles 0 and 1 hold sums, of a panel each or of high and low bytes; 4 and 5 are of x, 6 and 7 of panels.
+void shape_tiles(int64_t rows, int64_t group) {
   TileShapes shapes;
   memset(&shapes, 0, sizeof shapes);
   shapes.palette = 1;
-  for (int half = 0; half < 2; half++) {
-    shapes.rows[half] = shapes.rows[4 + half] = (uint8_t)rows;
-    shapes.row_bytes[half] = kTileRowBytes;
-    shapes.row_bytes[4 + half] = 32;
+  for (int i = 0; i < 2; i++) {
+    shapes.rows[i] = shapes.rows[4 + i] = (uint8_t)(rows <= 8 ? 2 * rows : rows);
+    shapes.row_bytes[i] = kTileRowBytes;
+    shapes.row_bytes[4 + i] = (uint8_t)group;
+    shapes.rows[6 + i] = (uint8_t)(group / 4);
+    shapes.row_bytes[6 + i] = kPanelLine;
   }
-  shapes.rows[6] = 8;
-  shapes.row_bytes[6] = kPanelLine;
   shape_tiles(shapes);
 }
 
-// Sums of 32 columns' high and low bytes times their codes, [2][R][16].
-template <int R>
-HOGWILD_INLINE void multiply_group(const uint8_t* x, const uint8_t* codes, int32_t* dots) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_loadd(6, codes, kPanelLine);
-  _tile_loadd(4, x, 32);
-  _tile_dpbssd(0, 4, 6);
-  _tile_loadd(5, x + 32 * R, 32);
-  _tile_dpbssd(1, 5, 6);
-  _tile_stored(0, dots, kTileRowBytes);
-  _tile_stored(1, dots + R * kPanelOutputs, kTileRowBytes);
-}
-
-// R rows, `rows` of them there, of one panel; its first output is `first`.
-template <int R, bool kHasMin>
-void multiply_tiles(const QuantSlice& slice, int64_t row, int64_t rows, const uint8_t* panel, int64_t first) {
-  const int64_t groups = slice.k / 32, x_bytes = R * kTiledWords * 4;
-  const uint8_t* x = (const uint8_t*)slice.x + row * groups * kTiledWords * 4;
-  // A group is multiplied by tiles while the sums of the one before are finished.
-  alignas(64) int32_t dots[2][2 * R * kPanelOutputs];
-  Vec sums[R] = {};
-  multiply_group<R>(x, panel, dots[0]);
-  for (int64_t i = 0; i < groups; i++, x += x_bytes, panel += kGroupBytes) {
-    if (i + 1 < groups) multiply_group<R>(x + x_bytes, panel + kGroupBytes, dots[(i + 1) % 2]);
-    const float* scales = (const float*)x + 16 * R;
-    const Vec d = load((const float*)(panel + 8 * kPanelLine));
-    const Vec m = kHasMin ? load((const float*)(panel + 9 * kPanelLine)) : Vec{};
-    const int32_t* high = dots[i % 2];
-    const int32_t* low = high + R * kPanelOutputs;
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      const IntVec dot = (load(high + r * kPanelOutputs) << 7) + load(low + r * kPanelOutputs);
-      sums[r] = fma(to_f32(dot) * scales[r], d, sums[r]);
-      if constexpr (kHasMin) sums[r] = fma(m, broadcast(scales[R + r]), sums[r]);
+// Sums of 32 columns' high and low bytes times their codes, [32 / kDot][N][2][R][16].
+template <int kDot, int R, int N>
+HOGWILD_INLINE void multiply_columns(const uint8_t* x, const uint8_t* codes, int64_t panel_stride, int32_t* dots) {
+  static_assert(N == panels_per_block(R));
+  for (int s = 0; s < 32 / kDot; s++, x += kDot, codes += kDot / 4 * kPanelLine, dots += N * 2 * R * kPanelOutputs) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_loadd(4, x, 32);
+    _tile_loadd(6, codes, kPanelLine);
+    _tile_dpbssd(0, 4, 6);
+    if constexpr (N == 2) {
+      _tile_loadd(7, codes + panel_stride, kPanelLine);
+      _tile_dpbssd(1, 4, 7);
+      _tile_stored(0, dots, kTileRowBytes);
+      _tile_stored(1, dots + 2 * R * kPanelOutputs, kTileRowBytes);
+    } else {
+      _tile_loadd(5, x + 32 * R, 32);
+      _tile_dpbssd(1, 5, 6);
+      _tile_stored(0, dots, kTileRowBytes);
+      _tile_stored(1, dots + R * kPanelOutputs, kTileRowBytes);
     }
   }
-  Vec all[R];  // (in memory; `sums` are in registers)
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++) all[r] = sums[r];
-  put_outputs(slice, first, row, rows, all);
 }
 
-template <bool kHasMin>
-HOGWILD_INLINE void multiply_tiles(const QuantSlice& slice, int64_t row, int64_t rows, const uint8_t* panel,
-                                   int64_t first) {
-  switch (padded_rows(rows)) {
-    case 4:
-      return multiply_tiles<4, kHasMin>(slice, row, rows, panel, first);
-    case 8:
-      return multiply_tiles<8, kHasMin>(slice, row, rows, panel, first);
-    case 12:
-      return multiply_tiles<12, kHasMin>(slice, row, rows, panel, first);
-    case 16:
-      return multiply_tiles<16, kHasMin>(slice, row, rows, panel, first);
+// R rows, `rows` of them there, of N panels, the first of which has output `first`. Codes are made ready where they are
+// new.
+template <typename F, int R, int N>
+void multiply_tiles(const QuantSlice& slice, int64_t row, int64_t rows, TilePanels<F, N> panels, int64_t first,
+                    bool is_new) {
+  constexpr int kParts = 32 / F::kDot;
+  constexpr int64_t kStep = F::Scales::kSuperColumns > 0 ? F::Scales::kSuperColumns / 32 : 1;
+  constexpr int64_t kXBytes = R * tiled_words(F::kDot) * 4;
+  const int64_t groups = slice.k / 32, panel_stride = panels.ready_groups * kTileGroupBytes;
+  const uint8_t* x = (const uint8_t*)slice.x + row * groups * tiled_words(F::kDot) * 4;
+  // A group is multiplied by tiles while the sums of the one before are finished.
+  alignas(64) int32_t dots[2][kParts * N * 2 * R * kPanelOutputs];
+  Vec sums[R][N] = {};
+  const int64_t at_once = groups < kGroupsAhead ? groups : kGroupsAhead;
+  if (is_new) {
+    for (int64_t i = 0; i < at_once; i++) panels.make_ready();
+  }
+  compiler_barrier();
+  const uint8_t* codes = panels.ready;
+  int64_t ready_at = 0;
+  multiply_columns<F::kDot, R, N>(x, codes, panel_stride, dots[0]);
+  for (int64_t i = 0; i < groups; i++, x += kXBytes) {
+    if (is_new && i + kGroupsAhead < groups) panels.make_ready();
+    if (i + 1 < groups) {
+      if (++ready_at == panels.ready_groups) ready_at = 0;
+      multiply_columns<F::kDot, R, N>(x + kXBytes, codes + ready_at * kTileGroupBytes, panel_stride, dots[(i + 1) % 2]);
+    }
+    if constexpr (F::Scales::kSuperColumns > 0) {
+      if (i % kStep == 0) {
+        for (int n = 0; n < N; n++) panels.scales[n].begin_super(i);
+      }
+    }
+    const float* scales = (const float*)x + 16 * R;
+#pragma GCC unroll 2
+    for (int s = 0; s < kParts; s++) {
+#pragma GCC unroll 2
+      for (int n = 0; n < N; n++) {
+        const int32_t* high = dots[i % 2] + (s * N + n) * 2 * R * kPanelOutputs;
+        const int32_t* low = high + R * kPanelOutputs;
+        const Vec d = panels.scales[n].d(i * kParts + s);
+        Vec m = {};
+        if constexpr (F::Scales::kHasMin) m = panels.scales[n].m(i * kParts + s);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+          const IntVec dot = (load(high + r * kPanelOutputs) << 7) + load(low + r * kPanelOutputs);
+          sums[r][n] = fma(to_f32(dot) * scales[r], d, sums[r][n]);
+          if constexpr (F::Scales::kHasMin) sums[r][n] = fma(m, broadcast(scales[(1 + s) * R + r]), sums[r][n]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int n = 0; n < N; n++) {
+    Vec all[R];  // (in memory; `sums` are in registers)
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) all[r] = sums[r][n];
+    put_outputs(slice, first + n * kPanelOutputs, row, rows, all);
+  }
+}
+
+// Panels [first, last) of the slice, with `padded` rows.
+template <typename F, int R>
+void multiply_panels(const QuantSlice& slice, int64_t row, int64_t rows, int64_t first, int64_t last,
+                     const uint8_t* table, Ready ready, bool is_new) {
+  constexpr int N = panels_per_block(R);
+  const int64_t panels = panel_count(slice.end - slice.begin);
+  uint8_t* to = (uint8_t*)slice.scratch;
+  for (int64_t panel = first; panel < last; panel += N, to += N * ready.groups * kTileGroupBytes) {
+    multiply_tiles<F, R, N>(slice, row, rows, TilePanels<F, N>(slice, table, panel, panels, to, ready.groups),
+                            slice.begin + panel * kPanelOutputs, is_new);
   }
 }
 
 template <typename F>
 void quant_matmul_tiles(const QuantSlice& slice) {
-  const int64_t panel_size = panel_bytes(F::kInfo, slice.k);
-  const int64_t decoded_size = slice.k / 32 * kGroupBytes;
-  const int64_t panels = panel_count(slice.end - slice.begin), step = decoded_panels(slice.k);
-  uint8_t* decoded = (uint8_t*)slice.scratch;
+  const int64_t panels = panel_count(slice.end - slice.begin);
+  const Ready ready = ready_for(slice.rows, slice.k);
   uint8_t table[16];
   F::make_table(table);
   int64_t shape = 0;
-  for (int64_t begin = 0; begin < panels; begin += step) {
-    const int64_t n = panels - begin < step ? panels - begin : step;
-    for (int64_t i = 0; i < n; i++) {
-      decode_panel<F>((const uint8_t*)slice.panels + (begin + i) * panel_size, slice.k, table,
-                      decoded + i * decoded_size);
-    }
+  for (int64_t first = 0; first < panels; first += ready.panels) {
+    const int64_t last = first + ready.panels < panels ? first + ready.panels : panels;
     for (int64_t row = 0; row < slice.rows; row += kTileRows) {
       const int64_t rows = slice.rows - row < kTileRows ? slice.rows - row : kTileRows;
-      if (shape != padded_rows(rows)) shape_tiles(padded_rows(rows));
-      shape = padded_rows(rows);
-      for (int64_t i = 0; i < n; i++) {
-        multiply_tiles<F::Scales::kHasMin>(slice, row, rows, decoded + i * decoded_size,
-                                           slice.begin + (begin + i) * kPanelOutputs);
+      const int64_t padded = padded_rows(rows);
+      if (shape != padded) shape_tiles(padded, F::kDot);
+      shape = padded;
+      const bool is_new = row == 0;
+      switch (padded) {
+        case 4:
+          multiply_panels<F, 4>(slice, row, rows, first, last, table, ready, is_new);
+          break;
+        case 8:
+          multiply_panels<F, 8>(slice, row, rows, first, last, table, ready, is_new);
+          break;
+        case 12:
+          multiply_panels<F, 12>(slice, row, rows, first, last, table, ready, is_new);
+          break;
+        case 16:
+          multiply_panels<F, 16>(slice, row, rows, first, last, table, ready, is_new);
+          break;
       }
     }
   }

@@ -33,6 +33,7 @@ typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t BitVec __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
 typedef int16_t ShortVec __attribute__((vector_size(4 * kLanes)));  // pairs
+typedef uint16_t ShortBits __attribute__((vector_size(4 * kLanes)));
 
 // Elements of weights and of the KV cache.
 struct F16 {
@@ -331,6 +332,16 @@ HOGWILD_INLINE float sum(Vec v) {
   float sums[4];
   sum_each(v, Vec{}, Vec{}, Vec{}, sums);
   return sums[0];
+}
+
+HOGWILD_INLINE int32_t sum(IntVec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)v);
+#else
+  int32_t total = 0;
+  for (int i = 0; i < kLanes; i++) total += v[i];
+  return total;
+#endif
 }
 
 HOGWILD_INLINE float max_lane(Vec v) {
