@@ -199,6 +199,12 @@ cudaError_t launch_round(const float* x, std::int64_t rows, std::int64_t cols, D
 
 // ---- sampling (sample.cu) ---------------------------------------------------------------------------
 
+// An id that penalties apply to.
+struct alignas(8) SeenToken {
+  std::int32_t id = 0;
+  float subtracted = 0;  // from its logit, behind the repetition penalty
+};
+
 // SampleParams::Row of device/ops.h, for the device.
 struct SampleRow {
   std::int64_t logits_row = 0;
@@ -208,8 +214,8 @@ struct SampleRow {
   float min_p = 0;
   float repetition_penalty = 1;
   std::int32_t top_k = 0;
-  std::int32_t first_seen = 0, n_seen = 0;            // in `ids`
-  std::int32_t first_forbidden = 0, n_forbidden = 0;  // in `ids`
+  std::int32_t first_seen = 0, n_seen = 0;            // in `seen`
+  std::int32_t first_forbidden = 0, n_forbidden = 0;  // in `forbidden`
 };
 
 struct SampledRow {
@@ -221,8 +227,9 @@ struct SampledRow {
 struct SampleLaunch {
   const float* logits = nullptr;  // [rows of logits, V]
   std::int64_t vocab = 0;
-  const SampleRow* rows = nullptr;    // [n]
-  const std::int32_t* ids = nullptr;  // those seen and forbidden, of all rows, each in [0, V)
+  const SampleRow* rows = nullptr;          // [n]
+  const SeenToken* seen = nullptr;          // of all rows, ids in [0, V); alike where a row has an id twice
+  const std::int32_t* forbidden = nullptr;  // of all rows, ids in [0, V)
   std::int64_t n = 0;
   bool any_top_k = true, any_top_p = true;  // whether a row has 0 < top_k < V, or top_p < 1
   bool finite = false;                      // -inf among the raw logits is refused as NaN is

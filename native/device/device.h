@@ -77,18 +77,14 @@ struct DeviceInfo {
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
-// `kv_padding`, `check_sampler`, `product_input`, `own_memory`, `free_memory` and, where `own_memory` is 0, `allocate`:
-// these may come from any thread. Ops may be asynchronous on the device; `synchronize` waits for all of them.
-// `download` waits by itself.
+// `kv_padding`, `product_input`, `own_memory`, `free_memory` and, where `own_memory` is 0, `allocate`: these may come
+// from any thread. Ops may be asynchronous on the device; `synchronize` waits for all of them. `download` waits by
+// itself.
 class Device {
  public:
   virtual ~Device() = default;
 
   virtual DeviceInfo info() const = 0;
-
-  // Throws kUnsupported, naming what is supported, where the device cannot sample so. For whoever begins a step;
-  // `sample` refuses the same.
-  virtual void check_sampler(const SampleParams::Row&) const {}
 
   // Elements to be added to each row of a cache of this shape (KvShape::padding). Throws kUnsupported, naming
   // what is supported, where the device cannot keep such a cache.

@@ -693,40 +693,38 @@ void CudaDevice::kv_load(const KvCopyParams& p) {
   synchronize();
 }
 
-void CudaDevice::check_sampler(const SampleParams::Row& row) const {
-  if (row.presence_penalty == 0 && row.frequency_penalty == 0) return;
-  throw Error(code::kUnsupported,
-              "presence and frequency penalties: the CUDA device has no kernel for them, the CPU device (device 'cpu') "
-              "does; both have the repetition penalty");
-}
-
 // One copy brings the rows and ids, one brings the tokens back.
 void CudaDevice::sample(const SampleParams& p) {
   use();
-  std::size_t n_ids = 0;
+  std::size_t n_seen = 0, n_forbidden = 0;
   bool any_top_k = false, any_top_p = false;
   for (const SampleParams::Row& row : p.rows) {
     check_sampling(row, p.vocab);
-    check_sampler(row);
     any_top_k |= row.top_k > 0 && row.top_k < p.vocab;
     any_top_p |= row.top_p < 1;
-    n_ids += row.seen.size() + row.forbidden.size();
+    if (has_penalty(row)) n_seen += row.seen.size();
+    n_forbidden += row.forbidden.size();
   }
   if (p.rows.empty()) return;
   const std::size_t n = p.rows.size();
   ArrayLayout arrays;
   const std::size_t rows_at = arrays.place<SampleRow>(n);
-  const std::size_t ids_at = arrays.place<std::int32_t>(n_ids);
+  const std::size_t seen_at = arrays.place<SeenToken>(n_seen);
+  const std::size_t forbidden_at = arrays.place<std::int32_t>(n_forbidden);
   const std::size_t sampled_at = arrays.place<SampledRow>(n);
   open_arguments(arrays);
   auto* row_to = argument_staging_.host<SampleRow>(rows_at);
-  auto* ids = argument_staging_.host<std::int32_t>(ids_at);
-  std::int32_t n_added = 0;
-  const auto add_ids = [&](std::span<const std::int32_t> added) {
-    std::copy(added.begin(), added.end(), ids + n_added);
-    return std::exchange(n_added, n_added + static_cast<std::int32_t>(added.size()));
-  };
+  auto* const seen = argument_staging_.host<SeenToken>(seen_at);
+  auto* const forbidden = argument_staging_.host<std::int32_t>(forbidden_at);
+  SeenToken* seen_to = seen;
+  std::int32_t* forbidden_to = forbidden;
   for (const SampleParams::Row& row : p.rows) {
+    const auto first_seen = static_cast<std::int32_t>(seen_to - seen);
+    const auto first_forbidden = static_cast<std::int32_t>(forbidden_to - forbidden);
+    for (std::size_t i = 0; has_penalty(row) && i < row.seen.size(); ++i) {
+      *seen_to++ = {.id = row.seen[i], .subtracted = subtracted(row, i)};
+    }
+    forbidden_to = std::copy(row.forbidden.begin(), row.forbidden.end(), forbidden_to);
     *row_to++ = {.logits_row = row.logits_row,
                  .uniform = uniform_random(row.seed, row.draw),
                  .temperature = row.temperature,
@@ -734,9 +732,9 @@ void CudaDevice::sample(const SampleParams& p) {
                  .min_p = row.min_p,
                  .repetition_penalty = row.repetition_penalty,
                  .top_k = row.top_k,
-                 .first_seen = add_ids(row.seen),
-                 .n_seen = static_cast<std::int32_t>(row.seen.size()),
-                 .first_forbidden = add_ids(row.forbidden),
+                 .first_seen = first_seen,
+                 .n_seen = static_cast<std::int32_t>(seen_to - seen) - first_seen,
+                 .first_forbidden = first_forbidden,
                  .n_forbidden = static_cast<std::int32_t>(row.forbidden.size())};
   }
   std::byte* arguments = upload_arguments();
@@ -745,7 +743,8 @@ void CudaDevice::sample(const SampleParams& p) {
   const SampleLaunch launch{.logits = p.logits,
                             .vocab = p.vocab,
                             .rows = reinterpret_cast<const SampleRow*>(arguments + rows_at),
-                            .ids = reinterpret_cast<const std::int32_t*>(arguments + ids_at),
+                            .seen = reinterpret_cast<const SeenToken*>(arguments + seen_at),
+                            .forbidden = reinterpret_cast<const std::int32_t*>(arguments + forbidden_at),
                             .n = rows,
                             .any_top_k = any_top_k,
                             .any_top_p = any_top_p,
