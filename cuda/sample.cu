@@ -36,7 +36,8 @@ SIMT_HOST_DEVICE constexpr int round_shift(int round) { return round == 0 ? 21 :
 SIMT_HOST_DEVICE constexpr int round_bins(int round) { return round == 2 ? kBins / 2 : kBins; }
 
 using Mass = unsigned long long;     // (the type that CUDA's atomics take)
-constexpr float kOneMass = 0x1p40f;  // of the likeliest token; kMaxVocab of them do not overflow
+constexpr float kOneMass = 0x1p40f;  // of the likeliest token
+static_assert(kMaxVocab < (std::int64_t{1} << 24), "a sum of masses does not overflow");
 
 // The cuts of a row: by top-k, then by top-p.
 enum CutKind { kTopK, kTopP };

@@ -149,6 +149,8 @@ test('equal logits and seeds give the tokens of the CPU, with all that a sampler
   expect(difference(here!.logprobs, there!.logprobs).max).toBeLessThan(1e-4)
 })
 
+const PENALTIES = { presencePenalty: 0.7, frequencyPenalty: 0.4, scope: 'own', lastN: 5 } as const
+
 describe('the demo model', () => {
   const models: Model[] = []
   let prompt: (words: string) => number[]
@@ -261,7 +263,10 @@ describe('the demo model', () => {
               sampler: new Sampler(
                 seed % 3 === 0
                   ? { temperature: 0 }
-                  : { temperature: 1.5, topK: 20, topP: 0.9, seed },
+                  : {
+                      ...{ temperature: 1.5, topK: 20, topP: 0.9, seed },
+                      ...(seed % 3 === 1 ? PENALTIES : {}),
+                    },
               ),
             },
           ])

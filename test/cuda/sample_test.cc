@@ -258,6 +258,23 @@ TEST(some_of_the_equal_ones_of_a_slice_stay) {
   check_draws(draws);
 }
 
+// Sums beyond 32 bits, of two crowds of which top-p leaves a part of the second.
+TEST(sums_of_many_weights_carry) {
+  std::vector<Draw> draws;
+  for (const double uniform : {0.3, 0.6, 0.9}) {
+    Draw draw;
+    draw.logits.assign(1, 0.f);
+    for (int i = 0; i < 1000; ++i) {
+      for (const float weight : {0.25f, 0.05f}) draw.logits.push_back(std::log(weight) + 1e-5f * static_cast<float>(i));
+    }
+    draw.row.temperature = 1;
+    draw.row.top_p = 0.9f;
+    draw.row.uniform = uniform;
+    draws.push_back(draw);
+  }
+  check_draws(draws);
+}
+
 TEST(what_is_listed_twice_is_penalised_once) {
   std::vector<Draw> draws(4);
   draws[0].logits = {4, 3};
