@@ -99,7 +99,8 @@ struct alignas(16) ExpertMatrix {
   const void* data = nullptr;
   const float* bias = nullptr;            // null: none
   const std::int32_t* columns = nullptr;  // Matrix::columns
-  const void* unused = nullptr;
+  std::int32_t group = 0;                 // its expert's (SelectedRuns)
+  std::int32_t unused = 0;
 };
 inline constexpr int kExpertMatrices = 3;
 
@@ -159,6 +160,16 @@ constexpr std::int64_t max_expert_runs(std::int64_t pairs, std::int64_t experts,
   return std::min(pairs, experts) + pairs / run_rows;
 }
 cudaError_t launch_routing(const RoutingLaunch& launch, cudaStream_t stream);
+
+// Where experts differ in their formats, products take one group of those that do not after the other: of the runs
+// those of one group, in their order.
+struct SelectedRuns {
+  const ExpertMatrix* matrices = nullptr;  // [E, kExpertMatrices]
+  std::int32_t group = 0;
+  ExpertRun* runs = nullptr;       // [max_expert_runs(...)]
+  std::int32_t* n_runs = nullptr;  // [1]: none where no row goes to the group
+};
+cudaError_t launch_select_runs(const RoutingLaunch& launch, const SelectedRuns& selected, cudaStream_t stream);
 
 // Rows for the pairs, at their places and rounded to bf16 or f16: out [rows * used, padded_cols(cols)].
 struct GatherParams {
@@ -225,8 +236,8 @@ struct SampledRow {
 };
 
 struct SampleLaunch {
-  const float* logits = nullptr;  // [rows of logits, V]
-  std::int64_t vocab = 0;
+  const float* logits = nullptr;            // [rows of logits, V]
+  std::int64_t vocab = 0;                   // at most kMaxVocab
   const SampleRow* rows = nullptr;          // [n]
   const SeenToken* seen = nullptr;          // of all rows, ids in [0, V); alike where a row has an id twice
   const std::int32_t* forbidden = nullptr;  // of all rows, ids in [0, V)

@@ -110,8 +110,7 @@ class Device {
   // is supported, for formats that the device does not have.
   virtual Matrix upload_weight(const WeightSource& source, WeightStorage& storage) = 0;
 
-  // What the device needs beside the matrices of a layer's experts; empty where that is nothing. Throws kUnsupported,
-  // naming what is supported, for experts that the device cannot compute.
+  // What the device needs beside the matrices of a layer's experts; empty where that is nothing.
   virtual Buffer upload_experts(std::span<const FeedForward>) { return {}; }
 
   // What ops before a product with this matrix write for it (`out_dtype`, `x_dtype`): where the device rounds x, it
