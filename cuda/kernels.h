@@ -99,7 +99,8 @@ struct alignas(16) ExpertMatrix {
   const void* data = nullptr;
   const float* bias = nullptr;            // null: none
   const std::int32_t* columns = nullptr;  // Matrix::columns
-  const void* unused = nullptr;
+  std::int32_t group = 0;                 // its expert's (SelectedRuns)
+  std::int32_t unused = 0;
 };
 inline constexpr int kExpertMatrices = 3;
 
@@ -160,6 +161,16 @@ constexpr std::int64_t max_expert_runs(std::int64_t pairs, std::int64_t experts,
 }
 cudaError_t launch_routing(const RoutingLaunch& launch, cudaStream_t stream);
 
+// Where experts differ in their formats, products take one group of those that do not after the other: of the runs
+// those of one group, in their order.
+struct SelectedRuns {
+  const ExpertMatrix* matrices = nullptr;  // [E, kExpertMatrices]
+  std::int32_t group = 0;
+  ExpertRun* runs = nullptr;       // [max_expert_runs(...)]
+  std::int32_t* n_runs = nullptr;  // [1]: none where no row goes to the group
+};
+cudaError_t launch_select_runs(const RoutingLaunch& launch, const SelectedRuns& selected, cudaStream_t stream);
+
 // Rows for the pairs, at their places and rounded to bf16 or f16: out [rows * used, padded_cols(cols)].
 struct GatherParams {
   const float* x = nullptr;  // [rows, cols], or, with at_places, [rows * used, cols]
@@ -199,6 +210,12 @@ cudaError_t launch_round(const float* x, std::int64_t rows, std::int64_t cols, D
 
 // ---- sampling (sample.cu) ---------------------------------------------------------------------------
 
+// An id that penalties apply to.
+struct alignas(8) SeenToken {
+  std::int32_t id = 0;
+  float subtracted = 0;  // from its logit, behind the repetition penalty
+};
+
 // SampleParams::Row of device/ops.h, for the device.
 struct SampleRow {
   std::int64_t logits_row = 0;
@@ -208,8 +225,8 @@ struct SampleRow {
   float min_p = 0;
   float repetition_penalty = 1;
   std::int32_t top_k = 0;
-  std::int32_t first_seen = 0, n_seen = 0;            // in `ids`
-  std::int32_t first_forbidden = 0, n_forbidden = 0;  // in `ids`
+  std::int32_t first_seen = 0, n_seen = 0;            // in `seen`
+  std::int32_t first_forbidden = 0, n_forbidden = 0;  // in `forbidden`
 };
 
 struct SampledRow {
@@ -219,10 +236,11 @@ struct SampledRow {
 };
 
 struct SampleLaunch {
-  const float* logits = nullptr;  // [rows of logits, V]
-  std::int64_t vocab = 0;
-  const SampleRow* rows = nullptr;    // [n]
-  const std::int32_t* ids = nullptr;  // those seen and forbidden, of all rows, each in [0, V)
+  const float* logits = nullptr;            // [rows of logits, V]
+  std::int64_t vocab = 0;                   // at most kMaxVocab
+  const SampleRow* rows = nullptr;          // [n]
+  const SeenToken* seen = nullptr;          // of all rows, ids in [0, V); alike where a row has an id twice
+  const std::int32_t* forbidden = nullptr;  // of all rows, ids in [0, V)
   std::int64_t n = 0;
   bool any_top_k = true, any_top_p = true;  // whether a row has 0 < top_k < V, or top_p < 1
   bool finite = false;                      // -inf among the raw logits is refused as NaN is

@@ -139,6 +139,30 @@ __global__ void __launch_bounds__(kThreads) place_pairs(const __grid_constant__ 
   }
 }
 
+// One warp. An expert's runs are selected together, so that they lie side by side as before.
+__global__ void __launch_bounds__(32)
+    select_runs(const __grid_constant__ RoutingLaunch p, const __grid_constant__ SelectedRuns selected) {
+  const int n = simt::load_constant(p.n_runs);
+  int count = 0;
+  for (int first = 0; first < n; first += 32) {
+    const int i = first + static_cast<int>(threadIdx.x);
+    ExpertRun run = {};
+    bool wanted = false;
+    if (i < n) {
+      run = load_constant_32(p.runs + i);
+      wanted = load_constant_32(selected.matrices + kExpertMatrices * run.expert).group == selected.group;
+    }
+    int more;
+    const int at = count + sum_before(wanted ? 1 : 0, more);
+    if (wanted) {
+      run.first_run += at - i;
+      selected.runs[at] = run;
+    }
+    count += more;
+  }
+  if (threadIdx.x == 0) *selected.n_runs = count;
+}
+
 // ---- rows to experts and back -----------------------------------------------------------------------
 
 // Grid: (pairs; groups of kThreads times four columns). kWide: columns in their order, by fours.
@@ -213,6 +237,11 @@ cudaError_t launch_routing(const RoutingLaunch& launch, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   return SIMT_LAUNCH(place_pairs, dim3(1), dim3(kThreads), static_cast<std::size_t>(n_experts) * sizeof(unsigned),
                      stream, launch, n_experts);
+}
+
+cudaError_t launch_select_runs(const RoutingLaunch& launch, const SelectedRuns& selected, cudaStream_t stream) {
+  if (!is_supported(launch)) return cudaErrorInvalidValue;
+  return SIMT_LAUNCH(select_runs, dim3(1), dim3(32), 0, stream, launch, selected);
 }
 
 cudaError_t launch_gather(const RoutingLaunch& launch, const GatherParams& params, cudaStream_t stream) {

@@ -15,6 +15,7 @@
 #include <climits>
 #include <cmath>
 
+#include "core/limits.h"
 #include "kernels.h"
 #include "reduce.cuh"
 #include "simt/simt.h"
@@ -35,7 +36,8 @@ SIMT_HOST_DEVICE constexpr int round_shift(int round) { return round == 0 ? 21 :
 SIMT_HOST_DEVICE constexpr int round_bins(int round) { return round == 2 ? kBins / 2 : kBins; }
 
 using Mass = unsigned long long;     // (the type that CUDA's atomics take)
-constexpr float kOneMass = 0x1p40f;  // of the likeliest token; fewer than 2^24 of them do not overflow
+constexpr float kOneMass = 0x1p40f;  // of the likeliest token
+static_assert(kMaxVocab < (std::int64_t{1} << 24), "a sum of masses does not overflow");
 
 // The cuts of a row: by top-k, then by top-p.
 enum CutKind { kTopK, kTopP };
@@ -115,8 +117,7 @@ SIMT_DEVICE Range slice_range(const Arguments& p, int slice) {
   return {begin, min(begin + kSlice, static_cast<long long>(p.launch.vocab))};
 }
 
-SIMT_DEVICE bool is_penalised(const SampleRow& row) { return row.repetition_penalty != 1.f && row.n_seen > 0; }
-SIMT_DEVICE bool is_adjusted(const SampleRow& row) { return is_penalised(row) || row.n_forbidden > 0; }
+SIMT_DEVICE bool is_adjusted(const SampleRow& row) { return row.n_seen > 0 || row.n_forbidden > 0; }
 SIMT_DEVICE bool has_cut(const Arguments& p, const SampleRow& row, int kind) {
   if (row.temperature <= 0.f) return false;
   return kind == kTopK ? row.top_k > 0 && row.top_k < p.launch.vocab : row.top_p < 1.f;
@@ -140,17 +141,18 @@ SIMT_DEVICE void adjust(const Arguments& p, const SampleRow& row, Range range) {
   const auto inside = [range](int id) { return range.begin <= id && id < range.end; };
   for (long long id = range.begin + threadIdx.x; id < range.end; id += kThreads) logits[id] = raw[id];
   __syncthreads();
-  if (is_penalised(row)) {
-    // From the raw logit: an id that was seen twice is penalised once (whichever thread comes last).
-    for (int i = static_cast<int>(threadIdx.x); i < row.n_seen; i += kThreads) {
-      const int id = p.launch.ids[row.first_seen + i];
-      if (!inside(id)) continue;
-      atomicExch(&logits[id], raw[id] > 0.f ? raw[id] / row.repetition_penalty : raw[id] * row.repetition_penalty);
-    }
+  // From the raw logit: an id that is listed twice is penalised once (whichever thread comes last). The product is
+  // rounded before the difference is, as on the CPU.
+  for (int i = static_cast<int>(threadIdx.x); i < row.n_seen; i += kThreads) {
+    const SeenToken seen = p.launch.seen[row.first_seen + i];
+    if (!inside(seen.id)) continue;
+    const float logit = raw[seen.id];
+    const float repeated = logit > 0.f ? logit / row.repetition_penalty : __fmul_rn(logit, row.repetition_penalty);
+    atomicExch(&logits[seen.id], repeated - seen.subtracted);
   }
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < row.n_forbidden; i += kThreads) {
-    const int id = p.launch.ids[row.first_forbidden + i];
+    const int id = p.launch.forbidden[row.first_forbidden + i];
     if (inside(id)) atomicExch(&logits[id], -INFINITY);
   }
 }
@@ -516,8 +518,7 @@ Workspace lay_out(std::int64_t rows, std::int64_t vocab) {
 std::size_t sample_workspace_bytes(std::int64_t rows, std::int64_t vocab) { return lay_out(rows, vocab).bytes; }
 
 cudaError_t launch_sample(const SampleLaunch& launch, cudaStream_t stream) {
-  // Fewer than 2^24 weights of at most 1 fit a Mass.
-  if (launch.vocab < 1 || launch.vocab >= 1 << 24 || launch.n < 0 || launch.n > INT_MAX) return cudaErrorInvalidValue;
+  if (launch.vocab < 1 || launch.vocab > kMaxVocab || launch.n < 0 || launch.n > INT_MAX) return cudaErrorInvalidValue;
   if (launch.n == 0) return cudaSuccess;
   const Workspace workspace = lay_out(launch.n, launch.vocab);
   unsigned char* memory = static_cast<unsigned char*>(launch.workspace);

@@ -97,7 +97,7 @@ export function storedBytes(format: Format, rows: number, cols: number): number 
 
 /**
  * Of keys, or of values. `int8`: codes from -127 to 127, and a scale in f32 for each token and kv head, max |x| / 127.
- * Rounded once, when they are written; a key after its rotation. On the CPU.
+ * Rounded once, when they are written; a key after its rotation.
  */
 export type KvDtype = 'f32' | 'f16' | 'bf16' | 'int8'
 

@@ -349,8 +349,8 @@ const CACHE_KEYS = optionKeys<ModelCacheOptions>()({
  * distills) with them. Sliding windows are windows of view positions. Fields of config.json, keys of a GGUF file's
  * metadata and tensors that are not known are refused by name.
  *
- * Weights: f32, f16 and bf16; on the CPU also the quantised ones of GGUF files, and of folders 4-bit integers in groups of
- * 32, 64 or 128 as AWQ (gemm), GPTQ (v1, v2, `desc_act`) and compressed-tensors (pack-quantized) store them.
+ * Weights: f32, f16 and bf16; the quantised ones of GGUF files, and of folders 4-bit integers in groups of 32, 64 or
+ * 128 as AWQ (gemm), GPTQ (v1, v2, `desc_act`) and compressed-tensors (pack-quantized) store them.
  *
  * Warns of HOGWILD_UNKNOWN_EOS_TOKEN: ids of `eos_token_id` beyond the vocabulary, which are left out.
  *

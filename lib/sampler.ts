@@ -29,9 +29,9 @@ export interface SamplerOptions {
   minP?: number | undefined
   /** Divides positive and multiplies negative logits of tokens that were seen, > 0; default 1: off. */
   repetitionPenalty?: number | undefined
-  /** Subtracted from the logits of tokens that were seen, in [-100, 100]; default 0: off. On the CPU only. */
+  /** Subtracted from the logits of tokens that were seen, in [-100, 100]; default 0: off. */
   presencePenalty?: number | undefined
-  /** Subtracted once for each time that the token was seen, in [-100, 100]; default 0: off. On the CPU only. */
+  /** Subtracted once for each time that the token was seen, in [-100, 100]; default 0: off. */
   frequencyPenalty?: number | undefined
   /**
    * Which tokens count as seen for the penalties, those of this very step included: 'view', all that the worker's view

@@ -23,10 +23,7 @@ export interface EntryFields {
    * next. Without effect on the entry that is written. Default 0.
    */
   lag?: 0 | 1 | undefined
-  /**
-   * In [1e-6, 1e6]; the scores of the entry's keys are divided by it, after a soft cap. Default 1. HOGWILD_UNSUPPORTED on
-   * a CUDA device.
-   */
+  /** In [1e-6, 1e6]; the scores of the entry's keys are divided by it, after a soft cap. Default 1. */
   temperature?: number | undefined
   /**
    * A log-weight that is then added to the scores: finite (beyond 1e38 and -1e38 it counts as these), or -Infinity, which

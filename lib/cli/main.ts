@@ -217,7 +217,7 @@ addSampling(
         text,
       ),
     )
-    .option('--attention', 'tell where workers look, in the trace and with --json; on the CPU')
+    .option('--attention', 'tell where workers look, in the trace and with --json')
     .addOption(quiet())
     .addOption(new Option('--json', 'print every event as a line of JSON')),
   ' per worker',

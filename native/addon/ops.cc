@@ -11,6 +11,7 @@
 #include "addon/handles.h"
 #include "addon/sampler_arguments.h"
 #include "core/format.h"
+#include "core/limits.h"
 #include "device/device.h"
 
 namespace hogwild::addon {
@@ -241,7 +242,7 @@ Napi::Value op_sample(const Napi::CallbackInfo& info) {
   const auto handle = device_argument(info);
   const Argument input(info, 1, "logits");
   const std::vector<float> logits = input.floats();
-  const std::int64_t vocab = Argument(info, 2, "vocab").integer(1, INT32_MAX);
+  const std::int64_t vocab = Argument(info, 2, "vocab").integer(1, kMaxVocab);
   const auto arguments = Argument(info, 3, "rows").map([vocab](const Argument& row) {
     const auto check = [vocab](const Argument& ids, const std::vector<std::int32_t>& values) {
       for (const std::int32_t id : values) {

@@ -80,7 +80,7 @@ class StepReservation {
  public:
   // Throws before anything is changed: kWriteConflict (two workers write one block), kInvalidArgument
   // (no tokens, target not in view, blocks of another cache, a field of an entry out of its range, a token to be seen
-  // beyond kMaxViewPosition), kUnsupported (a temperature that the device does not compute), kOutOfPages.
+  // beyond kMaxViewPosition), kOutOfPages.
   StepReservation(KvCache& cache, std::vector<WorkerView> workers);
   ~StepReservation();
   StepReservation(const StepReservation&) = delete;

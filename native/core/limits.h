@@ -16,4 +16,8 @@ constexpr bool is_supported_head_dim(std::int64_t head_dim) {
 // Experts of a layer: many times those of the largest known model.
 inline constexpr std::int64_t kMaxExperts = 4096;
 
+// Ids of a vocabulary: eight times those of the largest known model. The sampler's and the product's kernels of a CUDA
+// device take so many.
+inline constexpr std::int64_t kMaxVocab = std::int64_t{1} << 21;
+
 }  // namespace hogwild

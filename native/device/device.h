@@ -77,18 +77,14 @@ struct DeviceInfo {
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
-// `kv_padding`, `check_sampler`, `product_input`, `own_memory`, `free_memory` and, where `own_memory` is 0, `allocate`:
-// these may come from any thread. Ops may be asynchronous on the device; `synchronize` waits for all of them.
-// `download` waits by itself.
+// `kv_padding`, `product_input`, `own_memory`, `free_memory` and, where `own_memory` is 0, `allocate`: these may come
+// from any thread. Ops may be asynchronous on the device; `synchronize` waits for all of them. `download` waits by
+// itself.
 class Device {
  public:
   virtual ~Device() = default;
 
   virtual DeviceInfo info() const = 0;
-
-  // Throws kUnsupported, naming what is supported, where the device cannot sample so. For whoever begins a step;
-  // `sample` refuses the same.
-  virtual void check_sampler(const SampleParams::Row&) const {}
 
   // Elements to be added to each row of a cache of this shape (KvShape::padding). Throws kUnsupported, naming
   // what is supported, where the device cannot keep such a cache.
@@ -114,8 +110,7 @@ class Device {
   // is supported, for formats that the device does not have.
   virtual Matrix upload_weight(const WeightSource& source, WeightStorage& storage) = 0;
 
-  // What the device needs beside the matrices of a layer's experts; empty where that is nothing. Throws kUnsupported,
-  // naming what is supported, for experts that the device cannot compute.
+  // What the device needs beside the matrices of a layer's experts; empty where that is nothing.
   virtual Buffer upload_experts(std::span<const FeedForward>) { return {}; }
 
   // What ops before a product with this matrix write for it (`out_dtype`, `x_dtype`): where the device rounds x, it

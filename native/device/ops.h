@@ -376,7 +376,7 @@ struct SampleParams {
     float presence_penalty = 0;               // 0: off
     float frequency_penalty = 0;              // 0: off
     std::span<const std::int32_t> seen;       // ids that the penalties apply to
-    std::span<const std::int32_t> counts;     // how often each of them was seen; empty: once
+    std::span<const std::int32_t> counts;     // how often each was seen, alike for an id listed twice; empty: once
     std::span<const std::int32_t> forbidden;  // ids that never come out
     std::uint64_t seed = 0;
     std::uint64_t draw = 0;

@@ -46,6 +46,15 @@ void check_sampling(const SampleParams::Row& row, std::int64_t vocab) {
   check_ids(row.forbidden, vocab, "forbidden");
 }
 
+bool has_penalty(const SampleParams::Row& row) {
+  return row.repetition_penalty != 1 || row.presence_penalty != 0 || row.frequency_penalty != 0;
+}
+
+float subtracted(const SampleParams::Row& row, std::size_t i) {
+  const float count = row.counts.empty() ? 1 : static_cast<float>(row.counts[i]);
+  return row.presence_penalty + count * row.frequency_penalty;
+}
+
 void check_sampled(SampleStatus status) {
   switch (status) {
     case SampleStatus::kOk:

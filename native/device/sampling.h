@@ -1,6 +1,7 @@
 // What all devices share of sampling: what is refused, and the random numbers.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -11,6 +12,12 @@ namespace hogwild {
 
 // Throws kInvalidArgument: a parameter out of its range, an id outside the vocabulary.
 void check_sampling(const SampleParams::Row& row, std::int64_t vocab);
+
+// Whether ids that were seen have other logits.
+bool has_penalty(const SampleParams::Row& row);
+
+// What the i-th of the ids seen loses behind the repetition penalty.
+float subtracted(const SampleParams::Row& row, std::size_t i);
 
 // Throws kInvalidModel, or kInvalidArgument where it is the caller's doing, unless a token was found.
 void check_sampled(SampleStatus status);

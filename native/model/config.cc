@@ -76,6 +76,10 @@ void check_layer(const ModelConfig& config, const LayerSpec& layer) {
 
 void check_config(const ModelConfig& config) {
   check_size("vocab_size", config.vocab_size);
+  if (config.vocab_size > kMaxVocab) {
+    throw Error(code::kUnsupported, "vocab_size: supported are 1 to " + std::to_string(kMaxVocab) + ", found " +
+                                        std::to_string(config.vocab_size));
+  }
   check_size("hidden_size", config.hidden_size);
   check_size("layers", config.n_layers());
   check_size("query_heads", config.query_heads);

@@ -262,9 +262,7 @@ void Step::State::prepare_results() {
     if (worker.hidden) out.hidden.resize(static_cast<std::size_t>(decoder.config().hidden_size));
     if (worker.attention_mass) out.attention_mass.resize(worker.view.entries.size());
     if (!worker.sampler) continue;
-    const SampleParams::Row& sampler = *worker.sampler;
-    device.check_sampler(sampler);
-    if (sampler.repetition_penalty != 1 || sampler.presence_penalty != 0 || sampler.frequency_penalty != 0) {
+    if (has_penalty(*worker.sampler)) {
       for (std::int64_t s = 0; s <= worker.drafts; ++s) {
         seen[w][static_cast<std::size_t>(s)] = seen_ids(workers, w, decoder.config().vocab_size, s);
       }

@@ -1,5 +1,7 @@
 // The host side of the CUDA device on the emulated card, which can be told to fail and counts what it is asked for:
 // memory, graphs, streams, the choice of a card.
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -141,22 +143,64 @@ TEST(an_error_that_loses_the_context_says_so) {
   CHECK(contains(once, "cudaErrorInvalidValue") && !contains(once, "start it anew"));
 }
 
-// ---- what the kernels lack -----------------------------------------------------------------------------
+// ---- sampling ------------------------------------------------------------------------------------------
 
-TEST(what_has_no_kernel_is_refused_by_its_name) {
+// Rows of every kind side by side: each finds its own ids, counts and bans.
+TEST(penalties_of_rows_side_by_side) {
   const Fresh fresh;
-  const Attention attention(create_cuda_device(0));
-  const Buffer logits = attention.device->allocate(8 * sizeof(float), "a test");
-  for (const SampleParams::Row& row : {SampleParams::Row{.presence_penalty = 1}, {.frequency_penalty = -1}}) {
-    std::int32_t token = -1;
-    const auto sample = [&] {
-      attention.device->sample({.logits = logits.as<float>(), .vocab = 8, .rows = {&row, 1}, .tokens = &token});
-    };
-    CHECK_CODE(std::string(code::kUnsupported), attention.device->check_sampler(row));
-    CHECK_CODE(std::string(code::kUnsupported), sample());
-    CHECK(contains(message_of(sample), "presence and frequency penalties") && token == -1);
+  constexpr std::int32_t kVocab = 50;
+  struct Case {
+    float repetition, presence, frequency;
+    std::vector<std::int32_t> seen, counts, forbidden;
+  };
+  const std::vector<Case> cases = {
+      {1, 0, 0, {1, 2, 3}, {1, 1, 1}, {}},  // nothing is penalised
+      {1, 0.5f, 0, {7, 9, 11}, {3, 1, 2}, {30}},
+      {1, 0, 0.25f, {7, 9, 11}, {3, 1, 2}, {}},
+      {1, 0, 0, {}, {}, {31, 32}},
+      {1.5f, 0, 0, {5, 6, 49}, {}, {}},
+      {1, 1, -2, {0, 48, 20}, {1, 2, 7}, {20, 21}},
+      {0.5f, -0.5f, 0.125f, {3, 13, 23, 33}, {4, 3, 2, 1}, {}},
+      {1, 0, 0.5f, {40, 41}, {}, {}},  // once each
+      {1, 2, 0, {}, {}, {}},           // nothing was seen
+  };
+  std::vector<float> logits;
+  std::vector<SampleParams::Row> rows;
+  std::vector<std::int32_t> expected;
+  // Each case with each of its seen ids, and one that was not, in front by little more than the others.
+  for (const Case& c : cases) {
+    std::vector<std::int32_t> leaders = c.seen;
+    leaders.push_back(17);
+    for (const std::int32_t leader : leaders) {
+      std::vector<float> row(kVocab);
+      for (std::int32_t id = 0; id < kVocab; ++id) row[id] = 2 + 0.01f * static_cast<float>(id * 7 % kVocab);
+      row[leader] = 3;
+      rows.push_back({.logits_row = std::ssize(rows),
+                      .repetition_penalty = c.repetition,
+                      .presence_penalty = c.presence,
+                      .frequency_penalty = c.frequency,
+                      .seen = c.seen,
+                      .counts = c.counts,
+                      .forbidden = c.forbidden});
+      logits.insert(logits.end(), row.begin(), row.end());
+      for (std::size_t i = 0; i < c.seen.size(); ++i) {
+        const float count = c.counts.empty() ? 1 : static_cast<float>(c.counts[i]);
+        row[c.seen[i]] = row[c.seen[i]] / c.repetition - c.presence - count * c.frequency;
+      }
+      for (const std::int32_t id : c.forbidden) row[id] = -INFINITY;
+      expected.push_back(static_cast<std::int32_t>(std::max_element(row.begin(), row.end()) - row.begin()));
+    }
   }
-  attention.device->check_sampler({.repetition_penalty = 2});
+  const auto device = create_cuda_device(0);
+  const Buffer on_device = device->allocate(logits.size() * sizeof(float), "a test");
+  device->upload(on_device.data(), logits.data(), logits.size() * sizeof(float));
+  std::vector<std::int32_t> tokens(rows.size(), -1);
+  device->sample({.logits = on_device.as<float>(), .vocab = kVocab, .rows = rows, .tokens = tokens.data()});
+  CHECK(tokens == expected);
+
+  rows.front().counts = rows.front().counts.first(2);
+  CHECK_CODE(std::string(code::kInvalidArgument),
+             device->sample({.logits = on_device.as<float>(), .vocab = kVocab, .rows = rows, .tokens = tokens.data()}));
 }
 
 // ---- layers that differ -------------------------------------------------------------------------------

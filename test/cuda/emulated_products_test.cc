@@ -1,6 +1,7 @@
 // Products of the CUDA device, on the emulated card: what it makes of matrices when they are uploaded, and mixtures of
 // experts, against float64. The kernels themselves have their own tests.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -13,8 +14,10 @@
 #include "../native/check.h"
 #include "core/float16.h"
 #include "core/format.h"
+#include "core/limits.h"
 #include "core/quant.h"
 #include "device/device.h"
+#include "kernels.h"
 
 namespace hogwild {
 namespace {
@@ -188,6 +191,16 @@ TEST(orders_of_columns_are_uploaded_once) {
   CHECK(storage.buffers.size() == 3);
 }
 
+TEST(the_largest_vocabulary_has_a_kernel) {
+  for (const std::int64_t rows : {1, 8, 9, 16, 17, 32, 33, 64}) {
+    MatmulParams params{.x_dtype = Dtype::kBF16, .rows = rows, .k = 64, .n_outputs = 1};
+    params.outputs[0].weight = {nullptr, Format::kBF16, kMaxVocab, 64};
+    CHECK(cuda::matmul_workspace_bytes({.params = params, .multiprocessors = 132}) > 0);
+    params.outputs[0].weight = {nullptr, Format::kQ8_0, kMaxVocab, 64, Order::kFragments};
+    CHECK(cuda::quantised_matmul_workspace_bytes({.params = params, .multiprocessors = 132}) > 0);
+  }
+}
+
 struct Expert {
   Weight gate, up, down;
   std::vector<float> gate_bias, up_bias, down_bias;
@@ -195,7 +208,7 @@ struct Expert {
 
 struct MixtureCase {
   const char* name;
-  Format gate, up, down;
+  std::vector<std::array<Format, 3>> formats;  // gate, up, down: of the experts in turn
   std::int64_t rows, hidden, intermediate;
   bool sorted = false, biases = false;
   Activation activation = Activation::kSilu;
@@ -209,27 +222,48 @@ double gated(double gate, double up, Activation activation) {
 
 TEST(mixtures_equal_the_definition) {
   constexpr std::int64_t kExperts = 5, kUsed = 2;
+  constexpr std::array kAllBF16 = {Format::kBF16, Format::kBF16, Format::kBF16};
+  constexpr std::array kAllF16 = {Format::kF16, Format::kF16, Format::kF16};
+  constexpr std::array kQuantised = {Format::kQ8_0, Format::kQ4_0, Format::kQ8_0};
+  constexpr std::array kInt4 = {Format::kInt4G32, Format::kInt4G32, Format::kInt4G32};
+  constexpr std::array kF16Gate = {Format::kF16, Format::kQ4_0, Format::kBF16};
   const MixtureCase cases[] = {
-      {"bf16", Format::kBF16, Format::kBF16, Format::kBF16, 3, 64, 96},
-      {"many rows", Format::kBF16, Format::kBF16, Format::kBF16, 150, 32, 40},
-      {"odd sizes", Format::kF32, Format::kF32, Format::kF32, 4, 20, 27, false, true},
-      {"an odd width", Format::kF16, Format::kF16, Format::kF16, 4, 27, 32},
-      {"quantised", Format::kQ8_0, Format::kQ4_0, Format::kQ8_0, 4, 64, 96},
-      {"gpt-oss", Format::kMXFP4, Format::kMXFP4, Format::kMXFP4, 9, 96, 64, false, true, Activation::kClampedSwiglu},
-      {"sorted columns", Format::kInt4G32, Format::kInt4G32, Format::kInt4G32, 4, 64, 96, true},
+      {"bf16", {kAllBF16}, 3, 64, 96},
+      {"many rows", {kAllBF16}, 150, 32, 40},
+      {"odd sizes", {{Format::kF32, Format::kF32, Format::kF32}}, 4, 20, 27, false, true},
+      {"an odd width", {kAllF16}, 4, 27, 32},
+      {"quantised", {kQuantised}, 4, 64, 96},
+      {"gpt-oss",
+       {{Format::kMXFP4, Format::kMXFP4, Format::kMXFP4}},
+       9,
+       96,
+       64,
+       false,
+       true,
+       Activation::kClampedSwiglu},
+      {"sorted columns", {kInt4}, 4, 64, 96, true},
+      {"gates in f16 beside quantised ones", {kF16Gate}, 4, 64, 96, false, true},
+      {"two formats", {kAllBF16, kQuantised}, 5, 64, 96},
+      {"four formats", {kAllBF16, kAllF16, kQuantised, kF16Gate}, 7, 64, 96, false, true},
+      {"four formats, many rows", {kF16Gate, kQuantised, kAllF16, kAllBF16}, 150, 32, 64},
+      {"four formats, one row", {kAllF16, kQuantised, kAllBF16, kF16Gate}, 1, 32, 64},
+      {"two formats, odd sizes", {kAllF16, kAllBF16}, 9, 20, 27, false, true},
+      {"some with sorted columns", {kAllBF16, kInt4, kAllF16}, 8, 64, 96, true},
   };
   for (const MixtureCase& c : cases) {
     const auto device = create_cuda_device(0);
     std::vector<Expert> own;
     const auto bias = [&](std::int64_t n) { return c.biases ? random_floats(n) : std::vector<float>(); };
     for (std::int64_t e = 0; e < kExperts; ++e) {
-      own.push_back({{c.gate, c.intermediate, c.hidden, c.sorted},
-                     {c.up, c.intermediate, c.hidden, c.sorted},
-                     {c.down, c.hidden, c.intermediate, c.sorted},
+      const auto [gate, up, down] = c.formats[static_cast<std::size_t>(e) % c.formats.size()];
+      const bool sorted = c.sorted && gate == Format::kInt4G32;
+      own.push_back({{gate, c.intermediate, c.hidden, sorted},
+                     {up, c.intermediate, c.hidden, sorted},
+                     {down, c.hidden, c.intermediate, sorted},
                      bias(c.intermediate),
                      bias(c.intermediate),
                      bias(c.hidden)});
-      if (c.gate == Format::kMXFP4) {  // exponents that make weights of a usual size
+      if (gate == Format::kMXFP4) {  // exponents that make weights of a usual size
         for (Weight* weight : {&own.back().gate, &own.back().up, &own.back().down}) {
           for (std::size_t at = 0; at < weight->file.size(); at += 17) weight->file[at] = std::byte{121};
           for (std::int64_t row = 0; row < weight->rows; ++row) {
@@ -303,19 +337,6 @@ TEST(mixtures_equal_the_definition) {
     // An activation next to the boundary of two numbers of 16 bits may be rounded to the other.
     CHECK_MESSAGE(errors <= 1e-7 * sizes, std::string(c.name) + ": " + std::to_string(errors / sizes));
   }
-}
-
-TEST(experts_that_cannot_be_taken_together_are_refused) {
-  const auto device = create_cuda_device(0);
-  const auto refused = [&](Format gate, Format up, Format other_gate) {
-    const FeedForward one{.gate_proj = {nullptr, gate}, .up_proj = {nullptr, up}, .down_proj = {nullptr, gate}};
-    FeedForward other = one;
-    other.gate_proj.format = other_gate;
-    const std::vector<FeedForward> experts = {one, other};
-    CHECK_CODE(std::string(code::kUnsupported), device->upload_experts(experts));
-  };
-  refused(Format::kQ4_K, Format::kQ4_K, Format::kQ6_K);
-  refused(Format::kF16, Format::kBF16, Format::kF16);
 }
 
 }  // namespace

@@ -1,12 +1,19 @@
 // Every family on the CUDA device: the tiny models of fixtures/families and fixtures/quantised beside what transformers
 // computes in float64, and their greedy tokens beside the CPU device's. Then every format of GGUF files.
 
-import { readdirSync, readFileSync } from 'node:fs'
+import { copyFileSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { BENCH_FORMATS, writeRandomGguf } from '../../bench/peers/random-gguf'
 import { createDevice, type Device, loadModel, type Model } from '../../lib'
 import { largest } from '../../lib/cli/replay'
-import { difference, Random, temporaryFolder } from '../fixtures'
+import {
+  difference,
+  Random,
+  readSafetensors,
+  type Tensor,
+  temporaryFolder,
+  writeSafetensors,
+} from '../fixtures'
 
 const fixtures = join(__dirname, '..', 'fixtures')
 
@@ -84,10 +91,34 @@ async function compare(path: string, tokens: number[], expected?: number[][]) {
   expect(nmse).toBeLessThan(NMSE)
 }
 
+const expectedOf = (folder: string): Expected =>
+  JSON.parse(readFileSync(join(folder, 'expected.json'), 'utf8'))
+
 test.each(folders)('%s', async (_, folder) => {
-  const { tokens, logits } = JSON.parse(
-    readFileSync(join(folder, 'expected.json'), 'utf8'),
-  ) as Expected
+  const { tokens, logits } = expectedOf(folder)
+  await compare(folder, tokens, logits)
+})
+
+// Experts of a layer that differ in their dtypes, and in those of their three matrices.
+test.each(['mixtral_odd', 'qwen3_moe_odd_v4'])('%s, its experts in three dtypes', async (name) => {
+  const from = join(fixtures, 'families', name)
+  const dtypes = ['f32', 'f16', 'bf16'] as const
+  const shards = dtypes.map(() => new Map<string, Tensor>())
+  const weightMap: Record<string, string> = {}
+  let ofExperts = 0
+  for (const [tensor, values] of readSafetensors(join(from, 'model.safetensors'))) {
+    const at = tensor.includes('.experts.') ? (ofExperts + Math.floor(ofExperts++ / 3)) % 3 : 0
+    shards[at]!.set(tensor, values)
+    weightMap[tensor] = `${dtypes[at]}.safetensors`
+  }
+  const folder = temporaryFolder()
+  copyFileSync(join(from, 'config.json'), join(folder, 'config.json'))
+  shards.forEach((shard, at) => {
+    writeSafetensors(join(folder, `${dtypes[at]}.safetensors`), shard, dtypes[at]!)
+  })
+  const index = { metadata: {}, weight_map: weightMap }
+  writeFileSync(join(folder, 'model.safetensors.index.json'), JSON.stringify(index))
+  const { tokens, logits } = expectedOf(from)
   await compare(folder, tokens, logits)
 })
 

@@ -331,6 +331,53 @@ TEST(a_row_does_not_depend_on_its_company) {
   }
 }
 
+// In their order, as many as there are, each expert's side by side; none of a group that no row goes to.
+TEST(runs_of_each_group_are_selected) {
+  for (const auto& [rows, n_experts] : {std::pair(100, 3), {40, 6}, {3, 70}, {20, 70}}) {
+    Case c = random_case(0, rows, n_experts, std::min(n_experts, 7));
+    c.run_rows = 8;
+    const Result routed = run(c);
+    std::vector<ExpertMatrix> table(static_cast<std::size_t>(n_experts) * kExpertMatrices);
+    for (std::size_t e = 0; e < table.size() / kExpertMatrices; ++e) {
+      const auto group = static_cast<std::int32_t>(rng() % 3);
+      for (std::size_t i = 0; i < kExpertMatrices; ++i) table[kExpertMatrices * e + i].group = group;
+    }
+    const Array<ExpertMatrix> device_table(table);
+    std::vector<ExpertRun> behind = routed.runs;  // what lies behind the runs of the step
+    behind.insert(behind.end(), routed.runs.begin(), routed.runs.end());
+    const Array<ExpertRun> runs(behind);
+    const Array<std::int32_t> n_runs(std::vector<std::int32_t>(1, static_cast<std::int32_t>(routed.runs.size())));
+    const std::vector<FeedForward> experts(static_cast<std::size_t>(n_experts));
+    const RoutingLaunch routing{.params = {.rows = c.rows, .hidden = c.hidden, .experts = experts, .used = c.used},
+                                .run_rows = c.run_rows,
+                                .runs = runs.data(),
+                                .n_runs = n_runs.data()};
+    for (std::int32_t group = 0; group <= 3; ++group) {
+      std::vector<ExpertRun> expected;
+      for (const ExpertRun& run : routed.runs) {
+        if (table[static_cast<std::size_t>(run.expert) * kExpertMatrices].group != group) continue;
+        const auto own = std::find_if(expected.begin(), expected.end(),
+                                      [&run](const ExpertRun& other) { return other.expert == run.expert; });
+        const auto first_run = static_cast<std::int32_t>(own - expected.begin());
+        expected.push_back({run.expert, run.first, run.rows, first_run, run.runs});
+      }
+      const Array<ExpertRun> selected(std::vector<ExpertRun>(routed.runs.size(), {-1, -1, -1, -1, -1}));
+      const Array<std::int32_t> n_selected(std::vector<std::int32_t>(1, -1));
+      simt::check_launch(launch_select_runs(
+          routing,
+          {.matrices = device_table.data(), .group = group, .runs = selected.data(), .n_runs = n_selected.data()},
+          nullptr));
+      const std::vector<ExpertRun> found = selected.to_host();
+      bool right = n_selected.to_host()[0] == std::ssize(expected);
+      for (std::size_t i = 0; i < found.size(); ++i) {
+        const ExpertRun wanted = i < expected.size() ? expected[i] : ExpertRun{-1, -1, -1, -1, -1};
+        right &= std::memcmp(&found[i], &wanted, sizeof wanted) == 0;
+      }
+      CHECK_MESSAGE(right, c.name() + ", group " + std::to_string(group));
+    }
+  }
+}
+
 // Columns in the order of each expert's own matrix, of rows in their order or at their places; zeros behind them.
 TEST(rows_are_gathered_in_the_order_of_columns) {
   for (const bool at_places : {false, true}) {
@@ -443,7 +490,8 @@ TEST(what_is_not_supported_is_refused) {
   const auto refused = [&](auto change) {
     RoutingLaunch launch = good;
     change(launch);
-    return launch_routing(launch, nullptr) == cudaErrorInvalidValue;
+    return launch_routing(launch, nullptr) == cudaErrorInvalidValue &&
+           launch_select_runs(launch, {}, nullptr) == cudaErrorInvalidValue;
   };
   CHECK(refused([](RoutingLaunch& l) { l.params.rows = 0; }));
   CHECK(refused([](RoutingLaunch& l) { l.params.used = 0; }));

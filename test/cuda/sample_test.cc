@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../native/check.h"
+#include "core/limits.h"
 #include "device_array.h"
 #include "kernels.h"
 #include "simt/simt.h"
@@ -24,36 +25,40 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 struct Draw {
   std::vector<float> logits;
   SampleRow row;  // first_seen, first_forbidden: set by `run`
-  std::vector<std::int32_t> seen, forbidden;
+  std::vector<SeenToken> seen;
+  std::vector<std::int32_t> forbidden;
 };
 
 std::vector<SampledRow> run(const std::vector<Draw>& draws, bool finite = false) {
   const auto vocab = static_cast<std::int64_t>(draws[0].logits.size());
   std::vector<float> logits;
   std::vector<SampleRow> rows;
-  std::vector<std::int32_t> ids;
+  std::vector<SeenToken> seen;
+  std::vector<std::int32_t> forbidden;
   for (const Draw& draw : draws) {
     SampleRow row = draw.row;
     row.logits_row = static_cast<std::int64_t>(rows.size());
-    row.first_seen = static_cast<std::int32_t>(ids.size());
+    row.first_seen = static_cast<std::int32_t>(seen.size());
     row.n_seen = static_cast<std::int32_t>(draw.seen.size());
-    ids.insert(ids.end(), draw.seen.begin(), draw.seen.end());
-    row.first_forbidden = static_cast<std::int32_t>(ids.size());
+    seen.insert(seen.end(), draw.seen.begin(), draw.seen.end());
+    row.first_forbidden = static_cast<std::int32_t>(forbidden.size());
     row.n_forbidden = static_cast<std::int32_t>(draw.forbidden.size());
-    ids.insert(ids.end(), draw.forbidden.begin(), draw.forbidden.end());
+    forbidden.insert(forbidden.end(), draw.forbidden.begin(), draw.forbidden.end());
     rows.push_back(row);
     logits.insert(logits.end(), draw.logits.begin(), draw.logits.end());
   }
   const simt::DeviceArray<float> device_logits(logits);
   const simt::DeviceArray<SampleRow> device_rows(rows);
-  const simt::DeviceArray<std::int32_t> device_ids(ids);
+  const simt::DeviceArray<SeenToken> device_seen(seen);
+  const simt::DeviceArray<std::int32_t> device_forbidden(forbidden);
   const simt::DeviceArray<SampledRow> sampled(std::vector<SampledRow>(rows.size(), {-1, -1.f, SampleStatus::kOk}));
   const auto n = static_cast<std::int64_t>(rows.size());
   const simt::DeviceArray<std::uint8_t> workspace(std::vector<std::uint8_t>(sample_workspace_bytes(n, vocab), 0xff));
   simt::check_launch(launch_sample({.logits = device_logits.data(),
                                     .vocab = vocab,
                                     .rows = device_rows.data(),
-                                    .ids = device_ids.data(),
+                                    .seen = device_seen.data(),
+                                    .forbidden = device_forbidden.data(),
                                     .n = n,
                                     .finite = finite,
                                     .sampled = sampled.data(),
@@ -89,11 +94,10 @@ struct Expected {
 Expected expect(const Draw& draw) {
   const auto vocab = static_cast<std::int32_t>(draw.logits.size());
   std::vector<float> logits = draw.logits;
-  if (draw.row.repetition_penalty != 1) {
-    for (const std::int32_t id : draw.seen) {
-      const float raw = draw.logits[id];
-      logits[id] = raw > 0 ? raw / draw.row.repetition_penalty : raw * draw.row.repetition_penalty;
-    }
+  for (const SeenToken& seen : draw.seen) {
+    const float raw = draw.logits[seen.id];
+    const float repeated = raw > 0 ? raw / draw.row.repetition_penalty : raw * draw.row.repetition_penalty;
+    logits[seen.id] = repeated - seen.subtracted;
   }
   for (const std::int32_t id : draw.forbidden) logits[id] = -kInf;
   std::vector<std::int32_t> order(vocab);
@@ -163,9 +167,13 @@ Draw random_draw(std::int64_t vocab) {
   if (chance(2)) draw.row.top_k = static_cast<std::int32_t>(1 + rng() % (vocab + 3));
   if (chance(2)) draw.row.top_p = chance(4) ? 1e-6f : static_cast<float>(0.05 + 0.95 * uniform(rng));
   if (chance(3)) draw.row.min_p = chance(4) ? 1 : static_cast<float>(0.3 * uniform(rng));
-  if (chance(3)) {
-    draw.row.repetition_penalty = static_cast<float>(0.5 + 2 * uniform(rng));
-    for (int i = 0; i < 5; ++i) draw.seen.push_back(static_cast<std::int32_t>(rng() % vocab));
+  if (chance(2)) {
+    if (chance(2)) draw.row.repetition_penalty = static_cast<float>(0.5 + 2 * uniform(rng));
+    const float frequency_penalty = chance(2) ? normal(rng) : 0;
+    for (std::int64_t i = 0; i < 5 + vocab / 40; ++i) {  // some twice
+      const auto id = static_cast<std::int32_t>(rng() % vocab);
+      draw.seen.push_back({id, frequency_penalty * static_cast<float>(1 + id % 3)});
+    }
   }
   if (chance(3)) {
     for (std::int64_t i = 0; i < vocab / 3; ++i) draw.forbidden.push_back(static_cast<std::int32_t>(rng() % vocab));
@@ -250,14 +258,54 @@ TEST(some_of_the_equal_ones_of_a_slice_stay) {
   check_draws(draws);
 }
 
-TEST(what_was_seen_twice_is_penalised_once) {
-  std::vector<Draw> draws(3);
+// Sums beyond 32 bits, of two crowds of which top-p leaves a part of the second.
+TEST(sums_of_many_weights_carry) {
+  std::vector<Draw> draws;
+  for (const double uniform : {0.3, 0.6, 0.9}) {
+    Draw draw;
+    draw.logits.assign(1, 0.f);
+    for (int i = 0; i < 1000; ++i) {
+      for (const float weight : {0.25f, 0.05f}) draw.logits.push_back(std::log(weight) + 1e-5f * static_cast<float>(i));
+    }
+    draw.row.temperature = 1;
+    draw.row.top_p = 0.9f;
+    draw.row.uniform = uniform;
+    draws.push_back(draw);
+  }
+  check_draws(draws);
+}
+
+TEST(what_is_listed_twice_is_penalised_once) {
+  std::vector<Draw> draws(4);
   draws[0].logits = {4, 3};
   draws[1].logits = {-3, -4};
   draws[2].logits = {-3, -3.3f};  // here once does
   for (Draw& draw : draws) {      // twice would change the order
-    draw.seen = {0, 0};
+    draw.seen = {{0}, {0}};
     draw.row.repetition_penalty = 1.2f;
+  }
+  draws[3].logits = {4, 3};
+  draws[3].seen = {{0, 0.75f}, {0, 0.75f}};
+  check_draws(draws);
+}
+
+// Two logits that are equal where the product is rounded, as on the CPU, before something is subtracted from it.
+TEST(penalties_are_rounded_one_by_one) {
+  Draw draw;
+  draw.row.repetition_penalty = 1 + 0x1p-12f;
+  draw.logits = {-1 - 0x1p-12f, -0x1p-11f};  // the first becomes -1 - 2^-11 - 2^-24, halfway between two numbers
+  draw.seen = {{0, -1}};
+  check_draws({draw});
+}
+
+// Those of a row are found behind those of other rows, on both sides of the edges of slices.
+TEST(each_id_loses_what_is_its_own) {
+  std::vector<Draw> draws;
+  for (const std::int32_t least : {0, 4095, 4096, 8191, 8192, 8999}) {
+    Draw draw;
+    draw.logits.assign(9000, 5.f);
+    for (std::int32_t id = 0; id < 9000; ++id) draw.seen.push_back({id, id == least ? -1.f : 0.001f * (id % 7)});
+    draws.push_back(draw);
   }
   check_draws(draws);
 }
@@ -265,7 +313,7 @@ TEST(what_was_seen_twice_is_penalised_once) {
 TEST(what_was_seen_and_is_forbidden_does_not_come) {
   Draw draw;
   draw.logits = {4, 3};
-  draw.seen = {0, 0};
+  draw.seen = {{0}, {0}};
   draw.row.repetition_penalty = 1.2f;
   draw.forbidden = {0};
   check_draws({draw});
@@ -316,11 +364,15 @@ TEST(what_cannot_be_sampled_says_so) {
   CHECK(status([](Draw& d) { d.forbidden = {0, 1, 2, 3}; }) == SampleStatus::kAllForbidden);
   CHECK(status([](Draw& d) {
           d.logits[1] = 3e38f;
-          d.seen = {1};
+          d.seen = {{1}};
           d.row.repetition_penalty = 0.1f;
         }) == SampleStatus::kPenaltyOverflows);
+  CHECK(status([](Draw& d) {
+          d.logits[1] = 3e38f;
+          d.seen = {{1, -1e38f}};
+        }) == SampleStatus::kPenaltyOverflows);
   CHECK(launch_sample({.vocab = 0, .n = 1}, nullptr) == cudaErrorInvalidValue);
-  CHECK(launch_sample({.vocab = std::int64_t{1} << 30, .n = 1}, nullptr) == cudaErrorInvalidValue);
+  CHECK(launch_sample({.vocab = kMaxVocab + 1, .n = 1}, nullptr) == cudaErrorInvalidValue);
 }
 
 }  // namespace

@@ -23,6 +23,7 @@
 #include "core/float16.h"
 #include "core/format.h"
 #include "core/int4.h"
+#include "core/limits.h"
 #include "core/panels.h"
 #include "core/quant.h"
 #include "entries.h"
@@ -1078,6 +1079,7 @@ TEST(a_model_that_does_not_fit_its_description_is_refused_by_name) {
   change_config("head_dim", code::kUnsupported, [](ModelConfig& c) { c.head_dim = 264; });
   change_config("kv_heads", code::kInvalidModel, [](ModelConfig& c) { c.kv_heads = 4; });
   change_config("vocab_size", code::kInvalidModel, [](ModelConfig& c) { c.vocab_size = std::int64_t{1} << 60; });
+  change_config("vocab_size", code::kUnsupported, [](ModelConfig& c) { c.vocab_size = kMaxVocab + 1; });
   change_config("layers", code::kInvalidModel, [](ModelConfig& c) { c.layers.clear(); });
   change_config("layers.2.", code::kInvalidModel, [](ModelConfig& c) { c.layers.resize(3, c.layers.front()); });
   change_config("layers.1.", code::kUnsupported, [](ModelConfig& c) { c.layers.resize(1); });

@@ -96,16 +96,14 @@ SampledToken sample_row(const CpuKernels& kernels, const float* raw, std::int64_
 
   const float* logits = raw;
   float max = raw_max;
-  const bool penalised =
-      !row.seen.empty() && (row.repetition_penalty != 1 || row.presence_penalty != 0 || row.frequency_penalty != 0);
+  const bool penalised = !row.seen.empty() && has_penalty(row);
   if (penalised || !row.forbidden.empty()) {
     scratch.logits.assign(raw, raw + vocab);
     if (penalised) {
       for (std::size_t i = 0; i < row.seen.size(); i++) {  // (from the raw logit: an id listed twice is penalised once)
         const std::int32_t id = row.seen[i];
-        const float count = row.counts.empty() ? 1 : static_cast<float>(row.counts[i]);
         const float repeated = raw[id] > 0 ? raw[id] / row.repetition_penalty : raw[id] * row.repetition_penalty;
-        scratch.logits[id] = repeated - (row.presence_penalty + count * row.frequency_penalty);
+        scratch.logits[id] = repeated - subtracted(row, i);
       }
     }
     for (const std::int32_t id : row.forbidden) scratch.logits[id] = kHidden;

@@ -352,26 +352,39 @@ void CudaDevice::multiply(MatmulLaunch launch) {
   }
 }
 
-Buffer CudaDevice::upload_experts(std::span<const FeedForward> experts) {
-  std::vector<ExpertMatrix> matrices;
-  const auto refuse_where = [](bool refused, const Matrix& a, const Matrix& b) {
-    if (!refused) return;
-    throw Error(code::kUnsupported, std::string("experts of one layer in ") + format_name(a.format) + " and " +
-                                        format_name(b.format) +
-                                        ": the CUDA device takes those whose matrices of one kind have one format, and "
-                                        "not bf16 or a quantised one beside f16");
-  };
-  const FeedForward& first = experts.front();
-  refuse_where(operand_dtype(first.gate_proj.format) != operand_dtype(first.up_proj.format), first.gate_proj,
-               first.up_proj);
+namespace {
+
+// Experts with the same three formats are a group: products of one kernel.
+struct ExpertGroups {
+  std::vector<std::int32_t> of_expert;    // [E]
+  std::vector<const FeedForward*> first;  // an expert of each group
+};
+
+ExpertGroups group_experts(std::span<const FeedForward> experts) {
+  ExpertGroups groups;
   for (const FeedForward& expert : experts) {
-    const auto add = [&](const Matrix& matrix, const float* bias, const Matrix& alike) {
-      refuse_where(matrix.format != alike.format, alike, matrix);
-      matrices.push_back({matrix.data, bias, matrix.columns});
+    const auto same = std::find_if(groups.first.begin(), groups.first.end(), [&expert](const FeedForward* other) {
+      return expert.gate_proj.format == other->gate_proj.format && expert.up_proj.format == other->up_proj.format &&
+             expert.down_proj.format == other->down_proj.format;
+    });
+    groups.of_expert.push_back(static_cast<std::int32_t>(same - groups.first.begin()));
+    if (same == groups.first.end()) groups.first.push_back(&expert);
+  }
+  return groups;
+}
+
+}  // namespace
+
+Buffer CudaDevice::upload_experts(std::span<const FeedForward> experts) {
+  const ExpertGroups groups = group_experts(experts);
+  std::vector<ExpertMatrix> matrices;
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    const auto add = [&](const Matrix& matrix, const float* bias) {
+      matrices.push_back({matrix.data, bias, matrix.columns, groups.of_expert[e]});
     };
-    add(expert.gate_proj, expert.gate_bias, first.gate_proj);
-    add(expert.up_proj, expert.up_bias, first.up_proj);
-    add(expert.down_proj, expert.down_bias, first.down_proj);
+    add(experts[e].gate_proj, experts[e].gate_bias);
+    add(experts[e].up_proj, experts[e].up_bias);
+    add(experts[e].down_proj, experts[e].down_bias);
   }
   Buffer buffer = allocate(matrices.size() * sizeof(ExpertMatrix), "the addresses of experts");
   upload(buffer.data(), matrices.data(), matrices.size() * sizeof(ExpertMatrix));
@@ -395,14 +408,13 @@ void CudaDevice::experts(const ExpertsParams& p) {
   require(p.used >= 1 && p.used <= std::ssize(p.experts), "a row uses 1 to all of the experts");
   require(p.device_experts != nullptr, "the experts have not been uploaded");
   if (p.rows == 0) return;
-  const FeedForward& any = p.experts.front();
+  const ExpertGroups groups = group_experts(p.experts);
   const auto pairs = static_cast<std::size_t>(p.rows * p.used);
   RoutingLaunch routing{.params = p,
                         .n_rows = p.step == nullptr ? nullptr : on_card(*p.step).arrays.plan.counts,
                         .run_rows = rows_of_a_run(p)};
   routing.params.step = nullptr;
   const std::int64_t max_runs = max_expert_runs(p.rows * p.used, std::ssize(p.experts), routing.run_rows);
-  const Dtype in = operand_dtype(any.gate_proj.format), activated = operand_dtype(any.down_proj.format);
 
   ArrayLayout arrays;
   const std::size_t experts = arrays.place<std::int32_t>(pairs);
@@ -411,6 +423,9 @@ void CudaDevice::experts(const ExpertsParams& p) {
   const std::size_t runs = arrays.place<ExpertRun>(static_cast<std::size_t>(max_runs));
   const std::size_t n_runs = arrays.place<std::int32_t>(1);
   const auto padded_size = [&](std::int64_t cols) { return pairs * static_cast<std::size_t>(padded_cols(cols)); };
+  // Of one group, where there are several.
+  const std::size_t group_runs = arrays.place<ExpertRun>(static_cast<std::size_t>(max_runs));
+  const std::size_t n_group_runs = arrays.place<std::int32_t>(1);
   const std::size_t inputs = arrays.place<std::uint16_t>(padded_size(p.hidden));
   const std::size_t hidden = arrays.place<std::uint16_t>(padded_size(p.intermediate));
   memory_.reserve(experts_workspace_, arrays.bytes(), "routing to experts");
@@ -420,9 +435,13 @@ void CudaDevice::experts(const ExpertsParams& p) {
   routing.places = reinterpret_cast<std::int32_t*>(memory + places);
   routing.runs = reinterpret_cast<ExpertRun*>(memory + runs);
   routing.n_runs = reinterpret_cast<std::int32_t*>(memory + n_runs);
-  const ExpertProducts products{.runs = routing.runs,
-                                .n_runs = routing.n_runs,
-                                .matrices = static_cast<const ExpertMatrix*>(p.device_experts),
+  SelectedRuns selected{.matrices = static_cast<const ExpertMatrix*>(p.device_experts),
+                        .runs = reinterpret_cast<ExpertRun*>(memory + group_runs),
+                        .n_runs = reinterpret_cast<std::int32_t*>(memory + n_group_runs)};
+  const bool all_alike = groups.first.size() == 1;
+  const ExpertProducts products{.runs = all_alike ? routing.runs : selected.runs,
+                                .n_runs = all_alike ? routing.n_runs : selected.n_runs,
+                                .matrices = selected.matrices,
                                 .first_matrix = 0,
                                 .max_runs = static_cast<std::int32_t>(max_runs)};
 
@@ -437,12 +456,12 @@ void CudaDevice::experts(const ExpertsParams& p) {
   const auto gather = [&](const GatherParams& rows) {
     check_launch(launch_gather(routing, rows, stream_), "routing to experts");
   };
-  const auto multiply_experts = [&](const void* x, Dtype dtype, std::int64_t k, int first, int count) {
+  const auto multiply_experts = [&](const FeedForward& any, const void* x, std::int64_t k, int first, int count) {
     const Matrix matrices[] = {any.gate_proj, any.up_proj, any.down_proj};
     float* const to[] = {gate, up, y};
     MatmulLaunch launch;
     launch.params.x = x;
-    launch.params.x_dtype = dtype;
+    launch.params.x_dtype = operand_dtype(matrices[first].format);
     launch.params.rows = routing.run_rows;
     launch.params.k = k;
     launch.params.n_outputs = count;
@@ -459,37 +478,44 @@ void CudaDevice::experts(const ExpertsParams& p) {
       .gate = gate, .up = up, .n = n * p.intermediate, .activation = p.activation, .out = gate};
 
   check_launch(launch_routing(routing, stream_), "routing to experts");
-  if (!sorted) {
-    gather({.x = p.x, .cols = p.hidden, .dtype = in, .out = memory + inputs});
-    multiply_experts(memory + inputs, in, p.hidden, 0, 2);
-  } else {
-    for (const int matrix : {0, 1}) {
-      gather({.x = p.x,
-              .cols = p.hidden,
-              .matrices = products.matrices,
-              .matrix = matrix,
-              .dtype = in,
-              .out = memory + inputs});
-      multiply_experts(memory + inputs, in, p.hidden, matrix, 1);
+  // Each group gathers and activates the rows of all: no product of its runs reads those of others.
+  for (selected.group = 0; selected.group < std::ssize(groups.first); ++selected.group) {
+    const FeedForward& any = *groups.first[static_cast<std::size_t>(selected.group)];
+    const Dtype gate_in = operand_dtype(any.gate_proj.format), up_in = operand_dtype(any.up_proj.format);
+    const Dtype activated = operand_dtype(any.down_proj.format);
+    if (!all_alike) check_launch(launch_select_runs(routing, selected, stream_), "routing to experts");
+    if (!sorted && gate_in == up_in) {
+      gather({.x = p.x, .cols = p.hidden, .dtype = gate_in, .out = memory + inputs});
+      multiply_experts(any, memory + inputs, p.hidden, 0, 2);
+    } else {
+      for (const int matrix : {0, 1}) {
+        gather({.x = p.x,
+                .cols = p.hidden,
+                .matrices = sorted ? products.matrices : nullptr,
+                .matrix = matrix,
+                .dtype = matrix == 0 ? gate_in : up_in,
+                .out = memory + inputs});
+        multiply_experts(any, memory + inputs, p.hidden, matrix, 1);
+      }
     }
+    // Operands of 16 bits are written by fours, from aligned addresses.
+    if (!sorted && p.intermediate == padded_cols(p.intermediate) && p.hidden == padded_cols(p.hidden)) {
+      GatedActivationParams rounding = activation;
+      rounding.out = memory + hidden;
+      rounding.out_dtype = activated;
+      gated_activation(rounding);
+    } else {
+      gated_activation(activation);
+      gather({.x = gate,
+              .at_places = true,
+              .cols = p.intermediate,
+              .matrices = sorted ? products.matrices : nullptr,
+              .matrix = kExpertMatrices - 1,
+              .dtype = activated,
+              .out = memory + hidden});
+    }
+    multiply_experts(any, memory + hidden, p.intermediate, kExpertMatrices - 1, 1);
   }
-  // Operands of 16 bits are written by fours, from aligned addresses.
-  if (!sorted && p.intermediate == padded_cols(p.intermediate) && p.hidden == padded_cols(p.hidden)) {
-    GatedActivationParams rounding = activation;
-    rounding.out = memory + hidden;
-    rounding.out_dtype = activated;
-    gated_activation(rounding);
-  } else {
-    gated_activation(activation);
-    gather({.x = gate,
-            .at_places = true,
-            .cols = p.intermediate,
-            .matrices = sorted ? products.matrices : nullptr,
-            .matrix = kExpertMatrices - 1,
-            .dtype = activated,
-            .out = memory + hidden});
-  }
-  multiply_experts(memory + hidden, activated, p.intermediate, kExpertMatrices - 1, 1);
   check_launch(launch_combine(routing, y, stream_), "experts");
 }
 
@@ -693,40 +719,38 @@ void CudaDevice::kv_load(const KvCopyParams& p) {
   synchronize();
 }
 
-void CudaDevice::check_sampler(const SampleParams::Row& row) const {
-  if (row.presence_penalty == 0 && row.frequency_penalty == 0) return;
-  throw Error(code::kUnsupported,
-              "presence and frequency penalties: the CUDA device has no kernel for them, the CPU device (device 'cpu') "
-              "does; both have the repetition penalty");
-}
-
 // One copy brings the rows and ids, one brings the tokens back.
 void CudaDevice::sample(const SampleParams& p) {
   use();
-  std::size_t n_ids = 0;
+  std::size_t n_seen = 0, n_forbidden = 0;
   bool any_top_k = false, any_top_p = false;
   for (const SampleParams::Row& row : p.rows) {
     check_sampling(row, p.vocab);
-    check_sampler(row);
     any_top_k |= row.top_k > 0 && row.top_k < p.vocab;
     any_top_p |= row.top_p < 1;
-    n_ids += row.seen.size() + row.forbidden.size();
+    if (has_penalty(row)) n_seen += row.seen.size();
+    n_forbidden += row.forbidden.size();
   }
   if (p.rows.empty()) return;
   const std::size_t n = p.rows.size();
   ArrayLayout arrays;
   const std::size_t rows_at = arrays.place<SampleRow>(n);
-  const std::size_t ids_at = arrays.place<std::int32_t>(n_ids);
+  const std::size_t seen_at = arrays.place<SeenToken>(n_seen);
+  const std::size_t forbidden_at = arrays.place<std::int32_t>(n_forbidden);
   const std::size_t sampled_at = arrays.place<SampledRow>(n);
   open_arguments(arrays);
   auto* row_to = argument_staging_.host<SampleRow>(rows_at);
-  auto* ids = argument_staging_.host<std::int32_t>(ids_at);
-  std::int32_t n_added = 0;
-  const auto add_ids = [&](std::span<const std::int32_t> added) {
-    std::copy(added.begin(), added.end(), ids + n_added);
-    return std::exchange(n_added, n_added + static_cast<std::int32_t>(added.size()));
-  };
+  auto* const seen = argument_staging_.host<SeenToken>(seen_at);
+  auto* const forbidden = argument_staging_.host<std::int32_t>(forbidden_at);
+  SeenToken* seen_to = seen;
+  std::int32_t* forbidden_to = forbidden;
   for (const SampleParams::Row& row : p.rows) {
+    const auto first_seen = static_cast<std::int32_t>(seen_to - seen);
+    const auto first_forbidden = static_cast<std::int32_t>(forbidden_to - forbidden);
+    for (std::size_t i = 0; has_penalty(row) && i < row.seen.size(); ++i) {
+      *seen_to++ = {.id = row.seen[i], .subtracted = subtracted(row, i)};
+    }
+    forbidden_to = std::copy(row.forbidden.begin(), row.forbidden.end(), forbidden_to);
     *row_to++ = {.logits_row = row.logits_row,
                  .uniform = uniform_random(row.seed, row.draw),
                  .temperature = row.temperature,
@@ -734,9 +758,9 @@ void CudaDevice::sample(const SampleParams& p) {
                  .min_p = row.min_p,
                  .repetition_penalty = row.repetition_penalty,
                  .top_k = row.top_k,
-                 .first_seen = add_ids(row.seen),
-                 .n_seen = static_cast<std::int32_t>(row.seen.size()),
-                 .first_forbidden = add_ids(row.forbidden),
+                 .first_seen = first_seen,
+                 .n_seen = static_cast<std::int32_t>(seen_to - seen) - first_seen,
+                 .first_forbidden = first_forbidden,
                  .n_forbidden = static_cast<std::int32_t>(row.forbidden.size())};
   }
   std::byte* arguments = upload_arguments();
@@ -745,7 +769,8 @@ void CudaDevice::sample(const SampleParams& p) {
   const SampleLaunch launch{.logits = p.logits,
                             .vocab = p.vocab,
                             .rows = reinterpret_cast<const SampleRow*>(arguments + rows_at),
-                            .ids = reinterpret_cast<const std::int32_t*>(arguments + ids_at),
+                            .seen = reinterpret_cast<const SeenToken*>(arguments + seen_at),
+                            .forbidden = reinterpret_cast<const std::int32_t*>(arguments + forbidden_at),
                             .n = rows,
                             .any_top_k = any_top_k,
                             .any_top_p = any_top_p,

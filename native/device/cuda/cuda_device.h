@@ -29,7 +29,6 @@ class CudaDevice final : public Device {
   }
 
   std::int64_t kv_padding(const KvShape& shape) const override;
-  void check_sampler(const SampleParams::Row& row) const override;
   std::int64_t own_memory() const override { return own_memory_; }
   std::int64_t free_memory() const override;
   Buffer allocate(std::size_t bytes, const char* purpose) override;

@@ -82,6 +82,33 @@ export default {
       'distance < 32; distance *= 2',
       'distance < 16; distance *= 2',
     ],
+    ['runs of all groups are selected', routing, '.group == selected.group;', '.group >= 0;'],
+    [
+      'the group of the first expert for all',
+      routing,
+      'kExpertMatrices * run.expert).group',
+      '0 * run.expert).group',
+    ],
+    ['a selected run tells of runs as they were', routing, '      run.first_run += at - i;\n', ''],
+    [
+      'only the first 32 runs are looked at',
+      routing,
+      'first < n; first += 32',
+      'first < min(n, 32); first += 32',
+    ],
+    [
+      'runs selected before are overwritten',
+      routing,
+      'count + sum_before(wanted ? 1 : 0, more)',
+      'sum_before(wanted ? 1 : 0, more)',
+    ],
+    ['runs behind the last are selected', routing, 'if (i < n) {', 'if (true) {'],
+    [
+      'a group without rows has the runs of the one before',
+      routing,
+      'if (threadIdx.x == 0) *selected.n_runs = count;',
+      'if (threadIdx.x == 0 && count > 0) *selected.n_runs = count;',
+    ],
     [
       'rows of the pair, not of the row',
       routing,
