@@ -77,7 +77,7 @@ struct Tile {
 //   kWeightBytes                        of a chunk's weights in shared memory; x lies behind them
 //   kStages, kCtasPerMultiprocessor
 //   Loader                              this thread's part of the copies: seek(p, at, chunk) where a tile begins,
-//                                       load(p, to, column) for each chunk from there on
+//                                       load(p, to, column) and advance(p) for each chunk from there on
 //   multiply(p, weights, x, sums)       adds the products of a chunk
 template <typename Weights, typename Tile>
 struct Operand;
@@ -107,10 +107,10 @@ SIMT_DEVICE TileAt locate(const Arguments& p, int tile) {
   ExpertRun run = {};
   if (of_experts) {
     // The run of this number tells which expert has how many runs; those share each tile of outputs.
-    run = load_constant_32(p.experts.runs + p.by_run.of(tile));
+    run = p.experts.runs[p.by_run.of(tile)];
     within -= run.first_run * p.by_run.divisor;
     const int outputs = within / run.runs;
-    if (run.runs > 1) run = load_constant_32(p.experts.runs + run.first_run + (within - outputs * run.runs));
+    if (run.runs > 1) run = p.experts.runs[run.first_run + (within - outputs * run.runs)];
     within = outputs;
   }
   int matrix = 0;
@@ -184,11 +184,16 @@ struct Loader {
     x.seek(p.params.x, where.first_row, where.end_row, p.params.k);
   }
 
-  // Begins the copy of the next chunk.
-  SIMT_DEVICE void load(const Arguments& p, unsigned char* stage) {
-    const int k = static_cast<int>(p.params.k);
+  // Begin the copy of the next chunk.
+  SIMT_DEVICE void load_weights(const Arguments& p, unsigned char* stage) const {
     weights.load(p, reinterpret_cast<uint4*>(stage), column);
-    x.load(reinterpret_cast<uint4*>(stage + Operand<Weights, Tile>::kWeightBytes), column, k);
+  }
+  SIMT_DEVICE void load_x(const Arguments& p, unsigned char* stage) const {
+    x.load(reinterpret_cast<uint4*>(stage + Operand<Weights, Tile>::kWeightBytes), column,
+           static_cast<int>(p.params.k));
+  }
+  SIMT_DEVICE void advance(const Arguments& p) {
+    weights.advance(p);
     column += Tile::kDepth;
     if (++chunk == p.chunks && tile + 1 < end_tile) seek(p, {tile + 1, 0});
   }
@@ -270,8 +275,10 @@ __global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kCtas
   const int cta = static_cast<int>(blockIdx.x);
   Loader<Weights, Tile> loader;
   int begin, n;  // chunks
+  simt::launch_dependents();
   if (p.experts.runs != nullptr) {
-    const std::int64_t tiles = std::int64_t{simt::load_constant(p.experts.n_runs)} * p.by_run.divisor;
+    simt::wait_for_preceding();  // which weights it takes is decided in the step
+    const std::int64_t tiles = std::int64_t{*p.experts.n_runs} * p.by_run.divisor;
     const int first_tile = static_cast<int>(tiles * cta / gridDim.x);
     loader.end_tile = static_cast<int>(tiles * (cta + 1) / gridDim.x);
     begin = first_tile * p.chunks;
@@ -289,9 +296,21 @@ __global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kCtas
   };
 
   loader.seek(p, first);
+  // No kernel of a step writes weights: they are under way while the kernel that writes x still runs.
+  const int first_stages = min(n, Own::kStages - 1);
+  Loader<Weights, Tile> ahead = loader;
+#pragma unroll 1
+  for (int stage = 0; stage < first_stages; ++stage) {
+    ahead.load_weights(p, shared + stage * kBytes);
+    ahead.advance(p);
+  }
+  simt::wait_for_preceding();
 #pragma unroll 1
   for (int stage = 0; stage < Own::kStages - 1; ++stage) {
-    if (stage < n) loader.load(p, shared + stage * kBytes);
+    if (stage < first_stages) {
+      loader.load_x(p, shared + stage * kBytes);
+      loader.advance(p);
+    }
     simt::cp_async_commit();
   }
 
@@ -303,7 +322,10 @@ __global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kCtas
     simt::cp_async_wait<Own::kStages - 2>();
     __syncthreads();  // this chunk is there for all; all are done with the one before
     if (i + Own::kStages - 1 < n) {
-      loader.load(p, shared + (i + Own::kStages - 1) % Own::kStages * kBytes);
+      unsigned char* free_stage = shared + (i + Own::kStages - 1) % Own::kStages * kBytes;
+      loader.load_weights(p, free_stage);
+      loader.load_x(p, free_stage);
+      loader.advance(p);
     }
     simt::cp_async_commit();
     const unsigned char* stage = shared + i % Own::kStages * kBytes;
@@ -413,7 +435,7 @@ Layout lay_out(const MatmulLaunch& launch, const CodeArguments& codes = {}) {
 }
 
 template <typename Weights, typename Tile>
-cudaError_t launch_tiles(const MatmulLaunch& launch, cudaStream_t stream, const CodeArguments& codes = {}) {
+cudaError_t launch_tiles(const MatmulLaunch& launch, KernelStream stream, const CodeArguments& codes = {}) {
   const Layout layout = lay_out<Weights, Tile>(launch, codes);
   if (layout.bytes == 0) return cudaErrorInvalidValue;
   return SIMT_LAUNCH((multiply<Weights, Tile>), dim3(layout.ctas), dim3(Tile::kThreads), (kSharedBytes<Weights, Tile>),

@@ -16,6 +16,7 @@
 
 #include "../native/check.h"
 #include "../native/random_blocks.h"
+#include "behind_kernel.h"
 #include "core/float16.h"
 #include "core/fragments.h"
 #include "device_array.h"
@@ -138,7 +139,9 @@ Result run(const Case& c) {
   std::fill_n(memory.begin(), std::min(memory.size(), kTickets), 0);
   const Array<std::uint8_t> workspace(memory);
   launch.workspace = workspace.data();
-  simt::check_launch(launch_quantised_matmul(launch, nullptr));
+  simt::BehindKernel behind(x, workspace);
+  for (const auto& y : ys) behind.bring(*y);
+  behind.run([&](KernelStream stream) { return launch_quantised_matmul(launch, stream); });
   Result result;
   for (const auto& y : ys) result.push_back(y->to_host());
   return result;
@@ -203,8 +206,9 @@ void check_case(const Case& c) {
     }
     CHECK_MESSAGE(simt::stats.bytes_copied == expected, c.name());
   }
-  const simt::Options schedules[] = {{.order = simt::Order::kReverse, .copies = simt::CopyTiming::kEager},
-                                     {.order = simt::Order::kRandom, .copies = simt::CopyTiming::kLazy, .seed = 5}};
+  const simt::Options schedules[] = {
+      {.order = simt::Order::kReverse, .copies = simt::CopyTiming::kEager, .overlap = false},
+      {.order = simt::Order::kRandom, .copies = simt::CopyTiming::kLazy, .seed = 5}};
   for (const simt::Options& schedule : schedules) {
     simt::options = schedule;
     CHECK_MESSAGE(same_bits(run(c), result), c.name());
@@ -310,7 +314,9 @@ TEST(products_of_experts_equal_the_definition) {
                       .first_matrix = 2,
                       .max_runs = 5};
     launch.multiprocessors = 2;
-    simt::check_launch(launch_quantised_matmul(launch, nullptr));
+    simt::BehindKernel(device_x, device_runs, n_runs, y).run([&](KernelStream stream) {
+      return launch_quantised_matmul(launch, stream);
+    });
     const std::vector<float> found = y.to_host();
     double worst = 0;
     for (const ExpertRun& run : runs) {
@@ -340,12 +346,15 @@ TEST(rows_of_a_table_are_those_of_the_format) {
     const Array<std::int32_t> device_tokens(tokens), device_columns(columns);
     for (const bool sorted : {false, true}) {
       const Array<float> out(std::vector<float>(tokens.size() * static_cast<std::size_t>(cols), NAN));
-      simt::check_launch(launch_quantised_embedding(
-          {.rows = std::ssize(tokens),
-           .table = {records.data(), format, vocab, cols, Order::kFragments, sorted ? device_columns.data() : nullptr},
-           .scale = 2,
-           .out = out.data()},
-          {.tokens = device_tokens.data(), .slots = nullptr, .rope = {}, .plan = {}}, nullptr));
+      const std::int32_t* order = sorted ? device_columns.data() : nullptr;
+      simt::BehindKernel(out).run([&](KernelStream stream) {
+        return launch_quantised_embedding({.rows = std::ssize(tokens),
+                                           .table = {records.data(), format, vocab, cols, Order::kFragments, order},
+                                           .scale = 2,
+                                           .out = out.data()},
+                                          {.tokens = device_tokens.data(), .slots = nullptr, .rope = {}, .plan = {}},
+                                          stream);
+      });
       const std::vector<float> found = out.to_host();
       bool equal = true;
       for (std::size_t t = 0; t < tokens.size(); ++t) {
@@ -373,7 +382,9 @@ TEST(columns_are_put_in_order) {
     for (std::uint16_t& value : x) value = static_cast<std::uint16_t>(rng());
     const Array<std::uint16_t> device_x(x), out(std::vector<std::uint16_t>(x.size()));
     const Array<std::int32_t> device_columns(columns);
-    simt::check_launch(launch_permute(device_x.data(), device_columns.data(), rows, k, out.data(), nullptr));
+    simt::BehindKernel(device_x, out).run([&](KernelStream stream) {
+      return launch_permute(device_x.data(), device_columns.data(), rows, k, out.data(), stream);
+    });
     const std::vector<std::uint16_t> found = out.to_host();
     bool equal = true;
     for (std::int64_t i = 0; i < rows * k; ++i) {

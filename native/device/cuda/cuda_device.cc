@@ -25,13 +25,22 @@ constexpr int kMaxAttentionCtasPerMultiprocessor = 2;
 // Weights go through pinned memory in pieces of this size, one being filled while the other is copied.
 constexpr std::size_t kStagingBytes = std::size_t{16} << 20;
 
-// HOGWILD_CUDA_GRAPHS: on (default) or off.
-bool graphs_enabled() {
-  const char* const text = std::getenv("HOGWILD_CUDA_GRAPHS");
+// An environment variable that is on (default) or off.
+bool is_on(const char* name) {
+  const char* const text = std::getenv(name);
   const std::string_view value = text == nullptr || *text == '\0' ? "on" : text;
   if (value == "on" || value == "off") return value == "on";
-  throw Error(code::kInvalidArgument,
-              "the environment variable HOGWILD_CUDA_GRAPHS: expected on or off, found '" + std::string(value) + "'");
+  throw Error(code::kInvalidArgument, std::string("the environment variable ") + name +
+                                          ": expected on or off, found '" + std::string(value) + "'");
+}
+
+// Graphs hold kernels that overlap from CUDA 12.3 on.
+bool has_overlap_in_graphs() {
+  constexpr int kFirst = 12030;
+  int driver = 0, runtime = 0;
+  check_cuda(cudaDriverGetVersion(&driver), "asking for the driver's version");
+  check_cuda(cudaRuntimeGetVersion(&runtime), "asking for CUDA's version");
+  return std::min(driver, runtime) >= kFirst;
 }
 
 // Before streams and events are made: they belong to the current card.
@@ -56,7 +65,7 @@ CudaDevice::CudaDevice(int index)
     : index_(choose_card(index)),
       memory_(index),
       steps_(memory_, stream_),
-      graphs_(stream_, graphs_enabled()),
+      graphs_(stream_, is_on("HOGWILD_CUDA_GRAPHS")),
       argument_staging_(stream_),
       weight_staged_{Event(Event::Use::kOrder), Event(Event::Use::kOrder)},
       external_event_(Event::Use::kOrder) {
@@ -65,6 +74,9 @@ CudaDevice::CudaDevice(int index)
   name_ = properties.name;
   multiprocessors_ = properties.multiProcessorCount;
   own_memory_ = static_cast<std::int64_t>(properties.totalGlobalMem);
+  bool wait_by_themselves = false;
+  check_cuda(kernels_wait(&wait_by_themselves), "asking for its kernels");
+  if (is_on("HOGWILD_CUDA_OVERLAP") && wait_by_themselves && has_overlap_in_graphs()) stream_.let_kernels_overlap();
 }
 
 CudaDevice::~CudaDevice() {
@@ -545,7 +557,7 @@ void CudaDevice::kv_append(const DeviceStep& device_step, const KvAppendParams& 
   const std::size_t bytes =
       static_cast<std::size_t>(p.rows * p.shape.kv_heads * p.shape.head_dim) * dtype_size(p.buffers.dtype);
   check_external(p.buffers, {{{"k", p.k, bytes}, {"v", p.v, bytes}}});
-  on_stream_of(p.buffers, [&](cudaStream_t stream) {
+  on_stream_of(p.buffers, [&](KernelStream stream) {
     check_launch(launch_kv_append(p, step.arrays_of(p.layer), stream), "append");
   });
 }
@@ -604,7 +616,7 @@ void CudaDevice::attention(const DeviceStep& device_step, const AttentionParams&
       {{{"q", p.q, q_bytes}, {"sinks", p.sinks, sink_bytes}, {"out", p.out, bytes}, {"lse", p.lse, lse_bytes}}});
 
   const AttentionLaunch launch = attention_launch(step, p, shares_of(step, p));
-  on_stream_of(p.buffers, [&](cudaStream_t stream) { check_launch(launch_attention(launch, stream), "attention"); });
+  on_stream_of(p.buffers, [&](KernelStream stream) { check_launch(launch_attention(launch, stream), "attention"); });
 }
 
 void CudaDevice::attention_mass(const AttentionMassParams& p) {

@@ -20,7 +20,8 @@ namespace hogwild::cuda {
 
 class CudaDevice final : public Device {
  public:
-  // Environment: HOGWILD_CUDA_GRAPHS=off runs the ops of every step one by one.
+  // Environment: HOGWILD_CUDA_GRAPHS=off runs the ops of every step one by one, HOGWILD_CUDA_OVERLAP=off each kernel
+  // after the one before it.
   explicit CudaDevice(int index);
   ~CudaDevice() override;
 

@@ -1,4 +1,5 @@
 // Bugs in the matrix products.
+
 const matmul = 'matmul.cu'
 const product = 'product.cuh'
 
@@ -23,8 +24,8 @@ export default {
     [
       'no commit before the loop',
       product,
-      'shared + stage * kBytes);\n    simt::cp_async_commit();',
-      'shared + stage * kBytes);',
+      'shared + stage * kBytes);\n      loader.advance(p);\n    }\n    simt::cp_async_commit();',
+      'shared + stage * kBytes);\n      loader.advance(p);\n    }',
     ],
     [
       'no commit in the loop',
@@ -209,6 +210,54 @@ export default {
       'quotient.cuh',
       'std::bit_width(static_cast<std::uint32_t>(divisor) - 1)',
       'std::bit_width(static_cast<std::uint32_t>(divisor))',
+    ],
+    // kernels that overlap
+    [
+      'a product does not wait',
+      product,
+      '    ahead.advance(p);\n  }\n  simt::wait_for_preceding();\n',
+      '    ahead.advance(p);\n  }\n',
+    ],
+    [
+      'it lets the next kernel start only at its end',
+      product,
+      '  simt::launch_dependents();\n  if (p.experts.runs',
+      '  if (p.experts.runs',
+    ],
+    [
+      'x is brought before the wait',
+      product,
+      `    ahead.advance(p);
+  }
+  simt::wait_for_preceding();
+#pragma unroll 1
+  for (int stage = 0; stage < Own::kStages - 1; ++stage) {
+    if (stage < first_stages) {
+      loader.load_x(p, shared + stage * kBytes);
+`,
+      `    loader.load_x(p, shared + stage * kBytes);
+    ahead.advance(p);
+    loader.column = ahead.column;
+    loader.x = ahead.x;
+  }
+  loader.seek(p, first);
+  simt::wait_for_preceding();
+#pragma unroll 1
+  for (int stage = 0; stage < Own::kStages - 1; ++stage) {
+    if (stage < first_stages) {
+`,
+    ],
+    [
+      'weights of all stages from the first chunk',
+      product,
+      '    ahead.advance(p);\n  }\n  simt',
+      '  }\n  simt',
+    ],
+    [
+      'weights of fewer stages',
+      product,
+      'const int first_stages = min(n, Own::kStages - 1);',
+      'const int first_stages = min(n, Own::kStages - 2);',
     ],
   ],
 }

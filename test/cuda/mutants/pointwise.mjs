@@ -1,4 +1,6 @@
 // Bugs in what is done row by row.
+import { doesNotWait, letsNoneStart } from './overlap.mjs'
+
 const pointwise = 'pointwise.cu'
 
 export default {
@@ -70,7 +72,7 @@ export default {
     [
       'up is not read',
       pointwise,
-      'gated<kActivation>(p.gate[i], simt::load_constant(p.up + i))',
+      'gated<kActivation>(p.gate[i], p.up[i])',
       'gated<kActivation>(p.gate[i], 1.f)',
     ],
     ['the gate is not held', pointwise, 'gate = gate > kSwigluLimit ? kSwigluLimit : gate;', ''],
@@ -91,6 +93,38 @@ export default {
       pointwise,
       'params.scale / params.softcap',
       '1 / params.softcap',
+    ],
+    // kernels that overlap
+    doesNotWait(
+      'the embedding',
+      pointwise,
+      'EmbeddingParams p, const std::int32_t* tokens, Dtype dtype) {',
+    ),
+    doesNotWait('the norm', pointwise, 'RmsNormParams p) {'),
+    letsNoneStart('the norm', pointwise, 'RmsNormParams p) {'),
+    doesNotWait('the activation', pointwise, 'GatedActivationParams p) {'),
+    doesNotWait('a scaled sum', pointwise, 'AddParams p) {'),
+    doesNotWait('the soft cap', pointwise, 'float by, float softcap) {'),
+    doesNotWait('rounding', pointwise, 'round_elements(const float* x, std::int64_t n, T* out) {'),
+    doesNotWait(
+      'rounding with padding',
+      pointwise,
+      'round_and_pad(const float* x, std::int64_t cols, T* out) {',
+    ),
+    [
+      'what is rounded is read before the wait',
+      pointwise,
+      `  simt::follow_preceding();
+  const std::int64_t i = 4 * (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
+  if (i < n) store_operands(out + i, *reinterpret_cast<const float4*>(x + i));
+`,
+      `  simt::launch_dependents();
+  const std::int64_t i = 4 * (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
+  float4 values = {};
+  if (i < n) values = *reinterpret_cast<const float4*>(x + i);
+  simt::wait_for_preceding();
+  if (i < n) store_operands(out + i, values);
+`,
     ],
   ],
 }
