@@ -119,12 +119,21 @@ struct ExpertProducts {
   std::int32_t max_runs = 0;               // upper bound of n_runs
 };
 
+// What becomes of two products with as many outputs each, gate and up, once both are there (GatedActivationParams).
+struct GatedProducts {
+  void* out = nullptr;  // [rows, n], may be y of the gate where it is f32; null: nothing becomes of them
+  Activation activation = Activation::kSilu;
+  Dtype out_dtype = Dtype::kF32;
+  std::uint8_t unused[6] = {};  // no padding: the emulated card compares launches byte by byte
+};
+
 // Weights bf16 or f16 (all matrices alike) and x in their dtype, all aligned to 16 bytes, k a multiple of 8; sums are
 // f32. Of experts: `params.rows` is the most that a run has, at most 64; x and y hold the rows of all runs, and the
 // matrices' data and biases are those of `experts`.
 struct MatmulLaunch {
   MatmulParams params;
   ExpertProducts experts = {};
+  GatedProducts gated = {};          // its out is looked at for the sizes too
   std::int32_t multiprocessors = 0;  // of the device: the work is shared out over a multiple of these
   void* workspace = nullptr;         // matmul_workspace_bytes(), aligned to 256; zero at first, and left so
 };

@@ -5,6 +5,7 @@
 
 #include "core/format.h"
 #include "dispatch.cuh"
+#include "gated.cuh"
 #include "kernels.h"
 #include "reduce.cuh"
 #include "simt/simt.h"
@@ -83,23 +84,6 @@ __global__ void __launch_bounds__(kThreads) normalize_rows(const __grid_constant
 }
 
 // ---- gated activation -----------------------------------------------------------------------------
-
-template <Activation kActivation>
-SIMT_DEVICE float gated(float gate, float up) {
-  if constexpr (kActivation == Activation::kSilu) {
-    return gate / (1.f + expf(-gate)) * up;
-  } else if constexpr (kActivation == Activation::kGeluTanh) {
-    // 0.5 x (1 + tanh(u)) = x sigmoid(2 u) (Hendrycks and Gimpel 2016, arXiv 1606.08415)
-    const float u = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate);
-    return gate / (1.f + expf(-2.f * u)) * up;
-  } else {
-    static_assert(kActivation == Activation::kClampedSwiglu);
-    // NaN stays NaN: comparisons with it are false.
-    gate = gate > kSwigluLimit ? kSwigluLimit : gate;
-    up = up > kSwigluLimit ? kSwigluLimit : up < -kSwigluLimit ? -kSwigluLimit : up;
-    return gate / (1.f + expf(-kSwigluAlpha * gate)) * (up + 1.f);
-  }
-}
 
 // A thread per element, or per four of them (kWide), else `out` is f32. `gate` may be `out`.
 template <Activation kActivation, bool kWide>

@@ -86,6 +86,13 @@ SIMT_DEVICE void store_operands(T* to, float4 v) {
   *reinterpret_cast<uint2*>(to) = make_uint2(round2<T>(v.x, v.y), round2<T>(v.z, v.w));
 }
 
+// One element, likewise.
+SIMT_DEVICE void store_operand(float* to, float v) { *to = v; }
+template <typename T>
+SIMT_DEVICE void store_operand(T* to, float v) {
+  to->bits = static_cast<std::uint16_t>(round2<T>(v, 0.f));
+}
+
 // Two neighbouring elements, rounded where T is a 16-bit type; aligned as the pair is.
 SIMT_DEVICE void store2(float* to, float first, float second) {
   *reinterpret_cast<float2*>(to) = make_float2(first, second);

@@ -549,13 +549,13 @@ class Bench {
                                .cols = m.hidden,
                                .out = normed,
                                .out_dtype = Dtype::kBF16});
-            device_->matmul({.x = normed,
-                             .x_dtype = Dtype::kBF16,
-                             .rows = rows,
-                             .k = m.hidden,
-                             .n_outputs = 2,
-                             .outputs = {{layer.gate, nullptr, gate}, {layer.up, nullptr, up}}});
-            device_->gated_activation(
+            device_->gated_matmul(
+                {.x = normed,
+                 .x_dtype = Dtype::kBF16,
+                 .rows = rows,
+                 .k = m.hidden,
+                 .n_outputs = 2,
+                 .outputs = {{layer.gate, nullptr, gate}, {layer.up, nullptr, up}}},
                 {.gate = gate, .up = up, .n = rows * m.intermediate, .out = activated, .out_dtype = Dtype::kBF16});
             device_->matmul({.x = activated,
                              .x_dtype = Dtype::kBF16,

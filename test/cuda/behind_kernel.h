@@ -3,7 +3,7 @@
 
 #include <cstddef>
 #include <memory>
-#include <type_traits>
+#include <stdexcept>
 #include <vector>
 
 #include "device_array.h"
@@ -48,13 +48,7 @@ class BehindKernel {
 
   template <typename T>
   void bring(const DeviceArray<T>& array) {
-    const std::vector<T> contents = array.to_host();
-    if (contents.empty()) return;
-    const auto* bytes = reinterpret_cast<const unsigned char*>(contents.data());
-    const std::size_t size = contents.size() * sizeof(T);
-    kept_.push_back(std::make_unique<DeviceArray<unsigned char>>(std::vector<unsigned char>(bytes, bytes + size)));
-    pieces_.push_back(
-        {kept_.back()->data(), reinterpret_cast<unsigned char*>(array.data()), static_cast<long long>(size)});
+    if (array.bytes() > 0) arrays_.push_back({reinterpret_cast<unsigned char*>(array.data()), array.bytes()});
   }
 
   // Runs that kernel, and behind it what `launch(KernelStream)` launches. Throws where that returns an error.
@@ -70,28 +64,40 @@ class BehindKernel {
         if (stream != nullptr) cudaStreamDestroy(stream);
       }
     } own;
-    check_launch(cudaStreamCreateWithFlags(&own.stream, cudaStreamNonBlocking));
-    for (const BroughtPiece& piece : pieces_) {
-      check_launch(cudaMemsetAsync(piece.to, 0xff, static_cast<std::size_t>(piece.bytes), own.stream));
+    // (check_launch waits for the card, which nobody may while a graph is captured.)
+    const auto check = [](cudaError_t error) {
+      if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+    };
+    check(cudaStreamCreateWithFlags(&own.stream, cudaStreamNonBlocking));
+    std::vector<std::unique_ptr<DeviceArray<unsigned char>>> contents;
+    std::vector<BroughtPiece> pieces;
+    for (const Array& array : arrays_) {
+      contents.push_back(std::make_unique<DeviceArray<unsigned char>>(std::vector<unsigned char>(array.bytes)));
+      pieces.push_back({contents.back()->data(), array.data, static_cast<long long>(array.bytes)});
+      check(cudaMemcpyAsync(contents.back()->data(), array.data, array.bytes, cudaMemcpyDeviceToDevice, own.stream));
+      check(cudaMemsetAsync(array.data, 0xff, array.bytes, own.stream));
     }
-    check_launch(cudaStreamSynchronize(own.stream));
-    const DeviceArray<BroughtPiece> pieces(pieces_);
+    check(cudaStreamSynchronize(own.stream));
+    const DeviceArray<BroughtPiece> device_pieces(pieces);
     bool after_kernel = false;
     const KernelStream stream(own.stream, kernels_overlap() ? &after_kernel : nullptr);
-    check_launch(cudaStreamBeginCapture(own.stream, cudaStreamCaptureModeThreadLocal));
+    check(cudaStreamBeginCapture(own.stream, cudaStreamCaptureModeThreadLocal));
     cudaError_t error =
-        SIMT_LAUNCH(bring_pieces, dim3(1), dim3(32), 0, stream, pieces.data(), static_cast<int>(pieces_.size()));
+        SIMT_LAUNCH(bring_pieces, dim3(1), dim3(32), 0, stream, device_pieces.data(), static_cast<int>(pieces.size()));
     if (error == cudaSuccess) error = launch(stream);
-    check_launch(cudaStreamEndCapture(own.stream, &own.graph));
-    check_launch(error);
-    check_launch(cudaGraphInstantiate(&own.exec, own.graph, 0));
-    check_launch(cudaGraphLaunch(own.exec, own.stream));
-    check_launch(cudaStreamSynchronize(own.stream));
+    check(cudaStreamEndCapture(own.stream, &own.graph));
+    check(error);
+    check(cudaGraphInstantiate(&own.exec, own.graph, 0));
+    check(cudaGraphLaunch(own.exec, own.stream));
+    check(cudaStreamSynchronize(own.stream));
   }
 
  private:
-  std::vector<std::unique_ptr<DeviceArray<unsigned char>>> kept_;
-  std::vector<BroughtPiece> pieces_;
+  struct Array {
+    unsigned char* data;
+    std::size_t bytes;
+  };
+  std::vector<Array> arrays_;
 };
 
 }  // namespace simt

@@ -15,6 +15,7 @@
 #include "core/float16.h"
 #include "core/format.h"
 #include "device_array.h"
+#include "gated_reference.h"
 #include "kernels.h"
 #include "simt/simt.h"
 
@@ -138,22 +139,6 @@ TEST(rms_norm_equals_the_definition) {
   }
 }
 
-constexpr Activation kActivations[] = {Activation::kSilu, Activation::kGeluTanh, Activation::kClampedSwiglu};
-
-double gated(double gate, double up, Activation activation) {
-  switch (activation) {
-    case Activation::kSilu:
-      return gate / (1 + std::exp(-gate)) * up;
-    case Activation::kGeluTanh:
-      return 0.5 * gate *
-             (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (gate + 0.044715 * gate * gate * gate))) * up;
-    case Activation::kClampedSwiglu:
-      gate = std::min(gate, 7.);
-      return gate / (1 + std::exp(-1.702 * gate)) * (std::clamp(up, -7., 7.) + 1);
-  }
-  return 0;
-}
-
 TEST(gated_activations_equal_the_definition) {
   for (int i = 0; i < 60; ++i) {
     const Activation activation = kActivations[i % 3];
@@ -173,13 +158,7 @@ TEST(gated_activations_equal_the_definition) {
       });
       return in_place ? device_gate.to_host() : device_out.to_host();
     });
-    double worst = 0;
-    for (std::int64_t at = 0; at < n; ++at) {
-      const double exact = gated(gate[at], up[at], activation);
-      // Behind -10 the activation itself is next to nothing: an absolute bound.
-      const double error = std::abs(out[at] - exact) / (4e-6 * std::abs(exact) + 1e-6 * (std::abs(up[at]) + 1));
-      worst = std::max(worst, std::isnan(error) ? 1e9 : error);
-    }
+    const double worst = worst_gated_error(gate, up, activation, out);
     CHECK_MESSAGE(worst <= 1, name + ": " + std::to_string(worst));
   }
 }

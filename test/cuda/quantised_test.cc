@@ -20,6 +20,7 @@
 #include "core/float16.h"
 #include "core/fragments.h"
 #include "device_array.h"
+#include "gated_reference.h"
 #include "kernels.h"
 #include "simt/simt.h"
 
@@ -110,7 +111,8 @@ std::vector<std::uint16_t> in_bf16(const std::vector<float>& values) {
   return bits;
 }
 
-Result run(const Case& c) {
+// `gated`: appends what becomes of the first two products, in bf16.
+Result run(const Case& c, bool gated = false) {
   const Array<std::uint16_t> x(in_bf16(c.x));
   std::vector<std::unique_ptr<Array<std::byte>>> records;
   std::vector<std::unique_ptr<Array<float>>> biases, ys;
@@ -133,17 +135,20 @@ Result run(const Case& c) {
                                 .y = ys[i]->data(),
                                 .accumulate = c.accumulate};
   }
+  const Array<std::uint16_t> activated(std::vector<std::uint16_t>(gated ? c.weights[0].before.size() : 0, 0xffff));
+  if (gated) launch.gated = {.out = activated.data(), .out_dtype = Dtype::kBF16};
   std::vector<std::uint8_t> memory(quantised_matmul_workspace_bytes(launch), 0xff);
-  constexpr std::size_t kTickets = std::size_t{4} << 15;
+  constexpr std::size_t kTickets = std::size_t{8} << 15;
   CHECK(memory.size() > kTickets);
   std::fill_n(memory.begin(), std::min(memory.size(), kTickets), 0);
   const Array<std::uint8_t> workspace(memory);
   launch.workspace = workspace.data();
-  simt::BehindKernel behind(x, workspace);
+  simt::BehindKernel behind(x, workspace, activated);
   for (const auto& y : ys) behind.bring(*y);
   behind.run([&](KernelStream stream) { return launch_quantised_matmul(launch, stream); });
   Result result;
   for (const auto& y : ys) result.push_back(y->to_host());
+  if (gated) result.push_back(to_floats(activated.to_host(), Dtype::kBF16));
   return result;
 }
 
@@ -260,6 +265,19 @@ TEST(a_row_does_not_depend_on_its_company) {
         CHECK_MESSAGE(same_bits(alone[m], part), all.name() + ", of which " + std::to_string(rows));
       }
     }
+  }
+}
+
+TEST(gate_and_up_are_activated_behind_the_product) {
+  for (const Format format : {Format::kQ4_K, Format::kQ8_0, Format::kMXFP4}) {
+    Case c = random_case(71, format, 11);
+    c.accumulate = false;
+    Rng rng(72);
+    c.weights = {random_weight(rng, format, 170, c.k, c.rows), random_weight(rng, format, 170, c.k, c.rows)};
+    const Result products = run(c), result = run(c, true);
+    CHECK(same_bits({result[0], result[1]}, products));
+    const double worst = worst_gated_error(products[0], products[1], Activation::kSilu, result[2], Dtype::kBF16);
+    CHECK_MESSAGE(worst <= 1, c.name() + ": error / tolerance " + std::to_string(worst));
   }
 }
 

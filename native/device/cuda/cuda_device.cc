@@ -328,6 +328,19 @@ void CudaDevice::matmul(const MatmulParams& p) {
   multiply({.params = p});
 }
 
+void CudaDevice::gated_matmul(const MatmulParams& p, const GatedActivationParams& activation) {
+  use();
+  require(p.n_outputs == 2 && activation.gate == p.outputs[0].y && activation.up == p.outputs[1].y,
+          "what a gated product activates are its two outputs");
+  for (const MatmulParams::Output& output : {p.outputs[0], p.outputs[1]}) {
+    require(output.weight.cols == p.k && p.rows * output.weight.rows == activation.n,
+            "gate and up need k columns, and as many outputs");
+  }
+  if (p.rows == 0) return;
+  const GatedProducts gated = {activation.out, activation.activation, activation.out_dtype};
+  if (!multiply({.params = p, .gated = gated})) gated_activation(activation);
+}
+
 // The columns of x in the order of a matrix.
 void CudaDevice::permute_x(MatmulParams& p, const std::int32_t* columns) {
   memory_.reserve(permuted_x_, static_cast<std::size_t>(p.rows * p.k) * dtype_size(p.x_dtype), "activations in order");
@@ -336,9 +349,11 @@ void CudaDevice::permute_x(MatmulParams& p, const std::int32_t* columns) {
 }
 
 // Matrices of one format and one order of columns go together; others take a launch for each run of those that do.
-// Rows of experts are in the order of their matrices.
-void CudaDevice::multiply(MatmulLaunch launch) {
+// Rows of experts are in the order of their matrices. Returns whether gate and up have become what launch.gated says:
+// not where they take two launches, or have more tiles than there are tickets for.
+bool CudaDevice::multiply(MatmulLaunch launch) {
   const MatmulParams p = launch.params;
+  const GatedProducts gated = std::exchange(launch.gated, {});
   const std::int32_t first_matrix = launch.experts.first_matrix;
   launch.multiprocessors = multiprocessors_;
   for (int first = 0, last = 0; first < p.n_outputs; first = last) {
@@ -356,12 +371,14 @@ void CudaDevice::multiply(MatmulLaunch launch) {
     std::copy(p.outputs + first, p.outputs + last, launch.params.outputs);
     for (MatmulParams::Output& output : launch.params.outputs) output.weight.cols = launch.params.k;
     const bool plain = is_plain(weight.format);
-    memory_.reserve(matmul_workspace_,
-                    plain ? matmul_workspace_bytes(launch) : quantised_matmul_workspace_bytes(launch),
-                    "partial products");
+    const auto workspace_bytes = plain ? matmul_workspace_bytes : quantised_matmul_workspace_bytes;
+    if (launch.params.n_outputs == p.n_outputs) launch.gated = gated;
+    if (launch.gated.out != nullptr && workspace_bytes(launch) == 0) launch.gated = {};
+    memory_.reserve(matmul_workspace_, workspace_bytes(launch), "partial products");
     launch.workspace = matmul_workspace_.data();
     check_launch(plain ? launch_matmul(launch, stream_) : launch_quantised_matmul(launch, stream_), "matmul");
   }
+  return launch.gated.out != nullptr;
 }
 
 Buffer CudaDevice::upload_experts(std::span<const FeedForward> experts) {
@@ -449,7 +466,8 @@ void CudaDevice::experts(const ExpertsParams& p) {
   const auto gather = [&](const GatherParams& rows) {
     check_launch(launch_gather(routing, rows, stream_), "routing to experts");
   };
-  const auto multiply_experts = [&](const void* x, Dtype dtype, std::int64_t k, int first, int count) {
+  const auto multiply_experts = [&](const void* x, Dtype dtype, std::int64_t k, int first, int count,
+                                    const GatedProducts& gated = {}) {
     const Matrix matrices[] = {any.gate_proj, any.up_proj, any.down_proj};
     float* const to[] = {gate, up, y};
     MatmulLaunch launch;
@@ -460,20 +478,30 @@ void CudaDevice::experts(const ExpertsParams& p) {
     launch.params.n_outputs = count;
     launch.experts = products;
     launch.experts.first_matrix = first;
+    launch.gated = gated;
     for (int i = 0; i < count; ++i) {
       launch.params.outputs[i].weight = matrices[first + i];
       launch.params.outputs[i].weight.columns = nullptr;  // as the rows are
       launch.params.outputs[i].y = to[first + i];
     }
-    multiply(launch);
+    return multiply(launch);
   };
-  const GatedActivationParams activation{
+  // Where columns keep their order and rows need no padding, what is activated is the input of the last product.
+  // (Operands of 16 bits are written by fours, from aligned addresses.)
+  GatedActivationParams activation{
       .gate = gate, .up = up, .n = n * p.intermediate, .activation = p.activation, .out = gate};
+  const bool is_input = !sorted && p.intermediate == padded_cols(p.intermediate) && p.hidden == padded_cols(p.hidden);
+  if (is_input) {
+    activation.out = memory + hidden;
+    activation.out_dtype = activated;
+  }
 
   check_launch(launch_routing(routing, stream_), "routing to experts");
+  bool is_activated = false;
   if (!sorted) {
     gather({.x = p.x, .cols = p.hidden, .dtype = in, .out = memory + inputs});
-    multiply_experts(memory + inputs, in, p.hidden, 0, 2);
+    is_activated = multiply_experts(memory + inputs, in, p.hidden, 0, 2,
+                                    {activation.out, activation.activation, activation.out_dtype});
   } else {
     for (const int matrix : {0, 1}) {
       gather({.x = p.x,
@@ -485,14 +513,8 @@ void CudaDevice::experts(const ExpertsParams& p) {
       multiply_experts(memory + inputs, in, p.hidden, matrix, 1);
     }
   }
-  // Operands of 16 bits are written by fours, from aligned addresses.
-  if (!sorted && p.intermediate == padded_cols(p.intermediate) && p.hidden == padded_cols(p.hidden)) {
-    GatedActivationParams rounding = activation;
-    rounding.out = memory + hidden;
-    rounding.out_dtype = activated;
-    gated_activation(rounding);
-  } else {
-    gated_activation(activation);
+  if (!is_activated) gated_activation(activation);
+  if (!is_input) {
     gather({.x = gate,
             .at_places = true,
             .cols = p.intermediate,

@@ -43,8 +43,8 @@ export default {
     [
       'every warp takes a ticket',
       product,
-      'if (threadIdx.x == 0) *ticket',
-      'if (threadIdx.x % 32 == 0) *ticket',
+      'if (threadIdx.x == 0) *ticket = atomicAdd(&p.tickets',
+      'if (threadIdx.x % 32 == 0) *ticket = atomicAdd(&p.tickets',
     ],
     [
       'no barrier before the ticket is read',
@@ -258,6 +258,81 @@ export default {
       product,
       'const int first_stages = min(n, Own::kStages - 1);',
       'const int first_stages = min(n, Own::kStages - 2);',
+    ],
+    // gate and up
+    [
+      'the first of gate and up is activated',
+      product,
+      'if (*ticket == 0) return;\n  __threadfence();',
+      'if (*ticket == 1) return;\n  __threadfence();',
+    ],
+    ['the ticket of gate and up is not reset', product, '  if (threadIdx.x == 0) *arrived = 0;\n', ''],
+    [
+      'gate and up take the tickets of tiles that are cut',
+      product,
+      '  p.gate_tickets += tiles;\n',
+      '',
+    ],
+    [
+      'every warp takes a ticket of gate and up',
+      product,
+      'if (threadIdx.x == 0) *ticket = atomicAdd(arrived, 1u);',
+      'if (threadIdx.x % 32 == 0) *ticket = atomicAdd(arrived, 1u);',
+    ],
+    [
+      'no barrier before the ticket of gate and up is read',
+      product,
+      'atomicAdd(arrived, 1u);\n  __syncthreads();',
+      'atomicAdd(arrived, 1u);',
+    ],
+    [
+      'no barrier after a tile of gate or up is written',
+      product,
+      '  __syncthreads();  // all of it is written\n  const TileAt at',
+      '  const TileAt at',
+    ],
+    ['up is activated', product, 'gates[i], ups[i])', 'ups[i], gates[i])'],
+    [
+      'outputs beyond gate and up are activated',
+      product,
+      '  if (output >= n) return;\n  static_assert',
+      '  static_assert',
+    ],
+    [
+      'rows beyond the step are activated',
+      product,
+      'min(at.end_row, at.first_row + Tile::kRows)',
+      'at.first_row + Tile::kRows',
+    ],
+    [
+      'half of the rows are activated',
+      product,
+      'row += Tile::kThreads / Tile::kOutputs',
+      'row += Tile::kThreads / Tile::kOutputs * 2',
+    ],
+    [
+      'activations are rounded to f32',
+      'vector_load.cuh',
+      'to->bits = static_cast<std::uint16_t>(round2<T>(v, 0.f));',
+      'to->bits = static_cast<std::uint16_t>(round2<T>(0.f, v));',
+    ],
+    [
+      'gate and up of different sizes',
+      product,
+      'p.n_outputs != 2 || p.outputs[0].weight.rows != p.outputs[1].weight.rows',
+      'p.n_outputs != 2',
+    ],
+    [
+      'gate and up are added to what was there',
+      product,
+      '    if (p.outputs[0].accumulate || p.outputs[1].accumulate) return false;\n',
+      '',
+    ],
+    [
+      'one activation for all',
+      'gated.cuh',
+      'if (activation == Activation::kGeluTanh)',
+      'if (activation != Activation::kSilu)',
     ],
   ],
 }

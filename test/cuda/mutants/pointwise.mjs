@@ -2,6 +2,7 @@
 import { doesNotWait, letsNoneStart } from './overlap.mjs'
 
 const pointwise = 'pointwise.cu'
+const activations = 'gated.cuh'
 
 export default {
   sources: ['pointwise.cu'],
@@ -61,11 +62,11 @@ export default {
       'store_operands(out + row * p.cols + i, y)',
       'store_operands(out + i, y)',
     ],
-    ['the wrong half of tanh', pointwise, 'expf(-2.f * u)', 'expf(2.f * u)'],
-    ['SiLU of the other sign', pointwise, '(1.f + expf(-gate))', '(1.f + expf(gate))'],
+    ['the wrong half of tanh', activations, 'expf(-2.f * u)', 'expf(2.f * u)'],
+    ['SiLU of the other sign', activations, '(1.f + expf(-gate))', '(1.f + expf(gate))'],
     [
       'the cube is a square',
-      pointwise,
+      activations,
       '0.044715f * gate * gate * gate',
       '0.044715f * gate * gate',
     ],
@@ -75,16 +76,16 @@ export default {
       'gated<kActivation>(p.gate[i], p.up[i])',
       'gated<kActivation>(p.gate[i], 1.f)',
     ],
-    ['the gate is not held', pointwise, 'gate = gate > kSwigluLimit ? kSwigluLimit : gate;', ''],
-    ['up is held above only', pointwise, ': up < -kSwigluLimit ? -kSwigluLimit : up', ': up'],
+    ['the gate is not held', activations, 'gate = gate > kSwigluLimit ? kSwigluLimit : gate;', ''],
+    ['up is held above only', activations, ': up < -kSwigluLimit ? -kSwigluLimit : up', ': up'],
     [
       'what is no number is held',
-      pointwise,
+      activations,
       'gate = gate > kSwigluLimit ? kSwigluLimit : gate',
       'gate = gate <= kSwigluLimit ? gate : kSwigluLimit',
     ],
-    ['up without its 1', pointwise, '(up + 1.f)', '(up + 0.f)'],
-    ['SwiGLU without its factor', pointwise, 'expf(-kSwigluAlpha * gate)', 'expf(-gate)'],
+    ['up without its 1', activations, '(up + 1.f)', '(up + 0.f)'],
+    ['SwiGLU without its factor', activations, 'expf(-kSwigluAlpha * gate)', 'expf(-gate)'],
     ['a sum is not scaled', pointwise, 'p.x[i] += p.scale * ', 'p.x[i] += '],
     ['the third of four is not added', pointwise, 'x.z + p.scale * y.z', 'x.z'],
     ['a cap does not give back its factor', pointwise, 'tanhf(x * by) * softcap', 'tanhf(x * by)'],
