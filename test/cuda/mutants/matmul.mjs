@@ -285,12 +285,7 @@ export default {
       'atomicAdd(arrived, 1u);\n  __syncthreads();',
       'atomicAdd(arrived, 1u);',
     ],
-    [
-      'no barrier after a tile of gate or up is written',
-      product,
-      '  __syncthreads();  // all of it is written\n  const TileAt at',
-      '  const TileAt at',
-    ],
+    // (The barrier between a tile and its ticket orders CTAs, as above.)
     ['up is activated', product, 'gates[i], ups[i])', 'ups[i], gates[i])'],
     [
       'outputs beyond gate and up are activated',
