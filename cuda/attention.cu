@@ -35,6 +35,7 @@ SIMT_DEVICE TileRange tiles_seen(const AttentionArguments& p, int tokens, int ro
 constexpr std::size_t kPlanSharedBytes = kThreads * sizeof(int);
 
 __global__ void __launch_bounds__(kThreads) plan_attention(const __grid_constant__ AttentionArguments p) {
+  simt::follow_preceding();
   SIMT_SHARED_MEMORY(shared);
   int* scan = reinterpret_cast<int*>(shared);  // [kThreads]
   const int tid = static_cast<int>(threadIdx.x);
@@ -191,6 +192,7 @@ struct PlainAttention {
 
 template <typename T, typename Tile>
 __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ AttentionArguments p) {
+  simt::follow_preceding();
   SIMT_SHARED_MEMORY(shared);
   walk_share<PlainAttention<T, Tile>>(p, shared);
 }
@@ -200,6 +202,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend(const __grid_constant__ At
 // One warp per (row, kv head): joins the partial states of the CTAs that share its output, in the order of
 // the work, so that the result does not depend on timing. Rows of outputs without tiles become 0.
 __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_constant__ AttentionArguments p) {
+  simt::follow_preceding();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
   const int kv_head = static_cast<int>(blockIdx.y);
@@ -208,12 +211,12 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
   if (row >= rows) return;
   const int row_tile = row / p.rows_per_tile;
 
-  const int4 all = simt::load_constant(p.shares);
+  const int4 all = p.shares[0];
   const int ctas = all.x;
   const long long total = all.y * static_cast<long long>(p.shape.kv_heads);
   const long long head_position = kv_head * static_cast<long long>(all.y);
-  const long long run_begin = head_position + simt::load_constant(p.tiles_before + row_tile * segments);
-  const long long run_end = head_position + simt::load_constant(p.tiles_before + (row_tile + 1) * segments);
+  const long long run_begin = head_position + p.tiles_before[row_tile * segments];
+  const long long run_end = head_position + p.tiles_before[(row_tile + 1) * segments];
   int first_cta = 0;
   int last_cta = -1;
   if (run_end > run_begin) {  // the CTA of tile x is the last whose share begins at or before x
@@ -260,6 +263,7 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
 // One warp per query range.
 __global__ void __launch_bounds__(kThreads)
     add_attention_mass(const __grid_constant__ AttentionMassParams p, const AttentionMassParams::Range* ranges, int n) {
+  simt::follow_preceding();
   const int i = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
   if (i >= n) return;
   const AttentionMassParams::Range range = ranges[i];
@@ -269,7 +273,7 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = static_cast<int>(threadIdx.x) % 32;
   float sum = 0;
   for (int head = lane; head < heads; head += 32) {
-    sum += simt::exp2_approx((simt::load_constant(range_lse + head) - simt::load_constant(lse + head)) * kLog2E);
+    sum += simt::exp2_approx((range_lse[head] - lse[head]) * kLog2E);
   }
 #pragma unroll
   for (int distance = 16; distance >= 1; distance /= 2) sum += __shfl_xor_sync(kAllLanes, sum, distance);
@@ -419,13 +423,13 @@ std::size_t attention_shares_bytes(const AttentionLaunch& launch) {
   return is_valid(launch) ? lay_out(launch).shares_bytes : 0;
 }
 
-cudaError_t launch_attention_plan(const AttentionLaunch& launch, cudaStream_t stream) {
+cudaError_t launch_attention_plan(const AttentionLaunch& launch, KernelStream stream) {
   if (!is_valid(launch)) return cudaErrorInvalidValue;
   const AttentionArguments p = arguments(launch);
   return SIMT_LAUNCH(plan_attention, dim3(1), dim3(kThreads), kPlanSharedBytes, stream, p);
 }
 
-cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream) {
+cudaError_t launch_attention(const AttentionLaunch& launch, KernelStream stream) {
   if (!is_valid(launch)) return cudaErrorInvalidValue;
   const AttentionArguments p = arguments(launch);
   if (!are_aligned({p.layer.keys, p.layer.values, p.rope.cos, p.rope.sin, p.q, p.out})) return cudaErrorInvalidValue;
@@ -440,7 +444,7 @@ cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream)
                      dim3(kThreads), 0, stream, p);
 }
 
-cudaError_t launch_attention_mass(const AttentionMassParams& params, cudaStream_t stream) {
+cudaError_t launch_attention_mass(const AttentionMassParams& params, KernelStream stream) {
   const std::int64_t n = std::ssize(params.ranges);
   if (n > INT_MAX - kWarps || params.query_heads < 1 || params.query_heads > kMaxRows) return cudaErrorInvalidValue;
   if (n == 0) return cudaSuccess;

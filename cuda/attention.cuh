@@ -397,8 +397,8 @@ SIMT_DEVICE void walk_share(const AttentionArguments& p, unsigned char* shared) 
   const int rows = tokens * p.group;
   const int row_tiles = ceil_div(rows, Tile::kRows);
   const int pairs = row_tiles * segments;
-  const int4 all = simt::load_constant(p.shares);
-  const int4 share = simt::load_constant(p.shares + 1 + blockIdx.x);
+  const int4 all = p.shares[0];
+  const int4 share = p.shares[1 + blockIdx.x];
   const int tiles_per_head = all.y;
   const int n_tiles = share.w;
   if (n_tiles == 0) return;
@@ -463,7 +463,7 @@ SIMT_DEVICE void walk_share(const AttentionArguments& p, unsigned char* shared) 
 // ---- the general kernel (attention_general.cu) ------------------------------------------------------
 
 // Launches it on p.max_ctas CTAs; and SIMT_OCCUPANCY of it.
-cudaError_t launch_general(const AttentionArguments& p, cudaStream_t stream);
+cudaError_t launch_general(const AttentionArguments& p, KernelStream stream);
 cudaError_t general_ctas_per_multiprocessor(const AttentionArguments& p, int* ctas);
 
 // Calls `body.template operator()<kWidth, kRows>()` with the width of the cache's rows and the rows per row tile.

@@ -65,7 +65,7 @@ struct TilePlace {
 template <typename Tile>
 SIMT_DEVICE TilePlace place_of(const AttentionArguments& p, const WorkCursor& at, int segments) {
   const Segment segment = load_constant_16(p.plan.segments + at.pair % segments);
-  const int first_slot = (simt::load_constant(p.first_tiles + at.pair) + at.tile) * Tile::kKeys;
+  const int first_slot = (p.first_tiles[at.pair] + at.tile) * Tile::kKeys;
   return {simt::load_constant(p.plan.pages + segment.first_page + first_slot / kPageSize), at.kv_head,
           static_cast<int>(first_slot % kPageSize), first_slot - segment.first_slot, segment.length};
 }
@@ -102,7 +102,7 @@ SIMT_DEVICE void load_rows(const AttentionArguments& p, const void* pool, KvForm
     }
     if (tid < Tile::kKeys) {
       const float* const from_scales = reinterpret_cast<const float*>(head + kPageSize * Tile::kWidth) + tile.slot;
-      scales[tid] = tile.is_token(tid) ? simt::load_constant(from_scales + tid) : 0.f;
+      scales[tid] = tile.is_token(tid) ? from_scales[tid] : 0.f;
     }
     return;
   }
@@ -189,7 +189,7 @@ struct GeneralAttention {
       sights[threadIdx.x] = sight;
     }
     __syncthreads();
-    segment_start = simt::load_constant(p.first_tiles + at.pair) * Tile::kKeys;
+    segment_start = p.first_tiles[at.pair] * Tile::kKeys;
   }
 
   // softcap * tanh(score / softcap), both in units of log 2.
@@ -286,6 +286,7 @@ struct GeneralAttention {
 
 template <typename Tile>
 __global__ void __launch_bounds__(kThreads, 2) attend_general(const __grid_constant__ AttentionArguments p) {
+  simt::follow_preceding();
   SIMT_SHARED_MEMORY(shared);
   walk_share<GeneralAttention<Tile>>(p, shared);
 }
@@ -299,7 +300,7 @@ cudaError_t general_ctas_per_multiprocessor(const AttentionArguments& p, int* ct
   });
 }
 
-cudaError_t launch_general(const AttentionArguments& p, cudaStream_t stream) {
+cudaError_t launch_general(const AttentionArguments& p, KernelStream stream) {
   return dispatch_tile(p.width, p.rows_per_tile, [&]<int kWidth, int kRows>() {
     using Sizes = GeneralTile<kWidth, kRows>;
     return SIMT_LAUNCH(attend_general<Sizes>, dim3(static_cast<unsigned>(p.max_ctas)), dim3(kThreads),

@@ -7,31 +7,30 @@
 // replayed; the host only gives their upper bounds.
 #pragma once
 
-#if defined(__CUDACC__)
-#include <cuda_runtime.h>
-#elif defined(HOGWILD_SIMT)
-#include "simt/simt.h"
-#else
-#include <driver_types.h>
-#endif
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 #include "device/ops.h"
 #include "plan.h"
+#include "simt/kernel_stream.h"
 
 namespace hogwild::cuda {
+
+using simt::KernelStream;
 
 // ---- the card (probe.cu) ----------------------------------------------------------------------------
 
 // Whether the current device runs this build's kernels.
 cudaError_t probe_kernels();
 
+// Whether on the current device they wait for the kernel before them (simt/target_cuda.h): that is, whether they have
+// been compiled for 9.0 or later. Only then may they overlap.
+cudaError_t kernels_wait(bool* wait);
+
 // Reads `bytes` (a multiple of 16) once, at full speed. `result`: anything.
 cudaError_t launch_read(const void* data, std::size_t bytes, int multiprocessors, std::uint32_t* result,
-                        cudaStream_t stream);
+                        KernelStream stream);
 
 // ---- the KV cache (kv.cu) ---------------------------------------------------------------------------
 //
@@ -40,12 +39,12 @@ cudaError_t launch_read(const void* data, std::size_t bytes, int multiprocessors
 // even. Pools, rope tables, q, k, v and out are aligned to 16 bytes.
 
 // k and v: f32, bf16 or f16 (params.buffers.dtype).
-cudaError_t launch_kv_append(const KvAppendParams& params, const StepArrays& step, cudaStream_t stream);
+cudaError_t launch_kv_append(const KvAppendParams& params, const StepArrays& step, KernelStream stream);
 
 // params.rope and params.moves in device memory, as params.slots below. No move writes where any one reads.
-cudaError_t launch_kv_move(const KvMoveParams& params, cudaStream_t stream);
+cudaError_t launch_kv_move(const KvMoveParams& params, KernelStream stream);
 
-cudaError_t launch_kv_read(const KvReadParams& params, cudaStream_t stream);
+cudaError_t launch_kv_read(const KvReadParams& params, KernelStream stream);
 
 // On the host, no launch: the marked slots of one page, its keys or its values, and the same rows [Hkv, n, D] one
 // behind the other (KvCopyParams). `page`: page_bytes() of this format, as it lies on the device.
@@ -73,15 +72,15 @@ std::size_t attention_shares_bytes(const AttentionLaunch& launch);
 std::size_t attention_workspace_bytes(const AttentionLaunch& launch);
 
 // Once per step and window, after the plan is in device memory: shares the work out, for all layers of this shape.
-cudaError_t launch_attention_plan(const AttentionLaunch& launch, cudaStream_t stream);
+cudaError_t launch_attention_plan(const AttentionLaunch& launch, KernelStream stream);
 
 // Once per layer, after the step's keys have been appended. A value that is not finite also reaches tokens of the step
 // that do not see it, if they share a tile of the work with one that does: 0 * inf is NaN.
 // What is not bf16 or f16 is multiplied in bf16: codes of int8 are exact there, f32 is rounded.
-cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream);
+cudaError_t launch_attention(const AttentionLaunch& launch, KernelStream stream);
 
 // params.ranges in device memory, like the others.
-cudaError_t launch_attention_mass(const AttentionMassParams& params, cudaStream_t stream);
+cudaError_t launch_attention_mass(const AttentionMassParams& params, KernelStream stream);
 
 // Elements of a row of a plain matrix on the device, and of what it is multiplied with: zeros behind its own, so that
 // rows are read 16 bytes at a time.
@@ -121,24 +120,33 @@ struct ExpertProducts {
   std::int32_t max_runs = 0;               // upper bound of n_runs
 };
 
+// What becomes of two products with as many outputs each, gate and up, once both are there (GatedActivationParams).
+struct GatedProducts {
+  void* out = nullptr;  // [rows, n], may be y of the gate where it is f32; null: nothing becomes of them
+  Activation activation = Activation::kSilu;
+  Dtype out_dtype = Dtype::kF32;
+  std::uint8_t unused[6] = {};  // no padding: the emulated card compares launches byte by byte
+};
+
 // Weights bf16 or f16 (all matrices alike) and x in their dtype, all aligned to 16 bytes, k a multiple of 8; sums are
 // f32. Of experts: `params.rows` is the most that a run has, at most 64; x and y hold the rows of all runs, and the
 // matrices' data and biases are those of `experts`.
 struct MatmulLaunch {
   MatmulParams params;
   ExpertProducts experts = {};
+  GatedProducts gated = {};          // its out is looked at for the sizes too
   std::int32_t multiprocessors = 0;  // of the device: the work is shared out over a multiple of these
   void* workspace = nullptr;         // matmul_workspace_bytes(), aligned to 256; zero at first, and left so
 };
 
 // Scratch memory for these sizes; pointers are not looked at. 0 where the sizes are not supported.
 std::size_t matmul_workspace_bytes(const MatmulLaunch& launch);
-cudaError_t launch_matmul(const MatmulLaunch& launch, cudaStream_t stream);
+cudaError_t launch_matmul(const MatmulLaunch& launch, KernelStream stream);
 
 // The same with quantised weights in fragments (core/fragments.h), all matrices of one format, and x in bf16
 // (quant_matmul.cu).
 std::size_t quantised_matmul_workspace_bytes(const MatmulLaunch& launch);
-cudaError_t launch_quantised_matmul(const MatmulLaunch& launch, cudaStream_t stream);
+cudaError_t launch_quantised_matmul(const MatmulLaunch& launch, KernelStream stream);
 
 // ---- experts (routing.cu) -----------------------------------------------------------------------------
 //
@@ -159,7 +167,7 @@ struct RoutingLaunch {
 constexpr std::int64_t max_expert_runs(std::int64_t pairs, std::int64_t experts, std::int64_t run_rows) {
   return std::min(pairs, experts) + pairs / run_rows;
 }
-cudaError_t launch_routing(const RoutingLaunch& launch, cudaStream_t stream);
+cudaError_t launch_routing(const RoutingLaunch& launch, KernelStream stream);
 
 // Where experts differ in their formats, products take one group of those that do not after the other: of the runs
 // those of one group, in their order.
@@ -169,7 +177,7 @@ struct SelectedRuns {
   ExpertRun* runs = nullptr;       // [max_expert_runs(...)]
   std::int32_t* n_runs = nullptr;  // [1]: none where no row goes to the group
 };
-cudaError_t launch_select_runs(const RoutingLaunch& launch, const SelectedRuns& selected, cudaStream_t stream);
+cudaError_t launch_select_runs(const RoutingLaunch& launch, const SelectedRuns& selected, KernelStream stream);
 
 // Rows for the pairs, at their places and rounded to bf16 or f16: out [rows * used, padded_cols(cols)].
 struct GatherParams {
@@ -181,32 +189,32 @@ struct GatherParams {
   Dtype dtype = Dtype::kBF16;
   void* out = nullptr;
 };
-cudaError_t launch_gather(const RoutingLaunch& launch, const GatherParams& params, cudaStream_t stream);
+cudaError_t launch_gather(const RoutingLaunch& launch, const GatherParams& params, KernelStream stream);
 
 // params.out[r] += sum over r's pairs of weight * y[place]; y [rows * used, H].
-cudaError_t launch_combine(const RoutingLaunch& launch, const float* y, cudaStream_t stream);
+cudaError_t launch_combine(const RoutingLaunch& launch, const float* y, KernelStream stream);
 
 // ---- row by row (pointwise.cu) ----------------------------------------------------------------------
 
 // The table: f32, bf16 or f16, its rows padded.
-cudaError_t launch_embedding(const EmbeddingParams& params, const StepArrays& step, cudaStream_t stream);
+cudaError_t launch_embedding(const EmbeddingParams& params, const StepArrays& step, KernelStream stream);
 
 // The table: quantised, in fragments (quant_rows.cu).
-cudaError_t launch_quantised_embedding(const EmbeddingParams& params, const StepArrays& step, cudaStream_t stream);
+cudaError_t launch_quantised_embedding(const EmbeddingParams& params, const StepArrays& step, KernelStream stream);
 
 // out[r][i] = x[r][columns[i]], elements of 16 bits, x [rows, k], k even; all are aligned to 16 bytes (quant_rows.cu).
 cudaError_t launch_permute(const void* x, const std::int32_t* columns, std::int64_t rows, std::int64_t k, void* out,
-                           cudaStream_t stream);
+                           KernelStream stream);
 
-cudaError_t launch_rms_norm(const RmsNormParams& params, cudaStream_t stream);
-cudaError_t launch_gated_activation(const GatedActivationParams& params, cudaStream_t stream);
-cudaError_t launch_add(const AddParams& params, cudaStream_t stream);
-cudaError_t launch_softcap(const SoftcapParams& params, cudaStream_t stream);
+cudaError_t launch_rms_norm(const RmsNormParams& params, KernelStream stream);
+cudaError_t launch_gated_activation(const GatedActivationParams& params, KernelStream stream);
+cudaError_t launch_add(const AddParams& params, KernelStream stream);
+cudaError_t launch_softcap(const SoftcapParams& params, KernelStream stream);
 
 // x [rows, cols] rounded to bf16 or f16 as operands of a product, [rows, padded_cols(cols)]; f16: held within its
 // range, as where the two ops above write f16.
 cudaError_t launch_round(const float* x, std::int64_t rows, std::int64_t cols, Dtype dtype, void* out,
-                         cudaStream_t stream);
+                         KernelStream stream);
 
 // ---- sampling (sample.cu) ---------------------------------------------------------------------------
 
@@ -248,6 +256,6 @@ struct SampleLaunch {
   void* workspace = nullptr;                // sample_workspace_bytes(), aligned to 256
 };
 std::size_t sample_workspace_bytes(std::int64_t rows, std::int64_t vocab);
-cudaError_t launch_sample(const SampleLaunch& launch, cudaStream_t stream);
+cudaError_t launch_sample(const SampleLaunch& launch, KernelStream stream);
 
 }  // namespace hogwild::cuda

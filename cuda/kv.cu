@@ -157,6 +157,7 @@ SIMT_DEVICE RotatedUnit load_new_unit(const AppendArguments& p, const AppendFrom
 // Grid: (units of all rows and kv heads; keys, values).
 template <typename T>
 __global__ void __launch_bounds__(kThreads) append_kv(const __grid_constant__ AppendArguments p) {
+  simt::follow_preceding();
   const AppendFrom& from = p.from[blockIdx.y];
   const int kv_heads = static_cast<int>(p.shape.kv_heads);
   const int units = units_of(p.shape);
@@ -194,6 +195,7 @@ SIMT_DEVICE uint2 to_codes(const float (&x)[8], float scale, bool is_zero) {
 
 // Grid: (rows and kv heads; keys, values).
 __global__ void __launch_bounds__(kThreads) append_codes(const __grid_constant__ AppendArguments p) {
+  simt::follow_preceding();
   const AppendFrom& from = p.from[blockIdx.y];
   const int kv_heads = static_cast<int>(p.shape.kv_heads);
   const int lane = static_cast<int>(threadIdx.x) % kRowLanes;
@@ -242,6 +244,7 @@ struct MoveArguments {
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     move_kv(const __grid_constant__ MoveArguments p, const KvMoveParams::Move* moves) {
+  simt::follow_preceding();
   const KvMoveParams::Move move = moves[blockIdx.x];
   void* const pool = p.from[blockIdx.z].pool;
   const PageHead<T> from = page_head<T>(pool, p.shape, move.from_page, blockIdx.y);
@@ -285,6 +288,7 @@ struct ReadArguments {
 // Grid: (chunks of all rows and kv heads; keys, values).
 template <typename T>
 __global__ void __launch_bounds__(kThreads) read_kv(const __grid_constant__ ReadArguments p) {
+  simt::follow_preceding();
   const int chunks = static_cast<int>(p.shape.head_dim) / kUnitElements;  // without padding
   const int kv_heads = static_cast<int>(p.shape.kv_heads);
   const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
@@ -386,7 +390,7 @@ cudaError_t for_keys_and_values(const KvShape& shape, From (&from)[2], Launch&& 
 
 }  // namespace
 
-cudaError_t launch_kv_append(const KvAppendParams& params, const StepArrays& step, cudaStream_t stream) {
+cudaError_t launch_kv_append(const KvAppendParams& params, const StepArrays& step, KernelStream stream) {
   const KvShape& shape = params.shape;
   if (!is_supported(shape, step.rope.rotary_dim) || !is_count(params.rows)) return cudaErrorInvalidValue;
   if (!are_aligned({params.layer.keys, params.layer.values, step.rope.cos, step.rope.sin, params.k, params.v})) {
@@ -412,7 +416,7 @@ cudaError_t launch_kv_append(const KvAppendParams& params, const StepArrays& ste
   });
 }
 
-cudaError_t launch_kv_move(const KvMoveParams& params, cudaStream_t stream) {
+cudaError_t launch_kv_move(const KvMoveParams& params, KernelStream stream) {
   const KvShape& shape = params.shape;
   if (!is_supported(shape, params.rope.rotary_dim) || !is_count(std::ssize(params.moves))) return cudaErrorInvalidValue;
   if (!are_aligned({params.layer.keys, params.layer.values, params.rope.cos, params.rope.sin})) {
@@ -427,7 +431,7 @@ cudaError_t launch_kv_move(const KvMoveParams& params, cudaStream_t stream) {
   });
 }
 
-cudaError_t launch_kv_read(const KvReadParams& params, cudaStream_t stream) {
+cudaError_t launch_kv_read(const KvReadParams& params, KernelStream stream) {
   const KvShape& shape = params.shape;
   const std::int64_t n = std::ssize(params.slots);
   if (!is_supported(shape, 0) || !is_count(n)) return cudaErrorInvalidValue;

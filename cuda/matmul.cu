@@ -24,6 +24,7 @@ struct PlainOperand {
     SIMT_DEVICE void load(const Arguments& p, uint4* to, int column) const {
       rows.load(to, column, static_cast<int>(p.params.k));
     }
+    SIMT_DEVICE void advance(const Arguments&) const {}
   };
 
   SIMT_DEVICE static void multiply(const Arguments&, const unsigned char* stage, const uint4* x, Sums<Tile>& sums) {
@@ -91,7 +92,7 @@ std::size_t matmul_workspace_bytes(const MatmulLaunch& launch) {
   return dispatch_rows(launch.params.rows, [&]<typename Tile>() { return lay_out<simt::bf16, Tile>(launch).bytes; });
 }
 
-cudaError_t launch_matmul(const MatmulLaunch& launch, cudaStream_t stream) {
+cudaError_t launch_matmul(const MatmulLaunch& launch, KernelStream stream) {
   if (!is_plain_product(launch) || !has_aligned_pointers(launch)) return cudaErrorInvalidValue;
   if (launch.params.x_dtype != dtype_of(launch.params.outputs[0].weight.format)) return cudaErrorInvalidValue;
   return dispatch_dtype(launch.params.x_dtype, [&]<typename T>() {

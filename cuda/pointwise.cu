@@ -5,6 +5,7 @@
 
 #include "core/format.h"
 #include "dispatch.cuh"
+#include "gated.cuh"
 #include "kernels.h"
 #include "reduce.cuh"
 #include "simt/simt.h"
@@ -21,6 +22,7 @@ constexpr int kThreads = 256;
 template <bool kWide>
 __global__ void __launch_bounds__(kThreads)
     gather_embedding(const __grid_constant__ EmbeddingParams p, const std::int32_t* tokens, Dtype dtype) {
+  simt::follow_preceding();
   const std::int64_t row = blockIdx.x;
   const std::int64_t cols = p.table.cols;
   const std::size_t from = static_cast<std::size_t>(simt::load_constant(tokens + row)) * padded_cols(cols);
@@ -46,6 +48,7 @@ __global__ void __launch_bounds__(kThreads)
 // element is read and written by one thread only.
 template <int kRowThreads, bool kWide>
 __global__ void __launch_bounds__(kThreads) normalize_rows(const __grid_constant__ RmsNormParams p) {
+  simt::follow_preceding();
   SIMT_SHARED_MEMORY(shared);
   constexpr int kWidth = kWide ? 4 : 1;
   const int lane = static_cast<int>(threadIdx.x) % kRowThreads;
@@ -82,36 +85,20 @@ __global__ void __launch_bounds__(kThreads) normalize_rows(const __grid_constant
 
 // ---- gated activation -----------------------------------------------------------------------------
 
-template <Activation kActivation>
-SIMT_DEVICE float gated(float gate, float up) {
-  if constexpr (kActivation == Activation::kSilu) {
-    return gate / (1.f + expf(-gate)) * up;
-  } else if constexpr (kActivation == Activation::kGeluTanh) {
-    // 0.5 x (1 + tanh(u)) = x sigmoid(2 u) (Hendrycks and Gimpel 2016, arXiv 1606.08415)
-    const float u = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate);
-    return gate / (1.f + expf(-2.f * u)) * up;
-  } else {
-    static_assert(kActivation == Activation::kClampedSwiglu);
-    // NaN stays NaN: comparisons with it are false.
-    gate = gate > kSwigluLimit ? kSwigluLimit : gate;
-    up = up > kSwigluLimit ? kSwigluLimit : up < -kSwigluLimit ? -kSwigluLimit : up;
-    return gate / (1.f + expf(-kSwigluAlpha * gate)) * (up + 1.f);
-  }
-}
-
 // A thread per element, or per four of them (kWide), else `out` is f32. `gate` may be `out`.
 template <Activation kActivation, bool kWide>
 __global__ void __launch_bounds__(kThreads) gate_elements(const __grid_constant__ GatedActivationParams p) {
+  simt::follow_preceding();
   const std::int64_t i = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * (kWide ? 4 : 1);
   if (i >= p.n) return;
   if constexpr (kWide) {
     const float4 gate = *reinterpret_cast<const float4*>(p.gate + i);
-    const float4 up = simt::load_constant(reinterpret_cast<const float4*>(p.up + i));
+    const float4 up = *reinterpret_cast<const float4*>(p.up + i);
     const float4 y = make_float4(gated<kActivation>(gate.x, up.x), gated<kActivation>(gate.y, up.y),
                                  gated<kActivation>(gate.z, up.z), gated<kActivation>(gate.w, up.w));
     visit_array(p.out, p.out_dtype, [&](auto* out) { store_operands(out + i, y); });
   } else {
-    static_cast<float*>(p.out)[i] = gated<kActivation>(p.gate[i], simt::load_constant(p.up + i));
+    static_cast<float*>(p.out)[i] = gated<kActivation>(p.gate[i], p.up[i]);
   }
 }
 
@@ -120,15 +107,16 @@ __global__ void __launch_bounds__(kThreads) gate_elements(const __grid_constant_
 // A thread per element, or per four of them (kWide).
 template <bool kWide>
 __global__ void __launch_bounds__(kThreads) add_scaled(const __grid_constant__ AddParams p) {
+  simt::follow_preceding();
   const std::int64_t i = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * (kWide ? 4 : 1);
   if (i >= p.n) return;
   if constexpr (kWide) {
     float4* to = reinterpret_cast<float4*>(p.x + i);
     const float4 x = *to;
-    const float4 y = simt::load_constant(reinterpret_cast<const float4*>(p.y + i));
+    const float4 y = *reinterpret_cast<const float4*>(p.y + i);
     *to = make_float4(x.x + p.scale * y.x, x.y + p.scale * y.y, x.z + p.scale * y.z, x.w + p.scale * y.w);
   } else {
-    p.x[i] += p.scale * simt::load_constant(p.y + i);
+    p.x[i] += p.scale * p.y[i];
   }
 }
 
@@ -140,6 +128,7 @@ SIMT_DEVICE float capped(float x, float by, float softcap) {
 
 template <bool kCapped, bool kWide>
 __global__ void __launch_bounds__(kThreads) cap_elements(float* values, std::int64_t n, float by, float softcap) {
+  simt::follow_preceding();
   const std::int64_t i = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * (kWide ? 4 : 1);
   if (i >= n) return;
   if constexpr (kWide) {
@@ -157,18 +146,20 @@ __global__ void __launch_bounds__(kThreads) cap_elements(float* values, std::int
 // A thread per four elements.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) round_elements(const float* x, std::int64_t n, T* out) {
+  simt::follow_preceding();
   const std::int64_t i = 4 * (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
-  if (i < n) store_operands(out + i, simt::load_constant(reinterpret_cast<const float4*>(x + i)));
+  if (i < n) store_operands(out + i, *reinterpret_cast<const float4*>(x + i));
 }
 
 // Grid: (rows; groups of kThreads pairs of elements). What lies behind a row becomes zero.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) round_and_pad(const float* x, std::int64_t cols, T* out) {
+  simt::follow_preceding();
   const std::int64_t i = 2 * (static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x);
   if (i >= padded_cols(cols)) return;
   const float* row = x + blockIdx.x * cols;
-  const float first = i < cols ? simt::load_constant(row + i) : 0.f;
-  const float second = i + 1 < cols ? simt::load_constant(row + i + 1) : 0.f;
+  const float first = i < cols ? row[i] : 0.f;
+  const float second = i + 1 < cols ? row[i + 1] : 0.f;
   *reinterpret_cast<std::uint32_t*>(out + blockIdx.x * padded_cols(cols) + i) = round2<T>(first, second);
 }
 
@@ -194,7 +185,7 @@ dim3 grid_for(std::int64_t n, bool wide) {
 
 }  // namespace
 
-cudaError_t launch_embedding(const EmbeddingParams& params, const StepArrays& step, cudaStream_t stream) {
+cudaError_t launch_embedding(const EmbeddingParams& params, const StepArrays& step, KernelStream stream) {
   if (params.rows < 0 || params.rows > INT_MAX || params.table.cols < 1) return cudaErrorInvalidValue;
   if (!is_plain(params.table.format)) return cudaErrorInvalidValue;
   if (params.rows == 0) return cudaSuccess;
@@ -206,7 +197,7 @@ cudaError_t launch_embedding(const EmbeddingParams& params, const StepArrays& st
   });
 }
 
-cudaError_t launch_rms_norm(const RmsNormParams& params, cudaStream_t stream) {
+cudaError_t launch_rms_norm(const RmsNormParams& params, KernelStream stream) {
   if (params.rows < 0 || params.rows > INT_MAX || params.cols < 1) return cudaErrorInvalidValue;
   if (params.rows == 0) return cudaSuccess;
   const bool wide = params.cols % 4 == 0 && are_aligned({params.x, params.weight, params.out});
@@ -222,7 +213,7 @@ cudaError_t launch_rms_norm(const RmsNormParams& params, cudaStream_t stream) {
   });
 }
 
-cudaError_t launch_gated_activation(const GatedActivationParams& params, cudaStream_t stream) {
+cudaError_t launch_gated_activation(const GatedActivationParams& params, KernelStream stream) {
   if (!is_count(params.n)) return cudaErrorInvalidValue;
   if (params.n == 0) return cudaSuccess;
   const bool wide = params.n % 4 == 0 && are_aligned({params.gate, params.up, params.out});
@@ -241,7 +232,7 @@ cudaError_t launch_gated_activation(const GatedActivationParams& params, cudaStr
   });
 }
 
-cudaError_t launch_add(const AddParams& params, cudaStream_t stream) {
+cudaError_t launch_add(const AddParams& params, KernelStream stream) {
   if (!is_count(params.n)) return cudaErrorInvalidValue;
   if (params.n == 0) return cudaSuccess;
   const bool wide = params.n % 4 == 0 && are_aligned({params.x, params.y});
@@ -250,7 +241,7 @@ cudaError_t launch_add(const AddParams& params, cudaStream_t stream) {
   });
 }
 
-cudaError_t launch_softcap(const SoftcapParams& params, cudaStream_t stream) {
+cudaError_t launch_softcap(const SoftcapParams& params, KernelStream stream) {
   if (!is_count(params.n) || !(params.softcap >= 0)) return cudaErrorInvalidValue;
   if (params.n == 0) return cudaSuccess;
   const bool wide = params.n % 4 == 0 && are_aligned({params.x});
@@ -265,7 +256,7 @@ cudaError_t launch_softcap(const SoftcapParams& params, cudaStream_t stream) {
 }
 
 cudaError_t launch_round(const float* x, std::int64_t rows, std::int64_t cols, Dtype dtype, void* out,
-                         cudaStream_t stream) {
+                         KernelStream stream) {
   if (rows < 0 || rows > INT_MAX || cols < 1 || cols > INT_MAX || !is_count(rows * cols)) return cudaErrorInvalidValue;
   if (rows == 0) return cudaSuccess;
   const bool wide = cols % 8 == 0 && are_aligned({x, out});

@@ -11,6 +11,8 @@
 // on the number of rows, so a row's result does not depend on its company, to the last bit. More rows take
 // larger tiles, whose sums are cut elsewhere.
 //
+// What a gate and its up come to is worked out by the CTA that has written the second of two such tiles.
+//
 // Products of experts: an expert's rows are cut into runs of a tile's rows, which the card alone knows (routing.cu).
 // The order is expert, matrix, tile of outputs, run; a CTA takes whole tiles, so that no sum depends on what else is
 // in the step.
@@ -24,6 +26,7 @@
 #include "core/format.h"
 #include "dispatch.cuh"
 #include "fragments.cuh"
+#include "gated.cuh"
 #include "kernels.h"
 #include "quotient.cuh"
 #include "simt/simt.h"
@@ -35,6 +38,7 @@ namespace hogwild::cuda {
 struct Arguments {
   MatmulParams params;
   ExpertProducts experts;
+  GatedProducts gated;
   CodeArguments codes;                              // of quantised weights
   int tiles_before[MatmulParams::kMaxOutputs + 1];  // tiles of the matrices before each; of experts: in one run
   Quotient by_row_tiles;                            // of experts: 1
@@ -43,13 +47,15 @@ struct Arguments {
   int chunks;               // per tile
   Shares shares;            // of all chunks; not of experts
   unsigned* tickets;        // [tiles]: CTAs that have finished a tile that is cut; 0 between launches
+  unsigned* gate_tickets;   // [tiles of the gate]: which of a tile of gate and its tile of up are written; likewise
   volatile float* partial;  // [CTAs, 2, kOutputs, kRows]: of a CTA's first and last tile
 };
 
 // Tiles of one launch. The tickets lie at the start of the workspace, whatever the sizes of a launch, so that
 // none ever finds another's partial sums in their place.
 inline constexpr int kMaxTiles = 1 << 15;
-inline constexpr std::size_t kTicketBytes = kMaxTiles * sizeof(unsigned);
+inline constexpr int kMaxTickets = 2 * kMaxTiles;
+inline constexpr std::size_t kTicketBytes = kMaxTickets * sizeof(unsigned);
 
 template <int kTileRows, int kTileOutputs, int kWarpsAlongRows, int kWarpsAlongOutputs, int kChunkDepth>
 struct Tile {
@@ -77,7 +83,7 @@ struct Tile {
 //   kWeightBytes                        of a chunk's weights in shared memory; x lies behind them
 //   kStages, kCtasPerMultiprocessor
 //   Loader                              this thread's part of the copies: seek(p, at, chunk) where a tile begins,
-//                                       load(p, to, column) for each chunk from there on
+//                                       load(p, to, column) and advance(p) for each chunk from there on
 //   multiply(p, weights, x, sums)       adds the products of a chunk
 template <typename Weights, typename Tile>
 struct Operand;
@@ -95,6 +101,7 @@ struct Place {
 // Which matrix, outputs and rows a tile is of, and where they lie.
 struct TileAt {
   int matrix;
+  int within;  // number among the matrix's tiles; of experts, of all their runs
   std::int64_t first_output, first_row, end_row;
   const void* weights;  // the whole matrix
   const float* bias;    // null: none
@@ -105,12 +112,14 @@ SIMT_DEVICE TileAt locate(const Arguments& p, int tile) {
   const bool of_experts = p.experts.runs != nullptr;
   int within = tile;
   ExpertRun run = {};
+  int run_number = 0;
   if (of_experts) {
     // The run of this number tells which expert has how many runs; those share each tile of outputs.
-    run = load_constant_32(p.experts.runs + p.by_run.of(tile));
+    run = p.experts.runs[p.by_run.of(tile)];
     within -= run.first_run * p.by_run.divisor;
     const int outputs = within / run.runs;
-    if (run.runs > 1) run = load_constant_32(p.experts.runs + run.first_run + (within - outputs * run.runs));
+    run_number = run.first_run + (within - outputs * run.runs);
+    if (run.runs > 1) run = p.experts.runs[run_number];
     within = outputs;
   }
   int matrix = 0;
@@ -119,6 +128,7 @@ SIMT_DEVICE TileAt locate(const Arguments& p, int tile) {
   const int output_tile = p.by_row_tiles.of(within);
   const int row_tile = within - output_tile * p.by_row_tiles.divisor;
   TileAt at = {matrix,
+               within,
                static_cast<std::int64_t>(output_tile) * Tile::kOutputs,
                static_cast<std::int64_t>(row_tile) * Tile::kRows,
                p.params.rows,
@@ -129,6 +139,7 @@ SIMT_DEVICE TileAt locate(const Arguments& p, int tile) {
         load_constant_32(p.experts.matrices + kExpertMatrices * run.expert + p.experts.first_matrix + matrix);
     at.weights = own.data;
     at.bias = own.bias;
+    at.within += run_number * p.tiles_before[1];
     at.first_row = run.first;
     at.end_row = run.first + run.rows;
   }
@@ -184,11 +195,16 @@ struct Loader {
     x.seek(p.params.x, where.first_row, where.end_row, p.params.k);
   }
 
-  // Begins the copy of the next chunk.
-  SIMT_DEVICE void load(const Arguments& p, unsigned char* stage) {
-    const int k = static_cast<int>(p.params.k);
+  // Begin the copy of the next chunk.
+  SIMT_DEVICE void load_weights(const Arguments& p, unsigned char* stage) const {
     weights.load(p, reinterpret_cast<uint4*>(stage), column);
-    x.load(reinterpret_cast<uint4*>(stage + Operand<Weights, Tile>::kWeightBytes), column, k);
+  }
+  SIMT_DEVICE void load_x(const Arguments& p, unsigned char* stage) const {
+    x.load(reinterpret_cast<uint4*>(stage + Operand<Weights, Tile>::kWeightBytes), column,
+           static_cast<int>(p.params.k));
+  }
+  SIMT_DEVICE void advance(const Arguments& p) {
+    weights.advance(p);
     column += Tile::kDepth;
     if (++chunk == p.chunks && tile + 1 < end_tile) seek(p, {tile + 1, 0});
   }
@@ -260,6 +276,35 @@ SIMT_DEVICE void write_tile(const Arguments& p, int tile, Sums<Tile>& sums) {
   });
 }
 
+// After a tile of gate or up: the activation of both, if the other one is written. `ticket`: shared memory that no
+// thread reads before the next barrier.
+template <typename Tile>
+SIMT_DEVICE void gate_tile(const Arguments& p, int tile, unsigned* ticket) {
+  __threadfence();
+  __syncthreads();  // all of it is written
+  const TileAt at = locate<Tile>(p, tile);
+  unsigned* arrived = p.gate_tickets + at.within;
+  if (threadIdx.x == 0) *ticket = atomicAdd(arrived, 1u);
+  __syncthreads();
+  if (*ticket == 0) return;
+  __threadfence();  // the other tile, not what was there before
+  if (threadIdx.x == 0) *arrived = 0;
+  const volatile float* gates = p.params.outputs[0].y;
+  const volatile float* ups = p.params.outputs[1].y;
+  const std::int64_t n = p.params.outputs[0].weight.rows;
+  const std::int64_t output = at.first_output + static_cast<int>(threadIdx.x) % Tile::kOutputs;
+  if (output >= n) return;
+  static_assert(Tile::kThreads % Tile::kOutputs == 0);
+  const std::int64_t end = min(at.end_row, at.first_row + Tile::kRows);
+#pragma unroll 1
+  for (std::int64_t row = at.first_row + static_cast<int>(threadIdx.x) / Tile::kOutputs; row < end;
+       row += Tile::kThreads / Tile::kOutputs) {
+    const std::int64_t i = row * n + output;
+    const float value = gated(p.gated.activation, gates[i], ups[i]);
+    visit_array(p.gated.out, p.gated.out_dtype, [&](auto* out) { store_operand(out + i, value); });
+  }
+}
+
 template <typename Weights, typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kCtasPerMultiprocessor))
     multiply(const __grid_constant__ Arguments p) {
@@ -270,8 +315,10 @@ __global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kCtas
   const int cta = static_cast<int>(blockIdx.x);
   Loader<Weights, Tile> loader;
   int begin, n;  // chunks
+  simt::launch_dependents();
   if (p.experts.runs != nullptr) {
-    const std::int64_t tiles = std::int64_t{simt::load_constant(p.experts.n_runs)} * p.by_run.divisor;
+    simt::wait_for_preceding();  // which weights it takes is decided in the step
+    const std::int64_t tiles = std::int64_t{*p.experts.n_runs} * p.by_run.divisor;
     const int first_tile = static_cast<int>(tiles * cta / gridDim.x);
     loader.end_tile = static_cast<int>(tiles * (cta + 1) / gridDim.x);
     begin = first_tile * p.chunks;
@@ -289,9 +336,21 @@ __global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kCtas
   };
 
   loader.seek(p, first);
+  // No kernel of a step writes weights: they are under way while the kernel that writes x still runs.
+  const int first_stages = min(n, Own::kStages - 1);
+  Loader<Weights, Tile> ahead = loader;
+#pragma unroll 1
+  for (int stage = 0; stage < first_stages; ++stage) {
+    ahead.load_weights(p, shared + stage * kBytes);
+    ahead.advance(p);
+  }
+  simt::wait_for_preceding();
 #pragma unroll 1
   for (int stage = 0; stage < Own::kStages - 1; ++stage) {
-    if (stage < n) loader.load(p, shared + stage * kBytes);
+    if (stage < first_stages) {
+      loader.load_x(p, shared + stage * kBytes);
+      loader.advance(p);
+    }
     simt::cp_async_commit();
   }
 
@@ -303,7 +362,10 @@ __global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kCtas
     simt::cp_async_wait<Own::kStages - 2>();
     __syncthreads();  // this chunk is there for all; all are done with the one before
     if (i + Own::kStages - 1 < n) {
-      loader.load(p, shared + (i + Own::kStages - 1) % Own::kStages * kBytes);
+      unsigned char* free_stage = shared + (i + Own::kStages - 1) % Own::kStages * kBytes;
+      loader.load_weights(p, free_stage);
+      loader.load_x(p, free_stage);
+      loader.advance(p);
     }
     simt::cp_async_commit();
     const unsigned char* stage = shared + i % Own::kStages * kBytes;
@@ -332,7 +394,10 @@ __global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kCtas
         if (threadIdx.x == 0) p.tickets[tile] = 0;
       }
     }
-    if (complete) write_tile<Tile>(p, tile, sums);
+    if (complete) {
+      write_tile<Tile>(p, tile, sums);
+      if (p.gated.out != nullptr) gate_tile<Tile>(p, tile, ticket);
+    }
     sums.clear();
     tile_chunks = 0;
   }
@@ -356,6 +421,10 @@ inline bool is_supported(const MatmulLaunch& launch) {
   const MatmulParams& p = launch.params;
   if (p.rows < 1 || p.k < 8 || p.k % 8 != 0 || p.k > INT_MAX - 64 || launch.multiprocessors < 1) return false;
   if (p.n_outputs < 1 || p.n_outputs > MatmulParams::kMaxOutputs) return false;
+  if (launch.gated.out != nullptr) {
+    if (p.n_outputs != 2 || p.outputs[0].weight.rows != p.outputs[1].weight.rows) return false;
+    if (p.outputs[0].accumulate || p.outputs[1].accumulate) return false;
+  }
   if (launch.experts.runs != nullptr && (p.rows > kMaxSkinnyRows || launch.experts.max_runs < 1)) return false;
   return std::all_of(p.outputs, p.outputs + p.n_outputs, [&p](const MatmulParams::Output& output) {
     const Matrix& weight = output.weight;
@@ -379,6 +448,7 @@ Layout lay_out(const MatmulLaunch& launch, const CodeArguments& codes = {}) {
   Arguments& p = layout.arguments;
   p.params = params;
   p.experts = launch.experts;
+  p.gated = launch.gated;
   p.codes = codes;
   const std::int64_t row_tiles = of_experts ? 1 : (params.rows + Tile::kRows - 1) / Tile::kRows;
   const std::int64_t chunks = (params.k + Tile::kDepth - 1) / Tile::kDepth;
@@ -394,7 +464,9 @@ Layout lay_out(const MatmulLaunch& launch, const CodeArguments& codes = {}) {
   p.by_row_tiles = Quotient(static_cast<int>(row_tiles));
   p.by_chunks = Quotient(static_cast<int>(chunks));
   p.chunks = static_cast<int>(chunks);
+  p.tickets = p.gate_tickets = static_cast<unsigned*>(launch.workspace);
   if (of_experts) {
+    if (p.gated.out != nullptr && p.tiles_before[1] > kMaxTickets / launch.experts.max_runs) return layout;
     p.by_run = Quotient(static_cast<int>(tiles));
     tiles *= launch.experts.max_runs;
     if (tiles > INT_MAX / chunks) return layout;
@@ -407,13 +479,13 @@ Layout lay_out(const MatmulLaunch& launch, const CodeArguments& codes = {}) {
   layout.ctas = static_cast<unsigned>(ctas);
   p.shares = Shares(static_cast<int>(tiles * chunks), static_cast<int>(ctas));
   layout.bytes = kTicketBytes + static_cast<std::size_t>(ctas) * 2 * Tile::kOutputs * Tile::kRows * sizeof(float);
-  p.tickets = static_cast<unsigned*>(launch.workspace);
+  p.gate_tickets += tiles;
   p.partial = reinterpret_cast<float*>(static_cast<unsigned char*>(launch.workspace) + kTicketBytes);
   return layout;
 }
 
 template <typename Weights, typename Tile>
-cudaError_t launch_tiles(const MatmulLaunch& launch, cudaStream_t stream, const CodeArguments& codes = {}) {
+cudaError_t launch_tiles(const MatmulLaunch& launch, KernelStream stream, const CodeArguments& codes = {}) {
   const Layout layout = lay_out<Weights, Tile>(launch, codes);
   if (layout.bytes == 0) return cudaErrorInvalidValue;
   return SIMT_LAUNCH((multiply<Weights, Tile>), dim3(layout.ctas), dim3(Tile::kThreads), (kSharedBytes<Weights, Tile>),

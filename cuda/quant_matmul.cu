@@ -94,7 +94,7 @@ struct QuantOperand {
              (inside ? (block * p.chunks + chunk) * p.codes.record_bytes : 0);
     }
 
-    SIMT_DEVICE void load(const Arguments& p, uint4* to, int) {
+    SIMT_DEVICE void load(const Arguments& p, uint4* to, int) const {
       to += threadIdx.x / 32 * (kMaxRecordBytes / 16);
       const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
@@ -102,6 +102,8 @@ struct QuantOperand {
         if (16 * i >= p.codes.record_bytes) break;
         simt::cp_async_16(to + i, reinterpret_cast<const uint4*>(from) + (inside ? i : 0), inside);
       }
+    }
+    SIMT_DEVICE void advance(const Arguments& p) {
       if (inside) from += p.codes.record_bytes;
     }
   };
@@ -181,7 +183,7 @@ std::size_t quantised_matmul_workspace_bytes(const MatmulLaunch& launch) {
   return dispatch_rows(launch.params.rows, [&]<typename Tile>() { return lay_out<Affine4, Tile>(launch).bytes; });
 }
 
-cudaError_t launch_quantised_matmul(const MatmulLaunch& launch, cudaStream_t stream) {
+cudaError_t launch_quantised_matmul(const MatmulLaunch& launch, KernelStream stream) {
   if (!is_quantised_product(launch) || !has_aligned_pointers(launch)) return cudaErrorInvalidValue;
   if (launch.params.x_dtype != Dtype::kBF16) return cudaErrorInvalidValue;
   const Format format = launch.params.outputs[0].weight.format;

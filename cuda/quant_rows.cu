@@ -35,6 +35,7 @@ template <typename Codes>
 __global__ void __launch_bounds__(kThreads)
     gather_quantised(const __grid_constant__ EmbeddingParams p, const __grid_constant__ CodeArguments codes,
                      const std::int32_t* tokens) {
+  simt::follow_preceding();
   const std::int64_t row = simt::load_constant(tokens + blockIdx.x);
   const std::int64_t cols = p.table.cols;
   const int output = static_cast<int>(row % kFragmentOutputs);
@@ -56,17 +57,18 @@ __global__ void __launch_bounds__(kThreads)
 // A thread per two elements.
 __global__ void __launch_bounds__(kThreads)
     permute_rows(const std::uint16_t* x, const std::int32_t* columns, std::int64_t k, std::uint16_t* out) {
+  simt::follow_preceding();
   const std::int64_t i = 2 * (static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x);
   if (i >= k) return;
   const std::uint16_t* row = x + blockIdx.x * k;
   const int2 from = simt::load_constant(reinterpret_cast<const int2*>(columns + i));
-  const std::uint32_t pair = simt::load_constant(row + from.x) | std::uint32_t{simt::load_constant(row + from.y)} << 16;
+  const std::uint32_t pair = row[from.x] | std::uint32_t{row[from.y]} << 16;
   *reinterpret_cast<std::uint32_t*>(out + blockIdx.x * k + i) = pair;
 }
 
 }  // namespace
 
-cudaError_t launch_quantised_embedding(const EmbeddingParams& params, const StepArrays& step, cudaStream_t stream) {
+cudaError_t launch_quantised_embedding(const EmbeddingParams& params, const StepArrays& step, KernelStream stream) {
   if (params.rows < 0 || params.rows > INT_MAX || params.table.cols < 1) return cudaErrorInvalidValue;
   if (is_plain(params.table.format) || params.table.order != Order::kFragments) return cudaErrorInvalidValue;
   if (!are_aligned({params.table.data})) return cudaErrorInvalidValue;
@@ -78,7 +80,7 @@ cudaError_t launch_quantised_embedding(const EmbeddingParams& params, const Step
 }
 
 cudaError_t launch_permute(const void* x, const std::int32_t* columns, std::int64_t rows, std::int64_t k, void* out,
-                           cudaStream_t stream) {
+                           KernelStream stream) {
   if (rows < 1 || rows > INT_MAX || k < 2 || k % 2 != 0 || k > INT_MAX) return cudaErrorInvalidValue;
   if (!are_aligned({x, columns, out})) return cudaErrorInvalidValue;
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>((k / 2 + kThreads - 1) / kThreads));

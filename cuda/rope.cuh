@@ -14,7 +14,7 @@ namespace hogwild::cuda {
 
 inline constexpr int kUnitElements = 8;  // of a chunk here, whatever the row's type
 
-// A row of q, k or v: D elements from `first` on. No thread of the launch writes it.
+// A row of q, k or v: D elements from `first` on.
 struct ActivationRow {
   const void* data;
   Dtype dtype;

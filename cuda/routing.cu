@@ -37,6 +37,7 @@ SIMT_DEVICE std::int64_t rows_of(const RoutingLaunch& p) {
 
 // A warp per row.
 __global__ void __launch_bounds__(kThreads) choose_experts(const __grid_constant__ RoutingLaunch p, int n_experts) {
+  simt::follow_preceding();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (row >= rows_of(p)) return;  // whole warps
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(kThreads) choose_experts(const __grid_constant
   for (int j = 0; j < used; ++j) {
     Choice best = {-kInfinity, INT_MAX};
     for (int i = lane; i < n_experts; i += 32) {
-      const float logit = simt::load_constant(logits + i);
+      const float logit = logits[i];
       const Choice candidate = {logit == logit ? logit : -kInfinity, i};
       if (comes_before(last, candidate) && comes_before(candidate, best)) best = candidate;
     }
@@ -70,17 +71,17 @@ __global__ void __launch_bounds__(kThreads) choose_experts(const __grid_constant
   float sum = 0;
   bool good = true;
   for (int i = lane; i < n_experts; i += 32) {
-    const float logit = simt::load_constant(logits + i);
+    const float logit = logits[i];
     good = good && logit < kInfinity;
     if (!p.params.normalized) sum += expf(logit - max);
   }
   if (p.params.normalized) {
-    for (int j = lane; j < used; j += 32) sum += expf(simt::load_constant(logits + chosen[j]) - max);
+    for (int j = lane; j < used; j += 32) sum += expf(logits[chosen[j]] - max);
   }
   good = __all_sync(0xffffffffu, good);
   sum = warp_sum(sum);
   for (int j = lane; j < used; j += 32) {
-    const float weight = expf(simt::load_constant(logits + chosen[j]) - max) / sum;
+    const float weight = expf(logits[chosen[j]] - max) / sum;
     weights[j] = good ? weight : kNan;
   }
 }
@@ -102,13 +103,14 @@ SIMT_DEVICE int sum_before(int value, int& total) {
 
 // One CTA. In which order the rows of an expert lie may differ from run to run: no row's result depends on it.
 __global__ void __launch_bounds__(kThreads) place_pairs(const __grid_constant__ RoutingLaunch p, int n_experts) {
+  simt::follow_preceding();
   SIMT_SHARED_MEMORY(shared);
   unsigned* next = reinterpret_cast<unsigned*>(shared);  // [E]: pairs, then the next free place
   const int pairs = static_cast<int>(rows_of(p) * p.params.used);
   for (int e = static_cast<int>(threadIdx.x); e < n_experts; e += kThreads) next[e] = 0;
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < pairs; i += kThreads) {
-    atomicAdd(&next[simt::load_constant(p.experts + i)], 1u);
+    atomicAdd(&next[p.experts[i]], 1u);
   }
   __syncthreads();
   if (threadIdx.x < 32) {
@@ -135,21 +137,22 @@ __global__ void __launch_bounds__(kThreads) place_pairs(const __grid_constant__ 
   }
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < pairs; i += kThreads) {
-    p.places[i] = static_cast<std::int32_t>(atomicAdd(&next[simt::load_constant(p.experts + i)], 1u));
+    p.places[i] = static_cast<std::int32_t>(atomicAdd(&next[p.experts[i]], 1u));
   }
 }
 
 // One warp. An expert's runs are selected together, so that they lie side by side as before.
 __global__ void __launch_bounds__(32)
     select_runs(const __grid_constant__ RoutingLaunch p, const __grid_constant__ SelectedRuns selected) {
-  const int n = simt::load_constant(p.n_runs);
+  simt::follow_preceding();
+  const int n = *p.n_runs;
   int count = 0;
   for (int first = 0; first < n; first += 32) {
     const int i = first + static_cast<int>(threadIdx.x);
     ExpertRun run = {};
     bool wanted = false;
     if (i < n) {
-      run = load_constant_32(p.runs + i);
+      run = p.runs[i];
       wanted = load_constant_32(selected.matrices + kExpertMatrices * run.expert).group == selected.group;
     }
     int more;
@@ -169,24 +172,25 @@ __global__ void __launch_bounds__(32)
 template <typename T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
     gather_rows_of_pairs(const __grid_constant__ RoutingLaunch p, const __grid_constant__ GatherParams gather) {
+  simt::follow_preceding();
   const std::int64_t column = 4 * (static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x);
   if (column >= padded_cols(gather.cols)) return;
   const std::int64_t pair = blockIdx.x;
   if (pair >= rows_of(p) * p.params.used) return;
-  const std::int64_t place = simt::load_constant(p.places + pair);
+  const std::int64_t place = p.places[pair];
   const float* row = gather.x + (gather.at_places ? place : pair / p.params.used) * gather.cols;
   float4 values;
   if constexpr (kWide) {
-    values = simt::load_constant(reinterpret_cast<const float4*>(row + column));
+    values = *reinterpret_cast<const float4*>(row + column);
   } else {
     const std::int32_t* columns = nullptr;
     if (gather.matrices != nullptr) {
-      const std::int64_t expert = simt::load_constant(p.experts + pair);
+      const std::int64_t expert = p.experts[pair];
       columns = load_constant_32(gather.matrices + kExpertMatrices * expert + gather.matrix).columns;
     }
     const auto value = [&](std::int64_t i) {
       if (i >= gather.cols) return 0.f;
-      return simt::load_constant(row + (columns == nullptr ? i : simt::load_constant(columns + i)));
+      return row[columns == nullptr ? i : simt::load_constant(columns + i)];
     };
     values = make_float4(value(column), value(column + 1), value(column + 2), value(column + 3));
   }
@@ -195,14 +199,15 @@ __global__ void __launch_bounds__(kThreads)
 
 // Grid: (rows; groups of kThreads columns). In descending order of the logits, in f32.
 __global__ void __launch_bounds__(kThreads) combine_pairs(const __grid_constant__ RoutingLaunch p, const float* y) {
+  simt::follow_preceding();
   const std::int64_t column = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   const std::int64_t hidden = p.params.hidden;
   const std::int64_t row = blockIdx.x;
   if (column >= hidden || row >= rows_of(p)) return;
   float sum = 0;
   for (std::int64_t pair = row * p.params.used; pair < (row + 1) * p.params.used; ++pair) {
-    const std::int64_t place = simt::load_constant(p.places + pair);
-    sum += simt::load_constant(p.weights + pair) * simt::load_constant(y + place * hidden + column);
+    const std::int64_t place = p.places[pair];
+    sum += p.weights[pair] * y[place * hidden + column];
   }
   p.params.out[row * hidden + column] += sum;
 }
@@ -227,7 +232,7 @@ dim3 grid_of(std::int64_t rows, std::int64_t threads) {
 
 }  // namespace
 
-cudaError_t launch_routing(const RoutingLaunch& launch, cudaStream_t stream) {
+cudaError_t launch_routing(const RoutingLaunch& launch, KernelStream stream) {
   if (!is_supported(launch)) return cudaErrorInvalidValue;
   constexpr std::int64_t kRows = kThreads / 32;
   const int n_experts = static_cast<int>(std::ssize(launch.params.experts));
@@ -239,12 +244,12 @@ cudaError_t launch_routing(const RoutingLaunch& launch, cudaStream_t stream) {
                      stream, launch, n_experts);
 }
 
-cudaError_t launch_select_runs(const RoutingLaunch& launch, const SelectedRuns& selected, cudaStream_t stream) {
+cudaError_t launch_select_runs(const RoutingLaunch& launch, const SelectedRuns& selected, KernelStream stream) {
   if (!is_supported(launch)) return cudaErrorInvalidValue;
   return SIMT_LAUNCH(select_runs, dim3(1), dim3(32), 0, stream, launch, selected);
 }
 
-cudaError_t launch_gather(const RoutingLaunch& launch, const GatherParams& params, cudaStream_t stream) {
+cudaError_t launch_gather(const RoutingLaunch& launch, const GatherParams& params, KernelStream stream) {
   if (!is_supported(launch) || params.cols < 1 || params.cols > INT_MAX || !are_aligned({params.out})) {
     return cudaErrorInvalidValue;
   }
@@ -256,7 +261,7 @@ cudaError_t launch_gather(const RoutingLaunch& launch, const GatherParams& param
   });
 }
 
-cudaError_t launch_combine(const RoutingLaunch& launch, const float* y, cudaStream_t stream) {
+cudaError_t launch_combine(const RoutingLaunch& launch, const float* y, KernelStream stream) {
   if (!is_supported(launch)) return cudaErrorInvalidValue;
   return SIMT_LAUNCH(combine_pairs, grid_of(launch.params.rows, launch.params.hidden), dim3(kThreads), 0, stream,
                      launch, y);

@@ -170,6 +170,7 @@ SIMT_DEVICE Mass best_of(const float* logits, Range range, float least, Shared& 
 }
 
 __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) find_best(const __grid_constant__ Arguments p) {
+  simt::follow_preceding();
   SIMT_SHARED_MEMORY(memory);
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const SampleRow row = p.launch.rows[blockIdx.x];
@@ -294,6 +295,7 @@ SIMT_DEVICE Cut find_cut(const Arguments& p, const SampleRow& row, int kind, con
 // is behind the cut of top-k.
 __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor)
     add_bins(const __grid_constant__ Arguments p, int kind, int round) {
+  simt::follow_preceding();
   SIMT_SHARED_MEMORY(memory);
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const SampleRow row = p.launch.rows[blockIdx.x];
@@ -361,6 +363,7 @@ SIMT_DEVICE Mass drawn_mass(const SampleRow& row, const Weights& weights, float 
 }
 
 __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) add_masses(const __grid_constant__ Arguments p) {
+  simt::follow_preceding();
   SIMT_SHARED_MEMORY(memory);
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const SampleRow row = p.launch.rows[blockIdx.x];
@@ -452,6 +455,7 @@ SIMT_DEVICE Found find_in_order(long long n, Cut cut, Mass tie_mass, Shared& sha
 }
 
 __global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor) draw(const __grid_constant__ Arguments p) {
+  simt::follow_preceding();
   SIMT_SHARED_MEMORY(memory);
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const SampleRow row = p.launch.rows[blockIdx.x];
@@ -517,7 +521,7 @@ Workspace lay_out(std::int64_t rows, std::int64_t vocab) {
 
 std::size_t sample_workspace_bytes(std::int64_t rows, std::int64_t vocab) { return lay_out(rows, vocab).bytes; }
 
-cudaError_t launch_sample(const SampleLaunch& launch, cudaStream_t stream) {
+cudaError_t launch_sample(const SampleLaunch& launch, KernelStream stream) {
   if (launch.vocab < 1 || launch.vocab > kMaxVocab || launch.n < 0 || launch.n > INT_MAX) return cudaErrorInvalidValue;
   if (launch.n == 0) return cudaSuccess;
   const Workspace workspace = lay_out(launch.n, launch.vocab);

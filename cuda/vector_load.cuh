@@ -10,7 +10,7 @@
 
 namespace hogwild::cuda {
 
-// A struct of 16 bytes that no thread of the launch writes, in one load.
+// A struct of 16 bytes, in one load_constant.
 template <typename T>
 SIMT_DEVICE T load_constant_16(const T* from) {
   static_assert(sizeof(T) == sizeof(uint4) && alignof(T) == alignof(uint4));
@@ -31,7 +31,7 @@ SIMT_DEVICE T load_constant_32(const T* from) {
   return value;
 }
 
-// Eight floats that no thread of the launch writes, aligned to 16 bytes.
+// Eight floats, aligned to 16 bytes, by load_constant.
 SIMT_DEVICE void load8(const float* from, float (&to)[8]) {
   const float4 low = simt::load_constant(reinterpret_cast<const float4*>(from));
   const float4 high = simt::load_constant(reinterpret_cast<const float4*>(from) + 1);
@@ -86,6 +86,13 @@ SIMT_DEVICE void store_operands(T* to, float4 v) {
   *reinterpret_cast<uint2*>(to) = make_uint2(round2<T>(v.x, v.y), round2<T>(v.z, v.w));
 }
 
+// One element, likewise.
+SIMT_DEVICE void store_operand(float* to, float v) { *to = v; }
+template <typename T>
+SIMT_DEVICE void store_operand(T* to, float v) {
+  to->bits = static_cast<std::uint16_t>(round2<T>(v, 0.f));
+}
+
 // Two neighbouring elements, rounded where T is a 16-bit type; aligned as the pair is.
 SIMT_DEVICE void store2(float* to, float first, float second) {
   *reinterpret_cast<float2*>(to) = make_float2(first, second);
@@ -103,11 +110,11 @@ struct Raw8 {
   uint4 first, second;
 };
 
-// Elements [at, at + 8), aligned to eight elements, which no thread of the launch writes.
+// Elements [at, at + 8), aligned to eight elements.
 SIMT_DEVICE Raw8 load_raw8(const void* from, Dtype dtype, std::size_t at) {
   const uint4* chunk = static_cast<const uint4*>(from) + at / 8 * (dtype == Dtype::kF32 ? 2 : 1);
-  Raw8 raw = {simt::load_constant(chunk), make_uint4(0, 0, 0, 0)};
-  if (dtype == Dtype::kF32) raw.second = simt::load_constant(chunk + 1);
+  Raw8 raw = {*chunk, make_uint4(0, 0, 0, 0)};
+  if (dtype == Dtype::kF32) raw.second = chunk[1];
   return raw;
 }
 
@@ -122,10 +129,10 @@ SIMT_DEVICE void convert8(const Raw8& raw, Dtype dtype, float (&to)[8]) {
   }
 }
 
-// One element, likewise.
+// One element.
 SIMT_DEVICE float load1(const void* from, Dtype dtype, std::size_t at) {
-  if (dtype == Dtype::kF32) return simt::load_constant(static_cast<const float*>(from) + at);
-  const std::uint16_t bits = simt::load_constant(static_cast<const std::uint16_t*>(from) + at);
+  if (dtype == Dtype::kF32) return static_cast<const float*>(from)[at];
+  const std::uint16_t bits = static_cast<const std::uint16_t*>(from)[at];
   return dtype == Dtype::kBF16 ? simt::unpack2<simt::bf16>(bits).x : simt::unpack2<simt::f16>(bits).x;
 }
 

@@ -7,16 +7,21 @@
 namespace simt {
 namespace {
 
-constexpr std::size_t kCpAsyncBytes = 16;
-
-void land(const CpAsync& copy) {
-  SIMT_TSAN_ONLY(__tsan_write_range(copy.to, kCpAsyncBytes);
-                 if (copy.valid) __tsan_read_range(const_cast<void*>(copy.from), kCpAsyncBytes);)
+void read(CpAsync& copy) {
+  if (copy.is_read) return;
+  copy.is_read = true;
+  SIMT_TSAN_ONLY(if (copy.valid) __tsan_read_range(const_cast<void*>(copy.from), kCpAsyncBytes);)
   if (copy.valid) {
-    std::memcpy(copy.to, copy.from, kCpAsyncBytes);
+    std::memcpy(copy.data, copy.from, kCpAsyncBytes);
   } else {
-    std::memset(copy.to, 0, kCpAsyncBytes);
+    std::memset(copy.data, 0, kCpAsyncBytes);
   }
+}
+
+void land(CpAsync& copy) {
+  read(copy);
+  SIMT_TSAN_ONLY(__tsan_write_range(copy.to, kCpAsyncBytes);)
+  std::memcpy(copy.to, copy.data, kCpAsyncBytes);
 }
 
 }  // namespace
@@ -31,7 +36,8 @@ void cp_async(void* to, const void* from, bool valid, Site site) {
   thread.waits_at = site;
   (valid ? stats.bytes_copied : stats.bytes_zero_filled) += kCpAsyncBytes;
 
-  const CpAsync copy{to, from, valid, thread.copy_group};
+  CpAsync copy{to, from, valid, thread.copy_group, false, {}};
+  if (machine().before_wait) read(copy);  // what is there now
   if (options.copies == CopyTiming::kEager) {
     land(copy);
   } else {

@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <new>
+#include <stdexcept>
 #include <unordered_set>
 #include <utility>
 
@@ -57,13 +58,51 @@ bool invalidates_a_capture() {
 
 }  // namespace
 
+std::unique_ptr<Grid> Launch::make_grid() const {
+  const auto run = [](void* thread) { (*static_cast<const std::function<void()>*>(thread))(); };
+  return std::make_unique<Grid>(grid, block, shared_bytes, follows, run,
+                                const_cast<void*>(static_cast<const void*>(&thread)));
+}
+
 void enqueue(Stream* stream, Work work) {
+  const bool is_kernel = work.kernel != nullptr;
+  if (is_kernel && work.kernel->follows && (is_default(stream) || !stream->after_kernel)) {
+    throw std::logic_error("a kernel that may overlap with the one before it comes after something else");
+  }
+  if (!is_default(stream)) stream->after_kernel = is_kernel;
   if (is_capturing(stream)) {
     stream->capturing->work.push_back(std::move(work));
+  } else if (is_kernel) {
+    work.kernel->make_grid()->finish();
   } else {
     work.run();
   }
 }
+
+namespace {
+
+// Each kernel that may overlap runs up to its wait before the one that it follows does the rest of its work.
+void run(const Graph& graph) {
+  std::unique_ptr<Grid> begun, next;
+  for (std::size_t i = 0; i < graph.work.size(); ++i, begun = std::move(next)) {
+    if (options.overlap && i + 1 < graph.work.size()) {
+      const Launch* const following = graph.work[i + 1].kernel.get();
+      if (following != nullptr && following->follows) {
+        next = following->make_grid();
+        next->begin();
+      }
+    }
+    const Work& work = graph.work[i];
+    if (work.kernel == nullptr) {
+      work.run();
+    } else {
+      if (begun == nullptr) begun = work.kernel->make_grid();
+      begun->finish();
+    }
+  }
+}
+
+}  // namespace
 
 std::ptrdiff_t first_difference(const Graph& one, const Graph& other) {
   const auto same = [](const Work& a, const Work& b) { return a.arguments == b.arguments; };
@@ -141,6 +180,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   simt::need_context();
   if (!simt::card.has_kernels) return cudaErrorNoKernelImageForDevice;
   attributes->binaryVersion = simt::card.compute_capability;
+  attributes->ptxVersion = std::min(simt::card.compute_capability, simt::card.compiled_for);
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
@@ -243,13 +283,14 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   const std::scoped_lock lock(simt::mutex);
   stream->capturing = std::make_unique<simt::Graph>();
   stream->capturing_thread = std::this_thread::get_id();
-  stream->invalidated = false;
+  stream->invalidated = stream->after_kernel = false;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const std::scoped_lock lock(simt::mutex);
   const std::unique_ptr<simt::Graph> captured = std::move(stream->capturing);
   *graph = nullptr;
+  stream->after_kernel = false;
   if (captured == nullptr) return cudaErrorInvalidValue;
   if (stream->invalidated) return cudaErrorStreamCaptureInvalidated;
   *graph = new simt::Graph(*captured);
@@ -265,7 +306,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   ++simt::card.graph_launches;
-  for (const simt::Work& work : exec->work) simt::enqueue(stream, work);
+  simt::enqueue(stream, {[=] { simt::run(*exec); }, simt::bytes_of(exec)});
   return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {

@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "simt/runtime.h"
+
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
@@ -31,11 +33,22 @@ enum cudaError_t {
 
 namespace simt {
 
+// A kernel with its arguments.
+struct Launch {
+  dim3 grid, block;
+  std::size_t shared_bytes = 0;
+  bool follows = false;  // it may begin before the kernel that was enqueued before it has ended
+  std::function<void()> thread;
+
+  std::unique_ptr<Grid> make_grid() const;
+};
+
 // What a stream is given to do, and with what: equal bytes for equal work. Those of a kernel tell which one it is, the
 // grid and its arguments.
 struct Work {
-  std::function<void()> run;
+  std::function<void()> run;  // of a kernel: null
   std::vector<std::byte> arguments;
+  std::shared_ptr<const Launch> kernel = nullptr;
 };
 
 // The bytes of some values, zero where their members leave room. Empty where the compiler cannot tell.
@@ -64,6 +77,7 @@ struct Stream {
   std::unique_ptr<Graph> capturing;  // null: work is done at once
   std::thread::id capturing_thread;  // that began it
   bool invalidated = false;          // the capture: a call was made that no graph can hold
+  bool after_kernel = false;         // what was enqueued last is a kernel
 };
 struct Event {
   bool timing = true;
@@ -72,7 +86,8 @@ struct Event {
 };
 
 // Does `work` now, or puts it into the graph that `stream` captures. Null is the default stream, and so are the
-// handles cudaStreamLegacy and cudaStreamPerThread.
+// handles cudaStreamLegacy and cudaStreamPerThread. Throws where a kernel that may overlap with the one before it comes
+// after something else.
 void enqueue(Stream* stream, Work work);
 
 // The emulated cards, for tests: all alike.
@@ -84,6 +99,7 @@ struct Card {
   std::size_t shared_memory = 228 * 1024;  // bytes, of a multiprocessor
   int compute_capability = 90;             // major * 10 + minor
   bool has_kernels = true;                 // this build's
+  int compiled_for = 90;                   // what these are compiled for, or a later card's driver compiles them from
   int driver_version = 13000;              // as cudaDriverGetVersion gives it; 0: no driver
   std::set<int> contexts;                  // cards that a context was made on
 
@@ -98,6 +114,7 @@ struct Card {
   // What was asked for, counted.
   int graph_launches = 0;
   int kernel_launches = 0;  // into a graph that is captured too, out of one not
+  int overlapping = 0;      // of them: those that may begin before the one before has ended
   int copies = 0;           // to, from and on cards
   int allocations = 0;
   int pinned_allocations = 0;
@@ -124,7 +141,7 @@ struct cudaDeviceProp {
   int multiProcessorCount, major, minor, l2CacheSize;
 };
 struct cudaFuncAttributes {
-  int binaryVersion;
+  int binaryVersion, ptxVersion;
 };
 
 enum cudaMemcpyKind {

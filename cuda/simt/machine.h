@@ -1,4 +1,5 @@
-// What the parts of the runtime share: one Machine per OS thread that launches kernels.
+// What the parts of the runtime share. A Machine runs one block at a time; an OS thread that launches kernels has one,
+// and some more while blocks are stopped before the preceding kernel has ended.
 //
 // Under ThreadSanitizer this code is compiled without instrumentation (-DSIMT_TSAN) and tells the
 // sanitizer itself what is ordered and what is accessed. Hence two rules: no std:: containers (the
@@ -32,11 +33,15 @@ inline constexpr int kMaxWarpOperations = 8;  // under way in one warp, with dis
 // What uninitialised shared memory and the target of an unfinished copy hold: NaN in every format.
 inline constexpr unsigned char kPoison = 0xff;
 
+inline constexpr std::size_t kCpAsyncBytes = 16;
+
 struct CpAsync {
   void* to;
   const void* from;
   bool valid;
   int group;
+  bool is_read;  // `data` is what the copy brings
+  unsigned char data[kCpAsyncBytes];
 };
 
 struct Thread : ThreadContext {
@@ -45,6 +50,8 @@ struct Thread : ThreadContext {
 
   Fiber fiber;
   bool exited = true;
+  bool has_waited = false;    // for the preceding kernel
+  bool is_stopped = false;    // there
   const char* waits_in = "";  // for the report of a deadlock
   Site waits_at;
   CpAsync copies[kMaxCpAsync];
@@ -91,6 +98,10 @@ struct Machine {
   BlockBarrier barrier;
   int n_threads = 0;  // of this launch
   int alive = 0;
+  int stopped = 0;               // threads that wait for the preceding kernel
+  bool follows = false;          // there is one that may still have been running when this one began
+  bool before_wait = false;      // it still is
+  bool lets_next_start = false;  // launch_dependents has been called
   int current_warp = 0;
 
   void (*body)(void*) = nullptr;
@@ -102,13 +113,16 @@ struct Machine {
   std::uint64_t random_state = 1;
 
   char tsan_start, tsan_end, tsan_fence;
+
+  Machine* next_idle = nullptr;
 };
 
+// The one whose block runs.
 Machine& machine();
 inline Thread& current_thread() { return *static_cast<Thread*>(current); }
 
 std::uint64_t random_number();
-void set_ready(const Thread& thread);
+void set_ready(Machine& m, const Thread& thread);
 // Goes on with some thread that can run, perhaps the caller; returns when it is the caller's turn.
 void schedule();
 

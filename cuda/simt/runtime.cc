@@ -15,25 +15,52 @@ thread_local ThreadContext* current = nullptr;
 
 void count_loaded(std::size_t bytes) { stats.bytes_loaded += bytes; }
 
-Machine& machine() {
-  static thread_local Machine instance;
-  return instance;
-}
-
 Machine::~Machine() {
   for (int i = 0; i < threads_made; ++i) delete threads[i];
   std::free(shared);
 }
 
+namespace {
+
+constinit thread_local Machine* running = nullptr;
+
+// Those of this OS thread that run no block.
+struct IdleMachines {
+  Machine* first = nullptr;
+  ~IdleMachines() {
+    while (first != nullptr) delete take();
+  }
+  Machine* take() {
+    Machine* taken = first;
+    if (taken == nullptr) return new Machine;
+    first = taken->next_idle;
+    return taken;
+  }
+  void give_back(Machine* idle) {
+    idle->next_idle = first;
+    first = idle;
+  }
+};
+thread_local IdleMachines idle_machines;
+
+}  // namespace
+
+Machine& machine() { return *running; }
+
 // ---- scheduling -------------------------------------------------------------------------------------
 
-std::uint64_t random_number() {  // xorshift64 (Marsaglia 2003)
-  std::uint64_t x = machine().random_state;
+namespace {
+
+std::uint64_t next_random(std::uint64_t& x) {  // xorshift64 (Marsaglia 2003)
   x ^= x << 13;
   x ^= x >> 7;
   x ^= x << 17;
-  return machine().random_state = x;
+  return x;
 }
+
+}  // namespace
+
+std::uint64_t random_number() { return next_random(machine().random_state); }
 
 namespace {
 
@@ -65,7 +92,7 @@ void switch_to(Thread& to) {
   Fiber::switch_to(from.fiber, to.fiber);
 }
 
-// Drops the grid; run_grid throws machine().error.
+// Drops the grid, which throws machine().error.
 [[noreturn]] void abandon() {
   switch_to(machine().os_thread);
   std::abort();  // nobody switches back to an abandoned thread
@@ -105,7 +132,7 @@ int describe(char* text, std::size_t size, const Thread& thread) {
 void release_block_barrier() {
   Machine& m = machine();
   for (int i = 0; i < m.n_threads; ++i) {
-    if (!m.threads[i]->exited) set_ready(*m.threads[i]);
+    if (!m.threads[i]->exited) set_ready(m, *m.threads[i]);
   }
   m.current_warp = pick_bit(m.warps_ready);
   m.barrier.arrived = 0;
@@ -116,6 +143,9 @@ void exit_thread() {
   Machine& m = machine();
   Thread& thread = current_thread();
   if (thread.n_copies > 0) fail("a thread exits with cp.async copies in flight", thread.waits_at);
+  if (m.follows && !thread.has_waited)
+    fail("a thread exits that has not waited for the kernel before", thread.waits_at);
+  if (m.follows && m.alive == 1 && !m.lets_next_start) fail("a block ends without launch_dependents", thread.waits_at);
   thread.exited = true;
   m.warps[thread.warp].alive &= ~(1u << thread.lane);
   --m.alive;
@@ -123,6 +153,11 @@ void exit_thread() {
   if (m.alive > 0 && m.barrier.arrived == m.alive) release_block_barrier();
   SIMT_TSAN_ONLY(__tsan_release(&m.tsan_end);)
   schedule();
+}
+
+// Abandons the threads that have not ended.
+void restart(Machine& m) {
+  for (int i = 0; i < m.threads_made; ++i) m.threads[i]->fiber.restart();
 }
 
 // What every fiber runs: one kernel thread after another.
@@ -137,8 +172,7 @@ void run_threads() {
 
 }  // namespace
 
-void set_ready(const Thread& thread) {
-  Machine& m = machine();
+void set_ready(Machine& m, const Thread& thread) {
   m.warps[thread.warp].ready |= 1u << thread.lane;
   m.warps_ready |= 1u << thread.warp;
 }
@@ -146,7 +180,7 @@ void set_ready(const Thread& thread) {
 void schedule() {
   Machine& m = machine();
   if (m.warps_ready == 0) {
-    if (m.alive > 0) report_deadlock();
+    if (m.alive > 0 && m.stopped == 0) report_deadlock();
     switch_to(m.os_thread);
     return;
   }
@@ -204,6 +238,22 @@ void memory_fence() {
   SIMT_TSAN_ONLY(__tsan_release(&machine().tsan_fence); __tsan_acquire(&machine().tsan_fence);)
 }
 
+// ---- kernels that overlap -----------------------------------------------------------------------------
+
+void launch_dependents() { machine().lets_next_start = true; }
+
+void wait_for_preceding(Site site) {
+  Machine& m = machine();
+  Thread& thread = current_thread();
+  thread.has_waited = true;
+  thread.waits_at = site;
+  if (!m.before_wait) return;
+  thread.is_stopped = true;
+  ++m.stopped;
+  schedule();
+  SIMT_TSAN_ONLY(__tsan_acquire(&machine().tsan_start);)
+}
+
 // ---- launching --------------------------------------------------------------------------------------
 
 namespace {
@@ -217,28 +267,85 @@ std::uint64_t greatest_common_divisor(std::uint64_t a, std::uint64_t b) {
   return a;
 }
 
-// The order in which blocks run: up, down, or by a random stride that reaches each once.
-class BlockOrder {
- public:
-  explicit BlockOrder(std::uint64_t n) : n_(n) {
-    if (options.order != Order::kRandom || n < 2) return;
-    first_ = random_number() % n;
-    do {
-      stride_ = 1 + random_number() % n;
-    } while (greatest_common_divisor(stride_, n) != 1);
-  }
-  std::uint64_t operator[](std::uint64_t i) const {
-    return options.order == Order::kReverse ? n_ - 1 - i : (first_ + i * stride_) % n_;
-  }
+// Runs what can run: until all threads have ended, or wait for the preceding kernel.
+void run_ready(Machine& m) {
+  running = &m;
+  m.current_warp = pick_bit(m.warps_ready);
+  SIMT_TSAN_ONLY(__tsan_release(&m.tsan_start);)
+  current = &m.os_thread;
+  schedule();
+  current = nullptr;
+  SIMT_TSAN_ONLY(if (m.stopped == 0) __tsan_acquire(&m.tsan_end);)
+  if (m.alive == 0) ++stats.blocks;
+}
 
- private:
-  std::uint64_t n_;
-  std::uint64_t first_ = 0;
-  std::uint64_t stride_ = 1;
-};
+// The preceding kernel has ended.
+void resume(Machine& m) {
+  m.before_wait = false;
+  m.stopped = 0;
+  for (int i = 0; i < m.n_threads; ++i) {
+    Thread& thread = *m.threads[i];
+    if (!thread.is_stopped) continue;
+    thread.is_stopped = false;
+    set_ready(m, thread);
+  }
+  run_ready(m);
+}
 
-void run_block(dim3 grid, dim3 block, std::uint64_t number) {
-  Machine& m = machine();
+}  // namespace
+
+Grid::Grid(dim3 grid, dim3 block, std::size_t shared_bytes, bool follows, void (*body)(void*), void* argument)
+    : grid_(grid),
+      block_(block),
+      shared_bytes_(shared_bytes),
+      follows_(follows),
+      body_(body),
+      argument_(argument),
+      n_blocks_(std::uint64_t{grid.x} * grid.y * grid.z),
+      random_state_(options.seed * 0x9e3779b97f4a7c15u | 1) {
+  const std::uint64_t n_threads = std::uint64_t{block.x} * block.y * block.z;
+  if (n_threads < 1 || n_threads > kMaxThreads) throw std::runtime_error("a block has 1 to 1024 threads");
+  if (n_blocks_ < 1) throw std::runtime_error("a grid has at least one block");
+  if (shared_bytes > options.max_shared_memory) throw std::runtime_error("too much dynamic shared memory");
+  if (current != nullptr) throw std::runtime_error("a kernel cannot launch kernels");
+  if (options.order != Order::kRandom || n_blocks_ < 2) return;
+  // A random stride that reaches each once.
+  first_ = next_random(random_state_) % n_blocks_;
+  do {
+    stride_ = 1 + next_random(random_state_) % n_blocks_;
+  } while (greatest_common_divisor(stride_, n_blocks_) != 1);
+}
+
+Grid::~Grid() {
+  for (int i = 0; i < n_begun_; ++i) {
+    if (begun_[i]->alive > 0) restart(*begun_[i]);
+    idle_machines.give_back(begun_[i]);
+  }
+}
+
+std::uint64_t Grid::block_at(std::uint64_t i) const {
+  return options.order == Order::kReverse ? n_blocks_ - 1 - i : (first_ + i * stride_) % n_blocks_;
+}
+
+void Grid::start(Machine& m, std::uint64_t number) {
+  const int n_threads = static_cast<int>(block_.x * block_.y * block_.z);
+  for (; m.threads_made < n_threads; ++m.threads_made) {
+    m.threads[m.threads_made] = new Thread(run_threads, m.threads_made);
+  }
+  m.n_threads = m.alive = n_threads;
+  m.body = body_;
+  m.argument = argument_;
+  m.error[0] = '\0';
+  m.random_state = next_random(random_state_);
+  // Exactly as much as was asked for, so that AddressSanitizer sees the first byte beyond it.
+  if (m.shared == nullptr || m.shared_bytes != shared_bytes_) {
+    std::free(m.shared);
+    m.shared = nullptr;
+    m.shared_bytes = shared_bytes_;
+    void* memory = nullptr;
+    if (shared_bytes_ > 0 && ::posix_memalign(&memory, 1024, shared_bytes_) != 0) throw std::bad_alloc();
+    m.shared = static_cast<unsigned char*>(memory);
+  }
   if (m.shared != nullptr) std::memset(m.shared, kPoison, m.shared_bytes);
   for (Warp& warp : m.warps) {
     warp.ready = warp.alive = 0;
@@ -246,67 +353,58 @@ void run_block(dim3 grid, dim3 block, std::uint64_t number) {
   }
   m.barrier.arrived = 0;
   m.warps_ready = 0;
-  m.alive = m.n_threads;
+  m.stopped = 0;
+  m.follows = follows_;
+  m.lets_next_start = false;
   for (int i = 0; i < m.n_threads; ++i) {
     Thread& thread = *m.threads[i];
     const auto u = static_cast<unsigned>(i);
-    thread.thread_index = {u % block.x, u / block.x % block.y, u / (block.x * block.y)};
-    thread.block_index = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
-                          static_cast<unsigned>(number / grid.x / grid.y)};
-    thread.block_dim = block;
-    thread.grid_dim = grid;
+    thread.thread_index = {u % block_.x, u / block_.x % block_.y, u / (block_.x * block_.y)};
+    thread.block_index = {static_cast<unsigned>(number % grid_.x), static_cast<unsigned>(number / grid_.x % grid_.y),
+                          static_cast<unsigned>(number / grid_.x / grid_.y)};
+    thread.block_dim = block_;
+    thread.grid_dim = grid_;
     thread.linear = i;
     thread.lane = i % kWarpSize;
     thread.warp = i / kWarpSize;
-    thread.exited = false;
+    thread.exited = thread.has_waited = thread.is_stopped = false;
     thread.n_copies = 0;
     thread.copy_group = 0;
     m.warps[thread.warp].alive |= 1u << thread.lane;
-    set_ready(thread);
+    set_ready(m, thread);
   }
-  m.current_warp = pick_bit(m.warps_ready);
-  SIMT_TSAN_ONLY(__tsan_release(&m.tsan_start);)
-  current = &m.os_thread;
-  schedule();
-  SIMT_TSAN_ONLY(__tsan_acquire(&m.tsan_end);)
-  ++stats.blocks;
 }
 
-}  // namespace
+void Grid::check(Machine& m) {
+  if (m.error[0] == '\0') return;
+  restart(m);
+  throw std::runtime_error(m.error);
+}
 
-void run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, void (*body)(void*), void* argument) {
-  Machine& m = machine();
-  const std::uint64_t n_threads = std::uint64_t{block.x} * block.y * block.z;
-  const std::uint64_t n_blocks = std::uint64_t{grid.x} * grid.y * grid.z;
-  if (n_threads < 1 || n_threads > kMaxThreads) throw std::runtime_error("a block has 1 to 1024 threads");
-  if (n_blocks < 1) throw std::runtime_error("a grid has at least one block");
-  if (shared_bytes > options.max_shared_memory) throw std::runtime_error("too much dynamic shared memory");
-  if (current != nullptr) throw std::runtime_error("a kernel cannot launch kernels");
-
-  for (; m.threads_made < static_cast<int>(n_threads); ++m.threads_made) {
-    m.threads[m.threads_made] = new Thread(run_threads, m.threads_made);
+void Grid::begin() {
+  while (n_begun_ < kMaxBegun && n_started_ < n_blocks_) {
+    Machine& m = *(begun_[n_begun_++] = idle_machines.take());
+    m.before_wait = true;
+    start(m, block_at(n_started_++));
+    run_ready(m);
+    check(m);
   }
-  m.n_threads = static_cast<int>(n_threads);
-  m.body = body;
-  m.argument = argument;
-  m.error[0] = '\0';
-  m.random_state = options.seed * 0x9e3779b97f4a7c15u | 1;
-  // Exactly as much as was asked for, so that AddressSanitizer sees the first byte beyond it.
-  std::free(m.shared);
-  m.shared = nullptr;
-  m.shared_bytes = shared_bytes;
-  if (shared_bytes > 0) {
-    void* memory = nullptr;
-    if (::posix_memalign(&memory, 1024, shared_bytes) != 0) throw std::bad_alloc();
-    m.shared = static_cast<unsigned char*>(memory);
-  }
+}
 
-  const BlockOrder order(n_blocks);
-  for (std::uint64_t i = 0; i < n_blocks && m.error[0] == '\0'; ++i) run_block(grid, block, order[i]);
-  current = nullptr;
-  if (m.error[0] != '\0') {
-    for (int i = 0; i < m.threads_made; ++i) m.threads[i]->fiber.restart();
-    throw std::runtime_error(m.error);
+void Grid::finish() {
+  for (int i = 0; i < n_begun_; ++i) {
+    if (begun_[i]->stopped > 0) resume(*begun_[i]);
+    check(*begun_[i]);
+  }
+  const struct Taken {
+    Machine& machine = *idle_machines.take();
+    ~Taken() { idle_machines.give_back(&machine); }
+  } taken;
+  taken.machine.before_wait = false;
+  while (n_started_ < n_blocks_) {
+    start(taken.machine, block_at(n_started_++));
+    run_ready(taken.machine);
+    check(taken.machine);
   }
 }
 

@@ -33,6 +33,7 @@ struct Options {
   CopyTiming copies = CopyTiming::kLazy;
   std::uint64_t seed = 1;                      // of Order::kRandom
   std::size_t max_shared_memory = 227 * 1024;  // per block; that of sm_90
+  bool overlap = true;                         // kernels of a graph begin before those that they follow have ended
 };
 
 // Counted over all launches of this OS thread; tests reset it by assignment.
@@ -58,16 +59,50 @@ void count_loaded(std::size_t bytes);
 
 // ---- launching --------------------------------------------------------------------------------------
 
-// Runs `body(argument)` once per thread of the grid. Throws std::runtime_error with the first error that
-// was found: which thread, what, and where in the source.
-void run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, void (*body)(void*), void* argument);
+struct Machine;
+
+// A launch: `body(argument)` runs once per thread. Where something is wrong, begin and finish throw std::runtime_error
+// with the first error that was found: which thread, what, and where in the source.
+class Grid {
+ public:
+  // Plain pointers: the runtime takes no std:: types, see README.md on ThreadSanitizer. `follows`: the kernel may
+  // begin before the one before has ended, so each of its threads must wait for that.
+  Grid(dim3 grid, dim3 block, std::size_t shared_bytes, bool follows, void (*body)(void*), void* argument);
+  ~Grid();
+  Grid(const Grid&) = delete;
+  Grid& operator=(const Grid&) = delete;
+
+  // Runs some blocks up to their wait for the preceding kernel, which has not run yet. On the thread that calls finish.
+  void begin();
+  // Runs what is left.
+  void finish();
+
+ private:
+  static constexpr int kMaxBegun = 4;  // blocks: a GPU has room for a few, too
+
+  std::uint64_t block_at(std::uint64_t i) const;
+  void start(Machine& machine, std::uint64_t number);
+  void check(Machine& machine);
+
+  dim3 grid_, block_;
+  std::size_t shared_bytes_;
+  bool follows_;
+  void (*body_)(void*);
+  void* argument_;
+  std::uint64_t n_blocks_, n_started_ = 0;
+  std::uint64_t first_ = 0, stride_ = 1;  // the order in which blocks run
+  std::uint64_t random_state_;
+  Machine* begun_[kMaxBegun] = {};
+  int n_begun_ = 0;
+};
 
 template <typename Body>
 void launch(dim3 grid, dim3 block, std::size_t shared_bytes, Body&& body) {
-  // Plain pointers: the runtime takes no std:: types, see README.md on ThreadSanitizer.
-  run_grid(
-      grid, block, shared_bytes, [](void* argument) { (*static_cast<std::remove_reference_t<Body>*>(argument))(); },
-      const_cast<void*>(static_cast<const void*>(std::addressof(body))));
+  Grid(
+      grid, block, shared_bytes, false,
+      [](void* argument) { (*static_cast<std::remove_reference_t<Body>*>(argument))(); },
+      const_cast<void*>(static_cast<const void*>(std::addressof(body))))
+      .finish();
 }
 
 // ---- for kernels, through target_host.h -------------------------------------------------------------
@@ -87,6 +122,9 @@ unsigned char* shared_memory();
 
 void block_barrier(Site site);
 void memory_fence();
+
+void launch_dependents();
+void wait_for_preceding(Site site = Site::current());
 
 void warp_barrier(unsigned mask, Site site);
 std::uint64_t warp_exchange(unsigned mask, std::uint64_t value, int source_lane, Site site);

@@ -7,6 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
+
+#include "simt/kernel_stream.h"
 
 #define SIMT_HOST 0
 #define SIMT_DEVICE __device__ __forceinline__
@@ -15,13 +18,12 @@
 // All of a block's dynamic shared memory. The only shared memory that kernels use.
 #define SIMT_SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
 
-// Launches and evaluates to a cudaError_t. `kernel` in parentheses where it holds a comma.
+// Launches and evaluates to a cudaError_t. `kernel` in parentheses where it holds a comma; `stream`: a KernelStream.
 #define SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                   \
   ([&]() -> cudaError_t {                                                                             \
     auto* simt_kernel = &kernel;                                                                      \
     if (const cudaError_t error = simt::allow_shared_memory(simt_kernel, shared_bytes)) return error; \
-    simt_kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__);                          \
-    return cudaGetLastError();                                                                        \
+    return simt::launch_on((stream), (grid), (block), (shared_bytes), simt_kernel, __VA_ARGS__);      \
   }())
 
 // Sets *ctas to how many CTAs of the kernel a multiprocessor holds at once, and evaluates to a cudaError_t.
@@ -42,6 +44,54 @@ cudaError_t allow_shared_memory(Kernel* kernel, std::size_t bytes) {
   if (bytes <= 48 * 1024) return cudaSuccess;
   return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                               static_cast<int>(bytes));
+}
+
+// Behind another kernel in a stream whose kernels overlap: may start before that one has ended.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_on(const KernelStream& stream, dim3 grid, dim3 block, std::size_t shared_bytes,
+                      void (*kernel)(Parameters...), Arguments&&... arguments) {
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream.stream;
+  config.attrs = &overlap;
+  config.numAttrs = stream.follows_kernel() ? 1 : 0;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  if (error == cudaSuccess) {
+    stream.kernel_enqueued();
+  } else {
+    static_cast<void>(cudaGetLastError());  // not to be found by the next call
+  }
+  return error;
+}
+
+// ---- kernels that overlap -----------------------------------------------------------------------------
+//
+// Where a kernel was launched so (KernelStream), it may run beside the one before it until it waits; and that one may
+// itself have started early, and so on. What a kernel does before it waits is therefore limited to its own shared
+// memory and to what no kernel of a step writes. Each thread waits, also one that has nothing to do: only then is all
+// done that came before, once the last kernel is. On cards below 9.0 kernels do not overlap, and these do nothing.
+
+// Lets the next kernel start as soon as each CTA has called this or ended.
+SIMT_DEVICE void launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+#endif
+}
+// Waits until the kernel before has ended and what it has written can be read (but not by load_constant).
+SIMT_DEVICE void wait_for_preceding() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" : : : "memory");
+#endif
+}
+// What a kernel begins with that has nothing to do before.
+SIMT_DEVICE void follow_preceding() {
+  launch_dependents();
+  wait_for_preceding();
 }
 
 // ---- numbers ----------------------------------------------------------------------------------------
@@ -119,16 +169,17 @@ SIMT_DEVICE std::uint32_t select_bytes(std::uint32_t low, std::uint32_t high, st
 
 // ---- loads ------------------------------------------------------------------------------------------
 
-// ld.global.nc: only for data that no thread of the launch writes.
+// ld.global.nc: only for data that no kernel of a step writes (weights, tables, the plan): it may be fetched before
+// the kernel waits for the one before, or lie in a cache since.
 template <typename T>
 SIMT_DEVICE T load_constant(const T* from) {
   return __ldg(from);
 }
 
-// The same for data that is read once: 16 bytes that leave the first-level cache alone.
+// 16 bytes that are read once: they leave the first-level cache alone.
 SIMT_DEVICE uint4 load_once(const uint4* from) {
   uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                : "l"(from));
   return value;

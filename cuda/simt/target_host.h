@@ -11,6 +11,7 @@
 
 #include "core/float16.h"
 #include "simt/cuda_api.h"
+#include "simt/kernel_stream.h"
 #include "simt/runtime.h"
 
 #define SIMT_HOST 1
@@ -174,11 +175,16 @@ inline constinit char identity_of = 0;
 
 // Copies the arguments: a stream that captures a graph keeps the launch.
 template <typename Kernel, typename... Arguments>
-cudaError_t launch_on(cudaStream_t stream, dim3 grid, dim3 block, std::size_t shared_bytes, Kernel kernel,
+cudaError_t launch_on(const KernelStream& stream, dim3 grid, dim3 block, std::size_t shared_bytes, Kernel kernel,
                       Arguments... arguments) {
+  const bool follows = stream.follows_kernel();
   ++card.kernel_launches;
-  enqueue(stream, {[=] { launch(grid, block, shared_bytes, [=] { kernel(arguments...); }); },
-                   bytes_of(&identity_of<Kernel>, grid, block, shared_bytes, arguments...)});
+  card.overlapping += follows;
+  enqueue(stream.stream, {.run = nullptr,
+                          .arguments = bytes_of(&identity_of<Kernel>, grid, block, shared_bytes, follows, arguments...),
+                          .kernel = std::make_shared<const Launch>(
+                              Launch{grid, block, shared_bytes, follows, [=] { kernel(arguments...); }})});
+  stream.kernel_enqueued();
   return cudaSuccess;
 }
 
@@ -188,6 +194,13 @@ inline cudaError_t occupancy(int threads, std::size_t shared_bytes, int* ctas) {
   constexpr std::size_t kReserved = 1024;  // bytes of shared memory that the system takes for each CTA
   *ctas = std::min(kThreads / threads, static_cast<int>(card.shared_memory / (shared_bytes + kReserved)));
   return cudaSuccess;
+}
+
+// ---- kernels that overlap -----------------------------------------------------------------------------
+
+inline void follow_preceding(Site site = Site::current()) {
+  launch_dependents();
+  wait_for_preceding(site);
 }
 
 // ---- numbers ----------------------------------------------------------------------------------------

@@ -143,6 +143,11 @@ class Device {
   virtual void rms_norm(const RmsNormParams& params) = 0;
   virtual void matmul(const MatmulParams& params) = 0;
   virtual void gated_activation(const GatedActivationParams& params) = 0;
+  // Both: the product's two outputs are the activation's gate and up. A device may do them at once.
+  virtual void gated_matmul(const MatmulParams& product, const GatedActivationParams& activation) {
+    matmul(product);
+    gated_activation(activation);
+  }
   virtual void add(const AddParams& params) = 0;
   virtual void softcap(const SoftcapParams& params) = 0;
   virtual void experts(const ExpertsParams& params) = 0;

@@ -1,4 +1,5 @@
-// A device that measures another: it forwards every call and adds up what each op takes.
+// A device that measures another: it forwards every call and adds up what each op takes. Ops that a device may do at
+// once are measured one by one.
 #pragma once
 
 #include <cstdint>

@@ -186,20 +186,20 @@ void Decoder::mlp(std::int64_t index, const Rows& rows) {
   const std::int64_t intermediate = config_.layers[index].intermediate_size;
   float* gate = shared_.as<float>();         // [n, intermediate]
   float* up = gate + rows.n * intermediate;  // [n, intermediate]
-  device_->matmul({.x = in.data,
-                   .x_dtype = in.dtype,
-                   .rows = rows.n,
-                   .k = config_.hidden_size,
-                   .n_outputs = 2,
-                   .outputs = {{mlp.gate_proj, mlp.gate_bias, gate}, {mlp.up_proj, mlp.up_bias, up}}});
   const Dtype dtype = input_of({&mlp.down_proj});
   float* activated = dtype == Dtype::kF32 ? gate : up + rows.n * intermediate;
-  device_->gated_activation({.gate = gate,
-                             .up = up,
-                             .n = rows.n * intermediate,
-                             .activation = config_.activation,
-                             .out = activated,
-                             .out_dtype = dtype});
+  device_->gated_matmul({.x = in.data,
+                         .x_dtype = in.dtype,
+                         .rows = rows.n,
+                         .k = config_.hidden_size,
+                         .n_outputs = 2,
+                         .outputs = {{mlp.gate_proj, mlp.gate_bias, gate}, {mlp.up_proj, mlp.up_bias, up}}},
+                        {.gate = gate,
+                         .up = up,
+                         .n = rows.n * intermediate,
+                         .activation = config_.activation,
+                         .out = activated,
+                         .out_dtype = dtype});
   check_cancelled(rows.cancel);
   add_to_residual({activated, dtype}, mlp.down_proj, mlp.down_bias, layer.mlp_output_norm, rows);
 }

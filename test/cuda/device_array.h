@@ -33,6 +33,7 @@ class DeviceArray {
   ~DeviceArray() { ::operator delete(data_, kAlignment); }
 
   T* data() const { return data_; }
+  std::size_t bytes() const { return size_ * sizeof(T); }
   std::vector<T> to_host() const { return std::vector<T>(data_, data_ + size_); }
 
  private:
@@ -60,6 +61,7 @@ class DeviceArray {
   ~DeviceArray() { cudaFree(data_); }
 
   T* data() const { return data_; }
+  std::size_t bytes() const { return size_ * sizeof(T); }
   std::vector<T> to_host() const {
     std::vector<T> host(size_);
     check_launch(cudaMemcpy(host.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));

@@ -350,6 +350,74 @@ TEST(a_replayed_step_takes_one_copy_and_one_launch) {
   CHECK(simt::card.timing_events == 0);
 }
 
+// Each kernel may begin before the one in front of it has ended, but for those behind a copy or a graph.
+TEST(kernels_of_a_step_overlap) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  const auto launched = [&](const Attention& on, const auto& body) {
+    const simt::Card before = simt::card;
+    body();
+    const std::vector<float> results = on.results();
+    const int kernels = simt::card.kernel_launches - before.kernel_launches;
+    return std::pair(kernels - (simt::card.overlapping - before.overlapping), results);
+  };
+  const Device::GraphKey key{.model = 1, .cache = 1, .buffers = 1, .rows = 4};
+  const auto twice = [](const Attention& on) {
+    return [&on](const DeviceStep& step) {
+      on.run(step);
+      on.run(step);
+    };
+  };
+  const auto [first, expected] = launched(attention, [&] { twice(attention)(*attention.upload()); });
+  CHECK(first == 1);  // behind the copy of the step
+  for (int i = 0; i < 4; ++i) {
+    const auto [others, results] = launched(attention, [&] { attention.replay(key, twice(attention)); });
+    CHECK(others == (i < 2 ? 1 : 0) && results == expected);  // run, captured, replayed
+  }
+  const auto [again, results] = launched(attention, [&] { attention.run(*attention.upload()); });
+  CHECK(again == 1 && results == expected);  // behind a graph
+
+  // Where kernels do not wait, none overlaps.
+  const auto check_none = [&] {
+    const Attention other(create_cuda_device(0));
+    const int before = simt::card.overlapping;
+    for (int i = 0; i < 3; ++i) {
+      other.replay(key, twice(other));
+      CHECK(other.results() == expected);
+    }
+    CHECK(simt::card.overlapping == before);
+  };
+  simt::card.compute_capability = 89;
+  check_none();
+  simt::card = {.allocated = simt::card.allocated, .compiled_for = 80, .checks_graphs = false};
+  check_none();
+  simt::card = {.allocated = simt::card.allocated, .checks_graphs = false};
+  setenv("HOGWILD_CUDA_OVERLAP", "off", 1);
+  check_none();
+  setenv("HOGWILD_CUDA_OVERLAP", "perhaps", 1);
+  CHECK(contains(message_of([] { create_cuda_device(0); }), "HOGWILD_CUDA_OVERLAP: expected on or off"));
+  unsetenv("HOGWILD_CUDA_OVERLAP");
+}
+
+// What another stream waits for, or is waited for, is no kernel.
+TEST(kernels_on_an_engines_stream_do_not_overlap) {
+  const Fresh fresh;
+  const Attention attention(create_cuda_device(0));
+  const auto step = attention.upload();
+  attention.run(*step);
+  cudaStream_t stream = nullptr;
+  CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
+  const int before = simt::card.overlapping;
+  AttentionParams params = attention.params();
+  params.buffers = {.dtype = Dtype::kF32, .stream = stream, .is_external = true};
+  attention.device->attention(*step, params);
+  CHECK(simt::card.overlapping == before);
+  const int kernels = simt::card.kernel_launches;
+  attention.run(*step);
+  CHECK(simt::card.overlapping - before == simt::card.kernel_launches - kernels - 1);
+  CHECK(cudaStreamDestroy(stream) == cudaSuccess);
+}
+
 TEST(memory_made_while_a_step_is_captured_is_cleared_once) {
   const Fresh fresh;
   const Attention attention(create_cuda_device(0));

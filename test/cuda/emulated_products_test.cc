@@ -17,7 +17,9 @@
 #include "core/limits.h"
 #include "core/quant.h"
 #include "device/device.h"
+#include "gated_reference.h"
 #include "kernels.h"
+#include "simt/cuda_api.h"
 
 namespace hogwild {
 namespace {
@@ -162,6 +164,60 @@ TEST(matrices_of_all_kinds_in_one_product) {
   }
 }
 
+// What a device does at once has the bits of what it does one after the other; it does so with matrices of one kind.
+TEST(gated_products_are_products_and_an_activation) {
+  const auto device = create_cuda_device(0);
+  constexpr std::int64_t kRows = 6, kCols = 96, kOutputs = 200, kElements = kRows * kOutputs;
+  const Array x(*device, random_floats(kRows * kCols)), bias(*device, random_floats(kOutputs));
+  const std::pair<Weight, Weight> pairs[] = {
+      {{Format::kBF16, kOutputs, kCols}, {Format::kBF16, kOutputs, kCols}},
+      {{Format::kF32, kOutputs, 27}, {Format::kF32, kOutputs, 27}},
+      {{Format::kQ8_0, kOutputs, kCols}, {Format::kQ8_0, kOutputs, kCols}},
+      {{Format::kQ4_0, kOutputs, kCols}, {Format::kBF16, kOutputs, kCols}},
+      {{Format::kInt4G32, kOutputs, kCols, true}, {Format::kInt4G32, kOutputs, kCols, true}}};
+  for (const auto& [gate, up] : pairs) {
+    WeightStorage storage;
+    const Matrix gate_matrix = gate.upload(*device, storage), up_matrix = up.upload(*device, storage);
+    for (const Dtype dtype : {Dtype::kF32, Dtype::kBF16, Dtype::kF16}) {
+      const auto results = [&](bool at_once, int& launches) {
+        const std::vector<float> nothing(kElements, NAN);
+        const Array gates(*device, nothing), ups(*device, nothing), out(*device, nothing);
+        const MatmulParams product = {
+            .x = x.data(),
+            .rows = kRows,
+            .k = gate.cols,
+            .n_outputs = 2,
+            .outputs = {{gate_matrix, bias.data(), gates.data()}, {up_matrix, nullptr, ups.data()}}};
+        const GatedActivationParams activation = {.gate = gates.data(),
+                                                  .up = ups.data(),
+                                                  .n = kElements,
+                                                  .activation = Activation::kGeluTanh,
+                                                  .out = dtype == Dtype::kF32 ? gates.data() : out.data(),
+                                                  .out_dtype = dtype};
+        const int before = simt::card.kernel_launches;
+        if (at_once) {
+          device->gated_matmul(product, activation);
+        } else {
+          device->matmul(product);
+          device->gated_activation(activation);
+        }
+        launches = simt::card.kernel_launches - before;
+        std::vector<float> all = gates.to_host(*device);
+        for (const Array* array : {&ups, &out}) {
+          const std::vector<float> part = array->to_host(*device);
+          all.insert(all.end(), part.begin(), part.end());
+        }
+        return all;
+      };
+      int apart = 0, together = 0;
+      const std::vector<float> expected = results(false, apart), found = results(true, together);
+      CHECK(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) == 0);
+      const bool alike = gate_matrix.format == up_matrix.format && gate_matrix.columns == up_matrix.columns;
+      CHECK(together == apart - (alike ? 1 : 0));
+    }
+  }
+}
+
 TEST(rows_of_a_table_of_any_width) {
   const auto device = create_cuda_device(0);
   for (const auto& [format, cols] : {std::pair{Format::kF32, 27}, {Format::kBF16, 20}, {Format::kQ8_0, 96}}) {
@@ -213,12 +269,6 @@ struct MixtureCase {
   bool sorted = false, biases = false;
   Activation activation = Activation::kSilu;
 };
-
-double gated(double gate, double up, Activation activation) {
-  if (activation == Activation::kSilu) return gate / (1 + std::exp(-gate)) * up;
-  gate = std::min(gate, 7.);
-  return gate / (1 + std::exp(-1.702 * gate)) * (std::clamp(up, -7., 7.) + 1);
-}
 
 TEST(mixtures_equal_the_definition) {
   constexpr std::int64_t kExperts = 5, kUsed = 2;
@@ -324,7 +374,7 @@ TEST(mixtures_equal_the_definition) {
         const Expert& e = own[order[j]];
         const std::vector<double> gate = e.gate.times(in, e.gate_bias), up = e.up.times(in, e.up_bias);
         std::vector<double> activated(gate.size());
-        for (std::size_t i = 0; i < gate.size(); ++i) activated[i] = gated(gate[i], up[i], c.activation);
+        for (std::size_t i = 0; i < gate.size(); ++i) activated[i] = gated_exactly(gate[i], up[i], c.activation);
         const std::vector<double> y = e.down.times(activated, e.down_bias);
         const double weight = std::exp(double{logits[row * kExperts + order[j]]}) / sum;
         for (std::size_t i = 0; i < y.size(); ++i) exact[i] += weight * y[i];

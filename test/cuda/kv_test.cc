@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../native/check.h"
+#include "behind_kernel.h"
 #include "device_array.h"
 #include "kernels.h"
 #include "kv_shape.h"
@@ -247,14 +248,16 @@ auto run_all_schedules(const Case& c, const Run& run) {
   return result;
 }
 
-// Runs `launch(shape, layer, rope)` on copies of the pools and of the rope table.
+// Runs `launch(layer, rope, pools)` on copies of the pools and of the rope table. `pools` brings the former: the launch
+// goes behind it.
 template <typename Launch>
 Pools run_on_pools(const Case& c, const Launch& launch) {
   return run_all_schedules(c, [&] {
     const simt::DeviceArray<std::uint8_t> keys(c.pools.keys.bytes), values(c.pools.values.bytes);
     const simt::DeviceArray<float> cos(c.cos), sin(c.sin);
-    simt::check_launch(launch(KvLayer{.keys = keys.data(), .values = values.data()},
-                              RopeTable{.cos = cos.data(), .sin = sin.data(), .rotary_dim = c.rotary_dim}));
+    launch(KvLayer{.keys = keys.data(), .values = values.data()},
+           RopeTable{.cos = cos.data(), .sin = sin.data(), .rotary_dim = c.rotary_dim},
+           simt::BehindKernel(keys, values));
     Pools result = c.pools;
     result.keys.bytes = keys.to_host();
     result.values.bytes = values.to_host();
@@ -285,24 +288,25 @@ TEST(append_writes_rotated_keys_and_values) {
       }
     }
 
-    const Pools result = run_on_pools(c, [&](const KvLayer& layer, const RopeTable& rope) {
+    const Pools result = run_on_pools(c, [&](const KvLayer& layer, const RopeTable& rope, simt::BehindKernel behind) {
       // Rows of the step before those that are appended: slots of no page, to be left alone.
       const std::int64_t first = c.random(0, 3);
       std::vector<AppendSlot> step_slots(static_cast<std::size_t>(first), {.page = -1, .slot = 0, .rope_row = 0});
       step_slots.insert(step_slots.end(), slots.begin(), slots.end());
       const simt::DeviceArray<AppendSlot> device_slots(step_slots);
       const simt::DeviceArray<std::uint8_t> device_k(to_bytes(dtype, k)), device_v(to_bytes(dtype, v));
-      const cudaError_t error =
-          launch_kv_append({.shape = c.shape,
-                            .layer = layer,
-                            .first = first,
-                            .rows = static_cast<std::int64_t>(slots.size()),
-                            .k = device_k.data(),
-                            .v = device_v.data(),
-                            .buffers = {.dtype = dtype}},
-                           {.tokens = nullptr, .slots = device_slots.data(), .rope = rope, .plan = {}}, nullptr);
-      simt::check_launch(error);
-      return error;
+      behind.bring(device_k);
+      behind.bring(device_v);
+      behind.run([&](KernelStream stream) {
+        return launch_kv_append({.shape = c.shape,
+                                 .layer = layer,
+                                 .first = first,
+                                 .rows = static_cast<std::int64_t>(slots.size()),
+                                 .k = device_k.data(),
+                                 .v = device_v.data(),
+                                 .buffers = {.dtype = dtype}},
+                                {.tokens = nullptr, .slots = device_slots.data(), .rope = rope, .plan = {}}, stream);
+      });
     });
 
     Expected expected = {c.pools, {}, {}};
@@ -343,12 +347,12 @@ TEST(rebase_moves_tokens_and_turns_keys) {
       }
     }
 
-    const Pools result = run_on_pools(c, [&](const KvLayer& layer, const RopeTable& rope) {
+    const Pools result = run_on_pools(c, [&](const KvLayer& layer, const RopeTable& rope, simt::BehindKernel behind) {
       const simt::DeviceArray<KvMoveParams::Move> device_moves(moves);
-      const cudaError_t error = launch_kv_move(
-          {.shape = c.shape, .layer = layer, .rope = rope, .moves = {device_moves.data(), moves.size()}}, nullptr);
-      simt::check_launch(error);
-      return error;
+      behind.run([&](KernelStream stream) {
+        return launch_kv_move(
+            {.shape = c.shape, .layer = layer, .rope = rope, .moves = {device_moves.data(), moves.size()}}, stream);
+      });
     });
 
     Expected expected = {c.pools, {}, {}};
@@ -402,19 +406,21 @@ TEST(read_gives_what_is_stored) {
       return std::equal(a.begin(), a.end(), b.begin(), b.end(),
                         [](float x, float y) { return x == y || (std::isnan(x) && std::isnan(y)); });
     };
-    run_on_pools(c, [&](const KvLayer& layer, const RopeTable&) {
+    run_on_pools(c, [&](const KvLayer& layer, const RopeTable&, simt::BehindKernel behind) {
       const simt::DeviceArray<AppendSlot> device_slots(slots);
       const simt::DeviceArray<float> out_k(nothing), out_v(nothing);
-      const cudaError_t error = launch_kv_read({.shape = c.shape,
-                                                .layer = layer,
-                                                .slots = {device_slots.data(), slots.size()},
-                                                .k = out_k.data(),
-                                                .v = out_v.data()},
-                                               nullptr);
-      simt::check_launch(error);
+      behind.bring(out_k);
+      behind.bring(out_v);
+      behind.run([&](KernelStream stream) {
+        return launch_kv_read({.shape = c.shape,
+                               .layer = layer,
+                               .slots = {device_slots.data(), slots.size()},
+                               .k = out_k.data(),
+                               .v = out_v.data()},
+                              stream);
+      });
       CHECK_MESSAGE(same(out_k.to_host(), k), c.name);
       CHECK_MESSAGE(same(out_v.to_host(), v), c.name);
-      return error;
     });
   }
 }

@@ -16,9 +16,11 @@
 #include <vector>
 
 #include "../native/check.h"
+#include "behind_kernel.h"
 #include "core/float16.h"
 #include "core/format.h"
 #include "device_array.h"
+#include "gated_reference.h"
 #include "kernels.h"
 #include "quotient.cuh"
 #include "simt/simt.h"
@@ -87,8 +89,15 @@ Case random_case(std::uint64_t seed, std::int64_t max_rows) {
 
 using Result = std::vector<std::vector<float>>;  // y of each matrix
 
-// `twice`: on the workspace as the first run leaves it.
-Result run(const Case& c, bool twice = false) {
+// What becomes of the first two products.
+struct Gate {
+  Activation activation = Activation::kSilu;
+  Dtype dtype = Dtype::kF32;
+  bool in_place = false;  // over the gate
+};
+
+// `twice`: on the workspace as the first run leaves it. `gate`: appends what it gives.
+Result run(const Case& c, bool twice = false, const Gate* gate = nullptr) {
   std::vector<std::uint16_t> rounded;
   for (const float value : c.x) rounded.push_back(c.round(value));
   const simt::DeviceArray<std::uint16_t> x(rounded);
@@ -112,15 +121,29 @@ Result run(const Case& c, bool twice = false) {
     launch.params.outputs[i].y = ys[i]->data();
     launch.params.outputs[i].accumulate = c.accumulate;
   }
+  const bool is_narrow = gate != nullptr && gate->dtype != Dtype::kF32;
+  const std::size_t n_gated = gate == nullptr || gate->in_place ? 0 : c.before[0].size();
+  const simt::DeviceArray<float> wide(std::vector<float>(is_narrow ? 0 : n_gated, nan));
+  const simt::DeviceArray<std::uint16_t> narrow(std::vector<std::uint16_t>(is_narrow ? n_gated : 0, 0xffff));
+  if (gate != nullptr) {
+    void* const out = gate->in_place ? static_cast<void*>(ys[0]->data())
+                      : is_narrow    ? static_cast<void*>(narrow.data())
+                                     : static_cast<void*>(wide.data());
+    launch.gated = {.out = out, .activation = gate->activation, .out_dtype = gate->dtype};
+  }
   // The part that need not be zero is NaN: what is read there must have been written.
   std::vector<std::uint8_t> memory(matmul_workspace_bytes(launch), 0xff);
-  constexpr std::size_t kTickets = std::size_t{4} << 15;
+  constexpr std::size_t kTickets = std::size_t{8} << 15;
   CHECK(memory.size() > kTickets);
   std::fill_n(memory.begin(), std::min(memory.size(), kTickets), 0);
   const simt::DeviceArray<std::uint8_t> workspace(memory);
   launch.workspace = workspace.data();
-  simt::check_launch(launch_matmul(launch, nullptr));
-  if (twice && !c.accumulate) simt::check_launch(launch_matmul(launch, nullptr));
+  simt::BehindKernel behind(x, workspace, wide, narrow);
+  for (const auto* y : ys) behind.bring(*y);
+  behind.run([&](KernelStream stream) {
+    const cudaError_t error = launch_matmul(launch, stream);
+    return twice && !c.accumulate && error == cudaSuccess ? launch_matmul(launch, stream) : error;
+  });
   const std::vector<std::uint8_t> after = workspace.to_host();
   CHECK_MESSAGE(std::all_of(after.begin(), after.begin() + kTickets, [](std::uint8_t byte) { return byte == 0; }),
                 c.name());
@@ -131,6 +154,7 @@ Result run(const Case& c, bool twice = false) {
     delete biases[i];
     delete ys[i];
   }
+  if (n_gated > 0) result.push_back(is_narrow ? to_floats(narrow.to_host(), gate->dtype) : wide.to_host());
   return result;
 }
 
@@ -189,8 +213,9 @@ void check_case(const Case& c) {
     const std::uint64_t x_bytes = tiles * static_cast<std::uint64_t>(c.rows * c.k) * 2;
     CHECK_MESSAGE(simt::stats.bytes_copied == bytes_of_weights(c) + x_bytes, c.name());
   }
-  const simt::Options schedules[] = {{.order = simt::Order::kReverse, .copies = simt::CopyTiming::kEager},
-                                     {.order = simt::Order::kRandom, .copies = simt::CopyTiming::kLazy, .seed = 5}};
+  const simt::Options schedules[] = {
+      {.order = simt::Order::kReverse, .copies = simt::CopyTiming::kEager, .overlap = false},
+      {.order = simt::Order::kRandom, .copies = simt::CopyTiming::kLazy, .seed = 5}};
   for (const simt::Options& schedule : schedules) {
     simt::options = schedule;
     CHECK_MESSAGE(same_bits(run(c, true), result), c.name());
@@ -286,6 +311,42 @@ TEST(a_row_does_not_depend_on_its_company) {
   }
 }
 
+// The products stay what they are without; what becomes of them is worked out once both are there, wherever they are
+// cut.
+TEST(gate_and_up_are_activated_behind_the_product) {
+  for (int seed = 0; seed < scaled(16); ++seed) {
+    Case c = random_case(40'000 + seed * 10, seed % 4 == 3 ? 64 : 12);
+    c.outputs = {c.outputs[0], c.outputs[0]};
+    c.accumulate = false;
+    if (seed % 8 == 7) c.rows = 130;
+    c.weights.clear();
+    c.biases.clear();
+    c.before.clear();
+    fill(c, seed);
+    const Gate gate = {.activation = kActivations[seed % 3],
+                       .dtype = std::vector<Dtype>{Dtype::kF32, Dtype::kBF16, Dtype::kF16, Dtype::kF32}[seed % 4],
+                       .in_place = seed % 4 == 3};
+    const Result products = run(c);
+    const auto check = [&] {
+      const Result result = run(c, true, &gate);
+      CHECK_MESSAGE(gate.in_place || same_bits({result[0], result[1]}, products), c.name());
+      CHECK_MESSAGE(same_bits(result[1], products[1]), c.name());
+      const double worst = worst_gated_error(products[0], products[1], gate.activation,
+                                             gate.in_place ? result[0] : result[2], gate.dtype);
+      CHECK_MESSAGE(worst <= 1, c.name() + ": error / tolerance " + std::to_string(worst));
+    };
+#if SIMT_HOST
+    for (const simt::Order order : {simt::Order::kForward, simt::Order::kReverse, simt::Order::kRandom}) {
+      simt::options.order = order;
+      check();
+    }
+    simt::options = {};
+#else
+    check();
+#endif
+  }
+}
+
 TEST(what_is_not_supported_is_refused) {
   const simt::DeviceArray<float> x(std::vector<float>(64)), y(std::vector<float>(64));
   const simt::DeviceArray<std::uint16_t> weight(std::vector<std::uint16_t>(64));
@@ -317,6 +378,17 @@ TEST(what_is_not_supported_is_refused) {
   CHECK(refused([](MatmulLaunch& l) { l.params.x = static_cast<const float*>(l.params.x) + 1; }));
   CHECK(refused([](MatmulLaunch& l) { l.params.x_dtype = Dtype::kF32; }));
   CHECK(refused([](MatmulLaunch& l) { l.params.x_dtype = Dtype::kF16; }));
+  MatmulLaunch gated = good;
+  gated.params.n_outputs = 2;
+  gated.params.outputs[1] = gated.params.outputs[0];
+  gated.gated.out = y.data();
+  CHECK(matmul_workspace_bytes(gated) > 0);
+  gated.params.outputs[1].weight.rows = 3;
+  CHECK(matmul_workspace_bytes(gated) == 0 && launch_matmul(gated, nullptr) == cudaErrorInvalidValue);
+  gated.params.outputs[1] = gated.params.outputs[0];
+  gated.params.outputs[0].accumulate = true;
+  CHECK(matmul_workspace_bytes(gated) == 0);
+  CHECK(refused([&](MatmulLaunch& l) { l.gated.out = y.data(); }));  // one output
   CHECK(refused([](MatmulLaunch& l) {
     l.params.outputs[1] = l.params.outputs[0];
     l.params.outputs[1].weight.format = Format::kF16;

@@ -11,9 +11,11 @@
 #include <vector>
 
 #include "../native/check.h"
+#include "behind_kernel.h"
 #include "core/float16.h"
 #include "core/format.h"
 #include "device_array.h"
+#include "gated_reference.h"
 #include "kernels.h"
 #include "simt/simt.h"
 
@@ -84,12 +86,13 @@ TEST(embedding_gathers_and_scales) {
         std::string(dtype_name(dtype)) + " [" + std::to_string(vocab) + ", " + std::to_string(cols) + "]";
     const std::vector<float> out = under_every_schedule(name, [&] {
       const simt::DeviceArray<float> device_out(not_numbers(rows * cols));
-      simt::check_launch(launch_embedding({.rows = rows,
-                                           .table = {device_table.data(), format_of(dtype), vocab, cols},
-                                           .scale = scale,
-                                           .out = device_out.data()},
-                                          {.tokens = device_tokens.data(), .slots = nullptr, .rope = {}, .plan = {}},
-                                          nullptr));
+      simt::BehindKernel(device_out).run([&](KernelStream stream) {
+        return launch_embedding({.rows = rows,
+                                 .table = {device_table.data(), format_of(dtype), vocab, cols},
+                                 .scale = scale,
+                                 .out = device_out.data()},
+                                {.tokens = device_tokens.data(), .slots = nullptr, .rope = {}, .plan = {}}, stream);
+      });
       return device_out.to_host();
     });
     bool equal = true;
@@ -114,9 +117,11 @@ TEST(rms_norm_equals_the_definition) {
     const std::vector<float> out = under_every_schedule(name, [&] {
       const simt::DeviceArray<float> device_x(x), device_out(not_numbers(x.size()));
       float* to = in_place ? device_x.data() : device_out.data();
-      simt::check_launch(launch_rms_norm(
-          {.x = device_x.data(), .weight = device_weight.data(), .eps = eps, .rows = rows, .cols = cols, .out = to},
-          nullptr));
+      simt::BehindKernel(device_x, device_out).run([&](KernelStream stream) {
+        return launch_rms_norm(
+            {.x = device_x.data(), .weight = device_weight.data(), .eps = eps, .rows = rows, .cols = cols, .out = to},
+            stream);
+      });
       return in_place ? device_x.to_host() : device_out.to_host();
     });
     double worst = 0;
@@ -134,22 +139,6 @@ TEST(rms_norm_equals_the_definition) {
   }
 }
 
-constexpr Activation kActivations[] = {Activation::kSilu, Activation::kGeluTanh, Activation::kClampedSwiglu};
-
-double gated(double gate, double up, Activation activation) {
-  switch (activation) {
-    case Activation::kSilu:
-      return gate / (1 + std::exp(-gate)) * up;
-    case Activation::kGeluTanh:
-      return 0.5 * gate *
-             (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (gate + 0.044715 * gate * gate * gate))) * up;
-    case Activation::kClampedSwiglu:
-      gate = std::min(gate, 7.);
-      return gate / (1 + std::exp(-1.702 * gate)) * (std::clamp(up, -7., 7.) + 1);
-  }
-  return 0;
-}
-
 TEST(gated_activations_equal_the_definition) {
   for (int i = 0; i < 60; ++i) {
     const Activation activation = kActivations[i % 3];
@@ -163,17 +152,13 @@ TEST(gated_activations_equal_the_definition) {
     const std::vector<float> out = under_every_schedule(name, [&] {
       const simt::DeviceArray<float> device_gate(gate), device_out(not_numbers(n));
       float* to = in_place ? device_gate.data() : device_out.data();
-      simt::check_launch(launch_gated_activation(
-          {.gate = device_gate.data(), .up = device_up.data(), .n = n, .activation = activation, .out = to}, nullptr));
+      simt::BehindKernel(device_gate, device_up, device_out).run([&](KernelStream stream) {
+        return launch_gated_activation(
+            {.gate = device_gate.data(), .up = device_up.data(), .n = n, .activation = activation, .out = to}, stream);
+      });
       return in_place ? device_gate.to_host() : device_out.to_host();
     });
-    double worst = 0;
-    for (std::int64_t at = 0; at < n; ++at) {
-      const double exact = gated(gate[at], up[at], activation);
-      // Behind -10 the activation itself is next to nothing: an absolute bound.
-      const double error = std::abs(out[at] - exact) / (4e-6 * std::abs(exact) + 1e-6 * (std::abs(up[at]) + 1));
-      worst = std::max(worst, std::isnan(error) ? 1e9 : error);
-    }
+    const double worst = worst_gated_error(gate, up, activation, out);
     CHECK_MESSAGE(worst <= 1, name + ": " + std::to_string(worst));
   }
 }
@@ -204,7 +189,9 @@ TEST(scaled_sums_equal_the_definition) {
     const std::string name = std::to_string(n) + " elements";
     const std::vector<float> out = under_every_schedule(name, [&] {
       const simt::DeviceArray<float> device_x(x);
-      simt::check_launch(launch_add({.x = device_x.data(), .y = device_y.data(), .n = n, .scale = scale}, nullptr));
+      simt::BehindKernel(device_x, device_y).run([&](KernelStream stream) {
+        return launch_add({.x = device_x.data(), .y = device_y.data(), .n = n, .scale = scale}, stream);
+      });
       return device_x.to_host();
     });
     double worst = 0;
@@ -227,7 +214,9 @@ TEST(soft_caps_equal_the_definition) {
     const std::string name = std::to_string(n) + " elements, cap " + std::to_string(softcap);
     const std::vector<float> out = under_every_schedule(name, [&] {
       const simt::DeviceArray<float> device_x(x);
-      simt::check_launch(launch_softcap({.x = device_x.data(), .n = n, .scale = scale, .softcap = softcap}, nullptr));
+      simt::BehindKernel(device_x).run([&](KernelStream stream) {
+        return launch_softcap({.x = device_x.data(), .n = n, .scale = scale, .softcap = softcap}, stream);
+      });
       return device_x.to_host();
     });
     double worst = 0;
@@ -247,7 +236,9 @@ TEST(rows_of_operands_are_padded) {
     const std::vector<float> x = random_floats(rows * cols);
     const simt::DeviceArray<float> device_x(x);
     const simt::DeviceArray<std::uint16_t> out(std::vector<std::uint16_t>(rows * padded, 0x1234));
-    simt::check_launch(launch_round(device_x.data(), rows, cols, Dtype::kBF16, out.data(), nullptr));
+    simt::BehindKernel(device_x, out).run([&](KernelStream stream) {
+      return launch_round(device_x.data(), rows, cols, Dtype::kBF16, out.data(), stream);
+    });
     const std::vector<std::uint16_t> found = out.to_host();
     bool right = true;
     for (std::int64_t at = 0; at < rows * padded; ++at) {

@@ -16,9 +16,11 @@
 
 #include "../native/check.h"
 #include "../native/random_blocks.h"
+#include "behind_kernel.h"
 #include "core/float16.h"
 #include "core/fragments.h"
 #include "device_array.h"
+#include "gated_reference.h"
 #include "kernels.h"
 #include "simt/simt.h"
 
@@ -109,7 +111,8 @@ std::vector<std::uint16_t> in_bf16(const std::vector<float>& values) {
   return bits;
 }
 
-Result run(const Case& c) {
+// `gated`: appends what becomes of the first two products, in bf16.
+Result run(const Case& c, bool gated = false) {
   const Array<std::uint16_t> x(in_bf16(c.x));
   std::vector<std::unique_ptr<Array<std::byte>>> records;
   std::vector<std::unique_ptr<Array<float>>> biases, ys;
@@ -132,15 +135,20 @@ Result run(const Case& c) {
                                 .y = ys[i]->data(),
                                 .accumulate = c.accumulate};
   }
+  const Array<std::uint16_t> activated(std::vector<std::uint16_t>(gated ? c.weights[0].before.size() : 0, 0xffff));
+  if (gated) launch.gated = {.out = activated.data(), .out_dtype = Dtype::kBF16};
   std::vector<std::uint8_t> memory(quantised_matmul_workspace_bytes(launch), 0xff);
-  constexpr std::size_t kTickets = std::size_t{4} << 15;
+  constexpr std::size_t kTickets = std::size_t{8} << 15;
   CHECK(memory.size() > kTickets);
   std::fill_n(memory.begin(), std::min(memory.size(), kTickets), 0);
   const Array<std::uint8_t> workspace(memory);
   launch.workspace = workspace.data();
-  simt::check_launch(launch_quantised_matmul(launch, nullptr));
+  simt::BehindKernel behind(x, workspace, activated);
+  for (const auto& y : ys) behind.bring(*y);
+  behind.run([&](KernelStream stream) { return launch_quantised_matmul(launch, stream); });
   Result result;
   for (const auto& y : ys) result.push_back(y->to_host());
+  if (gated) result.push_back(to_floats(activated.to_host(), Dtype::kBF16));
   return result;
 }
 
@@ -203,8 +211,9 @@ void check_case(const Case& c) {
     }
     CHECK_MESSAGE(simt::stats.bytes_copied == expected, c.name());
   }
-  const simt::Options schedules[] = {{.order = simt::Order::kReverse, .copies = simt::CopyTiming::kEager},
-                                     {.order = simt::Order::kRandom, .copies = simt::CopyTiming::kLazy, .seed = 5}};
+  const simt::Options schedules[] = {
+      {.order = simt::Order::kReverse, .copies = simt::CopyTiming::kEager, .overlap = false},
+      {.order = simt::Order::kRandom, .copies = simt::CopyTiming::kLazy, .seed = 5}};
   for (const simt::Options& schedule : schedules) {
     simt::options = schedule;
     CHECK_MESSAGE(same_bits(run(c), result), c.name());
@@ -259,6 +268,19 @@ TEST(a_row_does_not_depend_on_its_company) {
   }
 }
 
+TEST(gate_and_up_are_activated_behind_the_product) {
+  for (const Format format : {Format::kQ4_K, Format::kQ8_0, Format::kMXFP4}) {
+    Case c = random_case(71, format, 11);
+    c.accumulate = false;
+    Rng rng(72);
+    c.weights = {random_weight(rng, format, 170, c.k, c.rows), random_weight(rng, format, 170, c.k, c.rows)};
+    const Result products = run(c), result = run(c, true);
+    CHECK(same_bits({result[0], result[1]}, products));
+    const double worst = worst_gated_error(products[0], products[1], Activation::kSilu, result[2], Dtype::kBF16);
+    CHECK_MESSAGE(worst <= 1, c.name() + ": error / tolerance " + std::to_string(worst));
+  }
+}
+
 TEST(a_row_that_is_not_finite_stays_alone) {
   for (const Format format : {Format::kQ4_1, Format::kQ8_0}) {
     Case c = random_case(5, format, 6);
@@ -310,7 +332,9 @@ TEST(products_of_experts_equal_the_definition) {
                       .first_matrix = 2,
                       .max_runs = 5};
     launch.multiprocessors = 2;
-    simt::check_launch(launch_quantised_matmul(launch, nullptr));
+    simt::BehindKernel(device_x, device_runs, n_runs, y).run([&](KernelStream stream) {
+      return launch_quantised_matmul(launch, stream);
+    });
     const std::vector<float> found = y.to_host();
     double worst = 0;
     for (const ExpertRun& run : runs) {
@@ -340,12 +364,15 @@ TEST(rows_of_a_table_are_those_of_the_format) {
     const Array<std::int32_t> device_tokens(tokens), device_columns(columns);
     for (const bool sorted : {false, true}) {
       const Array<float> out(std::vector<float>(tokens.size() * static_cast<std::size_t>(cols), NAN));
-      simt::check_launch(launch_quantised_embedding(
-          {.rows = std::ssize(tokens),
-           .table = {records.data(), format, vocab, cols, Order::kFragments, sorted ? device_columns.data() : nullptr},
-           .scale = 2,
-           .out = out.data()},
-          {.tokens = device_tokens.data(), .slots = nullptr, .rope = {}, .plan = {}}, nullptr));
+      const std::int32_t* order = sorted ? device_columns.data() : nullptr;
+      simt::BehindKernel(out).run([&](KernelStream stream) {
+        return launch_quantised_embedding({.rows = std::ssize(tokens),
+                                           .table = {records.data(), format, vocab, cols, Order::kFragments, order},
+                                           .scale = 2,
+                                           .out = out.data()},
+                                          {.tokens = device_tokens.data(), .slots = nullptr, .rope = {}, .plan = {}},
+                                          stream);
+      });
       const std::vector<float> found = out.to_host();
       bool equal = true;
       for (std::size_t t = 0; t < tokens.size(); ++t) {
@@ -373,7 +400,9 @@ TEST(columns_are_put_in_order) {
     for (std::uint16_t& value : x) value = static_cast<std::uint16_t>(rng());
     const Array<std::uint16_t> device_x(x), out(std::vector<std::uint16_t>(x.size()));
     const Array<std::int32_t> device_columns(columns);
-    simt::check_launch(launch_permute(device_x.data(), device_columns.data(), rows, k, out.data(), nullptr));
+    simt::BehindKernel(device_x, out).run([&](KernelStream stream) {
+      return launch_permute(device_x.data(), device_columns.data(), rows, k, out.data(), stream);
+    });
     const std::vector<std::uint16_t> found = out.to_host();
     bool equal = true;
     for (std::int64_t i = 0; i < rows * k; ++i) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../native/check.h"
+#include "behind_kernel.h"
 #include "core/limits.h"
 #include "device_array.h"
 #include "kernels.h"
@@ -54,16 +55,18 @@ std::vector<SampledRow> run(const std::vector<Draw>& draws, bool finite = false)
   const simt::DeviceArray<SampledRow> sampled(std::vector<SampledRow>(rows.size(), {-1, -1.f, SampleStatus::kOk}));
   const auto n = static_cast<std::int64_t>(rows.size());
   const simt::DeviceArray<std::uint8_t> workspace(std::vector<std::uint8_t>(sample_workspace_bytes(n, vocab), 0xff));
-  simt::check_launch(launch_sample({.logits = device_logits.data(),
-                                    .vocab = vocab,
-                                    .rows = device_rows.data(),
-                                    .seen = device_seen.data(),
-                                    .forbidden = device_forbidden.data(),
-                                    .n = n,
-                                    .finite = finite,
-                                    .sampled = sampled.data(),
-                                    .workspace = workspace.data()},
-                                   nullptr));
+  simt::BehindKernel(device_logits, sampled, workspace).run([&](KernelStream stream) {
+    return launch_sample({.logits = device_logits.data(),
+                          .vocab = vocab,
+                          .rows = device_rows.data(),
+                          .seen = device_seen.data(),
+                          .forbidden = device_forbidden.data(),
+                          .n = n,
+                          .finite = finite,
+                          .sampled = sampled.data(),
+                          .workspace = workspace.data()},
+                         stream);
+  });
   return sampled.to_host();
 }
 

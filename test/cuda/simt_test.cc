@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../native/check.h"
+#include "behind_kernel.h"
 #include "core/float16.h"
 #include "device_array.h"
 
@@ -391,6 +392,48 @@ TEST(cp_async) {
   });
 }
 
+// ---- kernels that overlap -----------------------------------------------------------------------------
+
+// sums[i] += before the wait a number that nobody writes, after it those of a kernel that may still run then.
+__global__ void add_late(const int* constants, const int* numbers, int* sums) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  simt::launch_dependents();
+  const int constant = simt::load_constant(constants + i);
+  simt::wait_for_preceding();
+  sums[i] += constant + numbers[i];
+}
+// numbers[i] = i, after some time.
+__global__ void write_slowly(int* numbers) {
+  simt::launch_dependents();
+  simt::wait_for_preceding();
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  unsigned number = threadIdx.x;
+  for (int round = 0; round < 2000; ++round) number = number * 1664525u + 1013904223u;
+  numbers[i] = number == 0x12345678u ? -1 : i;  // it is not, but who knows
+}
+
+TEST(a_kernel_waits_for_those_before_it) {
+  constexpr int kBlocks = 9, kThreads = 64, kN = kBlocks * kThreads;
+  std::vector<int> ones(kN, 1);
+  in_every_schedule([&] {
+    const DeviceArray<int> constants(ones), numbers(std::vector<int>(kN, 0)), sums(std::vector<int>(kN, 7));
+    simt::BehindKernel(numbers, sums).run([&](simt::KernelStream stream) {
+      for (int i = 0; i < 3; ++i) {
+        cudaError_t error = SIMT_LAUNCH(write_slowly, dim3(kBlocks), dim3(kThreads), 0, stream, numbers.data());
+        if (error != cudaSuccess) return error;
+        error = SIMT_LAUNCH(add_late, dim3(kBlocks), dim3(kThreads), 0, stream, constants.data(), numbers.data(),
+                            sums.data());
+        if (error != cudaSuccess) return error;
+      }
+      return cudaSuccess;
+    });
+    const std::vector<int> got = sums.to_host();
+    bool good = true;
+    for (int i = 0; i < kN; ++i) good &= got[i] == 7 + 3 * (i + 1);
+    CHECK(good);
+  });
+}
+
 // ---- broken kernels are reported (only the CPU can) -------------------------------------------------
 
 // Not under ThreadSanitizer: these kernels have the very races that it looks for.
@@ -564,6 +607,126 @@ TEST(bank_conflicts_and_bytes_are_counted) {
   CHECK(conflicts(32) == 4 * 1);
   CHECK(conflicts(128) == 4 * 7);
   CHECK(conflicts(0) == 0);  // one address is one access
+}
+
+// A graph of two kernels: the first writes 5 to all words, the second runs `body` and may begin before.
+struct Overlapping {
+  static constexpr int kWords = 64;
+  alignas(16) int words[kWords] = {};
+
+  template <typename Body>
+  std::string report(unsigned blocks, unsigned threads, Body body) {
+    std::fill_n(words, kWords, 1);
+    cudaStream_t own = nullptr;
+    CHECK(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking) == cudaSuccess);
+    bool after_kernel = false;
+    const simt::KernelStream stream(own, &after_kernel);
+    CHECK(cudaStreamBeginCapture(own, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    const auto first = [this] { std::fill_n(words, kWords, 5); };
+    CHECK(simt::launch_on(stream, dim3(1), dim3(1), 0, first) == cudaSuccess);
+    CHECK(simt::launch_on(stream, dim3(blocks), dim3(threads), 1024, body) == cudaSuccess);
+    cudaGraph_t graph = nullptr;
+    CHECK(cudaStreamEndCapture(own, &graph) == cudaSuccess);
+    std::string text;
+    try {
+      CHECK(cudaGraphLaunch(graph, own) == cudaSuccess);
+    } catch (const std::runtime_error& error) {
+      text = error.what();
+    }
+    CHECK(cudaGraphDestroy(graph) == cudaSuccess && cudaStreamDestroy(own) == cudaSuccess);
+    return text;
+  }
+};
+
+TEST(what_is_read_before_the_wait_is_what_was_there_before) {
+  Overlapping graph;
+  const auto seen = [&](bool overlap, auto body) {
+    simt::options.overlap = overlap;
+    int sum = 0;
+    const std::string text = graph.report(3, 2, [&] { body(sum); });
+    simt::options = {};
+    CHECK_MESSAGE(text.empty(), text);
+    return sum;
+  };
+  const auto load_early = [&](int& sum) {
+    simt::launch_dependents();
+    const int early = graph.words[threadIdx.x];
+    simt::wait_for_preceding();
+    sum += early;
+  };
+  const auto load_late = [&](int& sum) {
+    simt::follow_preceding();
+    sum += graph.words[threadIdx.x];
+  };
+  const auto copy_early = [&](int& sum) {
+    simt::launch_dependents();
+    auto* shared = reinterpret_cast<int*>(simt::shared_memory()) + 4 * threadIdx.x;
+    simt::cp_async_16(shared, graph.words, true);
+    simt::wait_for_preceding();
+    simt::cp_async_commit();
+    simt::cp_async_wait<0>();
+    sum += shared[1];
+  };
+  // With a barrier on each side, and threads that come to the wait one after another.
+  const auto load_between = [&](int& sum) {
+    simt::launch_dependents();
+    __syncthreads();
+    if (threadIdx.x == 1) simt::wait_for_preceding();
+    const int between = graph.words[0];
+    __syncthreads();
+    simt::wait_for_preceding();
+    sum += between;
+  };
+  CHECK(seen(true, load_late) == 6 * 5 && seen(false, load_late) == 6 * 5);
+  CHECK(seen(true, load_early) == 6 * 1 && seen(false, load_early) == 6 * 5);
+  CHECK(seen(true, copy_early) == 6 * 1 && seen(false, copy_early) == 6 * 5);
+  CHECK(seen(true, load_between) == 3 * (1 + 5) && seen(false, load_between) == 6 * 5);
+}
+
+TEST(kernels_that_do_not_wait_are_reported) {
+  Overlapping graph;
+  for (const bool overlap : {true, false}) {
+    simt::options.overlap = overlap;
+    check_report(graph.report(2, 32, [] { simt::launch_dependents(); }), "has not waited for the kernel before");
+    check_report(graph.report(2, 64,
+                              [] {
+                                if (threadIdx.x == 40) return;
+                                simt::follow_preceding();
+                              }),
+                 "thread (40, 0, 0): a thread exits that has not waited");
+    check_report(graph.report(2, 32, [] { simt::wait_for_preceding(); }), "without launch_dependents");
+    check_report(graph.report(6, 32,
+                              [] {
+                                simt::follow_preceding();
+                                if (threadIdx.x < 16) __syncthreads();
+                                __syncwarp();
+                              }),
+                 "deadlock");
+    CHECK(graph.report(6, 32, [] { simt::follow_preceding(); }).empty());
+  }
+  simt::options = {};
+}
+
+TEST(a_kernel_overlaps_with_a_kernel_only) {
+  cudaStream_t own = nullptr;
+  CHECK(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking) == cudaSuccess);
+  bool after_kernel = true;
+  const auto kernel = [] { simt::follow_preceding(); };
+  const auto launch = [&] {
+    try {
+      static_cast<void>(simt::launch_on(simt::KernelStream(own, &after_kernel), dim3(1), dim3(1), 0, kernel));
+    } catch (const std::logic_error&) {
+      return false;
+    }
+    return true;
+  };
+  CHECK(!launch());  // nothing is before it
+  after_kernel = false;
+  CHECK(launch() && after_kernel && launch());
+  int word = 0;
+  CHECK(cudaMemsetAsync(&word, 1, sizeof word, own) == cudaSuccess);
+  CHECK(!launch());
+  CHECK(cudaStreamDestroy(own) == cudaSuccess);
 }
 
 TEST(after_an_error_the_next_launch_is_clean) {

@@ -25,13 +25,22 @@ constexpr int kMaxAttentionCtasPerMultiprocessor = 2;
 // Weights go through pinned memory in pieces of this size, one being filled while the other is copied.
 constexpr std::size_t kStagingBytes = std::size_t{16} << 20;
 
-// HOGWILD_CUDA_GRAPHS: on (default) or off.
-bool graphs_enabled() {
-  const char* const text = std::getenv("HOGWILD_CUDA_GRAPHS");
+// An environment variable that is on (default) or off.
+bool is_on(const char* name) {
+  const char* const text = std::getenv(name);
   const std::string_view value = text == nullptr || *text == '\0' ? "on" : text;
   if (value == "on" || value == "off") return value == "on";
-  throw Error(code::kInvalidArgument,
-              "the environment variable HOGWILD_CUDA_GRAPHS: expected on or off, found '" + std::string(value) + "'");
+  throw Error(code::kInvalidArgument, std::string("the environment variable ") + name +
+                                          ": expected on or off, found '" + std::string(value) + "'");
+}
+
+// Graphs hold kernels that overlap from CUDA 12.3 on.
+bool has_overlap_in_graphs() {
+  constexpr int kFirst = 12030;
+  int driver = 0, runtime = 0;
+  check_cuda(cudaDriverGetVersion(&driver), "asking for the driver's version");
+  check_cuda(cudaRuntimeGetVersion(&runtime), "asking for CUDA's version");
+  return std::min(driver, runtime) >= kFirst;
 }
 
 // Before streams and events are made: they belong to the current card.
@@ -56,7 +65,7 @@ CudaDevice::CudaDevice(int index)
     : index_(choose_card(index)),
       memory_(index),
       steps_(memory_, stream_),
-      graphs_(stream_, graphs_enabled()),
+      graphs_(stream_, is_on("HOGWILD_CUDA_GRAPHS")),
       argument_staging_(stream_),
       weight_staged_{Event(Event::Use::kOrder), Event(Event::Use::kOrder)},
       external_event_(Event::Use::kOrder) {
@@ -65,6 +74,9 @@ CudaDevice::CudaDevice(int index)
   name_ = properties.name;
   multiprocessors_ = properties.multiProcessorCount;
   own_memory_ = static_cast<std::int64_t>(properties.totalGlobalMem);
+  bool wait_by_themselves = false;
+  check_cuda(kernels_wait(&wait_by_themselves), "asking for its kernels");
+  if (is_on("HOGWILD_CUDA_OVERLAP") && wait_by_themselves && has_overlap_in_graphs()) stream_.let_kernels_overlap();
 }
 
 CudaDevice::~CudaDevice() {
@@ -316,6 +328,19 @@ void CudaDevice::matmul(const MatmulParams& p) {
   multiply({.params = p});
 }
 
+void CudaDevice::gated_matmul(const MatmulParams& p, const GatedActivationParams& activation) {
+  use();
+  require(p.n_outputs == 2 && activation.gate == p.outputs[0].y && activation.up == p.outputs[1].y,
+          "what a gated product activates are its two outputs");
+  for (const MatmulParams::Output& output : {p.outputs[0], p.outputs[1]}) {
+    require(output.weight.cols == p.k && p.rows * output.weight.rows == activation.n,
+            "gate and up need k columns, and as many outputs");
+  }
+  if (p.rows == 0) return;
+  const GatedProducts gated = {activation.out, activation.activation, activation.out_dtype};
+  if (!multiply({.params = p, .gated = gated})) gated_activation(activation);
+}
+
 // The columns of x in the order of a matrix.
 void CudaDevice::permute_x(MatmulParams& p, const std::int32_t* columns) {
   memory_.reserve(permuted_x_, static_cast<std::size_t>(p.rows * p.k) * dtype_size(p.x_dtype), "activations in order");
@@ -324,9 +349,11 @@ void CudaDevice::permute_x(MatmulParams& p, const std::int32_t* columns) {
 }
 
 // Matrices of one format and one order of columns go together; others take a launch for each run of those that do.
-// Rows of experts are in the order of their matrices.
-void CudaDevice::multiply(MatmulLaunch launch) {
+// Rows of experts are in the order of their matrices. Returns whether gate and up have become what launch.gated says:
+// not where they take two launches, or have more tiles than there are tickets for.
+bool CudaDevice::multiply(MatmulLaunch launch) {
   const MatmulParams p = launch.params;
+  const GatedProducts gated = std::exchange(launch.gated, {});
   const std::int32_t first_matrix = launch.experts.first_matrix;
   launch.multiprocessors = multiprocessors_;
   for (int first = 0, last = 0; first < p.n_outputs; first = last) {
@@ -344,12 +371,14 @@ void CudaDevice::multiply(MatmulLaunch launch) {
     std::copy(p.outputs + first, p.outputs + last, launch.params.outputs);
     for (MatmulParams::Output& output : launch.params.outputs) output.weight.cols = launch.params.k;
     const bool plain = is_plain(weight.format);
-    memory_.reserve(matmul_workspace_,
-                    plain ? matmul_workspace_bytes(launch) : quantised_matmul_workspace_bytes(launch),
-                    "partial products");
+    const auto workspace_bytes = plain ? matmul_workspace_bytes : quantised_matmul_workspace_bytes;
+    if (launch.params.n_outputs == p.n_outputs) launch.gated = gated;
+    if (launch.gated.out != nullptr && workspace_bytes(launch) == 0) launch.gated = {};
+    memory_.reserve(matmul_workspace_, workspace_bytes(launch), "partial products");
     launch.workspace = matmul_workspace_.data();
     check_launch(plain ? launch_matmul(launch, stream_) : launch_quantised_matmul(launch, stream_), "matmul");
   }
+  return launch.gated.out != nullptr;
 }
 
 namespace {
@@ -456,7 +485,8 @@ void CudaDevice::experts(const ExpertsParams& p) {
   const auto gather = [&](const GatherParams& rows) {
     check_launch(launch_gather(routing, rows, stream_), "routing to experts");
   };
-  const auto multiply_experts = [&](const FeedForward& any, const void* x, std::int64_t k, int first, int count) {
+  const auto multiply_experts = [&](const FeedForward& any, const void* x, std::int64_t k, int first, int count,
+                                    const GatedProducts& gated = {}) {
     const Matrix matrices[] = {any.gate_proj, any.up_proj, any.down_proj};
     float* const to[] = {gate, up, y};
     MatmulLaunch launch;
@@ -467,15 +497,20 @@ void CudaDevice::experts(const ExpertsParams& p) {
     launch.params.n_outputs = count;
     launch.experts = products;
     launch.experts.first_matrix = first;
+    launch.gated = gated;
     for (int i = 0; i < count; ++i) {
       launch.params.outputs[i].weight = matrices[first + i];
       launch.params.outputs[i].weight.columns = nullptr;  // as the rows are
       launch.params.outputs[i].y = to[first + i];
     }
-    multiply(launch);
+    return multiply(launch);
   };
-  const GatedActivationParams activation{
+  // Where columns keep their order and rows need no padding, what is activated is the input of the last product.
+  // (Operands of 16 bits are written by fours, from aligned addresses.)
+  GatedActivationParams activation{
       .gate = gate, .up = up, .n = n * p.intermediate, .activation = p.activation, .out = gate};
+  const bool is_input = !sorted && p.intermediate == padded_cols(p.intermediate) && p.hidden == padded_cols(p.hidden);
+  if (is_input) activation.out = memory + hidden;
 
   check_launch(launch_routing(routing, stream_), "routing to experts");
   // Each group gathers and activates the rows of all: no product of its runs reads those of others.
@@ -483,10 +518,13 @@ void CudaDevice::experts(const ExpertsParams& p) {
     const FeedForward& any = *groups.first[static_cast<std::size_t>(selected.group)];
     const Dtype gate_in = operand_dtype(any.gate_proj.format), up_in = operand_dtype(any.up_proj.format);
     const Dtype activated = operand_dtype(any.down_proj.format);
+    if (is_input) activation.out_dtype = activated;
     if (!all_alike) check_launch(launch_select_runs(routing, selected, stream_), "routing to experts");
+    bool is_activated = false;
     if (!sorted && gate_in == up_in) {
       gather({.x = p.x, .cols = p.hidden, .dtype = gate_in, .out = memory + inputs});
-      multiply_experts(any, memory + inputs, p.hidden, 0, 2);
+      is_activated = multiply_experts(any, memory + inputs, p.hidden, 0, 2,
+                                      {activation.out, activation.activation, activation.out_dtype});
     } else {
       for (const int matrix : {0, 1}) {
         gather({.x = p.x,
@@ -498,14 +536,8 @@ void CudaDevice::experts(const ExpertsParams& p) {
         multiply_experts(any, memory + inputs, p.hidden, matrix, 1);
       }
     }
-    // Operands of 16 bits are written by fours, from aligned addresses.
-    if (!sorted && p.intermediate == padded_cols(p.intermediate) && p.hidden == padded_cols(p.hidden)) {
-      GatedActivationParams rounding = activation;
-      rounding.out = memory + hidden;
-      rounding.out_dtype = activated;
-      gated_activation(rounding);
-    } else {
-      gated_activation(activation);
+    if (!is_activated) gated_activation(activation);
+    if (!is_input) {
       gather({.x = gate,
               .at_places = true,
               .cols = p.intermediate,
@@ -571,7 +603,7 @@ void CudaDevice::kv_append(const DeviceStep& device_step, const KvAppendParams& 
   const std::size_t bytes =
       static_cast<std::size_t>(p.rows * p.shape.kv_heads * p.shape.head_dim) * dtype_size(p.buffers.dtype);
   check_external(p.buffers, {{{"k", p.k, bytes}, {"v", p.v, bytes}}});
-  on_stream_of(p.buffers, [&](cudaStream_t stream) {
+  on_stream_of(p.buffers, [&](KernelStream stream) {
     check_launch(launch_kv_append(p, step.arrays_of(p.layer), stream), "append");
   });
 }
@@ -630,7 +662,7 @@ void CudaDevice::attention(const DeviceStep& device_step, const AttentionParams&
       {{{"q", p.q, q_bytes}, {"sinks", p.sinks, sink_bytes}, {"out", p.out, bytes}, {"lse", p.lse, lse_bytes}}});
 
   const AttentionLaunch launch = attention_launch(step, p, shares_of(step, p));
-  on_stream_of(p.buffers, [&](cudaStream_t stream) { check_launch(launch_attention(launch, stream), "attention"); });
+  on_stream_of(p.buffers, [&](KernelStream stream) { check_launch(launch_attention(launch, stream), "attention"); });
 }
 
 void CudaDevice::attention_mass(const AttentionMassParams& p) {

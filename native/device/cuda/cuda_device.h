@@ -20,7 +20,8 @@ namespace hogwild::cuda {
 
 class CudaDevice final : public Device {
  public:
-  // Environment: HOGWILD_CUDA_GRAPHS=off runs the ops of every step one by one.
+  // Environment: HOGWILD_CUDA_GRAPHS=off runs the ops of every step one by one, HOGWILD_CUDA_OVERLAP=off each kernel
+  // after the one before it.
   explicit CudaDevice(int index);
   ~CudaDevice() override;
 
@@ -49,6 +50,7 @@ class CudaDevice final : public Device {
   void rms_norm(const RmsNormParams& params) override;
   void matmul(const MatmulParams& params) override;
   void gated_activation(const GatedActivationParams& params) override;
+  void gated_matmul(const MatmulParams& product, const GatedActivationParams& activation) override;
   void add(const AddParams& params) override;
   void softcap(const SoftcapParams& params) override;
   void experts(const ExpertsParams& params) override;
@@ -106,7 +108,7 @@ class CudaDevice final : public Device {
 
   void round_x(MatmulParams& params, Dtype dtype);
   void permute_x(MatmulParams& params, const std::int32_t* columns);
-  void multiply(MatmulLaunch launch);
+  bool multiply(MatmulLaunch launch);
   AttentionShares& shares_of(const CudaStep& step, const AttentionParams& params);
   AttentionLaunch attention_launch(const CudaStep& step, const AttentionParams& params,
                                    const AttentionShares& shares) const;

@@ -42,7 +42,7 @@ class GraphExec {
 class GraphCache {
  public:
   // `enabled`: else every call runs its ops.
-  GraphCache(cudaStream_t stream, bool enabled) : stream_(stream), enabled_(enabled) {}
+  GraphCache(Stream& stream, bool enabled) : stream_(stream), enabled_(enabled) {}
 
   // The first call with a key runs the ops, which makes room for everything; the second captures and launches them;
   // later ones launch the graph. Where capturing fails, this and later calls with the key run the ops.
@@ -65,7 +65,7 @@ class GraphCache {
   // An empty graph where it fails. Throws what `ops` throws if that is an abort.
   GraphExec capture(const std::function<void()>& ops);
 
-  cudaStream_t stream_;
+  Stream& stream_;
   bool enabled_;
   std::list<CachedGraph> graphs_;  // the last used first
 };

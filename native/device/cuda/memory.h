@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "device/device.h"
+#include "simt/kernel_stream.h"
 
 namespace hogwild::cuda {
 
@@ -33,10 +34,23 @@ class Stream {
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
   ~Stream() { cudaStreamDestroy(stream_); }
-  operator cudaStream_t() const { return stream_; }
+
+  // From now on kernels may begin before the ones before them have ended (KernelStream). Only where they wait by
+  // themselves.
+  void let_kernels_overlap() { kernels_overlap_ = true; }
+
+  // For launchers of kernels.h ...
+  operator simt::KernelStream() { return {stream_, kernels_overlap_ ? &after_kernel_ : nullptr}; }
+  // ... and for all else, which no kernel behind it overlaps with.
+  operator cudaStream_t() {
+    after_kernel_ = false;
+    return stream_;
+  }
 
  private:
   cudaStream_t stream_ = nullptr;
+  bool kernels_overlap_ = false;
+  bool after_kernel_ = false;
 };
 
 class Event {
@@ -87,7 +101,7 @@ class DeviceMemory {
   std::uint64_t moves_ = 0;
   // Memory is cleared on a stream of its own: a cache may be made while a step is captured on the device's stream,
   // and what another thread enqueues there would become part of the graph.
-  Stream clearing_stream_;
+  mutable Stream clearing_stream_;
 };
 
 // Places of arrays side by side in one piece of memory, each aligned for any access.
@@ -110,7 +124,7 @@ class ArrayLayout {
 // Arrays that one copy brings to the device: filled in pinned memory, which is used again once that copy is made.
 class StagedArrays {
  public:
-  explicit StagedArrays(cudaStream_t stream) : stream_(stream), copied_(Event::Use::kOrder) {}
+  explicit StagedArrays(Stream& stream) : stream_(stream), copied_(Event::Use::kOrder) {}
 
   // Makes room for `bytes` to fill. Waits for the copy before.
   void open(std::size_t bytes);
@@ -127,7 +141,7 @@ class StagedArrays {
   void copy_to(void* device);
 
  private:
-  cudaStream_t stream_;
+  Stream& stream_;
   PinnedBuffer buffer_;
   std::byte* staging_ = nullptr;
   std::size_t bytes_ = 0;

@@ -48,7 +48,7 @@ struct CudaStep final : DeviceStep {
 // replayed.
 class StepMemory {
  public:
-  StepMemory(DeviceMemory& memory, cudaStream_t stream) : memory_(memory), staged_(stream) {}
+  StepMemory(DeviceMemory& memory, Stream& stream) : memory_(memory), staged_(stream) {}
 
   std::unique_ptr<CudaStep> upload(const StepView& view);
 

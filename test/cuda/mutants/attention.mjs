@@ -1,4 +1,6 @@
 // Bugs in the attention kernels that attention_test must see (mutants.mjs says how this is read).
+import { doesNotWait } from './overlap.mjs'
+
 const kernels = 'attention.cu'
 const shared = 'attention.cuh'
 const general = 'attention_general.cu'
@@ -374,13 +376,13 @@ export default {
     [
       'tiles counted from the first slot of the segment',
       general,
-      '(simt::load_constant(p.first_tiles + at.pair) + at.tile) * Tile::kKeys;',
+      '(p.first_tiles[at.pair] + at.tile) * Tile::kKeys;',
       '(at.tile) * Tile::kKeys;',
     ],
     [
       'masks counted from the first slot of the segment',
       general,
-      'segment_start = simt::load_constant(p.first_tiles + at.pair) * Tile::kKeys;',
+      'segment_start = p.first_tiles[at.pair] * Tile::kKeys;',
       'segment_start = segment.first_slot / Tile::kKeys * Tile::kKeys;',
     ],
     [
@@ -564,13 +566,26 @@ export default {
       'head < heads; head += 32',
       'head < min(heads, 32); head += 32',
     ],
-    [
-      'mass not in units of log 2',
-      kernels,
-      'simt::load_constant(lse + head)) * kLog2E',
-      'simt::load_constant(lse + head))',
-    ],
+    ['mass not in units of log 2', kernels, 'lse[head]) * kLog2E', 'lse[head])'],
     ['mass of half a warp', kernels, 'int distance = 16; distance', 'int distance = 8; distance'],
     ['mass is not added up', kernels, 'p.sums[range.sum] += sum;', 'p.sums[range.sum] = sum;'],
+    // kernels that overlap
+    doesNotWait(
+      'the plan',
+      kernels,
+      'plan_attention(const __grid_constant__ AttentionArguments p) {',
+    ),
+    doesNotWait('attention', kernels, 'attend(const __grid_constant__ AttentionArguments p) {'),
+    doesNotWait(
+      'general attention',
+      general,
+      'attend_general(const __grid_constant__ AttentionArguments p) {',
+    ),
+    doesNotWait(
+      'the combination',
+      kernels,
+      'combine_attention(const __grid_constant__ AttentionArguments p) {',
+    ),
+    doesNotWait('mass', kernels, 'const AttentionMassParams::Range* ranges, int n) {'),
   ],
 }

@@ -1,5 +1,7 @@
 // Bugs in kv.cu, and in the headers that it shares with attention, which kv_test must see (mutants.mjs says how
 // this is read).
+import { doesNotWait } from './overlap.mjs'
+
 const kernels = 'kv.cu'
 const rope = 'rope.cuh'
 const loads = 'vector_load.cuh'
@@ -236,5 +238,14 @@ export default {
     ['pages of codes without scales', 'page.cuh', '? width + 4 :', '? width :'],
     ['gathered without scales', kernels, 'if (scale_bytes == 0) return;', 'return;'],
     ['gathered as wide as pages', kernels, 'at += used_bytes;', 'at += row_bytes;'],
+    // kernels that overlap
+    doesNotWait('append', kernels, 'append_kv(const __grid_constant__ AppendArguments p) {'),
+    doesNotWait(
+      'append of codes',
+      kernels,
+      'append_codes(const __grid_constant__ AppendArguments p) {',
+    ),
+    doesNotWait('move', kernels, 'MoveArguments p, const KvMoveParams::Move* moves) {'),
+    doesNotWait('read', kernels, 'ReadArguments p) {'),
   ],
 }

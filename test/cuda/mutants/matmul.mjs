@@ -1,4 +1,5 @@
 // Bugs in the matrix products.
+
 const matmul = 'matmul.cu'
 const product = 'product.cuh'
 
@@ -23,8 +24,8 @@ export default {
     [
       'no commit before the loop',
       product,
-      'shared + stage * kBytes);\n    simt::cp_async_commit();',
-      'shared + stage * kBytes);',
+      'shared + stage * kBytes);\n      loader.advance(p);\n    }\n    simt::cp_async_commit();',
+      'shared + stage * kBytes);\n      loader.advance(p);\n    }',
     ],
     [
       'no commit in the loop',
@@ -42,8 +43,8 @@ export default {
     [
       'every warp takes a ticket',
       product,
-      'if (threadIdx.x == 0) *ticket',
-      'if (threadIdx.x % 32 == 0) *ticket',
+      'if (threadIdx.x == 0) *ticket = atomicAdd(&p.tickets',
+      'if (threadIdx.x % 32 == 0) *ticket = atomicAdd(&p.tickets',
     ],
     [
       'no barrier before the ticket is read',
@@ -209,6 +210,124 @@ export default {
       'quotient.cuh',
       'std::bit_width(static_cast<std::uint32_t>(divisor) - 1)',
       'std::bit_width(static_cast<std::uint32_t>(divisor))',
+    ],
+    // kernels that overlap
+    [
+      'a product does not wait',
+      product,
+      '    ahead.advance(p);\n  }\n  simt::wait_for_preceding();\n',
+      '    ahead.advance(p);\n  }\n',
+    ],
+    [
+      'it lets the next kernel start only at its end',
+      product,
+      '  simt::launch_dependents();\n  if (p.experts.runs',
+      '  if (p.experts.runs',
+    ],
+    [
+      'x is brought before the wait',
+      product,
+      `    ahead.advance(p);
+  }
+  simt::wait_for_preceding();
+#pragma unroll 1
+  for (int stage = 0; stage < Own::kStages - 1; ++stage) {
+    if (stage < first_stages) {
+      loader.load_x(p, shared + stage * kBytes);
+`,
+      `    loader.load_x(p, shared + stage * kBytes);
+    ahead.advance(p);
+    loader.column = ahead.column;
+    loader.x = ahead.x;
+  }
+  loader.seek(p, first);
+  simt::wait_for_preceding();
+#pragma unroll 1
+  for (int stage = 0; stage < Own::kStages - 1; ++stage) {
+    if (stage < first_stages) {
+`,
+    ],
+    [
+      'weights of all stages from the first chunk',
+      product,
+      '    ahead.advance(p);\n  }\n  simt',
+      '  }\n  simt',
+    ],
+    [
+      'weights of fewer stages',
+      product,
+      'const int first_stages = min(n, Own::kStages - 1);',
+      'const int first_stages = min(n, Own::kStages - 2);',
+    ],
+    // gate and up
+    [
+      'the first of gate and up is activated',
+      product,
+      'if (*ticket == 0) return;\n  __threadfence();',
+      'if (*ticket == 1) return;\n  __threadfence();',
+    ],
+    ['the ticket of gate and up is not reset', product, '  if (threadIdx.x == 0) *arrived = 0;\n', ''],
+    [
+      'gate and up take the tickets of tiles that are cut',
+      product,
+      '  p.gate_tickets += tiles;\n',
+      '',
+    ],
+    [
+      'every warp takes a ticket of gate and up',
+      product,
+      'if (threadIdx.x == 0) *ticket = atomicAdd(arrived, 1u);',
+      'if (threadIdx.x % 32 == 0) *ticket = atomicAdd(arrived, 1u);',
+    ],
+    [
+      'no barrier before the ticket of gate and up is read',
+      product,
+      'atomicAdd(arrived, 1u);\n  __syncthreads();',
+      'atomicAdd(arrived, 1u);',
+    ],
+    // (The barrier between a tile and its ticket orders CTAs, as above.)
+    ['up is activated', product, 'gates[i], ups[i])', 'ups[i], gates[i])'],
+    [
+      'outputs beyond gate and up are activated',
+      product,
+      '  if (output >= n) return;\n  static_assert',
+      '  static_assert',
+    ],
+    [
+      'rows beyond the step are activated',
+      product,
+      'min(at.end_row, at.first_row + Tile::kRows)',
+      'at.first_row + Tile::kRows',
+    ],
+    [
+      'half of the rows are activated',
+      product,
+      'row += Tile::kThreads / Tile::kOutputs',
+      'row += Tile::kThreads / Tile::kOutputs * 2',
+    ],
+    [
+      'activations are rounded to f32',
+      'vector_load.cuh',
+      'to->bits = static_cast<std::uint16_t>(round2<T>(v, 0.f));',
+      'to->bits = static_cast<std::uint16_t>(round2<T>(0.f, v));',
+    ],
+    [
+      'gate and up of different sizes',
+      product,
+      'p.n_outputs != 2 || p.outputs[0].weight.rows != p.outputs[1].weight.rows',
+      'p.n_outputs != 2',
+    ],
+    [
+      'gate and up are added to what was there',
+      product,
+      '    if (p.outputs[0].accumulate || p.outputs[1].accumulate) return false;\n',
+      '',
+    ],
+    [
+      'one activation for all',
+      'gated.cuh',
+      'if (activation == Activation::kGeluTanh)',
+      'if (activation != Activation::kSilu)',
     ],
   ],
 }

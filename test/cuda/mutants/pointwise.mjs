@@ -1,5 +1,8 @@
 // Bugs in what is done row by row.
+import { doesNotWait, letsNoneStart } from './overlap.mjs'
+
 const pointwise = 'pointwise.cu'
+const activations = 'gated.cuh'
 
 export default {
   sources: ['pointwise.cu'],
@@ -59,30 +62,30 @@ export default {
       'store_operands(out + row * p.cols + i, y)',
       'store_operands(out + i, y)',
     ],
-    ['the wrong half of tanh', pointwise, 'expf(-2.f * u)', 'expf(2.f * u)'],
-    ['SiLU of the other sign', pointwise, '(1.f + expf(-gate))', '(1.f + expf(gate))'],
+    ['the wrong half of tanh', activations, 'expf(-2.f * u)', 'expf(2.f * u)'],
+    ['SiLU of the other sign', activations, '(1.f + expf(-gate))', '(1.f + expf(gate))'],
     [
       'the cube is a square',
-      pointwise,
+      activations,
       '0.044715f * gate * gate * gate',
       '0.044715f * gate * gate',
     ],
     [
       'up is not read',
       pointwise,
-      'gated<kActivation>(p.gate[i], simt::load_constant(p.up + i))',
+      'gated<kActivation>(p.gate[i], p.up[i])',
       'gated<kActivation>(p.gate[i], 1.f)',
     ],
-    ['the gate is not held', pointwise, 'gate = gate > kSwigluLimit ? kSwigluLimit : gate;', ''],
-    ['up is held above only', pointwise, ': up < -kSwigluLimit ? -kSwigluLimit : up', ': up'],
+    ['the gate is not held', activations, 'gate = gate > kSwigluLimit ? kSwigluLimit : gate;', ''],
+    ['up is held above only', activations, ': up < -kSwigluLimit ? -kSwigluLimit : up', ': up'],
     [
       'what is no number is held',
-      pointwise,
+      activations,
       'gate = gate > kSwigluLimit ? kSwigluLimit : gate',
       'gate = gate <= kSwigluLimit ? gate : kSwigluLimit',
     ],
-    ['up without its 1', pointwise, '(up + 1.f)', '(up + 0.f)'],
-    ['SwiGLU without its factor', pointwise, 'expf(-kSwigluAlpha * gate)', 'expf(-gate)'],
+    ['up without its 1', activations, '(up + 1.f)', '(up + 0.f)'],
+    ['SwiGLU without its factor', activations, 'expf(-kSwigluAlpha * gate)', 'expf(-gate)'],
     ['a sum is not scaled', pointwise, 'p.x[i] += p.scale * ', 'p.x[i] += '],
     ['the third of four is not added', pointwise, 'x.z + p.scale * y.z', 'x.z'],
     ['a cap does not give back its factor', pointwise, 'tanhf(x * by) * softcap', 'tanhf(x * by)'],
@@ -91,6 +94,38 @@ export default {
       pointwise,
       'params.scale / params.softcap',
       '1 / params.softcap',
+    ],
+    // kernels that overlap
+    doesNotWait(
+      'the embedding',
+      pointwise,
+      'EmbeddingParams p, const std::int32_t* tokens, Dtype dtype) {',
+    ),
+    doesNotWait('the norm', pointwise, 'RmsNormParams p) {'),
+    letsNoneStart('the norm', pointwise, 'RmsNormParams p) {'),
+    doesNotWait('the activation', pointwise, 'GatedActivationParams p) {'),
+    doesNotWait('a scaled sum', pointwise, 'AddParams p) {'),
+    doesNotWait('the soft cap', pointwise, 'float by, float softcap) {'),
+    doesNotWait('rounding', pointwise, 'round_elements(const float* x, std::int64_t n, T* out) {'),
+    doesNotWait(
+      'rounding with padding',
+      pointwise,
+      'round_and_pad(const float* x, std::int64_t cols, T* out) {',
+    ),
+    [
+      'what is rounded is read before the wait',
+      pointwise,
+      `  simt::follow_preceding();
+  const std::int64_t i = 4 * (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
+  if (i < n) store_operands(out + i, *reinterpret_cast<const float4*>(x + i));
+`,
+      `  simt::launch_dependents();
+  const std::int64_t i = 4 * (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
+  float4 values = {};
+  if (i < n) values = *reinterpret_cast<const float4*>(x + i);
+  simt::wait_for_preceding();
+  if (i < n) store_operands(out + i, values);
+`,
     ],
   ],
 }

@@ -1,4 +1,6 @@
 // Bugs in products with quantised weights, and in rows of quantised tables.
+import { doesNotWait } from './overlap.mjs'
+
 const products = 'quant_matmul.cu'
 const rows = 'quant_rows.cu'
 const fragments = 'fragments.cuh'
@@ -141,11 +143,16 @@ export default {
     ['rows of a table are not scaled', rows, 'p.scale * (scale.d[o]', '(scale.d[o]'],
     ['the group of the record', rows, 'column / codes.group;', '0 * column;'],
     ['columns of a table stay', rows, 'p.table.columns == nullptr ? i', 'true ? i'],
+    ['both elements are the first', rows, 'row[from.y]', 'row[from.x]'],
+    // kernels that overlap
+    doesNotWait('the embedding', rows, '                     const std::int32_t* tokens) {'),
+    doesNotWait('ordering columns', rows, 'std::int64_t k, std::uint16_t* out) {'),
     [
-      'both elements are the first',
-      rows,
-      'load_constant(row + from.y)',
-      'load_constant(row + from.x)',
+      'a product does not wait',
+      'product.cuh',
+      '    ahead.advance(p);\n  }\n  simt::wait_for_preceding();\n',
+      '    ahead.advance(p);\n  }\n',
     ],
+    ['records are not gone on to', operand, 'if (inside) from += p.codes.record_bytes;', ''],
   ],
 }

@@ -1,4 +1,6 @@
 // Bugs in mixtures of experts: routing, and the products of each expert's rows.
+import { doesNotWait } from './overlap.mjs'
+
 const routing = 'routing.cu'
 const product = 'product.cuh'
 
@@ -56,8 +58,8 @@ export default {
     [
       'no barrier after pairs are counted',
       routing,
-      'p.experts + i)], 1u);\n  }\n  __syncthreads();',
-      'p.experts + i)], 1u);\n  }',
+      'p.experts[i]], 1u);\n  }\n  __syncthreads();',
+      'p.experts[i]], 1u);\n  }',
     ],
     [
       'no barrier before places are taken',
@@ -134,7 +136,7 @@ export default {
       'if (i >= gather.cols) return 0.f;',
       'if (i > gather.cols) return 0.f;',
     ],
-    ['sums are not weighted', routing, 'simt::load_constant(p.weights + pair) * ', ''],
+    ['sums are not weighted', routing, 'p.weights[pair] * ', ''],
     [
       'one expert is left out',
       routing,
@@ -180,8 +182,45 @@ export default {
     [
       'bounds of the host for those of the card',
       product,
-      'std::int64_t{simt::load_constant(p.experts.n_runs)}',
+      'std::int64_t{*p.experts.n_runs}',
       'std::int64_t{p.experts.max_runs}',
+    ],
+    // kernels that overlap
+    doesNotWait(
+      'the choice',
+      routing,
+      'choose_experts(const __grid_constant__ RoutingLaunch p, int n_experts) {',
+    ),
+    doesNotWait(
+      'places',
+      routing,
+      'place_pairs(const __grid_constant__ RoutingLaunch p, int n_experts) {',
+    ),
+    doesNotWait('gathering', routing, 'GatherParams gather) {'),
+    doesNotWait('the sum of pairs', routing, 'RoutingLaunch p, const float* y) {'),
+    [
+      'runs are read before the wait',
+      product,
+      '    simt::wait_for_preceding();  // which weights it takes is decided in the step\n',
+      '',
+    ],
+    [
+      'pairs are added up before the wait',
+      routing,
+      `  simt::follow_preceding();
+  const std::int64_t column = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+  const std::int64_t hidden = p.params.hidden;
+  const std::int64_t row = blockIdx.x;
+  if (column >= hidden || row >= rows_of(p)) return;
+`,
+      `  simt::launch_dependents();
+  const std::int64_t column = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+  const std::int64_t hidden = p.params.hidden;
+  const std::int64_t row = blockIdx.x;
+  const float weight = p.weights[row * p.params.used];
+  simt::wait_for_preceding();
+  if (column >= hidden || row >= rows_of(p) || weight != p.weights[row * p.params.used]) return;
+`,
     ],
   ],
 }

@@ -1,4 +1,6 @@
 // Bugs in sampling.
+import { doesNotWait } from './overlap.mjs'
+
 const sample = 'sample.cu'
 
 export default {
@@ -250,5 +252,18 @@ export default {
       'min(begin + kSlice, static_cast<long long>(p.launch.vocab))',
       'min(begin + kSlice, static_cast<long long>(p.launch.vocab - 1))',
     ],
+    // kernels that overlap
+    doesNotWait(
+      'the search for the best',
+      sample,
+      'find_best(const __grid_constant__ Arguments p) {',
+    ),
+    doesNotWait(
+      'a histogram',
+      sample,
+      'add_bins(const __grid_constant__ Arguments p, int kind, int round) {',
+    ),
+    doesNotWait('the sum of masses', sample, 'add_masses(const __grid_constant__ Arguments p) {'),
+    doesNotWait('the draw', sample, 'draw(const __grid_constant__ Arguments p) {'),
   ],
 }
