@@ -11,6 +11,7 @@ namespace hogwild::cuda {
 FlatPlan flatten(const AttentionPlanView& plan) {
   const auto tokens = static_cast<std::size_t>(plan.n_tokens);
   FlatPlan flat;
+  std::vector<std::int32_t> segment_of(plan.query_ranges.size());
   flat.pages.assign(plan.pages.begin(), plan.pages.end());
   const bool warm = std::any_of(plan.query_ranges.begin(), plan.query_ranges.end(),
                                 [](const QueryRange& range) { return range.temperature != 1; });
@@ -20,7 +21,8 @@ FlatPlan flatten(const AttentionPlanView& plan) {
                                           " tokens: the CUDA device supports less than 2^31 - 64");
     }
     const std::size_t first = flat.segments.size();
-    for (const QueryRange& range : plan.query_ranges.subspan(segment.first_query_range, segment.n_query_ranges)) {
+    for (std::int64_t i = segment.first_query_range; i < segment.first_query_range + segment.n_query_ranges; ++i) {
+      const QueryRange& range = plan.query_ranges[i];
       std::size_t copy = first;  // the first copy of the segment that this token does not range yet
       while (copy < flat.segments.size() && flat.query_ranges[copy * tokens + range.token].limit > 0) ++copy;
       if (copy == flat.segments.size()) {
@@ -36,8 +38,15 @@ FlatPlan flatten(const AttentionPlanView& plan) {
                                .bias = range.bias,
                                .distance = static_cast<std::int32_t>(range.distance)};
       if (warm) flat.temperatures[at] = range.temperature;
+      segment_of[i] = static_cast<std::int32_t>(copy);
     }
   }
+  for (const Segment& segment : flat.segments) {
+    flat.pieces += (segment.first_slot + segment.length + kPieceSlots - 1) / kPieceSlots;
+  }
+  flat.view_segments.reserve(plan.token_query_ranges.size());
+  for (const std::int64_t range : plan.token_query_ranges) flat.view_segments.push_back(segment_of[range]);
+  flat.view_segments_at.assign(plan.token_query_ranges_at.begin(), plan.token_query_ranges_at.end());
   flat.counts = {static_cast<std::int32_t>(tokens), static_cast<std::int32_t>(flat.segments.size())};
   return flat;
 }

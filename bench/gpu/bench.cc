@@ -309,6 +309,7 @@ class Bench {
       check(cuda::attention_ctas_per_multiprocessor(launch, &ctas), "attention");
       launch.max_ctas = std::clamp(ctas, 1, 2) * card_.multiProcessorCount;
       launch.min_tiles = 2;
+      launch.multiprocessors = card_.multiProcessorCount;
       launch.shares = allocate<std::byte>(static_cast<std::int64_t>(cuda::attention_shares_bytes(launch)));
       launch.workspace = allocate<std::byte>(static_cast<std::int64_t>(cuda::attention_workspace_bytes(launch)));
       return launch;
