@@ -9,28 +9,127 @@ namespace {
 
 // ---- plan -------------------------------------------------------------------------------------------
 
-// Tiles [begin, end) from the first to the last key that a row of the row tile sees, counted from the segment's first
-// page.
+// Tiles [begin, end) from the first to the last key that some rows see of a segment, counted from its first page.
 struct TileRange {
   int begin, end;
 };
-SIMT_DEVICE TileRange tiles_seen(const AttentionArguments& p, int tokens, int row_tile, int segment,
-                                 int keys_per_tile) {
-  const int first_row = p.first_row + row_tile * p.rows_per_tile;
-  const int first = first_row / p.group;
-  const int end = min(tokens, ceil_div(min(first_row + p.rows_per_tile, p.end_row), p.group));
-  const Segment s = p.plan.segments[segment];
-  int seen = s.length, limit = 0;
-  for (int t = first; t < end; ++t) {
-    const DeviceQueryRange range = p.plan.query_ranges[static_cast<std::size_t>(segment) * tokens + t];
+
+// What some tokens see of a segment: from the first key to the last.
+struct Sight {
+  int begin = INT_MAX, end = 0;
+
+  SIMT_DEVICE void add(const AttentionArguments& p, int segment, int tokens, int token) {
+    const DeviceQueryRange range = p.plan.query_ranges[static_cast<std::size_t>(segment) * tokens + token];
     const int from = first_seen(range, p.window);
-    if (from >= range.limit) continue;
-    seen = min(seen, from);
-    limit = max(limit, range.limit);
+    if (from >= range.limit) return;
+    begin = min(begin, from);
+    end = max(end, range.limit);
   }
-  limit = min(limit, s.length);
-  if (seen >= limit) return {0, 0};
-  return {(s.first_slot + seen) / keys_per_tile, ceil_div(s.first_slot + limit, keys_per_tile)};
+  SIMT_DEVICE TileRange tiles(const Segment& of, int keys_per_tile) const {
+    const int last = min(end, of.length);
+    if (begin >= last) return {0, 0};
+    return {(of.first_slot + begin) / keys_per_tile, ceil_div(of.first_slot + last, keys_per_tile)};
+  }
+};
+SIMT_DEVICE TileRange tiles_seen(const AttentionArguments& p, int tokens, RowRange rows, int segment) {
+  Sight sight;
+  for (int t = rows.first / p.group; t < ceil_div(rows.end, p.group); ++t) sight.add(p, segment, tokens, t);
+  return sight.tiles(p.plan.segments[segment], tile_keys(p.width));
+}
+
+SIMT_DEVICE int warp_sum(int value) {
+#pragma unroll
+  for (int distance = 16; distance >= 1; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
+  return value;
+}
+
+constexpr std::size_t kCutSharedBytes = sizeof(int);
+
+// Cuts rows into row tiles. By one CTA.
+__global__ void __launch_bounds__(kThreads) cut_rows(const __grid_constant__ AttentionArguments p) {
+  SIMT_SHARED_MEMORY(shared);
+  int* packed = reinterpret_cast<int*>(shared);  // tiles where rows fill one row tile after the other
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int tokens = p.plan.counts[0];
+  const int segments = p.plan.counts[1];
+  const int views = p.plan.counts[2];
+  const int rows = end_row_of(p, tokens);
+  const int most = max(p.rows_per_tile / p.group, 1);  // views in a row tile
+  const auto first_row = [&](int view) { return p.plan.views[view] * p.group; };
+  // Tiles of rows that fill one row tile after the other.
+  const auto packed_cost = [&](RowRange range) {
+    int cost = 0;
+    for (int first = range.first; first < range.end; first += p.rows_per_tile) {
+      for (int segment = lane; segment < segments; segment += 32) {
+        const TileRange seen = tiles_seen(p, tokens, {first, min(first + p.rows_per_tile, range.end)}, segment);
+        cost += seen.end - seen.begin;
+      }
+    }
+    return warp_sum(cost);
+  };
+
+  if (threadIdx.x == 0) *packed = 0;
+  __syncthreads();
+  for (int first = warp * p.rows_per_tile; first < rows; first += kWarps * p.rows_per_tile) {
+    const int cost = packed_cost({first, min(first + p.rows_per_tile, rows)});
+    if (lane == 0) atomicAdd(packed, cost);
+  }
+  for (int view = warp; view < views; view += kWarps) {
+    int* costs = p.view_costs + static_cast<std::size_t>(view) * most;
+    if (first_row(view + 1) - first_row(view) > p.rows_per_tile) {
+      const int cost = packed_cost({first_row(view), first_row(view + 1)});
+      if (lane == 0) costs[0] = cost;
+      continue;
+    }
+    for (int first = 0; first == 0 || first < segments; first += 32) {
+      const int segment = first + lane;
+      Sight sight;
+      for (int n = 0; n < most && view + n < views; ++n) {
+        if (first_row(view + n + 1) - first_row(view) > p.rows_per_tile) break;
+        int cost = 0;
+        if (segment < segments) {
+          for (int t = p.plan.views[view + n]; t < p.plan.views[view + n + 1]; ++t) sight.add(p, segment, tokens, t);
+          const TileRange seen = sight.tiles(p.plan.segments[segment], tile_keys(p.width));
+          cost = seen.end - seen.begin;
+        }
+        cost = warp_sum(cost);
+        if (lane == 0) costs[n] = first == 0 ? cost : costs[n] + cost;
+      }
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+
+  // The fewest tiles of the first views, from those of fewer. Of equals the one with most views in its last row tile.
+  p.best_cuts[0] = make_int2(0, 0);
+  for (int end = 1; end <= views; ++end) {
+    int2 best = make_int2(INT_MAX, 0);
+    for (int n = min(most, end); n >= 1; --n) {
+      if (n > 1 && first_row(end) - first_row(end - n) > p.rows_per_tile) continue;
+      const int cost = p.best_cuts[end - n].x + p.view_costs[static_cast<std::size_t>(end - n) * most + n - 1];
+      if (cost < best.x) best = make_int2(cost, n);
+    }
+    p.best_cuts[end] = best;
+  }
+  int n_tiles = 0;
+  // Calls use(first row) for each row tile, the last one first.
+  const auto for_each_row_tile = [&](auto&& use) {
+    if (*packed <= p.best_cuts[views].x) {
+      for (int tile = ceil_div(rows, p.rows_per_tile) - 1; tile >= 0; --tile) use(tile * p.rows_per_tile);
+      return;
+    }
+    for (int end = views; end > 0; end -= p.best_cuts[end].y) {
+      const int first = first_row(end - p.best_cuts[end].y);
+      for (int tile = ceil_div(first_row(end) - first, p.rows_per_tile) - 1; tile >= 0; --tile) {
+        use(first + tile * p.rows_per_tile);
+      }
+    }
+  };
+  for_each_row_tile([&](int) { ++n_tiles; });
+  p.row_tiles[0] = n_tiles;
+  p.row_tiles[1 + n_tiles] = rows;
+  for_each_row_tile([&](int first) { p.row_tiles[n_tiles--] = first; });
 }
 
 // Tiles and pieces that lie in [begin, end), or before a place in the order.
@@ -63,14 +162,13 @@ __global__ void __launch_bounds__(kThreads) plan_attention(const __grid_constant
   const int segments = p.plan.counts[1];
   const int row_tiles = row_tiles_of(p, tokens);
   const int pairs = row_tiles * segments;
-  const int keys_per_tile = tile_keys(p.width);
-  const int piece_tiles = kPieceSlots / keys_per_tile;
+  const int piece_tiles = kPieceSlots / tile_keys(p.width);
 
   WorkCount before = {0, 0};  // of all earlier rounds
   for (int first = 0; first < pairs; first += kThreads) {
     const int pair = first + tid;
     TileRange seen = {0, 0};
-    if (pair < pairs) seen = tiles_seen(p, tokens, pair / segments, pair % segments, keys_per_tile);
+    if (pair < pairs) seen = tiles_seen(p, tokens, rows_of_tile(p, tokens, pair / segments), pair % segments);
     const WorkCount own = {seen.end - seen.begin, ceil_div(seen.end, piece_tiles) - seen.begin / piece_tiles};
     scan[tid] = own;
     __syncthreads();
@@ -160,7 +258,7 @@ struct RowMask {
   int begin;   // first slot of the segment
   int end[2];  // first slot that row g, g + 8 does not see; 0 where it sees none
   float inverse_temperature[2];
-  float bias[2];
+  float bias[2];  // times the temperature
 };
 
 SIMT_DEVICE RowMask row_mask_of(const AttentionArguments& p, std::size_t first_range, const Segment& segment, int rows,
@@ -180,7 +278,9 @@ SIMT_DEVICE RowMask row_mask_of(const AttentionArguments& p, std::size_t first_r
     row_mask.end[i] = segment.first_slot + min(range.limit, segment.length);
     row_mask.bias[i] = range.bias * kLog2E;
     if (p.plan.temperatures != nullptr) {
-      row_mask.inverse_temperature[i] = 1.f / simt::load_constant(p.plan.temperatures + at);
+      const float temperature = simt::load_constant(p.plan.temperatures + at);
+      row_mask.inverse_temperature[i] = 1.f / temperature;
+      row_mask.bias[i] *= temperature;
     }
   }
   return row_mask;
@@ -215,18 +315,23 @@ struct PlainAttention {
   }
 
   // One tile for one warp: scores of its 16 rows and kWarpKeys keys, softmax, product with the values.
-  SIMT_DEVICE void attend(const AttentionArguments&, const uint4* stage, const Place& place, int tile,
+  SIMT_DEVICE void attend(const AttentionArguments& p, const uint4* stage, const Place& place, int tile,
                           typename Tile::State& state) const {
     constexpr int kWarpKeys = Tile::kWarpKeys;
     const uint4* keys = stage;
     const uint4* values = stage + Tile::kKeys * Tile::kChunks;
-    float scores[kWarpKeys / 8][4] = {};
-    add_scores<T, Tile>(keys, query_fragments, place, scores);
+    float scores[kWarpKeys / 8][4];
 #pragma unroll
     for (int i = 0; i < kWarpKeys / 8; ++i) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        scores[i][j] = scores[i][j] * row_mask.inverse_temperature[j / 2] + row_mask.bias[j / 2];
+      for (int j = 0; j < 4; ++j) scores[i][j] = row_mask.bias[j / 2];
+    }
+    add_scores<T, Tile>(keys, query_fragments, place, scores);
+    if (p.plan.temperatures != nullptr) {  // where all are 1, no bit would change
+#pragma unroll
+      for (int i = 0; i < kWarpKeys / 8; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) scores[i][j] *= row_mask.inverse_temperature[j / 2];
       }
     }
 
@@ -296,18 +401,26 @@ SIMT_DEVICE void visit_pieces(const AttentionArguments& p, int token, int row_ti
 // Whose loads are under way together.
 constexpr int kPartsAtOnce = 8;
 
-// One warp per (row, kv head): joins its partial states, of parts or of pieces, in an order that does not depend on
-// timing. Rows that see nothing become 0.
+// One warp, a CTA of its own, per (row, kv head): joins its partial states, of parts or of pieces, in an order that
+// does not depend on timing. Rows that see nothing become 0.
 template <bool kPieces>
-__global__ void __launch_bounds__(kThreads) combine_attention(const __grid_constant__ AttentionArguments p) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int row = p.first_row + static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
+__global__ void __launch_bounds__(32) combine_attention(const __grid_constant__ AttentionArguments p) {
+  const int lane = static_cast<int>(threadIdx.x);
+  const int row = p.first_row + static_cast<int>(blockIdx.x);
   const int kv_head = static_cast<int>(blockIdx.y);
   const int tokens = simt::load_constant(p.plan.counts);
   const int segments = simt::load_constant(p.plan.counts + 1);
-  if (row >= min(tokens * p.group, p.end_row)) return;
+  if (row >= end_row_of(p, tokens)) return;
   const int row_tiles = row_tiles_of(p, tokens);
-  const int row_tile = (row - p.first_row) / p.rows_per_tile;
+  int row_tile = (row - p.first_row) / p.rows_per_tile;
+  if (p.row_tiles != nullptr) {  // the last one that begins at the row or before it
+    row_tile = -1;
+    for (int first = 0; first < row_tiles; first += 32) {
+      const bool begins = first + lane < row_tiles && simt::load_constant(p.row_tiles + 1 + first + lane) <= row;
+      row_tile += warp_sum(begins ? 1 : 0);
+    }
+  }
+  const int row_of_tile = row - rows_of_tile(p, tokens, row_tile).first;
   int2 output = make_int2(0, 0);
   if (!kPieces) output = simt::load_constant(p.outputs + kv_head * row_tiles + row_tile);
   if (output.y == 1) return;  // its CTA has written the result
@@ -318,9 +431,7 @@ __global__ void __launch_bounds__(kThreads) combine_attention(const __grid_const
       visit_parts(output, lane, visit);
     }
   };
-  const auto row_of = [&](int slot) {
-    return static_cast<std::size_t>(slot) * p.rows_per_tile + (row - p.first_row) % p.rows_per_tile;
-  };
+  const auto row_of = [&](int slot) { return static_cast<std::size_t>(slot) * p.rows_per_tile + row_of_tile; };
 
   float max = -INFINITY;
   visit_states([&](int slot, int) { max = fmaxf(max, p.partial_state[row_of(slot)].x); });
@@ -458,6 +569,8 @@ class Layout {
 // launch.shares, behind the shares of those before, and from launch.workspace.
 struct Workspace {
   std::int64_t rows, n_goes;
+  bool cuts_rows;  // where more than one way to cut rows into row tiles may matter
+  std::size_t row_tiles, view_costs, best_cuts;
   std::size_t tiles_before, first_tiles, pieces_before, shares, outputs, shares_bytes;
   std::size_t partial_state, partial_out, bytes;
 };
@@ -471,6 +584,9 @@ Workspace lay_out(const AttentionLaunch& launch) {
   std::size_t row_tiles = (static_cast<std::size_t>(rows) + per_tile - 1) / per_tile;
   Workspace workspace;
   workspace.n_goes = 1;
+  // Rows of one row tile see from the first key on, but for a window.
+  workspace.cuts_rows =
+      !is_deterministic(launch) && launch.step.plan.max_tokens > 1 && (row_tiles > 1 || launch.params.window != 0);
   std::size_t slots = 2 * max_ctas;
   if (is_deterministic(launch)) {
     const std::size_t tile_slots = kv_heads * static_cast<std::size_t>(launch.step.plan.max_pieces);
@@ -481,8 +597,15 @@ Workspace lay_out(const AttentionLaunch& launch) {
     slots = row_tiles * tile_slots;
   }
   workspace.rows = static_cast<std::int64_t>(row_tiles * per_tile);
+  // At most each view begins one.
+  if (workspace.cuts_rows) row_tiles += static_cast<std::size_t>(launch.step.plan.max_tokens);
   const std::size_t pairs = row_tiles * static_cast<std::size_t>(launch.step.plan.max_segments);
   Layout shares, partial;
+  const auto tokens = workspace.cuts_rows ? static_cast<std::size_t>(launch.step.plan.max_tokens) : 0;
+  const std::size_t group = static_cast<std::size_t>(launch.params.query_heads) / kv_heads;
+  workspace.row_tiles = shares.place(workspace.cuts_rows ? (row_tiles + 2) * sizeof(std::int32_t) : 0);
+  workspace.view_costs = shares.place(tokens * std::max<std::size_t>(per_tile / group, 1) * sizeof(int));
+  workspace.best_cuts = shares.place(workspace.cuts_rows ? (tokens + 1) * sizeof(int2) : 0);
   workspace.tiles_before = shares.place((pairs + 1) * sizeof(std::int32_t));
   workspace.first_tiles = shares.place(pairs * sizeof(std::int32_t));
   workspace.pieces_before = shares.place(is_deterministic(launch) ? (pairs + 1) * sizeof(std::int32_t) : 0);
@@ -522,6 +645,9 @@ AttentionArguments arguments(const AttentionLaunch& launch, const Workspace& wor
   p.scale_log2 = params.scale * kLog2E;
   p.softcap = params.softcap;
   p.window = params.window > INT_MAX ? 0 : static_cast<int>(params.window);  // no view is as long
+  p.row_tiles = workspace.cuts_rows ? reinterpret_cast<std::int32_t*>(shares + workspace.row_tiles) : nullptr;
+  p.view_costs = reinterpret_cast<int*>(shares + workspace.view_costs);
+  p.best_cuts = reinterpret_cast<int2*>(shares + workspace.best_cuts);
   p.tiles_before = reinterpret_cast<std::int32_t*>(shares + workspace.tiles_before);
   p.first_tiles = reinterpret_cast<std::int32_t*>(shares + workspace.first_tiles);
   p.pieces_before =
@@ -580,7 +706,12 @@ std::size_t attention_shares_bytes(const AttentionLaunch& launch) {
 
 cudaError_t launch_attention_plan(const AttentionLaunch& launch, cudaStream_t stream) {
   if (!is_valid(launch)) return cudaErrorInvalidValue;
-  return in_goes(launch, [&](const AttentionArguments& p) {
+  return in_goes(launch, [&](const AttentionArguments& p) -> cudaError_t {
+    if (p.row_tiles != nullptr) {
+      if (p.plan.views == nullptr) return cudaErrorInvalidValue;
+      const cudaError_t error = SIMT_LAUNCH(cut_rows, dim3(1), dim3(kThreads), kCutSharedBytes, stream, p);
+      if (error != cudaSuccess) return error;
+    }
     return SIMT_LAUNCH(plan_attention, dim3(1), dim3(kThreads), kPlanSharedBytes, stream, p);
   });
 }
@@ -599,9 +730,9 @@ cudaError_t launch_attention(const AttentionLaunch& launch, cudaStream_t stream)
     const cudaError_t error = is_general(launch) ? launch_general(p, stream) : dispatch_plain(p, launch_plain);
     if (error != cudaSuccess) return error;
     const auto rows = static_cast<unsigned>(p.end_row - p.first_row);
-    const dim3 grid((rows + kWarps - 1) / kWarps, static_cast<unsigned>(p.shape.kv_heads));
-    if (p.pieces_before != nullptr) return SIMT_LAUNCH(combine_attention<true>, grid, dim3(kThreads), 0, stream, p);
-    return SIMT_LAUNCH(combine_attention<false>, grid, dim3(kThreads), 0, stream, p);
+    const dim3 grid(rows, static_cast<unsigned>(p.shape.kv_heads));
+    if (p.pieces_before != nullptr) return SIMT_LAUNCH(combine_attention<true>, grid, dim3(32), 0, stream, p);
+    return SIMT_LAUNCH(combine_attention<false>, grid, dim3(32), 0, stream, p);
   });
 }
 

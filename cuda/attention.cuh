@@ -1,17 +1,25 @@
 // Concurrent attention: the new tokens of all workers against a shared, paged KV cache.
 //
+//   cut      1 CTA, once per step and window: cuts the rows into row tiles, where they are more than one
 //   plan     1 CTA, once per step and window: counts tiles and cuts the work into equal shares
 //   main     a fixed grid, once per layer: each CTA walks its share of K and V tiles
 //   combine  once per layer: joins the parts of what was cut between CTAs
 //
 // The main kernel comes in two kinds, which share all but what they do with a tile. The plain one (attention.cu) takes
-// keys and values of one 16-bit type, and scores with a bias. The general one (attention_general.cu) decides at run
-// time, the same for all threads: windows, a soft cap, temperatures, and a format of their own for keys and for values.
+// keys and values of one 16-bit type, and scores with a temperature and a bias. The general one (attention_general.cu)
+// decides at run time, the same for all threads: windows, a soft cap, and a format of their own for keys and for values
+// too. Which one a layer takes does not depend on the step.
 //
 // Letters: T new tokens, S segments, Hq and Hkv heads, G = Hq / Hkv, D head dim, R rotary dim, E width of the
 // cache's rows: D elements and padding, which is zero. Row r = t G + g of a kv head is query head g of its
 // group at token t. Rows are taken in row tiles of 16, 32 or 64, so that one read of K and V serves all
 // workers and all heads of the group.
+//
+// The keys that some row of a row tile sees are read once for it. Where the rows of a step are more than a row tile's,
+// those that see the same should share one. A *view* is a run of tokens, each of which sees what the one before does
+// and itself. Of all ways to cut the rows, in their order, so that no row tile holds a part of a view beside another
+// view, and of the one that fills one row tile after the other, the one with the fewest tiles of keys is taken: what
+// workers share never takes more reading than each alone would.
 //
 // Order of the work: (kv head, row tile, segment, tile of keys). An *output* is one (kv head, row tile): a run
 // of consecutive tiles. CTA i of n takes tiles [i N / n, (i + 1) N / n) of all N. It keeps its softmax state
@@ -57,6 +65,9 @@ struct AttentionArguments {
   float softcap;     // 0: off
   int window;        // 0: off
 
+  std::int32_t* row_tiles;      // {how many}, then [row tiles + 1] first rows; null: rows fill one after the other
+  int* view_costs;              // [V, views per row tile]: tiles of so many views from each on, in one row tile
+  int2* best_cuts;              // [V + 1]: tiles of the views before each, and how many of them the last row tile has
   std::int32_t* tiles_before;   // [row tiles * S + 1]: tiles of the (row tile, segment) pairs before each
   std::int32_t* first_tiles;    // [row tiles * S]: the first of them, counted from the segment's first page
   std::int32_t* pieces_before;  // deterministic: [row tiles * S + 1], as tiles_before; else null
@@ -81,9 +92,22 @@ SIMT_DEVICE int first_seen(const DeviceQueryRange& range, int window) {
 
 SIMT_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+SIMT_DEVICE int end_row_of(const AttentionArguments& p, int tokens) { return min(tokens * p.group, p.end_row); }
+
 // Row tiles of a step of so many tokens.
 SIMT_DEVICE int row_tiles_of(const AttentionArguments& p, int tokens) {
-  return ceil_div(max(min(tokens * p.group, p.end_row) - p.first_row, 0), p.rows_per_tile);
+  if (p.row_tiles != nullptr) return p.row_tiles[0];
+  return ceil_div(max(end_row_of(p, tokens) - p.first_row, 0), p.rows_per_tile);
+}
+
+// Rows [first, end).
+struct RowRange {
+  int first, end;
+};
+SIMT_DEVICE RowRange rows_of_tile(const AttentionArguments& p, int tokens, int row_tile) {
+  if (p.row_tiles != nullptr) return {p.row_tiles[1 + row_tile], p.row_tiles[2 + row_tile]};
+  const int first = p.first_row + row_tile * p.rows_per_tile;
+  return {first, min(first + p.rows_per_tile, end_row_of(p, tokens))};
 }
 
 // Parts of an output that was cut, by CTA: the first of them may have begun with another output, and so leaves its part
@@ -410,7 +434,6 @@ SIMT_DEVICE void walk_share(const AttentionArguments& p, unsigned char* shared) 
                        warp / Tile::kRowWarps % Tile::kColumnWarps, warp / Tile::kRowWarps / Tile::kColumnWarps};
   const int tokens = simt::load_constant(p.plan.counts);
   const int segments = simt::load_constant(p.plan.counts + 1);
-  const int rows = min(tokens * p.group, p.end_row);
   const int row_tiles = row_tiles_of(p, tokens);
   const int pairs = row_tiles * segments;
   const int4 share = simt::load_constant(p.shares + blockIdx.x);
@@ -434,17 +457,26 @@ SIMT_DEVICE void walk_share(const AttentionArguments& p, unsigned char* shared) 
   typename Tile::State state;
   state.clear();
   bool new_pair = true;
+  int row_tile = 0;
+  RowRange rows = {0, 0};  // of the row tile
+  int left_of_piece = 0;   // tiles; without pieces it never comes down to 0
 
   for (int i = 0;; ++i) {
     uint4* stage = stages + i % Tile::kStages * kStageChunks;
-    const int row_tile = at.pair / segments;
-    const int first_row = p.first_row + row_tile * Tile::kRows;
-    if (new_pair) attention.open(p, at, tokens, segments, rows, first_row, queries, place);
+    if (new_pair) {
+      row_tile = at.pair / segments;
+      rows = rows_of_tile(p, tokens, row_tile);
+      if (p.pieces_before != nullptr) {
+        const int begun_of_piece = (p.first_tiles[at.pair] + at.tile) % Tile::kPieceTiles;
+        left_of_piece = min(Tile::kPieceTiles - begun_of_piece, at.tiles - at.tile);
+      }
+      attention.open(p, at, tokens, segments, rows.end, rows.first, queries, place);
+    }
     if (i == 0) {  // its copy was under way while the queries were turned
       simt::cp_async_wait<Tile::kStages - 1>();
       __syncthreads();  // it is there for all
     }
-    if (first_row + place.row_warp * 16 < rows) {  // else this warp's rows are padding
+    if (rows.first + place.row_warp * 16 < rows.end) {  // else this warp's rows are padding
       attention.attend(p, stage, place, at.tile, state);
     }
 
@@ -452,15 +484,13 @@ SIMT_DEVICE void walk_share(const AttentionArguments& p, unsigned char* shared) 
     const bool last = i + 1 == n_tiles;
     if (!last) at.next(p.tiles_before, pairs);
     new_pair = at.pair != done.pair || at.kv_head != done.kv_head;
-    const bool is_cut_into_pieces = p.pieces_before != nullptr;
-    bool gives = last || at.kv_head != done.kv_head || at.pair / segments != row_tile;  // the output changes
-    if (is_cut_into_pieces && !gives) {
-      gives = new_pair || (p.first_tiles[at.pair] + at.tile) % Tile::kPieceTiles == 0;
-    }
-    if (gives) {
+    --left_of_piece;
+    const bool output_changes = at.kv_head != done.kv_head || at.pair >= (row_tile + 1) * segments;
+    if (last || output_changes || left_of_piece == 0) {
       bool whole = false;
       int slot;
-      if (is_cut_into_pieces) {
+      if (p.pieces_before != nullptr) {
+        left_of_piece = min(Tile::kPieceTiles, at.tiles - at.tile);
         const int first_tile = p.first_tiles[done.pair];
         slot = done.kv_head * p.pieces_before[pairs] + p.pieces_before[done.pair] +
                (first_tile + done.tile) / Tile::kPieceTiles - first_tile / Tile::kPieceTiles;
@@ -471,7 +501,7 @@ SIMT_DEVICE void walk_share(const AttentionArguments& p, unsigned char* shared) 
       }
       merge_key_warps<Tile>(place, reinterpret_cast<float4*>(stage), row_exchange, state);
       if (place.key_warp == 0) {
-        write_rows<Tile>(p, place, done.kv_head, rows, first_row, whole, static_cast<std::size_t>(slot), state);
+        write_rows<Tile>(p, place, done.kv_head, rows.end, rows.first, whole, static_cast<std::size_t>(slot), state);
       }
       state.clear();
     }

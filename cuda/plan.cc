@@ -7,6 +7,23 @@
 #include "core/error.h"
 
 namespace hogwild::cuda {
+namespace {
+
+// Whether token t is the next one of the view of the token before: it sees the same, one place on, and perhaps more.
+bool continues_view(const AttentionPlanView& plan, const std::vector<std::int32_t>& view_segments, std::int64_t t) {
+  if (t == 0) return false;
+  const std::int64_t before = plan.token_query_ranges_at[t - 1], own = plan.token_query_ranges_at[t];
+  const std::int64_t n = own - before;
+  if (plan.token_query_ranges_at[t + 1] - own < n) return false;
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (view_segments[own + i] != view_segments[before + i]) return false;
+    const auto distance = [&](std::int64_t at) { return plan.query_ranges[plan.token_query_ranges[at]].distance; };
+    if (distance(own + i) != distance(before + i) + 1) return false;
+  }
+  return true;
+}
+
+}  // namespace
 
 FlatPlan flatten(const AttentionPlanView& plan) {
   const auto tokens = static_cast<std::size_t>(plan.n_tokens);
@@ -47,7 +64,12 @@ FlatPlan flatten(const AttentionPlanView& plan) {
   flat.view_segments.reserve(plan.token_query_ranges.size());
   for (const std::int64_t range : plan.token_query_ranges) flat.view_segments.push_back(segment_of[range]);
   flat.view_segments_at.assign(plan.token_query_ranges_at.begin(), plan.token_query_ranges_at.end());
-  flat.counts = {static_cast<std::int32_t>(tokens), static_cast<std::int32_t>(flat.segments.size())};
+  for (std::int64_t t = 0; t < plan.n_tokens; ++t) {
+    if (!continues_view(plan, flat.view_segments, t)) flat.views.push_back(static_cast<std::int32_t>(t));
+  }
+  flat.counts = {static_cast<std::int32_t>(tokens), static_cast<std::int32_t>(flat.segments.size()),
+                 static_cast<std::int32_t>(flat.views.size())};
+  flat.views.push_back(static_cast<std::int32_t>(tokens));
   return flat;
 }
 

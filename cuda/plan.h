@@ -56,11 +56,12 @@ inline constexpr std::int32_t kPieceSlots = 512;
 
 // In device memory.
 struct DevicePlan {
-  const std::int32_t* counts = nullptr;            // [2]: tokens T, segments S
+  const std::int32_t* counts = nullptr;            // [3]: tokens T, segments S, views V
   const Segment* segments = nullptr;               // [S]
   const DeviceQueryRange* query_ranges = nullptr;  // [S, T]
   const float* temperatures = nullptr;             // [S, T], or null where all are 1
   const std::int64_t* pages = nullptr;
+  const std::int32_t* views = nullptr;  // [V + 1]: first token of each, which follow each other, and T
   // Deterministic attention, else null: what each token sees, in the order of its view. Those of token t are
   // view_segments[view_segments_at[t]] to view_segments[view_segments_at[t + 1] - 1].
   const std::int32_t* view_segments = nullptr;
@@ -85,6 +86,7 @@ struct FlatPlan {
   std::vector<DeviceQueryRange> query_ranges;
   std::vector<float> temperatures;  // empty where all are 1
   std::vector<std::int64_t> pages;
+  std::vector<std::int32_t> views;
   std::vector<std::int32_t> view_segments, view_segments_at;
   std::int32_t pieces = 0;  // of all segments
 };

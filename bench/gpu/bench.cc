@@ -303,6 +303,7 @@ class Bench {
                           .segments = upload(plan.segments),
                           .query_ranges = upload(plan.query_ranges),
                           .pages = upload(plan.pages),
+                          .views = upload(plan.views),
                           .max_tokens = plan.counts[0],
                           .max_segments = plan.counts[1]};
       int ctas = 0;

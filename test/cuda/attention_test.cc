@@ -312,37 +312,68 @@ Expected expect(const Case& c) {
   return expected;
 }
 
-// Keys and values of every tile that some row of a row tile sees, once per kv head, and nothing else.
+// What rows [first, end) read, as a row tile, for one kv head: every tile of keys from the first to the last that one
+// of them sees, and of it the tokens of the segment.
+struct Reads {
+  std::int64_t tiles = 0, tokens = 0;
+};
+Reads reads_of(const Case& c, const FlatPlan& flat, std::int64_t first, std::int64_t end) {
+  const std::int64_t tile_keys = c.shape.row_elements() <= 128 ? 64 : 32;
+  Reads reads;
+  for (std::size_t s = 0; s < flat.segments.size(); ++s) {
+    std::int64_t limit = 0, seen = flat.segments[s].length;
+    for (std::int64_t t = first / c.group; t * c.group < end; ++t) {
+      const DeviceQueryRange& range = flat.query_ranges[s * c.tokens + t];
+      const std::int64_t from = QueryRange{.distance = range.distance}.first_seen(c.window);
+      if (from >= range.limit) continue;
+      limit = std::max<std::int64_t>(limit, range.limit);
+      seen = std::min(seen, from);
+    }
+    if (limit == 0) continue;
+    const std::int64_t begin = flat.segments[s].first_slot;
+    const std::int64_t first_tile = (begin + seen) / tile_keys, end_tile = (begin + limit + tile_keys - 1) / tile_keys;
+    reads.tiles += end_tile - first_tile;
+    reads.tokens += std::min<std::int64_t>(end_tile * tile_keys, begin + flat.segments[s].length) -
+                    std::max(begin, first_tile * tile_keys);
+  }
+  return reads;
+}
+
+// Keys and values that the row tiles read, once per kv head, and nothing else.
 [[maybe_unused]] std::uint64_t expected_bytes(const Case& c) {
   const FlatPlan flat = flatten(c.plan());
   const std::int64_t rows = c.tokens * c.group;
   const std::int64_t max_rows = rows + c.more_tokens * c.group;
-  const std::int64_t tile_keys = c.shape.row_elements() <= 128 ? 64 : 32;
   const std::int64_t tile_rows = c.shape.row_elements() > 128       ? 32
                                  : c.deterministic || max_rows > 32 ? 64
                                  : max_rows > 16                    ? 32
                                                                     : 16;
-  std::int64_t tokens_read = 0;
-  for (std::int64_t first = 0; first < rows; first += tile_rows) {
-    for (std::size_t s = 0; s < flat.segments.size(); ++s) {
-      std::int64_t limit = 0, seen = flat.segments[s].length;
-      for (std::int64_t t = first / c.group; t < c.tokens && t * c.group < first + tile_rows; ++t) {
-        const DeviceQueryRange& range = flat.query_ranges[s * c.tokens + t];
-        const std::int64_t from = QueryRange{.distance = range.distance}.first_seen(c.window);
-        if (from >= range.limit) continue;
-        limit = std::max<std::int64_t>(limit, range.limit);
-        seen = std::min(seen, from);
-      }
-      if (limit == 0) continue;
-      const std::int64_t begin = flat.segments[s].first_slot;
-      const std::int64_t first_slot = std::max(begin, (begin + seen) / tile_keys * tile_keys);
-      const std::int64_t whole_tiles = (begin + limit + tile_keys - 1) / tile_keys * tile_keys;
-      tokens_read += std::min<std::int64_t>(whole_tiles, begin + flat.segments[s].length) - first_slot;
+  const auto packed = [&](std::int64_t first, std::int64_t end) {
+    Reads reads;
+    for (; first < end; first += tile_rows) {
+      const Reads more = reads_of(c, flat, first, std::min(first + tile_rows, end));
+      reads.tiles += more.tiles;
+      reads.tokens += more.tokens;
+    }
+    return reads;
+  };
+  // The cheapest way that keeps views together; of equals the one with the longest last row tile.
+  std::vector<Reads> best = {{}};
+  for (std::size_t end = 1; end < flat.views.size(); ++end) {
+    best.push_back({.tiles = std::numeric_limits<std::int64_t>::max()});
+    for (std::size_t begin = 0; begin < end; ++begin) {
+      const std::int64_t first_row = flat.views[begin] * c.group, end_row = flat.views[end] * c.group;
+      if (end - begin > 1 && end_row - first_row > tile_rows) continue;
+      const Reads last = packed(first_row, end_row);
+      if (best[begin].tiles + last.tiles >= best[end].tiles) continue;
+      best[end] = {best[begin].tiles + last.tiles, best[begin].tokens + last.tokens};
     }
   }
+  Reads reads = packed(0, rows);
+  if (!c.deterministic && best.back().tiles < reads.tiles) reads = best.back();
   const std::int64_t token_bytes =
       c.shape.row_elements() * (kv_element_bytes(c.shape.key_format) + kv_element_bytes(c.shape.value_format));
-  return static_cast<std::uint64_t>(tokens_read * c.shape.kv_heads * token_bytes);
+  return static_cast<std::uint64_t>(reads.tokens * c.shape.kv_heads * token_bytes);
 }
 
 // ---- running ----------------------------------------------------------------------------------------
@@ -358,6 +389,7 @@ Result run(const Case& c) {
   const simt::DeviceArray<DeviceQueryRange> query_ranges(flat.query_ranges);
   const simt::DeviceArray<float> temperatures(flat.temperatures), sinks(c.sinks);
   const simt::DeviceArray<std::int64_t> pages(flat.pages);
+  const simt::DeviceArray<std::int32_t> views(flat.views);
   const simt::DeviceArray<std::int32_t> view_segments(flat.view_segments), view_segments_at(flat.view_segments_at);
   const simt::DeviceArray<float> cos(c.cos), sin(c.sin);
   const simt::DeviceArray<std::uint8_t> q(to_bytes(c.dtype, c.q));
@@ -385,6 +417,7 @@ Result run(const Case& c) {
                       .query_ranges = query_ranges.data(),
                       .temperatures = flat.temperatures.empty() ? nullptr : temperatures.data(),
                       .pages = pages.data(),
+                      .views = views.data(),
                       .view_segments_at = c.deterministic ? view_segments_at.data() : nullptr,
                       .max_tokens = flat.counts[0] + c.more_tokens,
                       .max_segments = flat.counts[1] + c.more_segments,
@@ -719,6 +752,123 @@ TEST(deterministic_attention_reads_and_multiplies_no_more) {
   }
   CHECK(counted[0].bytes_copied == counted[1].bytes_copied);
   CHECK(counted[0].mma == counted[1].mma);
+}
+#endif
+
+// ---- sharing ----------------------------------------------------------------------------------------
+
+// Workers with some new tokens each, in teams. All of a team see its common block and each other's own.
+struct Teams {
+  std::int64_t teams, workers, tokens, group;  // workers of a team, new tokens of a worker
+  std::int64_t common, own, window;
+  std::string name() const {
+    return std::to_string(teams) + " teams of " + std::to_string(workers) + " workers with " + std::to_string(tokens) +
+           " tokens, group " + std::to_string(group) + ", window " + std::to_string(window);
+  }
+};
+
+Case step_of(const Teams& teams) {
+  Case c = random_case(1100, tested_widths().front(), KvFormat::kBF16, {.max_kv_heads = 1, .max_segments = 0});
+  c.shape.kv_heads = 1;
+  c.group = teams.group;
+  c.window = teams.window;
+  c.sinks.clear();
+  c.more_tokens = 0;
+  c.deterministic = false;
+  const std::int64_t team_tokens = teams.workers * teams.tokens;
+  c.tokens = teams.teams * team_tokens;
+  c.q.assign(static_cast<std::size_t>(c.tokens * c.group * c.shape.head_dim), 0.5f);
+  std::vector<std::vector<std::int64_t>> ranges_of(c.tokens);
+  const auto add = [&](std::int64_t team, std::int64_t owner, std::int64_t length) {
+    PlanSegment segment = {.first_page = std::ssize(c.pages),
+                           .first_slot = 0,
+                           .length = length,
+                           .first_query_range = std::ssize(c.query_ranges),
+                           .n_query_ranges = team_tokens};
+    for (std::int64_t i = 0; i < team_tokens; ++i) {
+      const std::int64_t worker = i / teams.tokens, left = teams.tokens - 1 - i % teams.tokens;
+      ranges_of[team * team_tokens + i].push_back(std::ssize(c.query_ranges));
+      c.query_ranges.push_back({.token = static_cast<std::int32_t>(team * team_tokens + i),
+                                .limit = worker == owner ? length - left : length,
+                                .distance = length + teams.own * worker - left});
+    }
+    for (std::int64_t slot = 0; slot < length; slot += kPageSize) c.pages.push_back(std::ssize(c.pages));
+    c.segments.push_back(segment);
+  };
+  for (std::int64_t team = 0; team < teams.teams; ++team) {
+    add(team, -1, teams.common);
+    for (std::int64_t worker = 0; worker < teams.workers; ++worker) add(team, worker, teams.own);
+  }
+  c.token_query_ranges_at = {0};
+  for (const std::vector<std::int64_t>& ranges : ranges_of) {
+    c.token_query_ranges.insert(c.token_query_ranges.end(), ranges.begin(), ranges.end());
+    c.token_query_ranges_at.push_back(std::ssize(c.token_query_ranges));
+  }
+  c.keys = c.values = Pool(c.shape, KvFormat::kBF16, std::ssize(c.pages), 0);
+  return c;
+}
+
+std::vector<std::int64_t> tokens_from(std::int64_t first, std::int64_t n) {
+  std::vector<std::int64_t> tokens(static_cast<std::size_t>(n));
+  std::iota(tokens.begin(), tokens.end(), first);
+  return tokens;
+}
+
+TEST(views_are_found) {
+  const Case c = step_of({.teams = 2, .workers = 2, .tokens = 3, .group = 1, .common = 70, .own = 20, .window = 0});
+  CHECK(flatten(c.plan()).views == (std::vector<std::int32_t>{0, 3, 6, 9, 12}));
+}
+
+// Windows on parts of a block that do not meet: a row tile each, and more of them than a warp has lanes.
+TEST(many_row_tiles_equal_the_definition) {
+  constexpr std::int64_t kTokens = 40, kWindow = 130;
+  Case c = step_of({.teams = 1, .workers = kTokens, .tokens = 1, .group = 2, .common = kTokens * kWindow, .own = 1});
+  Rng rng(1110);
+  c.window = kWindow;
+  for (std::int64_t t = 0; t < c.segments[0].length; ++t) {
+    const auto [page, slot] = c.place(c.segments[0], t);
+    for (Pool* pool : {&c.keys, &c.values}) fill_row(*pool, page, 0, slot, rng);
+  }
+  for (QueryRange& range : c.query_ranges) {
+    if (&range >= &c.query_ranges[kTokens]) break;  // of the common block
+    range.limit = range.distance = kWindow * (range.token + 1);
+  }
+  check_case(c);
+}
+
+#if SIMT_HOST
+// A step takes no more reading than each worker alone, and teams that fit a row tile each no more than each team alone.
+TEST(sharing_never_reads_more) {
+  for (const std::int64_t n_teams : {1, 2, 3}) {
+    for (const std::int64_t workers : {1, 3, 5, 9}) {
+      for (const std::int64_t tokens : {1, 4}) {
+        for (const std::int64_t group : {1, 5, 8}) {
+          for (const std::int64_t window : {0, 40}) {
+            const Teams teams = {n_teams, workers, tokens, group, 200, 70, window};
+            const Case c = step_of(teams);
+            const std::int64_t team_tokens = workers * tokens;
+            simt::options = {};
+            simt::stats = {};
+            run(c);
+            const std::uint64_t shared = simt::stats.bytes_copied;
+            CHECK_MESSAGE(shared == expected_bytes(c), teams.name());
+            std::uint64_t alone = 0, by_team = 0;
+            for (std::int64_t worker = 0; worker < n_teams * workers; ++worker) {
+              alone += expected_bytes(some_tokens(c, tokens_from(worker * tokens, tokens)));
+            }
+            CHECK_MESSAGE(shared <= alone,
+                          teams.name() + ": " + std::to_string(shared) + " > " + std::to_string(alone));
+            if (team_tokens * group > 64) continue;
+            for (std::int64_t team = 0; team < n_teams; ++team) {
+              by_team += expected_bytes(some_tokens(c, tokens_from(team * team_tokens, team_tokens)));
+            }
+            CHECK_MESSAGE(shared <= by_team,
+                          teams.name() + ": " + std::to_string(shared) + " > " + std::to_string(by_team));
+          }
+        }
+      }
+    }
+  }
 }
 #endif
 

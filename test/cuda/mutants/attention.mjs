@@ -100,8 +100,8 @@ export default {
     [
       'barrier that only half a warp reaches',
       shared,
-      '    if (new_pair) attention',
-      '    if (place.lane < 16) __syncwarp();\n    if (new_pair) attention',
+      '    if (new_pair) {\n',
+      '    if (place.lane < 16) __syncwarp();\n    if (new_pair) {\n',
     ],
     // stages
     [
@@ -152,13 +152,13 @@ export default {
     [
       'tiles counted without the first slot',
       kernels,
-      'ceil_div(s.first_slot + limit, keys_per_tile)',
-      'ceil_div(limit, keys_per_tile)',
+      'ceil_div(of.first_slot + last, keys_per_tile)',
+      'ceil_div(last, keys_per_tile)',
     ],
     [
       'tiles before the first slot are counted',
       kernels,
-      'return {(s.first_slot + seen) / keys_per_tile,',
+      'return {(of.first_slot + begin) / keys_per_tile,',
       'return {0,',
     ],
     // swizzle
@@ -344,18 +344,129 @@ export default {
       '      state.clear();\n    }\n    if (last) return;',
       '    }\n    if (last) return;',
     ],
+    // row tiles
+    [
+      'row tiles: views are cut',
+      kernels,
+      'first_row(end - n) > p.rows_per_tile) continue;',
+      'first_row(end - n) > 2 * p.rows_per_tile) continue;',
+    ],
+    [
+      'row tiles: the last token of a view is left out',
+      kernels,
+      't < p.plan.views[view + n + 1]; ++t',
+      't < p.plan.views[view + n + 1] - 1; ++t',
+    ],
+    ['row tiles: always full', kernels, 'if (*packed <= p.best_cuts[views].x) {', 'if (true) {'],
+    ['row tiles: never full', kernels, 'if (*packed <= p.best_cuts[views].x) {', 'if (false) {'],
+    [
+      'row tiles: the first 32 segments only',
+      kernels,
+      'first == 0 || first < segments; first += 32',
+      'first == 0; first += 32',
+    ],
+    [
+      'row tiles: the last 32 segments only',
+      kernels,
+      'costs[n] = first == 0 ? cost : costs[n] + cost;',
+      'costs[n] = cost;',
+    ],
+    [
+      'row tiles: long views cost nothing',
+      kernels,
+      'if (lane == 0) costs[0] = cost;',
+      'if (lane == 0) costs[0] = 0;',
+    ],
+    [
+      'row tiles: costs of another view',
+      kernels,
+      'p.view_costs[static_cast<std::size_t>(end - n) * most + n - 1]',
+      'p.view_costs[static_cast<std::size_t>(end - n) * most]',
+    ],
+    [
+      'row tiles: no barrier before costs are added',
+      kernels,
+      '*packed = 0;\n  __syncthreads();',
+      '*packed = 0;',
+    ],
+    [
+      'row tiles: no barrier before the choice',
+      kernels,
+      '  __syncthreads();\n  if (threadIdx.x != 0) return;',
+      '  if (threadIdx.x != 0) return;',
+    ],
+    [
+      'row tiles: the last row is left out',
+      kernels,
+      'p.row_tiles[1 + n_tiles] = rows;',
+      'p.row_tiles[1 + n_tiles] = rows - 1;',
+    ],
+    [
+      'row tiles: in the wrong order',
+      kernels,
+      'p.row_tiles[n_tiles--] = first;',
+      'p.row_tiles[n_tiles - (n_tiles > 1)] = first;',
+    ],
+    [
+      'row tiles: rows of the next one are written',
+      shared,
+      'rows = rows_of_tile(p, tokens, row_tile);',
+      'rows = {rows_of_tile(p, tokens, row_tile).first, end_row_of(p, tokens)};',
+    ],
+    [
+      'row tiles: those beyond 32 are not found',
+      kernels,
+      'row_tile += warp_sum(begins ? 1 : 0);',
+      'row_tile = warp_sum(begins ? 1 : 0) - 1;',
+    ],
+    [
+      'row tiles: parts of the first row',
+      kernels,
+      '* p.rows_per_tile + row_of_tile;',
+      '* p.rows_per_tile + row % p.rows_per_tile;',
+    ],
+    [
+      'row tiles: none for windows',
+      kernels,
+      '(row_tiles > 1 || launch.params.window != 0)',
+      '(row_tiles > 1)',
+    ],
+    [
+      'row tiles: a view goes on where it does not',
+      'plan.cc',
+      '!= distance(before + i) + 1) return false;',
+      '!= distance(before + i) + 1) continue;',
+    ],
+    [
+      'row tiles: a view ends with each token',
+      'plan.cc',
+      '!= distance(before + i) + 1) return false;',
+      '!= distance(before + i) + 2) return false;',
+    ],
     // pieces
     [
       'pieces: the state goes on to the next segment',
       shared,
-      'gives = new_pair || (p.first_tiles',
-      'gives = (p.first_tiles',
+      'left_of_piece = min(Tile::kPieceTiles - begun_of_piece, at.tiles - at.tile);',
+      'left_of_piece = Tile::kPieceTiles - begun_of_piece;',
     ],
     [
       'pieces: counted from the first tile that is seen',
       shared,
       '(p.first_tiles[at.pair] + at.tile) % Tile::kPieceTiles',
       'at.tile % Tile::kPieceTiles',
+    ],
+    [
+      'pieces: the second of a segment has no end',
+      shared,
+      '        left_of_piece = min(Tile::kPieceTiles, at.tiles - at.tile);\n',
+      '',
+    ],
+    [
+      'pieces: the last of a segment goes on',
+      shared,
+      'left_of_piece = min(Tile::kPieceTiles, at.tiles - at.tile);',
+      'left_of_piece = Tile::kPieceTiles;',
     ],
     [
       'pieces: cut between CTAs',
@@ -447,21 +558,15 @@ export default {
     ],
     [
       'goes: tiles of the first one',
-      kernels,
-      'const int first_row = p.first_row + row_tile * p.rows_per_tile;',
-      'const int first_row = row_tile * p.rows_per_tile;',
-    ],
-    [
-      'goes: queries of the first one',
       shared,
-      'const int first_row = p.first_row + row_tile * Tile::kRows;',
-      'const int first_row = row_tile * Tile::kRows;',
+      'const int first = p.first_row + row_tile * p.rows_per_tile;',
+      'const int first = row_tile * p.rows_per_tile;',
     ],
     [
       'goes: results of the first one',
       kernels,
-      'const int row = p.first_row + static_cast<int>(blockIdx.x)',
-      'const int row = static_cast<int>(blockIdx.x)',
+      'const int row = p.first_row + static_cast<int>(blockIdx.x);',
+      'const int row = static_cast<int>(blockIdx.x);',
     ],
     [
       'goes: shares of the first one',
@@ -518,8 +623,8 @@ export default {
     [
       'tiles counted for the first token only',
       kernels,
-      'for (int t = first; t < end; ++t) {',
-      'for (int t = first; t < first + 1; ++t) {',
+      't < ceil_div(rows.end, p.group); ++t',
+      't < rows.first / p.group + 1; ++t',
     ],
     [
       'a block twice in a view is seen once',
@@ -549,14 +654,14 @@ export default {
     [
       'tiles behind a window are left out',
       kernels,
-      'seen = min(seen, from);',
-      'seen = max(from, 0);',
+      'begin = min(begin, from);',
+      'begin = max(from, 0);',
     ],
     [
-      'the first row of a tile hides what others see',
+      'rows that see nothing widen what is read',
       kernels,
-      'if (from >= range.limit) continue;\n    seen',
-      'if (from >= range.limit) break;\n    seen',
+      '    if (from >= range.limit) return;\n',
+      '',
     ],
     [
       'tiles counted from the first slot of the segment',
@@ -629,8 +734,8 @@ export default {
     [
       'plain: temperatures multiply',
       kernels,
-      '1.f / simt::load_constant(p.plan.temperatures + at)',
-      'simt::load_constant(p.plan.temperatures + at)',
+      'inverse_temperature[i] = 1.f / temperature;',
+      'inverse_temperature[i] = temperature;',
     ],
     [
       'plain: temperatures of another segment',
@@ -641,20 +746,20 @@ export default {
     [
       'plain: temperatures divide the bias too',
       kernels,
-      'scores[i][j] * row_mask.inverse_temperature[j / 2] + row_mask.bias[j / 2];',
-      '(scores[i][j] + row_mask.bias[j / 2]) * row_mask.inverse_temperature[j / 2];',
+      '      row_mask.bias[i] *= temperature;\n',
+      '',
     ],
     [
       'plain: the temperature of the other row',
       kernels,
-      'row_mask.inverse_temperature[j / 2] +',
-      'row_mask.inverse_temperature[1 - j / 2] +',
+      'row_mask.inverse_temperature[j / 2];',
+      'row_mask.inverse_temperature[1 - j / 2];',
     ],
     [
       'plain: the bias of the other row',
       kernels,
-      '+ row_mask.bias[j / 2]',
-      '+ row_mask.bias[1 - j / 2]',
+      '= row_mask.bias[j / 2]',
+      '= row_mask.bias[1 - j / 2]',
     ],
     [
       'a warm step counts as a cold one',
@@ -787,7 +892,12 @@ export default {
       'simt::load_constant(lse + head)) * kLog2E',
       'simt::load_constant(lse + head))',
     ],
-    ['mass of half a warp', kernels, 'int distance = 16; distance', 'int distance = 8; distance'],
+    [
+      'mass of half a warp',
+      kernels,
+      'distance = 16; distance >= 1; distance /= 2) sum',
+      'distance = 8; distance >= 1; distance /= 2) sum',
+    ],
     ['mass is not added up', kernels, 'p.sums[range.sum] += sum;', 'p.sums[range.sum] = sum;'],
   ],
 }
