@@ -27,6 +27,8 @@ const [BEFORE_PARK, WHILE_PARKED] = [8, 48]
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
+    /** For the grammar; default: the model's. */
+    tokenizer: { type: 'string' },
     prompt: { type: 'string', default: '256' },
     rounds: { type: 'string', default: '9' },
     threads: { type: 'string' },
@@ -127,7 +129,7 @@ async function main() {
   if (path === undefined) throw new Error('usage: npm run bench:hooks -- MODEL')
   const threads = values.threads === undefined ? undefined : Number(values.threads)
   await using model = await loadModel(path, { device: 'cpu', threads })
-  await using tokenizer = await loadTokenizer(path)
+  await using tokenizer = await loadTokenizer(values.tokenizer ?? path)
   const compileBegin = performance.now()
   const jsonSchema = {
     type: 'array',
@@ -139,17 +141,21 @@ async function main() {
   const compileSeconds = (performance.now() - compileBegin) / 1e3
   const prompt = Number(values.prompt)
   const samples = new Map<string, number[]>(Object.keys(HOOKS).map((name) => [name, []]))
+  const kinds = Object.entries(HOOKS)
   for (let turn = 0; turn <= Number(values.rounds); turn++) {
-    for (const [name, hooks] of Object.entries(HOOKS)) {
+    // Each round begins with another one: what comes behind what must not matter.
+    const first = turn % kinds.length
+    for (const [name, hooks] of [...kinds.slice(first), ...kinds.slice(0, first)]) {
       const milliseconds = await measure(model, prompt, async () => hooks(grammar))
       if (turn > 0) samples.get(name)?.push(median(milliseconds)) // the first warms up
     }
   }
-  const plain = median(samples.get('none') as number[])
+  const plain = samples.get('none') as number[]
   const runs = [...samples].map(([hook, times]) => ({
     hook,
     step_ms: spread(times, 3),
-    over_none: round(median(times) / plain, 3),
+    // (of the same round: the machine's speed changes in minutes)
+    over_none: round(median(times.map((time, i) => time / (plain[i] as number))), 3),
   }))
   const rows = runs.map(({ hook, step_ms, over_none }) => [
     hook,

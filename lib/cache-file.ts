@@ -1,5 +1,6 @@
 // Blocks of a cache to a file, and from a file into a cache.
 
+import { onAbort, throwIfAborted } from './abort-signal'
 import { Block } from './block'
 import type { Cache } from './cache'
 import { errorCode, HogwildError } from './errors'
@@ -15,7 +16,6 @@ import {
   type SessionFile,
   writeSessionFile,
 } from './session-file'
-import { onAbort, throwIfAborted } from './tasks'
 import type { SessionProgress, TransferOptions } from './transfer'
 import { checkObject, describe } from './validate'
 

@@ -1,5 +1,6 @@
 // One worker alone: a prompt or a conversation, and what the model writes after it.
 
+import { onAbort, throwIfAborted } from './abort-signal'
 import { findToolCalls, type ToolCall } from './chat/tool-calls'
 import { errorCode } from './errors'
 import type { CacheDtype } from './formats'
@@ -15,7 +16,6 @@ import {
   stagesOf,
   tokensOf,
 } from './speculation'
-import { onAbort, throwIfAborted } from './tasks'
 import { openPlace, type Place } from './text-place'
 import { checkTokenOptions, type TokenOptions } from './token-options'
 import { StopMatcher } from './tokenizer/stop-strings'

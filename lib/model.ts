@@ -1,5 +1,6 @@
 // Models, and the step.
 
+import { throwIfAborted } from './abort-signal'
 import type { Block } from './block'
 import { Cache, checkCapacity } from './cache'
 import { checkCacheDtype, defaultCacheDtype } from './cache-dtype'
@@ -37,7 +38,7 @@ import {
   type StepHooks,
   stepWithHooks,
 } from './step-hooks'
-import { runTask, Tasks, throwIfAborted } from './tasks'
+import { runTask, Tasks } from './tasks'
 import {
   checkArray,
   checkBoolean,

@@ -14,9 +14,9 @@
 import { randomBytes, webcrypto } from 'node:crypto'
 import { type FileHandle, open, rename, rm } from 'node:fs/promises'
 import { dirname } from 'node:path'
+import { throwIfAborted } from './abort-signal'
 import { HogwildError } from './errors'
 import { damaged, type RegularFile, withFile } from './sources/files'
-import { throwIfAborted } from './tasks'
 import type { TransferOptions } from './transfer'
 
 /** As of PNG: a first byte that no text has, and line ends that a transfer as text would change. */

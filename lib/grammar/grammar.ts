@@ -270,6 +270,8 @@ export class GrammarMatcher {
   #matcher: Matcher | undefined
   readonly #masks: TextMasks
   readonly #tokens: number[] = []
+  /** How many of the tokens `#matcher` is behind: it goes on while the next step computes. */
+  #followed = 0
   #state: TextState = TextMasks.begin
   #busy = false
 
@@ -282,9 +284,9 @@ export class GrammarMatcher {
 
   /** @internal Goes behind the tokens. Throws HOGWILD_INVALID_ARGUMENT where the grammar does not allow them. */
   async begin(tokens: Int32Array): Promise<void> {
-    await this.#made()
+    const matcher = await this.#made()
     for (const [i, token] of tokens.entries()) {
-      if (!this.#accept(token)) {
+      if (this.hasEnded || !this.#append(token) || !this.#follow(matcher)) {
         throw invalid(`tokens[${i}]`, 'a token that the grammar allows there', token)
       }
     }
@@ -302,7 +304,8 @@ export class GrammarMatcher {
 
   /** Whether a stop token has ended the text; a step is refused then. */
   get hasEnded(): boolean {
-    return this.#matcher?.isTerminated() ?? false
+    const last = this.#tokens.at(-1)
+    return last !== undefined && this.grammar.isStop(last)
   }
 
   /** @internal A step uses it from now on. Throws HOGWILD_BUSY, HOGWILD_INVALID_ARGUMENT once the text has ended. */
@@ -328,6 +331,7 @@ export class GrammarMatcher {
    */
   async allowed(drafts: ArrayLike<number> = []): Promise<Int32Array[]> {
     const matcher = await this.#made()
+    this.#follow(matcher)
     const masks: Int32Array[] = []
     let state = this.#state
     let accepted = 0
@@ -350,7 +354,7 @@ export class GrammarMatcher {
   /** @internal The step has ended. `tokens`: those that it chose. */
   release(tokens: readonly number[]): void {
     this.#busy = false
-    for (const token of tokens) this.#accept(token)
+    for (const token of tokens) this.#append(token)
   }
 
   async #made(): Promise<Matcher> {
@@ -363,11 +367,20 @@ export class GrammarMatcher {
     return matcher
   }
 
-  #accept(token: number): boolean {
+  #append(token: number): boolean {
     const state = this.#masks.after(this.#state, token)
-    if (state === undefined || this.hasEnded || !this.#matcher?.acceptToken(token)) return false
+    if (state === undefined) return false
     this.#state = state
     this.#tokens.push(token)
+    return true
+  }
+
+  /** Whether the grammar allows all tokens. */
+  #follow(matcher: Matcher): boolean {
+    while (this.#followed < this.#tokens.length) {
+      if (!matcher.acceptToken(this.#tokens[this.#followed] as number)) return false
+      this.#followed++
+    }
     return true
   }
 }

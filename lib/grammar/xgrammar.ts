@@ -34,7 +34,6 @@ export interface Matcher extends Disposable {
   acceptToken(token: number): boolean
   rollBack(tokens: number): void
   getNextTokenBitmask(): Promise<Int32Array>
-  isTerminated(): boolean
 }
 
 interface Exports {

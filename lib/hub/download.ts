@@ -2,10 +2,10 @@
 
 import { mkdir, statfs } from 'node:fs/promises'
 import { join } from 'node:path'
+import { onAbort, throwIfAborted } from '../abort-signal'
 import { HogwildError } from '../errors'
 import { inBytes } from '../printable'
 import { INDEX_FILE, readShardNames } from '../sources/safetensors'
-import { onAbort, throwIfAborted } from '../tasks'
 import {
   checkBoolean,
   checkObject,

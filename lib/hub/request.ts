@@ -1,8 +1,8 @@
 // Requests to the hub: the token, time limits, retries.
 
 import { setTimeout as wait } from 'node:timers/promises'
+import { onAbort, throwIfAborted } from '../abort-signal'
 import type { HogwildError } from '../errors'
-import { onAbort, throwIfAborted } from '../tasks'
 import { failed, refusal, Transient } from './refusals'
 import type { HubSettings } from './settings'
 

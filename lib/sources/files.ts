@@ -4,8 +4,8 @@
 import { randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
 import { type FileHandle, open, stat } from 'node:fs/promises'
+import { throwIfAborted } from '../abort-signal'
 import { HogwildError, type HogwildErrorCode } from '../errors'
-import { throwIfAborted } from '../tasks'
 import { checkString } from '../validate'
 
 const MIB = 2 ** 20

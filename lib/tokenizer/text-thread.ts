@@ -3,8 +3,8 @@
 import { join } from 'node:path'
 import { setImmediate as nextTick } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
+import { throwIfAborted } from '../abort-signal'
 import { HogwildError } from '../errors'
-import { throwIfAborted } from '../tasks'
 import { type EngineSource, type LoadedTokens, vocabularyBytes } from './text-engine'
 import type { WorkerAnswer, WorkerInput, WorkerRequest } from './text-worker'
 

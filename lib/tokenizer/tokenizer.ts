@@ -1,10 +1,10 @@
 // Tokenizers and chat templates of a model.
 
+import { throwIfAborted } from '../abort-signal'
 import type { ChatRequest } from '../chat/chat'
 import { HogwildError } from '../errors'
 import { checkDownload, findModel, type ModelDownloadOptions } from '../hub/find'
 import { openSource } from '../sources/source'
-import { throwIfAborted } from '../tasks'
 import {
   checkBoolean,
   checkInteger,

@@ -1,9 +1,9 @@
 // The steps of one cache: each takes what is ready of all groups on it. Tokens do not depend on who else is in a
 // step (Model.step), so each group writes what it would write alone.
 
+import { onAbort, throwIfAborted } from '../abort-signal'
 import { pagesFor } from '../limits'
 import type { StepOutput, StepWorker, WorkerSet } from '../model'
-import { onAbort, throwIfAborted } from '../tasks'
 import type { StepMessage } from './channels'
 import type { WorkerEvent } from './events'
 import { type Group, isOutOfPages, type Prefill, type Tenant } from './group'

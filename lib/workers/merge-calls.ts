@@ -1,7 +1,7 @@
 // Calls of one moment that a tool takes together (LLM-Tool Compiler, arXiv 2405.17438).
 
+import { onAbort, throwIfAborted } from '../abort-signal'
 import { HogwildError } from '../errors'
-import { onAbort, throwIfAborted } from '../tasks'
 import { checkArray, checkSignal, invalid } from '../validate'
 
 /**

@@ -1,7 +1,7 @@
 // Work that a worker waits for: a tool, a search, a person.
 
+import { onAbort } from '../abort-signal'
 import { HogwildError } from '../errors'
-import { onAbort } from '../tasks'
 
 /** Makes the tokens that a worker goes on with. `signal` is aborted when nobody waits for them any more. */
 export type ParkWork = (signal: AbortSignal) => PromiseLike<ArrayLike<number>>

@@ -7,12 +7,12 @@
 // what `inject` and workers write) saw something else, and is not kept.
 
 import { createHash } from 'node:crypto'
+import { throwIfAborted } from '../abort-signal'
 import type { Block } from '../block'
 import type { Cache } from '../cache'
 import { copyBlocks, importBytes } from '../cache-file'
 import { errorCode } from '../errors'
 import { PAGE_TOKENS } from '../limits'
-import { throwIfAborted } from '../tasks'
 import type { PrefixFolder } from './prefix-folder'
 import type { PrefixMetrics } from './prefix-metrics'
 

@@ -1,5 +1,6 @@
 // A run that goes on from its file.
 
+import { onAbort, throwIfAborted } from '../abort-signal'
 import type { Block } from '../block'
 import { Cache, checkTransfer } from '../cache'
 import { checkFacts, dataOf, sizesOf, takeBlocks, whileOpen } from '../cache-file'
@@ -12,7 +13,6 @@ import { invalidSession, readSessionFile, type SessionFile } from '../session-fi
 import { checkPath } from '../sources/files'
 import { checkSpeculation, type SpeculateOptions, type Speculation } from '../speculation'
 import type { ProcessLogits } from '../step-hooks'
-import { onAbort, throwIfAborted } from '../tasks'
 import { Tokenizer } from '../tokenizer/tokenizer'
 import type { SessionProgress } from '../transfer'
 import {

@@ -1,8 +1,8 @@
 // A run: one group of workers as an async iterable of events, and the controls of it.
 
+import { onAbort, throwIfAborted } from '../abort-signal'
 import type { Block } from '../block'
 import { errorCode, HogwildError } from '../errors'
-import { onAbort, throwIfAborted } from '../tasks'
 import {
   checkArray,
   checkInteger,

@@ -1,12 +1,12 @@
 // Groups over one model: when each begins, and in whose cache it lives. Who is in a step is the batcher's business.
 
+import { onAbort, throwIfAborted } from '../abort-signal'
 import { type Cache, checkCapacity } from '../cache'
 import { errorCode, HogwildError } from '../errors'
 import { kvDtypes } from '../formats'
 import { DEFAULT_CAPACITY, MAX_CAPACITY, PAGE_TOKENS, pagesFor } from '../limits'
 import { Model } from '../model'
 import { checkPath } from '../sources/files'
-import { onAbort, throwIfAborted } from '../tasks'
 import {
   checkInstance,
   checkInteger,

@@ -24,6 +24,7 @@ struct Activations {
   Buffer q;                   // [n, Hq, D]
   Buffer attended;            // [c, Hq, D]
   std::uint64_t version = 0;  // of all activations of the process; another one once a buffer moves
+  SpareRows spare_rows;       // of logits; room for all that the step under way has taken
   bool in_use = false;
 };
 

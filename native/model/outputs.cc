@@ -1,6 +1,7 @@
 #include "model/outputs.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -100,8 +101,17 @@ SampleParams::Row draw_of(const StepWorker& worker, const SeenIds& seen, std::in
 
 bool wants_logprobs(const StepWorker& worker) { return worker.logprob || worker.top_logprobs > 0; }
 
-std::vector<float> download_row(Device& device, const float* logits, std::int64_t vocab, std::int64_t row) {
-  std::vector<float> values(static_cast<std::size_t>(vocab));
+std::vector<float> take_row(SpareRows& spare) {
+  if (spare.empty()) return {};
+  std::vector<float> row = std::move(spare.back());
+  spare.pop_back();
+  return row;
+}
+
+std::vector<float> download_row(Device& device, const float* logits, std::int64_t vocab, std::int64_t row,
+                                SpareRows& spare) {
+  std::vector<float> values = take_row(spare);
+  values.resize(static_cast<std::size_t>(vocab));
   device.download(values.data(), logits + row * vocab, values.size() * sizeof(float));
   return values;
 }
@@ -125,7 +135,7 @@ std::vector<RankedToken> likeliest(Device& device, const float* logits, std::int
 }
 
 void begin_edits(Device& device, const float* logits, std::int64_t vocab, std::span<const LogitsRow> rows,
-                 const std::vector<StepWorker>& workers, std::vector<EditedLogits>& edited) {
+                 const std::vector<StepWorker>& workers, SpareRows& spare, std::vector<EditedLogits>& edited) {
   std::vector<std::int64_t> at;
   bool want_logprobs = false;
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -135,6 +145,7 @@ void begin_edits(Device& device, const float* logits, std::int64_t vocab, std::s
     want_logprobs |= wants_logprobs(worker);
   }
   if (at.empty()) return;
+  spare.reserve(spare.size() + 2 * (edited.size() + at.size()));  // giving them back must not fail
   const std::vector<RankedToken> known = likeliest(device, logits, vocab, at, want_logprobs);
   for (std::size_t i = 0; i < at.size(); ++i) {
     const LogitsRow& from = rows[static_cast<std::size_t>(at[i])];
@@ -142,9 +153,12 @@ void begin_edits(Device& device, const float* logits, std::int64_t vocab, std::s
     EditedLogits& row = edited.emplace_back();
     row.worker = from.worker;
     row.stage = from.stage;
-    row.logits = download_row(device, logits, vocab, at[i]);
+    row.logits = download_row(device, logits, vocab, at[i], spare);
     row.known = known[i];
-    if (wants_logprobs(worker)) row.raw = row.logits;
+    if (wants_logprobs(worker)) {
+      row.raw = take_row(spare);
+      row.raw.assign(row.logits.begin(), row.logits.end());
+    }
     for (std::size_t b = 0; b < worker.bias_ids.size(); ++b) {
       row.logits[static_cast<std::size_t>(worker.bias_ids[b])] += worker.bias[b];
     }
@@ -165,11 +179,46 @@ std::string changed_by(std::size_t index, const StepWorker& worker, const Logits
   return "workers[" + std::to_string(index) + "]: " + names;
 }
 
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+// Masks of grammars are mostly whole words; what is between them is few tokens that may come, or few that may not.
+void forbid_all_but(std::span<const std::int32_t> allowed, std::span<float> logits) {
+  for (std::size_t first = 0; first < logits.size(); first += 32) {
+    const std::size_t n = std::min<std::size_t>(32, logits.size() - first);
+    const std::size_t word = first / 32;
+    const std::uint32_t forbidden = word < allowed.size() ? ~static_cast<std::uint32_t>(allowed[word]) : ~0u;
+    if (forbidden == ~0u) {
+      std::fill_n(logits.begin() + static_cast<std::ptrdiff_t>(first), n, kNever);
+      continue;
+    }
+    for (std::uint32_t left = forbidden; left != 0; left &= left - 1) {
+      const auto bit = static_cast<std::size_t>(std::countr_zero(left));
+      if (bit < n) logits[first + bit] = kNever;
+    }
+  }
+}
+
+// Throws kInvalidArgument unless they are finite or -Infinity.
+void check_numbers(std::span<const float> logits, const std::string& changed) {
+  constexpr std::uint32_t kExponent = 0x7f800000u;
+  const std::uint32_t never = f32_bits(kNever);
+  std::uint32_t bad = 0;
+  for (const float logit : logits) {  // (integers without branches: the compiler makes vector instructions of it)
+    const std::uint32_t bits = f32_bits(logit);
+    const std::uint32_t special = (bits & kExponent) == kExponent ? ~0u : 0;
+    bad |= bits == never ? 0 : special;
+  }
+  if (bad == 0) return;
+  const auto at = std::ranges::find_if(logits, [](float logit) { return !std::isfinite(logit) && logit != kNever; });
+  refuse(changed + " gave the logit of token " + std::to_string(at - logits.begin()) + " the value " +
+         (std::isnan(*at) ? "NaN" : "Infinity") + ": expected finite numbers or -Infinity");
+}
+
 }  // namespace
 
 void collect_outputs(Device& device, const float* logits, std::int64_t vocab, std::span<const LogitsRow> rows,
-                     const std::vector<StepWorker>& workers, const SeenByStage& seen, StepResult& result,
-                     std::vector<EditedLogits>& edited) {
+                     const std::vector<StepWorker>& workers, const SeenByStage& seen, SpareRows& spare,
+                     StepResult& result, std::vector<EditedLogits>& edited) {
   std::vector<SampleParams::Row> draws;
   std::vector<LogitsRow> drawn_for;
   bool want_logprobs = false;
@@ -189,7 +238,7 @@ void collect_outputs(Device& device, const float* logits, std::int64_t vocab, st
     want_logprobs |= wants_logprobs(workers[w]);
     all_checked &= rows[i].logits_at >= 0;
   }
-  begin_edits(device, logits, vocab, rows, workers, edited);
+  begin_edits(device, logits, vocab, rows, workers, spare, edited);
   if (draws.empty()) return;
 
   std::vector<std::int32_t> tokens(draws.size());
@@ -206,8 +255,8 @@ void collect_outputs(Device& device, const float* logits, std::int64_t vocab, st
     out.token = tokens[i];
     if (worker.logprob) out.logprob = logprobs[i];
     if (worker.top_logprobs == 0) continue;
-    out.top = most_likely(download_row(device, logits, vocab, draws[i].logits_row), worker.top_logprobs,
-                          {.token = tokens[i], .logprob = logprobs[i]});
+    spare.push_back(download_row(device, logits, vocab, draws[i].logits_row, spare));
+    out.top = most_likely(spare.back(), worker.top_logprobs, {.token = tokens[i], .logprob = logprobs[i]});
   }
 }
 
@@ -221,28 +270,12 @@ void edit(EditedLogits& edited, const StepWorker& worker, LogitsEdit by) {
     }
     edited.logits = std::move(*by.logits);
   }
-  constexpr float kNever = -std::numeric_limits<float>::infinity();
-  if (by.allowed) {
-    const std::vector<std::int32_t>& allowed = *by.allowed;
-    for (std::size_t id = 0; id < vocab; id += 32) {
-      const std::uint32_t word = id / 32 < allowed.size() ? static_cast<std::uint32_t>(allowed[id / 32]) : 0;
-      if (word == 0xffffffffu) continue;
-      for (std::size_t bit = 0; bit < 32 && id + bit < vocab; ++bit) {
-        if ((word >> bit & 1) == 0) edited.logits[id + bit] = kNever;
-      }
-    }
+  if (by.allowed) forbid_all_but(*by.allowed, edited.logits);
+  // (what the model gave has been checked)
+  if (by.logits || !worker.bias_ids.empty()) check_numbers(edited.logits, changed);
+  if (std::ranges::all_of(edited.logits, [](float logit) { return logit == kNever; })) {
+    refuse(changed + " left no token to choose: all logits are -Infinity");
   }
-  bool any = false;
-  for (std::size_t id = 0; id < vocab; ++id) {
-    const float logit = edited.logits[id];
-    if (logit == kNever) continue;
-    if (!std::isfinite(logit)) {
-      refuse(changed + " gave the logit of token " + std::to_string(id) + " the value " +
-             (std::isnan(logit) ? "NaN" : "Infinity") + ": expected finite numbers or -Infinity");
-    }
-    any = true;
-  }
-  if (!any) refuse(changed + " left no token to choose: all logits are -Infinity");
 }
 
 void sample_edited(Device& device, const float* logits, std::int64_t vocab, std::span<const EditedLogits* const> edited,

@@ -110,14 +110,17 @@ struct LogitsEdit {
   std::optional<std::vector<std::int32_t>> allowed;
 };
 
+// Memory of rows that are not needed any more: that of new ones costs more than what is done to them.
+using SpareRows = std::vector<std::vector<float>>;
+
 // seen_ids of each worker, by stage.
 using SeenByStage = std::vector<std::vector<SeenIds>>;
 
 // Copies and samples: `logits` [rows, V], device memory. Throws kInvalidModel where a logit is not finite. What comes
 // of workers that edit theirs goes to `edited`.
 void collect_outputs(Device& device, const float* logits, std::int64_t vocab, std::span<const LogitsRow> rows,
-                     const std::vector<StepWorker>& workers, const SeenByStage& seen, StepResult& result,
-                     std::vector<EditedLogits>& edited);
+                     const std::vector<StepWorker>& workers, const SeenByStage& seen, SpareRows& spare,
+                     StepResult& result, std::vector<EditedLogits>& edited);
 
 // Takes what the caller has made of them. Throws kInvalidArgument, naming the worker: not V logits, NaN, +infinity, or
 // nothing left to choose.

@@ -180,7 +180,13 @@ struct Step::State {
         pending_hidden(hidden_rows) {}
 
   ~State() {
-    if (activations != nullptr) activations->in_use = false;
+    if (activations == nullptr) return;
+    for (EditedLogits& row : edited) {
+      for (std::vector<float>* memory : {&row.logits, &row.raw}) {
+        if (!memory->empty()) activations->spare_rows.push_back(std::move(*memory));
+      }
+    }
+    activations->in_use = false;
   }
 
   std::int64_t layers() const { return decoder.config().n_layers(); }
@@ -455,7 +461,8 @@ bool Step::State::do_outputs() {
   const auto group = pending.first(std::min(count, static_cast<std::size_t>(Decoder::kMaxLogitRows)));
   if (group.empty()) return true;
   const float* logits = decoder.logits(*activations, group, pass->first);
-  collect_outputs(device, logits, decoder.config().vocab_size, group, workers, seen, result, edited);
+  collect_outputs(device, logits, decoder.config().vocab_size, group, workers, seen, activations->spare_rows, result,
+                  edited);
   pending = pending.subspan(group.size());
   return group.size() == count;
 }
