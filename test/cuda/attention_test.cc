@@ -819,12 +819,20 @@ TEST(views_are_found) {
   CHECK(flatten(c.plan()).views == (std::vector<std::int32_t>{0, 3, 6, 9, 12}));
 }
 
+// Row tiles that are filled read the common block twice, one for each view three times; and three times beside four
+// where a view has more rows than one.
+TEST(views_are_cut_where_that_reads_less) {
+  check_case(step_of({.teams = 1, .workers = 3, .tokens = 7, .group = 5, .common = 200, .own = 70, .window = 0}));
+  check_case(step_of({.teams = 1, .workers = 2, .tokens = 14, .group = 5, .common = 200, .own = 70, .window = 0}));
+}
+
 // Windows on parts of a block that do not meet: a row tile each, and more of them than a warp has lanes.
 TEST(many_row_tiles_equal_the_definition) {
   constexpr std::int64_t kTokens = 40, kWindow = 130;
   Case c = step_of({.teams = 1, .workers = kTokens, .tokens = 1, .group = 2, .common = kTokens * kWindow, .own = 1});
   Rng rng(1110);
   c.window = kWindow;
+  c.ctas = 13;
   for (std::int64_t t = 0; t < c.segments[0].length; ++t) {
     const auto [page, slot] = c.place(c.segments[0], t);
     for (Pool* pool : {&c.keys, &c.values}) fill_row(*pool, page, 0, slot, rng);
