@@ -1,23 +1,37 @@
 // Concurrent attention: the new tokens of all workers against a shared, paged KV cache.
 //
+//   cut      1 CTA, once per step and window: cuts the rows into row tiles, where they are more than one
 //   plan     1 CTA, once per step and window: counts tiles and cuts the work into equal shares
 //   main     a fixed grid, once per layer: each CTA walks its share of K and V tiles
-//   combine  once per layer: joins the pieces of what was cut between CTAs
+//   combine  once per layer: joins the parts of what was cut between CTAs
 //
 // The main kernel comes in two kinds, which share all but what they do with a tile. The plain one (attention.cu) takes
-// keys and values of one 16-bit type, and scores with a bias. The general one (attention_general.cu) decides at run
-// time, the same for all threads: windows, a soft cap, temperatures, and a format of their own for keys and for values.
+// keys and values of one 16-bit type, and scores with a temperature and a bias. The general one (attention_general.cu)
+// decides at run time, the same for all threads: windows, a soft cap, and a format of their own for keys and for values
+// too. Which one a layer takes does not depend on the step.
 //
 // Letters: T new tokens, S segments, Hq and Hkv heads, G = Hq / Hkv, D head dim, R rotary dim, E width of the
 // cache's rows: D elements and padding, which is zero. Row r = t G + g of a kv head is query head g of its
 // group at token t. Rows are taken in row tiles of 16, 32 or 64, so that one read of K and V serves all
 // workers and all heads of the group.
 //
+// The keys that some row of a row tile sees are read once for it. Where the rows of a step are more than a row tile's,
+// those that see the same should share one. A *view* is a run of tokens, each of which sees what the one before does
+// and itself. Of all ways to cut the rows, in their order, so that no row tile holds a part of a view beside another
+// view, and of the one that fills one row tile after the other, the one with the fewest tiles of keys is taken: what
+// workers share never takes more reading than each alone would.
+//
 // Order of the work: (kv head, row tile, segment, tile of keys). An *output* is one (kv head, row tile): a run
 // of consecutive tiles. CTA i of n takes tiles [i N / n, (i + 1) N / n) of all N. It keeps its softmax state
 // from segment to segment, where only the queries are rotated anew, and gives it away where the output
 // changes: as the result if it has seen the whole run, else as a partial state. Only the first and the last output
 // of a CTA can be cut, so each CTA has two slots for partial states.
+//
+// So where sums are cut depends on all the work of the step. Deterministic attention gives them away where nothing but
+// the segment counts: a *piece* is what lies in one of its runs of kPieceSlots. CTAs take whole pieces, each leaves a
+// partial state, and the states of a row are joined in the order of its view. A piece that shows a row nothing adds
+// exact zeros, so what others see does not matter either. Row tiles have one size then, whatever the number of rows,
+// since it says which keys a warp sums up.
 #pragma once
 
 #include "dispatch.cuh"
@@ -43,17 +57,24 @@ struct AttentionArguments {
   int width;  // E
   int group;  // G
   int rows_per_tile;
+  int first_row, end_row;  // the rows that are taken, of all T G
   int max_ctas;
   int min_tiles;
+  int multiprocessors;
   float scale_log2;  // scale * log2(e): scores are in units of log 2
   float softcap;     // 0: off
   int window;        // 0: off
 
-  std::int32_t* tiles_before;  // [row tiles * S + 1]: tiles of the (row tile, segment) pairs before each
-  std::int32_t* first_tiles;   // [row tiles * S]: the first of them, counted from the segment's first page
-  int4* shares;                // [1 + CTAs]: {CTAs used, tiles per kv head}, then {kv head, pair, tile, tiles} each
-  float* partial_out;          // [CTAs, 2, rows_per_tile, E]
-  float2* partial_state;       // [CTAs, 2, rows_per_tile]: (max, sum)
+  std::int32_t* row_tiles;      // {how many}, then [row tiles + 1] first rows; null: rows fill one after the other
+  int* view_costs;              // [V, views per row tile]: tiles of so many views from each on, in one row tile
+  int2* best_cuts;              // [V + 1]: tiles of the views before each, and how many of them the last row tile has
+  std::int32_t* tiles_before;   // [row tiles * S + 1]: tiles of the (row tile, segment) pairs before each
+  std::int32_t* first_tiles;    // [row tiles * S]: the first of them, counted from the segment's first page
+  std::int32_t* pieces_before;  // deterministic: [row tiles * S + 1], as tiles_before; else null
+  int4* shares;                 // [CTAs]: {kv head, pair, tile, tiles} each
+  int2* outputs;                // not deterministic: [Hkv, row tiles]: {slot of its first part, parts}
+  float* partial_out;           // [slots, rows_per_tile, E]
+  float2* partial_state;        // [slots, rows_per_tile]: (max, sum)
 };
 
 inline constexpr int kThreads = 128;
@@ -70,18 +91,34 @@ SIMT_DEVICE int first_seen(const DeviceQueryRange& range, int window) {
 }
 
 SIMT_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
-SIMT_DEVICE long long share_begin(long long total, int cta, int ctas) { return total * cta / ctas; }
 
-// Where a CTA, whose share begins at `begin`, leaves its part of the output whose run begins at `run_begin`.
-SIMT_DEVICE std::size_t slot_of(int cta, long long begin, long long run_begin) {
-  return 2 * static_cast<std::size_t>(cta) + (begin < run_begin ? 1 : 0);
+SIMT_DEVICE int end_row_of(const AttentionArguments& p, int tokens) { return min(tokens * p.group, p.end_row); }
+
+// Row tiles of a step of so many tokens.
+SIMT_DEVICE int row_tiles_of(const AttentionArguments& p, int tokens) {
+  if (p.row_tiles != nullptr) return p.row_tiles[0];
+  return ceil_div(max(end_row_of(p, tokens) - p.first_row, 0), p.rows_per_tile);
 }
+
+// Rows [first, end).
+struct RowRange {
+  int first, end;
+};
+SIMT_DEVICE RowRange rows_of_tile(const AttentionArguments& p, int tokens, int row_tile) {
+  if (p.row_tiles != nullptr) return {p.row_tiles[1 + row_tile], p.row_tiles[2 + row_tile]};
+  const int first = p.first_row + row_tile * p.rows_per_tile;
+  return {first, min(first + p.rows_per_tile, end_row_of(p, tokens))};
+}
+
+// Parts of an output that was cut, by CTA: the first of them may have begun with another output, and so leaves its part
+// in its second slot.
+SIMT_DEVICE int slot_of_part(int first_slot, int part) { return part == 0 ? first_slot : (first_slot / 2 + part) * 2; }
 
 // A position in the order of the work. A *pair* is (row tile, segment): row_tile * S + segment.
 struct WorkCursor {
   int kv_head, pair, tile, tiles;  // `tiles`: of this pair
 
-  // All but `tiles`, of which the plan has no use.
+  // All but `tiles`.
   SIMT_DEVICE void seek(const std::int32_t* tiles_before, int pairs, int tiles_per_head, long long position) {
     kv_head = static_cast<int>(position / tiles_per_head);
     const int within = static_cast<int>(position - static_cast<long long>(kv_head) * tiles_per_head);
@@ -130,6 +167,7 @@ struct Tile {
   static constexpr int kWidth = kRowWidth;
   static constexpr int kRows = kRowsPerTile;
   static constexpr int kKeys = tile_keys(kWidth);
+  static constexpr int kPieceTiles = kPieceSlots / kKeys;
   static constexpr int kRowWarps = kRows / 16;
   static constexpr int kColumnWarps = kWidth <= 128 ? 1 : 2;
   static constexpr int kKeyWarps = kWarps / kRowWarps / kColumnWarps;
@@ -379,7 +417,9 @@ SIMT_DEVICE void write_rows(const AttentionArguments& p, const Place& place, int
 //   Tile                                   sizes, and the arrangement of shared memory
 //   Attention(shared)                      all of the CTA's shared memory
 //   load(p, at, segments, stage)           begins to copy a tile: called for each, in order
-//   open(p, at, ...)                       before the first tile of a (row tile, segment): turns its queries
+//   open(p, at, ...)                       before the first tile of a (row tile, segment): turns its queries; all of
+//   the
+//                                          CTA's threads meet at a barrier in it
 //   attend(p, stage, place, tile, state)   a tile that has arrived, for one warp
 template <typename Attention>
 SIMT_DEVICE void walk_share(const AttentionArguments& p, unsigned char* shared) {
@@ -394,23 +434,18 @@ SIMT_DEVICE void walk_share(const AttentionArguments& p, unsigned char* shared) 
                        warp / Tile::kRowWarps % Tile::kColumnWarps, warp / Tile::kRowWarps / Tile::kColumnWarps};
   const int tokens = simt::load_constant(p.plan.counts);
   const int segments = simt::load_constant(p.plan.counts + 1);
-  const int rows = tokens * p.group;
-  const int row_tiles = ceil_div(rows, Tile::kRows);
+  const int row_tiles = row_tiles_of(p, tokens);
   const int pairs = row_tiles * segments;
-  const int4 all = p.shares[0];
-  const int4 share = p.shares[1 + blockIdx.x];
-  const int tiles_per_head = all.y;
+  const int4 share = p.shares[blockIdx.x];
   const int n_tiles = share.w;
   if (n_tiles == 0) return;
-  const long long first_position =
-      share_begin(tiles_per_head * static_cast<long long>(p.shape.kv_heads), static_cast<int>(blockIdx.x), all.x);
 
   WorkCursor at = {share.x, share.y, share.z, p.tiles_before[share.y + 1] - p.tiles_before[share.y]};
   WorkCursor loading = at;  // the last tile whose copy was begun
   int begun = 0;
   Attention attention(shared);
 #pragma unroll
-  for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
+  for (int stage = 0; stage < Tile::kStages; ++stage) {
     if (begun < n_tiles) {
       if (begun > 0) loading.next(p.tiles_before, pairs);
       attention.load(p, loading, segments, stages + stage * kStageChunks);
@@ -422,41 +457,63 @@ SIMT_DEVICE void walk_share(const AttentionArguments& p, unsigned char* shared) 
   typename Tile::State state;
   state.clear();
   bool new_pair = true;
+  int row_tile = 0;
+  RowRange rows = {0, 0};  // of the row tile
+  int left_of_piece = 0;   // tiles; without pieces it never comes down to 0
 
-  for (int i = 0; i < n_tiles; ++i) {
+  for (int i = 0;; ++i) {
     uint4* stage = stages + i % Tile::kStages * kStageChunks;
-    simt::cp_async_wait<Tile::kStages - 2>();
-    __syncthreads();  // this tile is there for all; all are done with the one before, and with `queries`
-    if (begun < n_tiles) {
-      loading.next(p.tiles_before, pairs);
-      attention.load(p, loading, segments, stages + begun % Tile::kStages * kStageChunks);
-      ++begun;
+    if (new_pair) {
+      row_tile = at.pair / segments;
+      rows = rows_of_tile(p, tokens, row_tile);
+      if (p.pieces_before != nullptr) {
+        const int begun_of_piece = (p.first_tiles[at.pair] + at.tile) % Tile::kPieceTiles;
+        left_of_piece = min(Tile::kPieceTiles - begun_of_piece, at.tiles - at.tile);
+      }
+      attention.open(p, at, tokens, segments, rows.end, rows.first, queries, place);
     }
-    simt::cp_async_commit();
-
-    const int row_tile = at.pair / segments;
-    const int first_row = row_tile * Tile::kRows;
-    if (new_pair) attention.open(p, at, tokens, segments, rows, first_row, queries, place);
-    if (first_row + place.row_warp * 16 < rows) {  // else this warp's rows are padding
+    if (i == 0) {  // its copy was under way while the queries were turned
+      simt::cp_async_wait<Tile::kStages - 1>();
+      __syncthreads();  // it is there for all
+    }
+    if (rows.first + place.row_warp * 16 < rows.end) {  // else this warp's rows are padding
       attention.attend(p, stage, place, at.tile, state);
     }
 
     const WorkCursor done = at;
     const bool last = i + 1 == n_tiles;
     if (!last) at.next(p.tiles_before, pairs);
-    new_pair = last || at.pair != done.pair || at.kv_head != done.kv_head;
-    if (last || at.kv_head != done.kv_head || at.pair / segments != row_tile) {  // the output changes
-      const long long head_position = done.kv_head * static_cast<long long>(tiles_per_head);
-      const long long run_begin = head_position + p.tiles_before[row_tile * segments];
-      const long long run_end = head_position + p.tiles_before[(row_tile + 1) * segments];
-      const bool whole = first_position <= run_begin && run_end <= first_position + n_tiles;
+    new_pair = at.pair != done.pair || at.kv_head != done.kv_head;
+    --left_of_piece;
+    const bool output_changes = at.kv_head != done.kv_head || at.pair >= (row_tile + 1) * segments;
+    if (last || output_changes || left_of_piece == 0) {
+      bool whole = false;
+      int slot;
+      if (p.pieces_before != nullptr) {
+        left_of_piece = min(Tile::kPieceTiles, at.tiles - at.tile);
+        const int first_tile = p.first_tiles[done.pair];
+        slot = done.kv_head * p.pieces_before[pairs] + p.pieces_before[done.pair] +
+               (first_tile + done.tile) / Tile::kPieceTiles - first_tile / Tile::kPieceTiles;
+      } else {
+        const int2 output = p.outputs[done.kv_head * row_tiles + row_tile];
+        whole = output.y == 1;
+        slot = slot_of_part(output.x, static_cast<int>(blockIdx.x) - output.x / 2);
+      }
       merge_key_warps<Tile>(place, reinterpret_cast<float4*>(stage), row_exchange, state);
       if (place.key_warp == 0) {
-        write_rows<Tile>(p, place, done.kv_head, rows, first_row, whole,
-                         slot_of(static_cast<int>(blockIdx.x), first_position, run_begin), state);
+        write_rows<Tile>(p, place, done.kv_head, rows.end, rows.first, whole, static_cast<std::size_t>(slot), state);
       }
       state.clear();
     }
+    if (last) return;
+    simt::cp_async_wait<Tile::kStages - 2>();
+    __syncthreads();  // the next tile is there for all; all are done with this one, and with `queries`
+    if (begun < n_tiles) {
+      loading.next(p.tiles_before, pairs);
+      attention.load(p, loading, segments, stage);
+      ++begun;
+    }
+    simt::cp_async_commit();
   }
 }
 

@@ -53,14 +53,19 @@ void scatter_rows(const KvShape& shape, KvFormat format, std::byte* page, std::u
 
 // ---- concurrent attention (attention.cu) ------------------------------------------------------------
 
-// q and out: f32, bf16 or f16 each.
+// q and out: f32, bf16 or f16 each. Deterministic where step.plan.view_segments is not null: what a token gets then
+// depends on what it sees alone, to the last bit.
 struct AttentionLaunch {
   AttentionParams params;
   StepArrays step;
-  std::int32_t max_ctas = 0;   // CTAs of the main kernel: a small multiple of the multiprocessors
-  std::int32_t min_tiles = 1;  // fewest tiles that are worth a CTA of its own
-  void* shares = nullptr;      // attention_shares_bytes(), aligned to 256: of the step, shape and window
-  void* workspace = nullptr;   // attention_workspace_bytes(), aligned to 256: of one launch after the other
+  std::int32_t max_ctas = 0;         // CTAs of the main kernel: a small multiple of the multiprocessors
+  std::int32_t min_tiles = 1;        // fewest tiles that are worth a CTA of its own, ...
+  std::int32_t multiprocessors = 0;  // ... but for this many CTAs, which are worth one tile each
+  // What deterministic attention may leave of partial results at a time, if that suffices for one row tile: it takes
+  // the row tiles in as many goes as that needs.
+  std::size_t max_partial_bytes = std::size_t{128} << 20;
+  void* shares = nullptr;     // attention_shares_bytes(), aligned to 256: of the step, shape and window
+  void* workspace = nullptr;  // attention_workspace_bytes(), aligned to 256: of one launch after the other
 };
 
 // Sets *ctas to how many CTAs of the main kernel a multiprocessor of the current device holds at once: with
@@ -127,6 +132,9 @@ struct GatedProducts {
   Dtype out_dtype = Dtype::kF32;
   std::uint8_t unused[6] = {};  // no padding: the emulated card compares launches byte by byte
 };
+
+// What a row gets does not depend, to the last bit, on how many there are, as long as there are no more than these.
+inline constexpr std::int64_t kMaxInvariantRows = 64;
 
 // Weights bf16 or f16 (all matrices alike) and x in their dtype, all aligned to 16 bytes, k a multiple of 8; sums are
 // f32. Of experts: `params.rows` is the most that a run has, at most 64; x and y hold the rows of all runs, and the

@@ -7,10 +7,28 @@
 #include "core/error.h"
 
 namespace hogwild::cuda {
+namespace {
+
+// Whether token t is the next one of the view of the token before: it sees the same, one place on, and perhaps more.
+bool continues_view(const AttentionPlanView& plan, const std::vector<std::int32_t>& view_segments, std::int64_t t) {
+  if (t == 0) return false;
+  const std::int64_t before = plan.token_query_ranges_at[t - 1], own = plan.token_query_ranges_at[t];
+  const std::int64_t n = own - before;
+  if (plan.token_query_ranges_at[t + 1] - own < n) return false;
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (view_segments[own + i] != view_segments[before + i]) return false;
+    const auto distance = [&](std::int64_t at) { return plan.query_ranges[plan.token_query_ranges[at]].distance; };
+    if (distance(own + i) != distance(before + i) + 1) return false;
+  }
+  return true;
+}
+
+}  // namespace
 
 FlatPlan flatten(const AttentionPlanView& plan) {
   const auto tokens = static_cast<std::size_t>(plan.n_tokens);
   FlatPlan flat;
+  std::vector<std::int32_t> segment_of(plan.query_ranges.size());
   flat.pages.assign(plan.pages.begin(), plan.pages.end());
   const bool warm = std::any_of(plan.query_ranges.begin(), plan.query_ranges.end(),
                                 [](const QueryRange& range) { return range.temperature != 1; });
@@ -20,7 +38,8 @@ FlatPlan flatten(const AttentionPlanView& plan) {
                                           " tokens: the CUDA device supports less than 2^31 - 64");
     }
     const std::size_t first = flat.segments.size();
-    for (const QueryRange& range : plan.query_ranges.subspan(segment.first_query_range, segment.n_query_ranges)) {
+    for (std::int64_t i = segment.first_query_range; i < segment.first_query_range + segment.n_query_ranges; ++i) {
+      const QueryRange& range = plan.query_ranges[i];
       std::size_t copy = first;  // the first copy of the segment that this token does not range yet
       while (copy < flat.segments.size() && flat.query_ranges[copy * tokens + range.token].limit > 0) ++copy;
       if (copy == flat.segments.size()) {
@@ -36,9 +55,21 @@ FlatPlan flatten(const AttentionPlanView& plan) {
                                .bias = range.bias,
                                .distance = static_cast<std::int32_t>(range.distance)};
       if (warm) flat.temperatures[at] = range.temperature;
+      segment_of[i] = static_cast<std::int32_t>(copy);
     }
   }
-  flat.counts = {static_cast<std::int32_t>(tokens), static_cast<std::int32_t>(flat.segments.size())};
+  for (const Segment& segment : flat.segments) {
+    flat.pieces += (segment.first_slot + segment.length + kPieceSlots - 1) / kPieceSlots;
+  }
+  flat.view_segments.reserve(plan.token_query_ranges.size());
+  for (const std::int64_t range : plan.token_query_ranges) flat.view_segments.push_back(segment_of[range]);
+  flat.view_segments_at.assign(plan.token_query_ranges_at.begin(), plan.token_query_ranges_at.end());
+  for (std::int64_t t = 0; t < plan.n_tokens; ++t) {
+    if (!continues_view(plan, flat.view_segments, t)) flat.views.push_back(static_cast<std::int32_t>(t));
+  }
+  flat.counts = {static_cast<std::int32_t>(tokens), static_cast<std::int32_t>(flat.segments.size()),
+                 static_cast<std::int32_t>(flat.views.size())};
+  flat.views.push_back(static_cast<std::int32_t>(tokens));
   return flat;
 }
 

@@ -51,15 +51,24 @@ struct alignas(16) DeviceQueryRange {
   std::int32_t distance = 0;  // view positions from the segment's first token to it
 };
 
+// Where attention is deterministic, segments are cut into pieces of so many slots, counted from their first page.
+inline constexpr std::int32_t kPieceSlots = 512;
+
 // In device memory.
 struct DevicePlan {
-  const std::int32_t* counts = nullptr;            // [2]: tokens T, segments S
+  const std::int32_t* counts = nullptr;            // [3]: tokens T, segments S, views V
   const Segment* segments = nullptr;               // [S]
   const DeviceQueryRange* query_ranges = nullptr;  // [S, T]
   const float* temperatures = nullptr;             // [S, T], or null where all are 1
   const std::int64_t* pages = nullptr;
-  std::int32_t max_tokens = 0;  // upper bounds of counts, which the host knows
+  const std::int32_t* views = nullptr;  // [V + 1]: first token of each, which follow each other, and T
+  // Deterministic attention, else null: what each token sees, in the order of its view. Those of token t are
+  // view_segments[view_segments_at[t]] to view_segments[view_segments_at[t + 1] - 1].
+  const std::int32_t* view_segments = nullptr;
+  const std::int32_t* view_segments_at = nullptr;  // [T + 1]
+  std::int32_t max_tokens = 0;                     // upper bounds of counts, which the host knows
   std::int32_t max_segments = 0;
+  std::int32_t max_pieces = 0;  // of all segments; where attention is deterministic
 };
 
 // What StepView of device/ops.h holds, in device memory.
@@ -77,6 +86,9 @@ struct FlatPlan {
   std::vector<DeviceQueryRange> query_ranges;
   std::vector<float> temperatures;  // empty where all are 1
   std::vector<std::int64_t> pages;
+  std::vector<std::int32_t> views;
+  std::vector<std::int32_t> view_segments, view_segments_at;
+  std::int32_t pieces = 0;  // of all segments
 };
 
 // A segment that some token visits more than once (a block that occurs twice in its view) appears as

@@ -406,6 +406,7 @@ __global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kCtas
 // ---- launchers --------------------------------------------------------------------------------------
 
 inline constexpr std::int64_t kMaxSkinnyRows = 64;
+static_assert(kMaxInvariantRows <= kMaxSkinnyRows);
 
 // Fewest chunks that are worth a CTA of its own.
 inline constexpr std::int64_t kMinChunks = 2;

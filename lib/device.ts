@@ -30,6 +30,11 @@ export interface DeviceOptions {
   simd?: SimdLevel | undefined
   /** Whether it measures its ops, for `takeProfile`; default false. */
   profile?: boolean | undefined
+  /**
+   * Whether the logits of a worker are the same to the last bit whoever else is in the step, and however a prompt is cut
+   * into chunks. A CPU always is so. A card is only if asked, and takes longer then: see docs/cuda.md. Default false.
+   */
+  deterministic?: boolean | undefined
 }
 
 /** What a device is. */
@@ -44,6 +49,8 @@ export interface DeviceInfo {
   simd: string
   /** Threads that compute, on a CPU. */
   threads: number
+  /** Whether what else is in a step changes no bit of a worker's results: true on a CPU, on a card if asked for. */
+  deterministic: boolean
 }
 
 /** What one kind of op took. Matrix products are told apart by their sizes. */
@@ -98,6 +105,7 @@ const DEVICE_KEYS = optionKeys<DeviceOptions>()({
   threads: true,
   simd: true,
   profile: true,
+  deterministic: true,
 })
 
 const SIMD_LEVELS = [
@@ -130,12 +138,13 @@ export function createDevice(options: DeviceOptions = {}): Device {
   const simd = options.simd ?? ''
   if (options.simd !== undefined) checkOneOf(simd, 'options.simd', SIMD_LEVELS)
   const profile = checkBoolean(options.profile ?? false, 'options.profile')
+  const deterministic = checkBoolean(options.deterministic ?? false, 'options.deterministic')
   if (options.index !== undefined) {
     checkInteger(options.index, 'options.index', 0, 2 ** 16)
     if (type !== 'cuda')
       throw invalid('options.index', "absent unless type is 'cuda'", options.index)
   }
-  const settings = { type: 'cpu', index: 0, threads, simd, profile } as const
+  const settings = { type: 'cpu', index: 0, threads, simd, profile, deterministic } as const
   if (type === 'cpu') return new Device(native.createDevice(settings), '')
   const { cards, reason } = native.probe().cuda
   const usable = cards.findIndex((card) => card.reason === '')

@@ -252,6 +252,8 @@ export interface NativeBinding {
     threads: number
     simd: string
     profile: boolean
+    /** Of a card; a CPU always is. Default false. */
+    deterministic?: boolean
   }): DeviceHandle
   deviceInfo(device: DeviceHandle): DeviceInfo
   /** Bytes of memory of its own that nobody uses now; 0 on a CPU, which computes in the host's. */

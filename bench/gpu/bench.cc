@@ -312,12 +312,14 @@ class Bench {
                           .segments = upload(plan.segments),
                           .query_ranges = upload(plan.query_ranges),
                           .pages = upload(plan.pages),
+                          .views = upload(plan.views),
                           .max_tokens = plan.counts[0],
                           .max_segments = plan.counts[1]};
       int ctas = 0;
       check(cuda::attention_ctas_per_multiprocessor(launch, &ctas), "attention");
       launch.max_ctas = std::clamp(ctas, 1, 2) * card_.multiProcessorCount;
       launch.min_tiles = 2;
+      launch.multiprocessors = card_.multiProcessorCount;
       launch.shares = allocate<std::byte>(static_cast<std::int64_t>(cuda::attention_shares_bytes(launch)));
       launch.workspace = allocate<std::byte>(static_cast<std::int64_t>(cuda::attention_workspace_bytes(launch)));
       return launch;

@@ -107,7 +107,9 @@ Napi::Value create_device(const Napi::CallbackInfo& info) {
   cpu.threads = static_cast<int>(options.property("threads").integer(0, 1024));
   cpu.simd = options.property("simd").string();
   const bool profile = options.property("profile").boolean();
-  std::shared_ptr<Device> device = is_cuda ? create_cuda_device(index) : create_cpu_device(cpu);
+  const Argument asked = options.property("deterministic");
+  const bool deterministic = !asked.is_undefined() && asked.boolean();
+  std::shared_ptr<Device> device = is_cuda ? create_cuda_device(index, deterministic) : create_cpu_device(cpu);
   if (profile) device = std::make_shared<ProfileDevice>(std::move(device));
   return to_handle(info.Env(), std::make_shared<DeviceHandle>(info.Env(), std::move(device)));
 }
@@ -121,6 +123,7 @@ Napi::Value device_info(const Napi::CallbackInfo& info) {
   result.Set("index", about.index);
   result.Set("simd", about.simd);
   result.Set("threads", about.threads);
+  result.Set("deterministic", about.deterministic);
   return result;
 }
 

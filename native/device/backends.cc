@@ -31,7 +31,7 @@ CudaStatus cuda_status() {
   return {.compiled = false, .cards = {}, .reason = "this build of hogwild contains no CUDA kernels"};
 }
 
-std::shared_ptr<Device> create_cuda_device(int) {
+std::shared_ptr<Device> create_cuda_device(int, bool) {
   throw Error(code::kUnsupported, "device 'cuda' cannot be used: " + cuda_status().reason);
 }
 #endif

@@ -69,11 +69,12 @@ struct WeightStorage {
 };
 
 struct DeviceInfo {
-  std::string type;  // "cpu" | "cuda"
-  std::string name;  // processor or card
-  int index = 0;     // cuda: which of the cards
-  std::string simd;  // cpu: level in use, "baseline", "avx2", "avxvnni", "avx512", ...
-  int threads = 0;   // cpu: threads that compute, the calling one included
+  std::string type;           // "cpu" | "cuda"
+  std::string name;           // processor or card
+  int index = 0;              // cuda: which of the cards
+  std::string simd;           // cpu: level in use, "baseline", "avx2", "avxvnni", "avx512", ...
+  int threads = 0;            // cpu: threads that compute, the calling one included
+  bool deterministic = true;  // what a row gets does not depend, to the last bit, on what else is in the step
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
@@ -196,6 +197,6 @@ CudaStatus cuda_status();
 
 // Throws kUnsupported where CUDA or this card cannot be used, saying why; kInvalidArgument where there is
 // no card of this index.
-std::shared_ptr<Device> create_cuda_device(int index);
+std::shared_ptr<Device> create_cuda_device(int index, bool deterministic = false);
 
 }  // namespace hogwild

@@ -4,9 +4,9 @@
 // op is a product of: that may be as Device::product_input says. Weights and the KV cache keep their own dtype. On the
 // CPU every op is batch-invariant: what it computes for one row (one new token) does not depend, to the last bit, on
 // how many other rows there are, on their order, or on the number of threads. On CUDA every op except attention is
-// batch-invariant up to 64 rows. Where the hardware multiplies 16 bits with 16 bits (CUDA, AVX512_BF16), the other
-// operand of a weight, key or value of that dtype is rounded to it first; sums are f32.
-// For quantised weights x is rounded to integers of 15 bits with a scale per row and 32 columns
+// batch-invariant up to 64 rows, and all are on a deterministic device. Where the hardware multiplies 16 bits with 16
+// bits (CUDA, AVX512_BF16), the other operand of a weight, key or value of that dtype is rounded to it first; sums are
+// f32. For quantised weights x is rounded to integers of 15 bits with a scale per row and 32 columns
 // (device/cpu/quant_kernels.h).
 #pragma once
 

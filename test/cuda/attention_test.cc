@@ -51,7 +51,9 @@ struct Case {
   std::int64_t rotary_dim = 0;
   Dtype dtype = Dtype::kF32;  // of q and out
   std::int32_t ctas = 0;
-  std::int32_t min_tiles = 0;
+  std::int32_t min_tiles = 0, multiprocessors = 0;
+  bool deterministic = false;
+  std::size_t max_partial_bytes = std::size_t{1} << 30;
   std::int32_t more_tokens = 0, more_segments = 0;  // by which the launch's bounds exceed the plan's counts
 
   std::vector<std::int64_t> pages;
@@ -131,6 +133,9 @@ Case random_case(std::uint64_t seed, std::int64_t width, KvFormat format, const 
   c.dtype = std::vector<Dtype>{Dtype::kF32, Dtype::kBF16, Dtype::kF16}[random(0, 2)];
   c.ctas = static_cast<std::int32_t>(std::vector<int>{1, 2, 3, 5, 8, 13, 40}[random(0, 6)]);
   c.min_tiles = static_cast<std::int32_t>(random(1, 3));
+  c.multiprocessors = static_cast<std::int32_t>(random(0, c.ctas));
+  c.deterministic = random(0, 2) == 0;
+  if (random(0, 1) == 0) c.max_partial_bytes = 1;  // a row tile at a time
   c.more_tokens = static_cast<std::int32_t>(random(0, 1) * random(0, 20));
   c.more_segments = static_cast<std::int32_t>(random(0, 1) * random(0, 20));
   c.name = "seed " + std::to_string(seed) + ", head dim " + std::to_string(head_dim) + " of " + std::to_string(width) +
@@ -138,7 +143,7 @@ Case random_case(std::uint64_t seed, std::int64_t width, KvFormat format, const 
            kv_format_name(c.shape.key_format) + " and " + kv_format_name(c.shape.value_format) + ", window " +
            std::to_string(c.window) + ", soft cap " + std::to_string(c.softcap) + ", " + std::to_string(c.tokens) +
            " tokens, " + std::to_string(c.shape.kv_heads) + " kv heads of " + std::to_string(c.group) + ", " +
-           std::to_string(c.ctas) + " CTAs";
+           std::to_string(c.ctas) + " CTAs" + (c.deterministic ? ", deterministic" : "");
 
   const std::int64_t angles = random(1, 40);
   for (std::int64_t i = 0; i < angles; ++i) {
@@ -179,7 +184,8 @@ Case random_case(std::uint64_t seed, std::int64_t width, KvFormat format, const 
     c.segments.push_back(segment);
   }
   c.token_query_ranges_at.push_back(0);
-  for (const std::vector<std::int64_t>& query_ranges : ranges_of) {
+  for (std::vector<std::int64_t>& query_ranges : ranges_of) {
+    std::shuffle(query_ranges.begin(), query_ranges.end(), rng);  // views differ in their order
     c.token_query_ranges.insert(c.token_query_ranges.end(), query_ranges.begin(), query_ranges.end());
     c.token_query_ranges_at.push_back(static_cast<std::int64_t>(c.token_query_ranges.size()));
   }
@@ -307,36 +313,68 @@ Expected expect(const Case& c) {
   return expected;
 }
 
-// Keys and values of every tile that some row of a row tile sees, once per kv head, and nothing else.
+// What rows [first, end) read, as a row tile, for one kv head: every tile of keys from the first to the last that one
+// of them sees, and of it the tokens of the segment.
+struct Reads {
+  std::int64_t tiles = 0, tokens = 0;
+};
+Reads reads_of(const Case& c, const FlatPlan& flat, std::int64_t first, std::int64_t end) {
+  const std::int64_t tile_keys = c.shape.row_elements() <= 128 ? 64 : 32;
+  Reads reads;
+  for (std::size_t s = 0; s < flat.segments.size(); ++s) {
+    std::int64_t limit = 0, seen = flat.segments[s].length;
+    for (std::int64_t t = first / c.group; t * c.group < end; ++t) {
+      const DeviceQueryRange& range = flat.query_ranges[s * c.tokens + t];
+      const std::int64_t from = QueryRange{.distance = range.distance}.first_seen(c.window);
+      if (from >= range.limit) continue;
+      limit = std::max<std::int64_t>(limit, range.limit);
+      seen = std::min(seen, from);
+    }
+    if (limit == 0) continue;
+    const std::int64_t begin = flat.segments[s].first_slot;
+    const std::int64_t first_tile = (begin + seen) / tile_keys, end_tile = (begin + limit + tile_keys - 1) / tile_keys;
+    reads.tiles += end_tile - first_tile;
+    reads.tokens += std::min<std::int64_t>(end_tile * tile_keys, begin + flat.segments[s].length) -
+                    std::max(begin, first_tile * tile_keys);
+  }
+  return reads;
+}
+
+// Keys and values that the row tiles read, once per kv head, and nothing else.
 [[maybe_unused]] std::uint64_t expected_bytes(const Case& c) {
   const FlatPlan flat = flatten(c.plan());
   const std::int64_t rows = c.tokens * c.group;
   const std::int64_t max_rows = rows + c.more_tokens * c.group;
-  const std::int64_t tile_keys = c.shape.row_elements() <= 128 ? 64 : 32;
-  const std::int64_t tile_rows = c.shape.row_elements() > 128 || (max_rows > 16 && max_rows <= 32) ? 32
-                                 : max_rows <= 16                                                  ? 16
-                                                                                                   : 64;
-  std::int64_t tokens_read = 0;
-  for (std::int64_t first = 0; first < rows; first += tile_rows) {
-    for (std::size_t s = 0; s < flat.segments.size(); ++s) {
-      std::int64_t limit = 0, seen = flat.segments[s].length;
-      for (std::int64_t t = first / c.group; t < c.tokens && t * c.group < first + tile_rows; ++t) {
-        const DeviceQueryRange& range = flat.query_ranges[s * c.tokens + t];
-        const std::int64_t from = QueryRange{.distance = range.distance}.first_seen(c.window);
-        if (from >= range.limit) continue;
-        limit = std::max<std::int64_t>(limit, range.limit);
-        seen = std::min(seen, from);
-      }
-      if (limit == 0) continue;
-      const std::int64_t begin = flat.segments[s].first_slot;
-      const std::int64_t first_slot = std::max(begin, (begin + seen) / tile_keys * tile_keys);
-      const std::int64_t whole_tiles = (begin + limit + tile_keys - 1) / tile_keys * tile_keys;
-      tokens_read += std::min<std::int64_t>(whole_tiles, begin + flat.segments[s].length) - first_slot;
+  const std::int64_t tile_rows = c.shape.row_elements() > 128       ? 32
+                                 : c.deterministic || max_rows > 32 ? 64
+                                 : max_rows > 16                    ? 32
+                                                                    : 16;
+  const auto packed = [&](std::int64_t first, std::int64_t end) {
+    Reads reads;
+    for (; first < end; first += tile_rows) {
+      const Reads more = reads_of(c, flat, first, std::min(first + tile_rows, end));
+      reads.tiles += more.tiles;
+      reads.tokens += more.tokens;
+    }
+    return reads;
+  };
+  // The cheapest way that keeps views together; of equals the one with the longest last row tile.
+  std::vector<Reads> best = {{}};
+  for (std::size_t end = 1; end < flat.views.size(); ++end) {
+    best.push_back({.tiles = std::numeric_limits<std::int64_t>::max()});
+    for (std::size_t begin = 0; begin < end; ++begin) {
+      const std::int64_t first_row = flat.views[begin] * c.group, end_row = flat.views[end] * c.group;
+      if (end - begin > 1 && end_row - first_row > tile_rows) continue;
+      const Reads last = packed(first_row, end_row);
+      if (best[begin].tiles + last.tiles >= best[end].tiles) continue;
+      best[end] = {best[begin].tiles + last.tiles, best[begin].tokens + last.tokens};
     }
   }
+  Reads reads = packed(0, rows);
+  if (!c.deterministic && best.back().tiles < reads.tiles) reads = best.back();
   const std::int64_t token_bytes =
       c.shape.row_elements() * (kv_element_bytes(c.shape.key_format) + kv_element_bytes(c.shape.value_format));
-  return static_cast<std::uint64_t>(tokens_read * c.shape.kv_heads * token_bytes);
+  return static_cast<std::uint64_t>(reads.tokens * c.shape.kv_heads * token_bytes);
 }
 
 // ---- running ----------------------------------------------------------------------------------------
@@ -352,6 +390,8 @@ Result run(const Case& c) {
   const simt::DeviceArray<DeviceQueryRange> query_ranges(flat.query_ranges);
   const simt::DeviceArray<float> temperatures(flat.temperatures), sinks(c.sinks);
   const simt::DeviceArray<std::int64_t> pages(flat.pages);
+  const simt::DeviceArray<std::int32_t> views(flat.views);
+  const simt::DeviceArray<std::int32_t> view_segments(flat.view_segments), view_segments_at(flat.view_segments_at);
   const simt::DeviceArray<float> cos(c.cos), sin(c.sin);
   const simt::DeviceArray<std::uint8_t> q(to_bytes(c.dtype, c.q));
   const simt::DeviceArray<std::uint8_t> keys(c.keys.bytes), values(c.values.bytes);
@@ -378,10 +418,18 @@ Result run(const Case& c) {
                       .query_ranges = query_ranges.data(),
                       .temperatures = flat.temperatures.empty() ? nullptr : temperatures.data(),
                       .pages = pages.data(),
+                      .views = views.data(),
+                      .view_segments_at = c.deterministic ? view_segments_at.data() : nullptr,
                       .max_tokens = flat.counts[0] + c.more_tokens,
-                      .max_segments = flat.counts[1] + c.more_segments};
+                      .max_segments = flat.counts[1] + c.more_segments,
+                      .max_pieces = flat.pieces};
+  // Also where no token sees anything.
+  if (c.deterministic)
+    launch.step.plan.view_segments = flat.view_segments.empty() ? view_segments_at.data() : view_segments.data();
   launch.max_ctas = c.ctas;
   launch.min_tiles = c.min_tiles;
+  launch.multiprocessors = c.multiprocessors;
+  launch.max_partial_bytes = c.max_partial_bytes;
   const simt::DeviceArray<std::uint8_t> shares(std::vector<std::uint8_t>(attention_shares_bytes(launch), 0xff));
   const simt::DeviceArray<std::uint8_t> workspace(std::vector<std::uint8_t>(attention_workspace_bytes(launch), 0xff));
   launch.shares = shares.data();
@@ -527,6 +575,314 @@ TEST(each_feature_alone_equals_the_definition) {
     }
   }
 }
+
+// More parts, and more pieces, than a warp has lanes.
+TEST(outputs_in_many_parts_equal_the_definition) {
+  Case c =
+      random_case(950, tested_widths().front(), KvFormat::kBF16, {.max_tokens = 1, .max_group = 2, .max_segments = 0});
+  const std::int64_t length = 33 * kPieceSlots + 100, pages = length / kPageSize + 1;
+  c.shape.kv_heads = 1;
+  c.group = c.tokens = 1;
+  c.q.resize(static_cast<std::size_t>(c.shape.head_dim));
+  c.sinks.clear();
+  c.ctas = 40;
+  c.segments = {{.first_page = 0, .first_slot = 5, .length = length, .first_query_range = 0, .n_query_ranges = 1}};
+  c.query_ranges = {{.token = 0, .rope_row = 0, .limit = length, .distance = length}};
+  c.token_query_ranges = {0};
+  c.token_query_ranges_at = {0, 1};
+  c.pages.resize(static_cast<std::size_t>(pages + 1));
+  std::iota(c.pages.rbegin(), c.pages.rend(), 0);
+  c.keys = c.values = Pool(c.shape, KvFormat::kBF16, pages + 1, 0);
+  Rng rng(950);
+  for (Pool* pool : {&c.keys, &c.values}) {
+    for (std::int64_t t = 0; t < length; ++t) {
+      const auto [page, slot] = c.place(c.segments[0], t);
+      fill_row(*pool, page, 0, slot, rng);
+    }
+  }
+  for (const bool deterministic : {false, true}) {
+    c.deterministic = deterministic;
+    check_case(c);
+  }
+}
+
+// ---- deterministic ----------------------------------------------------------------------------------
+
+// The same step with some of its tokens, in this order: the plan has the segments that they see, in the order in which
+// they come across them.
+Case some_tokens(const Case& c, const std::vector<std::int64_t>& tokens) {
+  Case some = c;
+  some.tokens = std::ssize(tokens);
+  some.q.clear();
+  some.pages.clear();
+  some.segments.clear();
+  some.query_ranges.clear();
+  some.token_query_ranges.clear();
+  some.token_query_ranges_at = {0};
+  const std::int64_t row = c.query_heads() * c.shape.head_dim;
+  struct Seen {
+    std::size_t segment;                                           // of c
+    std::vector<std::pair<QueryRange, std::size_t>> query_ranges;  // and their places among token_query_ranges
+  };
+  std::vector<Seen> seen;
+  for (std::size_t t = 0; t < tokens.size(); ++t) {
+    const std::int64_t token = tokens[t];
+    some.q.insert(some.q.end(), c.q.begin() + token * row, c.q.begin() + (token + 1) * row);
+    for (std::int64_t i = c.token_query_ranges_at[token]; i < c.token_query_ranges_at[token + 1]; ++i) {
+      const std::int64_t range = c.token_query_ranges[i];
+      std::size_t segment = 0;
+      while (range >= c.segments[segment].first_query_range + c.segments[segment].n_query_ranges) ++segment;
+      auto found = std::find_if(seen.begin(), seen.end(), [&](const Seen& one) { return one.segment == segment; });
+      if (found == seen.end()) found = seen.insert(found, Seen{segment, {}});
+      QueryRange copy = c.query_ranges[range];
+      copy.token = static_cast<std::int32_t>(t);
+      found->query_ranges.emplace_back(copy, some.token_query_ranges.size());
+      some.token_query_ranges.push_back(-1);
+    }
+    some.token_query_ranges_at.push_back(std::ssize(some.token_query_ranges));
+  }
+  for (const Seen& one : seen) {
+    PlanSegment segment = c.segments[one.segment];
+    const auto first_page = c.pages.begin() + segment.first_page;
+    const std::int64_t pages = (segment.first_slot + segment.length + kPageSize - 1) / kPageSize;
+    segment.first_page = std::ssize(some.pages);
+    some.pages.insert(some.pages.end(), first_page, first_page + pages);
+    segment.first_query_range = std::ssize(some.query_ranges);
+    segment.n_query_ranges = std::ssize(one.query_ranges);
+    segment.length = 0;
+    for (const auto& [range, place] : one.query_ranges) {
+      segment.length = std::max(segment.length, range.limit);
+      some.token_query_ranges[place] = std::ssize(some.query_ranges);
+      some.query_ranges.push_back(range);
+    }
+    some.segments.push_back(segment);
+  }
+  return some;
+}
+
+// Token `at` of one result against token `other_at` of another.
+bool same_token(const Case& c, const Result& result, std::int64_t at, const Result& other, std::int64_t other_at) {
+  const std::int64_t heads = c.query_heads(), row = heads * c.shape.head_dim;
+  return std::equal(result.out.begin() + at * row, result.out.begin() + (at + 1) * row,
+                    other.out.begin() + other_at * row,
+                    [](float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0; }) &&
+         std::memcmp(result.lse.data() + at * heads, other.lse.data() + other_at * heads, heads * sizeof(float)) == 0;
+}
+
+// A token alone, with some of the others, and with all of them: in any order, on any number of CTAs, in one go or
+// several.
+void check_company(Case c) {
+  c.deterministic = true;
+  const Result all = run(c);
+  Rng rng(static_cast<std::uint64_t>(c.tokens));
+  const auto check = [&](std::vector<std::int64_t> tokens, std::int32_t ctas) {
+    Case some = some_tokens(c, tokens);
+    some.ctas = ctas;
+    some.min_tiles = 1 + ctas % 3;
+    some.max_partial_bytes = ctas % 2 == 0 ? 1 : some.max_partial_bytes;
+    const Result result = run(some);
+    for (std::size_t t = 0; t < tokens.size(); ++t) {
+      CHECK_MESSAGE(same_token(c, all, tokens[t], result, static_cast<std::int64_t>(t)),
+                    c.name + ": token " + std::to_string(tokens[t]) + " among " + std::to_string(tokens.size()) +
+                        " on " + std::to_string(ctas) + " CTAs");
+    }
+  };
+  std::vector<std::int64_t> tokens(c.tokens);
+  std::iota(tokens.begin(), tokens.end(), 0);
+  check({c.tokens - 1}, 7);
+  check({0}, 2);
+  std::shuffle(tokens.begin(), tokens.end(), rng);
+  check(tokens, 4);
+  tokens.resize((tokens.size() + 1) / 2);
+  check(tokens, 13);
+}
+
+TEST(company_does_not_change_a_bit) {
+  for (const std::int64_t width : tested_widths()) {
+    for (std::uint64_t seed = 1000; seed < 1002; ++seed) {
+      check_company(random_case(seed, width, seed % 2 == 0 ? KvFormat::kBF16 : KvFormat::kF16,
+                                {.min_tokens = 2, .max_tokens = 5, .max_group = 6, .max_kv_heads = 2}));
+    }
+    // Segments of several pieces, and the rows of one more tile than in a step of its own.
+    check_company(random_case(1010, width, KvFormat::kBF16,
+                              {.min_tokens = 12,
+                               .max_tokens = 20,
+                               .max_group = 8,
+                               .max_kv_heads = 1,
+                               .max_segments = 3,
+                               .max_length = 1800}));
+  }
+}
+
+// Windows begin elsewhere for each, and some have temperatures.
+TEST(company_does_not_change_a_bit_of_general_steps) {
+  for (const std::int64_t width : tested_widths()) {
+    for (std::uint64_t seed = 1020; seed < 1022; ++seed) {
+      Case c = random_case(
+          seed, width, KvFormat::kBF16,
+          {.min_tokens = 3, .max_tokens = 9, .max_group = 9, .max_kv_heads = 1, .max_segments = 4, .general = true});
+      check_company(c);
+      c.window = 70;
+      c.softcap = 0;
+      check_company(c);
+    }
+  }
+}
+
+// Whether a token beside it has a temperature, which a bias must not be mixed up with.
+TEST(temperatures_of_others_do_not_change_a_bit) {
+  Case c = random_case(1030, tested_widths().front(), KvFormat::kBF16, {.min_tokens = 4, .max_tokens = 6});
+  c.deterministic = true;
+  for (QueryRange& range : c.query_ranges) range.bias = 0.37f * static_cast<float>(range.token + 1);
+  const Result cold = run(c);
+  for (QueryRange& range : c.query_ranges) range.temperature = range.token == 0 ? 0.7f : 1;
+  const Result warm = run(c);
+  CHECK(!same_token(c, cold, 0, warm, 0));
+  for (std::int64_t t = 1; t < c.tokens; ++t) CHECK(same_token(c, cold, t, warm, t));
+}
+
+#if SIMT_HOST
+// Its cost: the same tiles are read and multiplied, and a partial state of each piece is kept.
+TEST(deterministic_attention_reads_and_multiplies_no_more) {
+  Case c = random_case(1040, tested_widths().front(), KvFormat::kBF16,
+                       {.min_tokens = 4, .max_tokens = 4, .max_group = 4, .max_segments = 3, .max_length = 1300});
+  simt::options = {};
+  simt::Stats counted[2];
+  for (const bool deterministic : {false, true}) {
+    c.deterministic = deterministic;
+    simt::stats = {};
+    run(c);
+    counted[deterministic] = simt::stats;
+  }
+  CHECK(counted[0].bytes_copied == counted[1].bytes_copied);
+  CHECK(counted[0].mma == counted[1].mma);
+}
+#endif
+
+// ---- sharing ----------------------------------------------------------------------------------------
+
+// Workers with some new tokens each, in teams. All of a team see its common block and each other's own.
+struct Teams {
+  std::int64_t teams, workers, tokens, group;  // workers of a team, new tokens of a worker
+  std::int64_t common, own, window;
+  std::string name() const {
+    return std::to_string(teams) + " teams of " + std::to_string(workers) + " workers with " + std::to_string(tokens) +
+           " tokens, group " + std::to_string(group) + ", window " + std::to_string(window);
+  }
+};
+
+Case step_of(const Teams& teams) {
+  Case c = random_case(1100, tested_widths().front(), KvFormat::kBF16, {.max_kv_heads = 1, .max_segments = 0});
+  c.shape.kv_heads = 1;
+  c.group = teams.group;
+  c.window = teams.window;
+  c.sinks.clear();
+  c.more_tokens = 0;
+  c.deterministic = false;
+  const std::int64_t team_tokens = teams.workers * teams.tokens;
+  c.tokens = teams.teams * team_tokens;
+  c.q.assign(static_cast<std::size_t>(c.tokens * c.group * c.shape.head_dim), 0.5f);
+  std::vector<std::vector<std::int64_t>> ranges_of(c.tokens);
+  const auto add = [&](std::int64_t team, std::int64_t owner, std::int64_t length) {
+    PlanSegment segment = {.first_page = std::ssize(c.pages),
+                           .first_slot = 0,
+                           .length = length,
+                           .first_query_range = std::ssize(c.query_ranges),
+                           .n_query_ranges = team_tokens};
+    for (std::int64_t i = 0; i < team_tokens; ++i) {
+      const std::int64_t worker = i / teams.tokens, left = teams.tokens - 1 - i % teams.tokens;
+      ranges_of[team * team_tokens + i].push_back(std::ssize(c.query_ranges));
+      c.query_ranges.push_back({.token = static_cast<std::int32_t>(team * team_tokens + i),
+                                .limit = worker == owner ? length - left : length,
+                                .distance = length + teams.own * worker - left});
+    }
+    for (std::int64_t slot = 0; slot < length; slot += kPageSize) c.pages.push_back(std::ssize(c.pages));
+    c.segments.push_back(segment);
+  };
+  for (std::int64_t team = 0; team < teams.teams; ++team) {
+    add(team, -1, teams.common);
+    for (std::int64_t worker = 0; worker < teams.workers; ++worker) add(team, worker, teams.own);
+  }
+  c.token_query_ranges_at = {0};
+  for (const std::vector<std::int64_t>& ranges : ranges_of) {
+    c.token_query_ranges.insert(c.token_query_ranges.end(), ranges.begin(), ranges.end());
+    c.token_query_ranges_at.push_back(std::ssize(c.token_query_ranges));
+  }
+  c.keys = c.values = Pool(c.shape, KvFormat::kBF16, std::ssize(c.pages), 0);
+  return c;
+}
+
+std::vector<std::int64_t> tokens_from(std::int64_t first, std::int64_t n) {
+  std::vector<std::int64_t> tokens(static_cast<std::size_t>(n));
+  std::iota(tokens.begin(), tokens.end(), first);
+  return tokens;
+}
+
+TEST(views_are_found) {
+  const Case c = step_of({.teams = 2, .workers = 2, .tokens = 3, .group = 1, .common = 70, .own = 20, .window = 0});
+  CHECK(flatten(c.plan()).views == (std::vector<std::int32_t>{0, 3, 6, 9, 12}));
+}
+
+// Row tiles that are filled read the common block twice, one for each view three times; and three times beside four
+// where a view has more rows than one.
+TEST(views_are_cut_where_that_reads_less) {
+  check_case(step_of({.teams = 1, .workers = 3, .tokens = 7, .group = 5, .common = 200, .own = 70, .window = 0}));
+  check_case(step_of({.teams = 1, .workers = 2, .tokens = 14, .group = 5, .common = 200, .own = 70, .window = 0}));
+}
+
+// Windows on parts of a block that do not meet: a row tile each, and more of them than a warp has lanes.
+TEST(many_row_tiles_equal_the_definition) {
+  constexpr std::int64_t kTokens = 40, kWindow = 130;
+  Case c = step_of({.teams = 1, .workers = kTokens, .tokens = 1, .group = 2, .common = kTokens * kWindow, .own = 1});
+  Rng rng(1110);
+  c.window = kWindow;
+  c.ctas = 13;
+  for (std::int64_t t = 0; t < c.segments[0].length; ++t) {
+    const auto [page, slot] = c.place(c.segments[0], t);
+    for (Pool* pool : {&c.keys, &c.values}) fill_row(*pool, page, 0, slot, rng);
+  }
+  for (QueryRange& range : c.query_ranges) {
+    if (&range >= &c.query_ranges[kTokens]) break;  // of the common block
+    range.limit = range.distance = kWindow * (range.token + 1);
+  }
+  check_case(c);
+}
+
+#if SIMT_HOST
+// A step takes no more reading than each worker alone, and teams that fit a row tile each no more than each team alone.
+TEST(sharing_never_reads_more) {
+  for (const std::int64_t n_teams : {1, 2, 3}) {
+    for (const std::int64_t workers : {1, 3, 5, 9}) {
+      for (const std::int64_t tokens : {1, 4}) {
+        for (const std::int64_t group : {1, 5, 8}) {
+          for (const std::int64_t window : {0, 40}) {
+            const Teams teams = {n_teams, workers, tokens, group, 200, 70, window};
+            const Case c = step_of(teams);
+            const std::int64_t team_tokens = workers * tokens;
+            simt::options = {};
+            simt::stats = {};
+            run(c);
+            const std::uint64_t shared = simt::stats.bytes_copied;
+            CHECK_MESSAGE(shared == expected_bytes(c), teams.name());
+            std::uint64_t alone = 0, by_team = 0;
+            for (std::int64_t worker = 0; worker < n_teams * workers; ++worker) {
+              alone += expected_bytes(some_tokens(c, tokens_from(worker * tokens, tokens)));
+            }
+            CHECK_MESSAGE(shared <= alone,
+                          teams.name() + ": " + std::to_string(shared) + " > " + std::to_string(alone));
+            if (team_tokens * group > 64) continue;
+            for (std::int64_t team = 0; team < n_teams; ++team) {
+              by_team += expected_bytes(some_tokens(c, tokens_from(team * team_tokens, team_tokens)));
+            }
+            CHECK_MESSAGE(shared <= by_team,
+                          teams.name() + ": " + std::to_string(shared) + " > " + std::to_string(by_team));
+          }
+        }
+      }
+    }
+  }
+}
+#endif
 
 TEST(mass_is_what_ranges_have_of_their_tokens) {
   Rng rng(5);

@@ -63,6 +63,61 @@ test('it is found, and chosen by itself', () => {
   expect(device.whyNotCuda).toBe('')
   expect(() => createDevice({ type: 'cuda', index: 99 })).toThrow(/there is no GPU 99/)
   expect(() => createDevice({ type: 'cuda', threads: 2 })).toThrow(/without threads/)
+  expect([cpu.info.deterministic, cuda.info.deterministic]).toEqual([true, false])
+})
+
+test('deterministic: the same bits alone, beside other workers and beside a prefill', async () => {
+  using device = createDevice({ type: 'cuda', deterministic: true })
+  expect(device.info.deterministic).toBe(true)
+  const model = await loadModel(demoFolder, { device })
+  await using cache = model.createCache({ capacity: 2048, dtype: 'bf16' })
+  const random = new Random(21)
+  const [common, notes, ...own] = Array.from({ length: 6 }, () => cache.createBlock()) as [
+    Block,
+    Block,
+    ...Block[],
+  ]
+  await model.prefill(common, random.tokens(600, 60))
+  for (const block of [notes, ...own]) await model.prefill(block, random.tokens(40, 60))
+  // Each sees the notes elsewhere, so that the step comes across its segments in another order.
+  const worker = (i: number, n: number) => ({
+    view: { blocks: i % 2 === 0 ? [common, notes, own[i]!] : [notes, common, own[i]!] },
+    tokens: Array.from({ length: n }, (_, k) => (7 * i + k) % 60),
+    logits: 'last' as const,
+  })
+  const companies = [
+    [worker(0, 1)],
+    [worker(3, 1), worker(1, 1), worker(2, 1), worker(0, 1)],
+    [worker(1, 90), worker(0, 1), worker(2, 1)],
+    [worker(0, 1), worker(3, 20)],
+  ]
+  const rows: Buffer[] = []
+  for (let repeat = 0; repeat < 2; repeat++) {
+    for (const company of companies) {
+      const out = await model.step(company)
+      const me = company.findIndex(({ view }) => view.blocks.includes(own[0]!))
+      const { logits } = out[me] as StepOutput
+      rows.push(Buffer.from((logits as Float32Array).slice().buffer))
+      for (const block of own) block.truncate(40)
+    }
+  }
+  for (const row of rows) expect(row.equals(rows[0]!)).toBe(true)
+
+  // However a prompt is cut.
+  const prompt = random.tokens(200, 60)
+  const ends: Float32Array[] = []
+  for (const cuts of [[200], [70, 130], [199, 1]]) {
+    const block = cache.createBlock()
+    let at = 0
+    for (const n of cuts) {
+      const { logits } = await model.prefill(block, prompt.slice(at, at + n), { logits: 'last' })
+      at += n
+      if (at === 200) ends.push(logits as Float32Array)
+    }
+  }
+  expect(ends[1]).toEqual(ends[0])
+  expect(ends[2]).toEqual(ends[0])
+  await model.close()
 })
 
 test.each<CacheDtype>(['bf16', 'f16', 'f32', 'int8', { keys: 'int8', values: 'f16' }])(

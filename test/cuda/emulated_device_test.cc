@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <utility>
@@ -224,7 +225,8 @@ TEST(layers_of_different_windows_take_turns) {
     attention.device->attention(*step, layer % 2 == 0 ? plain : windowed);
     CHECK(attention.results() == (layer % 2 == 0 ? all : seen));
   }
-  CHECK(simt::card.kernel_launches - launches == 6 * 2 + 2);  // attention, combination; a plan for each kind
+  // Attention and combination; a plan for each kind, before which a window has the rows cut.
+  CHECK(simt::card.kernel_launches - launches == 6 * 2 + 2 + 1);
 
   simt::card.checks_graphs = true;
   for (int i = 0; i < 4; ++i) {
@@ -256,7 +258,7 @@ TEST(any_number_of_windows_in_a_step) {
   }
 }
 
-// A step whose views have temperatures is another graph than one without: it takes another kernel.
+// A step whose views have temperatures is another graph than one without: it finds them in an array of its own.
 TEST(temperatures_come_and_go_between_replays) {
   const Fresh fresh;
   simt::card.checks_graphs = true;
@@ -654,6 +656,87 @@ TEST(products_round_as_what_comes_before_them) {
     CHECK_CODE(std::string(code::kUnsupported),
                product_after([](void*, Dtype) {}, format == Format::kF16 ? Dtype::kBF16 : Dtype::kF16));
   }
+}
+
+// ---- deterministic --------------------------------------------------------------------------------------
+
+// The step of its first worker alone, which sees what it sees beside the others.
+WorkerStep first_worker_of(const WorkerStep& step) {
+  WorkerStep alone = step;
+  alone.workers = 1;
+  alone.query_ranges.clear();
+  for (PlanSegment& segment : alone.segments) {
+    alone.query_ranges.push_back(step.query_ranges[segment.first_query_range]);
+    segment.first_query_range = std::ssize(alone.query_ranges) - 1;
+    segment.n_query_ranges = 1;
+  }
+  alone.token_query_ranges.resize(alone.segments.size());
+  std::iota(alone.token_query_ranges.begin(), alone.token_query_ranges.end(), 0);
+  alone.token_query_ranges_at = {0, std::ssize(alone.token_query_ranges)};
+  alone.slots.resize(1);
+  alone.tokens.resize(1);
+  return alone;
+}
+
+TEST(a_worker_gets_the_same_bits_alone_and_beside_others) {
+  const Fresh fresh;
+  simt::card.checks_graphs = true;
+  for (const std::int64_t workers : {3, 40}) {  // 40: rows of more than one tile
+    Attention attention(create_cuda_device(0, true), workers, 1200);
+    CHECK(attention.device->info().deterministic);
+    const WorkerStep all = attention.step, alone = first_worker_of(all);
+    std::vector<float> expected;
+    for (int i = 0; i < 6; ++i) {  // run, captured, replayed
+      attention.step = i % 2 == 0 ? all : alone;
+      attention.replay({.model = 1, .cache = 1, .buffers = 1, .rows = attention.step.workers},
+                       [&](const DeviceStep& step) { attention.run(step); });
+      std::vector<float> row = attention.results();
+      row.resize(kQueryHeads * kDim);
+      if (i == 0) expected = row;
+      CHECK(row == expected);
+    }
+  }
+  CHECK(!create_cuda_device(0)->info().deterministic);
+}
+
+TEST(products_of_many_rows_are_those_of_few) {
+  const Fresh fresh;
+  constexpr std::int64_t kRows = 150, kCols = 520, kOutputs = 72;
+  std::vector<std::uint16_t> bits(static_cast<std::size_t>(kOutputs * kCols));
+  for (std::size_t i = 0; i < bits.size(); ++i) bits[i] = f32_to_bf16(0.01f * static_cast<float>(i % 89) - 0.4f);
+  std::vector<float> values(static_cast<std::size_t>(kRows * kCols));
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = 0.37f * static_cast<float>(i % 61) - 11.1f;
+  const auto product = [&](bool deterministic, std::int64_t first, std::int64_t rows) {
+    const auto device = create_cuda_device(0, deterministic);
+    WeightStorage storage;
+    const Matrix weight = device->upload_weight({.data = reinterpret_cast<const std::byte*>(bits.data()),
+                                                 .format = Format::kBF16,
+                                                 .rows = kOutputs,
+                                                 .cols = kCols},
+                                                storage);
+    const Buffer x = device->allocate(static_cast<std::size_t>(rows * kCols) * sizeof(float), "a test");
+    const Buffer y = device->allocate(static_cast<std::size_t>(rows * 2 * kOutputs) * sizeof(float), "a test");
+    device->upload(x.data(), values.data() + first * kCols, x.bytes());
+    float* second = y.as<float>() + rows * kOutputs;
+    device->matmul({.x = x.data(),
+                    .rows = rows,
+                    .k = kCols,
+                    .n_outputs = 2,
+                    .outputs = {{weight, nullptr, y.as<float>()}, {weight, nullptr, second}}});
+    std::vector<float> host(static_cast<std::size_t>(rows * 2 * kOutputs));
+    device->download(host.data(), y.data(), y.bytes());
+    return host;
+  };
+  const std::vector<float> all = product(true, 0, kRows);
+  for (const std::int64_t row : {0, 64, 149}) {
+    const std::vector<float> one = product(true, row, 1);
+    for (const std::int64_t matrix : {0, 1}) {
+      CHECK(std::equal(one.begin() + matrix * kOutputs, one.begin() + (matrix + 1) * kOutputs,
+                       all.begin() + (matrix * kRows + row) * kOutputs));
+    }
+  }
+  // Larger tiles add up in another order.
+  CHECK(product(false, 0, kRows) != all);
 }
 
 // ---- an engine's buffers --------------------------------------------------------------------------------

@@ -68,7 +68,12 @@ class CpuDevice final : public Device {
         quant_scratch_(static_cast<std::size_t>(pool_.threads())) {}
 
   DeviceInfo info() const override {
-    return {.type = "cpu", .name = name_, .index = 0, .simd = level_.name, .threads = pool_.threads()};
+    return {.type = "cpu",
+            .name = name_,
+            .index = 0,
+            .simd = level_.name,
+            .threads = pool_.threads(),
+            .deterministic = true};
   }
 
   Buffer allocate(std::size_t bytes, const char* purpose) override { return map_memory(bytes, purpose); }

@@ -61,10 +61,11 @@ bool overlap(const void* a, std::size_t a_bytes, const void* b, std::size_t b_by
 
 }  // namespace
 
-CudaDevice::CudaDevice(int index)
+CudaDevice::CudaDevice(int index, bool deterministic)
     : index_(choose_card(index)),
+      deterministic_(deterministic),
       memory_(index),
-      steps_(memory_, stream_),
+      steps_(memory_, stream_, deterministic),
       graphs_(stream_, is_on("HOGWILD_CUDA_GRAPHS")),
       argument_staging_(stream_),
       weight_staged_{Event(Event::Use::kOrder), Event(Event::Use::kOrder)},
@@ -349,8 +350,9 @@ void CudaDevice::permute_x(MatmulParams& p, const std::int32_t* columns) {
 }
 
 // Matrices of one format and one order of columns go together; others take a launch for each run of those that do.
-// Rows of experts are in the order of their matrices. Returns whether gate and up have become what launch.gated says:
-// not where they take two launches, or have more tiles than there are tickets for.
+// Rows of experts are in the order of their matrices. Where more rows than kMaxInvariantRows would change what each
+// gets, and may not, they take a launch for so many of them. Returns whether gate and up have become what launch.gated
+// says: not where they take two launches, or have more tiles than there are tickets for.
 bool CudaDevice::multiply(MatmulLaunch launch) {
   const MatmulParams p = launch.params;
   const GatedProducts gated = std::exchange(launch.gated, {});
@@ -374,9 +376,23 @@ bool CudaDevice::multiply(MatmulLaunch launch) {
     const auto workspace_bytes = plain ? matmul_workspace_bytes : quantised_matmul_workspace_bytes;
     if (launch.params.n_outputs == p.n_outputs) launch.gated = gated;
     if (launch.gated.out != nullptr && workspace_bytes(launch) == 0) launch.gated = {};
-    memory_.reserve(matmul_workspace_, workspace_bytes(launch), "partial products");
-    launch.workspace = matmul_workspace_.data();
-    check_launch(plain ? launch_matmul(launch, stream_) : launch_quantised_matmul(launch, stream_), "matmul");
+    const std::int64_t most_rows = deterministic_ ? kMaxInvariantRows : p.rows;
+    for (std::int64_t row = 0; row < p.rows; row += most_rows) {
+      MatmulLaunch some = launch;
+      some.params.rows = std::min(most_rows, p.rows - row);
+      some.params.x = static_cast<const std::byte*>(launch.params.x) +
+                      static_cast<std::size_t>(row * launch.params.k) * dtype_size(launch.params.x_dtype);
+      for (int i = 0; i < some.params.n_outputs; ++i) {
+        some.params.outputs[i].y += row * some.params.outputs[i].weight.rows;
+      }
+      if (launch.gated.out != nullptr) {
+        some.gated.out = static_cast<std::byte*>(launch.gated.out) +
+                         static_cast<std::size_t>(row * weight.rows) * dtype_size(launch.gated.out_dtype);
+      }
+      memory_.reserve(matmul_workspace_, workspace_bytes(some), "partial products");
+      some.workspace = matmul_workspace_.data();
+      check_launch(plain ? launch_matmul(some, stream_) : launch_quantised_matmul(some, stream_), "matmul");
+    }
   }
   return launch.gated.out != nullptr;
 }
@@ -638,6 +654,7 @@ AttentionLaunch CudaDevice::attention_launch(const CudaStep& step, const Attenti
           .step = step.arrays_of(p.layer),
           .max_ctas = shares.max_ctas,
           .min_tiles = kMinTiles,
+          .multiprocessors = multiprocessors_,
           .shares = attention_shares_[shares.index].data(),
           .workspace = attention_workspace_.data()};
 }

@@ -20,13 +20,13 @@ namespace hogwild::cuda {
 
 class CudaDevice final : public Device {
  public:
-  // Environment: HOGWILD_CUDA_GRAPHS=off runs the ops of every step one by one, HOGWILD_CUDA_OVERLAP=off each kernel
-  // after the one before it.
-  explicit CudaDevice(int index);
+  // `deterministic`: every op is batch-invariant, whatever the number of rows. Environment: HOGWILD_CUDA_GRAPHS=off
+  // runs the ops of every step one by one, HOGWILD_CUDA_OVERLAP=off each kernel after the one before it.
+  CudaDevice(int index, bool deterministic);
   ~CudaDevice() override;
 
   DeviceInfo info() const override {
-    return {.type = "cuda", .name = name_, .index = index_, .simd = "", .threads = 0};
+    return {.type = "cuda", .name = name_, .index = index_, .simd = "", .threads = 0, .deterministic = deterministic_};
   }
 
   std::int64_t kv_padding(const KvShape& shape) const override;
@@ -114,6 +114,7 @@ class CudaDevice final : public Device {
                                    const AttentionShares& shares) const;
 
   int index_;
+  bool deterministic_;
   std::string name_;
   int multiprocessors_ = 0;
   std::int64_t own_memory_ = 0;

@@ -60,7 +60,7 @@ CudaStatus cuda_status() {
   return status;
 }
 
-std::shared_ptr<Device> create_cuda_device(int index) {
+std::shared_ptr<Device> create_cuda_device(int index, bool deterministic) {
   const CudaStatus status = cuda_status();
   if (status.cards.empty()) throw Error(code::kUnsupported, "device 'cuda' cannot be used: " + status.reason);
   const auto n = static_cast<int>(status.cards.size());
@@ -80,7 +80,7 @@ std::shared_ptr<Device> create_cuda_device(int index) {
   };
   refuse(cudaSetDevice(index), "it gives this process no context");
   refuse(cuda::probe_kernels(), "this build has no kernels for it: rebuild hogwild on this machine");
-  return std::make_shared<cuda::CudaDevice>(index);
+  return std::make_shared<cuda::CudaDevice>(index, deterministic);
 }
 
 }  // namespace hogwild

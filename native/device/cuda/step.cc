@@ -50,15 +50,17 @@ std::unique_ptr<CudaStep> StepMemory::upload(const StepView& step) {
                     .pages = std::ssize(flat.pages),
                     .rope_rows = rope_rows,
                     .rope_pairs = rope_pairs,
-                    .has_temperatures = !flat.temperatures.empty()};
+                    .has_temperatures = !flat.temperatures.empty(),
+                    .pieces = deterministic_ ? flat.pieces : 0};
   if (rows <= kMaxGraphRows) {
     layout.segments = round_up_to_power(layout.segments, 16);
     layout.pages = round_up_to_power(layout.pages, 64);
     layout.rope_rows = round_up_to_power(layout.rope_rows, 64);
+    if (deterministic_) layout.pieces = round_up_to_power(layout.pieces, 16);
   }
   const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
   ArrayLayout arrays;
-  const std::size_t counts = arrays.place<std::int32_t>(2);
+  const std::size_t counts = arrays.place<std::int32_t>(3);
   const std::size_t tokens = arrays.place<std::int32_t>(size(layout.rows));
   const std::size_t slots = arrays.place<AppendSlot>(size(layout.rows));
   const std::size_t segments = arrays.place<Segment>(size(layout.segments));
@@ -66,6 +68,10 @@ std::unique_ptr<CudaStep> StepMemory::upload(const StepView& step) {
   const std::size_t temperatures =
       arrays.place<float>(layout.has_temperatures ? size(layout.segments * layout.rows) : 0);
   const std::size_t pages = arrays.place<std::int64_t>(size(layout.pages));
+  const std::size_t views = arrays.place<std::int32_t>(size(layout.rows + 1));
+  const std::size_t view_segments =
+      arrays.place<std::int32_t>(deterministic_ ? size(layout.segments * layout.rows) : 0);
+  const std::size_t view_segments_at = arrays.place<std::int32_t>(deterministic_ ? size(layout.rows + 1) : 0);
   struct RopeAt {
     std::size_t cos, sin;
   };
@@ -89,6 +95,11 @@ std::unique_ptr<CudaStep> StepMemory::upload(const StepView& step) {
   staged_.put(query_ranges, std::span<const DeviceQueryRange>(flat.query_ranges));
   staged_.put(temperatures, std::span<const float>(flat.temperatures));
   staged_.put(pages, std::span<const std::int64_t>(flat.pages));
+  staged_.put(views, std::span<const std::int32_t>(flat.views));
+  if (deterministic_) {
+    staged_.put(view_segments, std::span<const std::int32_t>(flat.view_segments));
+    staged_.put(view_segments_at, std::span<const std::int32_t>(flat.view_segments_at));
+  }
   std::byte* memory = buffer->as<std::byte>();
   for (std::size_t i = 0; i < step.ropes.size(); ++i) {
     const RopeTable& rope = step.ropes[i];
@@ -113,8 +124,13 @@ std::unique_ptr<CudaStep> StepMemory::upload(const StepView& step) {
           .query_ranges = reinterpret_cast<const DeviceQueryRange*>(memory + query_ranges),
           .temperatures = layout.has_temperatures ? reinterpret_cast<const float*>(memory + temperatures) : nullptr,
           .pages = reinterpret_cast<const std::int64_t*>(memory + pages),
+          .views = reinterpret_cast<const std::int32_t*>(memory + views),
+          .view_segments = deterministic_ ? reinterpret_cast<const std::int32_t*>(memory + view_segments) : nullptr,
+          .view_segments_at =
+              deterministic_ ? reinterpret_cast<const std::int32_t*>(memory + view_segments_at) : nullptr,
           .max_tokens = static_cast<std::int32_t>(layout.rows),
-          .max_segments = static_cast<std::int32_t>(layout.segments)}};
+          .max_segments = static_cast<std::int32_t>(layout.segments),
+          .max_pieces = static_cast<std::int32_t>(layout.pieces)}};
   result->memory = buffer;
   return result;
 }

@@ -24,6 +24,7 @@ struct StepLayout {
   std::int64_t rows = 0, segments = 0, pages = 0, rope_rows = 0;
   std::int64_t rope_pairs = 0;  // of a row of all rope tables
   bool has_temperatures = false;
+  std::int64_t pieces = 0;  // of its segments, where attention is deterministic
   auto operator<=>(const StepLayout&) const = default;
 };
 
@@ -48,7 +49,9 @@ struct CudaStep final : DeviceStep {
 // replayed.
 class StepMemory {
  public:
-  StepMemory(DeviceMemory& memory, Stream& stream) : memory_(memory), staged_(stream) {}
+  // `deterministic`: with what deterministic attention needs.
+  StepMemory(DeviceMemory& memory, Stream& stream, bool deterministic)
+      : memory_(memory), staged_(stream), deterministic_(deterministic) {}
 
   std::unique_ptr<CudaStep> upload(const StepView& view);
 
@@ -57,6 +60,7 @@ class StepMemory {
 
   DeviceMemory& memory_;
   StagedArrays staged_;
+  bool deterministic_;
   std::vector<std::shared_ptr<Buffer>> buffers_;  // those that nobody else holds are free
   std::uint64_t last_id_ = 0;
 };
