@@ -266,7 +266,12 @@ export default {
       'if (*ticket == 0) return;\n  __threadfence();',
       'if (*ticket == 1) return;\n  __threadfence();',
     ],
-    ['the ticket of gate and up is not reset', product, '  if (threadIdx.x == 0) *arrived = 0;\n', ''],
+    [
+      'the ticket of gate and up is not reset',
+      product,
+      '  if (threadIdx.x == 0) *arrived = 0;\n',
+      '',
+    ],
     [
       'gate and up take the tickets of tiles that are cut',
       product,
