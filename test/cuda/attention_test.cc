@@ -830,7 +830,8 @@ TEST(views_are_cut_where_that_reads_less) {
   check_case(step_of({.teams = 1, .workers = 2, .tokens = 14, .group = 5, .common = 200, .own = 70, .window = 0}));
 }
 
-// Windows on parts of a block that do not meet: a row tile each though one would hold all, and more than a warp has lanes.
+// Windows on parts of a block that do not meet: a row tile each though one would hold all, and more than a warp has
+// lanes.
 TEST(many_row_tiles_equal_the_definition) {
   constexpr std::int64_t kTokens = 40, kWindow = 130;
   Case c = step_of({.teams = 1, .workers = kTokens, .tokens = 1, .group = 1, .common = kTokens * kWindow, .own = 1});
