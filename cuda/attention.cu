@@ -281,7 +281,7 @@ SIMT_DEVICE RowMask row_mask_of(const AttentionArguments& p, std::size_t first_r
     row_mask.bias[i] = range.bias * kLog2E;
     if (p.plan.temperatures != nullptr) {
       const float temperature = simt::load_constant(p.plan.temperatures + at);
-      row_mask.inverse_temperature[i] = 1.f / temperature;
+      row_mask.inverse_temperature[i] = simt::reciprocal_approx(temperature);
       row_mask.bias[i] *= temperature;
     }
   }
@@ -547,12 +547,15 @@ bool is_valid(const AttentionLaunch& launch) {
   return params.query_heads <= kMaxRows && max_rows(launch) <= kMaxRows;
 }
 
+// Queries of wider rows do not fit the registers of the plain kernel, which holds all of them there.
+constexpr int kMaxPlainWidth = 192;
+
 // Whether the plain kernel does not suffice.
 bool is_general(const AttentionLaunch& launch) {
   const KvShape& shape = launch.params.shape;
   const bool is_plain_format = shape.key_format == KvFormat::kBF16 || shape.key_format == KvFormat::kF16;
   return launch.params.window != 0 || launch.params.softcap != 0 || shape.key_format != shape.value_format ||
-         !is_plain_format;
+         !is_plain_format || shape.row_elements() > kMaxPlainWidth;
 }
 
 // Arrays one behind the other.
@@ -679,8 +682,13 @@ cudaError_t in_goes(const AttentionLaunch& launch, Body&& body) {
 template <typename Body>
 cudaError_t dispatch_plain(const AttentionArguments& p, Body&& body) {
   const auto with_tile = [&]<typename T>() {
-    return dispatch_tile(p.width, p.rows_per_tile,
-                         [&]<int kWidth, int kRows>() { return body.template operator()<T, Tile<kWidth, kRows>>(); });
+    return dispatch_tile(p.width, p.rows_per_tile, [&]<int kWidth, int kRows>() -> cudaError_t {
+      if constexpr (kWidth > kMaxPlainWidth) {
+        return cudaErrorInvalidValue;
+      } else {
+        return body.template operator()<T, Tile<kWidth, kRows>>();
+      }
+    });
   };
   if (p.shape.key_format == KvFormat::kBF16) return with_tile.template operator()<simt::bf16>();
   return with_tile.template operator()<simt::f16>();

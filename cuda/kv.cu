@@ -218,12 +218,12 @@ __global__ void __launch_bounds__(kThreads) append_codes(const __grid_constant__
     largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
   }
   if (!has_units) return;
+  const PageHead<Int8> head = page_head<Int8>(from.pool, p.shape, slot.page, row % kv_heads);
   float magnitude;
   memcpy(&magnitude, &largest, sizeof magnitude);
   const bool is_finite = magnitude < INFINITY;
   const bool is_zero = !is_finite || magnitude < kLeastMagnitude;
   const float scale = !is_finite ? NAN : is_zero ? 0.f : magnitude / kGreatestCode;
-  const PageHead<Int8> head = page_head<Int8>(from.pool, p.shape, slot.page, row % kv_heads);
   head.chunk(slot.slot, unit.chunk[0]) = to_codes(unit.first, scale, is_zero);
   head.chunk(slot.slot, unit.chunk[1]) = to_codes(unit.second, scale, is_zero);
   if (lane == 0) head.scale(slot.slot) = scale;
