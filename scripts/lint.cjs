@@ -57,7 +57,7 @@ const rules = [
     allowed: /^(native\/device|test\/(native|cuda))\//,
   },
   { forbidden: /#include\s*"addon\//, allowed: /^native\/addon\// },
-  { forbidden: /#include\s*"model\//, allowed: /^(native\/(addon|model)|test\/native)\// },
+  { forbidden: /#include\s*"model\//, allowed: /^(native\/(addon|model)|test\/(native|cuda))\// },
   { forbidden: /#include\s*"cache\//, allowed: /^(native\/(addon|model|cache)|test\/native)\// },
 ]
 for (const file of native) {
