@@ -300,8 +300,8 @@ export default {
     [
       'outputs of another row tile are joined',
       kernels,
-      'p.outputs + kv_head * row_tiles + row_tile)',
-      'p.outputs + kv_head * row_tiles)',
+      'p.outputs[kv_head * row_tiles + row_tile]',
+      'p.outputs[kv_head * row_tiles]',
     ],
     [
       'the part of another CTA is overwritten',
@@ -736,7 +736,7 @@ export default {
     [
       'plain: temperatures multiply',
       kernels,
-      'inverse_temperature[i] = 1.f / temperature;',
+      'inverse_temperature[i] = simt::reciprocal_approx(temperature);',
       'inverse_temperature[i] = temperature;',
     ],
     [
