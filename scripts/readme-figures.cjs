@@ -251,7 +251,7 @@ function hooks(report, name, folder) {
   return [
     '### Hooks',
     `What each hook costs in a step of ${workers} workers that see each other behind ${prompt} tokens: ${model}, ${threads} threads ` +
-      `of ${machine.processor} (${simd}), ${machine.date}, medians of ${rounds} rounds in turn, \`${command}\` ` +
+      `of ${machine.processor} (${simd}), ${machine.date}, medians of ${rounds} rounds in turn, ratios within a round, \`${command}\` ` +
       `([result](${folder}bench/results/${name}.json)). The grammar's tokens are those of long JSON strings.`,
     table(['hook', 'a step, ms', 'over none'], rows),
     `Beside a parked worker ${parked.active} others write ${parked.with_over_without} of the tokens per second that they write ` +
