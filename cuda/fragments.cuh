@@ -1,6 +1,7 @@
 // What kernels read of quantised matrices (core/fragments.h).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -9,21 +10,6 @@
 #include "simt/simt.h"
 
 namespace hogwild::cuda {
-
-// A format, the same for all matrices of a launch.
-struct CodeArguments {
-  int record_bytes = 0;
-  Scales scales = Scales::kF16;
-  int group = 0;                // columns that share a scale
-  int zero = 0;                 // of 4 bits without a table
-  std::uint32_t zero_pair = 0;  // twice -(128 + zero) in bf16
-  std::uint32_t table[4] = {};  // of 4 bits: what 16 codes stand for, signed bytes
-
-  SIMT_HOST_DEVICE int groups() const { return group >= 64 ? 1 : 64 / group; }  // of a record
-  SIMT_HOST_DEVICE bool has_min() const {
-    return scales == Scales::kF16Min || scales == Scales::kSuperMin || scales == Scales::kF32Zero;
-  }
-};
 
 // How codes become numbers.
 struct Affine4 {};  // 4 bits: code - zero
@@ -35,9 +21,30 @@ inline constexpr int kCodeBytes = 512;  // of a record
 template <>
 inline constexpr int kCodeBytes<Signed8> = 1024;
 
+// What kernels are compiled for: several formats may lie alike.
+template <typename OfCodes, Scales kOfScales, int kOfGroups>
+struct Record {
+  using Codes = OfCodes;
+  static constexpr Scales kScales = kOfScales;
+  static constexpr int kGroups = kOfGroups;  // with scales of their own
+  static constexpr FragmentScales kCounts = fragment_scales(kScales, kGroups);
+  static constexpr int kNumberBytes = 2 * kCounts.numbers * kCounts.number_bytes;  // of outputs o and o + 8
+  static constexpr int kByteBytes = 2 * kCounts.bytes;
+  static constexpr int kBytes = kCodeBytes<Codes> + 8 * (kNumberBytes + kByteBytes);
+  static constexpr bool kHasMin =
+      kScales == Scales::kF16Min || kScales == Scales::kSuperMin || kScales == Scales::kF32Zero;
+};
+
+// What is left to know of a format when a kernel runs.
+struct CodeArguments {
+  int zero = 0;                 // of 4 bits without a table
+  std::uint32_t zero_pair = 0;  // twice -(128 + zero) in bf16
+  std::uint32_t table[4] = {};  // of 4 bits: what 16 codes stand for, signed bytes
+};
+
 inline CodeArguments code_arguments(Format format) {
   const CodeInfo info = code_info(format);
-  CodeArguments result{.record_bytes = fragment_bytes(info), .scales = info.scales, .group = info.group};
+  CodeArguments result;
   if (fragment_bits(info) == 8) return result;
   result.zero = info.zero;
   const std::uint32_t zero = f32_to_bf16(-static_cast<float>(128 + info.zero));
@@ -49,74 +56,142 @@ inline CodeArguments code_arguments(Format format) {
   return result;
 }
 
-// Calls `body.template operator()<Codes>()` with those of a format that is not plain.
+// Calls `body.template operator()<Record>()` with that of a format that is not plain.
 template <typename Body>
-auto dispatch_codes(Format format, Body&& body) {
-  const CodeInfo info = code_info(format);
-  if (fragment_bits(info) == 8) return body.template operator()<Signed8>();
-  if (info.values != CodeValues::kItself) return body.template operator()<Table4>();
-  return body.template operator()<Affine4>();
+auto dispatch_record(Format format, Body&& body) {
+  switch (format) {
+    case Format::kQ4_0:
+      return body.template operator()<Record<Affine4, Scales::kF16, 2>>();
+    case Format::kQ4_1:
+      return body.template operator()<Record<Affine4, Scales::kF16Min, 2>>();
+    case Format::kQ5_1:
+      return body.template operator()<Record<Signed8, Scales::kF16Min, 2>>();
+    case Format::kQ2_K:
+      return body.template operator()<Record<Affine4, Scales::kSuperMin, 4>>();
+    case Format::kQ3_K:
+      return body.template operator()<Record<Affine4, Scales::kSuper, 4>>();
+    case Format::kQ4_K:
+      return body.template operator()<Record<Affine4, Scales::kSuperMin, 2>>();
+    case Format::kQ5_K:
+      return body.template operator()<Record<Signed8, Scales::kSuperMin, 2>>();
+    case Format::kQ6_K:
+      return body.template operator()<Record<Signed8, Scales::kSuper, 4>>();
+    case Format::kIQ4_NL:
+      return body.template operator()<Record<Table4, Scales::kF16, 2>>();
+    case Format::kIQ4_XS:
+      return body.template operator()<Record<Table4, Scales::kSuper, 2>>();
+    case Format::kMXFP4:
+      return body.template operator()<Record<Table4, Scales::kE8M0, 2>>();
+    case Format::kInt4G32:
+      return body.template operator()<Record<Affine4, Scales::kF32Zero, 2>>();
+    case Format::kInt4G64:
+    case Format::kInt4G128:
+      return body.template operator()<Record<Affine4, Scales::kF32Zero, 1>>();
+    default:  // kQ8_0, kQ5_0
+      return body.template operator()<Record<Signed8, Scales::kF16, 2>>();
+  }
 }
-
-// w = d * number + m, of two outputs: o and o + 8.
-struct ScalePair {
-  float d[2], m[2];
-};
 
 template <typename T>
 SIMT_DEVICE T load_as(const unsigned char* from) {
   return *reinterpret_cast<const T*>(from);
 }
 
-// 2^(e - 128)
-SIMT_DEVICE float power_of_two(std::uint32_t e) {
-  const std::uint32_t bits = e < 2 ? (e + 1) << 21 : (e - 1) << 23;
+// 2 to 16 bytes, a power of two to which `from` is aligned.
+template <int kBytes>
+SIMT_DEVICE void load_words(const unsigned char* from, std::uint32_t (&words)[(kBytes + 3) / 4]) {
+  if constexpr (kBytes == 16) {
+    const uint4 loaded = load_as<uint4>(from);
+    words[0] = loaded.x, words[1] = loaded.y, words[2] = loaded.z, words[3] = loaded.w;
+  } else if constexpr (kBytes == 8) {
+    const uint2 loaded = load_as<uint2>(from);
+    words[0] = loaded.x, words[1] = loaded.y;
+  } else if constexpr (kBytes == 4) {
+    words[0] = load_as<std::uint32_t>(from);
+  } else {
+    static_assert(kBytes == 2);
+    words[0] = load_as<std::uint16_t>(from);
+  }
+}
+
+SIMT_DEVICE float bits_to_float(std::uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-SIMT_DEVICE float low_signed(std::uint32_t pair) { return static_cast<float>(static_cast<std::int8_t>(pair & 0xff)); }
-SIMT_DEVICE float low_unsigned(std::uint32_t pair) { return static_cast<float>(pair & 0xff); }
+// 2^(e - 128)
+SIMT_DEVICE float power_of_two(std::uint32_t e) { return bits_to_float(e < 2 ? (e + 1) << 21 : (e - 1) << 23); }
 
-// Of the outputs o and o + 8 in group `group` of a record, whose scales begin at `from`.
-SIMT_DEVICE ScalePair load_scales(const CodeArguments& p, const unsigned char* from, int group, int o) {
-  ScalePair result = {};
-  const auto halves = [o](const unsigned char* pairs) {
-    return simt::unpack2<simt::f16>(load_as<std::uint32_t>(pairs + 4 * o));
-  };
-  const auto bytes = [o](const unsigned char* pairs) -> std::uint32_t { return load_as<std::uint16_t>(pairs + 2 * o); };
-  switch (p.scales) {
-    case Scales::kF16: {
-      const float2 d = halves(from + 32 * group);
-      return {{d.x, d.y}, {0, 0}};
-    }
-    case Scales::kF16Min: {
-      const float2 d = halves(from + 64 * group), m = halves(from + 64 * group + 32);
-      return {{d.x, d.y}, {m.x, m.y}};
-    }
-    case Scales::kE8M0: {
-      const std::uint32_t e = bytes(from + 16 * group);
-      return {{power_of_two(e & 0xff), power_of_two(e >> 8)}, {0, 0}};
-    }
-    case Scales::kF32Zero: {
-      const float2 d = load_as<float2>(from + 80 * group + 8 * o);
-      const std::uint32_t zeros = bytes(from + 80 * group + 64);
-      return {{d.x, d.y}, {-(d.x * low_unsigned(zeros)), -(d.y * low_unsigned(zeros >> 8))}};
-    }
-    case Scales::kSuper: {
-      const float2 d = halves(from);
-      const std::uint32_t s = bytes(from + 32 + 16 * group);
-      return {{d.x * low_signed(s), d.y * low_signed(s >> 8)}, {0, 0}};
-    }
-    case Scales::kSuperMin: {
-      const float2 d = halves(from), m = halves(from + 32);
-      const std::uint32_t s = bytes(from + 64 + 16 * group), t = bytes(from + 64 + 16 * (p.groups() + group));
-      return {{d.x * low_unsigned(s), d.y * low_unsigned(s >> 8)},
-              {-(m.x * low_unsigned(t)), -(m.y * low_unsigned(t >> 8))}};
+// 2^23 + byte i of a word: the float with the bits 0x4b000000 | byte.
+SIMT_DEVICE float shifted_byte(std::uint32_t word, int i) {
+  return bits_to_float(simt::select_bytes(word, 0x4b000000u, 0x7440u + static_cast<std::uint32_t>(i)));
+}
+
+// scale * byte i of a word, exact for a scale of 16 bits.
+SIMT_DEVICE float scaled_unsigned(float scale, std::uint32_t word, int i) {
+  return fmaf(scale, shifted_byte(word, i), -scale * 0x1p23f);
+}
+SIMT_DEVICE float scaled_signed(float scale, std::uint32_t word, int i) {
+  return scale * (shifted_byte(word ^ 0x80808080u, i) - (0x1p23f + 128));
+}
+
+// The scales of outputs o and o + 8 of a record: w = d * number + m.
+template <typename Record>
+struct RecordScales {
+  static constexpr int kGroups = Record::kGroups;
+
+  std::uint32_t numbers[std::max((Record::kNumberBytes + 3) / 4, 1)];
+  std::uint32_t bytes[std::max((Record::kByteBytes + 3) / 4, 1)];
+
+  // `from`: behind the codes.
+  SIMT_DEVICE RecordScales(const unsigned char* from, int o) {
+    if constexpr (Record::kNumberBytes > 0) load_words<Record::kNumberBytes>(from + Record::kNumberBytes * o, numbers);
+    if constexpr (Record::kByteBytes > 0) {
+      load_words<Record::kByteBytes>(from + 8 * Record::kNumberBytes + Record::kByteBytes * o, bytes);
     }
   }
-  return result;
-}
+
+  // Of output o, or of o + 8 where `upper` is 1.
+  SIMT_DEVICE float d(int group, int upper) const {
+    if constexpr (Record::kScales == Scales::kF32Zero) {
+      return bits_to_float(select(numbers, 2 * group + upper));
+    } else if constexpr (Record::kScales == Scales::kE8M0) {
+      return power_of_two(select(bytes, group / 2) >> 8 * place_of(group, upper) & 0xff);
+    } else if constexpr (Record::kScales == Scales::kSuper) {
+      return scaled_signed(number(0, upper), select(bytes, group / 2), place_of(group, upper));
+    } else if constexpr (Record::kScales == Scales::kSuperMin) {
+      return scaled_unsigned(number(0, upper), select(bytes, group / 2), place_of(group, upper));
+    } else {
+      return number(group, upper);
+    }
+  }
+  SIMT_DEVICE float m(int group, int upper) const {
+    if constexpr (Record::kScales == Scales::kF32Zero) {
+      return scaled_unsigned(-d(group, upper), select(bytes, group / 2), place_of(group, upper));
+    } else if constexpr (Record::kScales == Scales::kSuperMin) {
+      return scaled_unsigned(-number(1, upper), select(bytes, (kGroups + group) / 2), place_of(group, upper));
+    } else {
+      static_assert(Record::kScales == Scales::kF16Min);
+      return number(kGroups + group, upper);
+    }
+  }
+
+ private:
+  // Of an array that lies in registers.
+  template <int kWords>
+  SIMT_DEVICE static std::uint32_t select(const std::uint32_t (&words)[kWords], int index) {
+    std::uint32_t word = words[0];
+#pragma unroll
+    for (int i = 1; i < kWords; ++i) word = index == i ? words[i] : word;
+    return word;
+  }
+  // Of a group's byte in its word.
+  SIMT_DEVICE static int place_of(int group, int upper) { return 2 * (group % 2) + upper; }
+  SIMT_DEVICE float number(int index, int upper) const {
+    const float2 pair = simt::unpack2<simt::f16>(select(numbers, index));
+    return upper == 0 ? pair.x : pair.y;
+  }
+};
 
 }  // namespace hogwild::cuda

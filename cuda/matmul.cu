@@ -13,21 +13,23 @@ struct PlainOperand {
   // enough in flight.
   static constexpr int kStages = std::min(6, (Tile::kThreads > 128 ? 96 : 80) * 1024 / kBytes);
   static constexpr int kCtasPerMultiprocessor = Tile::kThreads > 128 ? 1 : 2;
+  static constexpr int kResidentCtas = kCtasPerMultiprocessor;
   static_assert(kStages >= 3, "a copy under way while another is awaited");
 
   struct Loader {
     RowLoader<Tile, Tile::kOutputs> rows;
 
-    SIMT_DEVICE void seek(const Arguments& p, const TileAt& at, int) {
-      rows.seek(at.weights, at.first_output, p.params.outputs[at.matrix].weight.rows, p.params.k);
+    SIMT_DEVICE void seek(const Arguments& p, const TileAt& at, int chunk) {
+      rows.seek(at.weights, at.first_output, p.params.outputs[at.matrix].weight.rows, p.params.k, chunk);
     }
-    SIMT_DEVICE void load(const Arguments& p, uint4* to, int column) const {
-      rows.load(to, column, static_cast<int>(p.params.k));
+    SIMT_DEVICE void load(const Arguments& p, int chunk, uint4* stage) const {
+      rows.load(stage, chunk, static_cast<int>(p.params.k));
     }
-    SIMT_DEVICE void advance(const Arguments&) const {}
+    SIMT_DEVICE void advance() { rows.advance(); }
   };
 
-  SIMT_DEVICE static void multiply(const Arguments&, const unsigned char* stage, const uint4* x, Sums<Tile>& sums) {
+  SIMT_DEVICE static void multiply(const Arguments&, int, const unsigned char* stage, const uint4* x,
+                                   Sums<Tile>& sums) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int warp = static_cast<int>(threadIdx.x) / 32;
     const uint4* weights = reinterpret_cast<const uint4*>(stage);

@@ -81,10 +81,12 @@ struct Tile {
 
 // What weights of a tile are, to the kernel:
 //   kWeightBytes                        of a chunk's weights in shared memory; x lies behind them
-//   kStages, kCtasPerMultiprocessor
+//   kStages
+//   kCtasPerMultiprocessor              that the work is cut for
+//   kResidentCtas                       that have registers at once
 //   Loader                              this thread's part of the copies: seek(p, at, chunk) where a tile begins,
-//                                       load(p, to, column) and advance(p) for each chunk from there on
-//   multiply(p, weights, x, sums)       adds the products of a chunk
+//                                       load(p, chunk, to) and advance() for each chunk from there on
+//   multiply(p, chunk, weights, x, sums)  adds the products of a chunk of its tile
 template <typename Weights, typename Tile>
 struct Operand;
 
@@ -92,11 +94,6 @@ template <typename Weights, typename Tile>
 inline constexpr int kStageBytes = Operand<Weights, Tile>::kWeightBytes + Tile::kRows * Tile::kDepth * 2;
 template <typename Weights, typename Tile>
 inline constexpr int kSharedBytes = Operand<Weights, Tile>::kStages * kStageBytes<Weights, Tile> + 16;
-
-// Position of a CTA in the order of the work.
-struct Place {
-  int tile, chunk;
-};
 
 // Which matrix, outputs and rows a tile is of, and where they lie.
 struct TileAt {
@@ -146,67 +143,65 @@ SIMT_DEVICE TileAt locate(const Arguments& p, int tile) {
   return at;
 }
 
-// Rows of x, 16 bits each element. Each thread copies the same places of every stage, so all that changes from chunk to
-// chunk is one column; all else is worked out where a tile begins. What lies beyond a matrix becomes zero.
+// Rows of 16 bits each element. Each thread copies the same places of every stage, so all that changes from chunk to
+// chunk is its column; all else is worked out where a tile begins. What lies beyond a matrix becomes zero.
 template <typename Tile, int kRows>
 struct RowLoader {
   static constexpr int kRowsApart = Tile::kThreads / Tile::kRowChunks;  // of a thread's copies
   static_assert(Tile::kThreads % Tile::kRowChunks == 0 && kRowsApart % 8 == 0,
                 "chunk_at of rows so far apart differs by whole rows only");
 
-  const std::uint16_t* from;  // this thread's first row, column 0
-  int rows;                   // of the matrix, from this thread's first row on
+  const std::uint16_t* from;  // this thread's first row, at its column of the next chunk
+  int rows;                   // from this thread's first row on
 
-  SIMT_DEVICE void seek(const void* data, std::int64_t first_row, std::int64_t end_row, std::int64_t k) {
+  SIMT_DEVICE void seek(const void* data, std::int64_t first_row, std::int64_t end_row, std::int64_t k, int chunk) {
+    const int own_chunk = static_cast<int>(threadIdx.x) % Tile::kRowChunks;
     const std::int64_t row = first_row + static_cast<int>(threadIdx.x) / Tile::kRowChunks;
     rows = static_cast<int>(max(min(end_row - row, std::int64_t{kRows}), std::int64_t{0}));
-    from = static_cast<const std::uint16_t*>(data) + (rows > 0 ? row * k : 0);
+    from = static_cast<const std::uint16_t*>(data) + (rows > 0 ? row * k : 0) + chunk * Tile::kDepth + 8 * own_chunk;
   }
 
-  SIMT_DEVICE void load(uint4* to, int column, int k) const {
-    const int tid = static_cast<int>(threadIdx.x);
-    const bool inside = column < k;
-    const std::uint16_t* source = from + (inside ? column : 0);
-    to += Tile::chunk_at(tid / Tile::kRowChunks, tid % Tile::kRowChunks);
+  SIMT_DEVICE void load(uint4* stage, int chunk, int k) const {
+    const int own_row = static_cast<int>(threadIdx.x) / Tile::kRowChunks;
+    const int own_chunk = static_cast<int>(threadIdx.x) % Tile::kRowChunks;
+    const bool inside = chunk * Tile::kDepth + 8 * own_chunk < k;
+    stage += Tile::chunk_at(own_row, own_chunk);
 #pragma unroll
     for (int i = 0; i < kRows; i += kRowsApart) {
-      if (kRows % kRowsApart != 0 && tid / Tile::kRowChunks + i >= kRows) break;
-      const bool valid = inside && i < rows;
-      simt::cp_async_16(to + i * Tile::kRowChunks, source + (valid ? static_cast<std::int64_t>(i) * k : 0), valid);
+      if (kRows % kRowsApart != 0 && own_row + i >= kRows) break;
+      simt::cp_async_16(stage + i * Tile::kRowChunks, from + static_cast<std::int64_t>(i) * k, inside && i < rows);
     }
   }
+  SIMT_DEVICE void advance() { from += Tile::kDepth; }
 };
 
 // Copies one chunk after another of weights and of x.
 template <typename Weights, typename Tile>
 struct Loader {
-  int tile, chunk;  // the next to load
-  int end_tile;     // what lies behind is not looked at
-  int column;       // of this thread in `chunk`
+  int tile, chunk;  // the next
   typename Operand<Weights, Tile>::Loader weights;
   RowLoader<Tile, Tile::kRows> x;
 
-  SIMT_DEVICE void seek(const Arguments& p, Place at) {
-    tile = at.tile;
-    chunk = at.chunk;
-    const TileAt where = locate<Tile>(p, at.tile);
-    column = at.chunk * Tile::kDepth + static_cast<int>(threadIdx.x) % Tile::kRowChunks * 8;
-    weights.seek(p, where, at.chunk);
-    x.seek(p.params.x, where.first_row, where.end_row, p.params.k);
+  SIMT_DEVICE void seek(const Arguments& p, int to_tile, int to_chunk) {
+    tile = to_tile;
+    chunk = to_chunk;
+    const TileAt where = locate<Tile>(p, tile);
+    weights.seek(p, where, chunk);
+    x.seek(p.params.x, where.first_row, where.end_row, p.params.k, chunk);
   }
 
   // Begin the copy of the next chunk.
   SIMT_DEVICE void load_weights(const Arguments& p, unsigned char* stage) const {
-    weights.load(p, reinterpret_cast<uint4*>(stage), column);
+    weights.load(p, chunk, reinterpret_cast<uint4*>(stage));
   }
   SIMT_DEVICE void load_x(const Arguments& p, unsigned char* stage) const {
-    x.load(reinterpret_cast<uint4*>(stage + Operand<Weights, Tile>::kWeightBytes), column,
-           static_cast<int>(p.params.k));
+    x.load(reinterpret_cast<uint4*>(stage + Operand<Weights, Tile>::kWeightBytes), chunk, static_cast<int>(p.params.k));
   }
-  SIMT_DEVICE void advance(const Arguments& p) {
-    weights.advance(p);
-    column += Tile::kDepth;
-    if (++chunk == p.chunks && tile + 1 < end_tile) seek(p, {tile + 1, 0});
+  // `more`: whether there is a next one.
+  SIMT_DEVICE void advance(const Arguments& p, bool more) {
+    weights.advance();
+    x.advance();
+    if (++chunk == p.chunks && more) seek(p, tile + 1, 0);
   }
 };
 
@@ -306,7 +301,7 @@ SIMT_DEVICE void gate_tile(const Arguments& p, int tile, unsigned* ticket) {
 }
 
 template <typename Weights, typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kCtasPerMultiprocessor))
+__global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kResidentCtas))
     multiply(const __grid_constant__ Arguments p) {
   using Own = Operand<Weights, Tile>;
   constexpr int kBytes = kStageBytes<Weights, Tile>;
@@ -320,69 +315,64 @@ __global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kCtas
     simt::wait_for_preceding();  // which weights it takes is decided in the step
     const std::int64_t tiles = std::int64_t{*p.experts.n_runs} * p.by_run.divisor;
     const int first_tile = static_cast<int>(tiles * cta / gridDim.x);
-    loader.end_tile = static_cast<int>(tiles * (cta + 1) / gridDim.x);
+    const int end_tile = static_cast<int>(tiles * (cta + 1) / gridDim.x);
     begin = first_tile * p.chunks;
-    n = (loader.end_tile - first_tile) * p.chunks;
+    n = (end_tile - first_tile) * p.chunks;
     if (n == 0) return;
   } else {
-    loader.end_tile = p.tiles_before[p.params.n_outputs];
     begin = p.shares.begin(cta);
     n = p.shares.begin(cta + 1) - begin;
   }
   const int first_tile = p.by_chunks.of(begin);
-  const Place first = {first_tile, begin - first_tile * p.chunks};
-  const auto next = [&p](Place& at) {
-    if (++at.chunk == p.chunks) at = {at.tile + 1, 0};
-  };
+  const int first_chunk = begin - first_tile * p.chunks;
 
-  loader.seek(p, first);
+  loader.seek(p, first_tile, first_chunk);
   // No kernel of a step writes weights: they are under way while the kernel that writes x still runs.
   const int first_stages = min(n, Own::kStages - 1);
   Loader<Weights, Tile> ahead = loader;
 #pragma unroll 1
   for (int stage = 0; stage < first_stages; ++stage) {
     ahead.load_weights(p, shared + stage * kBytes);
-    ahead.advance(p);
+    ahead.advance(p, stage + 1 < n);
   }
   simt::wait_for_preceding();
 #pragma unroll 1
   for (int stage = 0; stage < Own::kStages - 1; ++stage) {
     if (stage < first_stages) {
       loader.load_x(p, shared + stage * kBytes);
-      loader.advance(p);
+      loader.advance(p, stage + 1 < n);
     }
     simt::cp_async_commit();
   }
 
   Sums<Tile> sums;
   sums.clear();
-  int tile_chunks = 0;  // of the present tile, by this CTA
-  Place at = first;
-  for (int i = 0; i < n; ++i) {
+  int stage = 0;  // where the next chunk is, in bytes
+  int tile = first_tile, chunk = first_chunk;
+  for (int left = n; left > 0; --left) {
     simt::cp_async_wait<Own::kStages - 2>();
     __syncthreads();  // this chunk is there for all; all are done with the one before
-    if (i + Own::kStages - 1 < n) {
-      unsigned char* free_stage = shared + (i + Own::kStages - 1) % Own::kStages * kBytes;
-      loader.load_weights(p, free_stage);
-      loader.load_x(p, free_stage);
-      loader.advance(p);
+    if (left >= Own::kStages) {
+      const int free = stage == 0 ? (Own::kStages - 1) * kBytes : stage - kBytes;
+      loader.load_weights(p, shared + free);
+      loader.load_x(p, shared + free);
+      loader.advance(p, left > Own::kStages);
     }
     simt::cp_async_commit();
-    const unsigned char* stage = shared + i % Own::kStages * kBytes;
-    Own::multiply(p, stage, reinterpret_cast<const uint4*>(stage + Own::kWeightBytes), sums);
-    ++tile_chunks;
+    Own::multiply(p, chunk, shared + stage, reinterpret_cast<const uint4*>(shared + stage + Own::kWeightBytes), sums);
+    stage = stage == (Own::kStages - 1) * kBytes ? 0 : stage + kBytes;
+    if (++chunk < p.chunks && left > 1) continue;
 
-    const int tile = at.tile;
-    next(at);
-    if (at.tile == tile && i + 1 < n) continue;
     // The tile ends here, for this CTA.
-    bool complete = tile_chunks == p.chunks;
+    const int tile_begin = tile * p.chunks;
+    const int share_begin = p.shares.begin(cta);
+    // (tiles of experts are never cut)
+    bool complete = p.experts.runs != nullptr || (chunk == p.chunks && share_begin <= tile_begin);
     if (!complete) {
-      volatile float* to = partial_of<Tile>(p, cta, tile == first.tile);
+      volatile float* to = partial_of<Tile>(p, cta, share_begin >= tile_begin);
       sums.for_each([&](float& sum, int output, int row) { to[output * Tile::kRows + row] = sum; });
       __threadfence();
       __syncthreads();  // all of it is written
-      const int tile_begin = tile * p.chunks;
       const int first_cta = p.shares.owner(tile_begin);
       const int last_cta = p.shares.owner(tile_begin + p.chunks - 1);
       if (threadIdx.x == 0) *ticket = atomicAdd(&p.tickets[tile], 1u);
@@ -399,7 +389,8 @@ __global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kCtas
       if (p.gated.out != nullptr) gate_tile<Tile>(p, tile, ticket);
     }
     sums.clear();
-    tile_chunks = 0;
+    ++tile;
+    chunk = 0;
   }
 }
 

@@ -12,7 +12,8 @@ SIMT_DEVICE void pairs_of_bytes(std::uint32_t bytes, std::uint32_t (&pair)[2]) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const std::uint32_t two = bytes >> 8 * i;
-    pair[i] = simt::add_bf16x2((two & 0x007f007fu) | 0x43004300u, (two & 0x00800080u) | 0xc300c300u);
+    pair[i] =
+        simt::add_bf16x2(simt::and_or(two, 0x007f007fu, 0x43004300u), simt::and_or(two, 0x00800080u, 0xc300c300u));
   }
 }
 
@@ -33,7 +34,7 @@ SIMT_DEVICE void decode(Affine4, const CodeArguments& p, const unsigned char* co
     const std::uint32_t word = operand == 0 ? words.x : words.y;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      a[operand][i] = simt::add_bf16x2((word >> 4 * i & 0x000f000fu) | 0x43004300u, p.zero_pair);
+      a[operand][i] = simt::add_bf16x2(simt::and_or(word >> 4 * i, 0x000f000fu, 0x43004300u), p.zero_pair);
     }
   }
 }
@@ -70,41 +71,48 @@ SIMT_DEVICE void decode(Signed8, const CodeArguments&, const unsigned char* code
   }
 }
 
-// A warp takes the 16 outputs of one record, which it copies itself and no other reads.
-template <typename Codes, typename Tile>
+// A warp takes the 16 outputs of two neighbouring records, which it copies itself and no other reads.
+template <typename R, typename Tile>
 struct QuantOperand {
-  static_assert(Tile::kWarpOutputs == kFragmentOutputs && Tile::kDepth == kFragmentColumns && Tile::kRowWarps == 1);
-  static constexpr int kMaxRecordBytes = kCodeBytes<Codes> + (kCodeBytes<Codes> == 512 ? 192 : 128);
-  static constexpr int kWeightBytes = Tile::kOutputs / Tile::kWarpOutputs * kMaxRecordBytes;
+  static constexpr int kRecords = Tile::kDepth / kFragmentColumns;
+  static constexpr int kWarpBytes = kRecords * R::kBytes;  // of a stage
+  static_assert(Tile::kWarpOutputs == kFragmentOutputs && Tile::kDepth % kFragmentColumns == 0 && Tile::kRowWarps == 1);
+  static constexpr int kWeightBytes = Tile::kOutputs / Tile::kWarpOutputs * kWarpBytes;
   static constexpr int kBytes = kWeightBytes + Tile::kRows * Tile::kDepth * 2;
-  // As many CTAs for any number of rows: they decide where sums are cut. Two fit into 99 KiB, but for 64 rows and 8
-  // bits.
+  // As many CTAs for any number of rows: they decide where sums are cut. Where a multiprocessor has 100 KiB, two fit at
+  // once for 4 bits and up to 16 rows.
   static constexpr int kCtasPerMultiprocessor = 2;
-  static constexpr int kStages = std::clamp(47 * 1024 / kBytes, 3, 6);
+  static constexpr int kResidentCtas = Tile::kRowTiles <= 4 ? 2 : 1;
+  static constexpr bool kUnrolled = Tile::kRowTiles <= 2;  // else the sums leave no registers for it
+  static constexpr int kStages = 3 * kBytes <= 96 * 1024 ? 3 : 2;
   static_assert(kStages * kBytes <= 96 * 1024);
 
   struct Loader {
-    const unsigned char* from;  // the next record of this warp
-    bool inside;                // the matrix has it
+    const unsigned char* from;  // the next records of this warp, at this lane's first 16 bytes
+    int records;                // from the next one on; none where the matrix has none: nobody looks at what they give
 
     SIMT_DEVICE void seek(const Arguments& p, const TileAt& at, int chunk) {
-      const std::int64_t block = at.first_output / kFragmentOutputs + threadIdx.x / 32;
-      inside = block * kFragmentOutputs < p.params.outputs[at.matrix].weight.rows;
-      from = static_cast<const unsigned char*>(at.weights) +
-             (inside ? (block * p.chunks + chunk) * p.codes.record_bytes : 0);
+      const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+      const std::int64_t block = at.first_output / kFragmentOutputs + warp;
+      const bool inside = block * kFragmentOutputs < p.params.outputs[at.matrix].weight.rows;
+      const int count = (static_cast<int>(p.params.k) + kFragmentColumns - 1) / kFragmentColumns;
+      records = inside ? count - chunk * kRecords : 0;
+      from = static_cast<const unsigned char*>(at.weights) + 16 * lane;
+      if (inside) from += (block * count + chunk * kRecords) * R::kBytes;
     }
 
-    SIMT_DEVICE void load(const Arguments& p, uint4* to, int) const {
-      to += threadIdx.x / 32 * (kMaxRecordBytes / 16);
-      const int lane = static_cast<int>(threadIdx.x) % 32;
+    SIMT_DEVICE void load(const Arguments&, int, uint4* stage) const {
+      const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+      const int end = min(records, kRecords) * R::kBytes - 16 * lane;
+      stage += warp * (kWarpBytes / 16) + lane;
 #pragma unroll
-      for (int i = lane; i < kMaxRecordBytes / 16; i += 32) {
-        if (16 * i >= p.codes.record_bytes) break;
-        simt::cp_async_16(to + i, reinterpret_cast<const uint4*>(from) + (inside ? i : 0), inside);
+      for (int at = 0; at < kWarpBytes; at += 512) {
+        if (at < end) simt::cp_async_16(stage + at / 16, from + at, true);
       }
     }
-    SIMT_DEVICE void advance(const Arguments& p) {
-      if (inside) from += p.codes.record_bytes;
+    SIMT_DEVICE void advance() {
+      from += kWarpBytes;
+      records -= kRecords;
     }
   };
 
@@ -114,50 +122,72 @@ struct QuantOperand {
     for (int i = 0; i < 4; ++i) sum[i] += scale[i / 2] * part[i];
   }
 
-  SIMT_DEVICE static void multiply(const Arguments& p, const unsigned char* stage, const uint4* x, Sums<Tile>& sums) {
-    const std::uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
+  // Adds to the sums the products of `a` and two times 16 columns of x, whose groups have scales of their own or share
+  // one.
+  template <bool kShared>
+  SIMT_DEVICE static void add_products(const std::uint32_t (&a)[2][4], const std::uint32_t (&x)[4],
+                                       const float (&scales)[2][2], float (&sum)[4]) {
+    float part[4] = {};
+    simt::mma_m16n8k16<simt::bf16>(part, a[0], x[0], x[1]);
+    if constexpr (kShared) {
+      simt::mma_m16n8k16<simt::bf16>(part, a[1], x[2], x[3]);
+      add_scaled(sum, part, scales[0]);
+    } else {
+      float second[4] = {};
+      simt::mma_m16n8k16<simt::bf16>(second, a[1], x[2], x[3]);
+      add_scaled(sum, part, scales[0]);
+      add_scaled(sum, second, scales[1]);
+    }
+  }
+
+  // A record, and the columns of x that it meets.
+  SIMT_DEVICE static void multiply_record(const Arguments& p, const unsigned char* codes, const uint4* x,
+                                          Sums<Tile>& sums) {
+    const std::uint32_t ones[2][4] = {{0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u},
+                                      {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u}};
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const unsigned char* codes = stage + threadIdx.x / 32 * kMaxRecordBytes;
-    const unsigned char* scales = codes + kCodeBytes<Codes>;
-    const bool by_16 = p.codes.group == 16;  // else both operands of a half share a scale
-    const bool has_min = p.codes.has_min();
-#pragma unroll
+    const RecordScales<R> scales(codes + kCodeBytes<typename R::Codes>, lane / 4);
+    const int own_chunk = Tile::chunk_at(lane % 8, lane / 8);  // of x; four chunks on is one bit of its place
+    constexpr bool kShared = R::kGroups <= 2;
+#pragma unroll(kUnrolled ? 2 : 1)
     for (int half = 0; half < 2; ++half) {
       std::uint32_t a[2][4];
-      decode(Codes(), p.codes, codes, half, a);
-      ScalePair first = {}, second;
-      if (by_16) first = load_scales(p.codes, scales, 2 * half, lane / 4);
-      second = load_scales(p.codes, scales, by_16 ? 2 * half + 1 : p.codes.group == 32 ? half : 0, lane / 4);
+      decode(typename R::Codes(), p.codes, codes, half, a);
+      float d[2][2], m[2][2];
+#pragma unroll
+      for (int i = 0; i < (kShared ? 1 : 2); ++i) {
+        const int group = kShared ? half % R::kGroups : 2 * half + i;
+#pragma unroll
+        for (int upper = 0; upper < 2; ++upper) {
+          d[i][upper] = scales.d(group, upper);
+          if constexpr (R::kHasMin) m[i][upper] = scales.m(group, upper);
+        }
+      }
 #pragma unroll
       for (int r = 0; r < Tile::kRowTiles; ++r) {
         std::uint32_t rows[4];
-        simt::ldmatrix_x4(rows, x + Tile::chunk_at(8 * r + lane % 8, 4 * half + lane / 8));
-        float (&sum)[4] = sums.of[0][r];
-        const auto add = [&](const std::uint32_t (&a0)[4], const std::uint32_t (&a1)[4], const float (&d0)[2],
-                             const float (&d1)[2]) {
-          float part[4] = {};
-          simt::mma_m16n8k16<simt::bf16>(part, a0, rows[0], rows[1]);
-          if (by_16) {
-            add_scaled(sum, part, d0);
-            part[0] = part[1] = part[2] = part[3] = 0;
-          }
-          simt::mma_m16n8k16<simt::bf16>(part, a1, rows[2], rows[3]);
-          add_scaled(sum, part, d1);
-        };
-        add(a[0], a[1], first.d, second.d);
+        simt::ldmatrix_x4(rows, x + 8 * r * Tile::kRowChunks + (own_chunk ^ 4 * half));
+        add_products<kShared>(a, rows, d, sums.of[0][r]);
         // The sums of x over a group, for all outputs alike.
-        if (has_min) add(ones, ones, first.m, second.m);
+        if constexpr (R::kHasMin) add_products<kShared>(ones, rows, m, sums.of[0][r]);
       }
+    }
+  }
+
+  SIMT_DEVICE static void multiply(const Arguments& p, int chunk, const unsigned char* stage, const uint4* x,
+                                   Sums<Tile>& sums) {
+    const unsigned char* codes = stage + threadIdx.x / 32 * kWarpBytes;
+    const int columns = static_cast<int>(p.params.k) - chunk * Tile::kDepth;
+#pragma unroll(kUnrolled ? kRecords : 1)
+    for (int record = 0; record < kRecords; ++record) {
+      if (record > 0 && record * kFragmentColumns >= columns) break;
+      multiply_record(p, codes + record * R::kBytes, x + record * (kFragmentColumns / 8), sums);
     }
   }
 };
 
-template <typename Tile>
-struct Operand<Affine4, Tile> : QuantOperand<Affine4, Tile> {};
-template <typename Tile>
-struct Operand<Table4, Tile> : QuantOperand<Table4, Tile> {};
-template <typename Tile>
-struct Operand<Signed8, Tile> : QuantOperand<Signed8, Tile> {};
+template <typename Codes, Scales kScales, int kGroups, typename Tile>
+struct Operand<Record<Codes, kScales, kGroups>, Tile> : QuantOperand<Record<Codes, kScales, kGroups>, Tile> {};
 
 namespace {
 
@@ -165,10 +195,10 @@ namespace {
 // take several tiles.
 template <typename Body>
 auto dispatch_rows(std::int64_t rows, Body&& body) {
-  if (rows <= 8) return body.template operator()<Tile<8, 128, 1, 8, 64>>();
-  if (rows <= 16) return body.template operator()<Tile<16, 128, 1, 8, 64>>();
-  if (rows <= 32) return body.template operator()<Tile<32, 128, 1, 8, 64>>();
-  return body.template operator()<Tile<64, 128, 1, 8, 64>>();
+  if (rows <= 8) return body.template operator()<Tile<8, 128, 1, 8, 128>>();
+  if (rows <= 16) return body.template operator()<Tile<16, 128, 1, 8, 128>>();
+  if (rows <= 32) return body.template operator()<Tile<32, 128, 1, 8, 128>>();
+  return body.template operator()<Tile<64, 128, 1, 8, 128>>();
 }
 
 bool is_quantised_product(const MatmulLaunch& launch) {
@@ -180,16 +210,17 @@ bool is_quantised_product(const MatmulLaunch& launch) {
 
 std::size_t quantised_matmul_workspace_bytes(const MatmulLaunch& launch) {
   if (!is_quantised_product(launch)) return 0;
-  return dispatch_rows(launch.params.rows, [&]<typename Tile>() { return lay_out<Affine4, Tile>(launch).bytes; });
+  using Any = Record<Affine4, Scales::kF16, 2>;  // all take as much
+  return dispatch_rows(launch.params.rows, [&]<typename Tile>() { return lay_out<Any, Tile>(launch).bytes; });
 }
 
 cudaError_t launch_quantised_matmul(const MatmulLaunch& launch, KernelStream stream) {
   if (!is_quantised_product(launch) || !has_aligned_pointers(launch)) return cudaErrorInvalidValue;
   if (launch.params.x_dtype != Dtype::kBF16) return cudaErrorInvalidValue;
   const Format format = launch.params.outputs[0].weight.format;
-  return dispatch_codes(format, [&]<typename Codes>() {
+  return dispatch_record(format, [&]<typename R>() {
     return dispatch_rows(launch.params.rows, [&]<typename Tile>() {
-      return launch_tiles<Codes, Tile>(launch, stream, code_arguments(format));
+      return launch_tiles<R, Tile>(launch, stream, code_arguments(format));
     });
   });
 }

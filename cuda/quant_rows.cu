@@ -31,26 +31,27 @@ SIMT_DEVICE int number_at(const CodeArguments& p, const unsigned char* record, i
 }
 
 // One CTA per row. With `columns` those of the table are put where x has them.
-template <typename Codes>
+template <typename R>
 __global__ void __launch_bounds__(kThreads)
     gather_quantised(const __grid_constant__ EmbeddingParams p, const __grid_constant__ CodeArguments codes,
                      const std::int32_t* tokens) {
   simt::follow_preceding();
   const std::int64_t row = simt::load_constant(tokens + blockIdx.x);
-  const std::int64_t cols = p.table.cols;
+  const int cols = static_cast<int>(p.table.cols);
   const int output = static_cast<int>(row % kFragmentOutputs);
-  const unsigned char* records = static_cast<const unsigned char*>(p.table.data) +
-                                 row / kFragmentOutputs * ((cols + 63) / 64) * codes.record_bytes;
-  float* out = p.out + blockIdx.x * cols;
-  for (std::int64_t i = threadIdx.x; i < cols; i += kThreads) {
-    const unsigned char* record = records + i / 64 * codes.record_bytes;
-    const int column = static_cast<int>(i % 64);
-    const int group = codes.group >= 64 ? 0 : column / codes.group;
-    const ScalePair scale = load_scales(codes, record + kCodeBytes<Codes>, group, output % 8);
-    const float number = static_cast<float>(number_at<Codes>(codes, record, output, column));
-    const int o = output / 8;
-    const std::int64_t to = p.table.columns == nullptr ? i : simt::load_constant(p.table.columns + i);
-    out[to] = p.scale * (scale.d[o] * number + scale.m[o]);
+  const unsigned char* records =
+      static_cast<const unsigned char*>(p.table.data) + row / kFragmentOutputs * ((cols + 63) / 64) * R::kBytes;
+  float* out = p.out + static_cast<std::size_t>(blockIdx.x) * static_cast<std::size_t>(cols);
+  for (int i = static_cast<int>(threadIdx.x); i < cols; i += kThreads) {
+    const unsigned char* record = records + static_cast<std::int64_t>(i / 64) * R::kBytes;
+    const int column = i % 64;
+    const RecordScales<R> scales(record + kCodeBytes<typename R::Codes>, output % 8);
+    const int group = column * R::kGroups / 64;
+    float m = 0;
+    if constexpr (R::kHasMin) m = scales.m(group, output / 8);
+    const float number = static_cast<float>(number_at<typename R::Codes>(codes, record, output, column));
+    const int to = p.table.columns == nullptr ? i : simt::load_constant(p.table.columns + i);
+    out[to] = p.scale * (scales.d(group, output / 8) * number + m);
   }
 }
 
@@ -69,13 +70,14 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 cudaError_t launch_quantised_embedding(const EmbeddingParams& params, const StepArrays& step, KernelStream stream) {
-  if (params.rows < 0 || params.rows > INT_MAX || params.table.cols < 1) return cudaErrorInvalidValue;
+  if (params.rows < 0 || params.rows > INT_MAX) return cudaErrorInvalidValue;
+  if (params.table.cols < 1 || params.table.cols > INT_MAX - kThreads) return cudaErrorInvalidValue;
   if (is_plain(params.table.format) || params.table.order != Order::kFragments) return cudaErrorInvalidValue;
   if (!are_aligned({params.table.data})) return cudaErrorInvalidValue;
   if (params.rows == 0) return cudaSuccess;
-  return dispatch_codes(params.table.format, [&]<typename Codes>() {
-    return SIMT_LAUNCH(gather_quantised<Codes>, dim3(static_cast<unsigned>(params.rows)), dim3(kThreads), 0, stream,
-                       params, code_arguments(params.table.format), step.tokens);
+  return dispatch_record(params.table.format, [&]<typename R>() {
+    return SIMT_LAUNCH(gather_quantised<R>, dim3(static_cast<unsigned>(params.rows)), dim3(kThreads), 0, stream, params,
+                       code_arguments(params.table.format), step.tokens);
   });
 }
 

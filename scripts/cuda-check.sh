@@ -9,7 +9,7 @@ set -euo pipefail
 folder=$1 architectures=$2
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly MAX_BYTES=12000000
+readonly MAX_BYTES=13500000
 
 cmake -S . -B "$folder" -G 'Unix Makefiles' -DCMAKE_BUILD_TYPE=Release -DHOGWILD_CUDA=on \
   -DHOGWILD_CUDA_ARCHITECTURES="$architectures" -DHOGWILD_WERROR=ON >/dev/null

@@ -5,10 +5,11 @@
 //   node scripts/cuda-loops.cjs FOLDER [--write]
 //
 // FOLDER: of cubins as nvcc --keep leaves them, e.g. matmul.compute_80.cubin. A trip copies and multiplies 8 KB of
-// weights (matmul: 64 outputs x 64; quantised ones are fewer bytes) or a tile of keys and values (attention: 32 KB in rows of 128). Counted is the
-// shortest way round the loop that passes all of its copies (LDGSTS) and matrix products (HMMA), for one warp. Fails
-// where a trip takes more instructions than the table allows, or is not in it, and where sampling adds to shared memory
-// by compare-and-swap, which is what 64-bit additions become. --write: makes the table.
+// weights (matmul: 64 outputs x 64), 128 outputs x 128 quantised ones, or a tile of keys and values (attention: 32 KB in
+// rows of 128). Counted is the shortest way round the loop that passes all of its copies (LDGSTS) and matrix products
+// (HMMA), for one warp; loops within it, of products alone, go round twice. Fails where a trip takes more instructions
+// than the table allows, or is not in it, and where sampling adds to shared memory by compare-and-swap, which is what
+// 64-bit additions become. --write: makes the table.
 'use strict'
 const { execFileSync } = require('node:child_process')
 const { readdirSync, readFileSync, writeFileSync } = require('node:fs')
@@ -75,8 +76,8 @@ function decode(code, architecture) {
   return instructions
 }
 
-/** Instructions of the shortest way from `from` to `to`, both included, inside [first, last]; Infinity where none is. */
-function shortest(instructions, from, to, first, last) {
+/** Instructions of the shortest way from `from` to `to`, both included; Infinity where none is. */
+function shortest(instructions, from, to) {
   // All steps cost the same: breadth first.
   const seen = new Set([from])
   let front = [from]
@@ -87,9 +88,11 @@ function shortest(instructions, from, to, first, last) {
       const { opcode, conditional, target } = instructions[at]
       const after = []
       if (target !== undefined) after.push(target)
-      if ((opcode !== OPCODES.BRA && opcode !== OPCODES.EXIT) || conditional) after.push(at + 1)
+      // (Behind a loop that always goes back, whose way out this does not see: where barriers join threads again.)
+      const isLeft = (opcode !== OPCODES.BRA || target < at) && opcode !== OPCODES.EXIT
+      if (isLeft || conditional) after.push(at + 1)
       for (const following of after) {
-        if (following < first || following > last || seen.has(following)) continue
+        if (following >= instructions.length || seen.has(following)) continue
         seen.add(following)
         next.push(following)
       }
@@ -99,28 +102,45 @@ function shortest(instructions, from, to, first, last) {
   return Number.POSITIVE_INFINITY
 }
 
-/** Of the main loop: the one, of those that both copy and multiply, with the fewest instructions in it. */
-function trip(instructions) {
-  const loops = []
-  instructions.forEach(({ target }, last) => {
-    if (target === undefined || target >= last) return
-    const body = instructions.slice(target, last + 1)
-    const has = (opcode) => body.some((instruction) => instruction.opcode === opcode)
-    if (has(OPCODES.HMMA) && has(OPCODES.LDGSTS)) loops.push({ first: target, last })
-  })
-  if (loops.length === 0) return undefined
-  const { first, last } = loops.reduce((a, b) => (b.last - b.first < a.last - a.first ? b : a))
+/** Backward branches, as what lies between. */
+function loopsOf(instructions) {
+  return instructions.flatMap(({ target }, last) =>
+    target === undefined || target >= last
+      ? []
+      : [{ first: target, last, body: instructions.slice(target, last + 1) }],
+  )
+}
+
+/** Once round a loop, past all of its copies and products. */
+function length(instructions, { first, last }) {
   let at = first
-  let length = 0
-  let products = 0
+  let length = 1
   for (let i = first; i <= last; i++) {
     const { opcode } = instructions[i]
     if (opcode !== OPCODES.HMMA && opcode !== OPCODES.LDGSTS && i !== last) continue
-    if (opcode === OPCODES.HMMA) products++
-    length += shortest(instructions, at, i, first, last) - 1
+    length += shortest(instructions, at, i) - 1
     at = i
   }
-  return { instructions: length + 1, products }
+  return length
+}
+
+/** Of the main loop: the one, of those that both copy and multiply, with the fewest instructions in it. */
+function trip(instructions) {
+  const has = ({ body }, opcode) => body.some((instruction) => instruction.opcode === opcode)
+  const multiply = loopsOf(instructions).filter((loop) => has(loop, OPCODES.HMMA))
+  const main = multiply
+    .filter((loop) => has(loop, OPCODES.LDGSTS))
+    .sort((a, b) => a.body.length - b.body.length)[0]
+  if (main === undefined) return undefined
+  const isWithin = (inner, outer) =>
+    inner !== outer && outer.first <= inner.first && inner.last <= outer.last
+  const within = multiply.filter((loop) => isWithin(loop, main))
+  // Of two loops, one in the other, the inner one goes round twice as often again.
+  const more = within.map(
+    (loop) =>
+      length(instructions, loop) * 2 ** within.filter((outer) => isWithin(loop, outer)).length,
+  )
+  return more.reduce((sum, instructions) => sum + instructions, length(instructions, main))
 }
 
 const readable = (symbols) =>
@@ -156,8 +176,8 @@ for (const file of readdirSync(folder).sort()) {
     if (counted === undefined) return
     const name = names[i]
     found[name] ??= {}
-    found[name][named[1]] = counted.instructions
-    if (!Number.isFinite(counted.instructions)) {
+    found[name][named[1]] = counted
+    if (!Number.isFinite(counted)) {
       problems.push(`${name} for sm_${named[1]}: no way round its loop was found`)
     }
   })

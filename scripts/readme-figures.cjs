@@ -12,7 +12,7 @@ const path = require('node:path')
 const root = path.join(__dirname, '..')
 const [BEGIN, END] = ['<!-- measured:begin -->', '<!-- measured:end -->']
 /** Results of bench:peers, the one that the README shows first. */
-const PEERS = ['peers-0.6b', 'peers-135m', 'peers-SmolLM2-135M-Instruct.Q4_1']
+const PEERS = ['peers-0.6b', 'peers-0.6b-avx2', 'peers-135m', 'peers-SmolLM2-135M-Instruct.Q4_1']
 /** A result of bench:hooks. */
 const HOOKS = 'hooks-SmolLM2-135M-Instruct.Q4_1'
 /** Results of bench:kl. */

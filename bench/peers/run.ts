@@ -14,7 +14,7 @@ import { formatTable } from '../../lib/cli/table'
 import { benchmarkPlots, readBenchmarks } from '../../lib/plots/benchmarks'
 import { writePlots } from '../../lib/plots/write'
 import { machine, root, round, type Spread, spread } from '../machine'
-import { installPeer, peerFolder, peerVersion } from './peer'
+import { installPeer, limitPeer, peerScript, peerVersion } from './peer'
 import {
   BENCH_FORMATS,
   type BenchFormat,
@@ -23,19 +23,6 @@ import {
   writeRandomGguf,
 } from './random-gguf'
 import type { Measurement, Task } from './task'
-
-/** What is measured. Flash attention is on in some cases and off in others the faster: both are run. */
-const ENGINES = {
-  hogwild: { script: join(__dirname, 'hogwild.js'), flashAttention: false },
-  'node-llama-cpp, flash attention': {
-    script: join(peerFolder, 'measure.mjs'),
-    flashAttention: true,
-  },
-  'node-llama-cpp': { script: join(peerFolder, 'measure.mjs'), flashAttention: false },
-}
-type Engine = keyof typeof ENGINES
-const engines = Object.keys(ENGINES) as Engine[]
-const PEERS = engines.filter((engine) => engine !== 'hogwild')
 
 type Sample = Measurement & { engine: Engine; workers: number; round: number }
 
@@ -58,10 +45,16 @@ const { values } = parseArgs({
     prompt: { type: 'string', default: '256' },
     generate: { type: 'string', default: '64' },
     threads: { type: 'string', default: '2' },
+    /** avx2: neither engine uses more. */
+    simd: { type: 'string' },
     rounds: { type: 'string', default: '5' },
     out: { type: 'string', default: 'bench/results' },
   },
 })
+const simd = values.simd === 'avx2' ? values.simd : undefined
+if (values.simd !== simd) throw new Error('--simd: avx2')
+// Of this process and those that it starts.
+if (simd !== undefined) process.env.HOGWILD_SIMD = simd
 const counts = values.workers.split(',').map(Number)
 const [promptLength, generate, threads, rounds] = [
   values.prompt,
@@ -69,6 +62,19 @@ const [promptLength, generate, threads, rounds] = [
   values.threads,
   values.rounds,
 ].map(Number) as [number, number, number, number]
+
+/** What is measured. Flash attention is on in some cases and off in others the faster: both are run. */
+const ENGINES = {
+  hogwild: { script: join(__dirname, 'hogwild.js'), flashAttention: false },
+  'node-llama-cpp, flash attention': {
+    script: peerScript(simd),
+    flashAttention: true,
+  },
+  'node-llama-cpp': { script: peerScript(simd), flashAttention: false },
+}
+type Engine = keyof typeof ENGINES
+const engines = Object.keys(ENGINES) as Engine[]
+const PEERS = engines.filter((engine) => engine !== 'hogwild')
 
 /** A file that both engines run. */
 interface Candidate {
@@ -89,11 +95,13 @@ async function main(): Promise<void> {
   }
   const about = machine()
   installPeer()
+  if (simd !== undefined) limitPeer()
   const folder = await mkdtemp(join(tmpdir(), 'hogwild-peers-'))
   await removedAfterwards(folder, async () => {
     const measured: Awaited<ReturnType<typeof compare>>[] = []
     const model = values.model === undefined ? shape.name : basename(values.model)
-    const name = values.model === undefined ? values.shape : basename(values.model, '.gguf')
+    const ofModel = values.model === undefined ? values.shape : basename(values.model, '.gguf')
+    const name = simd === undefined ? ofModel : `${ofModel}-${simd}`
     const reportOf = () => ({ model, ...describe(), machine: about, formats: measured })
     // After each format: a run of several takes an hour, and may be cut.
     const finished = async (candidate: Candidate) => {
@@ -293,7 +301,7 @@ function describe() {
         'workers share the prompt, see each other, and step together; default cache dtype; greedy',
       'node-llama-cpp': {
         version: peerVersion(),
-        binary: 'its own prebuilt one (@node-llama-cpp/linux-x64), no GPU',
+        binary: `its own prebuilt one (@node-llama-cpp/linux-x64), no GPU${simd === undefined ? '' : ', for AVX2'}`,
         how:
           'independent sequences of one context, each with the whole prompt, evaluated at once; ' +
           'LlamaContextSequence.evaluate, greedy; batchSize 512, f16 cache, flash attention on and off',

@@ -160,6 +160,13 @@ SIMT_DEVICE std::uint32_t add_bf16x2(std::uint32_t a, std::uint32_t b) {
   return sum;
 }
 
+// (a & mask) | bits, one instruction.
+SIMT_DEVICE std::uint32_t and_or(std::uint32_t a, std::uint32_t mask, std::uint32_t bits) {
+  std::uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(a), "r"(mask), "r"(bits));
+  return result;
+}
+
 // Byte i is that of (high, low), counted from the lowest of `low`, which nibble i of `selectors` names, each below 8.
 SIMT_DEVICE std::uint32_t select_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t selectors) {
   std::uint32_t bytes;

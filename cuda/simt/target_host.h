@@ -242,6 +242,8 @@ inline std::uint32_t add_bf16x2(std::uint32_t a, std::uint32_t b) {
   return pack2<bf16>(x.x + y.x, x.y + y.y);
 }
 
+inline std::uint32_t and_or(std::uint32_t a, std::uint32_t mask, std::uint32_t bits) { return (a & mask) | bits; }
+
 inline std::uint32_t select_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t selectors) {
   const std::uint64_t all = low | static_cast<std::uint64_t>(high) << 32;
   std::uint32_t bytes = 0;

@@ -32,34 +32,38 @@ void write_codes(const CodeInfo& info, const std::uint8_t* codes, std::int64_t o
   }
 }
 
-// The scales of one output: of one group or, of formats with two levels, of a record's groups, from group `first` of
-// the block on.
-void write_scales(const CodeInfo& info, const QuantBlock& block, int first, std::int64_t output, std::byte* scales) {
-  const std::int64_t lane = output % 8 * 2 + output / 8;
+// The scales of one output: of group `group` or, of formats with two levels, of all of a record's groups, from group
+// `first` of the block on.
+void write_scales(const CodeInfo& info, const QuantBlock& block, int first, int group, std::int64_t output,
+                  std::byte* scales) {
   const int groups = fragment_groups(info);
-  const auto put = [&](std::int64_t pair_at, const auto& value) {
-    std::memcpy(scales + pair_at + lane * static_cast<std::int64_t>(sizeof value), &value, sizeof value);
+  const FragmentScales counts = fragment_scales(info.scales, groups);
+  const std::int64_t o = output % 8, half = output / 8;
+  const auto put_number = [&](int index, const auto& value) {
+    std::memcpy(scales + ((o * counts.numbers + index) * 2 + half) * counts.number_bytes, &value, sizeof value);
+  };
+  std::byte* const bytes = scales + kFragmentOutputs * counts.numbers * counts.number_bytes;
+  const auto put_byte = [&](int index, std::uint8_t value) {
+    bytes[(o * counts.bytes + index) * 2 + half] = std::byte{value};
   };
   switch (info.scales) {
     case Scales::kF16:
-      return put(0, block.d);
+      return put_number(group, block.d);
     case Scales::kF16Min:
-      put(0, block.d);
-      return put(32, block.m);
+      put_number(group, block.d);
+      return put_number(groups + group, block.m);
     case Scales::kE8M0:
-      return put(0, block.s[0]);
+      return put_byte(group, block.s[0]);
     case Scales::kF32Zero:
-      put(0, block.f32_d);
-      return put(64, block.s[0]);
-    case Scales::kSuper:
-      put(0, block.d);
-      for (int g = 0; g < groups; ++g) put(32 + 16 * g, block.s[first + g]);
-      return;
+      put_number(group, block.f32_d);
+      return put_byte(group, block.s[0]);
     case Scales::kSuperMin:
-      put(0, block.d);
-      put(32, block.m);
-      for (int g = 0; g < groups; ++g) put(64 + 16 * g, block.s[first + g]);
-      for (int g = 0; g < groups; ++g) put(64 + 16 * (groups + g), block.t[first + g]);
+      put_number(1, block.m);
+      for (int g = 0; g < groups; ++g) put_byte(groups + g, block.t[first + g]);
+      [[fallthrough]];
+    case Scales::kSuper:
+      put_number(0, block.d);
+      for (int g = 0; g < groups; ++g) put_byte(g, block.s[first + g]);
       return;
   }
 }
@@ -73,9 +77,6 @@ void write_fragments(Format format, const FileRows& rows, std::int64_t begin, st
   const std::int64_t count = fragment_count(rows.cols);
   const std::int64_t blocks_of_16 = (end - begin + kFragmentOutputs - 1) / kFragmentOutputs;
   std::memset(records, 0, static_cast<std::size_t>(blocks_of_16 * count * record_size));
-  // What a group has of its own follows on that of the group before, where each has a block of its own in the file.
-  const bool has_super = has_super_scales(info.scales);
-  const std::int64_t group_scales = has_super ? 0 : (record_size - fragment_code_bytes(info)) / fragment_groups(info);
   QuantBlock block;
   for (std::int64_t row = begin; row < end; ++row) {
     const std::int64_t output = row % kFragmentOutputs;
@@ -88,10 +89,11 @@ void write_fragments(Format format, const FileRows& rows, std::int64_t begin, st
         std::byte* record = of_output + at / kFragmentColumns * record_size;
         write_codes(info, block.codes + i, output, in_record / kOperandColumns, record);
         std::byte* scales = record + fragment_code_bytes(info);
-        if (has_super) {
-          if (in_record == 0) write_scales(info, block, static_cast<int>(i / info.group), output, scales);
+        if (has_super_scales(info.scales)) {
+          if (in_record == 0) write_scales(info, block, static_cast<int>(i / info.group), 0, output, scales);
         } else if (i == 0 || in_record == 0) {
-          write_scales(info, block, 0, output, scales + in_record / info.group * group_scales);
+          // (a group of 128 is the only one of each of its two records)
+          write_scales(info, block, 0, static_cast<int>(in_record / info.group), output, scales);
         }
       }
     }

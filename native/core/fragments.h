@@ -8,14 +8,15 @@
 //   8 bits   two times 16 bytes a lane, for two operands each: two words, of registers 0 and 1, 2 and 3; register i in
 //            byte i % 2 the first column, two bytes up the second. What is stored is value(code) - zero, signed
 //
-// Scales: outputs o and o + 8, o < 8, lie side by side: a pair is [8][2]. Per group, of 16 to 64 columns (one of 128
-// stands in two records):
-//   kF16       a pair of d
-//   kF16Min    a pair of d, a pair of m
-//   kE8M0      a pair of e
-//   kF32Zero   a pair of d in f32, a pair of zeros
-//   kSuper     a pair of d first, for all; per group a pair of s
-//   kSuperMin  pairs of d and m first, for all; per group a pair of s, then per group a pair of t
+// Scales come in pairs, of the outputs o and o + 8, o < 8, side by side. The pairs of one o lie together: of all o the
+// numbers, then of all o the bytes. Per group, of 16 to 64 columns (one of 128 stands in two records):
+//              numbers               bytes
+//   kF16       d of each group
+//   kF16Min    d of each, m of each
+//   kE8M0                            e of each group
+//   kF32Zero   d of each, in f32     zero of each
+//   kSuper     d                     s of each
+//   kSuperMin  d, m                  s of each, t of each
 //
 // Outputs and columns that the matrix does not have are zeros, and so are their scales.
 #pragma once
@@ -39,31 +40,33 @@ static constexpr int fragment_groups(const CodeInfo& info) {
   return info.group >= kFragmentColumns ? 1 : static_cast<int>(kFragmentColumns) / info.group;
 }
 
+// How many numbers and bytes an output has in a record.
+struct FragmentScales {
+  int numbers, number_bytes, bytes;
+};
+static constexpr FragmentScales fragment_scales(Scales scales, int groups) {
+  switch (scales) {
+    case Scales::kF16:
+      return {groups, 2, 0};
+    case Scales::kF16Min:
+      return {2 * groups, 2, 0};
+    case Scales::kE8M0:
+      return {0, 2, groups};
+    case Scales::kF32Zero:
+      return {groups, 4, groups};
+    case Scales::kSuper:
+      return {1, 2, groups};
+    case Scales::kSuperMin:
+      return {2, 2, 2 * groups};
+  }
+  return {};
+}
+
 // Of a record.
 static constexpr int fragment_bytes(const CodeInfo& info) {
-  const int groups = fragment_groups(info);
-  int scales = 0;
-  switch (info.scales) {
-    case Scales::kF16:
-      scales = 32 * groups;
-      break;
-    case Scales::kF16Min:
-      scales = 64 * groups;
-      break;
-    case Scales::kE8M0:
-      scales = 16 * groups;
-      break;
-    case Scales::kF32Zero:
-      scales = 80 * groups;
-      break;
-    case Scales::kSuper:
-      scales = 32 + 16 * groups;
-      break;
-    case Scales::kSuperMin:
-      scales = 64 + 32 * groups;
-      break;
-  }
-  return fragment_code_bytes(info) + scales;
+  const FragmentScales scales = fragment_scales(info.scales, fragment_groups(info));
+  return fragment_code_bytes(info) +
+         static_cast<int>(kFragmentOutputs) * (scales.numbers * scales.number_bytes + scales.bytes);
 }
 
 // Records of 16 outputs.

@@ -24,20 +24,20 @@ export default {
     [
       'no commit before the loop',
       product,
-      'shared + stage * kBytes);\n      loader.advance(p);\n    }\n    simt::cp_async_commit();',
-      'shared + stage * kBytes);\n      loader.advance(p);\n    }',
+      'loader.advance(p, stage + 1 < n);\n    }\n    simt::cp_async_commit();',
+      'loader.advance(p, stage + 1 < n);\n    }',
     ],
     [
       'no commit in the loop',
       product,
-      '    simt::cp_async_commit();\n    const unsigned char* stage',
-      '    const unsigned char* stage',
+      '    simt::cp_async_commit();\n    Own::multiply',
+      '    Own::multiply',
     ],
     [
       'the next chunk goes into the stage in use',
       product,
-      '(i + Own::kStages - 1) % Own::kStages * kBytes',
-      'i % Own::kStages * kBytes',
+      'const int free = stage == 0 ? (Own::kStages - 1) * kBytes : stage - kBytes;',
+      'const int free = stage;',
     ],
     // (The barrier between the partial sums and the ticket orders CTAs, which run one after another here.)
     [
@@ -76,12 +76,7 @@ export default {
       'int cta = first; cta <= last',
       'int cta = first + 1; cta <= last',
     ],
-    [
-      'sums are kept from tile to tile',
-      product,
-      '    sums.clear();\n    tile_chunks = 0;',
-      '    tile_chunks = 0;',
-    ],
+    ['sums are kept from tile to tile', product, '    sums.clear();\n    ++tile;', '    ++tile;'],
     [
       'the bias is added twice',
       product,
@@ -103,15 +98,10 @@ export default {
     [
       'the tail of k is not zero',
       product,
-      'const bool inside = column < k;',
+      'const bool inside = chunk * Tile::kDepth + 8 * own_chunk < k;',
       'const bool inside = true;',
     ],
-    [
-      'rows beyond a matrix are read',
-      product,
-      'valid = inside && i < rows;',
-      'valid = inside && i <= rows;',
-    ],
+    ['rows beyond a matrix are read', product, 'inside && i < rows);', 'inside && i <= rows);'],
     [
       'operands are not permuted',
       product,
@@ -146,13 +136,13 @@ export default {
     [
       'x lies where the weights end in another tile',
       product,
-      'stage + Operand<Weights, Tile>::kWeightBytes), column',
-      'stage + Operand<Weights, Tile>::kWeightBytes - 128), column',
+      'stage + Operand<Weights, Tile>::kWeightBytes), chunk',
+      'stage + Operand<Weights, Tile>::kWeightBytes - 128), chunk',
     ],
     [
       'threads without a row of x copy one',
       product,
-      '      if (kRows % kRowsApart != 0 && tid / Tile::kRowChunks + i >= kRows) break;\n',
+      '      if (kRows % kRowsApart != 0 && own_row + i >= kRows) break;\n',
       '',
     ],
     [
@@ -173,13 +163,55 @@ export default {
       'rows = static_cast<int>(max(min(end_row - row, std::int64_t{kRows})',
       'rows = static_cast<int>(max(min(row < end_row ? std::int64_t{kRows} : std::int64_t{0}, std::int64_t{kRows})',
     ],
-    ['the column stays where it is', product, '    column += Tile::kDepth;\n', ''],
-    ['the loader stays in its tile', product, 'seek(p, {tile + 1, 0});', 'chunk = 0;'],
+    [
+      'the column stays where it is',
+      product,
+      'advance() { from += Tile::kDepth; }',
+      'advance() {}',
+    ],
+    [
+      'a tile begins with its first column',
+      product,
+      '+ chunk * Tile::kDepth + 8 * own_chunk;',
+      '+ 8 * own_chunk;',
+    ],
+    ['the loader stays in its tile', product, 'seek(p, tile + 1, 0);', 'chunk = 0;'],
+    [
+      'the loader goes on behind the last tile',
+      product,
+      'if (++chunk == p.chunks && more)',
+      'if (++chunk == p.chunks)',
+    ],
+    [
+      'a tile that was begun by another CTA is whole',
+      product,
+      '(chunk == p.chunks && share_begin <= tile_begin)',
+      '(chunk == p.chunks)',
+    ],
+    [
+      'a tile ends with its share only',
+      product,
+      'if (++chunk < p.chunks && left > 1) continue;',
+      'if (++chunk < p.chunks || left > 1) continue;',
+    ],
+    ['chunks are counted on behind a tile', product, '    chunk = 0;\n', ''],
+    [
+      'stages are used without the last',
+      product,
+      'stage = stage == (Own::kStages - 1) * kBytes ? 0',
+      'stage = stage == (Own::kStages - 2) * kBytes ? 0',
+    ],
+    [
+      'the loop loads one chunk too few',
+      product,
+      'if (left >= Own::kStages) {',
+      'if (left > Own::kStages) {',
+    ],
     [
       'copies of a thread one row too close',
       product,
-      'to + i * Tile::kRowChunks, source',
-      'to + (i - i / kRowsApart) * Tile::kRowChunks, source',
+      'stage + i * Tile::kRowChunks, from',
+      'stage + (i - i / kRowsApart) * Tile::kRowChunks, from',
     ],
     [
       'the first CTA is looked up in the slot of its last tile, never',
@@ -215,8 +247,8 @@ export default {
     [
       'a product does not wait',
       product,
-      '    ahead.advance(p);\n  }\n  simt::wait_for_preceding();\n',
-      '    ahead.advance(p);\n  }\n',
+      '    ahead.advance(p, stage + 1 < n);\n  }\n  simt::wait_for_preceding();\n',
+      '    ahead.advance(p, stage + 1 < n);\n  }\n',
     ],
     [
       'it lets the next kernel start only at its end',
@@ -227,7 +259,7 @@ export default {
     [
       'x is brought before the wait',
       product,
-      `    ahead.advance(p);
+      `    ahead.advance(p, stage + 1 < n);
   }
   simt::wait_for_preceding();
 #pragma unroll 1
@@ -236,11 +268,10 @@ export default {
       loader.load_x(p, shared + stage * kBytes);
 `,
       `    loader.load_x(p, shared + stage * kBytes);
-    ahead.advance(p);
-    loader.column = ahead.column;
-    loader.x = ahead.x;
+    loader.advance(p, stage + 1 < n);
+    ahead.advance(p, stage + 1 < n);
   }
-  loader.seek(p, first);
+  loader.seek(p, first_tile, first_chunk);
   simt::wait_for_preceding();
 #pragma unroll 1
   for (int stage = 0; stage < Own::kStages - 1; ++stage) {
@@ -250,7 +281,7 @@ export default {
     [
       'weights of all stages from the first chunk',
       product,
-      '    ahead.advance(p);\n  }\n  simt',
+      '    ahead.advance(p, stage + 1 < n);\n  }\n  simt',
       '  }\n  simt',
     ],
     [
