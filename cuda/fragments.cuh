@@ -14,6 +14,7 @@ namespace hogwild::cuda {
 // How codes become numbers.
 struct Affine4 {};  // 4 bits: code - zero
 struct Table4 {};   // 4 bits: by a table
+struct E2M1 {};  // 4 bits: a sign, two of an exponent, one of a mantissa (OCP Microscaling Formats 1.0, 2023), doubled
 struct Signed8 {};  // 8 bits: as they are
 
 template <typename Codes>
@@ -81,7 +82,7 @@ auto dispatch_record(Format format, Body&& body) {
     case Format::kIQ4_XS:
       return body.template operator()<Record<Table4, Scales::kSuper, 2>>();
     case Format::kMXFP4:
-      return body.template operator()<Record<Table4, Scales::kE8M0, 2>>();
+      return body.template operator()<Record<E2M1, Scales::kE8M0, 2>>();
     case Format::kInt4G32:
       return body.template operator()<Record<Affine4, Scales::kF32Zero, 2>>();
     case Format::kInt4G64:
@@ -120,9 +121,6 @@ SIMT_DEVICE float bits_to_float(std::uint32_t bits) {
   return value;
 }
 
-// 2^(e - 128)
-SIMT_DEVICE float power_of_two(std::uint32_t e) { return bits_to_float(e < 2 ? (e + 1) << 21 : (e - 1) << 23); }
-
 // 2^23 + byte i of a word: the float with the bits 0x4b000000 | byte.
 SIMT_DEVICE float shifted_byte(std::uint32_t word, int i) {
   return bits_to_float(simt::select_bytes(word, 0x4b000000u, 0x7440u + static_cast<std::uint32_t>(i)));
@@ -157,7 +155,8 @@ struct RecordScales {
     if constexpr (Record::kScales == Scales::kF32Zero) {
       return bits_to_float(select(numbers, 2 * group + upper));
     } else if constexpr (Record::kScales == Scales::kE8M0) {
-      return power_of_two(select(bytes, group / 2) >> 8 * place_of(group, upper) & 0xff);
+      const float2 pair = simt::unpack2<simt::bf16>(select(numbers, group));
+      return upper == 0 ? pair.x : pair.y;
     } else if constexpr (Record::kScales == Scales::kSuper) {
       return scaled_signed(number(0, upper), select(bytes, group / 2), place_of(group, upper));
     } else if constexpr (Record::kScales == Scales::kSuperMin) {

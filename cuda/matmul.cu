@@ -12,6 +12,7 @@ struct PlainOperand {
   // 99 KiB per CTA is what the smallest supported cards have; two CTAs per multiprocessor where that leaves
   // enough in flight.
   static constexpr int kStages = std::min(6, (Tile::kThreads > 128 ? 96 : 80) * 1024 / kBytes);
+  static constexpr int kMinChunks = 2;
   static constexpr int kCtasPerMultiprocessor = Tile::kThreads > 128 ? 1 : 2;
   static constexpr int kResidentCtas = kCtasPerMultiprocessor;
   static_assert(kStages >= 3, "a copy under way while another is awaited");

@@ -82,6 +82,7 @@ struct Tile {
 // What weights of a tile are, to the kernel:
 //   kWeightBytes                        of a chunk's weights in shared memory; x lies behind them
 //   kStages
+//   kMinChunks                          fewest that are worth a CTA of its own
 //   kCtasPerMultiprocessor              that the work is cut for
 //   kResidentCtas                       that have registers at once
 //   Loader                              this thread's part of the copies: seek(p, at, chunk) where a tile begins,
@@ -399,9 +400,6 @@ __global__ void __launch_bounds__(Tile::kThreads, (Operand<Weights, Tile>::kResi
 inline constexpr std::int64_t kMaxSkinnyRows = 64;
 static_assert(kMaxInvariantRows <= kMaxSkinnyRows);
 
-// Fewest chunks that are worth a CTA of its own.
-inline constexpr std::int64_t kMinChunks = 2;
-
 struct Layout {
   Arguments arguments;
   unsigned ctas;
@@ -467,7 +465,7 @@ Layout lay_out(const MatmulLaunch& launch, const CodeArguments& codes = {}) {
     return layout;
   }
   if (tiles * chunks > INT_MAX) return layout;
-  const std::int64_t ctas = std::clamp(tiles * chunks / kMinChunks, std::int64_t{1}, most_ctas);
+  const std::int64_t ctas = std::clamp(tiles * chunks / Operand<Weights, Tile>::kMinChunks, std::int64_t{1}, most_ctas);
   layout.ctas = static_cast<unsigned>(ctas);
   p.shares = Shares(static_cast<int>(tiles * chunks), static_cast<int>(ctas));
   layout.bytes = kTicketBytes + static_cast<std::size_t>(ctas) * 2 * Tile::kOutputs * Tile::kRows * sizeof(float);

@@ -56,6 +56,22 @@ SIMT_DEVICE void decode(Table4, const CodeArguments& p, const unsigned char* cod
   }
 }
 
+// The bits of a code are those of a number of bf16 that is smaller by 2^127, subnormal ones included.
+SIMT_DEVICE void decode(E2M1, const CodeArguments&, const unsigned char* codes, int half, std::uint32_t (&a)[2][4]) {
+  constexpr std::uint32_t kScale = 0x7f007f00u;  // 2^127
+  const uint2 words = load_as<uint2>(codes + 16 * (threadIdx.x % 32) + 8 * half);
+#pragma unroll
+  for (int operand = 0; operand < 2; ++operand) {
+    const std::uint32_t word = operand == 0 ? words.x : words.y;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const std::uint32_t magnitudes = i < 2 ? word << (6 - 4 * i) : word >> (4 * i - 6);
+      a[operand][i] =
+          simt::multiply_bf16x2(simt::and_or(word << (12 - 4 * i), 0x80008000u, magnitudes & 0x01c001c0u), kScale);
+    }
+  }
+}
+
 SIMT_DEVICE void decode(Signed8, const CodeArguments&, const unsigned char* codes, int half, std::uint32_t (&a)[2][4]) {
   const uint4 words = load_as<uint4>(codes + 512 * half + 16 * (threadIdx.x % 32));
   const std::uint32_t bytes[2][2] = {{words.x, words.y}, {words.z, words.w}};
@@ -82,6 +98,7 @@ struct QuantOperand {
   // As many CTAs for any number of rows: they decide where sums are cut. Where a multiprocessor has 100 KiB, two fit at
   // once for 4 bits and up to 16 rows.
   static constexpr int kCtasPerMultiprocessor = 2;
+  static constexpr int kMinChunks = 1;
   static constexpr int kResidentCtas = Tile::kRowTiles <= 4 ? 2 : 1;
   static constexpr bool kUnrolled = Tile::kRowTiles <= 2;  // else the sums leave no registers for it
   static constexpr int kStages = 3 * kBytes <= 96 * 1024 ? 3 : 2;

@@ -68,7 +68,7 @@ export const FORMATS: Readonly<
  */
 export const CARD_BYTES: Readonly<Record<Format, number>> = {
   ...{ f32: 0, f16: 0, bf16: 0, q8_0: 68, q4_0: 36, q4_1: 40, q5_0: 68, q5_1: 72, q2_k: 44 },
-  ...{ q3_k: 38, q4_k: 40, q5_k: 72, q6_k: 70, iq4_nl: 36, iq4_xs: 36, mxfp4: 34 },
+  ...{ q3_k: 38, q4_k: 40, q5_k: 72, q6_k: 70, iq4_nl: 36, iq4_xs: 36, mxfp4: 36 },
   ...{ int4_g32: 42, int4_g64: 37, int4_g128: 37 },
 }
 

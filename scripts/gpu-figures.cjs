@@ -198,7 +198,7 @@ const RECORDS = [
   ['AWQ, GPTQ, groups of 128', 'Affine4, (Scales)5, 1'],
   ['IQ4_NL', 'Table4, (Scales)0, 2'],
   ['IQ4_XS', 'Table4, (Scales)3, 2'],
-  ['MXFP4', 'Table4, (Scales)2, 2'],
+  ['MXFP4', 'E2M1, (Scales)2, 2'],
   ['Q8_0, Q5_0', 'Signed8, (Scales)0, 2'],
   ['Q5_1', 'Signed8, (Scales)1, 2'],
   ['Q5_K', 'Signed8, (Scales)4, 2'],

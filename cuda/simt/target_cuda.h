@@ -153,6 +153,13 @@ SIMT_DEVICE float2 unpack2<f16>(std::uint32_t packed) {
   return pair;
 }
 
+// Products of pairs of bf16, rounded to nearest even; subnormal numbers count.
+SIMT_DEVICE std::uint32_t multiply_bf16x2(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0u));
+  return product;
+}
+
 // Sums of pairs of bf16, rounded to nearest even; sums whose addends are normal numbers.
 SIMT_DEVICE std::uint32_t add_bf16x2(std::uint32_t a, std::uint32_t b) {
   std::uint32_t sum;

@@ -237,6 +237,11 @@ float2 unpack2(std::uint32_t packed) {
   return {widen(static_cast<std::uint16_t>(packed)), widen(static_cast<std::uint16_t>(packed >> 16))};
 }
 
+inline std::uint32_t multiply_bf16x2(std::uint32_t a, std::uint32_t b) {
+  const float2 x = unpack2<bf16>(a), y = unpack2<bf16>(b);
+  return pack2<bf16>(x.x * y.x + 0.f, x.y * y.y + 0.f);
+}
+
 inline std::uint32_t add_bf16x2(std::uint32_t a, std::uint32_t b) {
   const float2 x = unpack2<bf16>(a), y = unpack2<bf16>(b);
   return pack2<bf16>(x.x + y.x, x.y + y.y);

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "core/float16.h"
+
 namespace hogwild {
 namespace {
 
@@ -53,7 +55,7 @@ void write_scales(const CodeInfo& info, const QuantBlock& block, int first, int 
       put_number(group, block.d);
       return put_number(groups + group, block.m);
     case Scales::kE8M0:
-      return put_byte(group, block.s[0]);
+      return put_number(group, f32_to_bf16(e8m0_to_f32(block.s[0])));
     case Scales::kF32Zero:
       put_number(group, block.f32_d);
       return put_byte(group, block.s[0]);

@@ -13,7 +13,7 @@
 //              numbers               bytes
 //   kF16       d of each group
 //   kF16Min    d of each, m of each
-//   kE8M0                            e of each group
+//   kE8M0      d of each, in bf16
 //   kF32Zero   d of each, in f32     zero of each
 //   kSuper     d                     s of each
 //   kSuperMin  d, m                  s of each, t of each
@@ -51,7 +51,7 @@ static constexpr FragmentScales fragment_scales(Scales scales, int groups) {
     case Scales::kF16Min:
       return {2 * groups, 2, 0};
     case Scales::kE8M0:
-      return {0, 2, groups};
+      return {groups, 2, 0};
     case Scales::kF32Zero:
       return {groups, 4, groups};
     case Scales::kSuper:

@@ -230,7 +230,10 @@ void quant_block(const QuantSlice& slice, int64_t row, int64_t vector) {
     for (int64_t j = i; j < i + kStep; j++) {
       for (int n = 0; n < N; n++) {
         if ((N >= kPanelVectors ? n : (int)(vector + n)) % kPanelVectors != 0) continue;
-        for (int line = 0; line < F::Codes::kLines; line++) prefetch(codes[n].from + ahead + line * kPanelLine);
+        for (int line = 0; line < F::Codes::kLines; line++) {
+          const uint8_t* next = codes[n].from + ahead + line * kPanelLine;
+          R == 1 ? prefetch(next) : prefetch_far(next);
+        }
       }
       add_group<F, 0, R, N>(j, codes, scales, table, x, sums);
       if constexpr (F::kDot == 16) add_group<F, 1, R, N>(j, codes, scales, table, x, sums);

@@ -177,6 +177,8 @@ HOGWILD_INLINE float magnitude_of(uint32_t bits) {
 }
 
 HOGWILD_INLINE void prefetch(const void* address) { __builtin_prefetch(address); }
+// What is read so much later that the nearest cache would have lost it.
+HOGWILD_INLINE void prefetch_far(const void* address) { __builtin_prefetch(address, 0, 2); }
 
 // ---- arithmetic -------------------------------------------------------------------------------------
 

@@ -20,8 +20,19 @@ namespace {
 constexpr std::chrono::microseconds kSpin{50};
 constexpr int kPausesPerLook = 32;  // at the clock
 
-// A range is this share of what is left, per thread.
-constexpr std::uint32_t kRangesPerThread = 4;
+// What is taken of a share at a time, of what is left of it.
+constexpr std::uint32_t kPieces = 4;
+
+// Units [begin, end), in one word.
+struct Range {
+  std::uint32_t begin, end;
+
+  static Range of(std::uint64_t word) {
+    return {static_cast<std::uint32_t>(word >> 32), static_cast<std::uint32_t>(word)};
+  }
+  std::uint64_t word() const { return std::uint64_t{begin} << 32 | end; }
+  std::uint32_t size() const { return end - begin; }
+};
 
 void pause() {
 #if defined(__x86_64__)
@@ -53,7 +64,7 @@ int available_processors() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : shares_(static_cast<std::size_t>(threads)) {
   try {
     helpers_.reserve(threads - 1);
     for (int thread = 1; thread < threads; thread++) helpers_.emplace_back(&ThreadPool::help, this, thread);
@@ -79,13 +90,15 @@ void ThreadPool::stop() {
 }
 
 void ThreadPool::run_parallel(std::int64_t n, Call call, void* context) {
-  n_ = n;
   call_ = call;
   context_ = context;
-  const std::uint32_t section = section_.load(std::memory_order_relaxed) + 1;
   unfinished_.store(static_cast<std::uint32_t>(n), std::memory_order_relaxed);
-  ticket_.store(std::uint64_t{section} << 32 | static_cast<std::uint32_t>(n), std::memory_order_release);
-  section_.store(section, std::memory_order_release);
+  for (std::int64_t thread = 0; thread < threads(); thread++) {
+    const Range range = {static_cast<std::uint32_t>(n * thread / threads()),
+                         static_cast<std::uint32_t>(n * (thread + 1) / threads())};
+    shares_[static_cast<std::size_t>(thread)].left.store(range.word(), std::memory_order_release);
+  }
+  section_.fetch_add(1, std::memory_order_release);
   section_.notify_all();
 
   work(0);
@@ -94,15 +107,22 @@ void ThreadPool::run_parallel(std::int64_t n, Call call, void* context) {
 
 void ThreadPool::work(int thread) {
   std::uint32_t done = 0;
-  std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
-  while (const std::uint32_t left = static_cast<std::uint32_t>(ticket)) {
-    const std::uint32_t share = kRangesPerThread * static_cast<std::uint32_t>(threads());
-    const std::uint32_t take = std::max<std::uint32_t>(1, left / share);
-    if (!ticket_.compare_exchange_weak(ticket, ticket - take, std::memory_order_acquire)) continue;
-    const std::int64_t begin = n_ - left;
-    call_(context_, begin, begin + take, thread);
-    done += take;
-    ticket = ticket_.load(std::memory_order_acquire);
+  for (int i = 0; i < threads(); i++) {
+    std::atomic<std::uint64_t>& share = shares_[static_cast<std::size_t>((thread + i) % threads())].left;
+    std::uint64_t word = share.load(std::memory_order_acquire);
+    for (Range left = Range::of(word); left.size() > 0; left = Range::of(word)) {
+      const std::uint32_t take = std::max<std::uint32_t>(1, left.size() / kPieces);
+      Range taken = left, rest = left;
+      if (i == 0) {
+        taken.end = rest.begin = left.begin + take;
+      } else {
+        taken.begin = rest.end = left.end - take;
+      }
+      if (!share.compare_exchange_weak(word, rest.word(), std::memory_order_acquire)) continue;
+      call_(context_, taken.begin, taken.end, thread);
+      done += take;
+      word = share.load(std::memory_order_acquire);
+    }
   }
   if (done != 0 && unfinished_.fetch_sub(done, std::memory_order_acq_rel) == done) unfinished_.notify_one();
 }

@@ -20,12 +20,12 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int threads() const { return static_cast<int>(helpers_.size()) + 1; }
+  int threads() const { return static_cast<int>(shares_.size()); }
 
-  // Calls body(begin, end, thread) for disjoint ranges that make up [0, n), 0 <= thread < threads(), and
-  // returns when all have returned. The ranges are large at first and small at the end, so that the
-  // threads end together; which thread gets which is left to chance. One run() at a time; `body` must
-  // not throw.
+  // Calls body(begin, end, thread) for disjoint ranges that make up [0, n), n < 2^32, 0 <= thread < threads(), and
+  // returns when all have returned. Each thread goes through a part of [0, n) from its front to its end, so that what
+  // it works on lies side by side and can be brought ahead; one that has come to its end takes from the end of
+  // another's. The ranges are large at first and small at the end. One run() at a time; `body` must not throw.
   template <typename Body>
   void run(std::int64_t n, Body&& body) {
     if (n <= 1 || helpers_.empty()) {
@@ -49,15 +49,16 @@ class ThreadPool {
 
   std::vector<std::thread> helpers_;
 
-  // The section now running. Written before `ticket_` hands out its first unit, and not again before
-  // `unfinished_` has fallen to 0: so whoever holds a unit may read them.
-  std::int64_t n_ = 0;
+  // The section now running. Written before the shares hand out their first unit, and not again before `unfinished_`
+  // has fallen to 0: so whoever has taken a unit may read them, a helper that comes late from the section before too.
   Call call_ = nullptr;
   void* context_ = nullptr;
 
-  // Number of the section (high half) and its units not yet handed out (low half), in one word: a
-  // helper that comes late cannot take a unit of a section it knows nothing of.
-  alignas(64) std::atomic<std::uint64_t> ticket_{0};
+  // Of each thread: what nobody has taken yet.
+  struct alignas(64) Share {
+    std::atomic<std::uint64_t> left{0};  // a range
+  };
+  std::vector<Share> shares_;
   alignas(64) std::atomic<std::uint32_t> unfinished_{0};
   alignas(64) std::atomic<std::uint32_t> section_{0};  // helpers wait for it to change
   std::atomic<bool> stop_{false};

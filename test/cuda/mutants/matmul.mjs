@@ -148,8 +148,8 @@ export default {
     [
       'where the work is cut depends on the rows',
       product,
-      'tiles * chunks / kMinChunks, std::int64_t{1}',
-      'tiles * chunks / (params.rows > 16 ? 3 : kMinChunks), std::int64_t{1}',
+      'tiles * chunks / Operand<Weights, Tile>::kMinChunks, std::int64_t{1}',
+      'tiles * chunks / (params.rows > 16 ? 3 : 2), std::int64_t{1}',
     ],
     [
       'rows of the next row tile',

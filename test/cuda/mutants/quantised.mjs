@@ -176,7 +176,16 @@ export default {
       'scaled_unsigned(-number(1, upper),',
       'scaled_unsigned(-number(1, 0),',
     ],
-    ['small powers of two', fragments, 'e < 2 ? (e + 1) << 21 : ', ''],
+    ['powers of two in f16', fragments, 'simt::unpack2<simt::bf16>', 'simt::unpack2<simt::f16>'],
+    ['codes of E2M1 without a sign', products, '0x80008000u, magnitudes', '0u, magnitudes'],
+    ['E2M1 is not doubled', products, 'kScale = 0x7f007f00u;', 'kScale = 0x7e807e80u;'],
+    [
+      'mantissas of E2M1 are lost',
+      products,
+      'magnitudes & 0x01c001c0u',
+      'magnitudes & 0x01800180u',
+    ],
+    ['registers of E2M1 change places', products, 'word << (6 - 4 * i)', 'word << (2 + 4 * i)'],
     [
       'numbers of another output',
       fragments,
