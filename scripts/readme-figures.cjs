@@ -250,7 +250,7 @@ function hooks(report, name, folder) {
   ])
   return [
     '### Hooks',
-    `What each hook costs in a step of ${workers} workers that see each other behind ${prompt} tokens: ${model}, ${threads} threads ` +
+    `What each hook costs in a step of ${workers} workers that see each other behind ${prompt} tokens: ${model}, ${threads === 1 ? '1 thread, so that a processor is left for JavaScript,' : `${threads} threads`} ` +
       `of ${machine.processor} (${simd}), ${machine.date}, medians of ${rounds} rounds in turn, ratios within a round, \`${command}\` ` +
       `([result](${folder}bench/results/${name}.json)). The grammar's tokens are those of long JSON strings.`,
     table(['hook', 'a step, ms', 'over none'], rows),
