@@ -65,11 +65,11 @@ struct AddScaledSums {
 };
 
 // Sums of a[r][i] * b[i][j] over i, ascending, for j < cols. Every element is one chain of fma's, so the shape of the
-// block does not show in the result. Operand: float, or pairs of bf16 or of integers, of which each stands for two of
-// the terms.
-template <int R, int J, typename Operand, typename Sums>
-HOGWILD_INLINE void product_block(const Operand* const* a, const Operand* b, int64_t b_stride, const Sums& sums,
-                                  int64_t n, int64_t col, Prefetch& soon) {
+// block does not show in the result. a and b: floats, where b may be of another plain type, or pairs of bf16 or of
+// integers, of which each stands for two of the terms.
+template <int R, int J, typename A, typename B, typename Sums>
+HOGWILD_INLINE void product_block(const A* const* a, const B* b, int64_t b_stride, const Sums& sums, int64_t n,
+                                  int64_t col, Prefetch& soon) {
   decltype(sums.first(0, 0)) acc[R][J];
   for (int r = 0; r < R; r++) {
     for (int j = 0; j < J; j++) acc[r][j] = sums.first(r, col + j * kLanes);
@@ -95,9 +95,9 @@ HOGWILD_INLINE void product_block(const Operand* const* a, const Operand* b, int
   }
 }
 
-template <int R, typename Operand, typename Sums>
-void product_rows(const Operand* const* a, const Operand* b, int64_t b_stride, const Sums& sums, int64_t n,
-                  int64_t cols, Prefetch& soon) {
+template <int R, typename A, typename B, typename Sums>
+void product_rows(const A* const* a, const B* b, int64_t b_stride, const Sums& sums, int64_t n, int64_t cols,
+                  Prefetch& soon) {
   constexpr int J = R == 1 ? 8 : 4;  // enough independent fma's to hide their latency
   int64_t col = 0;
   for (; col + J * kLanes <= cols; col += J * kLanes) product_block<R, J>(a, b, b_stride, sums, n, col, soon);
@@ -108,9 +108,9 @@ void product_rows(const Operand* const* a, const Operand* b, int64_t b_stride, c
 }
 
 // `rows` <= kSpanRowBlock
-template <typename Operand, typename Sums>
-HOGWILD_INLINE void product(int64_t rows, const Operand* const* a, const Operand* b, int64_t b_stride, Sums sums,
-                            int64_t n, int64_t cols, Prefetch& soon) {
+template <typename A, typename B, typename Sums>
+HOGWILD_INLINE void product(int64_t rows, const A* const* a, const B* b, int64_t b_stride, Sums sums, int64_t n,
+                            int64_t cols, Prefetch& soon) {
   if constexpr (kSpanRowBlock == 6) {
     if (rows == 6) return product_rows<6>(a, b, b_stride, sums, n, cols, soon);
     if (rows == 4) return product_rows<4>(a, b, b_stride, sums, n, cols, soon);
@@ -258,16 +258,27 @@ HOGWILD_INLINE void for_each_run(const Run* runs, int64_t n, Add&& add) {
   }
 }
 
-// How the products get at a page's keys: converted to f32 in a tile of scratch memory ...
+// For up to so many rows elements are converted as a product meets them, in each block of rows again: cheaper than to
+// store them and read them back.
+template <typename T>
+constexpr int64_t kDirectRows = kConvertsFast<T> ? 3 * kSpanRowBlock : 0;
+template <>
+constexpr int64_t kDirectRows<float> = INT64_MAX;
+
+// How the products get at a page's keys: as they lie, or converted to f32 in a tile of scratch memory ...
 template <typename Rows>
 struct Keys {
+  using Element = typename Rows::Element;
   static constexpr int64_t kDepth = 1;  // elements of a row that an operand of the product holds
 
-  const float* operands;  // [D, P]
+  const Element* direct;  // [D, P], or null
+  const float* staged;    // [D, P]
 
-  // Of the slots [begin, end), whole vectors.
-  HOGWILD_INLINE Keys(const char* head, int64_t head_dim, int64_t begin, int64_t end, float* tile) : operands(tile) {
-    stage((const typename Rows::Element*)head + begin, head_dim, end - begin, kPageSize, tile + begin, kPageSize);
+  // For `rows` rows, of the slots [begin, end), whole vectors.
+  HOGWILD_INLINE Keys(const char* head, int64_t head_dim, int64_t rows, int64_t begin, int64_t end, float* tile)
+      : direct(rows <= kDirectRows<Element> ? (const Element*)head : nullptr), staged(tile) {
+    if (direct) return;
+    stage((const Element*)head + begin, head_dim, end - begin, kPageSize, tile + begin, kPageSize);
   }
 
   // To what the product takes, in place.
@@ -276,24 +287,39 @@ struct Keys {
   // scores[r] = <queries[r], key> of `cols` slots from `begin` on.
   HOGWILD_INLINE void score(int64_t n, const float* const* queries, int64_t head_dim, int64_t begin, int64_t cols,
                             float* const* scores, Prefetch& soon) const {
-    product(n, queries, operands + begin, kPageSize, SetSums{scores}, head_dim, cols, soon);
+    if (direct) {
+      product(n, queries, direct + begin, kPageSize, SetSums{scores}, head_dim, cols, soon);
+    } else {
+      product(n, queries, staged + begin, kPageSize, SetSums{scores}, head_dim, cols, soon);
+    }
   }
 };
 
 // ... and its values.
 template <typename Rows>
 struct Values {
+  using Element = typename Rows::Element;
   static constexpr int64_t kDepth = 1;
+
+  const Element* direct;  // [P, D], or null
+  const float* staged;    // [P, stride]
+  int64_t head_dim, cols, stride;
+
+  // For `rows` rows, of the slots [begin, end); `cols`: D in whole vectors.
+  HOGWILD_INLINE Values(const char* head, int64_t head_dim, int64_t rows, int64_t begin, int64_t end, int64_t cols,
+                        float* tile)
+      : direct(rows <= kDirectRows<Element> && cols == head_dim ? (const Element*)head : nullptr),
+        staged(tile),
+        head_dim(head_dim),
+        cols(cols),
+        stride(padded_head_dim(head_dim)) {
+    if (direct) return;
+    stage((const Element*)head + begin * head_dim, end - begin, head_dim, head_dim, tile + begin * stride, stride);
+  }
 
   // out[r] += sum of weights[r][i] * value i over the keys [rows[r].begin, rows[r].end), all within [begin, end). What
   // only some rows see is left to each alone: a value that a row must not see does not touch it, not even as 0 * NaN.
-  static HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, const char* head, int64_t begin, int64_t end,
-                                 int64_t head_dim, int64_t value_cols, float* tile, bool is_staged, Prefetch& soon) {
-    const int64_t stride = padded_head_dim(head_dim);
-    if (!is_staged) {
-      stage((const typename Rows::Element*)head + begin * head_dim, end - begin, head_dim, head_dim,
-            tile + begin * stride, stride);
-    }
+  HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, Prefetch& soon) const {
     Run runs[kSpanRowBlock];
     for (int64_t r = 0; r < n; r++) runs[r] = {rows[r].begin, rows[r].end};
     for_each_run(runs, n, [&](int64_t first_row, int64_t n_rows, Run run) __attribute__((always_inline)) {
@@ -303,7 +329,12 @@ struct Values {
         weights[r] = rows[first_row + r].scores + run.begin;
         out[r] = rows[first_row + r].state + kStateValues;
       }
-      product(n_rows, weights, tile + run.begin * stride, stride, AddSums{out}, run.end - run.begin, value_cols, soon);
+      const int64_t length = run.end - run.begin;
+      if (direct) {
+        product(n_rows, weights, direct + run.begin * head_dim, head_dim, AddSums{out}, length, cols, soon);
+      } else {
+        product(n_rows, weights, staged + run.begin * stride, stride, AddSums{out}, length, cols, soon);
+      }
     });
   }
 };
@@ -322,7 +353,7 @@ struct Keys<KeyRows<Bf16, true>> {
 
   const Bf16Pair* operands;  // [D / 2, P]
 
-  HOGWILD_INLINE Keys(const char* head, int64_t, int64_t, int64_t, float*) : operands((const Bf16Pair*)head) {}
+  HOGWILD_INLINE Keys(const char* head, int64_t, int64_t, int64_t, int64_t, float*) : operands((const Bf16Pair*)head) {}
 
   static HOGWILD_INLINE void pack_query(float* query, int64_t head_dim) { pack_bf16(query, 0, head_dim); }
 
@@ -338,11 +369,16 @@ template <>
 struct Values<ValueRows<Bf16, true>> {
   static constexpr int64_t kDepth = 2;
 
+  const Bf16Pair* values;  // [P / 2, D]
+  int64_t head_dim;
+  float* tile;
+
+  HOGWILD_INLINE Values(const char* head, int64_t head_dim, int64_t, int64_t, int64_t, int64_t, float* tile)
+      : values((const Bf16Pair*)head), head_dim(head_dim), tile(tile) {}
+
   // A row's pairs are the same and come in the same order whoever else is in the block. Of a pair that it sees half
   // of, the other half counts as 0.
-  static HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, const char* head, int64_t, int64_t, int64_t head_dim,
-                                 int64_t value_cols, float* tile, bool, Prefetch& soon) {
-    const Bf16Pair* values = (const Bf16Pair*)head;
+  HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, Prefetch& soon) const {
     for (int64_t r = 0; r < n; r++) pack_bf16(rows[r].scores, rows[r].first_lane(), rows[r].end_lane());
     const auto add_run = [&](int64_t first_row, int64_t n_rows, const Bf16Pair* from,
                              Run run) __attribute__((always_inline)) {
@@ -352,7 +388,7 @@ struct Values<ValueRows<Bf16, true>> {
         weights[r] = (const Bf16Pair*)rows[first_row + r].scores + run.begin;
         out[r] = rows[first_row + r].state + kStateValues;
       }
-      product(n_rows, weights, from, head_dim, AddSums{out}, run.end - run.begin, value_cols, soon);
+      product(n_rows, weights, from, head_dim, AddSums{out}, run.end - run.begin, head_dim, soon);
     };
     const auto add_half = [&](int64_t row, int64_t pair, uint32_t mask) __attribute__((always_inline)) {
       Bf16Pair* half = (Bf16Pair*)tile;
@@ -387,7 +423,7 @@ struct Keys<KeyRows<Int8, true>> {
   const Int16Pair* operands;  // [D / 2, P]
   const float* scales;        // [P]
 
-  HOGWILD_INLINE Keys(const char* head, int64_t head_dim, int64_t begin, int64_t end, float* tile)
+  HOGWILD_INLINE Keys(const char* head, int64_t head_dim, int64_t, int64_t begin, int64_t end, float* tile)
       : operands((const Int16Pair*)tile), scales(scales_of(head, head_dim)) {
     stage((const Int8*)head + 2 * begin, head_dim / 2, end - begin, kPageSize, (Int16Pair*)tile + begin, kPageSize);
   }
@@ -420,23 +456,33 @@ struct Values<ValueRows<Int8, true>> {
   static constexpr float kGreatest = 65535, kOffset = 32768;
   static_assert(kPageSize * 128 * (int64_t)(kGreatest + kOffset) < INT32_MAX);
 
-  static HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, const char* head, int64_t begin, int64_t end,
-                                 int64_t head_dim, int64_t value_cols, float* tile, bool is_staged, Prefetch& soon) {
-    const int64_t stride = padded_head_dim(head_dim);
-    const int64_t first_pair = begin / 2, end_pair = (end + 1) / 2;
-    int32_t* offsets = (int32_t*)tile;  // [D], then pairs [P / 2, D]
-    Int16Pair* values = (Int16Pair*)tile + (1 + first_pair) * stride;
-    if (!is_staged) {
-      const int64_t pairs = end_pair - first_pair;
-      stage((const Int8*)head + 2 * first_pair * head_dim, pairs, head_dim, head_dim, values, stride);
-      const ShortVec ones = broadcast(kOnes);
-      for (int64_t d = 0; d < value_cols; d += kLanes) {
-        PairSums sums = {};
-        for (int64_t pair = 0; pair < pairs; pair++) sums = fma(ones, load(values + pair * stride + d), sums);
-        store(offsets + d, total(sums) * (int32_t)kOffset);
-      }
+  const Int16Pair* values;  // [pairs from the first one, stride]
+  const int32_t* offsets;   // [D]
+  const float* scales;      // [P]
+  int64_t first_pair, end_pair, cols, stride;
+
+  HOGWILD_INLINE Values(const char* head, int64_t head_dim, int64_t, int64_t begin, int64_t end, int64_t cols,
+                        float* tile)
+      : scales(scales_of(head, head_dim)),
+        first_pair(begin / 2),
+        end_pair((end + 1) / 2),
+        cols(cols),
+        stride(padded_head_dim(head_dim)) {
+    int32_t* sums_of_codes = (int32_t*)tile;
+    Int16Pair* pairs = (Int16Pair*)tile + stride;
+    const int64_t n = end_pair - first_pair;
+    stage((const Int8*)head + 2 * first_pair * head_dim, n, head_dim, head_dim, pairs, stride);
+    const ShortVec ones = broadcast(kOnes);
+    for (int64_t d = 0; d < cols; d += kLanes) {
+      PairSums sums = {};
+      for (int64_t pair = 0; pair < n; pair++) sums = fma(ones, load(pairs + pair * stride + d), sums);
+      store(sums_of_codes + d, total(sums) * (int32_t)kOffset);
     }
-    const float* scales = scales_of(head, head_dim);
+    values = pairs;
+    offsets = sums_of_codes;
+  }
+
+  HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, Prefetch& soon) const {
     const Int16Pair* weights[kSpanRowBlock];
     float* out[kSpanRowBlock];
     float factors[kSpanRowBlock];
@@ -453,7 +499,7 @@ struct Values<ValueRows<Int8, true>> {
       weights[r] = packed + first_pair;
       out[r] = row.state + kStateValues;
     }
-    product(n, weights, values, stride, AddScaledSums{out, factors, offsets}, end_pair - first_pair, value_cols, soon);
+    product(n, weights, values, stride, AddScaledSums{out, factors, offsets}, end_pair - first_pair, cols, soon);
   }
 
  private:
@@ -534,7 +580,7 @@ void attention_span(const AttentionSpan& span) {
     for (int64_t r = 0; r < rows; r++) s[r] += first_col;
     with_rows<KeyRows>(shape.key_format, head_dim, [&](auto layout) {
       using PageKeys = Keys<decltype(layout)>;
-      const PageKeys keys(page_keys, head_dim, first_col, first_col + key_cols, tile);
+      const PageKeys keys(page_keys, head_dim, rows, first_col, first_col + key_cols, tile);
       Prefetch soon = prefetch_head(page_values, shape.value_format, head_dim / PageKeys::kDepth, key_cols);
       for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
         const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
@@ -542,14 +588,17 @@ void attention_span(const AttentionSpan& span) {
       }
     });
 
-    const int64_t next = page + 1 < seen_pages ? page + 1 : page;
+    const char* next_keys =
+        page + 1 < end_page ? keys_of(page + 1)
+                            : page_head(span.layer->keys, shape, shape.key_format, span.next_page, span.next_kv_head);
     with_rows<ValueRows>(shape.value_format, head_dim, [&](auto layout) {
       using PageValues = Values<decltype(layout)>;
-      Prefetch soon = prefetch_head(keys_of(next), shape.key_format, (end - begin) / PageValues::kDepth, value_cols);
+      const PageValues values(page_values, head_dim, rows, begin, end, value_cols, tile);
+      Prefetch soon = prefetch_head(next_keys, shape.key_format, (end - begin) / PageValues::kDepth, value_cols);
       for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
         const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
         softmax_update(seeing + r, n, span.softcap, value_cols);
-        PageValues::add(seeing + r, n, page_values, begin, end, head_dim, value_cols, tile, r > 0, soon);
+        values.add(seeing + r, n, soon);
       }
     });
   }

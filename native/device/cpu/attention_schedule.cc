@@ -33,6 +33,10 @@ Spans spans_seen(const AttentionParams& p, const PlanSegment& segment, const Que
   return {(segment.first_slot + first) / kSpanTokens, ceil_div(segment.first_slot + range.limit, kSpanTokens)};
 }
 
+std::int64_t first_page_of(const StepView& step, const PlanSegment& segment, std::int64_t span) {
+  return step.plan.pages[segment.first_page + span * kSpanPages];
+}
+
 // The spans from the first to the last that one of several ranges sees.
 void include(Spans& spans, const Spans& more) {
   if (more.count() == 0) return;
@@ -56,6 +60,8 @@ AttentionSpan AttentionSchedule::make_span(const AttentionParams& p, const StepV
           .pages = step.plan.pages.data() + segment.first_page,
           .first_slot = segment.first_slot,
           .first_page = span * kSpanPages,
+          .next_page = first_page_of(step, segment, span),
+          .next_kv_head = kv_head,
           .rows = nullptr,
           .n_rows = 0,
           .scratch = nullptr};
@@ -161,6 +167,11 @@ void AttentionSchedule::run_by_span(const AttentionParams& p, const StepView& st
       }
       if (thread.rows.empty()) continue;  // between two windows
       AttentionSpan span = make_span(p, step, segment, unit.kv_head, unit.span);
+      if (u + 1 < std::ssize(units_)) {
+        const SpanUnit& next = units_[u + 1];
+        span.next_page = first_page_of(step, step.plan.segments[next.segment], next.span);
+        span.next_kv_head = next.kv_head;
+      }
       span.scratch = thread.floats.get<float>(0);
       run_span(span, thread);
     }
@@ -247,6 +258,7 @@ void AttentionSchedule::run_by_rows(const AttentionParams& p, const StepView& st
           }
           if (thread.rows.empty()) continue;  // between two windows
           AttentionSpan span = make_span(p, step, segment, unit.kv_head, span_index);
+          if (span_index + 1 < spans.end) span.next_page = first_page_of(step, segment, span_index + 1);
           span.scratch = scratch;
           run_span(span, thread);
           for (const AttentionRow& row : thread.rows) {

@@ -275,14 +275,15 @@ std::int64_t CpuDevice::packed_bytes(XForm form, const MatmulParams& p) {
 const void* CpuDevice::pack_x(XForm form, const std::int32_t* columns, const MatmulParams& p, std::byte* to) {
   if (form == XForm::kF32) return p.x;
   const float* x = static_cast<const float*>(p.x);
-  const std::int64_t unit = form == XForm::kBF16 ? kPackedRows : 1;
-  for_rows(pool_, ceil_div(p.rows, unit), unit * p.k, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t first = begin * unit, last = std::min(end * unit, p.rows);
-    if (form == XForm::kBF16) {
-      kernels_.pack_x(x, p.rows, p.k, first, last, to);
-    } else {
-      level_.quant->pack_x(x, p.rows, p.k, columns, form == XForm::kGroups16 ? 16 : 32, first, last, to);
-    }
+  if (form == XForm::kBF16) {
+    for_rows(pool_, ceil_div(p.rows, kPackedRows), kPackedRows * p.k, [&](std::int64_t begin, std::int64_t end) {
+      kernels_.pack_x(x, p.rows, p.k, begin * kPackedRows, std::min(end * kPackedRows, p.rows), to);
+    });
+    return to;
+  }
+  const std::int64_t blocks = level_.quant->row_blocks(p.rows), group = form == XForm::kGroups16 ? 16 : 32;
+  for_rows(pool_, blocks * (p.k / 32), ceil_div(p.rows, blocks) * 32, [&](std::int64_t begin, std::int64_t end) {
+    level_.quant->pack_x(x, p.rows, p.k, columns, group, begin, end, to);
   });
   return to;
 }

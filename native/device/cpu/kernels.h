@@ -59,7 +59,8 @@ struct AttentionSpan {
   int64_t kv_head;
   const int64_t* pages;  // of the segment, from its first page
   int64_t first_slot;
-  int64_t first_page;  // of the span; it ends kSpanPages later or with the segment
+  int64_t first_page;               // of the span; it ends kSpanPages later or with the segment
+  int64_t next_page, next_kv_head;  // in the pool: what the thread reads behind the span, brought into the cache
   const AttentionRow* rows;
   int64_t n_rows;  // <= kMaxSpanRows
   float* scratch;  // [span_scratch_size(n_rows, D)], aligned to 64 bytes

@@ -20,6 +20,8 @@ namespace hogwild {
 namespace {
 
 #if defined(__AMX_INT8__)
+int64_t row_blocks(int64_t rows) { return uses_tiles(rows) ? tile_row_blocks(rows) : quant_row_blocks(rows); }
+
 void pack_x(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t group, int64_t begin, int64_t end,
             void* packed) {
   if (uses_tiles(rows)) return pack_x_for_tiles(x, rows, k, columns, group, begin, end, packed);
@@ -33,6 +35,8 @@ void quant_matmul(const QuantSlice& slice) {
   quant_matmul_vectors<F>(slice);
 }
 #else
+int64_t row_blocks(int64_t rows) { return quant_row_blocks(rows); }
+
 constexpr auto pack_x = pack_x_for_vectors;
 
 int64_t scratch_bytes(int64_t, int64_t) { return 0; }
@@ -88,6 +92,7 @@ void matmul(const QuantSlice& slice) {
 
 extern const QuantKernels HOGWILD_CONCAT(kQuantKernels_, HOGWILD_SIMD);
 const QuantKernels HOGWILD_CONCAT(kQuantKernels_, HOGWILD_SIMD) = {
+    .row_blocks = row_blocks,
     .pack_x = pack_x,
     .scratch_bytes = scratch_bytes,
     .matmul = matmul,

@@ -40,8 +40,11 @@ struct QuantSlice {
 };
 
 struct QuantKernels {
-  // Rows [begin, end) of x [rows, k] into `packed`, its columns in the order of Matrix::columns; `group`: 16 or 32. A
-  // row that holds NaN or infinity gives NaN; groups of 32 columns whose magnitude is below 2^-100 count as zeros.
+  // Packed x has the rows in so many blocks, one behind the other.
+  int64_t (*row_blocks)(int64_t rows);
+  // [begin, end) of the (block, 32 columns), in this order, of x [rows, k], into `packed`, its columns in the order of
+  // Matrix::columns; `group`: 16 or 32. A row that holds NaN or infinity gives NaN; groups of 32 columns whose
+  // magnitude is below 2^-100 count as zeros.
   void (*pack_x)(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t group, int64_t begin,
                  int64_t end, void* packed);
   int64_t (*scratch_bytes)(int64_t rows, int64_t k);  // what matmul needs

@@ -66,20 +66,18 @@ HOGWILD_INLINE void pack_group(const int32_t* codes, float scale, int64_t group,
 
 void pack_x_for_vectors(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t group, int64_t begin,
                         int64_t end, void* packed) {
-  const int64_t blocks = quant_row_blocks(rows);
+  const int64_t blocks = quant_row_blocks(rows), groups = k / 32;
   const int64_t small = rows / blocks, larger = rows % blocks;  // that many blocks have a row more
-  const int64_t row_words = k / 32 * packed_words(group);
-  for (int64_t block = 0, first = 0; block < blocks; block++) {
+  for (int64_t i = begin; i < end; i++) {
+    const int64_t block = i / groups, column = i % groups * 32;
     const int64_t stride = small + (block < larger ? 1 : 0);
-    for (int64_t r = first > begin ? first : begin; r < first + stride && r < end; r++) {
-      uint32_t* words = (uint32_t*)packed + first * row_words + (r - first);
-      for (int64_t i = 0; i < k; i += 32, words += stride * packed_words(group)) {
-        int32_t codes[32];
-        const float scale = round_group(x + r * k, columns, i, codes);
-        pack_group(codes, scale, group, stride, words);
-      }
+    const int64_t first = block * small + (block < larger ? block : larger);
+    uint32_t* words = (uint32_t*)packed + (first * groups + i % groups * stride) * packed_words(group);
+    for (int64_t r = 0; r < stride; r++) {
+      int32_t codes[32];
+      const float scale = round_group(x + (first + r) * k, columns, column, codes);
+      pack_group(codes, scale, group, stride, words + r);
     }
-    first += stride;
   }
 }
 
@@ -208,8 +206,12 @@ void quant_block(const QuantSlice& slice, int64_t row, int64_t vector) {
   uint8_t table[16];
   F::make_table(table);
 
+  // A panel is prefetched from its first line on, scales and codes, while the one before it is worked on.
+  constexpr int64_t kLines = lines_per_group(F::kInfo);
+  constexpr int64_t kPanels = N < kPanelVectors ? 1 : N / kPanelVectors;
   typename F::Codes codes[N];
   typename F::Scales scales[N];
+  const uint8_t* soon[N];
   for (int n = 0; n < N; n++) {
     // Vectors behind the slice read the last panel; nobody writes what they make of it.
     const int64_t wanted = (vector + n) / kPanelVectors, part = (vector + n) % kPanelVectors;
@@ -217,9 +219,8 @@ void quant_block(const QuantSlice& slice, int64_t row, int64_t vector) {
     codes[n].from = panel + codes_at + part * (int64_t)sizeof(Vec);
     scales[n].from = panel;
     scales[n].lane = part * kLanes;
+    soon[n] = panel + kPanels * panel_size;
   }
-  constexpr int64_t kPanels = N < kPanelVectors ? 1 : N / kPanelVectors;
-  const int64_t ahead = kPanels * panel_size;  // the next block's codes
   constexpr int64_t kStep = F::Scales::kSuperColumns > 0 ? F::Scales::kSuperColumns / 32 : 1;
 
   Vec sums[R][N] = {};
@@ -230,9 +231,8 @@ void quant_block(const QuantSlice& slice, int64_t row, int64_t vector) {
     for (int64_t j = i; j < i + kStep; j++) {
       for (int n = 0; n < N; n++) {
         if ((N >= kPanelVectors ? n : (int)(vector + n)) % kPanelVectors != 0) continue;
-        for (int line = 0; line < F::Codes::kLines; line++) {
-          const uint8_t* next = codes[n].from + ahead + line * kPanelLine;
-          R == 1 ? prefetch(next) : prefetch_far(next);
+        for (int line = 0; line < kLines; line++, soon[n] += kPanelLine) {
+          R == 1 ? prefetch(soon[n]) : prefetch_far(soon[n]);
         }
       }
       add_group<F, 0, R, N>(j, codes, scales, table, x, sums);

@@ -15,6 +15,8 @@ constexpr bool uses_tiles(int64_t rows) { return rows >= kLeastTileRows; }
 // Rows in tiles: whole vectors of loads, zeros behind the last row.
 constexpr int64_t padded_rows(int64_t rows) { return (rows + 3) / 4 * 4; }
 
+constexpr int64_t tile_row_blocks(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+
 // 32-bit words of packed x per row and 32 columns: bytes [rows][32] high, then low, scales [rows], scaled sums of codes
 // [32 / group][rows].
 constexpr int64_t tiled_words(int64_t group) { return 17 + 32 / group; }
@@ -22,14 +24,17 @@ static_assert(tiled_words(32) <= packed_words(32) && tiled_words(16) <= packed_w
 
 void pack_x_for_tiles(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t group, int64_t begin,
                       int64_t end, void* packed) {
-  for (int64_t row = begin; row < end; row++) {
-    const int64_t first = row / kTileRows * kTileRows, r = row - first;
+  const int64_t groups = k / 32;
+  for (int64_t i = begin; i < end; i++) {
+    const int64_t first = i / groups * kTileRows, column = i % groups * 32;
     const int64_t n = rows - first < kTileRows ? rows - first : kTileRows;
     const int64_t stride = padded_rows(n);
-    uint32_t* words = (uint32_t*)packed + first * (k / 32) * tiled_words(group);
-    for (int64_t i = 0; i < k; i += 32, words += stride * tiled_words(group)) {
+    uint32_t* words = (uint32_t*)packed + (first * groups + i % groups * stride) * tiled_words(group);
+    float* scales = (float*)words + 16 * stride;
+    float* sums = scales + stride;
+    for (int64_t r = 0; r < n; r++) {
       int32_t codes[32];
-      const float scale = round_group(x + row * k, columns, i, codes);
+      scales[r] = round_group(x + (first + r) * k, columns, column, codes);
       uint8_t* bytes = (uint8_t*)words + 32 * r;
       for (int64_t half = 0; half < 2; half++) {
         const IntVec integers = load(codes + 16 * half);
@@ -38,17 +43,13 @@ void pack_x_for_tiles(const float* x, int64_t rows, int64_t k, const int32_t* co
         _mm_storeu_si128((__m128i*)(bytes + 32 * stride + 16 * half),
                          _mm512_cvtepi32_epi8((__m512i)(integers - (high << 7))));
       }
-      float* scales = (float*)words + 16 * stride;
-      float* sums = scales + stride;
-      scales[r] = scale;
-      for (int64_t s = 0; s < 32 / group; s++) sums[s * stride + r] = (float)sum_of_codes(codes, s, group) * scale;
-      if (r < n - 1) continue;
-      for (int64_t behind = n; behind < stride; behind++) {
-        memset((uint8_t*)words + 32 * behind, 0, 32);
-        memset((uint8_t*)words + 32 * (stride + behind), 0, 32);
-        scales[behind] = 0;
-        for (int64_t s = 0; s < 32 / group; s++) sums[s * stride + behind] = 0;
-      }
+      for (int64_t s = 0; s < 32 / group; s++) sums[s * stride + r] = (float)sum_of_codes(codes, s, group) * scales[r];
+    }
+    for (int64_t behind = n; behind < stride; behind++) {
+      memset((uint8_t*)words + 32 * behind, 0, 32);
+      memset((uint8_t*)words + 32 * (stride + behind), 0, 32);
+      scales[behind] = 0;
+      for (int64_t s = 0; s < 32 / group; s++) sums[s * stride + behind] = 0;
     }
   }
 }

@@ -104,6 +104,14 @@ HOGWILD_INLINE Vec load(const F16* from) {
 #endif
 }
 
+// Whether a vector is converted to f32 by an instruction or two.
+template <typename T>
+constexpr bool kConvertsFast = true;
+#if !defined(__AVX512F__) && !defined(__F16C__) && !defined(__ARM_NEON)
+template <>
+constexpr bool kConvertsFast<F16> = false;
+#endif
+
 // The first `n` < kLanes elements; zeros behind them.
 template <typename T>
 HOGWILD_INLINE Vec load_partial(const T* from, int64_t n) {
