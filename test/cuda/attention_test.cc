@@ -229,6 +229,64 @@ Case random_case(std::uint64_t seed, std::int64_t width, KvFormat format, const 
   return c;
 }
 
+// ---- a step by hand ---------------------------------------------------------------------------------
+
+// A step that has no segments yet, with one kv head.
+Case empty_step(std::uint64_t seed, std::int64_t width, std::int64_t tokens, std::int64_t group) {
+  Case c = random_case(seed, width, KvFormat::kBF16, {.max_kv_heads = 1, .max_segments = 0});
+  c.group = group;
+  c.tokens = tokens;
+  c.deterministic = false;
+  c.more_tokens = 0;
+  c.sinks.clear();
+  Rng rng(seed);
+  std::normal_distribution<float> normal;
+  c.q.resize(static_cast<std::size_t>(c.tokens * c.query_heads() * c.shape.head_dim));
+  for (float& x : c.q) x = rounded(c.dtype, 1.5f * normal(rng));
+  return c;
+}
+
+// One more segment, and who sees it: in ascending token order.
+void add_segment(Case& c, std::int32_t first_slot, std::int64_t length, const std::vector<QueryRange>& query_ranges) {
+  c.segments.push_back({.first_page = std::ssize(c.pages),
+                        .first_slot = first_slot,
+                        .length = length,
+                        .first_query_range = std::ssize(c.query_ranges),
+                        .n_query_ranges = std::ssize(query_ranges)});
+  c.query_ranges.insert(c.query_ranges.end(), query_ranges.begin(), query_ranges.end());
+  for (std::int64_t slot = 0; slot < first_slot + length; slot += kPageSize) c.pages.push_back(std::ssize(c.pages));
+}
+
+// When all segments are there: views, in the order of the plan, and keys and values that are zero.
+void add_views_and_pools(Case& c) {
+  std::vector<std::vector<std::int64_t>> ranges_of(static_cast<std::size_t>(c.tokens));
+  for (std::size_t i = 0; i < c.query_ranges.size(); ++i) {
+    ranges_of[c.query_ranges[i].token].push_back(static_cast<std::int64_t>(i));
+  }
+  c.token_query_ranges_at = {0};
+  for (const std::vector<std::int64_t>& ranges : ranges_of) {
+    c.token_query_ranges.insert(c.token_query_ranges.end(), ranges.begin(), ranges.end());
+    c.token_query_ranges_at.push_back(std::ssize(c.token_query_ranges));
+  }
+  c.keys = c.values = Pool(c.shape, KvFormat::kBF16, std::ssize(c.pages), 0);
+}
+
+// The same with pages in another order, random keys and values, and NaN wherever there is no token.
+void add_views_and_tokens(Case& c, std::uint64_t seed) {
+  add_views_and_pools(c);
+  std::reverse(c.pages.begin(), c.pages.end());
+  Rng rng(seed);
+  for (Pool* pool : {&c.keys, &c.values}) {
+    std::fill(pool->bytes.begin(), pool->bytes.end(), std::uint8_t{0xff});
+    for (const PlanSegment& segment : c.segments) {
+      for (std::int64_t t = 0; t < segment.length; ++t) {
+        const auto [page, slot] = c.place(segment, t);
+        fill_row(*pool, page, 0, slot, rng);
+      }
+    }
+  }
+}
+
 // ---- the definition ---------------------------------------------------------------------------------
 
 struct Expected {
@@ -608,6 +666,76 @@ TEST(outputs_in_many_parts_equal_the_definition) {
 
 // ---- deterministic ----------------------------------------------------------------------------------
 
+// Windows that begin within a piece: the second one of a segment, and the first one of another. Pieces end where they
+// would end for all, and their slots are counted from the first one that is seen.
+TEST(windows_that_begin_within_pieces_equal_the_definition) {
+  for (const std::int64_t width : tested_widths()) {
+    Case c = empty_step(1200, width, 2, 3);
+    c.deterministic = true;
+    c.window = 700;
+    for (const std::int64_t length : {1500, 880}) {
+      add_segment(
+          c, 40, length,
+          {{.token = 0, .limit = length, .distance = length}, {.token = 1, .limit = length, .distance = length + 60}});
+    }
+    add_segment(c, 0, 30, {{.token = 0, .limit = 30, .distance = 30}, {.token = 1, .limit = 30, .distance = 31}});
+    add_views_and_tokens(c, 1200);
+    c.name = "windows within pieces, rows of " + std::to_string(width);
+    check_case(c);
+  }
+}
+
+// Without a window that is so where a tile is half a page, and the segment begins in the second half of one.
+TEST(segments_that_begin_within_pieces_equal_the_definition) {
+  for (const std::int64_t width : tested_widths()) {
+    if (width <= 128) continue;
+    Case c = empty_step(1210, width, 1, 2);
+    c.deterministic = true;
+    add_segment(c, 40, 600, {{.token = 0, .limit = 600, .distance = 600}});
+    add_views_and_tokens(c, 1210);
+    c.name = "a segment within a piece, rows of " + std::to_string(width);
+    check_case(c);
+  }
+}
+
+// Row tiles that see other pieces than each other, taken one by one or at once. Each has rows of two tokens, and the
+// second token, of which both have some, sees nothing of the first segment.
+TEST(row_tiles_with_pieces_of_their_own_equal_the_definition) {
+  Case c = empty_step(1220, tested_widths().front(), 3, 33);
+  c.deterministic = true;
+  c.window = 100;
+  add_segment(c, 7, 1300,
+              {{.token = 0, .limit = 1300, .distance = 700},
+               {.token = 1, .limit = 640, .distance = 760},
+               {.token = 2, .limit = 1300, .distance = 1300}});
+  add_segment(c, 0, 600,
+              {{.token = 0, .limit = 100, .distance = 100},
+               {.token = 1, .limit = 560, .distance = 560},
+               {.token = 2, .limit = 600, .distance = 650}});
+  add_views_and_tokens(c, 1220);
+  for (const std::size_t max_partial_bytes : {std::size_t{1}, std::size_t{1} << 30}) {
+    c.max_partial_bytes = max_partial_bytes;
+    c.name = "row tiles with pieces of their own, partial results of " + std::to_string(max_partial_bytes) + " bytes";
+    check_case(c);
+  }
+}
+
+// Views of more segments than a warp has lanes, which takes them in two rounds, or three. At the ends of rounds are
+// segments of two pieces.
+TEST(views_of_many_segments_equal_the_definition) {
+  Case c = empty_step(1230, tested_widths().front(), 2, 2);
+  c.deterministic = true;
+  for (std::int32_t s = 0; s < 70; ++s) {
+    const std::int64_t length = s == 31 || s == 32 || s == 64 ? kPieceSlots + 10 : 3;
+    std::vector<QueryRange> query_ranges = {{.token = 0, .limit = length, .distance = length}};
+    if (s % 2 == 0) query_ranges.push_back({.token = 1, .limit = length, .distance = length});
+    add_segment(c, s % 5, length, query_ranges);
+  }
+  add_views_and_tokens(c, 1230);
+  c.name = "views of 70 and 35 segments";
+  check_case(c);
+}
+
 // The same step with some of its tokens, in this order: the plan has the segments that they see, in the order in which
 // they come across them.
 Case some_tokens(const Case& c, const std::vector<std::int64_t>& tokens) {
@@ -772,43 +900,24 @@ struct Teams {
 };
 
 Case step_of(const Teams& teams) {
-  Case c = random_case(1100, tested_widths().front(), KvFormat::kBF16, {.max_kv_heads = 1, .max_segments = 0});
-  c.shape.kv_heads = 1;
-  c.group = teams.group;
-  c.window = teams.window;
-  c.sinks.clear();
-  c.more_tokens = 0;
-  c.deterministic = false;
   const std::int64_t team_tokens = teams.workers * teams.tokens;
-  c.tokens = teams.teams * team_tokens;
-  c.q.assign(static_cast<std::size_t>(c.tokens * c.group * c.shape.head_dim), 0.5f);
-  std::vector<std::vector<std::int64_t>> ranges_of(c.tokens);
+  Case c = empty_step(1100, tested_widths().front(), teams.teams * team_tokens, teams.group);
+  c.window = teams.window;
   const auto add = [&](std::int64_t team, std::int64_t owner, std::int64_t length) {
-    PlanSegment segment = {.first_page = std::ssize(c.pages),
-                           .first_slot = 0,
-                           .length = length,
-                           .first_query_range = std::ssize(c.query_ranges),
-                           .n_query_ranges = team_tokens};
+    std::vector<QueryRange> query_ranges;
     for (std::int64_t i = 0; i < team_tokens; ++i) {
       const std::int64_t worker = i / teams.tokens, left = teams.tokens - 1 - i % teams.tokens;
-      ranges_of[team * team_tokens + i].push_back(std::ssize(c.query_ranges));
-      c.query_ranges.push_back({.token = static_cast<std::int32_t>(team * team_tokens + i),
-                                .limit = worker == owner ? length - left : length,
-                                .distance = length + teams.own * worker - left});
+      query_ranges.push_back({.token = static_cast<std::int32_t>(team * team_tokens + i),
+                              .limit = worker == owner ? length - left : length,
+                              .distance = length + teams.own * worker - left});
     }
-    for (std::int64_t slot = 0; slot < length; slot += kPageSize) c.pages.push_back(std::ssize(c.pages));
-    c.segments.push_back(segment);
+    add_segment(c, 0, length, query_ranges);
   };
   for (std::int64_t team = 0; team < teams.teams; ++team) {
     add(team, -1, teams.common);
     for (std::int64_t worker = 0; worker < teams.workers; ++worker) add(team, worker, teams.own);
   }
-  c.token_query_ranges_at = {0};
-  for (const std::vector<std::int64_t>& ranges : ranges_of) {
-    c.token_query_ranges.insert(c.token_query_ranges.end(), ranges.begin(), ranges.end());
-    c.token_query_ranges_at.push_back(std::ssize(c.token_query_ranges));
-  }
-  c.keys = c.values = Pool(c.shape, KvFormat::kBF16, std::ssize(c.pages), 0);
+  add_views_and_pools(c);
   return c;
 }
 
@@ -816,6 +925,15 @@ std::vector<std::int64_t> tokens_from(std::int64_t first, std::int64_t n) {
   std::vector<std::int64_t> tokens(static_cast<std::size_t>(n));
   std::iota(tokens.begin(), tokens.end(), first);
   return tokens;
+}
+
+// What tokens read where they do not share: so many of them at a time, in a step of their own.
+std::uint64_t bytes_apart(const Case& c, std::int64_t tokens) {
+  std::uint64_t bytes = 0;
+  for (std::int64_t first = 0; first < c.tokens; first += tokens) {
+    bytes += expected_bytes(some_tokens(c, tokens_from(first, tokens)));
+  }
+  return bytes;
 }
 
 TEST(views_are_found) {
@@ -830,23 +948,58 @@ TEST(views_are_cut_where_that_reads_less) {
   check_case(step_of({.teams = 1, .workers = 2, .tokens = 14, .group = 5, .common = 200, .own = 70, .window = 0}));
 }
 
-// Windows on parts of a block that do not meet: a row tile each though one would hold all, and more than a warp has
-// lanes.
+// Windows on parts of a block between which lies a tile that nobody sees: a row tile each though one would hold all,
+// and more of them than a warp has lanes. On as many CTAs each takes a row tile, which it then must not go beyond: in
+// one of the schedules the CTA of the next one has written its own before. On fewer CTAs row tiles are in parts, which
+// are looked for behind the first 32 too.
 TEST(many_row_tiles_equal_the_definition) {
   constexpr std::int64_t kTokens = 40, kWindow = 130;
-  Case c = step_of({.teams = 1, .workers = kTokens, .tokens = 1, .group = 1, .common = kTokens * kWindow, .own = 1});
-  Rng rng(1110);
+  constexpr std::int64_t kApart = 4 * kPageSize;  // of which the window touches three pages
+  Case c = empty_step(1110, tested_widths().front(), kTokens, 1);
   c.window = kWindow;
-  c.ctas = 13;
-  for (std::int64_t t = 0; t < c.segments[0].length; ++t) {
-    const auto [page, slot] = c.place(c.segments[0], t);
-    for (Pool* pool : {&c.keys, &c.values}) fill_row(*pool, page, 0, slot, rng);
+  c.min_tiles = 1;
+  std::vector<QueryRange> common;
+  for (std::int32_t t = 0; t < kTokens; ++t) {
+    common.push_back({.token = t, .limit = kApart * (t + 1), .distance = kApart * (t + 1)});
   }
-  for (QueryRange& range : c.query_ranges) {
-    if (&range >= &c.query_ranges[kTokens]) break;  // of the common block
-    range.limit = range.distance = kWindow * (range.token + 1);
+  add_segment(c, 0, kApart * kTokens, common);
+  for (std::int32_t t = 0; t < kTokens; ++t) add_segment(c, 0, 1, {{.token = t, .limit = 1, .distance = 1}});
+  add_views_and_tokens(c, 1110);
+  CHECK(expected_bytes(c) == bytes_apart(c, 1));
+  for (const std::int32_t ctas : {13, 40}) {
+    c.ctas = ctas;
+    c.name = std::to_string(kTokens) + " row tiles on " + std::to_string(ctas) + " CTAs";
+    check_case(c);
   }
-  check_case(c);
+}
+
+// Costs are added up over all segments, 32 in a round. Two tokens see distant parts of one segment, which costs more
+// than a row tile for both saves on three others, of which they see the same. Of those there is one in each of three
+// rounds: whichever round has the distant parts, without it a row tile for both would seem to be cheaper. What else
+// there is one of them sees.
+TEST(row_tiles_are_chosen_by_all_segments) {
+  for (const int distant : {5, 40, 69}) {
+    Case c = empty_step(1120, tested_widths().front(), 2, 1);
+    c.window = 40;
+    for (std::int32_t s = 0; s < 70; ++s) {
+      constexpr std::int64_t kLength = 9 * kPageSize, kShort = 20;
+      if (s == distant) {
+        add_segment(c, 0, kLength,
+                    {{.token = 0, .limit = kPageSize, .distance = kPageSize},
+                     {.token = 1, .limit = kLength, .distance = kLength}});
+      } else if (s == 20 || s == 50 || s == 66) {
+        add_segment(
+            c, 0, kShort,
+            {{.token = 0, .limit = kShort, .distance = kShort}, {.token = 1, .limit = kShort, .distance = kShort}});
+      } else {
+        add_segment(c, 0, kShort, {{.token = s % 2, .limit = kShort, .distance = kShort}});
+      }
+    }
+    add_views_and_tokens(c, 1120);
+    c.name = "distant parts of segment " + std::to_string(distant);
+    CHECK_MESSAGE(expected_bytes(c) == bytes_apart(c, 1), c.name);
+    check_case(c);
+  }
 }
 
 #if SIMT_HOST
@@ -865,16 +1018,11 @@ TEST(sharing_never_reads_more) {
             run(c);
             const std::uint64_t shared = simt::stats.bytes_copied;
             CHECK_MESSAGE(shared == expected_bytes(c), teams.name());
-            std::uint64_t alone = 0, by_team = 0;
-            for (std::int64_t worker = 0; worker < n_teams * workers; ++worker) {
-              alone += expected_bytes(some_tokens(c, tokens_from(worker * tokens, tokens)));
-            }
+            const std::uint64_t alone = bytes_apart(c, tokens);
             CHECK_MESSAGE(shared <= alone,
                           teams.name() + ": " + std::to_string(shared) + " > " + std::to_string(alone));
             if (team_tokens * group > 64) continue;
-            for (std::int64_t team = 0; team < n_teams; ++team) {
-              by_team += expected_bytes(some_tokens(c, tokens_from(team * team_tokens, team_tokens)));
-            }
+            const std::uint64_t by_team = bytes_apart(c, team_tokens);
             CHECK_MESSAGE(shared <= by_team,
                           teams.name() + ": " + std::to_string(shared) + " > " + std::to_string(by_team));
           }
