@@ -177,12 +177,6 @@ export default {
     ],
     ['the loader stays in its tile', product, 'seek(p, tile + 1, 0);', 'chunk = 0;'],
     [
-      'the loader goes on behind the last tile',
-      product,
-      'if (++chunk == p.chunks && more)',
-      'if (++chunk == p.chunks)',
-    ],
-    [
       'a tile that was begun by another CTA is whole',
       product,
       '(chunk == p.chunks && share_begin <= tile_begin)',

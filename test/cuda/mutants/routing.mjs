@@ -157,6 +157,12 @@ export default {
       '+ p.experts.first_matrix + matrix',
       '+ p.experts.first_matrix',
     ],
+    [
+      'the loader goes on behind the last tile',
+      product,
+      'if (++chunk == p.chunks && more)',
+      'if (++chunk == p.chunks)',
+    ],
     ['no expert has its bias', product, '    at.bias = own.bias;\n', ''],
     [
       'rows of all runs',
