@@ -5,8 +5,8 @@
 // test/cuda/mutants/ has a table of bugs per kernel file, and says which test must see them. Each mutant is
 // compiled and run through that test and, where that sees nothing and the kernels have barriers, under
 // ThreadSanitizer. Prints a table, and writes it to mutants/README.md when all bugs have been run; exits 1 where
-// one escapes or the unmodified control is reported. All processors work on it, each on a bug of its own, which takes 1 to
-// 15 s: not for CI.
+// one escapes or the unmodified control is reported. All processors work on it, each on a bug of its own, which takes
+// seconds to a minute, and two minutes where the test hangs: not for CI.
 //
 // A table:
 //   sources      files of cuda/ that are compiled with the bug

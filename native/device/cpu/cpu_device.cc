@@ -76,7 +76,13 @@ class CpuDevice final : public Device {
             .deterministic = true};
   }
 
-  Buffer allocate(std::size_t bytes, const char* purpose) override { return map_memory(bytes, purpose); }
+  Buffer allocate(std::size_t bytes, const char* purpose) override {
+    // Larger ones, pools above all, may stay almost empty, with something in each layer.
+    constexpr std::size_t kMostInLargePages = std::size_t{64} << 20;
+    Buffer buffer = map_memory(bytes, purpose);
+    if (bytes <= kMostInLargePages) prefer_large_pages(buffer);
+    return buffer;
+  }
   using Device::upload;
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void copy(void* to, const void* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }
@@ -282,7 +288,8 @@ const void* CpuDevice::pack_x(XForm form, const std::int32_t* columns, const Mat
     return to;
   }
   const std::int64_t blocks = level_.quant->row_blocks(p.rows), group = form == XForm::kGroups16 ? 16 : 32;
-  for_rows(pool_, blocks * (p.k / 32), ceil_div(p.rows, blocks) * 32, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t units = blocks * (p.k / kPanelColumns), unit_elements = ceil_div(p.rows, blocks) * kPanelColumns;
+  for_rows(pool_, units, unit_elements, [&](std::int64_t begin, std::int64_t end) {
     level_.quant->pack_x(x, p.rows, p.k, columns, group, begin, end, to);
   });
   return to;

@@ -18,12 +18,14 @@ Buffer map_memory(std::size_t bytes, const char* purpose) {
   if (data == MAP_FAILED) {
     throw Error(code::kOutOfMemory, "the system refused " + std::to_string(bytes) + " bytes of memory for " + purpose);
   }
-#if defined(MADV_HUGEPAGE)
-  // Advice only: fewer faults, and fewer misses of the address cache, where the system has large pages.
-  madvise(data, std::max<std::size_t>(bytes, 1), MADV_HUGEPAGE);
-#endif
   return Buffer(data, bytes,
                 [](void* memory, std::size_t size, int) { munmap(memory, std::max<std::size_t>(size, 1)); });
+}
+
+void prefer_large_pages([[maybe_unused]] Buffer& buffer) {
+#if defined(MADV_HUGEPAGE)
+  if (buffer.bytes() > 0) madvise(buffer.data(), buffer.bytes(), MADV_HUGEPAGE);
+#endif
 }
 
 std::byte* allocate_weight(std::size_t bytes, WeightStorage& storage) {
@@ -33,6 +35,7 @@ std::byte* allocate_weight(std::size_t bytes, WeightStorage& storage) {
   if (storage.buffers.empty() || storage.buffers.back().bytes() - storage.used < bytes) {
     storage.buffers.push_back(map_memory(std::max(bytes, kBufferBytes), "weights"));
     storage.used = 0;
+    prefer_large_pages(storage.buffers.back());
   }
   std::byte* data = storage.buffers.back().as<std::byte>() + storage.used;
   storage.used += bytes;

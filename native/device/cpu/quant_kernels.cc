@@ -20,7 +20,9 @@ namespace hogwild {
 namespace {
 
 #if defined(__AMX_INT8__)
-int64_t row_blocks(int64_t rows) { return uses_tiles(rows) ? tile_row_blocks(rows) : quant_row_blocks(rows); }
+int64_t row_blocks(int64_t rows) {
+  return uses_tiles(rows) ? (rows + kTileRows - 1) / kTileRows : quant_row_blocks(rows);
+}
 
 void pack_x(const float* x, int64_t rows, int64_t k, const int32_t* columns, int64_t group, int64_t begin, int64_t end,
             void* packed) {

@@ -15,8 +15,6 @@ constexpr bool uses_tiles(int64_t rows) { return rows >= kLeastTileRows; }
 // Rows in tiles: whole vectors of loads, zeros behind the last row.
 constexpr int64_t padded_rows(int64_t rows) { return (rows + 3) / 4 * 4; }
 
-constexpr int64_t tile_row_blocks(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
-
 // 32-bit words of packed x per row and 32 columns: bytes [rows][32] high, then low, scales [rows], scaled sums of codes
 // [32 / group][rows].
 constexpr int64_t tiled_words(int64_t group) { return 17 + 32 / group; }
