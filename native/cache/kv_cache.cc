@@ -160,7 +160,7 @@ PagePool::Budget KvCache::budget(std::int64_t id) const {
 
 KvLayer KvCache::layer(std::int64_t index) const {
   if (index < 0 || index >= shape_.layers) refuse(range_message("layer", index, 0, shape_.layers - 1));
-  const std::int64_t first_page = index * pool_.size();
+  const std::int64_t first_page = device_->kv_first_page(shape_, pool_.size(), index);
   return {.keys = keys_.as<std::byte>() + first_page * shape_.page_bytes(shape_.key_format),
           .values = values_.as<std::byte>() + first_page * shape_.page_bytes(shape_.value_format),
           .rope = ropes_.of(index)};

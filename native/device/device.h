@@ -78,9 +78,9 @@ struct DeviceInfo {
 };
 
 // Calls come from one thread at a time (the device's runner, see addon/promise_task.h), but for `info`,
-// `kv_padding`, `product_input`, `own_memory`, `free_memory` and, where `own_memory` is 0, `allocate`: these may come
-// from any thread. Ops may be asynchronous on the device; `synchronize` waits for all of them. `download` waits by
-// itself.
+// `kv_padding`, `kv_first_page`, `product_input`, `own_memory`, `free_memory` and, where `own_memory` is 0, `allocate`:
+// these may come from any thread. Ops may be asynchronous on the device; `synchronize` waits for all of them.
+// `download` waits by itself.
 class Device {
  public:
   virtual ~Device() = default;
@@ -90,6 +90,8 @@ class Device {
   // Elements to be added to each row of a cache of this shape (KvShape::padding). Throws kUnsupported, naming
   // what is supported, where the device cannot keep such a cache.
   virtual std::int64_t kv_padding(const KvShape&) const { return 0; }
+  // Where a layer of a pool of `pages` pages begins (KvLayer), in pages of one layer.
+  virtual std::int64_t kv_first_page(const KvShape& shape, std::int64_t pages, std::int64_t layer) const = 0;
 
   // Bytes of memory of its own, in all; 0: it computes in the host's. Allocating its own takes a device time and must
   // not come between the ops of a step, and engines may have buffers of theirs in it.

@@ -167,7 +167,7 @@ struct KvShape {
   std::int64_t page_bytes(KvFormat format) const { return kv_heads * kPageSize * row_bytes(format); }
 };
 
-// One layer of the pool. 64-bit page offsets: a pool may exceed 2^31 elements.
+// One layer of the pool, from Device::kv_first_page on. 64-bit page offsets: a pool may exceed 2^31 elements.
 struct KvLayer {
   void* keys = nullptr;    // [N pages] of page_bytes(key_format)
   void* values = nullptr;  // [N pages] of page_bytes(value_format)

@@ -44,6 +44,9 @@ class ProfileDevice final : public Device {
   }
   Buffer upload_experts(std::span<const FeedForward> experts) override { return device_->upload_experts(experts); }
   std::int64_t kv_padding(const KvShape& shape) const override { return device_->kv_padding(shape); }
+  std::int64_t kv_first_page(const KvShape& shape, std::int64_t pages, std::int64_t layer) const override {
+    return device_->kv_first_page(shape, pages, layer);
+  }
   std::unique_ptr<DeviceStep> upload(const StepView& step) override { return device_->upload(step); }
   Dtype product_input(const Matrix& weight) const override { return device_->product_input(weight); }
   double measure_read_bandwidth(std::size_t bytes) override { return device_->measure_read_bandwidth(bytes); }

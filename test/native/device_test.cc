@@ -453,23 +453,30 @@ TEST(exp_is_within_two_ulp) {
 
 // ---- the KV cache -----------------------------------------------------------------------------------
 
-// A pool of pages of one layer, filled with NaN: whatever is read but was not written shows.
+// A pool of pages of two layers, of which the second one is used; filled with NaN: whatever is read but was not written
+// shows.
 struct Pool {
   KvShape shape;
   Buffer keys, values;
+  std::int64_t first_page;
   std::vector<double> inverse_frequencies;
   std::vector<float> cosines, sines;
   std::vector<double> angles;  // position of each row of the rope table
 
   Pool(Device& device, const KvShape& kv_shape, std::int64_t pages, std::int64_t rotary_dim) : shape(kv_shape) {
-    keys = device.allocate(pages * shape.page_bytes(shape.key_format), "keys");
-    values = device.allocate(pages * shape.page_bytes(shape.value_format), "values");
+    shape.layers = 2;
+    first_page = device.kv_first_page(shape, pages, 1);
+    keys = device.allocate(shape.layers * pages * shape.page_bytes(shape.key_format), "keys");
+    values = device.allocate(shape.layers * pages * shape.page_bytes(shape.value_format), "values");
     std::memset(keys.data(), 0xff, keys.bytes());
     std::memset(values.data(), 0xff, values.bytes());
     for (std::int64_t u = 0; u < rotary_dim / 2; u++)
       inverse_frequencies.push_back(std::pow(100.0, -2.0 * u / rotary_dim));
   }
-  KvLayer layer() const { return {keys.data(), values.data()}; }
+  KvLayer layer() const {
+    return {keys.as<std::byte>() + first_page * shape.page_bytes(shape.key_format),
+            values.as<std::byte>() + first_page * shape.page_bytes(shape.value_format)};
+  }
 
   std::int32_t angle(double position) {
     angles.push_back(position);

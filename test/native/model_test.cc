@@ -349,6 +349,9 @@ class WatchedDevice : public Device {
   std::function<void()> before_op = [] {};
 
   DeviceInfo info() const override { return cpu_->info(); }
+  std::int64_t kv_first_page(const KvShape& shape, std::int64_t pages, std::int64_t layer) const override {
+    return cpu_->kv_first_page(shape, pages, layer);
+  }
   Buffer allocate(std::size_t bytes, const char* purpose) override {
     before_op();
     return cpu_->allocate(bytes, purpose);

@@ -19,6 +19,9 @@ class PlainDevice : public Device {
   std::int64_t rebases_until_failure = -1;  // that many kv_move succeed, the next one throws; -1: none does
 
   DeviceInfo info() const override { return {.type = "plain", .name = "plain", .index = 0, .simd = "", .threads = 1}; }
+  std::int64_t kv_first_page(const KvShape&, std::int64_t pages, std::int64_t layer) const override {
+    return layer * pages;
+  }
 
   Buffer allocate(std::size_t bytes, const char* purpose) override {
     // The sanitizers' allocators end the process where others return null.

@@ -77,12 +77,13 @@ class CpuDevice final : public Device {
   }
 
   Buffer allocate(std::size_t bytes, const char* purpose) override {
-    // Larger ones, pools above all, may stay almost empty, with something in each layer.
-    constexpr std::size_t kMostInLargePages = std::size_t{64} << 20;
     Buffer buffer = map_memory(bytes, purpose);
-    if (bytes <= kMostInLargePages) prefer_large_pages(buffer);
+    prefer_large_pages(buffer);
     return buffer;
   }
+  // Page after page, of each all layers: so the part of a pool that is in use is in one place, however large the pool,
+  // and takes a few of the system's large pages, where it would else take thousands of small ones.
+  std::int64_t kv_first_page(const KvShape&, std::int64_t, std::int64_t layer) const override { return layer; }
   using Device::upload;
   void download(void* host, const void* device, std::size_t bytes) override { std::memcpy(host, device, bytes); }
   void copy(void* to, const void* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }

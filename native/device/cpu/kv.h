@@ -51,7 +51,7 @@ HOGWILD_INLINE int64_t head_bytes(const KvShape& shape, KvFormat format) {
   return kPageSize * (shape.head_dim * kv_element_bytes(format) + kv_scale_bytes(format));
 }
 HOGWILD_INLINE char* page_head(void* pool, const KvShape& shape, KvFormat format, int64_t page, int64_t kv_head) {
-  return (char*)pool + (page * shape.kv_heads + kv_head) * head_bytes(shape, format);
+  return (char*)pool + (page * shape.layers * shape.kv_heads + kv_head) * head_bytes(shape, format);
 }
 HOGWILD_INLINE float* scales_of(const char* head, int64_t head_dim) { return (float*)(head + kPageSize * head_dim); }
 

@@ -10,22 +10,26 @@ namespace hogwild {
 namespace {
 
 // A block of R rows x N outputs has R * N accumulators: enough to hide the latency of fma, few enough to fit the
-// registers with the operands: 32 of AVX-512, else 16. The block's rows of x must stay in the first-level cache, which
-// holds twice as many of bf16. One row waits for memory anyway and is better served by a small block.
-template <typename X>
-constexpr int kRowBlock = sizeof(X) == sizeof(Bf16) ? 8 : 4;
+// registers with the operands: 32 of AVX-512, else 16. One row waits for memory anyway and is better served by a small
+// block.
 constexpr int outputs_per_block(int rows) {
-  if (rows == 1) return 4;
-  if (kLanes < 16) return 12 / rows;
-  return rows <= 4 ? 4 : 2;
+  const int most = (kLanes < 16 ? 12 : 24) / rows;
+  return most < 4 ? most : 4;
 }
+
+// The block's rows of x must stay in the first-level cache, which holds twice as many of bf16. The last rows make one
+// block as long as that is possible: of few rows the products wait for the weights, which all should meet at once.
+template <typename X>
+constexpr int kRowBlock = sizeof(X) == sizeof(Bf16) ? 6 : 4;
+template <typename X>
+constexpr int kLastRows = sizeof(X) == sizeof(Bf16) ? 8 : 4;
+
 #if defined(HOGWILD_HAS_TILES)
 constexpr int64_t kOutputBlock = 2 * kTileRows;
 #else
 constexpr int64_t kOutputBlock = 12;
 #endif
-static_assert(kOutputBlock % outputs_per_block(1) == 0 && kOutputBlock % outputs_per_block(4) == 0 &&
-              kOutputBlock % outputs_per_block(8) == 0);
+static_assert(kOutputBlock % outputs_per_block(1) == 0 && kOutputBlock % outputs_per_block(4) == 0);
 
 // Blocks of weights up to this size are prefetched whole while one before is worked on: short rows of
 // weights end before the hardware has learnt to follow them. Longer ones it does follow, given a start.
@@ -71,14 +75,23 @@ HOGWILD_INLINE void dot_block(const X* x, const W* w, int64_t k, float* sums) {
   // A step covers one cache line of each of the N weights, and prefetches as many.
   constexpr int64_t kStep = 64 / sizeof(W) > F::kElements ? 64 / sizeof(W) : F::kElements;
   Vec acc[R * N];
+#pragma GCC unroll 32
   for (int i = 0; i < R * N; i++) acc[i] = Vec{};
-  const auto step = [&](int64_t i) __attribute__((always_inline)) {
+  // Unrolled, or the accumulators would lie in memory.
+  const auto add = [&](auto&& x_at, auto&& w_at) __attribute__((always_inline)) {
     decltype(F::w(w)) ws[N];
-    for (int n = 0; n < N; n++) ws[n] = F::w(w + n * k + i);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) ws[n] = w_at(w + n * k);
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      const auto xr = F::x(x + r * k + i);
+      const auto xr = x_at(x + r * k);
+#pragma GCC unroll 8
       for (int n = 0; n < N; n++) acc[r * N + n] = fma(xr, ws[n], acc[r * N + n]);
     }
+  };
+  const auto step = [&](int64_t i) __attribute__((always_inline)) {
+    add([i](const X* from) __attribute__((always_inline)) { return F::x(from + i); },
+        [i](const W* from) __attribute__((always_inline)) { return F::w(from + i); });
   };
   const int64_t row_bytes = k * (int64_t)sizeof(W);
   const bool whole = N * row_bytes <= kWholeBlockBytes;
@@ -95,14 +108,10 @@ HOGWILD_INLINE void dot_block(const X* x, const W* w, int64_t k, float* sums) {
   }
   for (; i + F::kElements <= k; i += F::kElements) step(i);
   if (i < k) {
-    for (int n = 0; n < N; n++) {
-      const auto wn = F::w_partial(w + n * k + i, k - i);
-      for (int r = 0; r < R; r++) acc[r * N + n] = fma(F::x_partial(x + r * k + i, k - i), wn, acc[r * N + n]);
-    }
+    add([i, k](const X* from) __attribute__((always_inline)) { return F::x_partial(from + i, k - i); },
+        [i, k](const W* from) __attribute__((always_inline)) { return F::w_partial(from + i, k - i); });
   }
-  constexpr int kWhole = R * N / 4 * 4;
-  for (int j = 0; j < kWhole; j += 4) sum_each(acc[j], acc[j + 1], acc[j + 2], acc[j + 3], sums + j);
-  for (int j = kWhole; j < R * N; j++) sums[j] = sum(acc[j]);
+  sum_all<R * N>(acc, sums);
 }
 
 template <int R, int N, typename X, typename W>
@@ -112,11 +121,15 @@ HOGWILD_INLINE void matmul_block(const MatmulSlice& slice, int64_t row, int64_t 
   dot_block<R, N>((const X*)slice.x + row * slice.k, (const W*)output.weight.data + first * slice.k, slice.k, sums);
   for (int r = 0; r < R; r++) {
     float* y = output.y + (row + r) * output.weight.rows + first;
-    for (int n = 0; n < N; n++) {
-      float value = sums[r * N + n];
-      if (output.bias) value += output.bias[first + n];
-      y[n] = output.accumulate ? y[n] + value : value;
+    float values[N];
+    for (int n = 0; n < N; n++) values[n] = sums[r * N + n];
+    if (output.bias) {
+      for (int n = 0; n < N; n++) values[n] += output.bias[first + n];
     }
+    if (output.accumulate) {
+      for (int n = 0; n < N; n++) values[n] += y[n];
+    }
+    memcpy(y, values, sizeof values);
   }
 }
 
@@ -128,11 +141,11 @@ void matmul_rows(const MatmulSlice& slice, int64_t row, int64_t begin, int64_t e
   for (; n < end; n++) matmul_block<R, 1, X, W>(slice, row, n);
 }
 
-// The last rows, fewer than a whole block: `rows` < R.
+// The last rows: 1 <= `rows` <= R.
 template <int R, typename X, typename W>
 HOGWILD_INLINE void matmul_last_rows(const MatmulSlice& slice, int64_t rows, int64_t row, int64_t begin, int64_t end) {
-  if constexpr (R > 1) {
-    if (rows == R - 1) return matmul_rows<R - 1, X, W>(slice, row, begin, end);
+  if constexpr (R > 0) {
+    if (rows == R) return matmul_rows<R, X, W>(slice, row, begin, end);
     matmul_last_rows<R - 1, X, W>(slice, rows, row, begin, end);
   }
 }
@@ -146,9 +159,9 @@ void matmul_typed(const MatmulSlice& slice) {
   for (int64_t begin = slice.begin; begin < slice.end; begin += tile) {
     const int64_t end = begin + tile < slice.end ? begin + tile : slice.end;
     int64_t row = 0;
-    for (; row + kRowBlock<X> <= slice.rows; row += kRowBlock<X>)
+    for (; slice.rows - row > kLastRows<X>; row += kRowBlock<X>)
       matmul_rows<kRowBlock<X>, X, W>(slice, row, begin, end);
-    if (row < slice.rows) matmul_last_rows<kRowBlock<X>, X, W>(slice, slice.rows - row, row, begin, end);
+    matmul_last_rows<kLastRows<X>, X, W>(slice, slice.rows - row, row, begin, end);
   }
 }
 

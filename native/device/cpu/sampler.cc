@@ -21,7 +21,7 @@ struct Cut {
   std::int32_t id = std::numeric_limits<std::int32_t>::max();
 
   bool keeps(float other_logit, std::int32_t other_id) const {
-    return other_logit > logit || (other_logit == logit && other_id <= id);
+    return (other_logit > logit) | ((other_logit == logit) & (other_id <= id));
   }
 };
 
@@ -61,23 +61,49 @@ Cut find_cut(const float* logits, const float* weights, std::int64_t vocab, cons
   return {logits[last], last};
 }
 
-std::int32_t draw(const float* logits, const float* weights, std::int64_t vocab, const Cut& cut, float min_weight,
-                  double uniform) {
-  const auto keeps = [&](std::int32_t id) {
-    return weights[id] > 0 && weights[id] >= min_weight && cut.keeps(logits[id], id);
+// The kept token at which the sum of weights passes `uniform` of their total. Weights are added up block by block, and
+// only the block with the token is gone through one by one.
+std::int32_t draw(const float* logits, const float* weights, std::int32_t vocab, const Cut& cut, float min_weight,
+                  double uniform, std::vector<double>& block_sums) {
+  constexpr std::int32_t kBlock = 1024;
+  constexpr std::int32_t kChains = 8;  // of additions that do not wait for one another
+  const auto kept = [&](std::int32_t id) {
+    const bool keeps = (weights[id] > 0) & (weights[id] >= min_weight) & cut.keeps(logits[id], id);
+    return keeps ? weights[id] : 0.0F;
   };
+  block_sums.clear();
   double total = 0;
-  for (std::int32_t id = 0; id < vocab; id++) {
-    if (keeps(id)) total += weights[id];
+  std::int32_t last_block = 0;  // with anything in it
+  for (std::int32_t first = 0; first < vocab; first += kBlock) {
+    const std::int32_t end = std::min(first + kBlock, vocab);
+    double sums[kChains] = {};
+    std::int32_t id = first;
+    for (; id + kChains <= end; id += kChains) {
+      for (std::int32_t i = 0; i < kChains; i++) sums[i] += kept(id + i);
+    }
+    for (; id < end; id++) sums[0] += kept(id);
+    const double sum = std::accumulate(std::begin(sums), std::end(sums), 0.0);
+    if (sum > 0) last_block = first / kBlock;
+    block_sums.push_back(sum);
+    total += sum;
   }
   const double target = uniform * total;
   double sum = 0;
   std::int32_t last = -1;
-  for (std::int32_t id = 0; id < vocab; id++) {
-    if (!keeps(id)) continue;
-    last = id;
-    sum += weights[id];
-    if (sum > target) break;
+  for (std::int32_t block = 0; block <= last_block; block++) {
+    // (sums in two orders round differently: the search may end a block later, and has to end in the last)
+    if (block < last_block && sum + block_sums[block] <= target) {
+      sum += block_sums[block];
+      continue;
+    }
+    const std::int32_t end = std::min((block + 1) * kBlock, vocab);
+    for (std::int32_t id = block * kBlock; id < end; id++) {
+      const float weight = kept(id);
+      if (weight == 0) continue;
+      last = id;
+      sum += weight;
+      if (sum > target) return id;
+    }
   }
   return last;
 }
@@ -123,7 +149,8 @@ SampledToken sample_row(const CpuKernels& kernels, const float* raw, std::int64_
     kernels.sum_exp(logits, vocab, max, factor, weights);
     Cut cut;
     if (row.top_k > 0 || row.top_p < 1) cut = find_cut(logits, weights, vocab, row, scratch.order);
-    result.token = draw(logits, weights, vocab, cut, row.min_p, uniform_random(row.seed, row.draw));
+    result.token = draw(logits, weights, static_cast<std::int32_t>(vocab), cut, row.min_p,
+                        uniform_random(row.seed, row.draw), scratch.block_sums);
   }
   if (want_logprob) {
     const double log_sum = std::log(kernels.sum_exp(raw, vocab, raw_max, 1, nullptr));

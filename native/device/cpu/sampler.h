@@ -14,6 +14,7 @@ struct SamplerScratch {
   std::vector<float> logits;        // [V], penalised
   std::vector<float> weights;       // [V]
   std::vector<std::int32_t> order;  // [V]
+  std::vector<double> block_sums;   // see draw
 };
 
 struct SampledToken {

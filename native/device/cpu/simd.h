@@ -344,6 +344,33 @@ HOGWILD_INLINE float sum(Vec v) {
   return sums[0];
 }
 
+// sums[i] = the sum of v[i]: the same bits as by sum_each. Eight at once take half of the instructions of two times four.
+template <int N>
+HOGWILD_INLINE void sum_all(const Vec* v, float* sums) {
+  int i = 0;
+#if defined(__AVX512F__)
+#pragma GCC unroll 4
+  for (; i + 8 <= N; i += 8) {
+    __m512 halves[4], pairs[2];
+    for (int j = 0; j < 4; j++) {
+      const __m512 a = (__m512)v[i + j], b = (__m512)v[i + j + 4];
+      // {a low + a high, b high + b low}
+      halves[j] = _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b), _mm512_shuffle_f32x4(a, b, 0x4e));
+    }
+    const auto add_pairs = [](__m512 a, __m512 b) __attribute__((always_inline)) {
+      return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+    };
+    for (int j = 0; j < 2; j++) pairs[j] = add_pairs(halves[2 * j], halves[2 * j + 1]);
+    const __m512 quads = add_pairs(pairs[0], pairs[1]);
+    const __m512 both = _mm512_add_ps(quads, _mm512_shuffle_f32x4(quads, quads, 0xb1));
+    _mm256_storeu_ps(sums + i, _mm512_castps512_ps256(_mm512_shuffle_f32x4(both, both, 0x08)));
+  }
+#endif
+#pragma GCC unroll 4
+  for (; i + 4 <= N; i += 4) sum_each(v[i], v[i + 1], v[i + 2], v[i + 3], sums + i);
+  for (; i < N; i++) sums[i] = sum(v[i]);
+}
+
 HOGWILD_INLINE int32_t sum(IntVec v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_epi32((__m512i)v);

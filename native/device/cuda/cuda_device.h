@@ -30,6 +30,9 @@ class CudaDevice final : public Device {
   }
 
   std::int64_t kv_padding(const KvShape& shape) const override;
+  std::int64_t kv_first_page(const KvShape&, std::int64_t pages, std::int64_t layer) const override {
+    return layer * pages;
+  }
   std::int64_t own_memory() const override { return own_memory_; }
   std::int64_t free_memory() const override;
   Buffer allocate(std::size_t bytes, const char* purpose) override;
