@@ -1269,6 +1269,49 @@ TEST(sampling_follows_the_distribution) {
   });
 }
 
+// Where the sum of probabilities, by ascending id, passes `uniform`.
+std::int32_t reference_draw(const std::vector<double>& probabilities, double uniform) {
+  double sum = 0;
+  std::int32_t last = -1;
+  for (std::size_t id = 0; id < probabilities.size(); id++) {
+    if (probabilities[id] == 0) continue;
+    last = static_cast<std::int32_t>(id);
+    sum += probabilities[id];
+    if (sum > uniform) break;
+  }
+  return last;
+}
+
+TEST(every_draw_is_that_of_the_definition) {
+  on_every_device([](Device& device) {
+    std::uint64_t draw = 0;
+    for (const std::int64_t vocab : {1, 2, 7, 1023, 1025, 9000}) {
+      for (const float spread : {0.0f, 1e-3f, 1.0f, 25.0f, 1000.0f}) {
+        std::vector<float> logits = random_floats(vocab, spread);
+        for (std::int64_t id = 3; id < vocab; id += 10) logits[id] = -kInf;
+        for (const std::int32_t top_k : {0, 1, 5, 800}) {
+          for (const float top_p : {1.0f, 0.999f, 0.4f, 1e-4f}) {
+            SampleParams::Row row{.temperature = 0.6f, .top_k = top_k, .top_p = top_p, .seed = 9, .draw = draw++};
+            if (draw % 3 == 0) row.min_p = 0.02f;
+            const double uniform = uniform_random(row.seed, row.draw);
+            const std::int32_t token = sample_one(device, logits, row);
+            // Sums of weights in f32 pass a bound a little sooner or later than exact ones.
+            bool is_right = false;
+            for (const double shift : {-1e-5, 0.0, 1e-5}) {
+              SampleParams::Row near = row;
+              if (top_p < 1) near.top_p = static_cast<float>(top_p * (1 + shift));
+              const std::vector<double> exact = reference_distribution(logits, near);
+              for (const double by : {-1e-5, 0.0, 1e-5}) is_right |= token == reference_draw(exact, uniform + by);
+            }
+            CHECK_MESSAGE(is_right, std::to_string(vocab) + " " + std::to_string(spread) + " " + std::to_string(top_k) +
+                                        " " + std::to_string(top_p));
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST(greedy_and_its_equals) {
   on_every_device([](Device& device) {
     for (const std::int64_t vocab : {1, 2, 19, 1000}) {

@@ -11,10 +11,15 @@ namespace hogwild {
 
 // Buffers of one thread, kept from row to row.
 struct SamplerScratch {
-  std::vector<float> logits;        // [V], penalised
-  std::vector<float> weights;       // [V]
-  std::vector<std::int32_t> order;  // [V]
-  std::vector<double> block_sums;   // see draw
+  struct Candidate {
+    float logit;
+    std::int32_t id;
+    float weight;
+  };
+  std::vector<float> logits;   // [V], penalised
+  std::vector<float> weights;  // [V]
+  std::vector<Candidate> candidates;
+  std::vector<double> block_sums;
 };
 
 struct SampledToken {
