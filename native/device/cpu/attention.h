@@ -51,17 +51,16 @@ struct SetScaledSums {
   HOGWILD_INLINE SetScaledSums from_row(int64_t r) const { return {c + r, factors + r, scales}; }
 };
 
-// ... or c += (sum + offsets[col]) * factors[r].
+// ... or c += sum * factors[r].
 struct AddScaledSums {
   float* const* c;
   const float* factors;
-  const int32_t* offsets;
 
   static HOGWILD_INLINE PairSums first(int64_t, int64_t) { return PairSums{}; }
   HOGWILD_INLINE void put(int64_t r, int64_t col, PairSums sum) const {
-    store(c[r] + col, fma(to_f32(total(sum) + load(offsets + col)), broadcast(factors[r]), load(c[r] + col)));
+    store(c[r] + col, fma(to_f32(total(sum)), broadcast(factors[r]), load(c[r] + col)));
   }
-  HOGWILD_INLINE AddScaledSums from_row(int64_t r) const { return {c + r, factors + r, offsets}; }
+  HOGWILD_INLINE AddScaledSums from_row(int64_t r) const { return {c + r, factors + r}; }
 };
 
 // Sums of a[r][i] * b[i][j] over i, ascending, for j < cols. Every element is one chain of fma's, so the shape of the
@@ -134,23 +133,23 @@ HOGWILD_INLINE void stage(const T* from, int64_t rows, int64_t cols, int64_t str
 }
 
 // The same of pairs of codes to pairs of 16-bit integers; cols and strides are in pairs.
-HOGWILD_INLINE void stage(const Int8* from, int64_t rows, int64_t cols, int64_t stride, Int16Pair* to,
+HOGWILD_INLINE void stage(const Int8Pair* from, int64_t rows, int64_t cols, int64_t stride, Int16Pair* to,
                           int64_t to_stride) {
-  for (int64_t r = 0; r < rows; r++, from += 2 * stride, to += to_stride) {
+  for (int64_t r = 0; r < rows; r++, from += stride, to += to_stride) {
     int64_t c = 0;
-    for (; c + kLanes <= cols; c += kLanes) store(to + c, load_pairs(from + 2 * c));
+    for (; c + kLanes <= cols; c += kLanes) store(to + c, load(from + c));
     if (c < cols) {
-      Int8 padded[2 * kLanes] = {};
-      memcpy(padded, from + 2 * c, 2 * (cols - c));
-      store(to + c, load_pairs(padded));
+      Int8Pair padded[kLanes] = {};
+      memcpy(padded, from + c, (cols - c) * sizeof(Int8Pair));
+      store(to + c, load(padded));
     }
   }
 }
 
 // Rounds [begin, end) of a row, whole vectors, to 16-bit integers in place: element i becomes half i of the memory, and
-// is (integer + offset) times the factor that is returned; integer + offset is at most `greatest`. Where one element is
-// not finite the factor is NaN, where all are next to nothing it is 0.
-HOGWILD_INLINE float pack_integers(float* row, int64_t begin, int64_t end, float greatest, float offset) {
+// is an integer, at most `greatest`, times the factor that is returned. Where one element is not finite the factor is
+// NaN, where all are next to nothing it is 0.
+HOGWILD_INLINE float pack_integers(float* row, int64_t begin, int64_t end, float greatest) {
   BitVec largest = {};  // of |x|, as bits: they ascend with magnitude, and NaN's are the greatest
   for (int64_t i = begin; i < end; i += kLanes) {
     const BitVec bits = (BitVec)load(row + i) & 0x7fffffff;
@@ -164,7 +163,7 @@ HOGWILD_INLINE float pack_integers(float* row, int64_t begin, int64_t end, float
   }
   const float inverse = greatest / magnitude;
   for (int64_t i = begin; i < end; i += kLanes) {
-    store_integers((Int16Pair*)row + i / 2, load(row + i) * inverse - offset);
+    store_integers((Int16Pair*)row + i / 2, load(row + i) * inverse);
   }
   return magnitude / greatest;
 }
@@ -410,9 +409,9 @@ struct Values<ValueRows<Bf16, true>> {
 };
 #endif
 
-// Or codes of int8, widened to 16 bits in the tile, meet queries and weights that are 16-bit integers times a factor of
-// the row. Sums are integers: exact, so that neither their order nor a zero shows in them. A scale multiplies a score,
-// or a weight before it is rounded.
+// Or codes of int8, widened to 16 bits, meet queries and weights that are 16-bit integers times a factor of the row. Sums
+// are integers: exact, so that neither their order nor a zero shows in them. A scale multiplies a score, or a weight
+// before it is rounded.
 
 template <>
 struct Keys<KeyRows<Int8, true>> {
@@ -420,19 +419,17 @@ struct Keys<KeyRows<Int8, true>> {
   static constexpr float kGreatest = 32767;
   static_assert(kMaxHeadDim * 128 * (int64_t)kGreatest < INT32_MAX);
 
-  const Int16Pair* operands;  // [D / 2, P]
-  const float* scales;        // [P]
+  const Int8Pair* operands;  // [D / 2, P]
+  const float* scales;       // [P]
 
-  HOGWILD_INLINE Keys(const char* head, int64_t head_dim, int64_t, int64_t begin, int64_t end, float* tile)
-      : operands((const Int16Pair*)tile), scales(scales_of(head, head_dim)) {
-    stage((const Int8*)head + 2 * begin, head_dim / 2, end - begin, kPageSize, (Int16Pair*)tile + begin, kPageSize);
-  }
+  HOGWILD_INLINE Keys(const char* head, int64_t head_dim, int64_t, int64_t, int64_t, float*)
+      : operands((const Int8Pair*)head), scales(scales_of(head, head_dim)) {}
 
   // The factor comes behind the integers.
   static HOGWILD_INLINE void pack_query(float* query, int64_t head_dim) {
     const int64_t padded = padded_head_dim(head_dim);
     for (int64_t d = head_dim; d < padded; d++) query[d] = 0;
-    query[padded / 2] = pack_integers(query, 0, padded, kGreatest, 0);
+    query[padded / 2] = pack_integers(query, 0, padded, kGreatest);
   }
 
   HOGWILD_INLINE void score(int64_t n, const float* const* queries, int64_t head_dim, int64_t begin, int64_t cols,
@@ -448,38 +445,31 @@ struct Keys<KeyRows<Int8, true>> {
   }
 };
 
-// Weights are not negative: kOffset less makes use of the sign's bit, and each sum gets back kOffset times the sum of
-// the codes. What a row must not see has the weight 0.
+// What a row must not see has the weight 0.
 template <>
 struct Values<ValueRows<Int8, true>> {
   static constexpr int64_t kDepth = 2;
-  static constexpr float kGreatest = 65535, kOffset = 32768;
-  static_assert(kPageSize * 128 * (int64_t)(kGreatest + kOffset) < INT32_MAX);
+  static constexpr float kGreatest = 32767;
+  static_assert(kPageSize * 128 * (int64_t)kGreatest < INT32_MAX);
 
-  const Int16Pair* values;  // [pairs from the first one, stride]
-  const int32_t* offsets;   // [D]
+  const Int8Pair* direct;   // [pairs from the first one, D], or null
+  const Int16Pair* staged;  // [pairs from the first one, stride]: rows that are not whole vectors
   const float* scales;      // [P]
-  int64_t first_pair, end_pair, cols, stride;
+  int64_t first_pair, end_pair, head_dim, cols, stride;
 
   HOGWILD_INLINE Values(const char* head, int64_t head_dim, int64_t, int64_t begin, int64_t end, int64_t cols,
                         float* tile)
-      : scales(scales_of(head, head_dim)),
+      : direct(cols == head_dim ? (const Int8Pair*)head + begin / 2 * head_dim : nullptr),
+        staged((const Int16Pair*)tile),
+        scales(scales_of(head, head_dim)),
         first_pair(begin / 2),
         end_pair((end + 1) / 2),
+        head_dim(head_dim),
         cols(cols),
         stride(padded_head_dim(head_dim)) {
-    int32_t* sums_of_codes = (int32_t*)tile;
-    Int16Pair* pairs = (Int16Pair*)tile + stride;
-    const int64_t n = end_pair - first_pair;
-    stage((const Int8*)head + 2 * first_pair * head_dim, n, head_dim, head_dim, pairs, stride);
-    const ShortVec ones = broadcast(kOnes);
-    for (int64_t d = 0; d < cols; d += kLanes) {
-      PairSums sums = {};
-      for (int64_t pair = 0; pair < n; pair++) sums = fma(ones, load(pairs + pair * stride + d), sums);
-      store(sums_of_codes + d, total(sums) * (int32_t)kOffset);
-    }
-    values = pairs;
-    offsets = sums_of_codes;
+    if (direct) return;
+    stage((const Int8Pair*)head + first_pair * head_dim, end_pair - first_pair, head_dim, head_dim, (Int16Pair*)tile,
+          stride);
   }
 
   HOGWILD_INLINE void add(const BlockRow* rows, int64_t n, Prefetch& soon) const {
@@ -492,18 +482,20 @@ struct Values<ValueRows<Int8, true>> {
       for (int64_t i = first; i < last; i += kLanes) store(row.scores + i, load(row.scores + i) * load(scales + i));
       for (int64_t i = first; i < row.begin; i++) row.scores[i] = 0;  // whatever the scales there are
       for (int64_t i = row.end; i < last; i++) row.scores[i] = 0;
-      factors[r] = pack_integers(row.scores, first, last, kGreatest, kOffset);
+      factors[r] = pack_integers(row.scores, first, last, kGreatest);
       Int16Pair* packed = (Int16Pair*)row.scores;
-      for (int64_t pair = first_pair; pair < first / 2; pair++) packed[pair] = kNoWeights;
-      for (int64_t pair = last / 2; pair < end_pair; pair++) packed[pair] = kNoWeights;
+      for (int64_t pair = first_pair; pair < first / 2; pair++) packed[pair] = {0};
+      for (int64_t pair = last / 2; pair < end_pair; pair++) packed[pair] = {0};
       weights[r] = packed + first_pair;
       out[r] = row.state + kStateValues;
     }
-    product(n, weights, values, stride, AddScaledSums{out, factors, offsets}, end_pair - first_pair, cols, soon);
+    const AddScaledSums sums{out, factors};
+    if (direct) {
+      product(n, weights, direct, head_dim, sums, end_pair - first_pair, cols, soon);
+    } else {
+      product(n, weights, staged, stride, sums, end_pair - first_pair, cols, soon);
+    }
   }
-
- private:
-  static constexpr Int16Pair kOnes = {0x00010001}, kNoWeights = {(int32_t)0x80008000u};  // two times 1, - kOffset
 };
 
 void attention_span(const AttentionSpan& span) {

@@ -73,11 +73,11 @@ void pack_x_for_vectors(const float* x, int64_t rows, int64_t k, const int32_t* 
     const int64_t stride = small + (block < larger ? 1 : 0);
     const int64_t first = block * small + (block < larger ? block : larger);
     uint32_t* words = (uint32_t*)packed + (first * groups + i % groups * stride) * packed_words(group);
-    for (int64_t r = 0; r < stride; r++) {
-      int32_t codes[32];
-      const float scale = round_group(x + (first + r) * k, columns, column, codes);
-      pack_group(codes, scale, group, stride, words + r);
-    }
+    // One after the other, so that the latencies of all rows hide behind each other.
+    int32_t codes[kQuantRows][32];
+    float scales[kQuantRows];
+    for (int64_t r = 0; r < stride; r++) scales[r] = round_group(x + (first + r) * k, columns, column, codes[r]);
+    for (int64_t r = 0; r < stride; r++) pack_group(codes[r], scales[r], group, stride, words + r);
   }
 }
 

@@ -249,8 +249,12 @@ HOGWILD_INLINE void store(Int16Pair* to, ShortVec v) { memcpy(to, &v, sizeof v);
 
 HOGWILD_INLINE ShortVec broadcast(Int16Pair pair) { return (ShortVec)(pair.bits - IntVec{}); }
 
-// kLanes pairs of codes.
-HOGWILD_INLINE ShortVec load_pairs(const Int8* from) {
+// Two codes, which become a pair of 16-bit integers when they are loaded.
+struct Int8Pair {
+  Int8 codes[2];
+};
+
+HOGWILD_INLINE ShortVec load(const Int8Pair* from) {
 #if defined(__AVX512BW__)
   return (ShortVec)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)from));
 #elif defined(__AVX2__)
@@ -258,10 +262,10 @@ HOGWILD_INLINE ShortVec load_pairs(const Int8* from) {
 #elif defined(__SSE4_1__)
   return (ShortVec)_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i*)from));
 #elif defined(__ARM_NEON)
-  return (ShortVec)vmovl_s8(vld1_s8(&from->code));
+  return (ShortVec)vmovl_s8(vld1_s8(&from->codes[0].code));
 #else
   ShortVec v;
-  for (int i = 0; i < 2 * kLanes; i++) v[i] = from[i].code;
+  for (int i = 0; i < 2 * kLanes; i++) v[i] = from[i / 2].codes[i % 2].code;
   return v;
 #endif
 }
