@@ -57,6 +57,7 @@ describe('a probe', () => {
   test('leaves no trace: tokens, draws, blocks and pages are what they would be', async () => {
     await using cache = model.createCache({ capacity: 4096 })
     const random = new Random(4)
+    const kept: Block[] = [] // or those of the first run are collected while the second one counts free pages
     const probed = async (asks: boolean) => {
       const run = runWorkers(options({ cache, keepBlocks: true }))
       const events = await play(run, async (step) => {
@@ -69,6 +70,7 @@ describe('a probe', () => {
       })
       const { common, workers } = run.blocks
       const blocks = [common, workers.Alice?.own, workers.Bob?.own] as Block[]
+      kept.push(...blocks)
       const stored = blocks.map((block) => [Array.from(block.tokens()), block.segments])
       return { events, stored, keys: blocks.map((block) => block.read(1)) }
     }
@@ -80,6 +82,7 @@ describe('a probe', () => {
       expectSame(asked.keys[i]!.k, k)
       expectSame(asked.keys[i]!.v, v)
     }
+    for (const block of kept) block.close()
   })
 
   test('gives the logits of a step on a fork, and the probabilities of answers', async () => {

@@ -409,9 +409,9 @@ struct Values<ValueRows<Bf16, true>> {
 };
 #endif
 
-// Or codes of int8, widened to 16 bits, meet queries and weights that are 16-bit integers times a factor of the row. Sums
-// are integers: exact, so that neither their order nor a zero shows in them. A scale multiplies a score, or a weight
-// before it is rounded.
+// Or codes of int8, widened to 16 bits, meet queries and weights that are 16-bit integers times a factor of the row.
+// Sums are integers: exact, so that neither their order nor a zero shows in them. A scale multiplies a score, or a
+// weight before it is rounded.
 
 template <>
 struct Keys<KeyRows<Int8, true>> {

@@ -26,9 +26,9 @@ struct Cut {
   }
 };
 
-// Finds cuts. Tokens are counted and weighed in buckets of ever smaller logits, and only those of the bucket that the cut
-// lies in are put in order. Tokens of weights below e^-64 are cut off in any case: they do not show in a sum of weights,
-// and no draw meets them.
+// Finds cuts. Tokens are counted and weighed in buckets of ever smaller logits, and only those of the bucket that the
+// cut lies in are put in order. Tokens of weights below e^-64 are cut off in any case: they do not show in a sum of
+// weights, and no draw meets them.
 class CutSearch {
  public:
   // `weights`: exp((logit - max) * factor)

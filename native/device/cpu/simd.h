@@ -348,7 +348,7 @@ HOGWILD_INLINE float sum(Vec v) {
   return sums[0];
 }
 
-// sums[i] = the sum of v[i]: the same bits as by sum_each. Eight at once take half of the instructions of two times four.
+// sums[i] = the sum of v[i]: the same bits as by sum_each. Eight at once take half of the instructions of twice four.
 template <int N>
 HOGWILD_INLINE void sum_all(const Vec* v, float* sums) {
   int i = 0;
