@@ -13,8 +13,9 @@ namespace {
 // registers with the operands: 32 of AVX-512, else 16. One row waits for memory anyway and is better served by a small
 // block.
 constexpr int outputs_per_block(int rows) {
-  const int most = (kLanes < 16 ? 12 : 24) / rows;
-  return most < 4 ? most : 4;
+  if (rows == 1) return 4;
+  if (kLanes < 16) return 12 / rows;
+  return rows <= 6 ? 4 : 3;
 }
 
 // The block's rows of x must stay in the first-level cache, which holds twice as many of bf16. The last rows make one
