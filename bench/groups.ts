@@ -23,7 +23,8 @@ const { values, positionals } = parseArgs({
     groups: { type: 'string', default: '64' },
     workers: { type: 'string', default: '4' },
     prompt: { type: 'string', default: '64' },
-    generate: { type: 'string', default: '16' },
+    /** Tokens of each worker; each number is measured. */
+    generate: { type: 'string', default: '16,64' },
     repeat: { type: 'string', default: '3' },
     long: { type: 'string', default: '16384' },
     chunk: { type: 'string', default: '128' },
@@ -31,15 +32,15 @@ const { values, positionals } = parseArgs({
     out: { type: 'string', default: 'bench/results' },
   },
 })
-const [groups, workers, promptLength, generate, repeat, long, chunk] = [
+const [groups, workers, promptLength, repeat, long, chunk] = [
   values.groups,
   values.workers,
   values.prompt,
-  values.generate,
   values.repeat,
   values.long,
   values.chunk,
-].map(Number) as [number, number, number, number, number, number, number]
+].map(Number) as [number, number, number, number, number, number]
+const lengths = values.generate.split(',').map(Number)
 
 async function main(): Promise<void> {
   const [path] = positionals
@@ -54,8 +55,11 @@ async function bench(path: string): Promise<void> {
     ...(values.threads && { threads: Number(values.threads) }),
   })
   await using model = await loadModel(path, { device, onWarning: () => {} })
+  const rows = []
+  for (const generate of lengths) rows.push(await throughput(model, generate))
   const report = {
-    throughput: await throughput(model),
+    ...{ groups, workers, prompt: promptLength, repeat },
+    throughput: rows,
     latency: await latency(model),
     model: positionals[0] ?? 'random Llama of 135 M parameters',
     dtype: Object.keys(model.weights).join(' + '),
@@ -69,8 +73,13 @@ async function bench(path: string): Promise<void> {
   process.stdout.write(`${JSON.stringify(report, null, 1)}\n`)
 }
 
-/** A group of its own prompt and seeds. */
-function group(model: Model, number: number, options: Partial<RunOptions> = {}): RunOptions {
+/** A group of its own prompt and seeds, each worker of which writes `generate` tokens. */
+function group(
+  model: Model,
+  number: number,
+  generate: number,
+  options: Partial<RunOptions> = {},
+): RunOptions {
   const { vocabSize } = model.config
   const id = (i: number) => (number * 104_729 + i * 7919) % vocabSize
   return {
@@ -98,17 +107,21 @@ async function tokensOf(options: RunOptions): Promise<string> {
 }
 
 /** In turn, so that a change of the machine's speed meets both. */
-async function throughput(model: Model) {
+async function throughput(model: Model, generate: number) {
   const seconds = { together: [] as number[], apart: [] as number[] }
   const numbers = Array.from({ length: groups }, (_, number) => number)
   const expected: string[] = []
-  await tokensOf(group(model, 0)) // brings the weights into memory
+  await tokensOf(group(model, 0, generate)) // brings the weights into memory
   for (let round = 0; round < repeat; round++) {
     let begin = performance.now()
-    const together = await Promise.all(numbers.map((number) => tokensOf(group(model, number))))
+    const together = await Promise.all(
+      numbers.map((number) => tokensOf(group(model, number, generate))),
+    )
     seconds.together.push((performance.now() - begin) / 1e3)
     begin = performance.now()
-    for (const number of numbers) expected[number] = await tokensOf(group(model, number))
+    for (const number of numbers) {
+      expected[number] = await tokensOf(group(model, number, generate))
+    }
     seconds.apart.push((performance.now() - begin) / 1e3)
     const differing = numbers.filter((number) => together[number] !== expected[number])
     if (differing.length > 0) throw new Error(`groups ${differing} write otherwise than alone`)
@@ -116,7 +129,7 @@ async function throughput(model: Model) {
   const [together, apart] = [spread(seconds.together, 3), spread(seconds.apart, 3)]
   const tokens = groups * workers * generate
   return {
-    ...{ groups, workers, prompt: promptLength, generate, repeat },
+    generate,
     together_seconds: together,
     apart_seconds: apart,
     together_tokens_per_s: round(tokens / together.median, 1),
@@ -135,7 +148,7 @@ async function latency(model: Model) {
     const step = message as { prefilledTokens: number; milliseconds: number }
     if (step.prefilledTokens >= chunk) chunks.push(step.milliseconds)
   }
-  const writer = runWorkers(group(model, 0, { scheduler, maxTokens: 1e6, capacity }))
+  const writer = runWorkers(group(model, 0, 1e6, { scheduler, capacity }))
   const waits: number[] = []
   const alone: number[] = []
   let filling: Promise<unknown> | undefined
@@ -149,8 +162,8 @@ async function latency(model: Model) {
     if (event.step === 10) {
       subscribe('hogwild:step', listener)
       const prompt = Array.from({ length: long }, (_, i) => (i * 7919) % model.config.vocabSize)
-      const options = { scheduler, prompt, maxTokens: 1, capacity: 2 * long + 1024 }
-      filling = tokensOf(group(model, 1, options)).then(() => {
+      const options = { scheduler, prompt, capacity: 2 * long + 1024 }
+      filling = tokensOf(group(model, 1, 1, options)).then(() => {
         isFilled = true
       })
     }

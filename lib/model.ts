@@ -18,8 +18,8 @@ import {
   type CancelHandle,
   type Dtype,
   type ModelHandle,
+  type NativeExtras,
   type NativeModelConfig,
-  type NativeStepResult,
   type NativeStepResults,
   type NativeStepWorker,
   type NativeTensor,
@@ -628,23 +628,21 @@ export class Model {
     const users = usersOf(list)
     const held = natives.some((worker) => worker.held !== 'no')
     const acquired: StepUser[] = []
-    let results: NativeStepResults | undefined
+    let outputs: StepOutput[] | undefined
     try {
       for (const user of users) {
         user.acquire()
         acquired.push(user)
       }
-      results = await runTask([this.#tasks, cache.tasks], signal, (cancel) =>
+      const results = await runTask([this.#tasks, cache.tasks], signal, (cancel) =>
         held
           ? stepWithHooks(list, () => native.holdStep(model, cache.open(), natives, cancel), cancel)
           : native.step(model, cache.open(), natives, cancel),
       )
-      return {
-        outputs: results.map((result, i) => stepOutput(result, list[i] as CheckedWorker)),
-        seconds: results.seconds,
-      }
+      outputs = stepOutputs(results, list)
+      return { outputs, seconds: results.seconds }
     } finally {
-      for (const user of acquired) user.release(chosenBy(results?.[user.worker]))
+      for (const user of acquired) user.release(chosenBy(outputs?.[user.worker]))
     }
   }
 
@@ -886,8 +884,11 @@ function checkInput(
 function nativeWorker(worker: CheckedWorker, group: number): NativeStepWorker {
   const { view, tokens, drafts, embeddings, sampler, logits, logprob, topLogprobs } = worker
   const { logitBias, hidden, attentionMass } = worker
+  const { view: blocks, fields, target } = nativeView(view)
   return {
-    ...nativeView(view),
+    view: blocks,
+    fields,
+    target,
     tokens: drafts.length === 0 ? tokens : Int32Array.from([...tokens, ...drafts]),
     drafts: drafts.length,
     group,
@@ -946,52 +947,81 @@ function usersOf(workers: readonly CheckedWorker[]): StepUser[] {
 }
 
 /** The tokens that were chosen. undefined: the step has failed. */
-function chosenBy(result: NativeStepResult | undefined): number[] {
-  if (result === undefined) return []
-  return Array.from(result.tokens.subarray(0, result.kept + 1)).filter((token) => token >= 0)
+function chosenBy(output: StepOutput | undefined): number[] {
+  if (output === undefined) return []
+  const chosen = output.drafted?.chosen ?? [output]
+  return chosen.flatMap(({ token }) => token ?? [])
 }
 
-function stepOutput(result: NativeStepResult, worker: CheckedWorker): StepOutput {
-  const { kept, tokens, hidden, attentionMass } = result
+function stepOutputs(results: NativeStepResults, workers: readonly CheckedWorker[]): StepOutput[] {
+  let first = 0
+  return workers.map((worker, i) => {
+    const output = stepOutput(results, i, first, worker)
+    first += worker.drafts.length + 1
+    return output
+  })
+}
+
+/** Of worker number `index`, whose first stage is number `first`. */
+function stepOutput(
+  results: NativeStepResults,
+  index: number,
+  first: number,
+  worker: CheckedWorker,
+): StepOutput {
+  const kept = results.kept[index] as number
+  const extras = results.extras[index] as NativeExtras
   const { drafts } = worker
-  const chosen = Array.from({ length: kept + 1 }, (_, stage) => chosenToken(result, worker, stage))
+  const choice = (stage: number) => {
+    const token = results.tokens[first + stage] as number
+    return {
+      token: token < 0 ? undefined : token,
+      logprob: worker.logprob && token >= 0 ? results.logprobs[first + stage] : undefined,
+      topLogprobs: topOf(extras, stage, drafts.length + 1),
+    }
+  }
+  const { token, logprob, topLogprobs } = choice(kept)
   return {
-    ...(chosen[kept] as ReturnType<typeof chosenToken>),
-    logits: keptLogits(result, worker),
-    hidden: hidden.length > 0 ? hidden : undefined,
-    attentionMass: attentionMass.length > 0 ? attentionMass : undefined,
+    token,
+    logprob,
+    topLogprobs,
+    logits: keptLogits(extras.logits, kept, worker),
+    hidden: extras.hidden,
+    attentionMass: extras.attentionMass,
     drafted:
       drafts.length > 0
-        ? { kept, chosen: chosen as ChosenToken[], guesses: Array.from(tokens.subarray(kept + 1)) }
+        ? {
+            kept,
+            chosen: Array.from({ length: kept + 1 }, (_, stage) => choice(stage) as ChosenToken),
+            guesses: Array.from(
+              results.tokens.subarray(first + kept + 1, first + drafts.length + 1),
+            ),
+          }
         : undefined,
   }
 }
 
-function chosenToken(result: NativeStepResult, { logprob }: CheckedWorker, stage: number) {
-  const { tokens, logprobs, topTokens, topLogprobs } = result
-  const token = tokens[stage] as number
-  const top = topTokens.length / tokens.length
-  const ranks = Array.from({ length: top }, (_, rank) => stage * top + rank)
-  return {
-    token: token < 0 ? undefined : token,
-    logprob: logprob && token >= 0 ? logprobs[stage] : undefined,
-    topLogprobs:
-      top > 0
-        ? ranks.map((at) => ({
-            token: topTokens[at] as number,
-            logprob: topLogprobs[at] as number,
-          }))
-        : undefined,
-  }
+/** The most likely tokens of one of so many stages. */
+function topOf(
+  { topTokens, topLogprobs }: NativeExtras,
+  stage: number,
+  stages: number,
+): TokenLogprob[] | undefined {
+  if (topTokens === undefined || topLogprobs === undefined) return undefined
+  const top = topTokens.length / stages
+  return Array.from({ length: top }, (_, rank) => ({
+    token: topTokens[stage * top + rank] as number,
+    logprob: topLogprobs[stage * top + rank] as number,
+  }))
 }
 
 /** Without those of drafts that do not stay. */
 function keptLogits(
-  { logits, kept }: NativeStepResult,
+  logits: Float32Array | undefined,
+  kept: number,
   { tokens, drafts, logits: wanted }: CheckedWorker,
 ): Float32Array | undefined {
-  if (logits.length === 0) return undefined
-  if (drafts.length === 0) return logits
+  if (logits === undefined || drafts.length === 0) return logits
   const rows = wanted === 'all' ? tokens.length + drafts.length : 1 + drafts.length
   const vocab = logits.length / rows
   return wanted === 'all'

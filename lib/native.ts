@@ -170,22 +170,17 @@ export interface NativeStepWorker extends NativeWorkerView {
   attentionMass?: boolean | undefined
 }
 
-export interface NativeStepResult {
-  /** [stages = drafts + 1], those beyond `kept` guesses; -1 where no sampler was given. */
-  tokens: Int32Array
-  /** [stages]: log-probabilities of `tokens` under the raw logits, or NaN where not asked for. */
-  logprobs: Float32Array
-  /** Drafts that stay. */
-  kept: number
-  /** 'last': [stages, V]; 'all': [new tokens, V]; else empty. */
-  logits: Float32Array
+/** What a worker gets beside its tokens, as far as it was asked for. */
+export interface NativeExtras {
+  /** 'last': [stages, V]; 'all': [new tokens, V]. */
+  logits?: Float32Array
   /** The most likely tokens and their log-probabilities under the raw logits, [stages, as many as asked for but at most V]. */
-  topTokens: Int32Array
-  topLogprobs: Float32Array
-  /** [H], or empty. */
-  hidden: Float32Array
-  /** [entries of the view], or empty. */
-  attentionMass: Float32Array
+  topTokens?: Int32Array
+  topLogprobs?: Float32Array
+  /** [H]. */
+  hidden?: Float32Array
+  /** [entries of the view]. */
+  attentionMass?: Float32Array
 }
 
 /** A step that has computed all but the tokens of its held workers. */
@@ -210,7 +205,16 @@ export interface NativeLogitsEdit {
   allowed: Int32Array | null
 }
 
-export type NativeStepResults = NativeStepResult[] & {
+/** Of all workers, one behind the other. "By stage": drafts + 1 of each worker. */
+export interface NativeStepResults {
+  /** By stage: those beyond `kept` are guesses; -1 where no sampler was given. */
+  tokens: Int32Array
+  /** By stage: log-probabilities of `tokens` under the raw logits, or NaN where not asked for. */
+  logprobs: Float32Array
+  /** By worker: drafts that stay. */
+  kept: Int32Array
+  /** By worker. */
+  extras: NativeExtras[]
   /** What the step took on the runner's thread. Not enumerable: it is no result. */
   readonly seconds: number
 }

@@ -124,14 +124,14 @@ export const GREEDY: NativeSampler = {
 export class Sampler {
   /** In [0, 2^64). */
   readonly seed: bigint
-  readonly #options: Omit<NativeSampler, 'seed' | 'draw'>
-  #draw = 0n
+  /** With the next draw. */
+  readonly #native: NativeSampler
   #busy = false
 
   /** Throws HOGWILD_INVALID_ARGUMENT. */
   constructor(options: SamplerOptions = {}) {
     options = checkOptions(options, 'sampler', SAMPLER_KEYS)
-    this.#options = {
+    this.#native = {
       temperature: checkNumber(
         options.temperature ?? 1,
         'sampler.temperature',
@@ -162,13 +162,15 @@ export class Sampler {
       scope: checkOneOf(options.scope ?? 'view', 'sampler.scope', ['view', 'own']),
       lastN: options.lastN === undefined ? 0 : checkInteger(options.lastN, 'sampler.lastN', 1),
       forbidden: checkTokens(options.forbidden ?? [], 'sampler.forbidden', 2 ** 31 - 1),
+      seed: checkSeed(options.seed),
+      draw: 0n,
     }
-    this.seed = checkSeed(options.seed)
+    this.seed = this.#native.seed
   }
 
   /** Tokens drawn so far. */
   get draws(): bigint {
-    return this.#draw
+    return this.#native.draw
   }
 
   /**
@@ -176,12 +178,12 @@ export class Sampler {
    * that gives the same tokens for the same logits.
    */
   get state(): SamplerState {
-    const { forbidden, lastN, ...options } = this.#options
+    const { forbidden, lastN, seed, draw, ...options } = this.#native
     return {
       version: STATE_VERSION,
       options: { ...options, lastN, forbidden: Array.from(forbidden) },
-      seed: `${this.seed}`,
-      draws: `${this.#draw}`,
+      seed: `${seed}`,
+      draws: `${draw}`,
     }
   }
 
@@ -205,23 +207,23 @@ export class Sampler {
       lastN: lastN === 0 ? undefined : lastN,
       seed: checkCount(seed, 'state.seed'),
     })
-    sampler.#draw = checkCount(draws, 'state.draws')
+    sampler.#native.draw = checkCount(draws, 'state.draws')
     return sampler
   }
 
   /** @internal */
   static is(value: unknown): value is Sampler {
-    return typeof value === 'object' && value !== null && #draw in value
+    return typeof value === 'object' && value !== null && #native in value
   }
 
-  /** @internal The next draw. */
-  next(): NativeSampler {
-    return { ...this.#options, seed: this.seed, draw: this.#draw }
+  /** @internal The next draw: for a call that reads it at once. */
+  next(): Readonly<NativeSampler> {
+    return this.#native
   }
 
   /** @internal These never come out either. */
   forbid(ids: readonly number[]): void {
-    this.#options.forbidden = Int32Array.from([...this.#options.forbidden, ...ids])
+    this.#native.forbidden = Int32Array.from([...this.#native.forbidden, ...ids])
   }
 
   /** @internal A step uses it from now on. Throws HOGWILD_BUSY. */
@@ -235,7 +237,7 @@ export class Sampler {
   /** @internal The step has ended. `draws`: those that it made. */
   release(draws: number): void {
     this.#busy = false
-    this.#draw += BigInt(draws)
+    this.#native.draw += BigInt(draws)
   }
 }
 

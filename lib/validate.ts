@@ -89,9 +89,13 @@ export function readable<T>(name: string, code: HogwildErrorCode | undefined, re
   try {
     return read()
   } catch (cause) {
-    if (cause instanceof HogwildError) throw cause
-    throw new HogwildError(`${name} cannot be read`, code ?? 'HOGWILD_INVALID_ARGUMENT', { cause })
+    throw unreadable(name, code, cause)
   }
+}
+
+function unreadable(name: string, code: HogwildErrorCode | undefined, cause: unknown): unknown {
+  if (cause instanceof HogwildError) return cause
+  return new HogwildError(`${name} cannot be read`, code ?? 'HOGWILD_INVALID_ARGUMENT', { cause })
 }
 
 /** An integer in [min, max]; max defaults to the largest safe integer. */
@@ -216,9 +220,15 @@ export function checkOptions<T extends object>(
     )
   }
   const copy: Record<string, unknown> = {}
-  for (const key of keys) {
-    const option = readable(`${name}.${key}`, undefined, () => options[key])
-    if (option !== undefined) copy[key] = option
+  let reading = ''
+  try {
+    for (const key of keys) {
+      reading = key
+      const option = options[key]
+      if (option !== undefined) copy[key] = option
+    }
+  } catch (cause) {
+    throw unreadable(`${name}.${reading}`, undefined, cause)
   }
   return copy as T
 }
@@ -247,8 +257,10 @@ export function checkInstance<T>(
 export function checkArray(value: unknown, name: string, code?: HogwildErrorCode): unknown[] {
   return readable(name, code, () => {
     if (!Array.isArray(value)) throw invalid(name, 'an array', value, code)
-    const list = value as unknown[]
-    return Array.from({ length: checkLength(list, name, code) }, (_, i) => list[i])
+    const copy: unknown[] = []
+    const length = checkLength(value, name, code)
+    for (let i = 0; i < length; i++) copy.push(value[i])
+    return copy
   })
 }
 

@@ -51,7 +51,7 @@ export interface CheckedView {
 export function checkView(view: View, name: string, cache?: Cache): CheckedView {
   const { blocks: list, writeTo } = checkOptions(view, name, VIEW_KEYS)
   const entries = checkArray(list, `${name}.blocks`).map((entry, i) =>
-    checkEntry(entry, `${name}.blocks[${i}]`),
+    Block.is(entry) ? plainEntry(entry) : checkEntry(entry, `${name}.blocks[${i}]`),
   )
   const last = entries.at(-1)?.block
   if (last === undefined) throw invalid(`${name}.blocks`, 'at least one block', entries)
@@ -71,8 +71,11 @@ export function checkView(view: View, name: string, cache?: Cache): CheckedView 
   return { cache: owner, entries, writeTo: target }
 }
 
+function plainEntry(block: Block): CheckedEntry {
+  return { block, at: undefined, lag: 0, temperature: 1, bias: 0 }
+}
+
 function checkEntry(entry: unknown, name: string): CheckedEntry {
-  if (Block.is(entry)) return { block: entry, at: undefined, lag: 0, temperature: 1, bias: 0 }
   if (typeof entry !== 'object' || entry === null) {
     throw invalid(name, `a Block or an entry { ${ENTRY_KEYS.join(', ')} }`, entry)
   }

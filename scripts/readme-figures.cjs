@@ -209,14 +209,7 @@ function plots(name, folder) {
 
 function groups(report, name, folder) {
   const { throughput, latency, model, dtype, simd, threads, machine, command } = report
-  const {
-    groups: count,
-    workers,
-    prompt,
-    generate,
-    together_seconds: together,
-    apart_seconds: apart,
-  } = throughput
+  const { groups: count, workers, prompt } = report
   const { step_ms_alone: alone, step_with_chunk_ms: withChunk, wait_ms: wait } = latency
   const each = ({ median, min, max }, digits) =>
     [median, min, max].map((figure) => figure.toFixed(digits))
@@ -224,15 +217,24 @@ function groups(report, name, folder) {
     '### Groups',
     `A ${model}, ${dtype}, ${threads} threads of ${machine.processor} (${simd}), ${machine.date}, \`${command}\` ` +
       `([result](${folder}bench/results/${name}.json)). ${count} groups of ${workers} workers with a prompt of ${prompt} tokens, ` +
-      `each of which writes ${generate}: together on one scheduler, ${times(throughput.times_as_fast)} as fast as one group after ` +
-      `another (${throughput.together_tokens_per_s.toFixed(0)} tokens/s for ${throughput.apart_tokens_per_s.toFixed(0)})` +
-      `${throughput.same_tokens ? ', with the same tokens' : ''}. Then one group writes while a prompt of ${latency.prompt} ` +
-      `tokens is computed beside it, ${latency.chunk} tokens in a step: its next token comes with the step that brings the chunk.`,
+      `together on one scheduler and one group after another` +
+      `${throughput.every((row) => row.same_tokens) ? ': with the same tokens' : ''}. Medians; tokens/s are those that workers write.`,
+    table(
+      ['tokens of each worker', 'together, s', 'one after another, s', 'tokens/s', 'tokens/s', ''],
+      throughput.map((row) => [
+        `${row.generate}`,
+        row.together_seconds.median.toFixed(1),
+        row.apart_seconds.median.toFixed(1),
+        row.together_tokens_per_s.toFixed(0),
+        row.apart_tokens_per_s.toFixed(0),
+        times(row.times_as_fast),
+      ]),
+    ),
+    `Then one group writes while a prompt of ${latency.prompt} tokens is computed beside it, ${latency.chunk} tokens in a step: ` +
+      'its next token comes with the step that brings the chunk.',
     table(
       ['', 'median', 'least', 'most'],
       [
-        [`${count} groups together, s`, ...each(together, 1)],
-        [`${count} groups one after another, s`, ...each(apart, 1)],
         ['a step of the group alone, ms', ...each(alone, 1)],
         ['a step with a chunk beside it, ms', ...each(withChunk, 1)],
         ['wait for its next token meanwhile, ms', ...each(wait, 1)],

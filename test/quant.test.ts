@@ -289,10 +289,10 @@ describe('a model with quantised matrices', () => {
     const cache = native.createCache(device, cacheShape(config, 64))
     const block = native.createBlock(cache)
     const worker = { ...stepWorker([block], [1, 2, 3, 4, 5]), logits: 'all' as const }
-    const [result] = await native.step(model, cache, [worker], null)
+    const { extras } = await native.step(model, cache, [worker], null)
     native.modelClose(model)
     native.cacheClose(cache)
-    return result!.logits
+    return extras[0]!.logits!
   }
 
   it('is the model of its dequantised weights, repacked or not, mapped or not', async () => {

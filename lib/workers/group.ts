@@ -262,16 +262,14 @@ export class Group {
       const { attentionMass } = output
       let left = worker.pending.length
       tokens += left
-      for (const written of worker.write()) {
-        if (written.forced) this.state.promptTokens++
-        this.triggers.look(worker.name, written.text, written.forced)
-        const event = { type: 'token', worker: worker.name, step: this.state.steps } as const
+      for (const event of worker.write(this.state.steps)) {
+        if (event.forced) this.state.promptTokens++
+        this.triggers.look(worker.name, event.text, event.forced)
         left--
-        const mass =
-          left === 0 && attentionMass !== undefined
-            ? { attentionMass: Array.from(attentionMass) }
-            : {}
-        events.push({ ...event, ...written, ...mass })
+        if (left === 0 && attentionMass !== undefined) {
+          event.attentionMass = Array.from(attentionMass)
+        }
+        events.push(event)
       }
       if (isLast) events.push(...this.#proceed(worker, state, output))
       else worker.sampled(output)

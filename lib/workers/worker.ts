@@ -7,7 +7,7 @@ import { onceForToken } from '../step-hooks'
 import { StopMatcher } from '../tokenizer/stop-strings'
 import type { TextStream } from '../tokenizer/text-stream'
 import type { Tokenizer } from '../tokenizer/tokenizer'
-import type { StopEvent, StopReason } from './events'
+import type { StopEvent, StopReason, TokenEvent } from './events'
 import type { WorkerSettings } from './options'
 import type { Piece } from './triggers'
 
@@ -174,14 +174,19 @@ export class Worker {
     return id
   }
 
-  /** The pending tokens are in its block; yields each with the text that it brings. */
-  *write(): Generator<Pending & { text: string }> {
-    const pending = this.pending
+  /** The pending tokens are in its block; yields each in turn, once its text was taken. */
+  *write(step: number): Generator<TokenEvent> {
+    const { pending, name: worker } = this
     this.pending = []
-    for (const entry of pending) {
-      const { token, forced } = entry
+    for (const { token, forced, logprob, topLogprobs } of pending) {
       if (!forced) this.written++
-      yield { ...entry, text: this.take(token, forced) }
+      const text = this.take(token, forced)
+      const event: TokenEvent = { type: 'token', worker, step, token, text, forced }
+      if (!forced) {
+        event.logprob = logprob
+        event.topLogprobs = topLogprobs
+      }
+      yield event
     }
   }
 

@@ -78,7 +78,7 @@ std::string describe(const Napi::Value& value) {
 }  // namespace
 
 void Argument::refuse(const std::string& expected) const {
-  throw Error(code::kInvalidArgument, path_ + ": expected " + expected + ", received " + describe(value_));
+  throw Error(code::kInvalidArgument, path() + ": expected " + expected + ", received " + describe(value_));
 }
 
 bool Argument::boolean() const {
@@ -182,9 +182,16 @@ Napi::Float32Array Argument::float32_array(std::int64_t length) const {
   refuse("a Float32Array of length " + std::to_string(length));
 }
 
-Argument Argument::property(const char* name) const {
+std::string Argument::path() const {
+  if (of_ == nullptr) return name_;
+  std::string path = of_->path();
+  if (name_ != nullptr) return path.append(".").append(name_);
+  return path.append("[").append(std::to_string(index_)).append("]");
+}
+
+Argument Argument::property(const char* name) const& {
   if (!value_.IsObject()) refuse("an object");
-  return Argument(value_.As<Napi::Object>().Get(name), path_ + "." + name);
+  return Argument(value_.As<Napi::Object>().Get(name), *this, name);
 }
 
 std::uint32_t Argument::array_length() const {
@@ -193,7 +200,7 @@ std::uint32_t Argument::array_length() const {
 }
 
 Argument Argument::item(std::uint32_t index) const {
-  return Argument(value_.As<Napi::Array>().Get(index), path_ + "[" + std::to_string(index) + "]");
+  return Argument(value_.As<Napi::Array>().Get(index), *this, index);
 }
 
 namespace {

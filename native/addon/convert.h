@@ -105,12 +105,17 @@ Napi::Value to_handle(Napi::Env env, std::shared_ptr<State> state) {
 
 // A value from JavaScript with its path (`workers[1].tokens`), for messages. Readers throw
 // kInvalidArgument, naming what is expected and what was received.
+//
+// A path is put together for a message alone, so a property refers to its object: whose argument must have a name of
+// its own (`property` of a temporary does not compile).
 class Argument {
  public:
-  Argument(const Napi::CallbackInfo& info, std::size_t index, const char* name) : value_(info[index]), path_(name) {}
+  Argument(const Napi::CallbackInfo& info, std::size_t index, const char* name) : value_(info[index]), name_(name) {}
+  Argument(const Argument&) = delete;
+  Argument& operator=(const Argument&) = delete;
 
   [[noreturn]] void refuse(const std::string& expected) const;
-  const std::string& path() const { return path_; }
+  std::string path() const;
 
   bool is_null() const { return value_.IsNull(); }
   bool is_undefined() const { return value_.IsUndefined(); }
@@ -152,7 +157,8 @@ class Argument {
   // it later looks at its length again.
   Napi::Float32Array float32_array(std::int64_t length) const;
 
-  Argument property(const char* name) const;
+  Argument property(const char* name) const&;
+  Argument property(const char* name) && = delete;
   // What `read` makes of each element of an array.
   template <typename Read>
   auto map(Read read) const {
@@ -174,7 +180,8 @@ class Argument {
   static constexpr std::int64_t kMaxSafeInteger = (std::int64_t{1} << 53) - 1;
 
  private:
-  Argument(Napi::Value value, std::string path) : value_(value), path_(std::move(path)) {}
+  Argument(Napi::Value value, const Argument& of, const char* name) : value_(value), of_(&of), name_(name) {}
+  Argument(Napi::Value value, const Argument& of, std::uint32_t index) : value_(value), of_(&of), index_(index) {}
 
   std::uint32_t array_length() const;
   Argument item(std::uint32_t index) const;
@@ -182,7 +189,9 @@ class Argument {
   std::vector<T> elements(napi_typedarray_type type, const char* expected) const;
 
   Napi::Value value_;
-  std::string path_;
+  const Argument* of_ = nullptr;  // whose property or element it is
+  const char* name_ = nullptr;    // null: an element
+  std::uint32_t index_ = 0;
 };
 
 // ---- results --------------------------------------------------------------------------------------
