@@ -636,7 +636,11 @@ export class Model {
       }
       const results = await runTask([this.#tasks, cache.tasks], signal, (cancel) =>
         held
-          ? stepWithHooks(list, () => native.holdStep(model, cache.open(), natives, cancel), cancel)
+          ? stepWithHooks(
+              list,
+              (edits) => native.holdStep(model, cache.open(), natives, cancel, edits),
+              cancel,
+            )
           : native.step(model, cache.open(), natives, cancel),
       )
       outputs = stepOutputs(results, list)

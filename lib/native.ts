@@ -29,6 +29,7 @@ export type CancelHandle = Handle<'cancel'>
 export type ProgressHandle = Handle<'progress'>
 export type MemoryHandle = Handle<'memory'>
 export type StepHandle = Handle<'step'>
+export type EditsHandle = Handle<'edits'>
 
 export type { Dtype, Format }
 /** Instructions that the kernels of a CPU use: of x64, each with those before it, and of arm64. */
@@ -162,7 +163,7 @@ export interface NativeStepWorker extends NativeWorkerView {
   topLogprobs: number
   /** Added to the logits of these ids before all else; -Infinity: they never come out. Default: none. */
   logitBias?: { ids: Int32Array; values: Float32Array } | undefined
-  /** Whether its token waits for `finishStep`, and its logits come back before. Default 'no'. */
+  /** Whether its token is chosen from edits of the caller's, and its logits come back before. Default 'no'. */
   held?: 'no' | 'yes' | 'with-logits' | undefined
   /** Whether the last layer's output comes back; default false. */
   hidden?: boolean | undefined
@@ -183,18 +184,18 @@ export interface NativeExtras {
   attentionMass?: Float32Array
 }
 
-/** A step that has computed all but the tokens of its held workers. */
+/** A step that has computed all but the tokens of its held workers from some stage on, whose edits it waits for. */
 export interface NativeHeldStep {
   step: StepHandle
-  /** By worker: [stages, V] with the bias where they are wanted ('with-logits'), else empty. */
-  logits: Float32Array[]
-}
-
-/** Drafts of held workers were what the step chose: it waits for the edits of the next stage. */
-export interface NativeNextStage {
-  step: StepHandle
+  /** Number of drafts before it: those that were what the step chose. */
+  stage: number
   /** By worker: whether its token of that stage is chosen from what `finishStep` brings. */
   waiting: boolean[]
+  /**
+   * Of `holdStep`, where they are wanted ('with-logits'), by worker: [stages, V] with the bias, or empty. Else there are
+   * none.
+   */
+  logits: Float32Array[]
 }
 
 /** What a held worker's token is chosen from. */
@@ -341,25 +342,30 @@ export interface NativeBinding {
     workers: NativeStepWorker[],
     cancel: CancelHandle | null,
   ): Promise<NativeStepResults>
+  /** For one step. */
+  createEdits(): EditsHandle
   /**
-   * A step some of whose workers are held: one of `finishStep` and `abortStep` must follow, until then the cache is busy.
-   * A step whose handle is collected is aborted.
+   * Brings a step the edits of its first stage, one for each worker, while it computes: then it does not wait there. They
+   * are for nothing where it waits already.
+   */
+  bringEdits(edits: EditsHandle, list: NativeLogitsEdit[]): void
+  /**
+   * A step some of whose workers are held. Where it waits for them, one of `finishStep` and `abortStep` must follow, until
+   * then the cache is busy. A step whose handle is collected is aborted.
    */
   holdStep(
     model: ModelHandle,
     cache: CacheHandle,
     workers: NativeStepWorker[],
     cancel: CancelHandle | null,
-  ): Promise<NativeHeldStep>
-  /**
-   * `edits`: one for each worker of the step, for one stage: the first, or that of which NativeNextStage tells. What fails
-   * aborts the step.
-   */
+    edits: EditsHandle,
+  ): Promise<NativeHeldStep | NativeStepResults>
+  /** `edits`: one for each worker of the step, for the stage at which it waits. What fails aborts the step. */
   finishStep(
     step: StepHandle,
     edits: NativeLogitsEdit[],
     cancel: CancelHandle | null,
-  ): Promise<NativeStepResults | NativeNextStage>
+  ): Promise<NativeHeldStep | NativeStepResults>
   abortStep(step: StepHandle): Promise<void>
 
   /** Reserves room for the new tokens and plans the step; the cache is busy until commit or abort. */

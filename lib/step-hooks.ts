@@ -5,6 +5,8 @@ import { HogwildError } from './errors'
 import type { GrammarMatcher } from './grammar/grammar'
 import {
   type CancelHandle,
+  type EditsHandle,
+  type NativeHeldStep,
   type NativeLogitsEdit,
   type NativeStepResults,
   type NativeStepWorker,
@@ -66,42 +68,50 @@ export function heldFor({ processLogits, grammar }: StepHooks): NativeStepWorker
  */
 export async function stepWithHooks(
   hooks: readonly StepHooks[],
-  hold: () => ReturnType<typeof native.holdStep>,
+  hold: (edits: EditsHandle) => ReturnType<typeof native.holdStep>,
   cancel: CancelHandle,
 ): Promise<NativeStepResults> {
-  const computing = hold()
-  // Grammars are asked while the model computes.
+  const early = native.createEdits()
+  const computing = hold(early)
+  // Grammars are asked while the model computes. Where nobody wants to see logits the step need not wait.
   const masks = Promise.all(hooks.map(({ grammar, drafts }) => grammar?.allowed(drafts)))
-  masks.catch(() => {})
-  const held = await computing
-  let { step } = held
-  try {
-    const allowed = await masks
-    let waiting = hooks.map(() => true)
-    for (let stage = 0; ; stage++) {
+  const bringing = masks.then((allowed) => {
+    if (hooks.some(({ processLogits }) => processLogits !== undefined)) return
+    native.bringEdits(
+      early,
+      hooks.map((_, i) => ({ logits: null, allowed: allowed[i]?.[0] ?? null })),
+    )
+  })
+  bringing.catch(() => {}) // the step waits then
+  let state = await computing
+  const logits = 'logits' in state ? state.logits : []
+  while ('step' in state) {
+    const { step, stage, waiting }: NativeHeldStep = state
+    try {
+      const allowed = await masks
       const edits = hooks.map((hook, i): NativeLogitsEdit => {
         if (!waiting[i]) return { logits: null, allowed: null }
-        const logits = processed(hook, held.logits[i] as Float32Array, stage)
-        return { logits, allowed: allowed[i]?.[stage] ?? null }
+        return {
+          logits: processed(hook, logits[i], stage),
+          allowed: allowed[i]?.[stage] ?? null,
+        }
       })
-      const results = await native.finishStep(step, edits, cancel)
-      if (!('waiting' in results)) return results
-      step = results.step
-      waiting = results.waiting
+      state = await native.finishStep(step, edits, cancel)
+    } catch (error) {
+      await native.abortStep(step).catch(() => {}) // it has ended already
+      throw error
     }
-  } catch (error) {
-    await native.abortStep(step).catch(() => {}) // it has ended already
-    throw error
   }
+  return state
 }
 
 /** `logits` [stages, V] are the worker's; null: it has no processor. */
 function processed(
   { processLogits, info, drafts }: StepHooks,
-  logits: Float32Array,
+  logits: Float32Array | undefined,
   stage: number,
 ): Float32Array | null {
-  if (processLogits === undefined) return null
+  if (processLogits === undefined || logits === undefined) return null
   const name = `workers[${info.worker}].processLogits`
   const size = logits.length / (drafts.length + 1)
   const own = drafts.length === 0 ? logits : logits.slice(stage * size, (stage + 1) * size)

@@ -169,7 +169,7 @@ const CHOICES =
 
 // Parameters that may be null.
 const NULLABLE =
-  /bias|fields$|sampler$|convertTo|^(step|holdStep)\[3\]|^finishStep(\[2\]|\[1\]\[0\]\.)|createModel\[[345]\]|^passAttend\[4\]\.(?!scale|wantLse)/
+  /bias|fields$|sampler$|convertTo|^(step|holdStep)\[3\]|^finishStep(\[2\]|\[1\]\[0\]\.)|^bringEdits\[1\]\[0\]\.|createModel\[[345]\]|^passAttend\[4\]\.(?!scale|wantLse)/
 
 // Parameters that may be left out.
 const OPTIONAL =

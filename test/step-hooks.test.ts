@@ -18,7 +18,13 @@ import {
   type StepOutput,
   type StepWorker,
 } from '../lib'
-import { native } from '../lib/native'
+import {
+  type NativeLogitsEdit,
+  type NativeStepResults,
+  type NativeStepWorker,
+  native,
+} from '../lib/native'
+import { GREEDY } from '../lib/sampler'
 import {
   codeOf,
   expectClose,
@@ -355,24 +361,8 @@ describe('the logits that a token is chosen from', () => {
   it('a held step that is forgotten gives the cache back', async () => {
     await using own = model.createCache({ capacity: 64 })
     const block = own.createBlock()
-    const handles = await native.holdStep(
-      modelHandle(model),
-      own.open(),
-      [
-        {
-          view: [block.handle],
-          fields: null,
-          target: block.handle,
-          tokens: Int32Array.of(1),
-          logits: 'none',
-          sampler: new Sampler().next(),
-          logprob: false,
-          topLogprobs: 0,
-          held: 'with-logits',
-        },
-      ],
-      null,
-    )
+    const handles = await hold(own, { ...nativeWorker(block), held: 'with-logits' })
+    if (!('step' in handles)) throw new Error('it did not wait')
     expect(handles.logits[0]).toHaveLength(vocab)
     expect(() => block.clear()).toThrow(expect.objectContaining({ code: 'HOGWILD_BUSY' }))
     await native.abortStep(handles.step)
@@ -386,6 +376,84 @@ describe('the logits that a token is chosen from', () => {
     }
   })
 })
+
+describe('edits that are brought while the step computes', () => {
+  const allowed = new Int32Array(Math.ceil(vocab / 32)).fill(-1)
+  allowed[0] = ~(1 << 5)
+  const edits = [{ logits: null, allowed }]
+
+  it('are what it chooses from, without waiting', async () => {
+    await using own = model.createCache({ capacity: 256 })
+    const worker = () => ({ ...nativeWorker(own.createBlock()), held: 'yes' as const })
+    const waited = await hold(own, worker())
+    if (!('step' in waited)) throw new Error('it did not wait')
+    const later = await native.finishStep(waited.step, edits, null)
+    const brought = native.createEdits()
+    native.bringEdits(brought, edits)
+    expect(await hold(own, worker(), brought)).toEqual(later)
+    // Once.
+    expect(await hold(own, worker(), brought)).toHaveProperty('step')
+  })
+
+  it('are those of the first stage: at the next one it waits', async () => {
+    await using own = model.createCache({ capacity: 256 })
+    const worker = (tokens: number[]) => ({
+      ...nativeWorker(own.createBlock()),
+      tokens: Int32Array.from(tokens),
+      drafts: tokens.length - 1,
+      held: 'yes' as const,
+      sampler: GREEDY,
+    })
+    const bring = (list: NativeLogitsEdit[]) => {
+      const brought = native.createEdits()
+      native.bringEdits(brought, list)
+      return brought
+    }
+    const first = await hold(own, worker([1]), bring(edits))
+    if ('step' in first) throw new Error('it waits')
+    const [draft] = first.tokens
+    const state = await hold(own, worker([1, draft!]), bring(edits))
+    expect(state).toMatchObject({ stage: 1, waiting: [true] })
+    if (!('step' in state)) throw new Error('it did not wait')
+    const { kept, tokens } = (await native.finishStep(state.step, edits, null)) as NativeStepResults
+    expect([kept[0], tokens[0]]).toEqual([1, draft])
+  })
+
+  it('are refused as those of a step that waits, and the cache is as before', async () => {
+    await using own = model.createCache({ capacity: 64 })
+    const block = own.createBlock()
+    const wrong: NativeLogitsEdit[][] = [
+      [],
+      [edits[0]!, edits[0]!],
+      [{ logits: new Float32Array(vocab + 1), allowed: null }],
+      [{ logits: null, allowed: new Int32Array(allowed.length) }],
+    ]
+    for (const list of wrong) {
+      const brought = native.createEdits()
+      native.bringEdits(brought, list)
+      const worker = { ...nativeWorker(block), held: 'yes' as const }
+      expect(await codeOf(() => hold(own, worker, brought))).toBe('HOGWILD_INVALID_ARGUMENT')
+      expect([block.length, own.stats.freePages]).toEqual([0, 1])
+    }
+  })
+})
+
+function nativeWorker(block: Block): NativeStepWorker {
+  return {
+    view: [block.handle],
+    fields: null,
+    target: block.handle,
+    tokens: Int32Array.of(1),
+    logits: 'none',
+    sampler: new Sampler({ seed: 1 }).next(),
+    logprob: false,
+    topLogprobs: 0,
+  }
+}
+
+async function hold(own: Cache, worker: NativeStepWorker, edits = native.createEdits()) {
+  return await native.holdStep(modelHandle(model), own.open(), [worker], null, edits)
+}
 
 /** As `step` uses it. */
 function modelHandle(of: Model) {

@@ -98,6 +98,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add<create_cancel>(exports, "createCancel");
   add<cancel>(exports, "cancel");
   add_async<step>(exports, "step");
+  add<create_edits>(exports, "createEdits");
+  add<bring_edits>(exports, "bringEdits");
   add_async<hold_step>(exports, "holdStep");
   add_async<finish_step>(exports, "finishStep");
   add_async<abort_step>(exports, "abortStep");

@@ -26,6 +26,8 @@ Napi::Value cancel(const Napi::CallbackInfo& info);
 
 // step.cc
 Napi::Value step(const Napi::CallbackInfo& info);
+Napi::Value create_edits(const Napi::CallbackInfo& info);
+Napi::Value bring_edits(const Napi::CallbackInfo& info);
 Napi::Value hold_step(const Napi::CallbackInfo& info);
 Napi::Value finish_step(const Napi::CallbackInfo& info);
 Napi::Value abort_step(const Napi::CallbackInfo& info);

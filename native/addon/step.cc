@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <optional>
+#include <utility>
 
 #include "addon/convert.h"
 #include "addon/exports.h"
@@ -231,6 +233,27 @@ class StepResults {
 
 }  // namespace
 
+// What the tokens of a step's first stage are chosen from, where JavaScript knows it before the step has come there:
+// then the step need not wait for the event loop.
+class EarlyEdits {
+ public:
+  static constexpr const char* kKind = "edits";
+
+  void bring(std::vector<LogitsEdit> edits) {
+    const std::lock_guard lock(mutex_);
+    edits_ = std::move(edits);
+  }
+  // At most once.
+  std::optional<std::vector<LogitsEdit>> take() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(edits_, std::nullopt);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::optional<std::vector<LogitsEdit>> edits_;
+};
+
 // A step whose held workers wait for their tokens; the cache is busy. One that is collected is aborted.
 class HeldStep {
  public:
@@ -253,55 +276,91 @@ class HeldStep {
 
 namespace {
 
-// All of a step, or what is left of one whose workers were held, up to a stage of drafts at which some are again.
+// A step up to its end, or up to a stage at which held workers wait for edits that are not there yet.
 class StepTask : public PromiseTask {
  public:
-  StepTask(Napi::Env env, std::shared_ptr<StepRun> run) : run_(std::move(run)) {
-    keep(results_.open(env, run_->wanted));
+  // From its begin on. `early`: null where nobody is held.
+  StepTask(Napi::Env env, std::shared_ptr<DeviceHandle> device, std::shared_ptr<StepRun> run,
+           std::shared_ptr<EarlyEdits> early)
+      : device_(std::move(device)), run_(std::move(run)), early_(std::move(early)) {
+    keep_arrays(env, /*with_logits=*/true);
   }
+  // What is left of one that waits.
   StepTask(Napi::Env env, std::shared_ptr<DeviceHandle> device, std::shared_ptr<StepRun> run,
            std::vector<LogitsEdit> edits)
       : PromiseTask(Begun{}), device_(std::move(device)), run_(std::move(run)), edits_(std::move(edits)) {
-    keep(results_.open(env, run_->wanted));
+    keep_arrays(env, /*with_logits=*/false);
   }
 
  protected:
   void execute(const std::atomic<bool>& cancelled) override try {
-    if (edits_) {
-      run_->step->choose(std::move(*edits_));
-      edits_.reset();
+    for (;;) {
+      if (edits_) run_->step->choose(*std::exchange(edits_, std::nullopt));
+      if (!run_->advance(cancelled)) return;
+      if (!run_->step->waits()) {
+        // The step has been committed: nothing may fail any more.
+        results_.fill(run_->step->result());
+        run_->end();
+        return;
+      }
+      if (early_) edits_ = early_->take();
+      if (!edits_) break;
     }
-    if (!run_->advance(cancelled)) return;
-    waits_ = run_->step->waits();
-    if (waits_) {
-      for (std::size_t w = 0; w < run_->wanted.size(); w++) waiting_.push_back(run_->step->waits_for(w));
-      return;
+    waits_ = true;
+    stage_ = run_->step->stage();
+    for (std::size_t w = 0; w < run_->wanted.size(); w++) waiting_.push_back(run_->step->waits_for(w));
+    for (const EditedLogits& edited : run_->step->edited()) {
+      float* logits = logits_.empty() ? nullptr : logits_[edited.worker];
+      if (logits == nullptr) continue;
+      std::copy(edited.logits.begin(), edited.logits.end(), logits + edited.stage * std::ssize(edited.logits));
     }
-    // The step has been committed: nothing may fail any more.
-    results_.fill(run_->step->result());
-    run_->end();
   } catch (...) {
     run_->end();
     throw;
   }
   bool done() const override { return waits_ || !run_->step; }
   Napi::Value result(Napi::Env env) override {
-    if (!waits_) return results_.finish(env, kept().As<Napi::Object>());
+    const auto arrays = kept().As<Napi::Array>();
+    if (!waits_) return results_.finish(env, arrays.Get(kResults).As<Napi::Object>());
     auto waiting = Napi::Array::New(env, waiting_.size());
     for (std::uint32_t w = 0; w < waiting_.size(); w++) waiting.Set(w, static_cast<bool>(waiting_[w]));
     auto result = Napi::Object::New(env);
+    result.Set("stage", static_cast<double>(stage_));
     result.Set("waiting", waiting);
+    result.Set("logits", arrays.Get(kLogits));
     result.Set("step", to_handle(env, std::make_shared<HeldStep>(device_, run_)));
     return result;
   }
 
  private:
+  static constexpr std::uint32_t kResults = 0, kLogits = 1;  // of kept()
+
+  void keep_arrays(Napi::Env env, bool with_logits) {
+    auto arrays = Napi::Array::New(env, 2);
+    arrays.Set(kResults, results_.open(env, run_->wanted));
+    auto logits = Napi::Array::New(env);
+    const std::int64_t vocab = run_->transformer->config().vocab_size;
+    const auto& wanted = run_->wanted;
+    const bool any =
+        std::any_of(wanted.begin(), wanted.end(), [](const StepRun::Wanted& worker) { return worker.held_logits; });
+    for (std::size_t w = 0; with_logits && any && w < wanted.size(); w++) {
+      auto array = new_float32_array(env, wanted[w].held_logits ? wanted[w].stages * vocab : 0);
+      logits.Set(static_cast<std::uint32_t>(w), array);
+      logits_.push_back(wanted[w].held_logits ? array.Data() : nullptr);
+    }
+    arrays.Set(kLogits, logits);
+    keep(arrays);
+  }
+
   std::shared_ptr<DeviceHandle> device_;
   std::shared_ptr<StepRun> run_;
-  std::vector<bool> waiting_;
-  bool waits_ = false;
+  std::shared_ptr<EarlyEdits> early_;
   std::optional<std::vector<LogitsEdit>> edits_;
+  bool waits_ = false;
+  std::int64_t stage_ = 0;
+  std::vector<bool> waiting_;
   StepResults results_;
+  std::vector<float*> logits_;  // by worker, or empty: memory of the arrays in kept()
 };
 
 class AbortStepTask : public PromiseTask {
@@ -314,50 +373,6 @@ class AbortStepTask : public PromiseTask {
 
  private:
   std::shared_ptr<StepRun> run_;
-};
-
-// A step up to the logits of its held workers.
-class HoldTask : public PromiseTask {
- public:
-  HoldTask(Napi::Env env, std::shared_ptr<DeviceHandle> device, std::shared_ptr<StepRun> run)
-      : device_(std::move(device)), run_(std::move(run)) {
-    const std::int64_t vocab = run_->transformer->config().vocab_size;
-    auto arrays = Napi::Array::New(env, run_->wanted.size());
-    for (const StepRun::Wanted& wanted : run_->wanted) {
-      auto array = new_float32_array(env, wanted.held_logits ? wanted.stages * vocab : 0);
-      arrays.Set(static_cast<std::uint32_t>(logits_.size()), array);
-      logits_.push_back(array.Data());
-    }
-    keep(arrays);
-  }
-
- protected:
-  void execute(const std::atomic<bool>& cancelled) override try {
-    if (!run_->advance(cancelled)) return;
-    waits_ = true;
-    for (const EditedLogits& edited : run_->step->edited()) {
-      if (run_->wanted[edited.worker].held_logits) {
-        std::copy(edited.logits.begin(), edited.logits.end(),
-                  logits_[edited.worker] + edited.stage * std::ssize(edited.logits));
-      }
-    }
-  } catch (...) {
-    run_->end();
-    throw;
-  }
-  bool done() const override { return waits_; }
-  Napi::Value result(Napi::Env env) override {
-    auto result = Napi::Object::New(env);
-    result.Set("logits", kept());
-    result.Set("step", to_handle(env, std::make_shared<HeldStep>(device_, run_)));
-    return result;
-  }
-
- private:
-  std::shared_ptr<DeviceHandle> device_;
-  std::shared_ptr<StepRun> run_;
-  std::vector<float*> logits_;  // memory of the arrays in kept()
-  bool waits_ = false;
 };
 
 std::shared_ptr<Cancel> read_cancel(const Argument& cancel) {
@@ -375,21 +390,15 @@ Napi::Value schedule_step(const Napi::CallbackInfo& info, bool waits) {
   const Argument workers_argument(info, 2, "workers");
   auto workers = workers_argument.map([](const Argument& worker) { return StepWorkerArguments(worker); });
   const auto cancel = read_cancel(Argument(info, 3, "cancel"));
+  const auto early = waits ? Argument(info, 4, "edits").handle<EarlyEdits>() : nullptr;
   const bool any_held =
       std::any_of(workers.begin(), workers.end(), [](const auto& worker) { return worker.held != Held::kNo; });
   if (any_held != waits) workers_argument.refuse(waits ? "one that is held" : "none that is held");
 
-  if (model->device() != cache->device()) {
-    throw Error(code::kInvalidArgument, "cache: expected one on the model's device");
-  }
+  const std::shared_ptr<DeviceHandle>& device = model->device();
+  if (device != cache->device()) throw Error(code::kInvalidArgument, "cache: expected one on the model's device");
   auto run = std::make_shared<StepRun>(*model, cache, std::move(workers), waits);
-  std::unique_ptr<PromiseTask> task;
-  if (waits) {
-    task = std::make_unique<HoldTask>(info.Env(), model->device(), std::move(run));
-  } else {
-    task = std::make_unique<StepTask>(info.Env(), std::move(run));
-  }
-  return schedule(*model->device(), std::move(task), cancel);
+  return schedule(*device, std::make_unique<StepTask>(info.Env(), device, std::move(run), early), cancel);
 }
 
 LogitsEdit read_edit(const Argument& edit) {
@@ -404,6 +413,16 @@ LogitsEdit read_edit(const Argument& edit) {
 // ---- functions ------------------------------------------------------------------------------------
 
 Napi::Value step(const Napi::CallbackInfo& info) { return schedule_step(info, false); }
+
+Napi::Value create_edits(const Napi::CallbackInfo& info) {
+  return to_handle(info.Env(), std::make_shared<EarlyEdits>());
+}
+
+Napi::Value bring_edits(const Napi::CallbackInfo& info) {
+  const auto early = Argument(info, 0, "edits").handle<EarlyEdits>();
+  early->bring(Argument(info, 1, "list").map(read_edit));
+  return info.Env().Undefined();
+}
 
 Napi::Value hold_step(const Napi::CallbackInfo& info) { return schedule_step(info, true); }
 

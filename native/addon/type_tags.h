@@ -14,6 +14,7 @@ class BlockHandle;
 class CacheHandle;
 class Cancel;
 class DeviceHandle;
+class EarlyEdits;
 class ExportHandle;
 class ImportHandle;
 class HeldStep;
@@ -34,7 +35,7 @@ struct KindList {
   }
 };
 using Kinds = KindList<DeviceHandle, ModelHandle, CacheHandle, BlockHandle, PassHandle, Progress, Cancel, DeviceMemory,
-                       ExportHandle, ImportHandle, HeldStep>;
+                       ExportHandle, ImportHandle, HeldStep, EarlyEdits>;
 
 template <typename State>
 inline constexpr napi_type_tag kTypeTag = Kinds::tag<State>();

@@ -597,6 +597,8 @@ bool Step::waits() const { return state_->waits(); }
 
 bool Step::waits_for(std::size_t worker) const { return state_->waits_for(worker); }
 
+std::int64_t Step::stage() const { return state_->stage; }
+
 const std::vector<EditedLogits>& Step::edited() const { return state_->edited; }
 
 void Step::choose(std::vector<LogitsEdit> edits) { state_->choose(std::move(edits)); }

@@ -39,6 +39,7 @@ class Step {
   bool waits() const;
   // Whether this one's is, at the stage that the step has come to.
   bool waits_for(std::size_t worker) const;
+  std::int64_t stage() const;
   // Of all workers that edit theirs, in the order of workers, then of stages; while the step waits.
   const std::vector<EditedLogits>& edited() const;
   // What the tokens of this stage are chosen from, one for each worker of the step; `advance` then goes on. Throws

@@ -85,7 +85,7 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
   const newHeldStep = async () => {
     const own = newCache()
     const worker = hookedWorker(native.createBlock(own))
-    return (await native.holdStep(model, own, [worker], null)).step
+    return (await native.holdStep(model, own, [worker], null, native.createEdits())).step
   }
 
   const calls = {
@@ -199,11 +199,19 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
       },
       promise: true,
     },
+    createEdits: { args: () => [] },
+    bringEdits: {
+      args: () => {
+        const edit = { logits: floats(config.vocabSize), allowed: Int32Array.of(-1) }
+        return [native.createEdits(), [edit]]
+      },
+      handles: { '[0]': 'edits' },
+    },
     holdStep: {
       args: () => {
         const own = newCache()
         const worker = hookedWorker(native.createBlock(own))
-        return [model, own, [worker], native.createCancel()]
+        return [model, own, [worker], native.createCancel(), native.createEdits()]
       },
       handles: {
         '[0]': 'model',
@@ -211,6 +219,7 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
         '[2][0].view[0]': 'block',
         '[2][0].target': 'block',
         '[3]': 'cancel',
+        '[4]': 'edits',
       },
       promise: true,
     },
@@ -348,6 +357,7 @@ async function openBinding(native, { config, tensors }, { keys = 'f32', values =
     export: newExport,
     import: newImport,
     step: newHeldStep,
+    edits: () => native.createEdits(),
   }
 
   return { device, model, cache, a, b, newCache, newPass, passWorker, calls, handle }
