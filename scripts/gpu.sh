@@ -23,7 +23,8 @@
 # when it is written: a run that is cut off loses only what was under way. `node scripts/gpu-figures.cjs` makes tables.
 #
 # Environment: BUDGET; STAGE_SECONDS: the most for each stage; HOGWILD_GPU_BUILD: folder of the programs, which are then
-# taken as they are (default build/gpu, compiled where nvcc is there); HOGWILD_GPU_RESULTS: of the results.
+# taken as they are (default build/gpu, compiled where nvcc is there); HOGWILD_GPU_LIBRARIES: archives with the kernels,
+# their device and the engine, which are compiled without it; HOGWILD_GPU_RESULTS: of the results.
 # Exit codes: 0; 1 where something failed; 3 where there is no GPU or no nvcc, so that nothing was run.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -62,6 +63,10 @@ build_all() {
     native/device/cuda/*.cc)
   local programs=(bench/gpu/bench.cc)
   for program in "${all_tests[@]}"; do programs+=("test/cuda/${program}_test.cc"); done
+  if [[ -n ${HOGWILD_GPU_LIBRARIES:-} ]]; then
+    read -ra library <<<"$HOGWILD_GPU_LIBRARIES"
+    sources=()
+  fi
   for source in "${sources[@]}"; do library+=("$build/$(basename "$source").sm_$architecture.o"); done
   for source in "${sources[@]}" "${programs[@]}"; do
     while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n; done
@@ -73,7 +78,8 @@ build_all() {
   for source in "${programs[@]}"; do
     program=$build/$(basename "$source" .cc)
     nvcc -arch="sm_$architecture" -Xcompiler -static-libstdc++,-static-libgcc \
-      "$build/$(basename "$source").sm_$architecture.o" "${library[@]}" -o "$program" || return 1
+      "$build/$(basename "$source").sm_$architecture.o" -Xlinker --start-group "${library[@]}" -Xlinker --end-group \
+      -o "$program" || return 1
   done
 }
 
