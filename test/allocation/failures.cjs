@@ -57,6 +57,9 @@ function operations(native, binding, files) {
     }
   }
   for (const name of ['finishStep', 'abortStep']) operations[name].undo = aborted
+  // A budget is the cache's until it is closed.
+  const closed = ([cache, budget]) => native.closeBudget(cache, budget)
+  for (const name of ['budgetStats', 'chargeBudget', 'createBlock']) operations[name].undo = closed
   const run = (name, prepare, run, undo = (blocks) => blocks.forEach(native.blockClose)) => {
     operations[name] = { prepare, run, undo }
   }
