@@ -92,7 +92,7 @@ export async function stepWithHooks(
       const edits = hooks.map((hook, i): NativeLogitsEdit => {
         if (!waiting[i]) return { logits: null, allowed: null }
         return {
-          logits: processed(hook, logits[i], stage),
+          logits: processed(hook, logits[i] as Float32Array, stage),
           allowed: allowed[i]?.[stage] ?? null,
         }
       })
@@ -108,10 +108,10 @@ export async function stepWithHooks(
 /** `logits` [stages, V] are the worker's; null: it has no processor. */
 function processed(
   { processLogits, info, drafts }: StepHooks,
-  logits: Float32Array | undefined,
+  logits: Float32Array,
   stage: number,
 ): Float32Array | null {
-  if (processLogits === undefined || logits === undefined) return null
+  if (processLogits === undefined) return null
   const name = `workers[${info.worker}].processLogits`
   const size = logits.length / (drafts.length + 1)
   const own = drafts.length === 0 ? logits : logits.slice(stage * size, (stage + 1) * size)

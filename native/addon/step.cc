@@ -139,7 +139,7 @@ struct StepRun {
 };
 
 // NativeStepResults of lib/native.ts: arrays that are filled where they lie. Of what nobody asked for there are none:
-// an array costs a microsecond here and more to collect.
+// each is an object with memory of its own, to be made and collected in every step.
 class StepResults {
  public:
   Napi::Object open(Napi::Env env, const std::vector<StepRun::Wanted>& workers) {
