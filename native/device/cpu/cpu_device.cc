@@ -125,13 +125,13 @@ class CpuDevice final : public Device {
     check_cache(p.shape, &rope);
     check_buffers(p.buffers);
     require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(view.slots), "more rows than the step has");
-    const std::int64_t cols = p.shape.kv_heads * p.shape.head_dim;
-    const float* k = static_cast<const float*>(p.k);
-    const float* v = static_cast<const float*>(p.v);
-    for_rows(pool_, p.rows, cols, [&](std::int64_t begin, std::int64_t end) {
-      const AppendSlot* slots = view.slots.data() + p.first + begin;
-      kernels_.kv_append(p.shape, p.layer, rope, slots, end - begin, k + begin * cols, v + begin * cols);
-    });
+    // Dimensions of a key go to lines of their own, most of which come from memory.
+    constexpr std::int64_t kElementsPerDimension = 8;
+    for_rows(pool_, p.rows * p.shape.kv_heads, p.shape.head_dim * kElementsPerDimension,
+             [&](std::int64_t begin, std::int64_t end) {
+               kernels_.kv_append(p.shape, p.layer, rope, view.slots.data() + p.first, begin, end,
+                                  static_cast<const float*>(p.k), static_cast<const float*>(p.v));
+             });
   }
 
   void attention_mass(const AttentionMassParams& p) override {

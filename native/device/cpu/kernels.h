@@ -87,8 +87,9 @@ struct CpuKernels {
   void (*add_weighted)(const float* x, const int64_t* rows, const float* weights, int64_t n_rows, int64_t cols,
                        float* out);
 
+  // [begin, end) of the (slot, kv head), in this order, of k and v [slots, kv_heads, D]; not empty.
   void (*kv_append)(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots,
-                    int64_t n, const float* k, const float* v);
+                    int64_t begin, int64_t end, const float* k, const float* v);
   void (*kv_move)(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const KvMoveParams::Move* moves,
                   int64_t n);
   void (*kv_read)(const KvShape& shape, const KvLayer& layer, const AppendSlot* slots, int64_t n, float* k, float* v);

@@ -142,32 +142,29 @@ HOGWILD_INLINE void prefetch_row(char* head, int64_t head_dim, int64_t slot) {
   }
 }
 
-void kv_append(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots, int64_t n,
-               const float* k, const float* v) {
+void kv_append(const KvShape& shape, const KvLayer& layer, const RopeTable& rope, const AppendSlot* slots,
+               int64_t begin, int64_t end, const float* k, const float* v) {
   const int64_t head_dim = shape.head_dim;
+  const auto slot_of = [&](int64_t i) { return slots[i / shape.kv_heads]; };
+  const auto head_of = [&](void* pool, KvFormat format, int64_t i) {
+    return page_head(pool, shape, format, slot_of(i).page, i % shape.kv_heads);
+  };
   with_rows<KeyRows>(shape.key_format, head_dim, [&](auto rows) {
     using Keys = decltype(rows);
     float rotated[kMaxHeadDim];
-    for (int64_t t = 0; t < n; t++) {
-      char* next = page_head(layer.keys, shape, shape.key_format, slots[t].page, 0);
-      prefetch_row<Keys>(next, head_dim, slots[t].slot);
-      for (int64_t h = 0; h < shape.kv_heads; h++, k += head_dim) {
-        char* head = next;
-        if (h + 1 < shape.kv_heads) {
-          next = page_head(layer.keys, shape, shape.key_format, slots[t].page, h + 1);
-          prefetch_row<Keys>(next, head_dim, slots[t].slot);
-        }
-        rotate(rope, slots[t].rope_row, k, head_dim, 1, rotated);
-        put_row<Keys>(head, head_dim, slots[t].slot, rotated);
+    prefetch_row<Keys>(head_of(layer.keys, shape.key_format, begin), head_dim, slot_of(begin).slot);
+    for (int64_t i = begin; i < end; i++) {
+      if (i + 1 < end) {
+        prefetch_row<Keys>(head_of(layer.keys, shape.key_format, i + 1), head_dim, slot_of(i + 1).slot);
       }
+      rotate(rope, slot_of(i).rope_row, k + i * head_dim, head_dim, 1, rotated);
+      put_row<Keys>(head_of(layer.keys, shape.key_format, i), head_dim, slot_of(i).slot, rotated);
     }
   });
   with_rows<ValueRows>(shape.value_format, head_dim, [&](auto rows) {
-    for (int64_t t = 0; t < n; t++) {
-      for (int64_t h = 0; h < shape.kv_heads; h++, v += head_dim) {
-        char* head = page_head(layer.values, shape, shape.value_format, slots[t].page, h);
-        put_row<decltype(rows)>(head, head_dim, slots[t].slot, v);
-      }
+    for (int64_t i = begin; i < end; i++) {
+      char* head = head_of(layer.values, shape.value_format, i);
+      put_row<decltype(rows)>(head, head_dim, slot_of(i).slot, v + i * head_dim);
     }
   });
 }

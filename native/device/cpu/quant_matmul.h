@@ -113,10 +113,10 @@ struct Quantised {
     }
   }
 
-  static HOGWILD_INLINE void make_table(uint8_t* table) {
+  static HOGWILD_INLINE void make_table(uint8_t* table, int zero) {
     if constexpr (kInfo.values != CodeValues::kItself) {
       const int8_t* values = kInfo.values == CodeValues::kIq4 ? kIq4Values : kE2M1Values;
-      for (int i = 0; i < 16; i++) table[i] = (uint8_t)(values[i] + kZero);
+      for (int i = 0; i < 16; i++) table[i] = (uint8_t)(values[i] + zero);
     }
   }
 };
@@ -204,7 +204,7 @@ void quant_block(const QuantSlice& slice, int64_t row, int64_t vector) {
   const int64_t last_panel = panel_count(slice.end - slice.begin) - 1;
   const uint32_t* x = (const uint32_t*)slice.x + row * (slice.k / 32) * packed_words(F::kDot);
   uint8_t table[16];
-  F::make_table(table);
+  F::make_table(table, F::kZero);
 
   // A panel is prefetched from its first line on, scales and codes, while the one before it is worked on.
   constexpr int64_t kLines = lines_per_group(F::kInfo);

@@ -1,15 +1,18 @@
 // y = x W^T for several rows, by tiles of AMX. Part of quant_kernels.cc.
 //
-// A tile of weights is the codes, less their zero, of a group of 32 (or 16) columns x 16 outputs; one of x the bytes of
-// the rows there: the high ones and, behind them, the low ones, which are a tile of their own where rows are more than
-// 8. Sums are the same exact integers as elsewhere, and what follows them are the same operations in f32: so are the
-// results, to the last bit.
+// A tile of weights is the codes, less their zero, of a part, a group of 32 or 16 columns, x 16 outputs; one of x the
+// bytes of the rows there: the high ones and, behind them, the low ones, which are a tile of their own where rows are
+// more than 8. Sums are the same exact integers as elsewhere, and what follows them are the same operations in f32: so
+// are the results, to the last bit.
+//
+// While tiles are multiplied, of the two ports for vectors of 512 bits one alone takes products, conversions, shifts
+// and affine transforms. What can be done by shuffles, additions and logic is therefore done by them.
 #pragma once
 
 namespace hogwild {
 namespace {
 
-constexpr int64_t kLeastTileRows = 11;  // fewer are done sooner by vectors
+constexpr int64_t kLeastTileRows = 6;  // fewer are done sooner by vectors
 constexpr bool uses_tiles(int64_t rows) { return rows >= kLeastTileRows; }
 
 // Rows in tiles: whole vectors of loads, zeros behind the last row.
@@ -36,10 +39,9 @@ void pack_x_for_tiles(const float* x, int64_t rows, int64_t k, const int32_t* co
       uint8_t* bytes = (uint8_t*)words + 32 * r;
       for (int64_t half = 0; half < 2; half++) {
         const IntVec integers = load(codes + 16 * half);
-        const IntVec high = (integers + 64) >> 7;
-        _mm_storeu_si128((__m128i*)(bytes + 16 * half), _mm512_cvtepi32_epi8((__m512i)high));
-        _mm_storeu_si128((__m128i*)(bytes + 32 * stride + 16 * half),
-                         _mm512_cvtepi32_epi8((__m512i)(integers - (high << 7))));
+        // 256 high + low, both in signed bytes.
+        _mm_storeu_si128((__m128i*)(bytes + 16 * half), _mm512_cvtepi32_epi8((__m512i)((integers + 128) >> 8)));
+        _mm_storeu_si128((__m128i*)(bytes + 32 * stride + 16 * half), _mm512_cvtepi32_epi8((__m512i)integers));
       }
       for (int64_t s = 0; s < 32 / group; s++) sums[s * stride + r] = (float)sum_of_codes(codes, s, group) * scales[r];
     }
@@ -84,11 +86,58 @@ int64_t scratch_bytes(int64_t rows, int64_t k) {
   return ready.panels * ready.groups * kTileGroupBytes;
 }
 
+// The matrix that moves bits [from, from + bits) of a byte to `to`; with the sign, the top one goes to all bits above
+// it too.
+constexpr uint64_t bit_matrix(int from, int bits, int to, bool has_sign) {
+  uint64_t matrix = 0;
+  for (int i = to; i < (has_sign ? 8 : to + bits); i++) {
+    const int source = i < to + bits ? from + i - to : from + bits - 1;
+    matrix |= (uint64_t)1 << (8 * (7 - i) + source);
+  }
+  return matrix;
+}
+
+// Bits [kFrom, kFrom + kBits) of each byte, moved to kTo; with the sign, less what the top one is worth: an integer
+// around 0.
+template <int kFrom, int kBits, int kTo, bool kHasSign>
+HOGWILD_INLINE __m512i take_bits(BitVec v) {
+  constexpr int kTop = 1 << (kTo + kBits - 1);
+  if constexpr (kFrom == kTo) {
+    const __m512i bits = (__m512i)move_bits<kFrom, kBits, kTo>(v);
+    return kHasSign ? _mm512_sub_epi8(bits, _mm512_set1_epi8((char)kTop)) : bits;
+  }
+  // The top bit and its copies are flipped.
+  constexpr int kFlipped = kHasSign ? 0x100 - kTop : 0;
+  return _mm512_gf2p8affine_epi64_epi8((__m512i)v, _mm512_set1_epi64((int64_t)bit_matrix(kFrom, kBits, kTo, kHasSign)),
+                                       kFlipped);
+}
+
+// Quad J of the codes, less their zero.
+template <typename F, int J>
+HOGWILD_INLINE __m512i signed_quad(const typename F::Codes& codes, const uint8_t* table) {
+  using Codes = typename F::Codes;
+  constexpr CodeInfo kInfo = F::kInfo;
+  if constexpr (kInfo.bits == 8) return (__m512i)(codes.template line<J>() ^ bytes_of(0x80));
+  constexpr bool kHasSign = kInfo.values == CodeValues::kItself && kInfo.zero != 0;
+  static_assert(!kHasSign || kInfo.zero == 1 << (kInfo.bits - 1));
+  __m512i quad = _mm512_setzero_si512();
+  if constexpr (Codes::kNibbles > 0) {
+    quad = take_bits < J / 4 * 4, 4, 0, kHasSign && kInfo.bits == 4 > (codes.template line<J % 4>());
+  }
+  if constexpr (Codes::kTwoBits > 0) {
+    constexpr bool kIsTop = kHasSign && kInfo.bits % 2 == 0;
+    quad |= take_bits<2 * (J % 4), 2, Codes::kTwoBitsAt, kIsTop>(codes.template line<Codes::kNibbles + J / 4>());
+  }
+  if constexpr (kInfo.bits % 2 == 1) {
+    quad |= take_bits<J, 1, Codes::kLastBitAt, kHasSign>(codes.template line<Codes::kNibbles + Codes::kTwoBits>());
+  }
+  return kInfo.values == CodeValues::kItself ? quad : (__m512i)look_up(table, (BitVec)quad);
+}
+
 template <typename F, int J>
 HOGWILD_INLINE void ready_quads(const typename F::Codes& codes, const uint8_t* table, uint8_t* to) {
   if constexpr (J < 8) {
-    const __m512i quad = (__m512i)F::template quad<J>(codes, table);
-    _mm512_store_si512(to + J * kPanelLine, _mm512_sub_epi8(quad, _mm512_set1_epi8((char)F::kZero)));
+    _mm512_store_si512(to + J * kPanelLine, signed_quad<F, J>(codes, table));
     ready_quads<F, J + 1>(codes, table, to);
   }
 }
@@ -119,12 +168,11 @@ struct TilePanels {
   }
 
   HOGWILD_INLINE void make_ready() {
-    constexpr int kLines = N * (int)lines_per_group(F::kInfo);
-    for (int line = 0; line < kLines; line++) prefetch(ahead + line * kPanelLine);
-    ahead += kLines * kPanelLine;
     for (int n = 0; n < N; n++) {
       ready_quads<F, 0>(codes[n], table, ready + (n * ready_groups + ready_at) * kTileGroupBytes);
       codes[n].from += F::Codes::kLines * kPanelLine;
+      // Few at a time: more would wait for each other, and everything for them.
+      for (int64_t line = 0; line < lines_per_group(F::kInfo); line++, ahead += kPanelLine) prefetch_far(ahead);
     }
     if (++ready_at == ready_groups) ready_at = 0;
   }
@@ -132,14 +180,15 @@ struct TilePanels {
 
 // ---- products ---------------------------------------------------------------------------------------
 
-// Tiles 0 and 1 hold sums, of a panel each or of high and low bytes; 4 and 5 are of x, 6 and 7 of panels.
+// Parts take turns: tiles 0 and 1 hold the sums of one turn, 2 and 3 those of the other, of a panel each or of high and
+// low bytes; 4 and 5 are of x, 6 and 7 of panels.
 void shape_tiles(int64_t rows, int64_t group) {
   TileShapes shapes;
   memset(&shapes, 0, sizeof shapes);
   shapes.palette = 1;
   for (int i = 0; i < 2; i++) {
-    shapes.rows[i] = shapes.rows[4 + i] = (uint8_t)(rows <= 8 ? 2 * rows : rows);
-    shapes.row_bytes[i] = kTileRowBytes;
+    shapes.rows[i] = shapes.rows[2 + i] = shapes.rows[4 + i] = (uint8_t)(rows <= 8 ? 2 * rows : rows);
+    shapes.row_bytes[i] = shapes.row_bytes[2 + i] = kTileRowBytes;
     shapes.row_bytes[4 + i] = (uint8_t)group;
     shapes.rows[6 + i] = (uint8_t)(group / 4);
     shapes.row_bytes[6 + i] = kPanelLine;
@@ -147,81 +196,136 @@ void shape_tiles(int64_t rows, int64_t group) {
   shape_tiles(shapes);
 }
 
-// Sums of 32 columns' high and low bytes times their codes, [32 / kDot][N][2][R][16].
-template <int kDot, int R, int N>
-HOGWILD_INLINE void multiply_columns(const uint8_t* x, const uint8_t* codes, int64_t panel_stride, int32_t* dots) {
+// Products of a part's high and low bytes with its codes, into the tiles of a turn. (A tile's number is a literal.)
+template <int kTurn, int R, int N>
+HOGWILD_INLINE void multiply_part(const uint8_t* x, const uint8_t* codes, int64_t panel_stride) {
   static_assert(N == panels_per_block(R));
-  for (int s = 0; s < 32 / kDot; s++, x += kDot, codes += kDot / 4 * kPanelLine, dots += N * 2 * R * kPanelOutputs) {
+  if constexpr (kTurn == 0) {
     _tile_zero(0);
     _tile_zero(1);
-    _tile_loadd(4, x, 32);
-    _tile_loadd(6, codes, kPanelLine);
-    _tile_dpbssd(0, 4, 6);
     if constexpr (N == 2) {
+      _tile_loadd(4, x, 32);
+      _tile_loadd(6, codes, kPanelLine);
+      _tile_dpbssd(0, 4, 6);
       _tile_loadd(7, codes + panel_stride, kPanelLine);
       _tile_dpbssd(1, 4, 7);
-      _tile_stored(0, dots, kTileRowBytes);
-      _tile_stored(1, dots + 2 * R * kPanelOutputs, kTileRowBytes);
     } else {
+      _tile_loadd(6, codes, kPanelLine);
+      _tile_loadd(4, x, 32);
+      _tile_dpbssd(0, 4, 6);
       _tile_loadd(5, x + 32 * R, 32);
       _tile_dpbssd(1, 5, 6);
-      _tile_stored(0, dots, kTileRowBytes);
-      _tile_stored(1, dots + R * kPanelOutputs, kTileRowBytes);
+    }
+  } else {
+    _tile_zero(2);
+    _tile_zero(3);
+    if constexpr (N == 2) {
+      _tile_loadd(5, x, 32);
+      _tile_loadd(6, codes, kPanelLine);
+      _tile_dpbssd(2, 5, 6);
+      _tile_loadd(7, codes + panel_stride, kPanelLine);
+      _tile_dpbssd(3, 5, 7);
+    } else {
+      _tile_loadd(7, codes, kPanelLine);
+      _tile_loadd(4, x, 32);
+      _tile_dpbssd(2, 4, 7);
+      _tile_loadd(5, x + 32 * R, 32);
+      _tile_dpbssd(3, 5, 7);
     }
   }
 }
+
+// The sums in the tiles of a turn, [N][2][R][16].
+template <int kTurn, int R, int N>
+HOGWILD_INLINE void store_part(int32_t* dots) {
+  constexpr int64_t kSecond = N * R * kPanelOutputs;
+  if constexpr (kTurn == 0) {
+    _tile_stored(0, dots, kTileRowBytes);
+    _tile_stored(1, dots + kSecond, kTileRowBytes);
+  } else {
+    _tile_stored(2, dots, kTileRowBytes);
+    _tile_stored(3, dots + kSecond, kTileRowBytes);
+  }
+}
+
+HOGWILD_INLINE IntVec times_256(IntVec v) {
+  const __m512i bytes = _mm512_set4_epi32(0x0e0d0c80, 0x0a090880, 0x06050480, 0x02010080);
+  return (IntVec)_mm512_shuffle_epi8((__m512i)v, bytes);
+}
+
+// One of the two turns, as a type.
+template <int kIndex>
+struct Turn {
+  static constexpr int kValue = kIndex;
+};
 
 // R rows, `rows` of them there, of N panels, the first of which has output `first`. Codes are made ready where they are
 // new.
 template <typename F, int R, int N>
 void multiply_tiles(const QuantSlice& slice, int64_t row, int64_t rows, TilePanels<F, N> panels, int64_t first,
                     bool is_new) {
-  constexpr int kParts = 32 / F::kDot;
+  constexpr int kParts = 32 / F::kDot;  // of a group of 32 columns
   constexpr int64_t kStep = F::Scales::kSuperColumns > 0 ? F::Scales::kSuperColumns / 32 : 1;
   constexpr int64_t kXBytes = R * tiled_words(F::kDot) * 4;
-  const int64_t groups = slice.k / 32, panel_stride = panels.ready_groups * kTileGroupBytes;
-  const uint8_t* x = (const uint8_t*)slice.x + row * groups * tiled_words(F::kDot) * 4;
-  // A group is multiplied by tiles while the sums of the one before are finished.
-  alignas(64) int32_t dots[2][kParts * N * 2 * R * kPanelOutputs];
+  const int64_t groups = slice.k / 32, parts = groups * kParts;
+  const int64_t panel_stride = panels.ready_groups * kTileGroupBytes;
+  const uint8_t* x = (const uint8_t*)slice.x + row * groups * tiled_words(F::kDot) * 4;  // of the group finished next
+  const uint8_t* next_x = x;                                                             // of the part multiplied next
+  const uint8_t* next_codes = panels.ready;
+  const uint8_t* const end_of_codes = panels.ready + panel_stride;
+  alignas(64) int32_t dots[2][N * 2 * R * kPanelOutputs];
   Vec sums[R][N] = {};
-  const int64_t at_once = groups < kGroupsAhead ? groups : kGroupsAhead;
-  if (is_new) {
-    for (int64_t i = 0; i < at_once; i++) panels.make_ready();
-  }
-  compiler_barrier();
-  const uint8_t* codes = panels.ready;
-  int64_t ready_at = 0;
-  multiply_columns<F::kDot, R, N>(x, codes, panel_stride, dots[0]);
-  for (int64_t i = 0; i < groups; i++, x += kXBytes) {
-    if (is_new && i + kGroupsAhead < groups) panels.make_ready();
-    if (i + 1 < groups) {
-      if (++ready_at == panels.ready_groups) ready_at = 0;
-      multiply_columns<F::kDot, R, N>(x + kXBytes, codes + ready_at * kTileGroupBytes, panel_stride, dots[(i + 1) % 2]);
-    }
+
+  const auto multiply = [&](auto turn) __attribute__((always_inline)) {
+    constexpr int kTurn = decltype(turn)::kValue;
+    multiply_part<kTurn, R, N>(next_x, next_codes, panel_stride);
+    next_x += kParts == 1 ? kXBytes : kTurn == 0 ? F::kDot : kXBytes - F::kDot;
+    next_codes += kTileGroupBytes / kParts;
+    if (next_codes == end_of_codes) next_codes = panels.ready;
+  };
+  // While the tiles of one part are multiplied, those of the part before are stored, and the sums of the one before
+  // that are finished: nothing waits for what has just begun.
+  const auto step = [&](int64_t part, auto turn) __attribute__((always_inline)) {
+    constexpr int kTurn = decltype(turn)::kValue, kOther = 1 - kTurn;
+    if (is_new && part % kParts == 0 && part / kParts + kGroupsAhead < groups) panels.make_ready();
+    if (part + 1 < parts) multiply(Turn<kOther>());
+    if (part < parts) store_part<kTurn, R, N>(dots[kTurn]);
+    if (part == 0) return;
+    const int64_t before = part - 1, s = before % kParts;
     if constexpr (F::Scales::kSuperColumns > 0) {
-      if (i % kStep == 0) {
-        for (int n = 0; n < N; n++) panels.scales[n].begin_super(i);
+      if (before % (kStep * kParts) == 0) {
+        for (int n = 0; n < N; n++) panels.scales[n].begin_super(before / kParts);
       }
     }
     const float* scales = (const float*)x + 16 * R;
 #pragma GCC unroll 2
-    for (int s = 0; s < kParts; s++) {
-#pragma GCC unroll 2
-      for (int n = 0; n < N; n++) {
-        const int32_t* high = dots[i % 2] + (s * N + n) * 2 * R * kPanelOutputs;
-        const int32_t* low = high + R * kPanelOutputs;
-        const Vec d = panels.scales[n].d(i * kParts + s);
-        Vec m = {};
-        if constexpr (F::Scales::kHasMin) m = panels.scales[n].m(i * kParts + s);
+    for (int n = 0; n < N; n++) {
+      const int32_t* high = dots[kOther] + n * 2 * R * kPanelOutputs;
+      const int32_t* low = high + R * kPanelOutputs;
+      const Vec d = panels.scales[n].d(before);
+      Vec m = {};
+      if constexpr (F::Scales::kHasMin) m = panels.scales[n].m(before);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-          const IntVec dot = (load(high + r * kPanelOutputs) << 7) + load(low + r * kPanelOutputs);
-          sums[r][n] = fma(to_f32(dot) * scales[r], d, sums[r][n]);
-          if constexpr (F::Scales::kHasMin) sums[r][n] = fma(m, broadcast(scales[(1 + s) * R + r]), sums[r][n]);
-        }
+      for (int r = 0; r < R; r++) {
+        const IntVec dot = times_256(load(high + r * kPanelOutputs)) + load(low + r * kPanelOutputs);
+        sums[r][n] = fma(to_f32(dot) * scales[r], d, sums[r][n]);
+        if constexpr (F::Scales::kHasMin) sums[r][n] = fma(m, broadcast(scales[(1 + s) * R + r]), sums[r][n]);
       }
     }
+    if (s + 1 == kParts) x += kXBytes;
+  };
+
+  if (is_new) {
+    for (int64_t i = 0; i < kGroupsAhead && i < groups; i++) panels.make_ready();
   }
+  compiler_barrier();
+  multiply(Turn<0>());
+  int64_t part = 0;
+  for (; part < parts; part += 2) {
+    step(part, Turn<0>());
+    step(part + 1, Turn<1>());
+  }
+  if (part == parts) step(part, Turn<0>());
 #pragma GCC unroll 2
   for (int n = 0; n < N; n++) {
     Vec all[R];  // (in memory; `sums` are in registers)
@@ -249,7 +353,7 @@ void quant_matmul_tiles(const QuantSlice& slice) {
   const int64_t panels = panel_count(slice.end - slice.begin);
   const Ready ready = ready_for(slice.rows, slice.k);
   uint8_t table[16];
-  F::make_table(table);
+  F::make_table(table, 0);
   int64_t shape = 0;
   for (int64_t first = 0; first < panels; first += ready.panels) {
     const int64_t last = first + ready.panels < panels ? first + ready.panels : panels;

@@ -121,7 +121,8 @@ std::vector<SimdLevel> available_levels() {
   levels.push_back({"avx512bf16", &kCpuKernels_avx512bf16, &kQuantKernels_avx512vnni});
   constexpr std::uint64_t kTiles = 0x60000;
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;  // not every <cpuid.h> names them
-  if ((saved & kTiles) == kTiles && has_all(extended.edx, kAmxBf16 | kAmxTile | kAmxInt8) && may_use_tiles()) {
+  if ((saved & kTiles) == kTiles && has_all(extended.edx, kAmxBf16 | kAmxTile | kAmxInt8) &&
+      has_all(extended.ecx, bit_GFNI) && may_use_tiles()) {
     levels.push_back({"amx", &kCpuKernels_amx, &kQuantKernels_amx});
   }
   return levels;
