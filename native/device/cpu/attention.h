@@ -561,19 +561,22 @@ void attention_span(const AttentionSpan& span) {
     const int64_t key_cols = (end + kLanes - 1) / kLanes * kLanes - first_col;
 
     // Spread over the products of all rows, each of `n` iterations for every 4 vectors of `cols`.
-    const auto prefetch_head = [&](const char* head, KvFormat format, int64_t n, int64_t cols)
-                                   __attribute__((always_inline)) {
-                                     const int64_t blocks = (rows + kSpanRowBlock - 1) / kSpanRowBlock;
-                                     const int64_t iterations = blocks * n * ((cols + 4 * kLanes - 1) / (4 * kLanes));
-                                     const int64_t half = head_bytes(shape, format) / 2;
-                                     return Prefetch{head, head + half, half / (iterations > 0 ? iterations : 1)};
-                                   };
+    const auto spread = [&](const char* from, const char* to, int64_t n, int64_t cols) __attribute__((always_inline)) {
+      const int64_t blocks = (rows + kSpanRowBlock - 1) / kSpanRowBlock;
+      const int64_t iterations = blocks * n * ((cols + 4 * kLanes - 1) / (4 * kLanes));
+      const int64_t half = (to - from) / 2;
+      return Prefetch{from, from + half, half / (iterations > 0 ? iterations : 1)};
+    };
 
     for (int64_t r = 0; r < rows; r++) s[r] += first_col;
     with_rows<KeyRows>(shape.key_format, head_dim, [&](auto layout) {
       using PageKeys = Keys<decltype(layout)>;
       const PageKeys keys(page_keys, head_dim, rows, first_col, first_col + key_cols, tile);
-      Prefetch soon = prefetch_head(page_values, shape.value_format, head_dim / PageKeys::kDepth, key_cols);
+      // Of the values those that are seen: a worker's last page is mostly empty.
+      const int64_t slot_bytes = head_dim * kv_element_bytes(shape.value_format);
+      const int64_t seen = end < kPageSize ? end * slot_bytes : head_bytes(shape, shape.value_format);
+      Prefetch soon =
+          spread(page_values + begin / 2 * 2 * slot_bytes, page_values + seen, head_dim / PageKeys::kDepth, key_cols);
       for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
         const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
         keys.score(n, q + r, head_dim, first_col, key_cols, s + r, soon);
@@ -586,7 +589,8 @@ void attention_span(const AttentionSpan& span) {
     with_rows<ValueRows>(shape.value_format, head_dim, [&](auto layout) {
       using PageValues = Values<decltype(layout)>;
       const PageValues values(page_values, head_dim, rows, begin, end, value_cols, tile);
-      Prefetch soon = prefetch_head(next_keys, shape.key_format, (end - begin) / PageValues::kDepth, value_cols);
+      Prefetch soon = spread(next_keys, next_keys + head_bytes(shape, shape.key_format),
+                             (end - begin) / PageValues::kDepth, value_cols);
       for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
         const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
         softmax_update(seeing + r, n, span.softcap, value_cols);

@@ -113,6 +113,7 @@ struct Quantised {
     }
   }
 
+  // Values plus `zero`.
   static HOGWILD_INLINE void make_table(uint8_t* table, int zero) {
     if constexpr (kInfo.values != CodeValues::kItself) {
       const int8_t* values = kInfo.values == CodeValues::kIq4 ? kIq4Values : kE2M1Values;
