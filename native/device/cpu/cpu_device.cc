@@ -125,7 +125,8 @@ class CpuDevice final : public Device {
     check_cache(p.shape, &rope);
     check_buffers(p.buffers);
     require(p.first >= 0 && p.rows >= 0 && p.first + p.rows <= std::ssize(view.slots), "more rows than the step has");
-    // Dimensions of a key go to lines of their own, most of which come from memory.
+    // Dimensions of a key go to lines of their own, most of which come from memory: one takes as long as so many
+    // elements of pointwise work, at least.
     constexpr std::int64_t kElementsPerDimension = 8;
     for_rows(pool_, p.rows * p.shape.kv_heads, p.shape.head_dim * kElementsPerDimension,
              [&](std::int64_t begin, std::int64_t end) {

@@ -122,7 +122,9 @@ HOGWILD_INLINE __m512i signed_quad(const typename F::Codes& codes, const uint8_t
   static_assert(!kHasSign || kInfo.zero == 1 << (kInfo.bits - 1));
   __m512i quad = _mm512_setzero_si512();
   if constexpr (Codes::kNibbles > 0) {
-    quad = take_bits < J / 4 * 4, 4, 0, kHasSign && kInfo.bits == 4 > (codes.template line<J % 4>());
+    constexpr int kFrom = J < 4 ? 0 : 4;
+    constexpr bool kIsTop = kHasSign && kInfo.bits == 4;
+    quad = take_bits<kFrom, 4, 0, kIsTop>(codes.template line<J % 4>());
   }
   if constexpr (Codes::kTwoBits > 0) {
     constexpr bool kIsTop = kHasSign && kInfo.bits % 2 == 0;
@@ -248,6 +250,7 @@ HOGWILD_INLINE void store_part(int32_t* dots) {
   }
 }
 
+// Each byte goes to the next higher one.
 HOGWILD_INLINE IntVec times_256(IntVec v) {
   const __m512i bytes = _mm512_set4_epi32(0x0e0d0c80, 0x0a090880, 0x06050480, 0x02010080);
   return (IntVec)_mm512_shuffle_epi8((__m512i)v, bytes);
