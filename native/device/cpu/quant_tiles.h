@@ -5,8 +5,9 @@
 // more than 8. Sums are the same exact integers as elsewhere, and what follows them are the same operations in f32: so
 // are the results, to the last bit.
 //
-// While tiles are multiplied, of the two ports for vectors of 512 bits one alone takes products, conversions, shifts
-// and affine transforms. What can be done by shuffles, additions and logic is therefore done by them.
+// While tiles are multiplied, products and conversions of 512 bits have one port instead of two (as measured), the one
+// that shifts and affine transforms always have. What can be done by shuffles, additions and logic is therefore done by
+// them.
 #pragma once
 
 namespace hogwild {
@@ -198,7 +199,8 @@ void shape_tiles(int64_t rows, int64_t group) {
   shape_tiles(shapes);
 }
 
-// Products of a part's high and low bytes with its codes, into the tiles of a turn. (A tile's number is a literal.)
+// Products of a part's high and low bytes with its codes, into the tiles of a turn. (Each tile is written out: its
+// number must be a literal.)
 template <int kTurn, int R, int N>
 HOGWILD_INLINE void multiply_part(const uint8_t* x, const uint8_t* codes, int64_t panel_stride) {
   static_assert(N == panels_per_block(R));
