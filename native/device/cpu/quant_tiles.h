@@ -64,6 +64,8 @@ constexpr int64_t kTileGroupBytes = 8 * kPanelLine;
 constexpr int64_t kGroupsAhead = 2;
 constexpr int64_t kReadyGroups = 4;  // that are kept, where they are needed once
 
+constexpr int64_t kXGroupsAhead = 4;  // that x is prefetched
+
 // Of a few panels, while all rows meet them: they stay in the second-level cache.
 constexpr int64_t kReadyBytes = 512 << 10;
 
@@ -154,7 +156,7 @@ struct TilePanels {
   uint8_t* ready;  // [N][ready_groups][kTileGroupBytes]
   int64_t ready_groups;
   int64_t ready_at = 0;
-  const uint8_t* ahead;  // what is prefetched next
+  const uint8_t* far;  // prefetched next
 
   // `first` and those behind it of a slice of `panels`; those behind its end are its last one.
   HOGWILD_INLINE TilePanels(const QuantSlice& slice, const uint8_t* table, int64_t first, int64_t panels,
@@ -167,15 +169,13 @@ struct TilePanels {
       scales[n].lane = 0;
       codes[n].from = scales[n].from + panel_codes_at(F::kInfo, slice.k);
     }
-    ahead = scales[0].from + N * size;
+    far = scales[0].from + N * size;
   }
 
   HOGWILD_INLINE void make_ready() {
     for (int n = 0; n < N; n++) {
       ready_quads<F, 0>(codes[n], table, ready + (n * ready_groups + ready_at) * kTileGroupBytes);
       codes[n].from += F::Codes::kLines * kPanelLine;
-      // Few at a time: more would wait for each other, and everything for them.
-      for (int64_t line = 0; line < lines_per_group(F::kInfo); line++, ahead += kPanelLine) prefetch_far(ahead);
     }
     if (++ready_at == ready_groups) ready_at = 0;
   }
@@ -296,11 +296,16 @@ void multiply_tiles(const QuantSlice& slice, int64_t row, int64_t rows, TilePane
     if (part + 1 < parts) multiply(Turn<kOther>());
     if (part < parts) store_part<kTurn, R, N>(dots[kTurn]);
     if (part == 0) return;
-    const int64_t before = part - 1, s = before % kParts;
+    const int64_t before = part - 1;
+    constexpr int64_t s = kParts == 1 ? 0 : kOther;  // of the part before, in its group
     if constexpr (F::Scales::kSuperColumns > 0) {
       if (before % (kStep * kParts) == 0) {
         for (int n = 0; n < N; n++) panels.scales[n].begin_super(before / kParts);
       }
+    }
+    // x of few rows stays in the nearest cache, but for what weights took the place of.
+    if (R <= 8 && s == 0) {
+      for (int64_t at = 0; at < kXBytes; at += kPanelLine) prefetch(x + kXGroupsAhead * kXBytes + at);
     }
     const float* scales = (const float*)x + 16 * R;
 #pragma GCC unroll 2
@@ -310,6 +315,12 @@ void multiply_tiles(const QuantSlice& slice, int64_t row, int64_t rows, TilePane
       const Vec d = panels.scales[n].d(before);
       Vec m = {};
       if constexpr (F::Scales::kHasMin) m = panels.scales[n].m(before);
+      // Few at a time: more would wait for each other, and everything for them.
+      constexpr int64_t kLines = lines_per_group(F::kInfo);
+      for (int64_t line = kLines * s / kParts; line < kLines * (s + 1) / kParts; line++) {
+        prefetch_far(panels.far);
+        panels.far += is_new ? kPanelLine : 0;
+      }
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
         const IntVec dot = times_256(load(high + r * kPanelOutputs)) + load(low + r * kPanelOutputs);
