@@ -63,12 +63,36 @@ struct AddScaledSums {
   HOGWILD_INLINE AddScaledSums from_row(int64_t r) const { return {c + r, factors + r}; }
 };
 
+// The second factor of a product, element (i, col): row after row ...
+template <typename Element>
+struct InRows {
+  const Element* elements;
+  int64_t step;  // from one i to the next
+
+  HOGWILD_INLINE const Element* column(int64_t col) const { return elements + col; }
+};
+
+// ... or as a page's keys lie, [P / 16, depth, 16], from slot `begin` on.
+template <typename Element>
+struct InKeyGroups {
+  static constexpr int64_t step = kKeyGroup;
+  const Element* elements;
+  int64_t depth, begin;
+
+  HOGWILD_INLINE const Element* column(int64_t col) const {
+    const int64_t slot = begin + col;
+    return elements + slot / kKeyGroup * depth * kKeyGroup + slot % kKeyGroup;
+  }
+};
+
 // Sums of a[r][i] * b[i][j] over i, ascending, for j < cols. Every element is one chain of fma's, so the shape of the
 // block does not show in the result. a and b: floats, where b may be of another plain type, or pairs of bf16 or of
 // integers, of which each stands for two of the terms.
 template <int R, int J, typename A, typename B, typename Sums>
-HOGWILD_INLINE void product_block(const A* const* a, const B* b, int64_t b_stride, const Sums& sums, int64_t n,
-                                  int64_t col, Prefetch& soon) {
+HOGWILD_INLINE void product_block(const A* const* a, const B& b, const Sums& sums, int64_t n, int64_t col,
+                                  Prefetch& soon) {
+  decltype(b.column(0)) columns[J];
+  for (int j = 0; j < J; j++) columns[j] = b.column(col + j * kLanes);
   decltype(sums.first(0, 0)) acc[R][J];
   for (int r = 0; r < R; r++) {
     for (int j = 0; j < J; j++) acc[r][j] = sums.first(r, col + j * kLanes);
@@ -83,7 +107,7 @@ HOGWILD_INLINE void product_block(const A* const* a, const B* b, int64_t b_strid
     decltype(broadcast(a[0][0])) as[R];
     for (int r = 0; r < R; r++) as[r] = broadcast(a[r][i]);
     for (int j = 0; j < J; j++) {
-      const auto bs = load(b + i * b_stride + col + j * kLanes);
+      const auto bs = load(columns[j] + i * b.step);
       for (int r = 0; r < R; r++) acc[r][j] = fma(as[r], bs, acc[r][j]);
     }
   }
@@ -95,31 +119,30 @@ HOGWILD_INLINE void product_block(const A* const* a, const B* b, int64_t b_strid
 }
 
 template <int R, typename A, typename B, typename Sums>
-void product_rows(const A* const* a, const B* b, int64_t b_stride, const Sums& sums, int64_t n, int64_t cols,
-                  Prefetch& soon) {
+void product_rows(const A* const* a, const B& b, const Sums& sums, int64_t n, int64_t cols, Prefetch& soon) {
   constexpr int J = R == 1 ? 8 : 4;  // enough independent fma's to hide their latency
   int64_t col = 0;
-  for (; col + J * kLanes <= cols; col += J * kLanes) product_block<R, J>(a, b, b_stride, sums, n, col, soon);
+  for (; col + J * kLanes <= cols; col += J * kLanes) product_block<R, J>(a, b, sums, n, col, soon);
   if constexpr (J == 8) {
-    for (; col + 4 * kLanes <= cols; col += 4 * kLanes) product_block<R, 4>(a, b, b_stride, sums, n, col, soon);
+    for (; col + 4 * kLanes <= cols; col += 4 * kLanes) product_block<R, 4>(a, b, sums, n, col, soon);
   }
-  for (; col < cols; col += kLanes) product_block<R, 1>(a, b, b_stride, sums, n, col, soon);
+  for (; col < cols; col += kLanes) product_block<R, 1>(a, b, sums, n, col, soon);
 }
 
 // `rows` <= kSpanRowBlock
 template <typename A, typename B, typename Sums>
-HOGWILD_INLINE void product(int64_t rows, const A* const* a, const B* b, int64_t b_stride, Sums sums, int64_t n,
-                            int64_t cols, Prefetch& soon) {
+HOGWILD_INLINE void product(int64_t rows, const A* const* a, const B& b, Sums sums, int64_t n, int64_t cols,
+                            Prefetch& soon) {
   if constexpr (kSpanRowBlock == 6) {
-    if (rows == 6) return product_rows<6>(a, b, b_stride, sums, n, cols, soon);
-    if (rows == 4) return product_rows<4>(a, b, b_stride, sums, n, cols, soon);
+    if (rows == 6) return product_rows<6>(a, b, sums, n, cols, soon);
+    if (rows == 4) return product_rows<4>(a, b, sums, n, cols, soon);
   }
   static_assert(kSpanRowBlock == 3 || kSpanRowBlock == 6);
   for (; rows >= 3; rows -= 3, a += 3, sums = sums.from_row(3)) {
-    product_rows<3>(a, b, b_stride, sums, n, cols, soon);
+    product_rows<3>(a, b, sums, n, cols, soon);
   }
-  if (rows == 2) product_rows<2>(a, b, b_stride, sums, n, cols, soon);
-  if (rows == 1) product_rows<1>(a, b, b_stride, sums, n, cols, soon);
+  if (rows == 2) product_rows<2>(a, b, sums, n, cols, soon);
+  if (rows == 1) product_rows<1>(a, b, sums, n, cols, soon);
 }
 
 // Converts columns [0, cols) of `rows` rows to f32, filled up with zeros to whole vectors.
@@ -270,14 +293,15 @@ struct Keys {
   using Element = typename Rows::Element;
   static constexpr int64_t kDepth = 1;  // elements of a row that an operand of the product holds
 
-  const Element* direct;  // [D, P], or null
-  const float* staged;    // [D, P]
+  const Element* direct;  // [P / 16, D, 16], or null
+  const float* staged;    // [P / 16, D, 16]
 
   // For `rows` rows, of the slots [begin, end), whole vectors.
   HOGWILD_INLINE Keys(const char* head, int64_t head_dim, int64_t rows, int64_t begin, int64_t end, float* tile)
       : direct(rows <= kDirectRows<Element> ? (const Element*)head : nullptr), staged(tile) {
     if (direct) return;
-    stage((const Element*)head + begin, head_dim, end - begin, kPageSize, tile + begin, kPageSize);
+    const int64_t first = begin / kKeyGroup * kKeyGroup, last = (end + kKeyGroup - 1) / kKeyGroup * kKeyGroup;
+    stage((const Element*)head + first * head_dim, 1, (last - first) * head_dim, 0, tile + first * head_dim, 0);
   }
 
   // To what the product takes, in place.
@@ -287,9 +311,9 @@ struct Keys {
   HOGWILD_INLINE void score(int64_t n, const float* const* queries, int64_t head_dim, int64_t begin, int64_t cols,
                             float* const* scores, Prefetch& soon) const {
     if (direct) {
-      product(n, queries, direct + begin, kPageSize, SetSums{scores}, head_dim, cols, soon);
+      product(n, queries, InKeyGroups<Element>{direct, head_dim, begin}, SetSums{scores}, head_dim, cols, soon);
     } else {
-      product(n, queries, staged + begin, kPageSize, SetSums{scores}, head_dim, cols, soon);
+      product(n, queries, InKeyGroups<float>{staged, head_dim, begin}, SetSums{scores}, head_dim, cols, soon);
     }
   }
 };
@@ -330,9 +354,11 @@ struct Values {
       }
       const int64_t length = run.end - run.begin;
       if (direct) {
-        product(n_rows, weights, direct + run.begin * head_dim, head_dim, AddSums{out}, length, cols, soon);
+        const InRows<Element> values{direct + run.begin * head_dim, head_dim};
+        product(n_rows, weights, values, AddSums{out}, length, cols, soon);
       } else {
-        product(n_rows, weights, staged + run.begin * stride, stride, AddSums{out}, length, cols, soon);
+        const InRows<float> values{staged + run.begin * stride, stride};
+        product(n_rows, weights, values, AddSums{out}, length, cols, soon);
       }
     });
   }
@@ -350,7 +376,7 @@ template <>
 struct Keys<KeyRows<Bf16, true>> {
   static constexpr int64_t kDepth = 2;
 
-  const Bf16Pair* operands;  // [D / 2, P]
+  const Bf16Pair* operands;  // [P / 16, D / 2, 16]
 
   HOGWILD_INLINE Keys(const char* head, int64_t, int64_t, int64_t, int64_t, float*) : operands((const Bf16Pair*)head) {}
 
@@ -360,7 +386,8 @@ struct Keys<KeyRows<Bf16, true>> {
                             float* const* scores, Prefetch& soon) const {
     const Bf16Pair* packed[kSpanRowBlock];
     for (int64_t r = 0; r < n; r++) packed[r] = (const Bf16Pair*)queries[r];
-    product(n, packed, operands + begin, kPageSize, SetSums{scores}, head_dim / 2, cols, soon);
+    const InKeyGroups<Bf16Pair> keys{operands, head_dim / 2, begin};
+    product(n, packed, keys, SetSums{scores}, head_dim / 2, cols, soon);
   }
 };
 
@@ -387,7 +414,7 @@ struct Values<ValueRows<Bf16, true>> {
         weights[r] = (const Bf16Pair*)rows[first_row + r].scores + run.begin;
         out[r] = rows[first_row + r].state + kStateValues;
       }
-      product(n_rows, weights, from, head_dim, AddSums{out}, run.end - run.begin, head_dim, soon);
+      product(n_rows, weights, InRows<Bf16Pair>{from, head_dim}, AddSums{out}, run.end - run.begin, head_dim, soon);
     };
     const auto add_half = [&](int64_t row, int64_t pair, uint32_t mask) __attribute__((always_inline)) {
       Bf16Pair* half = (Bf16Pair*)tile;
@@ -419,7 +446,7 @@ struct Keys<KeyRows<Int8, true>> {
   static constexpr float kGreatest = 32767;
   static_assert(kMaxHeadDim * 128 * (int64_t)kGreatest < INT32_MAX);
 
-  const Int8Pair* operands;  // [D / 2, P]
+  const Int8Pair* operands;  // [P / 16, D / 2, 16]
   const float* scales;       // [P]
 
   HOGWILD_INLINE Keys(const char* head, int64_t head_dim, int64_t, int64_t, int64_t, float*)
@@ -440,8 +467,8 @@ struct Keys<KeyRows<Int8, true>> {
       packed[r] = (const Int16Pair*)queries[r];
       factors[r] = queries[r][padded_head_dim(head_dim) / 2];
     }
-    product(n, packed, operands + begin, kPageSize, SetScaledSums{scores, factors, scales + begin}, head_dim / 2, cols,
-            soon);
+    const InKeyGroups<Int8Pair> keys{operands, head_dim / 2, begin};
+    product(n, packed, keys, SetScaledSums{scores, factors, scales + begin}, head_dim / 2, cols, soon);
   }
 };
 
@@ -491,12 +518,18 @@ struct Values<ValueRows<Int8, true>> {
     }
     const AddScaledSums sums{out, factors};
     if (direct) {
-      product(n, weights, direct, head_dim, sums, end_pair - first_pair, cols, soon);
+      product(n, weights, InRows<Int8Pair>{direct, head_dim}, sums, end_pair - first_pair, cols, soon);
     } else {
-      product(n, weights, staged, stride, sums, end_pair - first_pair, cols, soon);
+      product(n, weights, InRows<Int16Pair>{staged, stride}, sums, end_pair - first_pair, cols, soon);
     }
   }
 };
+
+// What holds the keys of a head's first `slots`.
+HOGWILD_INLINE int64_t key_bytes(const KvShape& shape, int64_t slots) {
+  if (slots >= kPageSize) return head_bytes(shape, shape.key_format);
+  return (slots + kKeyGroup - 1) / kKeyGroup * kKeyGroup * shape.head_dim * kv_element_bytes(shape.key_format);
+}
 
 void attention_span(const AttentionSpan& span) {
   const KvShape& shape = *span.shape;
@@ -504,7 +537,7 @@ void attention_span(const AttentionSpan& span) {
   const int64_t row_stride = padded_head_dim(head_dim);
   const int64_t value_cols = (head_dim + kLanes - 1) / kLanes * kLanes;
   float* queries = span.scratch;                     // [n_rows, row_stride]
-  float* tile = queries + span.n_rows * row_stride;  // keys [D, P], then values [P, row_stride]
+  float* tile = queries + span.n_rows * row_stride;  // keys [P / 16, D, 16], then values [P, row_stride]
   float* scores = tile + kPageSize * row_stride;     // [n_rows, P], then weights
 
   // Slots of the segment that some row sees, counted from its first page.
@@ -583,14 +616,16 @@ void attention_span(const AttentionSpan& span) {
       }
     });
 
+    const bool is_last = page + 1 == end_page;
     const char* next_keys =
-        page + 1 < end_page ? keys_of(page + 1)
-                            : page_head(span.layer->keys, shape, shape.key_format, span.next_page, span.next_kv_head);
+        is_last ? page_head(span.layer->keys, shape, shape.key_format, span.next_page, span.next_kv_head)
+                : keys_of(page + 1);
+    const int64_t next_slots = is_last ? span.next_slots : end_slot - (page + 1) * kPageSize;
     with_rows<ValueRows>(shape.value_format, head_dim, [&](auto layout) {
       using PageValues = Values<decltype(layout)>;
       const PageValues values(page_values, head_dim, rows, begin, end, value_cols, tile);
-      Prefetch soon = spread(next_keys, next_keys + head_bytes(shape, shape.key_format),
-                             (end - begin) / PageValues::kDepth, value_cols);
+      Prefetch soon =
+          spread(next_keys, next_keys + key_bytes(shape, next_slots), (end - begin) / PageValues::kDepth, value_cols);
       for (int64_t r = 0; r < rows; r += kSpanRowBlock) {
         const int64_t n = rows - r < kSpanRowBlock ? rows - r : kSpanRowBlock;
         softmax_update(seeing + r, n, span.softcap, value_cols);

@@ -33,8 +33,12 @@ Spans spans_seen(const AttentionParams& p, const PlanSegment& segment, const Que
   return {(segment.first_slot + first) / kSpanTokens, ceil_div(segment.first_slot + range.limit, kSpanTokens)};
 }
 
-std::int64_t first_page_of(const StepView& step, const PlanSegment& segment, std::int64_t span) {
-  return step.plan.pages[segment.first_page + span * kSpanPages];
+// Says what is read behind `span`.
+void set_next(AttentionSpan& span, const StepView& step, const PlanSegment& segment, std::int64_t next_span,
+              std::int64_t kv_head) {
+  span.next_page = step.plan.pages[segment.first_page + next_span * kSpanPages];
+  span.next_kv_head = kv_head;
+  span.next_slots = segment.first_slot + segment.length - next_span * kSpanTokens;
 }
 
 // The spans from the first to the last that one of several ranges sees.
@@ -50,21 +54,24 @@ AttentionSchedule::AttentionSchedule(const CpuKernels& kernels, ThreadPool& pool
 
 AttentionSpan AttentionSchedule::make_span(const AttentionParams& p, const StepView& step, const PlanSegment& segment,
                                            std::int64_t kv_head, std::int64_t span) const {
-  return {.shape = &p.shape,
-          .layer = &p.layer,
-          .rope = step.rope(p.layer),
-          .scale = p.scale,
-          .softcap = p.softcap,
-          .window = p.window,
-          .kv_head = kv_head,
-          .pages = step.plan.pages.data() + segment.first_page,
-          .first_slot = segment.first_slot,
-          .first_page = span * kSpanPages,
-          .next_page = first_page_of(step, segment, span),
-          .next_kv_head = kv_head,
-          .rows = nullptr,
-          .n_rows = 0,
-          .scratch = nullptr};
+  AttentionSpan made = {.shape = &p.shape,
+                        .layer = &p.layer,
+                        .rope = step.rope(p.layer),
+                        .scale = p.scale,
+                        .softcap = p.softcap,
+                        .window = p.window,
+                        .kv_head = kv_head,
+                        .pages = step.plan.pages.data() + segment.first_page,
+                        .first_slot = segment.first_slot,
+                        .first_page = span * kSpanPages,
+                        .next_page = 0,
+                        .next_kv_head = 0,
+                        .next_slots = 0,
+                        .rows = nullptr,
+                        .n_rows = 0,
+                        .scratch = nullptr};
+  set_next(made, step, segment, span, kv_head);
+  return made;
 }
 
 void AttentionSchedule::run_span(AttentionSpan& span, PerThread& thread) {
@@ -169,8 +176,7 @@ void AttentionSchedule::run_by_span(const AttentionParams& p, const StepView& st
       AttentionSpan span = make_span(p, step, segment, unit.kv_head, unit.span);
       if (u + 1 < std::ssize(units_)) {
         const SpanUnit& next = units_[u + 1];
-        span.next_page = first_page_of(step, step.plan.segments[next.segment], next.span);
-        span.next_kv_head = next.kv_head;
+        set_next(span, step, step.plan.segments[next.segment], next.span, next.kv_head);
       }
       span.scratch = thread.floats.get<float>(0);
       run_span(span, thread);
@@ -258,7 +264,7 @@ void AttentionSchedule::run_by_rows(const AttentionParams& p, const StepView& st
           }
           if (thread.rows.empty()) continue;  // between two windows
           AttentionSpan span = make_span(p, step, segment, unit.kv_head, span_index);
-          if (span_index + 1 < spans.end) span.next_page = first_page_of(step, segment, span_index + 1);
+          if (span_index + 1 < spans.end) set_next(span, step, segment, span_index + 1, unit.kv_head);
           span.scratch = scratch;
           run_span(span, thread);
           for (const AttentionRow& row : thread.rows) {

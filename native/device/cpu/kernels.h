@@ -59,8 +59,9 @@ struct AttentionSpan {
   int64_t kv_head;
   const int64_t* pages;  // of the segment, from its first page
   int64_t first_slot;
-  int64_t first_page;               // of the span; it ends kSpanPages later or with the segment
-  int64_t next_page, next_kv_head;  // in the pool: what the thread reads behind the span, brought into the cache
+  int64_t first_page;  // of the span; it ends kSpanPages later or with the segment
+  // What the thread reads behind the span, brought into the cache: a page of the pool, and how many slots of it.
+  int64_t next_page, next_kv_head, next_slots;
   const AttentionRow* rows;
   int64_t n_rows;  // <= kMaxSpanRows
   float* scratch;  // [span_scratch_size(n_rows, D)], aligned to 64 bytes

@@ -5,16 +5,24 @@
 namespace hogwild {
 namespace {
 
-// How the rows of one kv head of a page are arranged: keys [D, P], so that the scores of neighbouring keys are
+// Keys of so many slots lie together: the widest vector of f32. A key that is written, or the few keys of a page that
+// has just begun, are few cache lines then.
+constexpr int64_t kKeyGroup = 16;
+static_assert(kPageSize % kKeyGroup == 0 && kKeyGroup % kLanes == 0);
+
+// How the rows of one kv head of a page are arranged: keys [P / 16, D, 16], so that the scores of neighbouring keys are
 // neighbouring lanes and need no horizontal sums; values [P, D]. Where pairs can be multiplied at once, the two that
-// are added up lie together: keys [D / 2, P, 2], values [P / 2, D, 2]. The scales of int8 [P] come behind the codes.
+// are added up lie together: keys [P / 16, D / 2, 16, 2], values [P / 2, D, 2]. The scales of int8 [P] come behind the
+// codes.
 template <typename T, bool kInPairs>
 struct KeyRows {
   using Element = T;
   static constexpr bool kPaired = kInPairs;
 
-  static HOGWILD_INLINE int64_t at(int64_t slot, int64_t d, int64_t) {
-    return kPaired ? (d / 2 * kPageSize + slot) * 2 + d % 2 : d * kPageSize + slot;
+  static HOGWILD_INLINE int64_t at(int64_t slot, int64_t d, int64_t head_dim) {
+    const int64_t group = slot / kKeyGroup, lane = slot % kKeyGroup;
+    return kPaired ? ((group * (head_dim / 2) + d / 2) * kKeyGroup + lane) * 2 + d % 2
+                   : (group * head_dim + d) * kKeyGroup + lane;
   }
 };
 
@@ -133,11 +141,12 @@ HOGWILD_INLINE void copy_rows(const char* from, int64_t from_slot, char* to, int
   }
 }
 
-// Brings what put_row of a key writes, each pair of dimensions to a line of its own.
+// Brings the lines that put_row of a key writes.
 template <typename Rows>
 HOGWILD_INLINE void prefetch_row(char* head, int64_t head_dim, int64_t slot) {
   const typename Rows::Element* elements = (const typename Rows::Element*)head;
-  for (int64_t d = 0; d < head_dim; d += Rows::kPaired ? 2 : 1) {
+  constexpr int64_t kLine = 64;
+  for (int64_t d = 0; d < head_dim; d += kLine / (kKeyGroup * (int64_t)sizeof *elements)) {
     __builtin_prefetch(elements + Rows::at(slot, d, head_dim), 1);
   }
 }
