@@ -115,8 +115,8 @@ void AttentionSchedule::run(const AttentionParams& p, const StepView& step) {
       n_states += spans_seen(p, segment, step.plan.query_ranges[v]).count();
     }
   }
-  n_states *= p.query_heads;
-  const std::size_t state_bytes = static_cast<std::size_t>(n_states * state_size(p.shape.head_dim)) * sizeof(float);
+  const std::size_t state_bytes =
+      static_cast<std::size_t>(n_states * p.query_heads * state_size(p.shape.head_dim)) * sizeof(float);
   if (state_bytes <= (step.plan.n_tokens <= kFewTokens ? kMaxStateBytesOfFew : kMaxStateBytes)) {
     run_by_span(p, step, n_states);
   } else {
@@ -124,75 +124,96 @@ void AttentionSchedule::run(const AttentionParams& p, const StepView& step) {
   }
 }
 
-// Decoding: every span is read once for all rows that see it; states are merged afterwards.
+// Decoding: every span is read once for all rows that see it; states are merged afterwards. Where threads have several
+// kv heads each, a thread does all of one, so that states stay in its cache until they are merged; else what it takes
+// next are spans.
 void AttentionSchedule::run_by_span(const AttentionParams& p, const StepView& step, std::int64_t n_states) {
+  constexpr std::int64_t kHeadsPerThread = 4;
   const std::int64_t head_dim = p.shape.head_dim;
   const std::int64_t group = p.query_heads / p.shape.kv_heads;
   const std::int64_t size = state_size(head_dim);
-  float* states = states_.get<float>(n_states * size);
-  // State of (query range, span, query head): the range's span number `index` of those that it sees.
-  const auto state = [&](std::int64_t range, std::int64_t index, std::int64_t head) {
-    return states + ((first_state_[range] + index) * p.query_heads + head) * size;
+  const std::int64_t kv_heads = p.shape.kv_heads, head_states = n_states * group * size;
+  const bool by_head = kv_heads >= kHeadsPerThread * pool_.threads();
+  float* all_states = states_.get<float>((by_head ? pool_.threads() : kv_heads) * head_states);
+  // Of one kv head: state of (query range, span, query head of the group): the range's span number `index` of those
+  // that it sees.
+  const auto state = [&](float* states, std::int64_t range, std::int64_t index, std::int64_t i) {
+    return states + ((first_state_[range] + index) * group + i) * size;
   };
 
   units_.clear();
   for (std::int64_t s = 0; s < std::ssize(step.plan.segments); s++) {
     const PlanSegment& segment = step.plan.segments[s];
-    for (std::int64_t kv_head = 0; kv_head < p.shape.kv_heads; kv_head++) {
-      for (std::int64_t row = 0; row < segment.n_query_ranges * group; row += kMaxSpanRows) {
-        const std::int64_t row_end = std::min(row + kMaxSpanRows, segment.n_query_ranges * group);
-        Spans spans;
-        for (std::int64_t v = row / group; v * group < row_end; v++) {
-          include(spans, spans_seen(p, segment, step.plan.query_ranges[segment.first_query_range + v]));
-        }
-        for (std::int64_t span = spans.begin; span < spans.end; span++) {
-          units_.push_back({s, kv_head, span, row, row_end});
-        }
+    for (std::int64_t row = 0; row < segment.n_query_ranges * group; row += kMaxSpanRows) {
+      const std::int64_t row_end = std::min(row + kMaxSpanRows, segment.n_query_ranges * group);
+      Spans spans;
+      for (std::int64_t v = row / group; v * group < row_end; v++) {
+        include(spans, spans_seen(p, segment, step.plan.query_ranges[segment.first_query_range + v]));
       }
+      for (std::int64_t span = spans.begin; span < spans.end; span++)
+        units_.push_back({.segment = s, .span = span, .row_begin = row, .row_end = row_end});
     }
   }
+  const std::int64_t n_units = std::ssize(units_);
   for (PerThread& thread : threads_) {
     thread.floats.get<float>(span_scratch_size(kMaxSpanRows, head_dim));
     thread.rows.reserve(kMaxSpanRows);
   }
 
-  pool_.run(std::ssize(units_), [&](std::int64_t begin, std::int64_t end, int thread_index) {
-    PerThread& thread = threads_[thread_index];
-    for (std::int64_t u = begin; u < end; u++) {
-      const SpanUnit& unit = units_[u];
-      const PlanSegment& segment = step.plan.segments[unit.segment];
-      thread.rows.clear();
-      for (std::int64_t r = unit.row_begin; r < unit.row_end; r++) {
-        const std::int64_t v = segment.first_query_range + r / group;
-        const QueryRange& range = step.plan.query_ranges[v];
-        const Spans spans = spans_seen(p, segment, range);
-        if (!spans.contains(unit.span)) continue;
-        const std::int64_t head = unit.kv_head * group + r % group;
-        thread.rows.push_back({.range = &range,
-                               .q = static_cast<const float*>(p.q) + (range.token * p.query_heads + head) * head_dim,
-                               .state = state(v, unit.span - spans.begin, head)});
-      }
-      if (thread.rows.empty()) continue;  // between two windows
-      AttentionSpan span = make_span(p, step, segment, unit.kv_head, unit.span);
-      if (u + 1 < std::ssize(units_)) {
-        const SpanUnit& next = units_[u + 1];
-        set_next(span, step, step.plan.segments[next.segment], next.span, next.kv_head);
-      }
-      span.scratch = thread.floats.get<float>(0);
-      run_span(span, thread);
+  // Units of all kv heads, head after head.
+  const auto run_unit = [&](std::int64_t i, float* states, PerThread& thread) {
+    const SpanUnit& unit = units_[i % n_units];
+    const std::int64_t kv_head = i / n_units;
+    const PlanSegment& segment = step.plan.segments[unit.segment];
+    thread.rows.clear();
+    for (std::int64_t r = unit.row_begin; r < unit.row_end; r++) {
+      const std::int64_t v = segment.first_query_range + r / group;
+      const QueryRange& range = step.plan.query_ranges[v];
+      const Spans spans = spans_seen(p, segment, range);
+      if (!spans.contains(unit.span)) continue;
+      const std::int64_t head = kv_head * group + r % group;
+      thread.rows.push_back({.range = &range,
+                             .q = static_cast<const float*>(p.q) + (range.token * p.query_heads + head) * head_dim,
+                             .state = state(states, v, unit.span - spans.begin, r % group)});
     }
-  });
+    if (thread.rows.empty()) return;  // between two windows
+    AttentionSpan span = make_span(p, step, segment, kv_head, unit.span);
+    if (i + 1 < kv_heads * n_units) {
+      const SpanUnit& next = units_[(i + 1) % n_units];
+      set_next(span, step, step.plan.segments[next.segment], next.span, (i + 1) / n_units);
+    }
+    span.scratch = thread.floats.get<float>(0);
+    run_span(span, thread);
+  };
+  const auto finish_token = [&](std::int64_t t, std::int64_t kv_head, float* states) {
+    for (std::int64_t h = 0; h < group; h++) {
+      float* merged = nullptr;
+      for (std::int64_t i = step.plan.token_query_ranges_at[t]; i < step.plan.token_query_ranges_at[t + 1]; i++) {
+        const std::int64_t v = step.plan.token_query_ranges[i];
+        const Spans spans = spans_seen(p, step.plan.segments[segment_of_range_[v]], step.plan.query_ranges[v]);
+        for (std::int64_t span = 0; span < spans.count(); span++) join(merged, state(states, v, span, h), head_dim);
+      }
+      finish(p, t, kv_head * group + h, merged);
+    }
+  };
 
+  if (by_head) {
+    pool_.run(kv_heads, [&](std::int64_t begin, std::int64_t end, int thread) {
+      float* states = all_states + thread * head_states;
+      for (std::int64_t kv_head = begin; kv_head < end; kv_head++) {
+        for (std::int64_t u = 0; u < n_units; u++) run_unit(kv_head * n_units + u, states, threads_[thread]);
+        for (std::int64_t t = 0; t < step.plan.n_tokens; t++) finish_token(t, kv_head, states);
+      }
+    });
+    return;
+  }
+  pool_.run(kv_heads * n_units, [&](std::int64_t begin, std::int64_t end, int thread) {
+    for (std::int64_t i = begin; i < end; i++) run_unit(i, all_states + i / n_units * head_states, threads_[thread]);
+  });
   for_rows(pool_, step.plan.n_tokens, p.query_heads * head_dim, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; t++) {
-      for (std::int64_t head = 0; head < p.query_heads; head++) {
-        float* merged = nullptr;
-        for (std::int64_t i = step.plan.token_query_ranges_at[t]; i < step.plan.token_query_ranges_at[t + 1]; i++) {
-          const std::int64_t v = step.plan.token_query_ranges[i];
-          const Spans spans = spans_seen(p, step.plan.segments[segment_of_range_[v]], step.plan.query_ranges[v]);
-          for (std::int64_t span = 0; span < spans.count(); span++) join(merged, state(v, span, head), head_dim);
-        }
-        finish(p, t, head, merged);
+      for (std::int64_t kv_head = 0; kv_head < kv_heads; kv_head++) {
+        finish_token(t, kv_head, all_states + kv_head * head_states);
       }
     }
   });

@@ -37,6 +37,7 @@ class AttentionSchedule {
     std::int64_t row_end = 0;
   };
 
+  // n_states: of one query head
   void run_by_span(const AttentionParams& params, const StepView& step, std::int64_t n_states);
   void run_by_rows(const AttentionParams& params, const StepView& step);
 
