@@ -593,6 +593,25 @@ describe('the same bits', () => {
     },
   )
 
+  it('however many threads share a step, by kv heads or by spans', async () => {
+    // Up to 2 threads have at least 4 of the 8 heads each, and do one at a time; more of them take spans.
+    const folder = writeModel({ seed: 37, queryHeads: 16, kvHeads: 8 })
+    let expected: Float32Array[] | undefined
+    for (const threads of [3, 1, 2, 5]) {
+      const model = await open(folder, { threads })
+      const { prompt, own } = await build(model, 4)
+      const requests = own.map((block, i) => ({
+        view: { blocks: [prompt, ...own.filter((other) => other !== block), block] },
+        tokens: [i + 1, 5],
+      }))
+      const actual = await lastLogits(model, requests)
+      expected ??= actual
+      for (const [i, logits] of actual.entries()) {
+        expectSameBits(logits, expected[i]!, `worker ${i}, ${threads} threads`)
+      }
+    }
+  })
+
   it('run after run, and within tolerance from one SIMD level to the next', async () => {
     const folder = writeModel({ seed: 36, headDim: 40 })
     const reference = loadReference(folder)

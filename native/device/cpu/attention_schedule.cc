@@ -150,8 +150,9 @@ void AttentionSchedule::run_by_span(const AttentionParams& p, const StepView& st
       for (std::int64_t v = row / group; v * group < row_end; v++) {
         include(spans, spans_seen(p, segment, step.plan.query_ranges[segment.first_query_range + v]));
       }
-      for (std::int64_t span = spans.begin; span < spans.end; span++)
+      for (std::int64_t span = spans.begin; span < spans.end; span++) {
         units_.push_back({.segment = s, .span = span, .row_begin = row, .row_end = row_end});
+      }
     }
   }
   const std::int64_t n_units = std::ssize(units_);

@@ -17,8 +17,8 @@ class AttentionSchedule {
   // Both outlive this object.
   AttentionSchedule(const CpuKernels& kernels, ThreadPool& pool);
 
-  // `params` were checked. One of two schedules, by how many partial results there are; both merge the same
-  // states in the same order, so the results are the same to the last bit.
+  // `params` were checked. By spans or by rows, as there are few or many partial results; both merge the same states in
+  // the same order, so the results are the same to the last bit.
   void run(const AttentionParams& params, const StepView& step);
 
  private:
@@ -28,7 +28,8 @@ class AttentionSchedule {
     std::vector<AttentionRow> rows;
   };
 
-  // Rows [row_begin, row_end) of a segment's (query range, query head of one kv head) pairs meet one span.
+  // Rows [row_begin, row_end) of a segment's (query range, query head of one kv head) pairs meet one span. By rows:
+  // those of (token, query head of this kv head) pairs meet all spans that they see.
   struct SpanUnit {
     std::int64_t segment = 0;
     std::int64_t kv_head = 0;
@@ -37,7 +38,7 @@ class AttentionSchedule {
     std::int64_t row_end = 0;
   };
 
-  // n_states: of one query head
+  // `n_states` of each query head.
   void run_by_span(const AttentionParams& params, const StepView& step, std::int64_t n_states);
   void run_by_rows(const AttentionParams& params, const StepView& step);
 
