@@ -6,7 +6,7 @@ import { loadModel } from 'hogwild'
 import type { Measurement, Task } from './task'
 
 const BANDWIDTH_BUFFER = 256 * 2 ** 20
-/** Tokens of the prompt, and steps, before anything is measured. */
+/** Steps after the prompt, before the prompt and anything else is measured. */
 const WARM_UP = 4
 const PAGE_TOKENS = 64
 
@@ -16,10 +16,13 @@ async function measure(task: Task): Promise<Measurement> {
   await using model = await loadModel(task.path, { threads })
   const loadSeconds = (performance.now() - loadBegin) / 1e3
   const { vocabSize } = model.config
+  const pages = Math.ceil(prompt.length / PAGE_TOKENS) + workers * Math.ceil(generate / PAGE_TOKENS)
+  // One for both runs, as node-llama-cpp has one context: the system clears memory that is first
+  // written, in a virtual machine after it has asked its host for it, and that is not timed there.
+  await using cache = model.createCache({ capacity: pages * PAGE_TOKENS })
+  const { bytesPerPage, pageSize, pages: poolPages } = cache.stats
 
   async function run(prompt: number[], steps: number) {
-    const pages = Math.ceil(prompt.length / PAGE_TOKENS) + workers * Math.ceil(steps / PAGE_TOKENS)
-    await using cache = model.createCache({ capacity: pages * PAGE_TOKENS })
     const shared = cache.createBlock()
     const blocks = Array.from({ length: workers }, () => cache.createBlock())
     // Everyone sees the prompt, the others, itself.
@@ -35,18 +38,16 @@ async function measure(task: Task): Promise<Measurement> {
       tokens = outputs.map(({ token }) => token as number)
     }
     const end = performance.now()
-    const { bytesPerPage, pageSize, pages: poolPages } = cache.stats
+    for (const block of [shared, ...blocks]) block.close()
     return {
       prefillSeconds: (decodeBegin - prefillBegin) / 1e3,
       decodeSeconds: (end - decodeBegin) / 1e3,
-      bytesPerToken: bytesPerPage / pageSize,
-      cacheBytes: poolPages * bytesPerPage,
     }
   }
 
   const baseline = peakMemory()
-  await run(prompt.slice(0, WARM_UP), WARM_UP)
-  const { prefillSeconds, decodeSeconds, bytesPerToken, cacheBytes } = await run(prompt, generate)
+  await run(prompt, WARM_UP)
+  const { prefillSeconds, decodeSeconds } = await run(prompt, generate)
   const peakBytes = peakMemory()
   // Half way, when each worker has written half of its tokens.
   const visible = prompt.length + (workers * generate) / 2
@@ -56,9 +57,9 @@ async function measure(task: Task): Promise<Measurement> {
     decodeSeconds,
     peakBytes,
     baselineBytes: baseline,
-    cacheBytes,
+    cacheBytes: poolPages * bytesPerPage,
     weightBytes: model.weightBytes,
-    stepBytes: model.weightBytes + visible * bytesPerToken,
+    stepBytes: model.weightBytes + (visible * bytesPerPage) / pageSize,
     readBandwidth: await model.device.readBandwidth(BANDWIDTH_BUFFER),
   }
 }

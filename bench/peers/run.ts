@@ -298,13 +298,13 @@ function describe() {
       .replace(/ --$/, ''),
     engines: {
       hogwild:
-        'workers share the prompt, see each other, and step together; default cache dtype; greedy',
+        'workers share the prompt, see each other, and step together; default cache dtype; greedy; a warm-up of the prompt and 4 steps in the same cache',
       'node-llama-cpp': {
         version: peerVersion(),
         binary: `its own prebuilt one (@node-llama-cpp/linux-x64), no GPU${simd === undefined ? '' : ', for AVX2'}`,
         how:
           'independent sequences of one context, each with the whole prompt, evaluated at once; ' +
-          'LlamaContextSequence.evaluate, greedy; batchSize 512, f16 cache, flash attention on and off',
+          'LlamaContextSequence.evaluate, greedy; batchSize 512, f16 cache, flash attention on and off; a warm-up of the prompts and 4 steps in the same context',
       },
     },
   }

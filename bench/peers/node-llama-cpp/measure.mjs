@@ -4,7 +4,7 @@
 import { readFileSync } from 'node:fs'
 import { getLlama, LlamaLogLevel } from 'node-llama-cpp'
 
-/** Tokens of the prompt, and steps, before anything is measured. */
+/** Steps after the prompt, before the prompt and anything else is measured. */
 const WARM_UP = 4
 const GREEDY = { temperature: 0, yieldEogToken: true }
 
@@ -60,7 +60,7 @@ async function measure(task) {
     }
   }
 
-  await run(task.prompt.slice(0, WARM_UP), WARM_UP)
+  await run(task.prompt, WARM_UP)
   const times = await run(task.prompt, task.generate)
   return { loadSeconds, ...times, peakBytes: peakMemory(), baselineBytes }
 }
