@@ -126,6 +126,7 @@ void product_rows(const A* const* a, const B& b, const Sums& sums, int64_t n, in
   if constexpr (J == 8) {
     for (; col + 4 * kLanes <= cols; col += 4 * kLanes) product_block<R, 4>(a, b, sums, n, col, soon);
   }
+  for (; col + 2 * kLanes <= cols; col += 2 * kLanes) product_block<R, 2>(a, b, sums, n, col, soon);
   for (; col < cols; col += kLanes) product_block<R, 1>(a, b, sums, n, col, soon);
 }
 
@@ -229,25 +230,30 @@ HOGWILD_INLINE void softmax_update(const BlockRow* rows, int64_t n, float softca
     const float page_max = max_lane(best) + row.bias;
     base[r] = page_max > row.state[kStateMax] ? page_max : row.state[kStateMax];
   }
-  Vec totals[(kSpanRowBlock + 3) / 4 * 4] = {};
+  Vec totals[(kSpanRowBlock + 3) / 4 * 4];
   for (int64_t r = 0; r < n; r++) {
     const BlockRow& row = rows[r];
     const float old_max = row.state[kStateMax], new_max = base[r];
     if (new_max == -INFINITY) base[r] = 0;  // nothing seen yet: exp(-inf - 0) = 0
     if (new_max != old_max) {
-      const float factor = exp_not_positive(broadcast(old_max - base[r]))[0];
       row.state[kStateMax] = new_max;
-      row.state[kStateSum] *= factor;
-      float* values = row.state + kStateValues;
-      for (int64_t d = 0; d < value_cols; d += kLanes) store(values + d, load(values + d) * factor);
+      if (old_max != -INFINITY) {  // else all is 0
+        const float factor = exp_not_positive(broadcast(old_max - base[r]))[0];
+        row.state[kStateSum] *= factor;
+        float* values = row.state + kStateValues;
+        for (int64_t d = 0; d < value_cols; d += kLanes) store(values + d, load(values + d) * factor);
+      }
     }
+    Vec total = {};
     for (int64_t i = row.first_lane(); i < row.end; i += kLanes) {
       const Vec weight = exp_not_positive((load(row.scores + i) + row.bias) - base[r]);
       store(row.scores + i, weight);
-      totals[r] += weight;
+      total += weight;
     }
+    totals[r] = total;
   }
   for (int64_t r = 0; r < n; r += 4) {
+    for (int64_t behind = n; behind < r + 4; behind++) totals[behind] = Vec{};
     float sums[4];
     sum_each(totals[r], totals[r + 1], totals[r + 2], totals[r + 3], sums);
     for (int64_t i = r; i < n && i < r + 4; i++) rows[i].state[kStateSum] += sums[i - r];
