@@ -26,8 +26,9 @@ export function peerScript(simd: 'avx2' | undefined): string {
 
 /** Once it is installed. */
 export function limitPeer(): void {
-  if (existsSync(avx2Folder)) return
-  for (const name of ['measure.mjs', 'package.json', 'node_modules']) {
+  const names = ['measure.mjs', 'package.json']
+  if (!existsSync(join(avx2Folder, 'node_modules'))) names.push('node_modules')
+  for (const name of names) {
     cpSync(join(peerFolder, name), join(avx2Folder, name), {
       recursive: true,
       filter: (path) =>
