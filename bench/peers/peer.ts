@@ -1,7 +1,7 @@
 // node-llama-cpp, in a folder apart from the package's own dependencies.
 
 import { execFileSync } from 'node:child_process'
-import { cpSync, existsSync, readFileSync } from 'node:fs'
+import { cpSync, existsSync, readFileSync, rmSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { root } from '../machine'
 
@@ -26,9 +26,8 @@ export function peerScript(simd: 'avx2' | undefined): string {
 
 /** Once it is installed. */
 export function limitPeer(): void {
-  const names = ['measure.mjs', 'package.json']
-  if (!existsSync(join(avx2Folder, 'node_modules'))) names.push('node_modules')
-  for (const name of names) {
+  rmSync(avx2Folder, { recursive: true, force: true })
+  for (const name of ['measure.mjs', 'package.json', 'node_modules']) {
     cpSync(join(peerFolder, name), join(avx2Folder, name), {
       recursive: true,
       filter: (path) =>
